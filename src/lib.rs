@@ -1,0 +1,3 @@
+//! `httpserver`: the traced demo microservice chain.
+
+pub mod reply;
