@@ -357,38 +357,32 @@ async fn with_an_exporter_every_row_of_the_table_holds_for_w3c() {
     let future_more = format!("01-{T}-{S}-01-what-comes-later");
     let longer = format!("00-{T}-{S}-01-more");
     let flags = format!("00-{T}-{S}-ff");
-    let new: &[&str] = &["w3c", "multi"];
-    let absent = |what, value: &'static str| (what, value);
-    let row = |what, value, decision| Row { what, sent: value, trace: Some(T), parent: Some(S), decision, out: &["w3c"] };
-    let mut rows = vec![
-        row("sampled", &[("traceparent", &*sampled)], "1"),
-        row("unsampled", &[("traceparent", &*unsampled)], "0"),
-        row("a version above 00", &[("traceparent", &*future)], "1"),
-        row("a version above 00 with more", &[("traceparent", &*future_more)], "1"),
-        row("unknown flags", &[("traceparent", &*flags)], "1"),
-        row("an empty tracestate", &[("traceparent", &*sampled), ("tracestate", "")], "1"),
-    ]
-    .into_iter()
-    .map(|row| Row { sent: row.sent, ..row })
-    .collect::<Vec<_>>();
-    let (garbage, empty) = (absent("garbage", "garbage"), absent("empty", ""));
-    let bad: [(&str, &str); 8] = [
-        ("upper case", &upper),
-        ("upper case span", &upper_span),
-        ("version ff", &ff),
-        ("zero trace id", &zero_trace),
-        ("zero span id", &zero_span),
-        ("version 00 with more", &longer),
-        garbage,
-        empty,
+    let cases: [(&str, Vec<(&str, &str)>, Option<&str>); 16] = [
+        ("sampled", vec![("traceparent", &sampled)], Some("1")),
+        ("unsampled", vec![("traceparent", &unsampled)], Some("0")),
+        ("a version above 00", vec![("traceparent", &future)], Some("1")),
+        ("a version above 00 with more", vec![("traceparent", &future_more)], Some("1")),
+        ("unknown flags", vec![("traceparent", &flags)], Some("1")),
+        ("an empty tracestate", vec![("traceparent", &sampled), ("tracestate", "")], Some("1")),
+        // From here on there is nothing to continue.
+        ("upper case", vec![("traceparent", &upper)], None),
+        ("upper case span", vec![("traceparent", &upper_span)], None),
+        ("version ff", vec![("traceparent", &ff)], None),
+        ("zero trace id", vec![("traceparent", &zero_trace)], None),
+        ("zero span id", vec![("traceparent", &zero_span)], None),
+        ("version 00 with more", vec![("traceparent", &longer)], None),
+        ("garbage", vec![("traceparent", "garbage")], None),
+        ("empty", vec![("traceparent", "")], None),
+        ("two of them", vec![("traceparent", &sampled), ("traceparent", &unsampled)], None),
+        ("nothing", vec![], None),
     ];
-    let sent: Vec<_> = bad.iter().map(|(_, value)| [("traceparent", *value)]).collect();
-    for ((what, _), sent) in bad.iter().zip(&sent) {
-        rows.push(Row { what, sent, trace: None, parent: None, decision: "1", out: new });
-    }
-    let twice = [("traceparent", &*sampled), ("traceparent", &*unsampled)];
-    rows.push(Row { what: "two of them", sent: &twice, trace: None, parent: None, decision: "1", out: new });
-    rows.push(Row { what: "nothing", sent: &[], trace: None, parent: None, decision: "1", out: new });
+    let rows: Vec<_> = cases
+        .iter()
+        .map(|(what, sent, continued)| match continued {
+            Some(decision) => Row { what, sent, trace: Some(T), parent: Some(S), decision, out: &["w3c"] },
+            None => Row { what, sent, trace: None, parent: None, decision: "1", out: &["w3c", "multi"] },
+        })
+        .collect();
     check(&wire, &sink, &rows).await;
 }
 
