@@ -108,13 +108,13 @@ pub struct ServeArgs {
     #[arg(long, env, default_value = "3s", value_parser = parse_duration, value_name = "DURATION")]
     pub flush_timeout: Duration,
     /// The hop's own certificate, a PEM file: serves TLS, HTTP/2 and HTTP/1.1. Reloaded when it changes
-    #[arg(long, env, value_name = "FILE", requires = "tls_key")]
+    #[arg(long, env, value_name = "FILE")]
     pub tls_cert: Option<PathBuf>,
     /// The certificate's private key, a PEM file
-    #[arg(long, env, value_name = "FILE", requires = "tls_cert")]
+    #[arg(long, env, value_name = "FILE")]
     pub tls_key: Option<PathBuf>,
     /// Callers need a certificate that one of these signed, a PEM file; /healthz and /readyz answer without
-    #[arg(long, env, value_name = "FILE", requires = "tls_cert")]
+    #[arg(long, env, value_name = "FILE")]
     pub tls_client_ca: Option<PathBuf>,
     /// Who signs the certificates of next hops, a PEM file [default: the public roots]
     #[arg(long, env, value_name = "FILE")]
@@ -350,9 +350,15 @@ impl Config {
             header_timeout: args.header_timeout,
             idle_timeout: args.idle_timeout,
         };
-        if let (Some(cert), Some(key)) = (args.tls_cert, args.tls_key) {
-            config.tls = Some(ServerTls::load(TlsOptions { cert, key, client_ca: args.tls_client_ca })?);
-        }
+        config.tls = match (args.tls_cert, args.tls_key, args.tls_client_ca) {
+            (None, None, None) => None,
+            (Some(cert), Some(key), client_ca) => Some(ServerTls::load(TlsOptions { cert, key, client_ca })?),
+            (None, None, Some(_)) => {
+                return Err("--tls-client-ca (TLS_CLIENT_CA) needs --tls-cert (TLS_CERT) and --tls-key (TLS_KEY)".into());
+            }
+            (_, None, _) => return Err("--tls-cert (TLS_CERT) needs --tls-key (TLS_KEY), the certificate's private key".into()),
+            (None, ..) => return Err("--tls-key (TLS_KEY) needs --tls-cert (TLS_CERT), the key's certificate".into()),
+        };
         if let Some(path) = args.upstream_ca {
             config.upstream_roots = Roots::load("--upstream-ca (UPSTREAM_CA)", &path)?;
         }
