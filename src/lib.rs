@@ -1,3 +1,4 @@
 //! `httpserver`: the traced demo microservice chain.
 
+pub mod demo;
 pub mod reply;
