@@ -426,7 +426,7 @@ impl Scalar<'_> {
     fn name<E: de::Error>(self) -> Result<Option<Box<str>>, E> {
         match self {
             Self::Null => Ok(None),
-            Self::Text(text) => Ok(Some(text.into()).filter(|text: &Box<str>| !text.is_empty())),
+            Self::Text(text) => Ok((!text.is_empty()).then(|| text.into())),
             _ => Err(E::custom("expected a string")),
         }
     }
