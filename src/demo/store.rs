@@ -15,7 +15,7 @@ use std::{convert::Infallible, vec};
 
 use axum::Json;
 use axum::Router;
-use axum::body::{Body, to_bytes};
+use axum::body::Body;
 use axum::extract::{Path, Query, Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -23,7 +23,7 @@ use bytes::Bytes;
 use flate2::read::MultiGzDecoder;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use http_body::Frame;
-use http_body_util::LengthLimitError;
+use http_body_util::BodyExt;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, broadcast};
 
@@ -31,6 +31,9 @@ use super::zipkin::{Kind, Parent, Refused, Span, SpanId, TraceId, decode, parent
 
 /// Bytes of one posted batch, before and after decompression. A batch of our own exporter is some 0.5 MiB at most.
 pub const MAX_BODY: usize = 4 << 20;
+
+/// How much of a body that is too large is read and thrown away before its connection is given up.
+const MAX_DISCARDED: usize = 64 << 20;
 
 /// How many batches are read and decoded at once; more wait with nothing but their head in memory.
 pub const MAX_POSTS: usize = 16;
@@ -335,23 +338,12 @@ type Refusal = (StatusCode, String);
 
 async fn accept(store: &Store, request: Request) -> Result<u64, Refusal> {
     let (head, body) = request.into_parts();
-    require_json(&head.headers)?;
-    let gzip = is_gzip(&head.headers)?;
     let too_large = || (StatusCode::PAYLOAD_TOO_LARGE, format!("a batch may have {MAX_BODY} bytes; send several smaller ones"));
-    let announced = head.headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
-    if announced.is_some_and(|length| length > MAX_BODY as u64) {
-        return Err(too_large());
-    }
     let _place = store.shared.posts.acquire().await.map_err(|_| (StatusCode::SERVICE_UNAVAILABLE, "closed".into()))?;
-    let body = match tokio::time::timeout(BODY_TIMEOUT, to_bytes(body, MAX_BODY)).await {
-        Ok(Ok(body)) => body,
-        Ok(Err(error)) if caused_by_limit(&error) => return Err(too_large()),
-        Ok(Err(error)) => return Err((StatusCode::BAD_REQUEST, format!("the body did not arrive whole: {error}"))),
-        Err(_) => {
-            return Err((StatusCode::REQUEST_TIMEOUT, format!("the body was not whole after {} s", BODY_TIMEOUT.as_secs())));
-        }
-    };
-    let body = if gzip { gunzip(&body, too_large)? } else { body };
+    let late = |_| (StatusCode::REQUEST_TIMEOUT, format!("the body was not whole after {} s", BODY_TIMEOUT.as_secs()));
+    let body = tokio::time::timeout(BODY_TIMEOUT, read(body)).await.map_err(late)??.ok_or_else(too_large)?;
+    require_json(&head.headers)?;
+    let body = if is_gzip(&head.headers)? { gunzip(&body, too_large)? } else { body };
     if body.is_empty() {
         return Ok(0);
     }
@@ -365,15 +357,23 @@ async fn accept(store: &Store, request: Request) -> Result<u64, Refusal> {
     Ok(store.insert(spans))
 }
 
-fn caused_by_limit(error: &axum::Error) -> bool {
-    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(error) = cause {
-        if error.is::<LengthLimitError>() {
-            return true;
+/// The whole body; `None` when it is larger than [`MAX_BODY`]. What is too much is read on for a while and thrown away: a
+/// connection that is closed on a sender loses it the answer that says why.
+async fn read(mut body: Body) -> Result<Option<Vec<u8>>, Refusal> {
+    let (mut held, mut length) = (Vec::new(), 0_usize);
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| (StatusCode::BAD_REQUEST, format!("the body did not arrive whole: {error}")))?;
+        let Ok(data) = frame.into_data() else { continue };
+        length += data.len();
+        if length <= MAX_BODY {
+            held.extend_from_slice(&data);
+        } else if length <= MAX_DISCARDED {
+            held = Vec::new();
+        } else {
+            break;
         }
-        cause = error.source();
     }
-    false
+    Ok((length <= MAX_BODY).then_some(held))
 }
 
 /// Refuses the encodings that Zipkin servers take and this store does not. Anything else is tried as JSON, as in Zipkin:
@@ -401,13 +401,13 @@ fn is_gzip(headers: &HeaderMap) -> Result<bool, Refusal> {
 }
 
 /// Decompresses no further than one byte beyond the limit, however much a small body claims to hold.
-fn gunzip(body: &[u8], too_large: impl Fn() -> Refusal) -> Result<Bytes, Refusal> {
+fn gunzip(body: &[u8], too_large: impl Fn() -> Refusal) -> Result<Vec<u8>, Refusal> {
     let mut plain = Vec::new();
     MultiGzDecoder::new(body)
         .take(MAX_BODY as u64 + 1)
         .read_to_end(&mut plain)
         .map_err(|error| (StatusCode::BAD_REQUEST, format!("the body is not gzip: {error}")))?;
-    if plain.len() > MAX_BODY { Err(too_large()) } else { Ok(plain.into()) }
+    if plain.len() > MAX_BODY { Err(too_large()) } else { Ok(plain) }
 }
 
 async fn service_names(State(store): State<Store>) -> Json<BTreeSet<Box<str>>> {
@@ -820,7 +820,7 @@ mod tests {
     async fn call(store: &Store, request: http::Request<Body>) -> (StatusCode, HeaderMap, String) {
         let response = store.router().call(request).await.unwrap();
         let (head, body) = response.into_parts();
-        let body = to_bytes(body, usize::MAX).await.unwrap();
+        let body = body.collect().await.unwrap().to_bytes();
         (head.status, head.headers, String::from_utf8(body.into()).unwrap())
     }
 
