@@ -70,8 +70,9 @@ async fn serve_until_signalled(config: Config, output: &Output) -> ExitCode {
     };
     match App::bind(config, output).await {
         Ok(app) => match until_second_signal(&mut signals, |stop| app.run(stop)).await {
-            Some(ended) if ended.requests_cut == 0 => ExitCode::SUCCESS,
-            _ => ExitCode::FAILURE,
+            // A request that outlived the drain timeout is the caller's loss and in the log; the stop itself went as asked.
+            Some(_) => ExitCode::SUCCESS,
+            None => ExitCode::FAILURE,
         },
         Err(line) => stopped(&line),
     }

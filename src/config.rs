@@ -549,7 +549,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, Usage> {
     if !for_all && first.is_none_or(|first| first.starts_with('-')) {
         args.insert(1, "serve".into());
     }
-    let command = without_empty_variables(Cli::command());
+    let command = with_tidy_variables(Cli::command());
     let parsed = command.clone().try_get_matches_from(&args).and_then(|matches| Cli::from_arg_matches(&matches));
     parsed.map_err(|error| match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
@@ -559,12 +559,14 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, Usage> {
     })
 }
 
-fn without_empty_variables(command: clap::Command) -> clap::Command {
-    let empty = |arg: &clap::Arg| arg.get_env().and_then(std::env::var_os).is_some_and(|value| value.is_empty());
-    let ids: Vec<_> = command.get_arguments().filter(|arg| empty(arg)).map(|arg| arg.get_id().clone()).collect();
-    let command = ids.into_iter().fold(command, |command, id| command.mut_arg(id, |arg| arg.env(None)));
+/// Help names the variables and not what they hold here; an empty variable is taken as not set.
+fn with_tidy_variables(command: clap::Command) -> clap::Command {
+    let tidy = |arg: clap::Arg| {
+        let empty = arg.get_env().and_then(std::env::var_os).is_some_and(|value| value.is_empty());
+        if empty { arg.env(None) } else { arg.hide_env_values(true) }
+    };
     let names: Vec<_> = command.get_subcommands().map(|command| command.get_name().to_owned()).collect();
-    names.into_iter().fold(command, |command, name| command.mut_subcommand(name, without_empty_variables))
+    names.into_iter().fold(command.mut_args(tidy), |command, name| command.mut_subcommand(name, with_tidy_variables))
 }
 
 /// What is wrong, in one line: clap's own errors take several.
