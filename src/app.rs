@@ -178,7 +178,7 @@ impl App {
 }
 
 /// Binds. A port without a host is taken on every address of both families, where the system has them.
-async fn listen(listen: Listen) -> Result<TcpListener, String> {
+pub(crate) async fn listen(listen: Listen) -> Result<TcpListener, String> {
     let Listen { host, port } = listen;
     let bound = match host {
         Some(host) => TcpListener::bind((host, port)).await,

@@ -18,6 +18,7 @@ mod access_log;
 pub mod app;
 pub mod cli;
 pub mod config;
+pub mod demo;
 mod error;
 pub mod export;
 pub mod fault;
