@@ -1,3 +1,39 @@
-//! `httpserver`: the traced demo microservice chain.
+//! `httpserver`: the traced demo microservice chain. One binary plays any hop.
+//!
+//! The modules in the order in which a request meets them:
+//!
+//! 1. [`cli`] and [`config`] turn the command line into plain values; [`app`] takes them apart, binds and runs.
+//! 2. `server` accepts connections and closes those that do nothing for too long.
+//! 3. `observe` reads a request's head once and measures it around everything else: when its `Exchange` is dropped it tells
+//!    `metrics`, [`trace`] and `access_log`.
+//! 4. `limits` sheds what is too much; [`fault`] delays and aborts on purpose.
+//! 5. `routes` holds the endpoints, `route` their templates; `upstream` calls the next hops with the headers that
+//!    [`propagation`] writes, and all of it becomes the [`reply`].
+//! 6. [`export`] takes finished spans from the queue to a collector; `lines` takes log lines to stdout and stderr.
+//! 7. `lifecycle` says whether the hop is ready; `error` is where a failure becomes a response.
+//!
+//! Configuration stops at `app`: parts own their option types. `state` holds what requests share and knows no handler.
 
+mod access_log;
+pub mod app;
+pub mod cli;
+pub mod config;
+pub mod demo;
+mod error;
+pub mod export;
+pub mod fault;
+mod ids;
+pub mod lifecycle;
+mod limits;
+pub mod lines;
+mod metrics;
+mod observe;
+pub mod propagation;
 pub mod reply;
+mod route;
+mod routes;
+pub mod server;
+pub mod state;
+mod tls;
+pub mod trace;
+pub mod upstream;

@@ -1,3 +1,7 @@
-//! The `httpserver` binary: see the library for everything it does.
+//! The `httpserver` binary: parse, dispatch, exit code. Everything else is in the library.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    httpserver::cli::main(std::env::args_os())
+}

@@ -188,17 +188,14 @@ impl Tree {
         if self.attempt > 1 {
             let _ = write!(out, "  attempt={}", self.attempt);
         }
-        match self.injected {
-            Some(Injected { delay_ms, abort_status }) => {
-                out.push_str("  injected:");
-                if let Some(ms) = delay_ms {
-                    let _ = write!(out, " delay={ms}ms");
-                }
-                if let Some(status) = abort_status {
-                    let _ = write!(out, " abort={status}");
-                }
+        if let Some(Injected { delay_ms, abort_status }) = self.injected {
+            out.push_str("  injected:");
+            if let Some(ms) = delay_ms {
+                let _ = write!(out, " delay={ms}ms");
             }
-            None => {}
+            if let Some(status) = abort_status {
+                let _ = write!(out, " abort={status}");
+            }
         }
         out.push('\n');
         if head.is_empty() {
@@ -247,6 +244,11 @@ impl Tree {
             }
         }
     }
+}
+
+/// A duration as the reply shows it: milliseconds to the microsecond.
+pub(crate) fn milliseconds(duration: std::time::Duration) -> f64 {
+    duration.as_micros() as f64 / 1e3
 }
 
 /// Text of others on a terminal: control characters are shown, never sent.

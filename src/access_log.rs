@@ -1,0 +1,155 @@
+//! One line per request, when it ends: text for people, JSON for machines.
+
+use std::io::Write as _;
+use std::net::IpAddr;
+use std::time::{Duration, SystemTime};
+
+use crate::lines::{LineWriter, push_escaped};
+use crate::propagation::{Context, push_hex};
+
+/// `--log-format`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+/// Where access lines go and how they look.
+#[derive(Debug)]
+pub(crate) struct AccessLog {
+    pub(crate) lines: LineWriter,
+    pub(crate) format: LogFormat,
+}
+
+/// What a line tells.
+pub(crate) struct Entry<'a> {
+    pub(crate) started_at: SystemTime,
+    pub(crate) took: Duration,
+    pub(crate) client: IpAddr,
+    pub(crate) method: &'a str,
+    /// Without the query: people put secrets there.
+    pub(crate) path: &'a str,
+    pub(crate) status: u16,
+    pub(crate) bytes: u64,
+    pub(crate) request_id: &'a [u8],
+    pub(crate) trace: Option<&'a Context>,
+    pub(crate) lane: &'a str,
+    /// The first failing upstream's status, else the last one's; `None` when none was called or none answered.
+    pub(crate) upstream_status: Option<u16>,
+}
+
+impl AccessLog {
+    pub(crate) fn write(&self, entry: &Entry<'_>) {
+        self.lines.line(|out| match self.format {
+            LogFormat::Text => text(out, entry),
+            LogFormat::Json => json(out, entry),
+        });
+    }
+}
+
+fn text(out: &mut Vec<u8>, entry: &Entry<'_>) {
+    let _ = write!(out, "{} {} \"", humantime::format_rfc3339_micros(entry.started_at), entry.client);
+    push_escaped(out, entry.method.as_bytes());
+    out.push(b' ');
+    push_escaped(out, entry.path.as_bytes());
+    let micros = entry.took.as_micros();
+    let _ = write!(out, "\" {} {}.{:03}ms {}B request=", entry.status, micros / 1000, micros % 1000, entry.bytes);
+    push_escaped(out, entry.request_id);
+    if let Some(trace) = entry.trace {
+        out.extend_from_slice(b" trace=");
+        push_hex(out, &trace.trace_id.to_bytes());
+        out.extend_from_slice(b" span=");
+        push_hex(out, &trace.span_id.to_bytes());
+    }
+    out.extend_from_slice(b" lane=");
+    push_escaped(out, entry.lane.as_bytes());
+    if let Some(status) = entry.upstream_status {
+        let _ = write!(out, " upstream={status}");
+    }
+    out.push(b'\n');
+}
+
+fn json(out: &mut Vec<u8>, entry: &Entry<'_>) {
+    let _ = write!(
+        out,
+        "{{\"time\":\"{}\",\"client\":\"{}\",\"method\":\"",
+        humantime::format_rfc3339_micros(entry.started_at),
+        entry.client
+    );
+    push_escaped(out, entry.method.as_bytes());
+    out.extend_from_slice(b"\",\"path\":\"");
+    push_escaped(out, entry.path.as_bytes());
+    let micros = entry.took.as_micros();
+    let _ = write!(
+        out,
+        "\",\"status\":{},\"duration_ms\":{}.{:03},\"bytes\":{},\"request_id\":\"",
+        entry.status,
+        micros / 1000,
+        micros % 1000,
+        entry.bytes
+    );
+    push_escaped(out, entry.request_id);
+    match entry.trace {
+        Some(trace) => {
+            out.extend_from_slice(b"\",\"trace_id\":\"");
+            push_hex(out, &trace.trace_id.to_bytes());
+            out.extend_from_slice(b"\",\"span_id\":\"");
+            push_hex(out, &trace.span_id.to_bytes());
+            out.extend_from_slice(b"\",\"lane\":\"");
+        }
+        None => out.extend_from_slice(b"\",\"trace_id\":null,\"span_id\":null,\"lane\":\""),
+    }
+    push_escaped(out, entry.lane.as_bytes());
+    match entry.upstream_status {
+        Some(status) => {
+            let _ = write!(out, "\",\"upstream_status\":{status}}}");
+        }
+        None => out.extend_from_slice(b"\",\"upstream_status\":null}"),
+    }
+    out.push(b'\n');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry<'a>(path: &'a str, trace: Option<&'a Context>) -> Entry<'a> {
+        Entry {
+            started_at: SystemTime::UNIX_EPOCH + Duration::from_micros(1_767_323_045_678_901),
+            took: Duration::from_micros(12_345),
+            client: [10, 0, 0, 7].into(),
+            method: "GET",
+            path,
+            status: 200,
+            bytes: 512,
+            request_id: b"r-1",
+            trace,
+            lane: "base",
+            upstream_status: Some(502),
+        }
+    }
+
+    #[test]
+    fn a_text_line_tells_everything_in_a_fixed_order() {
+        let mut out = Vec::new();
+        text(&mut out, &entry("/service1", None));
+        assert_eq!(
+            String::from_utf8(out).unwrap(),
+            "2026-01-02T03:04:05.678901Z 10.0.0.7 \"GET /service1\" 200 12.345ms 512B request=r-1 lane=base upstream=502\n"
+        );
+    }
+
+    #[test]
+    fn a_json_line_is_one_object_whatever_the_path_holds() {
+        let mut out = Vec::new();
+        json(&mut out, &entry("/a\"b\r\n{\"status\":200}", None));
+        let line = String::from_utf8(out).unwrap();
+        assert_eq!(line.matches('\n').count(), 1);
+        let json: serde_json::Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(json["path"], "/a\"b\r\n{\"status\":200}");
+        assert_eq!((json["duration_ms"].as_f64(), json["trace_id"].is_null()), (Some(12.345), true));
+    }
+}

@@ -1,0 +1,123 @@
+//! The ways a request fails, and the only place where a failure becomes a response.
+
+use axum::response::{IntoResponse, Response};
+use http::{HeaderValue, StatusCode, header};
+
+/// A failure of ours, answered as `application/problem+json` (RFC 9457).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Error {
+    /// 404: no such path.
+    NotFound,
+    /// 405: the path is there, the method is not. All our endpoints read only.
+    MethodNotAllowed,
+    /// 408: the request's body was not whole in time.
+    RequestTimeout,
+    /// 413: the request's body is too large.
+    ContentTooLarge,
+    /// 431: the request's head is too large.
+    HeadTooLarge,
+    /// 400: what came is not HTTP.
+    BadRequest,
+    /// 500: a panic.
+    Internal,
+    /// 503: more requests in flight than the hop takes.
+    Overloaded,
+    /// 508: the request has passed more hops than it may.
+    LoopDetected,
+}
+
+impl Error {
+    /// Status and what to tell the caller.
+    pub(crate) fn parts(self) -> (StatusCode, &'static str) {
+        match self {
+            Self::NotFound => (
+                StatusCode::NOT_FOUND,
+                "There is no such path here. The hop answers /, /hello, /hello/<who>, /service<N> (N from 0 to 9999), /headers, /healthz, /readyz and /metrics.",
+            ),
+            Self::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "This path answers GET and HEAD."),
+            Self::RequestTimeout => (StatusCode::REQUEST_TIMEOUT, "The request's body was not whole 10 s after its head."),
+            Self::ContentTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "The request's body is larger than 64 KiB."),
+            Self::HeadTooLarge => (
+                StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+                "The request's head is larger than 32 KiB or has more than 100 fields.",
+            ),
+            Self::BadRequest => (StatusCode::BAD_REQUEST, "The request is not valid HTTP."),
+            Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "The hop failed while it answered; its log says more."),
+            Self::Overloaded => {
+                (StatusCode::SERVICE_UNAVAILABLE, "The hop has as many requests in flight as --max-concurrency allows.")
+            }
+            Self::LoopDetected => (
+                StatusCode::LOOP_DETECTED,
+                "The request has passed as many hops as --max-hops allows: the chain probably calls itself.",
+            ),
+        }
+    }
+
+    /// The problem document.
+    pub(crate) fn problem(self) -> String {
+        let (status, detail) = self.parts();
+        let title = status.canonical_reason().unwrap_or_default();
+        format!("{{\"type\":\"about:blank\",\"title\":\"{title}\",\"status\":{},\"detail\":\"{detail}\"}}", status.as_u16())
+    }
+}
+
+/// The media type of problem documents.
+pub(crate) const PROBLEM_JSON: &str = "application/problem+json";
+
+impl IntoResponse for Error {
+    fn into_response(self) -> Response {
+        let mut response = Response::new(self.problem().into());
+        *response.status_mut() = self.parts().0;
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(PROBLEM_JSON));
+        match self {
+            Self::MethodNotAllowed => {
+                headers.insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+            }
+            Self::Overloaded => {
+                headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+            }
+            _ => {}
+        }
+        response
+    }
+}
+
+/// An error with everything below it, on one line.
+pub(crate) fn causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let next = error.to_string();
+        if !text.contains(&next) {
+            text.push_str(": ");
+            text.push_str(&next);
+        }
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_problem_is_valid_json_with_its_status() {
+        for error in [
+            Error::NotFound,
+            Error::MethodNotAllowed,
+            Error::RequestTimeout,
+            Error::ContentTooLarge,
+            Error::HeadTooLarge,
+            Error::BadRequest,
+            Error::Internal,
+            Error::Overloaded,
+            Error::LoopDetected,
+        ] {
+            let problem: serde_json::Value = serde_json::from_str(&error.problem()).unwrap();
+            assert_eq!(problem["status"], error.parts().0.as_u16());
+            assert_ne!(problem["title"], "");
+        }
+    }
+}

@@ -1,0 +1,396 @@
+//! The pipeline from the span queue to a collector: Zipkin v2 JSON, OTLP over HTTP, or the console.
+//!
+//! One task takes what is queued, sends it in chunks and retries with backoff while the collector is away. The queue is
+//! bounded, so a collector that stays away costs spans, which are counted, and never a request.
+
+use std::collections::HashMap;
+use std::io::Write as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, SystemTime};
+
+use opentelemetry::trace::{SpanContext, SpanId, Status, TraceFlags, TraceState};
+use opentelemetry::{InstrumentationScope, KeyValue};
+use opentelemetry_otlp::{Compression, WithExportConfig, WithHttpConfig};
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::trace::{SpanData, SpanEvents, SpanExporter as _, SpanLinks};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::ids;
+use crate::lines::{LineWriter, push_escaped};
+use crate::metrics::Metrics;
+use crate::propagation::{Sampling, push_hex};
+use crate::tls;
+use crate::trace::{Batch, Span, SpanKind, SpanQueue, Value, chunks};
+
+/// How many spans go out in one request.
+const CHUNK: usize = 512;
+/// How long one request to the collector may take, unless OTLP's own variable says otherwise.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// The first pause before a retry; each further one is twice as long, up to [`MAX_BACKOFF`], with a fifth of jitter.
+const MIN_BACKOFF: Duration = Duration::from_millis(250);
+const MAX_BACKOFF: Duration = Duration::from_secs(8);
+/// After so many attempts (about a minute) a chunk is given up, so that younger spans get their turn.
+const MAX_ATTEMPTS: u32 = 10;
+
+/// Where spans go. A new exporter is a variant here, one in [`Sink`] and its encoder.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub enum Exporter {
+    /// Nowhere: the hop makes no spans and passes trace headers on untouched.
+    #[default]
+    None,
+    /// Zipkin v2 JSON to this URL.
+    Zipkin {
+        /// The whole URL, path included.
+        endpoint: String,
+    },
+    /// OTLP over HTTP, protobuf.
+    Otlp(OtlpOptions),
+    /// A line per span on stderr.
+    Console,
+}
+
+/// How to reach an OTLP collector.
+#[derive(Debug, Clone, PartialEq)]
+pub struct OtlpOptions {
+    /// The whole URL, path included (`…/v1/traces`).
+    pub endpoint: String,
+    /// Extra headers of each export.
+    pub headers: Vec<(String, String)>,
+    /// How long one export may take, retries included.
+    pub timeout: Duration,
+    /// Compress with gzip.
+    pub gzip: bool,
+}
+
+/// Who the spans are from.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct ResourceOptions {
+    /// `service.name`.
+    pub service_name: String,
+    /// Further attributes (`service.version`, `lane`, and those of `OTEL_RESOURCE_ATTRIBUTES`).
+    pub attributes: Vec<(String, String)>,
+}
+
+/// Where a batch is sent.
+#[derive(Debug)]
+enum Sink {
+    Zipkin { client: reqwest::Client, endpoint: String, resource: ResourceOptions },
+    Otlp(Box<opentelemetry_otlp::SpanExporter>),
+    Console { out: LineWriter, service: String },
+}
+
+/// Why a chunk was not taken.
+struct Failure {
+    /// Trying again may help.
+    retry: bool,
+    reason: String,
+}
+
+/// The running exporter.
+#[derive(Debug)]
+pub(crate) struct Pipeline {
+    queue: Arc<SpanQueue>,
+    /// Taken from the queue and neither delivered nor given up.
+    in_hand: Arc<AtomicUsize>,
+    metrics: Arc<Metrics>,
+    stop: watch::Sender<bool>,
+    task: JoinHandle<()>,
+}
+
+impl Pipeline {
+    /// Starts the task that exports what comes into `queue`. `None` when the exporter is [`Exporter::None`].
+    /// Errors: an endpoint or header that cannot be used, in words.
+    pub(crate) fn start(
+        exporter: Exporter,
+        resource: ResourceOptions,
+        queue: Arc<SpanQueue>,
+        schedule_delay: Duration,
+        metrics: Arc<Metrics>,
+        console: &LineWriter,
+    ) -> Result<Option<Self>, String> {
+        let sink = match exporter {
+            Exporter::None => return Ok(None),
+            Exporter::Console => Sink::Console { out: console.clone(), service: resource.service_name },
+            Exporter::Zipkin { endpoint } => Sink::Zipkin { client: http_client(TIMEOUT)?, endpoint, resource },
+            Exporter::Otlp(options) => Sink::Otlp(Box::new(otlp_exporter(options, resource)?)),
+        };
+        let (stop, stopped) = watch::channel(false);
+        let in_hand = Arc::new(AtomicUsize::new(0));
+        let task = Task { sink, queue: queue.clone(), in_hand: in_hand.clone(), metrics: metrics.clone(), stopped };
+        let task = tokio::spawn(task.run(schedule_delay));
+        Ok(Some(Self { queue, in_hand, metrics, stop, task }))
+    }
+
+    /// Sends what is queued, at most until `timeout`; returns how many spans were left behind.
+    pub(crate) async fn finish(mut self, timeout: Duration) -> usize {
+        let _ = self.stop.send(true);
+        if tokio::time::timeout(timeout, &mut self.task).await.is_err() {
+            self.task.abort();
+        }
+        let left = self.in_hand.load(Ordering::Relaxed) + self.queue.len();
+        self.metrics.spans_dropped("shutdown", left);
+        left
+    }
+}
+
+struct Task {
+    sink: Sink,
+    queue: Arc<SpanQueue>,
+    in_hand: Arc<AtomicUsize>,
+    metrics: Arc<Metrics>,
+    stopped: watch::Receiver<bool>,
+}
+
+impl Task {
+    async fn run(mut self, schedule_delay: Duration) {
+        let mut spare = Batch::default();
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(schedule_delay) => {}
+                () = self.queue.half_full() => {}
+                _ = self.stopped.wait_for(|stopped| *stopped) => {}
+            }
+            // Read before the queue is emptied: what comes after the stop is not waited for.
+            let stopping = *self.stopped.borrow();
+            let mut batch = self.queue.take(spare);
+            self.in_hand.store(batch.spans.len(), Ordering::Relaxed);
+            for range in chunks(&batch, CHUNK) {
+                let spans = range.len();
+                match self.deliver(&batch, range).await {
+                    Ok(()) => self.metrics.spans_exported.inc_by(spans as u64),
+                    Err(reason) => self.metrics.spans_dropped(reason, spans),
+                }
+                self.in_hand.fetch_sub(spans, Ordering::Relaxed);
+            }
+            batch.clear();
+            spare = batch;
+            if stopping {
+                return;
+            }
+        }
+    }
+
+    /// Sends one chunk, again while that may help. Errors: the `reason` label under which it was given up.
+    async fn deliver(&mut self, batch: &Batch, range: std::ops::Range<usize>) -> Result<(), &'static str> {
+        let mut backoff = MIN_BACKOFF;
+        for attempt in 1..=MAX_ATTEMPTS {
+            let Err(failure) = self.sink.send(batch, &batch.spans[range.clone()]).await else {
+                if attempt > 1 {
+                    tracing::info!(attempt, "the span collector takes spans again");
+                }
+                return Ok(());
+            };
+            if !failure.retry {
+                tracing::warn!(
+                    spans = range.len(),
+                    reason = failure.reason,
+                    "the span collector refused spans; they are dropped"
+                );
+                return Err("rejected");
+            }
+            if attempt == 1 {
+                tracing::warn!(reason = failure.reason, "the span collector does not take spans; trying again");
+            }
+            let pause = backoff.mul_f64(0.8 + 0.4 * ids::unit());
+            // A stop ends the pause, not the attempts: the flush has a deadline of its own.
+            let stopping = *self.stopped.borrow();
+            tokio::select! {
+                () = tokio::time::sleep(if stopping { MIN_BACKOFF.min(pause) } else { pause }) => {}
+                _ = self.stopped.wait_for(|stopped| *stopped), if !stopping => {}
+            }
+            backoff = (backoff * 2).min(MAX_BACKOFF);
+        }
+        tracing::warn!(spans = range.len(), attempts = MAX_ATTEMPTS, "the span collector stays away; spans are dropped");
+        Err("unreachable")
+    }
+}
+
+/// The client for everything off the request path. A proxy from the environment is not used: collectors are inside.
+fn http_client(timeout: Duration) -> Result<reqwest::Client, String> {
+    reqwest::Client::builder()
+        .no_proxy()
+        .tls_backend_preconfigured(tls::client_config())
+        .pool_max_idle_per_host(1)
+        .timeout(timeout)
+        .build()
+        .map_err(|error| format!("no HTTP client for spans: {error}"))
+}
+
+fn otlp_exporter(options: OtlpOptions, resource: ResourceOptions) -> Result<opentelemetry_otlp::SpanExporter, String> {
+    let mut builder = opentelemetry_otlp::SpanExporter::builder()
+        .with_http()
+        .with_http_client(http_client(options.timeout)?)
+        .with_endpoint(options.endpoint)
+        .with_timeout(options.timeout)
+        .with_headers(options.headers.into_iter().collect::<HashMap<_, _>>());
+    if options.gzip {
+        builder = builder.with_compression(Compression::Gzip);
+    }
+    let mut exporter = builder.build().map_err(|error| format!("no OTLP exporter: {error}"))?;
+    let attributes = resource.attributes.into_iter().map(|(key, value)| KeyValue::new(key, value));
+    exporter
+        .set_resource(&Resource::builder_empty().with_service_name(resource.service_name).with_attributes(attributes).build());
+    Ok(exporter)
+}
+
+impl Sink {
+    async fn send(&self, batch: &Batch, spans: &[Span]) -> Result<(), Failure> {
+        match self {
+            Self::Console { out, service } => {
+                for span in spans {
+                    out.line(|line| console_line(line, service, batch, span));
+                }
+                Ok(())
+            }
+            Self::Otlp(exporter) => {
+                let spans = spans.iter().map(|span| otlp_span(batch, span)).collect();
+                // The library has retried what its protocol calls retryable and tells only in words what was wrong.
+                exporter.export(spans).await.map_err(|error| Failure { retry: true, reason: error.to_string() })
+            }
+            Self::Zipkin { client, endpoint, resource } => {
+                let body = zipkin_json(resource, batch, spans);
+                let request = client.post(endpoint).header(http::header::CONTENT_TYPE, "application/json").body(body);
+                let answer =
+                    request.send().await.map_err(|error| Failure { retry: true, reason: crate::error::causes(&error) })?;
+                let status = answer.status();
+                // Reading the answer to its end gives the connection back to the pool.
+                let _ = answer.bytes().await;
+                if status.is_success() {
+                    return Ok(());
+                }
+                let retry = status.is_server_error() || matches!(status.as_u16(), 408 | 429);
+                Err(Failure { retry, reason: format!("{endpoint} answered {status}") })
+            }
+        }
+    }
+}
+
+fn otlp_span(batch: &Batch, span: &Span) -> SpanData {
+    let context = &span.context;
+    let mut attributes = Vec::with_capacity(9);
+    batch.attributes(span, |name, value| {
+        attributes.push(match value {
+            Value::Text(text) => KeyValue::new(name, text.to_owned()),
+            Value::Int(number) => KeyValue::new(name, number),
+        });
+    });
+    let failure = batch.failure(span);
+    if let Some(failure) = failure {
+        attributes.push(KeyValue::new(opentelemetry_semantic_conventions::attribute::ERROR_TYPE, failure.to_string()));
+    }
+    let (method, route) = batch.name(span);
+    SpanData {
+        span_context: SpanContext::new(context.trace_id, context.span_id, TraceFlags::SAMPLED, false, TraceState::NONE),
+        parent_span_id: context.parent_id.unwrap_or(SpanId::INVALID),
+        parent_span_is_remote: span.kind == SpanKind::Server,
+        span_kind: match span.kind {
+            SpanKind::Server => opentelemetry::trace::SpanKind::Server,
+            SpanKind::Client => opentelemetry::trace::SpanKind::Client,
+        },
+        name: if route.is_empty() { method.into() } else { format!("{method} {route}").into() },
+        start_time: span.start,
+        end_time: span.start + span.duration,
+        attributes,
+        dropped_attributes_count: 0,
+        events: SpanEvents::default(),
+        links: SpanLinks::default(),
+        status: if failure.is_some() { Status::error("") } else { Status::Unset },
+        instrumentation_scope: InstrumentationScope::builder("httpserver").with_version(env!("CARGO_PKG_VERSION")).build(),
+    }
+}
+
+/// Zipkin v2 JSON. Ours because `opentelemetry-zipkin` sends `"localEndpoint":{}`: no service name
+/// (`tests/zipkin_crate.rs` tells when that is mended).
+fn zipkin_json(resource: &ResourceOptions, batch: &Batch, spans: &[Span]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(spans.len() * 640);
+    for (i, span) in spans.iter().enumerate() {
+        let context = &span.context;
+        out.extend_from_slice(if i == 0 { b"[{\"traceId\":\"" } else { b",{\"traceId\":\"" });
+        let trace_id = context.trace_id.to_bytes();
+        push_hex(&mut out, if context.short_trace_id { &trace_id[8..] } else { &trace_id });
+        out.extend_from_slice(b"\",\"id\":\"");
+        push_hex(&mut out, &context.span_id.to_bytes());
+        if let Some(parent) = context.parent_id {
+            out.extend_from_slice(b"\",\"parentId\":\"");
+            push_hex(&mut out, &parent.to_bytes());
+        }
+        let kind = match span.kind {
+            SpanKind::Server => "SERVER",
+            SpanKind::Client => "CLIENT",
+        };
+        let (method, route) = batch.name(span);
+        let space = if route.is_empty() { "" } else { " " };
+        let micros = span.start.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_micros());
+        let _ = write!(
+            out,
+            "\",\"kind\":\"{kind}\",\"name\":\"{method}{space}{route}\",\"timestamp\":{micros},\"duration\":{},\
+             \"localEndpoint\":{{\"serviceName\":\"",
+            span.duration.as_micros().max(1)
+        );
+        push_escaped(&mut out, resource.service_name.as_bytes());
+        out.extend_from_slice(b"\"}");
+        if context.sampling == Sampling::Debug {
+            out.extend_from_slice(b",\"debug\":true");
+        }
+        out.extend_from_slice(b",\"tags\":{");
+        let mut first = true;
+        let mut tag = |name: &str, value: &[u8]| {
+            out.extend_from_slice(if first { b"\"" } else { b",\"" });
+            first = false;
+            push_escaped(&mut out, name.as_bytes());
+            out.extend_from_slice(b"\":\"");
+            push_escaped(&mut out, value);
+            out.push(b'"');
+        };
+        for (name, value) in &resource.attributes {
+            tag(name, value.as_bytes());
+        }
+        batch.attributes(span, |name, value| match value {
+            Value::Text(text) => tag(name, text.as_bytes()),
+            Value::Int(number) => tag(name, number.to_string().as_bytes()),
+        });
+        if let Some(failure) = batch.failure(span) {
+            let failure = failure.to_string();
+            tag(opentelemetry_semantic_conventions::attribute::ERROR_TYPE, failure.as_bytes());
+            // Zipkin colours a span by this tag.
+            tag("error", failure.as_bytes());
+        }
+        out.extend_from_slice(b"}}");
+    }
+    out.extend_from_slice(if spans.is_empty() { b"[]" } else { b"]" });
+    out
+}
+
+fn console_line(line: &mut Vec<u8>, service: &str, batch: &Batch, span: &Span) {
+    line.extend_from_slice(b"span trace=");
+    push_hex(line, &span.context.trace_id.to_bytes());
+    line.extend_from_slice(b" id=");
+    push_hex(line, &span.context.span_id.to_bytes());
+    if let Some(parent) = span.context.parent_id {
+        line.extend_from_slice(b" parent=");
+        push_hex(line, &parent.to_bytes());
+    }
+    let kind = match span.kind {
+        SpanKind::Server => "server",
+        SpanKind::Client => "client",
+    };
+    let (method, route) = batch.name(span);
+    let space = if route.is_empty() { "" } else { " " };
+    let micros = span.duration.as_micros();
+    let _ = write!(line, " {kind} {service} \"{method}{space}{route}\" {}.{:03}ms", micros / 1000, micros % 1000);
+    batch.attributes(span, |name, value| match value {
+        Value::Text(text) => {
+            let _ = write!(line, " {name}=");
+            push_escaped(line, text.as_bytes());
+        }
+        Value::Int(number) => {
+            let _ = write!(line, " {name}={number}");
+        }
+    });
+    if let Some(failure) = batch.failure(span) {
+        let _ = write!(line, " error.type={failure}");
+    }
+    line.push(b'\n');
+}

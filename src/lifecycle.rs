@@ -1,0 +1,103 @@
+//! Starting, ready, draining: the phase that `/readyz` shows, the signals that end a process, the deadlines of the end.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
+
+/// Where a hop is in its life. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Phase(Arc<AtomicU8>);
+
+const STARTING: u8 = 0;
+const READY: u8 = 1;
+const DRAINING: u8 = 2;
+
+impl Phase {
+    pub(crate) fn set_ready(&self) {
+        self.0.store(READY, Ordering::Release);
+    }
+
+    pub(crate) fn set_draining(&self) {
+        self.0.store(DRAINING, Ordering::Release);
+    }
+
+    /// From the first signal on every answer tells its caller to connect elsewhere.
+    pub(crate) fn is_draining(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == DRAINING
+    }
+
+    /// Errors: why the hop should get no traffic.
+    pub(crate) fn readiness(&self) -> Result<(), &'static str> {
+        match self.0.load(Ordering::Acquire) {
+            READY => Ok(()),
+            STARTING => Err("starting"),
+            _ => Err("draining"),
+        }
+    }
+}
+
+/// How a running hop is asked to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stop {
+    /// SIGTERM: keep serving for the drain delay, so that whoever routes here learns of it first.
+    Graceful,
+    /// SIGINT, a person at a terminal: no delay.
+    Now,
+}
+
+/// How long the steps of the end may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DrainOptions {
+    /// Not ready, still serving.
+    pub delay: Duration,
+    /// No longer accepting, finishing what is in flight.
+    pub timeout: Duration,
+    /// Handing over the last spans and log lines.
+    pub flush_timeout: Duration,
+}
+
+impl Default for DrainOptions {
+    fn default() -> Self {
+        Self { delay: Duration::from_secs(5), timeout: Duration::from_secs(20), flush_timeout: Duration::from_secs(3) }
+    }
+}
+
+/// The signals that end this process. Listens from its creation on; made before a server starts, it misses none.
+#[derive(Debug)]
+pub(crate) struct Signals {
+    #[cfg(unix)]
+    term: tokio::signal::unix::Signal,
+    #[cfg(unix)]
+    int: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    /// Errors: the operating system's, when signals cannot be listened to.
+    #[cfg(unix)]
+    pub(crate) fn listen() -> std::io::Result<Self> {
+        use tokio::signal::unix::{SignalKind, signal};
+        Ok(Self { term: signal(SignalKind::terminate())?, int: signal(SignalKind::interrupt())? })
+    }
+
+    /// Resolves at the next signal.
+    #[cfg(unix)]
+    pub(crate) async fn next(&mut self) -> Stop {
+        tokio::select! {
+            _ = self.term.recv() => Stop::Graceful,
+            _ = self.int.recv() => Stop::Now,
+        }
+    }
+
+    /// Errors: none on this system.
+    #[cfg(not(unix))]
+    pub(crate) fn listen() -> std::io::Result<Self> {
+        Ok(Self {})
+    }
+
+    /// Resolves at the next Ctrl-C.
+    #[cfg(not(unix))]
+    pub(crate) async fn next(&mut self) -> Stop {
+        let _ = tokio::signal::ctrl_c().await;
+        Stop::Now
+    }
+}

@@ -1,0 +1,49 @@
+//! What one hop shares between its requests. Nothing here is process-global: two nodes in one process are two services.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+
+use http::HeaderValue;
+
+use crate::access_log::AccessLog;
+use crate::fault::Faults;
+use crate::lifecycle::Phase;
+use crate::metrics::Metrics;
+use crate::propagation::Propagator;
+use crate::trace::{SpanQueue, Tracer};
+use crate::upstream::Upstreams;
+
+/// Who a hop is: shown in replies, logs and metrics.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Identity {
+    /// `--name`.
+    pub name: String,
+    /// `--service-version`.
+    pub version: String,
+    /// `--lane`; `base` is the baseline.
+    pub lane: String,
+    /// The host's name; in Kubernetes the pod's.
+    pub hostname: String,
+}
+
+/// One hop.
+#[derive(Debug)]
+pub(crate) struct Node {
+    pub(crate) identity: Identity,
+    /// `identity.version` as every answer carries it.
+    pub(crate) version_header: HeaderValue,
+    pub(crate) propagator: Propagator,
+    /// `None`: no exporter, trace headers pass through untouched.
+    pub(crate) tracer: Option<Tracer>,
+    pub(crate) span_queue: Arc<SpanQueue>,
+    pub(crate) metrics: Arc<Metrics>,
+    /// `None`: no access lines.
+    pub(crate) access_log: Option<AccessLog>,
+    pub(crate) faults: Faults,
+    pub(crate) upstreams: Upstreams,
+    pub(crate) max_hops: u32,
+    pub(crate) max_concurrency: usize,
+    /// Requests that count against `max_concurrency`.
+    pub(crate) in_flight: AtomicUsize,
+    pub(crate) phase: Phase,
+}

@@ -1,0 +1,490 @@
+//! None, one or many next hops: the calls, what became of them, and the reply that they make together.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::{Duration, Instant, SystemTime};
+
+use bytes::Bytes;
+use http::header::{self, HeaderMap, HeaderValue};
+use http::uri::PathAndQuery;
+use http::{Request, StatusCode, Uri};
+use http_body_util::{BodyExt as _, Empty, LengthLimitError, Limited};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use serde::de::{Deserialize, Deserializer, IgnoredAny, SeqAccess, Visitor};
+use serde_json::value::RawValue;
+
+use crate::error::causes;
+use crate::ids;
+use crate::metrics::Metrics;
+use crate::observe::Exchange;
+use crate::propagation::{Context, Outgoing, X_HOP_COUNT};
+use crate::tls;
+use crate::trace::{FinishedSpan, SpanKind, Tracer};
+
+/// The largest answer of a next hop.
+const MAX_ANSWER: usize = 1 << 20;
+
+/// A next hop.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Target {
+    uri: Uri,
+    /// As it is shown.
+    url: String,
+    has_path: bool,
+}
+
+impl Target {
+    /// Where a request for `/service<n>` goes on to: a URL without a path gets the path `/service<n+1>`.
+    fn url(&self, n: u16) -> (Uri, Option<String>) {
+        if self.has_path {
+            return (self.uri.clone(), None);
+        }
+        let url = format!("{}/service{}", self.url, n + 1);
+        match url.parse() {
+            Ok(uri) => (uri, Some(url)),
+            Err(_) => (self.uri.clone(), None),
+        }
+    }
+
+    fn host(&self) -> &str {
+        self.uri.host().unwrap_or_default()
+    }
+
+    fn port(&self) -> u16 {
+        self.uri.port_u16().unwrap_or(if self.uri.scheme_str() == Some("https") { 443 } else { 80 })
+    }
+}
+
+impl FromStr for Target {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        const FORM: &str = "a next hop is written http://service2/service2 or https://host:port/path";
+        let uri: Uri = text.trim().parse().map_err(|error| format!("{error}; {FORM}"))?;
+        if !matches!(uri.scheme_str(), Some("http" | "https")) || uri.host().is_none_or(str::is_empty) {
+            return Err(FORM.to_owned());
+        }
+        if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
+            return Err(format!("a user name in the URL is not supported; {FORM}"));
+        }
+        let url = text.trim();
+        let has_path = uri.path() != "/" || uri.query().is_some() || url.ends_with('/');
+        Ok(Self { url: url.to_owned(), uri, has_path })
+    }
+}
+
+/// `--fan-out`: how several next hops are called.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum FanOut {
+    /// All at once.
+    #[default]
+    Parallel,
+    /// One after the other, in the configured order.
+    Sequential,
+}
+
+/// The next hops of a node and the client that calls them.
+#[derive(Debug)]
+pub(crate) struct Upstreams {
+    client: Client<HttpsConnector<HttpConnector>, Empty<Bytes>>,
+    targets: Vec<Target>,
+    fan_out: FanOut,
+    timeout: Duration,
+    user_agent: HeaderValue,
+}
+
+/// What became of one call.
+pub(crate) struct Called {
+    target: usize,
+    /// Where the call went, if the target does not say it all.
+    url: Option<String>,
+    status: Option<StatusCode>,
+    duration: Duration,
+    failure: Option<CallError>,
+    sent: Outgoing,
+    reply: Option<Box<RawValue>>,
+}
+
+/// Why a call failed.
+#[derive(Debug)]
+enum CallError {
+    /// The whole answer was not there in time.
+    Timeout(Duration),
+    /// The next hop cannot be reached.
+    Connect(String),
+    /// The connection broke, or what came was not HTTP.
+    Broken(String),
+    /// Redirects are not followed: a hop calls what it was told to call.
+    Redirect(StatusCode, String),
+    /// Any other status outside 2xx.
+    Status(StatusCode),
+    /// More than [`MAX_ANSWER`].
+    TooLarge,
+}
+
+impl fmt::Display for CallError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Timeout(limit) => write!(f, "no whole answer within {limit:?}"),
+            Self::Connect(reason) => write!(f, "cannot connect: {reason}"),
+            Self::Broken(reason) => write!(f, "broken answer: {reason}"),
+            Self::Redirect(status, to) => write!(f, "redirect {} to {to} is not followed", status.as_u16()),
+            Self::Status(status) => write!(f, "answered {status}"),
+            Self::TooLarge => f.write_str("too large"),
+        }
+    }
+}
+
+impl CallError {
+    /// `error.type`, where the status does not say it.
+    fn kind(&self) -> Option<&'static str> {
+        match self {
+            Self::Timeout(_) => Some("timeout"),
+            Self::Connect(_) => Some("connect"),
+            Self::Broken(_) => Some("broken_answer"),
+            Self::TooLarge => Some("too_large"),
+            Self::Redirect(..) => Some("redirect"),
+            Self::Status(_) => None,
+        }
+    }
+}
+
+impl Upstreams {
+    /// `version` is the hop's version label, as it goes into `user-agent`.
+    pub(crate) fn new(targets: Vec<Target>, fan_out: FanOut, timeout: Duration, version: &str) -> Self {
+        let mut http = HttpConnector::new();
+        http.enforce_http(false);
+        http.set_nodelay(true);
+        http.set_connect_timeout(Some(timeout));
+        let connector = HttpsConnectorBuilder::new().with_tls_config(tls::client_config()).https_or_http().enable_http1();
+        let client = Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(Duration::from_secs(60))
+            .build(connector.wrap_connector(http));
+        let user_agent = HeaderValue::from_str(&format!("httpserver/{version}"));
+        let user_agent = user_agent.unwrap_or_else(|_| HeaderValue::from_static("httpserver"));
+        Self { client, targets, fan_out, timeout, user_agent }
+    }
+
+    /// Calls every next hop; what became of them is in the configured order.
+    pub(crate) async fn call_all(&self, exchange: &Exchange) -> Vec<Called> {
+        match (self.targets.len(), self.fan_out) {
+            (0, _) => Vec::new(),
+            (1, _) => vec![self.call(exchange, 0).await],
+            (count, FanOut::Parallel) => {
+                futures_util::future::join_all((0..count).map(|target| self.call(exchange, target))).await
+            }
+            (count, FanOut::Sequential) => {
+                let mut calls = Vec::with_capacity(count);
+                for target in 0..count {
+                    calls.push(self.call(exchange, target).await);
+                }
+                calls
+            }
+        }
+    }
+
+    async fn call(&self, exchange: &Exchange, index: usize) -> Called {
+        let target = &self.targets[index];
+        let node = &exchange.node;
+        let tracer = node.tracer.as_ref();
+        let context = tracer.and(exchange.context.as_ref()).map(|server| server.child(ids::span_id()));
+        let sent = node.propagator.outgoing(&exchange.carried, &exchange.request_id, context.as_ref(), exchange.new_trace);
+        let mut measured = Measured {
+            tracer,
+            metrics: &node.metrics,
+            context,
+            target,
+            exchange,
+            begun: Instant::now(),
+            start: SystemTime::now(),
+            status: None,
+            error: Some("cancelled"),
+            path: None,
+        };
+        let (uri, url) = target.url(exchange.service_number());
+        measured.path = uri.path_and_query().cloned();
+        let request = self.request(uri, &sent, exchange.hops);
+        let answered = tokio::time::timeout(self.timeout, self.exchange(request, &mut measured.status)).await;
+        let (reply, failure) = match answered {
+            Ok(Ok(reply)) => (reply, measured.status.and_then(|status| failed_status(status, None))),
+            Ok(Err((reply, failure))) => (reply, Some(failure)),
+            Err(_) => (None, Some(CallError::Timeout(self.timeout))),
+        };
+        measured.error = failure.as_ref().and_then(CallError::kind);
+        Called { target: index, url, status: measured.status, duration: measured.begun.elapsed(), failure, sent, reply }
+    }
+
+    fn request(&self, uri: Uri, sent: &Outgoing, hops: u32) -> Request<Empty<Bytes>> {
+        let mut request = Request::new(Empty::new());
+        *request.uri_mut() = uri;
+        let headers: &mut HeaderMap = request.headers_mut();
+        headers.reserve(sent.0.len() + 4);
+        headers.insert(header::ACCEPT, HeaderValue::from_static("application/json"));
+        headers.insert(header::USER_AGENT, self.user_agent.clone());
+        headers.insert(X_HOP_COUNT.clone(), HeaderValue::from(hops.saturating_add(1)));
+        for (name, value) in &sent.0 {
+            headers.append(name.clone(), value.clone());
+        }
+        request
+    }
+
+    /// One request and its whole answer. `status` is told as soon as it is known, so that a call that times out later still
+    /// has it.
+    async fn exchange(
+        &self,
+        request: Request<Empty<Bytes>>,
+        status: &mut Option<StatusCode>,
+    ) -> Result<Option<Box<RawValue>>, (Option<Box<RawValue>>, CallError)> {
+        let answer = self.client.request(request).await.map_err(|error| {
+            let connect = error.is_connect();
+            let reason = causes(&error).trim_start_matches("client error (Connect): ").to_owned();
+            (None, if connect { CallError::Connect(reason) } else { CallError::Broken(reason) })
+        })?;
+        *status = Some(answer.status());
+        let location = answer.headers().get(header::LOCATION).cloned();
+        let body = Limited::new(answer.into_body(), MAX_ANSWER).collect().await.map_err(|error| {
+            let failure = match error.is::<LengthLimitError>() {
+                true => CallError::TooLarge,
+                false => CallError::Broken(causes(&*error)),
+            };
+            (None, failure)
+        })?;
+        let reply = nested_reply(&body.to_bytes());
+        match status.and_then(|status| failed_status(status, location.as_ref())) {
+            Some(failure) => Err((reply, failure)),
+            None => Ok(reply),
+        }
+    }
+
+    /// The status of a hop whose calls ended so: 508 if any did; else 504 if every failed one ran out of time; else 502.
+    pub(crate) fn status(calls: &[Called]) -> StatusCode {
+        let failed = || calls.iter().filter_map(|call| call.failure.as_ref().map(|failure| (failure, call.status)));
+        let timed_out = |(failure, status): (&CallError, Option<StatusCode>)| {
+            matches!(failure, CallError::Timeout(_)) || status == Some(StatusCode::GATEWAY_TIMEOUT)
+        };
+        if failed().next().is_none() {
+            StatusCode::OK
+        } else if failed().any(|(_, status)| status == Some(StatusCode::LOOP_DETECTED)) {
+            StatusCode::LOOP_DETECTED
+        } else if failed().all(timed_out) {
+            StatusCode::GATEWAY_TIMEOUT
+        } else {
+            StatusCode::BAD_GATEWAY
+        }
+    }
+
+    /// How a call looks in the reply.
+    pub(crate) fn shown<'a>(&'a self, call: &'a Called) -> crate::reply::Call<'a, crate::propagation::Shown<'a>, &'a RawValue> {
+        crate::reply::Call {
+            url: call.url.as_deref().unwrap_or(&self.targets[call.target].url).into(),
+            status: call.status.map(|status| status.as_u16()),
+            duration_ms: crate::reply::milliseconds(call.duration),
+            error: call.failure.as_ref().map(|failure| failure.to_string().into()),
+            sent: crate::propagation::Shown::Sent(&call.sent),
+            reply: call.reply.as_deref(),
+        }
+    }
+}
+
+impl Called {
+    /// How many bytes the call adds to the reply, about.
+    pub(crate) fn size_hint(&self) -> usize {
+        self.reply.as_ref().map_or(0, |reply| reply.get().len()) + 512
+    }
+
+    /// The status for the access line, and whether the call failed.
+    pub(crate) fn outcome(&self) -> (Option<u16>, bool) {
+        (self.status.map(|status| status.as_u16()), self.failure.is_some())
+    }
+}
+
+fn failed_status(status: StatusCode, location: Option<&HeaderValue>) -> Option<CallError> {
+    match status {
+        status if status.is_success() => None,
+        status if status.is_redirection() && location.is_some() => {
+            let to = location.map_or_else(String::new, |to| String::from_utf8_lossy(to.as_bytes()).into_owned());
+            Some(CallError::Redirect(status, to))
+        }
+        status => Some(CallError::Status(status)),
+    }
+}
+
+/// Tells span and metric of a call when it ends, also when nobody waits for it any more.
+struct Measured<'a> {
+    tracer: Option<&'a Tracer>,
+    metrics: &'a Metrics,
+    context: Option<Context>,
+    target: &'a Target,
+    exchange: &'a Exchange,
+    begun: Instant,
+    start: SystemTime,
+    status: Option<StatusCode>,
+    error: Option<&'static str>,
+    path: Option<PathAndQuery>,
+}
+
+impl Drop for Measured<'_> {
+    fn drop(&mut self) {
+        let took = self.begun.elapsed();
+        let sampled = self.context.filter(|context| context.sampling.is_sampled()).map(|context| context.trace_id);
+        let status = self.status.as_ref().map_or("", StatusCode::as_str);
+        self.metrics.call(self.target.host(), status).observe(took, sampled);
+        if let Some((tracer, context)) = self.tracer.zip(self.context.as_ref()) {
+            tracer.record(&FinishedSpan {
+                kind: SpanKind::Client,
+                context,
+                start: self.start,
+                duration: took,
+                method: "GET",
+                route: "",
+                status: self.status.map_or(0, |status| status.as_u16()),
+                error: self.error,
+                path: self.path.as_ref().map_or("", PathAndQuery::path),
+                client: None,
+                server: Some((self.target.host(), self.target.port())),
+                request_id: self.exchange.request_id.to_str().unwrap_or_default(),
+            });
+        }
+    }
+}
+
+/// The body as raw JSON if it is a hop's reply. Its own fields are checked by type; what is below was checked by the hop
+/// that wrote it.
+fn nested_reply(body: &[u8]) -> Option<Box<RawValue>> {
+    #[derive(serde::Deserialize)]
+    #[expect(dead_code, reason = "the fields are there to be checked")]
+    struct Shape {
+        service: Text,
+        version: Text,
+        lane: Text,
+        hostname: Text,
+        message: Text,
+        path: Text,
+        status: u16,
+        started_at: Text,
+        duration_ms: f64,
+        request_id: Text,
+        trace_id: Option<Text>,
+        span_id: Option<Text>,
+        parent_span_id: Option<Text>,
+        sampled: Option<bool>,
+        propagation: crate::reply::Propagation,
+        received: Map,
+        client: Map,
+        attempt: u32,
+        injected: Option<crate::reply::Injected>,
+        upstreams: Array,
+    }
+    serde_json::from_slice::<Shape>(body).ok()?;
+    RawValue::from_string(std::str::from_utf8(body).ok()?.to_owned()).ok()
+}
+
+/// A JSON value of one kind that is checked and thrown away.
+macro_rules! checked {
+    ($name:ident, $deserialize:ident, $expecting:literal, $visit:item) => {
+        struct $name;
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                struct Check;
+                impl<'de> Visitor<'de> for Check {
+                    type Value = $name;
+                    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                        f.write_str($expecting)
+                    }
+                    $visit
+                }
+                deserializer.$deserialize(Check)
+            }
+        }
+    };
+}
+
+checked!(
+    Text,
+    deserialize_str,
+    "a string",
+    fn visit_str<E>(self, _: &str) -> Result<Text, E> {
+        Ok(Text)
+    }
+);
+checked!(
+    Array,
+    deserialize_seq,
+    "an array",
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Array, A::Error> {
+        while seq.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(Array)
+    }
+);
+checked!(
+    Map,
+    deserialize_map,
+    "an object",
+    fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<Map, A::Error> {
+        while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+        Ok(Map)
+    }
+);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn called(status: Option<u16>, failure: Option<CallError>) -> Called {
+        Called {
+            target: 0,
+            url: None,
+            status: status.map(|status| StatusCode::from_u16(status).unwrap()),
+            duration: Duration::ZERO,
+            failure,
+            sent: Outgoing::default(),
+            reply: None,
+        }
+    }
+
+    fn answered(status: u16) -> Called {
+        called(Some(status), failed_status(StatusCode::from_u16(status).unwrap(), None))
+    }
+
+    fn timed_out() -> Called {
+        called(None, Some(CallError::Timeout(Duration::from_secs(1))))
+    }
+
+    #[test]
+    fn the_status_names_the_worst_of_the_calls() {
+        let status = |calls: &[Called]| Upstreams::status(calls).as_u16();
+        assert_eq!(status(&[]), 200);
+        assert_eq!(status(&[answered(200), answered(204)]), 200);
+        assert_eq!(status(&[answered(200), answered(404)]), 502);
+        assert_eq!(status(&[timed_out(), answered(504)]), 504);
+        assert_eq!(status(&[timed_out(), answered(503)]), 502);
+        assert_eq!(status(&[answered(503), timed_out()]), 502);
+        assert_eq!(status(&[answered(503), timed_out(), answered(508)]), 508);
+        assert_eq!(status(&[answered(301)]), 502);
+    }
+
+    #[test]
+    fn a_url_without_a_path_gets_the_next_service() {
+        let url = |text: &str| text.parse::<Target>().unwrap().url(1).0.to_string();
+        assert_eq!(url("http://service2"), "http://service2/service2");
+        assert_eq!(url("http://service2:8080"), "http://service2:8080/service2");
+        assert_eq!(url("http://service2/"), "http://service2/");
+        assert_eq!(url("http://service2/service7?x=1"), "http://service2/service7?x=1");
+        for bad in ["", "service2", "/service2", "ftp://a", "http://", "http://u:p@h/", "http://a b"] {
+            assert!(bad.parse::<Target>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn only_a_reply_is_nested() {
+        assert!(nested_reply(b"hello").is_none());
+        assert!(nested_reply(br#"{"service":"x"}"#).is_none());
+        assert!(nested_reply(b"[]").is_none());
+        let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
+        assert!(nested_reply(deep.as_bytes()).is_none());
+    }
+}
