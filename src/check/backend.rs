@@ -12,10 +12,9 @@ use tokio::time::Instant;
 
 use crate::reply::{Nested, Propagation, Tree};
 
-use super::chain::is_named;
 use super::client::Client;
 use super::context::{self, Format, short};
-use super::expect::Expect;
+use super::expect::{Expect, is_named};
 use super::hints::{Hop, Place, Runner, quoted};
 use super::report::{Finding, Group, Hint, Progress};
 use super::tls::Trust;
@@ -293,16 +292,22 @@ fn traces(tree: &Tree) -> Vec<String> {
     ids
 }
 
+/// Where the request goes, and what is expected of it.
+pub(crate) struct Request<'a> {
+    pub(crate) client: &'a Client,
+    pub(crate) expect: Option<&'a Expect>,
+    pub(crate) place: &'a Place,
+}
+
 /// Sends an ordinary request and judges its trace.
 pub(crate) async fn follow(
     backend: &Backend,
-    client: &Client,
-    expect: Option<&Expect>,
-    place: &Place,
+    request: &Request<'_>,
     wait: Duration,
     stop: &mut watch::Receiver<bool>,
     progress: &Progress,
 ) -> Vec<Finding> {
+    let &Request { client, expect, place } = request;
     // A request that a fault strikes leaves a trace of the part that ran; a whole one says more.
     const TRIES: usize = 5;
     let mut last = None;
@@ -368,7 +373,8 @@ pub(crate) async fn follow(
         }
     }
     progress.clear();
-    let mut findings = judge(&tree, &xray, &must, &spans, &own, expect, place, started.elapsed());
+    let seen = Seen { tree: &tree, xray: &xray, must: &must, spans: &spans, own: &own };
+    let mut findings = judge(&seen, expect, place, started.elapsed());
     if let Some(first) = findings.first_mut() {
         if let (true, Some(trouble)) = (spans.is_empty(), trouble) {
             first.detail.push(format!("the backend: {trouble}"));
@@ -417,17 +423,18 @@ fn exporter(place: &Place, hop: &Hop) -> Vec<String> {
     }
 }
 
-#[allow(clippy::too_many_arguments)]
-fn judge(
-    tree: &Tree,
-    xray: &Xray,
-    must: &[Must],
-    spans: &[Span],
-    own: &[String],
-    expect: Option<&Expect>,
-    place: &Place,
-    waited: Duration,
-) -> Vec<Finding> {
+/// One request, seen from both ends.
+struct Seen<'a> {
+    tree: &'a Tree,
+    xray: &'a Xray,
+    must: &'a [Must],
+    spans: &'a [Span],
+    /// The spans of `check` itself, which reports none.
+    own: &'a [String],
+}
+
+fn judge(seen: &Seen<'_>, expect: Option<&Expect>, place: &Place, waited: Duration) -> Vec<Finding> {
+    let &Seen { tree, xray, must, spans, own } = seen;
     let ids = traces(tree);
     let id = ids.first().map_or("", String::as_str);
     let missing: Vec<&Must> = must.iter().filter(|must| !spans.iter().any(|span| span.id == must.id)).collect();

@@ -2,7 +2,7 @@
 
 use crate::reply::{Call, Headers, Nested, Tree};
 
-use super::expect::Expect;
+use super::expect::{Expect, is_named};
 use super::gateway;
 use super::hints::{Hop, Place, Runner, host_of, name_of};
 use super::report::{Finding, Group, Hint};
@@ -51,7 +51,7 @@ impl Break {
             Why::TimedOut => format!("{to} did not answer {from} in time"),
             Why::Closed => format!("The connection from {from} to {to} ended before an answer"),
             Why::Transport(error) => format!("{from} cannot call {to}: {error}"),
-            Why::Answered(status) => format!("{from} called {to} and got {status} from something that is no hop"),
+            Why::Answered(status) => format!("{from} called {to} and got {status} without a hop's reply"),
             Why::NoReply(error) => format!("{from} called {to} and could not read the answer: {error}"),
             Why::Injected(status) => format!("{to} answered {status} by its own fault injection"),
             Why::Itself(status) => format!("{to} answered {status} itself"),
@@ -67,7 +67,7 @@ impl Break {
             Why::TimedOut => "timed out".to_owned(),
             Why::Closed => "connection closed".to_owned(),
             Why::Transport(error) => error.clone(),
-            Why::Answered(status) => format!("{status} from a proxy"),
+            Why::Answered(status) => format!("{status} without a reply"),
             Why::NoReply(_) => "no reply of a hop".to_owned(),
             Why::Injected(status) => format!("{status} by its fault injection"),
             Why::Itself(status) => format!("{status} by itself"),
@@ -181,19 +181,15 @@ fn why(call: &Call<'_, Headers, Nested>) -> Why {
     let lower = error.to_ascii_lowercase();
     let has = |parts: &[&str]| parts.iter().any(|part| lower.contains(part));
     match call.status {
+        // The status may have come in time and the rest of the answer not.
+        status if status.is_none_or(is_ok) && has(&["timed out", "timeout", "deadline", "no whole answer within"]) => Why::TimedOut,
         Some(status) if is_ok(status) => Why::NoReply(error.to_owned()),
         Some(status) => Why::Answered(status),
-        None if has(&["timed out", "timeout", "deadline"]) => Why::TimedOut,
         None if has(&["refused"]) => Why::Refused,
         None if has(&["dns", "lookup", "resolve", "name or service not known"]) => Why::NoSuchHost,
         None if has(&["closed", "reset", "eof", "incomplete", "broken pipe", "canceled"]) => Why::Closed,
         None => Why::Transport(error.to_owned()),
     }
-}
-
-/// Whether a hop's name is the expected one: the same, or the same with a namespace behind it (`service1.httpserver`).
-pub(crate) fn is_named(service: &str, expected: &str) -> bool {
-    service == expected || service.strip_prefix(expected).is_some_and(|rest| rest.starts_with('.'))
 }
 
 /// The chain as one line: `service1 v1 -> service2 v1 -> service3 v1`, a fan-out in brackets.

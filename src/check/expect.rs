@@ -19,7 +19,7 @@ pub struct Expect {
 impl Expect {
     /// Whether the expectation names hops below `service`.
     pub(crate) fn has_below(&self, service: &str) -> bool {
-        (super::chain::is_named(service, &self.name) && !self.below.is_empty()) || self.below.iter().any(|below| below.has_below(service))
+        (is_named(service, &self.name) && !self.below.is_empty()) || self.below.iter().any(|below| below.has_below(service))
     }
 
     /// Every name, in order.
@@ -39,6 +39,14 @@ impl FromStr for Expect {
         let hop = chain(&mut rest).ok_or(accepted)?;
         if rest.is_empty() { Ok(hop) } else { Err(accepted.to_owned()) }
     }
+}
+
+/// The lane label of the baseline.
+pub(crate) const BASE_LANE: &str = "base";
+
+/// Whether a hop's name is the expected one: the same, or the same with a namespace behind it (`service1.httpserver`).
+pub(crate) fn is_named(service: &str, expected: &str) -> bool {
+    service == expected || service.strip_prefix(expected).is_some_and(|rest| rest.starts_with('.'))
 }
 
 fn name(rest: &mut &str) -> Option<String> {
@@ -187,7 +195,7 @@ pub(crate) fn lane(text: &str) -> Result<String, String> {
         && edge(text.bytes().last())
         && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
     match (ok, text) {
-        (true, super::xray::BASE_LANE) => Err("`base` is the baseline, which is always walked; accepted: the name of another lane".to_owned()),
+        (true, BASE_LANE) => Err("`base` is the baseline, which is always walked; accepted: the name of another lane".to_owned()),
         (true, _) => Ok(text.to_owned()),
         _ => Err("accepted: a lane's name in lower-case letters, digits and `-`, like `gray`".to_owned()),
     }

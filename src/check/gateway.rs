@@ -136,7 +136,12 @@ pub(crate) fn inside(status: u16, from: &Hop, to: &Hop, place: &Place) -> Hint {
     let namespace = place.namespace_of(to);
     if place.runner(from) == Runner::Local {
         let url = super::hints::quoted(&to.url);
-        return Hint::new(format!("What listens at {} is not a hop of this chain, or a path it does not know", to.url)).run(format!("curl -sv -H 'accept: application/json' {url}"));
+        let cause = match status {
+            503 => format!("{called} is overloaded (MAX_CONCURRENCY) or draining, or something in front of it has nobody to send to"),
+            300..=399 => format!("{called} is redirected, and a hop does not follow redirects: UPSTREAM of {caller} should name the final URL"),
+            _ => format!("What listens at {} is no hop of this chain, or does not know the path", to.url),
+        };
+        return Hint::new(cause).run(format!("curl -sv -H 'accept: application/json' {url}"));
     }
     let pod = if from.hostname.is_empty() { format!("deploy/{caller}") } else { from.hostname.clone() };
     let proxy_log = format!("kubectl logs {} -c istio-proxy -n {namespace} --tail=5", if from.hostname.is_empty() { pod.clone() } else { format!("pod/{pod}") });

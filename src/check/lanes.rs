@@ -2,10 +2,10 @@
 
 use crate::reply::{Headers, Nested, Tree};
 
+use super::expect::BASE_LANE;
 use super::hints::{Hop, Place, Runner};
 use super::report::{Finding, Group, Hint};
 use super::traffic::{Outcome, Sample, by_hop};
-use super::xray::BASE_LANE;
 
 const GROUP: Group = Group::Lanes;
 

@@ -175,7 +175,7 @@ fn validate(args: &CheckArgs) -> Result<Trust, String> {
     }
     if let Some(expect) = &args.expect {
         for split in &args.expect_split {
-            if let Some(hop) = split.hop.as_deref().filter(|hop| !expect.names().iter().any(|name| chain::is_named(hop, name) || chain::is_named(name, hop))) {
+            if let Some(hop) = split.hop.as_deref().filter(|hop| !expect.names().iter().any(|name| expect::is_named(hop, name) || expect::is_named(name, hop))) {
                 return Err(format!("--expect-split {hop}:{split}: no such hop in --expect; accepted: one of {}", expect.names().join(", ")));
             }
         }
@@ -230,16 +230,13 @@ async fn checks(args: &CheckArgs, trust: Trust, report: &mut Report, mut stop: s
     // The statistics' requests bring no trace context, so they also tell the mesh's own sampling rate. The order of the
     // report is the reader's: the backend before the traffic.
     if let Some(url) = &args.traces {
-        tokio::select! {
-            opened = backend::open(url, &trust) => match opened {
-                Ok((backend, finding)) => {
-                    report.add(finding);
-                    let findings = backend::follow(&backend, &client, args.expect.as_ref(), &place, args.traces_wait, &mut stop.clone(), &progress).await;
-                    report.extend(findings);
-                }
-                Err(finding) => report.add(*finding),
-            },
-            _ = stop.wait_for(|stop| *stop) => return,
+        match backend::open(url, &trust).await {
+            Ok((backend, finding)) => {
+                report.add(finding);
+                let request = backend::Request { client: &client, expect: args.expect.as_ref(), place: &place };
+                report.extend(backend::follow(&backend, &request, args.traces_wait, &mut stop, &progress).await);
+            }
+            Err(finding) => report.add(*finding),
         }
     }
     let samples = if args.count > 0 && !*stop.borrow() {

@@ -227,9 +227,10 @@ async fn redirected(client: &Client, mut answer: Answer, place: &Place) -> Findi
             return Finding::fail(GROUP, "reach.http", "Redirect loop: the answer leads back to a URL that was asked before", hint).lines(shown.map(|line| gateway::clip(&line)));
         }
         let same_host = next.host_str() == client.url.host_str() && next.scheme() == at.scheme() && next.port_or_known_default() == at.port_or_known_default();
+        let from_plain = at.scheme() == "http";
         let end = |next: &reqwest::Url| {
             let mut hint = Hint::new("This is not the chain's own URL").run(format!("httpserver check {}", quoted(next.as_str())));
-            if next.scheme() == "https" && at.scheme() == "http" {
+            if next.scheme() == "https" && from_plain {
                 hint = Hint::new("The gateway sends plain HTTP to https: check the https URL").run(format!("httpserver check {}", quoted(next.as_str())));
             }
             Finding::fail(GROUP, "reach.http", format!("HTTP {first}: redirected to {next}"), hint)

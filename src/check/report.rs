@@ -276,11 +276,6 @@ impl Report {
         self.count(Status::Fail) > 0
     }
 
-    /// Whether a finding of this group failed.
-    pub(crate) fn failed_in(&self, group: Group) -> bool {
-        self.findings.iter().any(|finding| finding.group == group && finding.status == Status::Fail)
-    }
-
     /// Nothing failed, and the run came to its end.
     pub(crate) fn is_fine(&self) -> bool {
         !self.failed() && !self.interrupted

@@ -10,9 +10,9 @@ use tokio::time::Instant;
 
 use crate::reply::{Headers, Tree};
 
-use super::chain::{self, Break, is_named};
+use super::chain::{self, Break};
 use super::client::{Answer, Client, Failure};
-use super::expect::Split;
+use super::expect::{Split, is_named};
 use super::gateway;
 use super::hints::{Hop, Place, Runner};
 use super::report::{Finding, Group, Hint, Progress};

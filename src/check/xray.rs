@@ -11,22 +11,18 @@ use std::collections::BTreeMap;
 use crate::reply::{Headers, Nested, Propagation, Tree};
 
 use super::context::{self, Context, Format, short};
+use super::expect::BASE_LANE;
 use super::hints::{Hop, name_of};
 use super::report::Side;
 
 /// The caller's name in every seam in front of the first hop.
 pub(crate) const CALLER: &str = "check";
 
-/// The lane of probes: the baseline's, which routes nowhere else.
-pub(crate) const BASE_LANE: &str = "base";
-
 /// A request whose headers can be recognised behind every hop.
 #[derive(Debug, Clone)]
 pub(crate) struct Probe {
     /// What is sent.
     pub(crate) headers: Headers,
-    /// The trace id of each format that the probe speaks.
-    pub(crate) traces: Vec<(Format, String)>,
 }
 
 impl Probe {
@@ -58,8 +54,7 @@ impl Probe {
         }
         headers.push(one("baggage", format!("check={:x}", context::random())));
         headers.push(one("x-lane", BASE_LANE.to_owned()));
-        let traces = contexts.into_iter().map(|(format, context)| (format, context.trace)).collect();
-        Self { headers: Headers(headers), traces }
+        Self { headers: Headers(headers) }
     }
 }
 
