@@ -598,3 +598,7 @@ pub(crate) fn table(probe: &Probe, xray: &Xray) -> Vec<String> {
     }
     lines
 }
+
+#[cfg(test)]
+#[path = "xray_tests.rs"]
+mod tests;
