@@ -34,6 +34,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let code = match cli.command {
         Command::Serve(args) => runtime.block_on(serve(*args)),
         Command::Demo(args) => runtime.block_on(demo(args)),
+        Command::Check(args) => ExitCode::from(runtime.block_on(crate::check::run(*args))),
         Command::Health(args) => runtime.block_on(health(args)),
     };
     // What is left on the runtime (a request cut off, a name being looked up) must not hold the exit.

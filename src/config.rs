@@ -43,6 +43,8 @@ pub enum Command {
     Serve(Box<ServeArgs>),
     /// Run the whole chain, traced, in one process, with the trace store built in; needs nothing else
     Demo(DemoArgs),
+    /// Send requests through a deployed chain, verify what came back, say what is broken and why
+    Check(Box<crate::check::CheckArgs>),
     /// Exit 0 if `GET /healthz` answers 200; for HEALTHCHECK in an image with no shell
     Health(HealthArgs),
 }

@@ -16,6 +16,7 @@
 
 mod access_log;
 pub mod app;
+pub mod check;
 pub mod cli;
 pub mod config;
 pub mod demo;
