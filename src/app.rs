@@ -17,8 +17,8 @@ use tower_service::Service as _;
 
 use crate::access_log::AccessLog;
 use crate::config::{Config, Listen};
-use crate::connection::{self, InUse};
-use crate::error::{Error, PROBLEM_JSON};
+use crate::connection;
+use crate::error::Error;
 use crate::export::{Exporter, Pipeline};
 use crate::fault::Faults;
 use crate::ids;
@@ -30,9 +30,9 @@ use crate::observe::{Exchange, ObservedBody};
 use crate::propagation::{Propagator, is_never_carried};
 use crate::route::Route;
 use crate::routes;
-use crate::server::{self, ConnectionOptions};
+use crate::server::{self, ConnectionOptions, InUse};
 use crate::state::Node;
-use crate::tls::{ServerTls, client_config};
+use crate::tls::{ServerTls, hop_client_config};
 use crate::trace::{SpanQueue, Tracer};
 use crate::upstream::Upstreams;
 
@@ -120,7 +120,7 @@ impl App {
                 config.fan_out,
                 config.upstream_timeout,
                 &identity.version,
-                client_config(config.upstream_roots, config.tls.clone()),
+                hop_client_config(config.upstream_roots, config.tls.clone()),
             ),
             max_hops: config.max_hops,
             max_concurrency: config.max_concurrency,
@@ -196,7 +196,7 @@ impl App {
 }
 
 /// Binds. A port without a host is taken on every address of both families, where the system has them.
-async fn listen(listen: Listen) -> Result<TcpListener, String> {
+pub(crate) async fn listen(listen: Listen) -> Result<TcpListener, String> {
     let Listen { host, port } = listen;
     let bound = match host {
         Some(host) => TcpListener::bind((host, port)).await,
@@ -234,23 +234,13 @@ impl server::Handler for Hop {
     }
 
     fn malformed(&self, error: Error) -> Bytes {
-        let (status, _) = error.parts();
-        let body = error.problem();
         // There is no request to log, but whoever counts errors finds it.
         let route = (Route::Unmatched as usize, "unmatched");
-        self.node.metrics.request(&http::Method::GET, route, status.as_u16(), std::time::Duration::ZERO, None);
-        let mut answer = format!(
-            "HTTP/1.1 {status}\r\ncontent-type: {PROBLEM_JSON}\r\ncontent-length: {}\r\nx-content-type-options: nosniff\r\n\
-             connection: close\r\nversion: ",
-            body.len()
-        )
-        .into_bytes();
-        answer.extend_from_slice(self.node.version_header.as_bytes());
-        answer.extend_from_slice(b"\r\nx-request-id: ");
-        answer.extend_from_slice(ids::request_id().as_bytes());
-        answer.extend_from_slice(b"\r\n\r\n");
-        answer.extend_from_slice(body.as_bytes());
-        answer.into()
+        let status = error.parts().0.as_u16();
+        self.node.metrics.request(&http::Method::GET, route, status, std::time::Duration::ZERO, None);
+        let text = |value: &http::HeaderValue| value.to_str().unwrap_or_default().to_owned();
+        let (version, id) = (text(&self.node.version_header), text(&ids::request_id()));
+        server::refusal(error, &format!("version: {version}\r\nx-request-id: {id}\r\n"))
     }
 }
 

@@ -16,6 +16,7 @@ use crate::export::{Exporter, OtlpOptions, ResourceOptions};
 use crate::fault::{Fault, Latency, Plan, parse_duration};
 use crate::lifecycle::DrainOptions;
 use crate::propagation::{Propagators, carried_names};
+use crate::route::service_number;
 use crate::server::ConnectionOptions;
 use crate::state::Identity;
 use crate::tls::{Roots, ServerTls, TlsOptions};
@@ -42,6 +43,10 @@ pub struct Cli {
 pub enum Command {
     /// Run one hop (the default)
     Serve(Box<ServeArgs>),
+    /// Run the whole chain, traced, in one process, with the trace store built in; needs nothing else
+    Demo(DemoArgs),
+    /// Send requests through a deployed chain, verify what came back, say what is broken and why
+    Check(Box<crate::check::CheckArgs>),
     /// Exit 0 if `GET /healthz` answers 200; for HEALTHCHECK in an image with no shell
     Health(HealthArgs),
 }
@@ -153,6 +158,85 @@ pub struct Verbosity {
     /// Fewer diagnostics: warnings only (twice: errors only)
     #[arg(short, long, action = clap::ArgAction::Count, conflicts_with = "verbose")]
     pub quiet: u8,
+}
+
+/// The options of `demo`.
+#[derive(Debug, Clone, Args)]
+pub struct DemoArgs {
+    /// How many services
+    #[arg(long, default_value = "3", value_parser = clap::value_parser!(u16).range(1..=50), value_name = "N")]
+    pub hops: u16,
+    /// The address that all of them listen on
+    #[arg(long, default_value = "127.0.0.1", value_name = "ADDRESS")]
+    pub listen: IpAddr,
+    /// The port of service1; service2 has the next one, and so on; 0 takes free ones
+    #[arg(long, default_value = "8080")]
+    pub port: u16,
+    /// The port of the trace store and its page; 0 takes a free one
+    #[arg(long, default_value = "9411", value_name = "PORT")]
+    pub store_port: u16,
+    /// Delay that every hop adds: `20ms`, `10ms..2s` or `p50=20ms,p90=80ms,p99=400ms`
+    #[arg(long, default_value = "5ms..60ms")]
+    pub latency: Latency,
+    /// What goes wrong at one hop, repeatable: `service2:abort=503@10%`, `service3:delay=2s@5%`
+    #[arg(long, value_name = "HOP:FAULT")]
+    pub fault: Vec<AtHop<Fault>>,
+    /// A header that one hop loses on purpose, repeatable: `service2:traceparent`
+    #[arg(long, value_name = "HOP:NAME")]
+    pub drop_header: Vec<AtHop<CarriedName>>,
+    /// service1 calls all others itself; without this they form a chain
+    #[arg(long)]
+    pub fan_out: Option<FanOut>,
+    /// Send one request, draw its trace, exit: 0 if the trace is complete, else 1. Takes free ports
+    #[arg(long)]
+    pub once: bool,
+    /// Print nothing but traces
+    #[arg(short, long, conflicts_with = "verbose")]
+    pub quiet: bool,
+    /// Access lines and diagnostics too
+    #[arg(short, long, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+}
+
+/// Something for one of the demo's hops: `service2:…`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AtHop<T> {
+    /// The hop's number, from 1.
+    pub hop: u16,
+    /// What it gets.
+    pub what: T,
+}
+
+impl<T: FromStr<Err = String>> FromStr for AtHop<T> {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let form = || format!("'{text}' names no hop; written service2:…");
+        let (hop, what) = text.split_once(':').ok_or_else(form)?;
+        let hop = hop.strip_prefix("service").and_then(service_number).filter(|hop| *hop > 0).ok_or_else(form)?;
+        Ok(Self { hop, what: what.parse()? })
+    }
+}
+
+/// The name of a carried header.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CarriedName(pub HeaderName);
+
+impl FromStr for CarriedName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let name = header_name(text)?;
+        if carried_names().any(|carried| carried == name.as_str()) {
+            return Ok(Self(name));
+        }
+        Err(not_carried())
+    }
+}
+
+fn not_carried() -> String {
+    let known: Vec<_> = carried_names().collect();
+    format!("it is not carried, so it cannot be lost; carried are {}", known.join(", "))
 }
 
 /// The options of `health`.
@@ -336,9 +420,7 @@ impl Config {
         config.faults = Plan { latency: args.latency, faults: args.fault };
         for name in &args.drop_header {
             if !carried_names().any(|carried| carried == name.as_str()) && !args.forward_header.contains(name) {
-                let known: Vec<_> = carried_names().collect();
-                let accepted = format!("it is not carried, so it cannot be lost; carried are {}", known.join(", "));
-                return Err(invalid("--drop-header (DROP_HEADERS)", name.as_str(), &accepted));
+                return Err(invalid("--drop-header (DROP_HEADERS)", name.as_str(), &not_carried()));
             }
         }
         config.forward_headers = args.forward_header;
@@ -504,7 +586,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, Usage> {
     if !for_all && first.is_none_or(|first| first.starts_with('-')) {
         args.insert(1, "serve".into());
     }
-    let command = without_empty_variables(Cli::command());
+    let command = with_tidy_variables(Cli::command());
     let parsed = command.clone().try_get_matches_from(&args).and_then(|matches| Cli::from_arg_matches(&matches));
     parsed.map_err(|error| match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
@@ -514,12 +596,14 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, Usage> {
     })
 }
 
-fn without_empty_variables(command: clap::Command) -> clap::Command {
-    let empty = |arg: &clap::Arg| arg.get_env().and_then(std::env::var_os).is_some_and(|value| value.is_empty());
-    let ids: Vec<_> = command.get_arguments().filter(|arg| empty(arg)).map(|arg| arg.get_id().clone()).collect();
-    let command = ids.into_iter().fold(command, |command, id| command.mut_arg(id, |arg| arg.env(None)));
+/// Help names the variables and not what they hold here; an empty variable is taken as not set.
+fn with_tidy_variables(command: clap::Command) -> clap::Command {
+    let tidy = |arg: clap::Arg| {
+        let empty = arg.get_env().and_then(std::env::var_os).is_some_and(|value| value.is_empty());
+        if empty { arg.env(None) } else { arg.hide_env_values(true) }
+    };
     let names: Vec<_> = command.get_subcommands().map(|command| command.get_name().to_owned()).collect();
-    names.into_iter().fold(command, |command, name| command.mut_subcommand(name, without_empty_variables))
+    names.into_iter().fold(command.mut_args(tidy), |command, name| command.mut_subcommand(name, with_tidy_variables))
 }
 
 /// What is wrong, in one line: clap's own errors take several.

@@ -17,9 +17,11 @@
 
 mod access_log;
 pub mod app;
+pub mod check;
 pub mod cli;
 pub mod config;
 mod connection;
+pub mod demo;
 mod error;
 pub mod export;
 pub mod fault;
