@@ -70,7 +70,8 @@ async fn floods_from_an_upstream_end_at_the_limit_and_cost_no_memory() {
             assert!(matches!(answer.status, 502 | 504), "{what}: {}", answer.status);
             let reply = answer.json();
             let error = reply["upstreams"][0]["error"].as_str().unwrap();
-            assert!(error.contains(says), "{what}: {error}");
+            // Where the machine is busy the time may be over before the limit is reached.
+            assert!(error.contains(says) || error.contains("no whole answer"), "{what}: {error}");
         }
         assert!(begun.elapsed() < Duration::from_secs(10), "{what}: {:?}", begun.elapsed());
         let grown = memory(&hop).await - before;
@@ -149,7 +150,9 @@ async fn a_hop_that_is_killed_loses_its_own_requests_and_the_front_says_which_it
     assert_eq!(below["status"], 502, "service2 answers: {reply:#}");
     let last = &below["reply"]["upstreams"][0];
     assert!(last["url"].as_str().unwrap().contains(&hops[2].addr.to_string()), "{last:#}");
-    assert!(last["error"].as_str().unwrap().contains("cannot connect"), "{last:#}");
+    let error = last["error"].as_str().unwrap();
+    // The first call may still go out on the connection that dies with the hop.
+    assert!(error.contains("cannot connect") || error.contains("broken answer"), "{last:#}");
     assert_eq!(hops[0].get("/hello", &[]).await.status, 200, "the others go on");
     assert_eq!(hops[1].get("/hello", &[]).await.status, 200);
 }
