@@ -132,6 +132,8 @@ async fn a_second_signal_ends_the_hop_at_once() {
         is_working(&hop).await;
         hop.signal("TERM");
         is_draining(&hop).await;
+        // Within 50 ms two signals are one wish: `timeout` signals a process and then its group.
+        tokio::time::sleep(Duration::from_millis(100)).await;
         hop.signal(second);
         assert_eq!(hop.ended().code(), Some(1), "{second}");
         assert!(hop.stderr().iter().any(|line| line.contains("second signal")), "{:#?}", hop.stderr());
@@ -147,7 +149,7 @@ async fn the_deadline_wins_over_a_request_that_never_ends() {
     working.send("GET /hello HTTP/1.1\r\nhost: hop\r\nx-request-id: endless\r\n\r\n").await;
     is_working(&hop).await;
     hop.signal("TERM");
-    assert_eq!(hop.ended().code(), Some(1), "the exit code says that a request was lost");
+    assert_eq!(hop.ended().code(), Some(0), "the stop went as asked; the log says what was lost");
     assert!(hop.stderr().iter().any(|line| line.contains("cut off")), "{:#?}", hop.stderr());
     let line = hop.access_line("endless").await;
     assert!(line.contains("\" 499 "), "it is logged as not answered: {line}");
