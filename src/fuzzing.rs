@@ -17,8 +17,11 @@ use crate::reply::Tree;
 use crate::routes::prefers_json;
 use crate::upstream::{Target, nested_reply};
 
+/// A parser's name, and what gives it any bytes.
+pub type Parser = (&'static str, fn(&[u8]));
+
 /// The parsers.
-pub const PARSERS: [(&str, fn(&[u8])); 15] = [
+pub const PARSERS: [Parser; 15] = [
     ("b3", |data| trace_headers(&[("b3", data)])),
     ("b3_multi", b3_multi),
     ("traceparent", |data| trace_headers(&[("traceparent", data)])),
