@@ -127,7 +127,7 @@ impl Exchange {
 
     /// The N of `/service<N>`; 0 on other paths.
     pub(crate) fn service_number(&self) -> u16 {
-        let digits = self.path().rsplit_once("service").map_or("", |(_, digits)| digits);
+        let digits = self.path().trim_start_matches(|c: char| !c.is_ascii_digit());
         crate::route::service_number(digits).unwrap_or(0)
     }
 

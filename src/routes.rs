@@ -16,9 +16,10 @@ use tower_http::catch_panic::CatchPanicLayer;
 use crate::access_log::AccessLog;
 use crate::error::Error;
 use crate::observe::Exchange;
-use crate::propagation::{Shown, shown};
-use crate::reply::{Client, Propagation, Reply, Tree, milliseconds};
-use crate::route::{Route, service_number};
+use crate::lines::{push_address, push_time};
+use crate::propagation::{Shown, hex, shown};
+use crate::reply::{Call, Client, Propagation, Reply, Tree, milliseconds};
+use crate::route::Route;
 use crate::state::Node;
 use crate::upstream::{Called, Upstreams};
 
@@ -90,11 +91,12 @@ async fn hello_who(State(node): State<Arc<Node>>, Path(who): Path<String>, reque
     text(format!("Hello, {}!\n", capitalized(&who)))
 }
 
-async fn service(State(node): State<Arc<Node>>, Path(n): Path<String>, request: Request) -> Response {
-    if service_number(&n).is_none() {
+async fn service(State(node): State<Arc<Node>>, request: Request) -> Response {
+    let exchange = exchange(&request);
+    if exchange.route != Route::Service {
         return Error::NotFound.into_response();
     }
-    chain(&node, &exchange(&request), request.headers()).await
+    chain(&node, &exchange, request.headers()).await
 }
 
 fn capitalized(who: &str) -> String {
@@ -141,28 +143,31 @@ fn reply(node: &Node, exchange: &Exchange, calls: &[Called], status: StatusCode)
         message: format!("Hello, {}!", who.name).into(),
         path: exchange.path().into(),
         status: status.as_u16(),
-        started_at: humantime::format_rfc3339_micros(exchange.started_at).to_string().into(),
+        started_at: text_of(|out| push_time(out, exchange.started_at)).into(),
         duration_ms: milliseconds(exchange.elapsed()),
         request_id: exchange.request_id.to_str().unwrap_or_default().into(),
-        trace_id: context.map(|context| context.trace_id.to_string().into()),
-        span_id: context.map(|context| context.span_id.to_string().into()),
-        parent_span_id: context.and_then(|context| context.parent_id).map(|parent| parent.to_string().into()),
+        trace_id: context.map(|context| hex(&context.trace_id.to_bytes()).into()),
+        span_id: context.map(|context| hex(&context.span_id.to_bytes()).into()),
+        parent_span_id: context.and_then(|context| context.parent_id).map(|parent| hex(&parent.to_bytes()).into()),
         sampled: context.and_then(|context| match context.sampling {
             crate::propagation::Sampling::Deferred => None,
             decided => Some(decided.is_sampled()),
         }),
         propagation: if node.tracer.is_some() { Propagation::Continue } else { Propagation::Forward },
-        received: Shown::Received(&node.propagator, &exchange.carried),
-        client: Client { ip: exchange.client.to_string().into(), identity: exchange.identity.as_deref().map(Into::into) },
+        received: Shown::received(&node.propagator, &exchange.carried),
+        client: Client { ip: text_of(|out| push_address(out, exchange.client)).into(), identity: exchange.identity.as_deref().map(Into::into) },
         attempt: exchange.attempt,
         injected: exchange.draw().injected,
-        upstreams: calls.iter().map(|call| node.upstreams.shown(call)).collect(),
+        upstreams: Vec::<Call<'_, _, ()>>::new(),
     };
-    let below: usize = calls.iter().map(Called::size_hint).sum();
-    let mut json = Vec::with_capacity(2048 + below);
-    // Writing into memory fails only for a map key that is no text, and there is none.
-    let _ = serde_json::to_writer(&mut json, &reply);
-    json
+    let calls = calls.iter().map(|call| (node.upstreams.shown(&node.propagator, call), call.reply()));
+    reply.to_json(calls)
+}
+
+fn text_of(write: impl FnOnce(&mut Vec<u8>)) -> String {
+    let mut text = Vec::with_capacity(32);
+    write(&mut text);
+    String::from_utf8(text).unwrap_or_default()
 }
 
 /// Whether `Accept` names JSON and ranks no text above it.
