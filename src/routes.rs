@@ -123,7 +123,7 @@ async fn chain(node: &Node, exchange: &Exchange, headers: &HeaderMap) -> Respons
         None => node.upstreams.call_all(exchange).await,
     };
     let outcomes = || calls.iter().map(Called::outcome);
-    if let Some((Some(status), _)) = outcomes().find(|(_, failed)| *failed).or(outcomes().last()) {
+    if let Some((Some(status), _)) = outcomes().find(|(_, failed)| *failed).or(outcomes().next_back()) {
         exchange.set_upstream_status(status);
     }
     let status = abort.unwrap_or_else(|| Upstreams::status(&calls));
