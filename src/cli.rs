@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tracing_subscriber::EnvFilter;
 
 use crate::app::{App, Output};
-use crate::config::{Command, Config, DemoArgs, HealthArgs, ServeArgs, Usage, Verbosity, parse};
+use crate::config::{Command, Config, DemoArgs, HealthArgs, ServeArgs, Usage, Verbosity, check_environment, parse};
 use crate::demo::{Demo, Unbound};
 use crate::lifecycle::{Signals, Stop};
 
@@ -49,6 +49,9 @@ fn wrong(line: &str) -> ExitCode {
 
 async fn serve(args: ServeArgs) -> ExitCode {
     let verbosity = args.verbosity;
+    if let Err(line) = check_environment() {
+        return wrong(&line);
+    }
     let config = match Config::from_args(args, &|name| std::env::var(name).ok()) {
         Ok(config) => config,
         Err(line) => return wrong(&line),

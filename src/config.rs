@@ -19,7 +19,7 @@ use crate::route::service_number;
 use crate::server::ConnectionOptions;
 use crate::state::Identity;
 use crate::trace::Sampler;
-use crate::upstream::{FanOut, Target};
+use crate::upstream::{FanOut, Target, has_usable_port};
 
 /// The command line.
 #[derive(Debug, Parser)]
@@ -464,7 +464,17 @@ fn exporter(name: ExporterName, env: &dyn Fn(&str) -> Option<String>) -> Result<
                 None => "http://localhost:4318/v1/traces".to_owned(),
             };
             let headers = match either("HEADERS") {
-                Some((name, text)) => pairs(&text).map_err(|error| invalid(&name, "(not shown)", &error))?,
+                Some((name, text)) => {
+                    let headers = pairs(&text).map_err(|error| invalid(&name, "(not shown)", &error))?;
+                    // The exporter would leave such a header out without a word.
+                    let fits = |(name, value): &(String, String)| {
+                        HeaderName::from_bytes(name.as_bytes()).is_ok() && http::HeaderValue::from_str(value).is_ok()
+                    };
+                    if !headers.iter().all(fits) {
+                        return Err(invalid(&name, "(not shown)", "written name=value,name=value; one is no HTTP header"));
+                    }
+                    headers
+                }
                 None => Vec::new(),
             };
             let timeout = match either("TIMEOUT") {
@@ -491,13 +501,31 @@ fn invalid(name: &str, value: &str, why: &str) -> String {
 fn url(name: &str, text: &str) -> Result<String, String> {
     const FORM: &str = "accepted: http://host:port/path or https://…";
     let uri = text.parse::<http::Uri>().map_err(|error| invalid(name, text, &format!("{error}; {FORM}")))?;
-    let fits = matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some_and(|host| !host.is_empty());
+    let fits = matches!(uri.scheme_str(), Some("http" | "https"))
+        && uri.host().is_some_and(|host| !host.is_empty())
+        && has_usable_port(&uri);
     if fits { Ok(text.to_owned()) } else { Err(invalid(name, text, FORM)) }
 }
 
 fn milliseconds(name: &str, text: &str) -> Result<Duration, String> {
     let number = text.parse::<u64>().ok().filter(|ms| *ms > 0).map(Duration::from_millis);
     number.ok_or_else(|| invalid(name, text, "a number of milliseconds from 1 on is accepted"))
+}
+
+/// The variables that are read without a flag must be text: one that is not would count as not set, and nobody would know.
+/// Errors: one line that names it.
+pub fn check_environment() -> Result<(), String> {
+    let read_here = |name: &str| name.starts_with("OTEL_") || name == "RUST_LOG";
+    for (name, value) in std::env::vars_os() {
+        if let (Some(name), None) = (name.to_str().filter(|name| read_here(name)), value.to_str()) {
+            return Err(not_text(name, &value));
+        }
+    }
+    Ok(())
+}
+
+fn not_text(name: &str, value: &std::ffi::OsStr) -> String {
+    invalid(name, &value.to_string_lossy(), "not UTF-8 text")
 }
 
 /// `key=value,key=value`, values percent-encoded (W3C Baggage's octet encoding).
@@ -601,6 +629,16 @@ fn one_line(error: &clap::Error, command: &clap::Command, args: &[OsString]) -> 
                 (None, None) => "it needs a value".to_owned(),
             };
             invalid(&name, &value, &why)
+        }
+        (ErrorKind::InvalidUtf8, _) => {
+            let variables = subcommand.into_iter().flat_map(clap::Command::get_arguments).filter_map(clap::Arg::get_env);
+            let values = variables.filter_map(|name| Some((name.to_string_lossy(), std::env::var_os(name)?)));
+            let mut unreadable = values.filter(|(_, value)| value.to_str().is_none());
+            match (args.iter().find(|arg| arg.to_str().is_none()), unreadable.next()) {
+                (Some(arg), _) => format!("the argument '{}' is not UTF-8 text; {see}", arg.to_string_lossy().escape_debug()),
+                (None, Some((name, value))) => not_text(&name, &value),
+                (None, None) => format!("an argument is not UTF-8 text; {see}"),
+            }
         }
         (ErrorKind::UnknownArgument, Some(name)) => {
             let suggestion = text(ContextKind::SuggestedArg).map_or(String::new(), |arg| format!("did you mean {arg}? "));

@@ -598,3 +598,43 @@ async fn fault_rates_are_exact_within_statistics() {
         assert!((struck - expected).abs() <= 5.0 * (expected * (1.0 - share)).sqrt(), "{percent}%: {struck}");
     }
 }
+
+#[tokio::test]
+async fn without_an_exporter_the_reply_shows_the_ids_that_arrived() {
+    let hop = Hop::start(&[], &[]);
+    let (t, s, p) = ("463ac35c9f6413ad48485a3953bb6124", "a2fb4a1d1a96d312", "0020000000000001");
+    let (w3c, single, short) = (format!("00-{t}-{s}-00"), format!("{t}-{s}-d-{p}"), format!("{:0>32}", &t[16..]));
+    let ids = [("x-b3-traceid", &t[16..]), ("x-b3-spanid", s)];
+    let with = |more: &[(&'static str, &'static str)]| [&ids[..], more].concat();
+    for (headers, expected) in [
+        (vec![("traceparent", &*w3c)], json!([t, s, null, false])),
+        (vec![("b3", &*single)], json!([t, s, p, true])),
+        (with(&[]), json!([short, s, null, null])),
+        (with(&[("x-b3-parentspanid", "0020000000000001"), ("x-b3-sampled", "1")]), json!([short, s, p, true])),
+        (vec![], json!([null, null, null, null])),
+    ] {
+        let (_, reply) = hop.json("/service1", &headers).await;
+        let shown = json!([reply["trace_id"], reply["span_id"], reply["parent_span_id"], reply["sampled"]]);
+        assert_eq!((shown, &reply["propagation"]), (expected, &json!("forward")), "{headers:?}");
+    }
+}
+
+#[tokio::test]
+async fn odd_but_valid_requests_are_answered() {
+    let hop = Hop::start(&[], &[]);
+    for (line, status) in [
+        ("GET http://other/hello HTTP/1.1", 200),
+        ("GET http://other HTTP/1.1", 200),
+        ("GET /hello? HTTP/1.1", 200),
+        ("GET /?x=1 HTTP/1.1", 200),
+        ("GET /hello HTTP/1.0", 200),
+        ("OPTIONS * HTTP/1.1", 404),
+        ("CONNECT other:80 HTTP/1.1", 404),
+        ("TRACE /hello HTTP/1.1", 405),
+    ] {
+        let answer = exchange(hop.addr, format!("{line}\r\nhost: a\r\n\r\n").as_bytes()).await;
+        assert_eq!(answer.status, status, "{line}: {}", answer.text());
+    }
+    assert_eq!(hop.stdout().iter().filter(|line| line.contains(" 500 ")).count(), 0);
+    assert!(!hop.stderr().iter().any(|line| line.contains("panicked")), "{:?}", hop.stderr());
+}
