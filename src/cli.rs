@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tracing_subscriber::EnvFilter;
 
@@ -85,11 +85,15 @@ async fn until_second_signal<R: Future>(signals: &mut Signals, run: impl FnOnce(
     let run = run(Box::pin(async move { stopped.await.unwrap_or(Stop::Now) }));
     let second = async {
         let _ = stop.send(signals.next().await);
-        signals.next().await
+        // timeout(1) and some shells signal a process and then its group: that is one wish, not two.
+        let first = Instant::now();
+        while first.elapsed() < Duration::from_millis(50) {
+            signals.next().await;
+        }
     };
     tokio::select! {
         ended = run => Some(ended),
-        _ = second => {
+        () = second => {
             tracing::warn!("second signal: stopped at once");
             None
         }
