@@ -138,7 +138,7 @@ impl Backend {
     /// Where a person looks at the trace.
     fn page(&self, id: &str) -> String {
         match self.kind {
-            Kind::Zipkin => format!("{}/zipkin/traces/{id}", self.base),
+            Kind::Zipkin => format!("{}/api/v2/trace/{id}", self.base),
             Kind::Jaeger => format!("{}/trace/{id}", self.base),
         }
     }

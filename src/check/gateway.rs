@@ -107,6 +107,10 @@ pub(crate) fn front(answer: &Answer, place: &Place) -> (String, Hint) {
             format!("{status} from something in front of the chain: {}", clip(body)),
             Hint::new("Not an answer of a hop: the gateway, a load balancer or another server answered").run(format!("curl -sv {}", super::hints::quoted(&place.url))),
         ),
+        200..=299 if answer.header("version").is_some() && answer.header("x-request-id").is_some() => (
+            format!("A hop answered {status}, and this path is not the chain's: {}", clip(body)),
+            Hint::new("The chain is /service<N>").run(format!("httpserver check {}", super::hints::quoted(&place.other_path("/service1")))),
+        ),
         _ => (
             format!("{status}, and the body is no reply of the chain: {}", clip(body)),
             Hint::new("The URL leads to another server, or to a path that is not the chain's: it is /service<N>").run(format!("curl -s -H 'accept: application/json' {}", super::hints::quoted(&place.url))),
