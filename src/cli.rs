@@ -164,6 +164,14 @@ fn diagnostics(verbosity: Verbosity, output: &Output) -> Result<(), String> {
     Ok(())
 }
 
+/// Whether a URL's host is this one, by an address or by `localhost`.
+fn is_loopback(url: &str) -> bool {
+    let uri = url.parse::<http::Uri>().ok();
+    let host = uri.as_ref().and_then(http::Uri::host).unwrap_or_default();
+    let address = host.trim_start_matches('[').trim_end_matches(']').parse::<std::net::IpAddr>();
+    address.map_or(host == "localhost", |address| address.is_loopback())
+}
+
 async fn health(args: HealthArgs) -> ExitCode {
     let url = args.url.unwrap_or_else(|| {
         let host = match args.addr.host {
@@ -171,11 +179,19 @@ async fn health(args: HealthArgs) -> ExitCode {
             Some(host) if host.is_ipv6() => std::net::Ipv6Addr::LOCALHOST.into(),
             _ => std::net::Ipv4Addr::LOCALHOST.into(),
         };
-        format!("http://{}/healthz", std::net::SocketAddr::new(host, args.addr.port))
+        let scheme = if args.tls_cert.is_some() { "https" } else { "http" };
+        format!("{scheme}://{}/healthz", std::net::SocketAddr::new(host, args.addr.port))
     });
+    // On loopback it is this very hop, and its certificate names the service, not 127.0.0.1.
+    let tls = if is_loopback(&url) {
+        crate::tls::unverified_client_config()
+    } else {
+        crate::tls::client_config(crate::tls::Roots::default(), None)
+    };
     let client = reqwest::Client::builder()
         .no_proxy()
-        .tls_backend_preconfigured(crate::tls::client_config())
+        .redirect(reqwest::redirect::Policy::none())
+        .tls_backend_preconfigured(tls)
         .timeout(Duration::from_secs(3))
         .build();
     let answer = match client {

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -18,6 +19,7 @@ use crate::propagation::{Propagators, carried_names};
 use crate::route::service_number;
 use crate::server::ConnectionOptions;
 use crate::state::Identity;
+use crate::tls::{Roots, ServerTls, TlsOptions};
 use crate::trace::Sampler;
 use crate::upstream::{FanOut, Target, has_usable_port};
 
@@ -110,6 +112,18 @@ pub struct ServeArgs {
     /// Then hand over the last spans and log lines, at most this long
     #[arg(long, env, default_value = "3s", value_parser = parse_duration, value_name = "DURATION")]
     pub flush_timeout: Duration,
+    /// The hop's own certificate, a PEM file: serves TLS, HTTP/2 and HTTP/1.1. Reloaded when it changes
+    #[arg(long, env, value_name = "FILE")]
+    pub tls_cert: Option<PathBuf>,
+    /// The certificate's private key, a PEM file
+    #[arg(long, env, value_name = "FILE")]
+    pub tls_key: Option<PathBuf>,
+    /// Callers need a certificate that one of these signed, a PEM file; /healthz and /readyz answer without
+    #[arg(long, env, value_name = "FILE")]
+    pub tls_client_ca: Option<PathBuf>,
+    /// Who signs the certificates of next hops, a PEM file [default: the public roots]
+    #[arg(long, env, value_name = "FILE")]
+    pub upstream_ca: Option<PathBuf>,
     /// How access lines look
     #[arg(long, env, default_value = "text")]
     pub log_format: LogFormat,
@@ -234,6 +248,9 @@ pub struct HealthArgs {
     /// Where the server listens
     #[arg(long, env, default_value = ":8080", value_name = "ADDRESS")]
     pub addr: Listen,
+    /// Set as for the server: then it is asked by TLS. The certificate of this very host is not verified
+    #[arg(long, env, value_name = "FILE")]
+    pub tls_cert: Option<PathBuf>,
 }
 
 /// Where to listen.
@@ -324,6 +341,10 @@ pub struct Config {
     pub max_concurrency: usize,
     /// `--max-connections`, `--header-timeout`, `--idle-timeout`.
     pub connections: ConnectionOptions,
+    /// `--tls-cert`, `--tls-key`, `--tls-client-ca`; `None` serves plain HTTP.
+    pub tls: Option<ServerTls>,
+    /// `--upstream-ca`.
+    pub upstream_roots: Roots,
     /// `--drain-delay`, `--drain-timeout`, `--flush-timeout`.
     pub drain: DrainOptions,
     /// `--log-format`; `None` writes no access lines.
@@ -360,6 +381,8 @@ impl Config {
             max_hops: 16,
             max_concurrency: 1024,
             connections: ConnectionOptions::default(),
+            tls: None,
+            upstream_roots: Roots::default(),
             drain: DrainOptions::default(),
             access_log: None,
             exporter: Exporter::None,
@@ -409,6 +432,18 @@ impl Config {
             header_timeout: args.header_timeout,
             idle_timeout: args.idle_timeout,
         };
+        config.tls = match (args.tls_cert, args.tls_key, args.tls_client_ca) {
+            (None, None, None) => None,
+            (Some(cert), Some(key), client_ca) => Some(ServerTls::load(TlsOptions { cert, key, client_ca })?),
+            (None, None, Some(_)) => {
+                return Err("--tls-client-ca (TLS_CLIENT_CA) needs --tls-cert (TLS_CERT) and --tls-key (TLS_KEY)".into());
+            }
+            (_, None, _) => return Err("--tls-cert (TLS_CERT) needs --tls-key (TLS_KEY), the certificate's private key".into()),
+            (None, ..) => return Err("--tls-key (TLS_KEY) needs --tls-cert (TLS_CERT), the key's certificate".into()),
+        };
+        if let Some(path) = args.upstream_ca {
+            config.upstream_roots = Roots::load("--upstream-ca (UPSTREAM_CA)", &path)?;
+        }
         config.drain = DrainOptions { delay: args.drain_delay, timeout: args.drain_timeout, flush_timeout: args.flush_timeout };
         config.access_log = Some(args.log_format);
         config.exporter = exporter(args.trace_exporter, &env)?;

@@ -13,6 +13,7 @@ use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
+use rustls::ClientConfig;
 use serde::de::{Deserialize, Deserializer, IgnoredAny, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
@@ -21,7 +22,6 @@ use crate::ids;
 use crate::metrics::Metrics;
 use crate::observe::Exchange;
 use crate::propagation::{Context, Outgoing, X_HOP_COUNT};
-use crate::tls;
 use crate::trace::{FinishedSpan, SpanKind, Tracer};
 
 /// The largest answer of a next hop.
@@ -164,13 +164,13 @@ impl CallError {
 }
 
 impl Upstreams {
-    /// `version` is the hop's version label, as it goes into `user-agent`.
-    pub(crate) fn new(targets: Vec<Target>, fan_out: FanOut, timeout: Duration, version: &str) -> Self {
+    /// `version` is the hop's version label, as it goes into `user-agent`; `tls` says whom calls to `https://` trust.
+    pub(crate) fn new(targets: Vec<Target>, fan_out: FanOut, timeout: Duration, version: &str, tls: ClientConfig) -> Self {
         let mut http = HttpConnector::new();
         http.enforce_http(false);
         http.set_nodelay(true);
         http.set_connect_timeout(Some(timeout));
-        let connector = HttpsConnectorBuilder::new().with_tls_config(tls::client_config()).https_or_http().enable_http1();
+        let connector = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1();
         let client = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(Duration::from_secs(60))
