@@ -230,7 +230,7 @@ fn report(shared: &Shared, begun: Instant, unsent: u64) -> Value {
             }
         }
     }
-    let seconds: Vec<_> = seconds.into_iter().map(|(second, (other, took))| {
+    let seconds = seconds.into_iter().map(|(second, (other, took))| {
         let ok = if took.is_empty() { json!({ "count": 0 }) } else { summary(took) };
         json!({ "second": second, "ok": ok, "other": other })
     });

@@ -17,7 +17,7 @@ use tower_service::Service as _;
 
 use crate::access_log::AccessLog;
 use crate::config::{Config, Listen};
-use crate::connection::{self, InUse};
+use crate::connection;
 use crate::error::Error;
 use crate::export::{Exporter, Pipeline};
 use crate::fault::Faults;
@@ -30,9 +30,9 @@ use crate::observe::{Exchange, ObservedBody};
 use crate::propagation::{Propagator, is_never_carried};
 use crate::route::Route;
 use crate::routes;
-use crate::server::{self, ConnectionOptions};
+use crate::server::{self, ConnectionOptions, InUse};
 use crate::state::Node;
-use crate::tls::{ServerTls, client_config};
+use crate::tls::{ServerTls, hop_client_config};
 use crate::trace::{SpanQueue, Tracer};
 use crate::upstream::Upstreams;
 
@@ -120,7 +120,7 @@ impl App {
                 config.fan_out,
                 config.upstream_timeout,
                 &identity.version,
-                client_config(config.upstream_roots, config.tls.clone()),
+                hop_client_config(config.upstream_roots, config.tls.clone()),
             ),
             max_hops: config.max_hops,
             max_concurrency: config.max_concurrency,
@@ -236,8 +236,11 @@ impl server::Handler for Hop {
     fn malformed(&self, error: Error) -> Bytes {
         // There is no request to log, but whoever counts errors finds it.
         let route = (Route::Unmatched as usize, "unmatched");
-        self.node.metrics.request(&http::Method::GET, route, error.parts().0.as_u16(), std::time::Duration::ZERO, None);
-        error.whole_answer(&[("version", &self.node.version_header), ("x-request-id", &ids::request_id())])
+        let status = error.parts().0.as_u16();
+        self.node.metrics.request(&http::Method::GET, route, status, std::time::Duration::ZERO, None);
+        let text = |value: &http::HeaderValue| value.to_str().unwrap_or_default().to_owned();
+        let (version, id) = (text(&self.node.version_header), text(&ids::request_id()));
+        server::refusal(error, &format!("version: {version}\r\nx-request-id: {id}\r\n"))
     }
 }
 

@@ -183,11 +183,7 @@ async fn health(args: HealthArgs) -> ExitCode {
         format!("{scheme}://{}/healthz", std::net::SocketAddr::new(host, args.addr.port))
     });
     // On loopback it is this very hop, and its certificate names the service, not 127.0.0.1.
-    let tls = if is_loopback(&url) {
-        crate::tls::unverified_client_config()
-    } else {
-        crate::tls::client_config(crate::tls::Roots::default(), None)
-    };
+    let tls = if is_loopback(&url) { crate::tls::unverified_client_config() } else { crate::tls::client_config() };
     let client = reqwest::Client::builder()
         .no_proxy()
         .redirect(reqwest::redirect::Policy::none())

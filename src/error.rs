@@ -1,7 +1,6 @@
 //! The ways a request fails, and the only place where a failure becomes a response.
 
 use axum::response::{IntoResponse, Response};
-use bytes::Bytes;
 use http::{HeaderValue, StatusCode, header};
 
 /// A failure of ours, answered as `application/problem+json` (RFC 9457).
@@ -67,29 +66,6 @@ impl Error {
         let (status, detail) = self.parts();
         let title = status.canonical_reason().unwrap_or_default();
         format!("{{\"type\":\"about:blank\",\"title\":\"{title}\",\"status\":{},\"detail\":\"{detail}\"}}", status.as_u16())
-    }
-}
-
-impl Error {
-    /// The whole HTTP/1.1 answer to what could not be read as a request; the connection closes after it.
-    pub(crate) fn whole_answer(self, headers: &[(&str, &HeaderValue)]) -> Bytes {
-        let body = self.problem();
-        let mut answer = format!(
-            "HTTP/1.1 {}\r\ncontent-type: {PROBLEM_JSON}\r\ncontent-length: {}\r\nx-content-type-options: nosniff\r\n\
-             connection: close\r\n",
-            self.parts().0,
-            body.len()
-        )
-        .into_bytes();
-        for (name, value) in headers {
-            answer.extend_from_slice(name.as_bytes());
-            answer.extend_from_slice(b": ");
-            answer.extend_from_slice(value.as_bytes());
-            answer.extend_from_slice(b"\r\n");
-        }
-        answer.extend_from_slice(b"\r\n");
-        answer.extend_from_slice(body.as_bytes());
-        answer.into()
     }
 }
 

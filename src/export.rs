@@ -211,7 +211,7 @@ impl Task {
 fn http_client(timeout: Duration) -> Result<reqwest::Client, String> {
     reqwest::Client::builder()
         .no_proxy()
-        .tls_backend_preconfigured(tls::client_config(tls::Roots::default(), None))
+        .tls_backend_preconfigured(tls::client_config())
         .pool_max_idle_per_host(1)
         .timeout(timeout)
         .build()

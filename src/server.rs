@@ -19,10 +19,12 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 use tokio::time::MissedTickBehavior;
 
-use crate::connection::{self, Connection, Doing, InUse};
-use crate::error::Error;
+use crate::connection::{self, Connection, Doing};
+use crate::error::{Error, PROBLEM_JSON};
 use crate::lifecycle::Phase;
 use crate::tls::ServerTls;
+
+pub(crate) use crate::connection::InUse;
 
 /// How often connections are looked at. Every timeout here is late by at most twice this, and never early.
 const SWEEP: Duration = Duration::from_millis(250);
@@ -69,7 +71,21 @@ pub(crate) trait Handler: Clone + Send + Sync + 'static {
     ) -> impl Future<Output = Response<Self::Body>> + Send;
 
     /// Words the whole HTTP/1.1 answer to a request that could not be read; the connection closes after it.
-    fn malformed(&self, error: Error) -> Bytes;
+    fn malformed(&self, error: Error) -> Bytes {
+        refusal(error, "")
+    }
+}
+
+/// A problem document as a whole HTTP/1.1 answer, with further header `fields`, each with its line end.
+pub(crate) fn refusal(error: Error, fields: &str) -> Bytes {
+    let (status, _) = error.parts();
+    let body = error.problem();
+    let length = body.len();
+    format!(
+        "HTTP/1.1 {status}\r\ncontent-type: {PROBLEM_JSON}\r\ncontent-length: {length}\r\nx-content-type-options: nosniff\r\n\
+         connection: close\r\n{fields}\r\n{body}"
+    )
+    .into()
 }
 
 /// What [`serve`] runs on.
@@ -81,6 +97,13 @@ pub(crate) struct Entrance {
     pub(crate) tls: Option<ServerTls>,
     /// While it drains, connections are asked to go elsewhere.
     pub(crate) phase: Phase,
+}
+
+impl Entrance {
+    /// Plain HTTP with every default.
+    pub(crate) fn plain(listener: TcpListener) -> Self {
+        Self { listener, options: ConnectionOptions::default(), tls: None, phase: Phase::default() }
+    }
 }
 
 /// Serves until `stop` resolves, then finishes what is in flight for at most `drain`. Returns how many connections were cut

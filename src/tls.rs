@@ -183,8 +183,13 @@ impl Roots {
     }
 }
 
-/// Verifies servers against `roots`, and shows `own` certificate to those that ask for one.
-pub(crate) fn client_config(roots: Roots, own: Option<ServerTls>) -> ClientConfig {
+/// Verifies servers against the public roots.
+pub(crate) fn client_config() -> ClientConfig {
+    hop_client_config(Roots::default(), None)
+}
+
+/// Verifies next hops against `roots`, and shows the `own` certificate to those that ask for one.
+pub(crate) fn hop_client_config(roots: Roots, own: Option<ServerTls>) -> ClientConfig {
     let builder = client_builder().with_root_certificates(roots.0);
     match own {
         Some(own) => builder.with_client_cert_resolver(Arc::new(own)),

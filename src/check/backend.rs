@@ -67,7 +67,9 @@ pub(crate) async fn open(url: &Url, trust: &Trust) -> Result<(Backend, Finding),
     for base in bases(url) {
         for (kind, path) in [(Kind::Zipkin, "/api/v2/services"), (Kind::Jaeger, "/api/services")] {
             match fetch(&http, &format!("{base}{path}")).await {
-                Ok(Some(json)) if kind == Kind::Zipkin && json.is_array() || kind == Kind::Jaeger && json.get("data").is_some() => {
+                Ok(Some(json))
+                    if kind == Kind::Zipkin && json.is_array() || kind == Kind::Jaeger && json.get("data").is_some() =>
+                {
                     let name = match kind {
                         Kind::Zipkin => "Zipkin v2 API",
                         Kind::Jaeger => "Jaeger query API",
@@ -213,7 +215,11 @@ fn jaeger(json: serde_json::Value) -> serde_json::Result<Vec<Span>> {
         for raw in trace.spans {
             spans.push(Span {
                 id: padded(&raw.id),
-                parent: raw.references.iter().find(|reference| reference.ref_type == "CHILD_OF").map(|reference| padded(&reference.span)),
+                parent: raw
+                    .references
+                    .iter()
+                    .find(|reference| reference.ref_type == "CHILD_OF")
+                    .map(|reference| padded(&reference.span)),
                 service: trace.processes.get(&raw.process).map(|process| process.service.clone()).unwrap_or_default(),
                 name: raw.operation_name,
             });
@@ -252,7 +258,9 @@ fn walk<'a>(tree: &Tree, url: &str, rows: &mut impl Iterator<Item = &'a super::x
     let hop = Hop::of(tree, url);
     // Rows stand in the order of this walk: one per hop that answered.
     let row = rows.next();
-    if tree.sampled != Some(false) && let Some(row) = row {
+    if tree.sampled != Some(false)
+        && let Some(row) = row
+    {
         for format in Format::ALL {
             let wrote = if format == Format::W3c { row.proxy.w3c } else { row.proxy.b3 };
             if let Some(context) = row.context(format).filter(|context| wrote && context.sampled == Some(true))
@@ -333,7 +341,11 @@ pub(crate) async fn follow(
         return vec![Finding::skip(GROUP, "traces.arrived", "Trace: skipped, because no hop knows a trace id: see Propagation")];
     };
     if tree.sampled == Some(false) {
-        return vec![Finding::skip(GROUP, "traces.arrived", "Trace: skipped, because the request arrived as \"not sampled\" although it asked to be: see Propagation")];
+        return vec![Finding::skip(
+            GROUP,
+            "traces.arrived",
+            "Trace: skipped, because the request arrived as \"not sampled\" although it asked to be: see Propagation",
+        )];
     }
     if must.is_empty() {
         let seen: Vec<&str> = xray.rows.iter().filter(|row| row.proxy.is_seen()).map(|row| row.hop.name.as_str()).collect();
@@ -394,7 +406,9 @@ fn is_complete(must: &[Must], spans: &[Span], own: &[String]) -> bool {
 fn orphans<'a>(spans: &'a [Span], own: &[String]) -> Vec<&'a Span> {
     spans
         .iter()
-        .filter(|span| span.parent.as_ref().is_some_and(|parent| !own.contains(parent) && !spans.iter().any(|other| other.id == *parent)))
+        .filter(|span| {
+            span.parent.as_ref().is_some_and(|parent| !own.contains(parent) && !spans.iter().any(|other| other.id == *parent))
+        })
         .collect()
 }
 
@@ -415,7 +429,10 @@ fn exporter(place: &Place, hop: &Hop) -> Vec<String> {
     let namespace = place.namespace_of(hop);
     match place.runner(hop) {
         Runner::Kubernetes => vec![
-            format!("kubectl get --raw /api/v1/namespaces/{namespace}/pods/{}:8080/proxy/metrics | grep httpserver_spans", hop.hostname),
+            format!(
+                "kubectl get --raw /api/v1/namespaces/{namespace}/pods/{}:8080/proxy/metrics | grep httpserver_spans",
+                hop.hostname
+            ),
             place.settings(hop),
             place.logs(hop),
         ],
@@ -443,9 +460,18 @@ fn judge(seen: &Seen<'_>, expect: Option<&Expect>, place: &Place, waited: Durati
         let cause = "The exporters or the proxies report to another backend or to nobody: their endpoint is wrong, the collector is down, or this backend is not the one behind it";
         let hop = Hop::of(tree, &place.url);
         let hint = exporter(place, &hop).into_iter().fold(Hint::new(cause), Hint::run);
-        return vec![Finding::fail(GROUP, "traces.arrived", format!("The trace never arrived: no span of {} after {waited:.0} s", short(id)), hint)];
+        return vec![Finding::fail(
+            GROUP,
+            "traces.arrived",
+            format!("The trace never arrived: no span of {} after {waited:.0} s", short(id)),
+            hint,
+        )];
     }
-    let mut out = vec![Finding::pass(GROUP, "traces.arrived", format!("The trace of one request arrived after {waited:.1} s: {} spans", spans.len()))];
+    let mut out = vec![Finding::pass(
+        GROUP,
+        "traces.arrived",
+        format!("The trace of one request arrived after {waited:.1} s: {} spans", spans.len()),
+    )];
 
     // One trace.
     if ids.len() > 1 {
@@ -481,9 +507,16 @@ fn judge(seen: &Seen<'_>, expect: Option<&Expect>, place: &Place, waited: Durati
             "{} continues the trace and its report gets lost: its exporter's endpoint (OTEL_EXPORTER_…_ENDPOINT) is wrong or unreachable from there, or its queue overflows (httpserver_spans_dropped_total)",
             hop.name
         );
-        out.push(Finding::fail(GROUP, "traces.services", text, exporter(place, hop).into_iter().fold(Hint::new(cause), Hint::run)).hop(&hop.name));
+        out.push(
+            Finding::fail(GROUP, "traces.services", text, exporter(place, hop).into_iter().fold(Hint::new(cause), Hint::run))
+                .hop(&hop.name),
+        );
     }
-    let mut unproxied: Vec<&Hop> = missing.iter().filter(|must| must.role == Role::Proxy && in_this.contains(&must.hop.name)).map(|must| &must.hop).collect();
+    let mut unproxied: Vec<&Hop> = missing
+        .iter()
+        .filter(|must| must.role == Role::Proxy && in_this.contains(&must.hop.name))
+        .map(|must| &must.hop)
+        .collect();
     unproxied.dedup();
     if let Some(hop) = unproxied.first() {
         let names: Vec<&str> = unproxied.iter().map(|hop| hop.name.as_str()).collect();
@@ -520,7 +553,13 @@ fn judge(seen: &Seen<'_>, expect: Option<&Expect>, place: &Place, waited: Durati
         let known = |parent: &str| missing.iter().find(|must| must.id == parent).map(|must| must.hop.name.clone());
         let lines = lost.iter().take(8).map(|span| {
             let parent = span.parent.as_deref().unwrap_or_default();
-            format!("{} {}: parent {} {}", span.service, span.name, short(parent), known(parent).map_or_else(|| "is nobody's".to_owned(), |hop| format!("is {hop}'s, and missing")))
+            format!(
+                "{} {}: parent {} {}",
+                span.service,
+                span.name,
+                short(parent),
+                known(parent).map_or_else(|| "is nobody's".to_owned(), |hop| format!("is {hop}'s, and missing"))
+            )
         });
         let explained = lost.iter().all(|span| span.parent.as_deref().and_then(known).is_some());
         let cause = if explained {
@@ -529,7 +568,10 @@ fn judge(seen: &Seen<'_>, expect: Option<&Expect>, place: &Place, waited: Durati
             "Somebody writes span ids into the headers and reports no span under them: a proxy or gateway whose tracing is off or goes elsewhere (a Telemetry resource in the app's namespace does not cover the gateway), or an app that makes ids and exports nothing".to_owned()
         };
         let hint = Hint::new(cause).run("kubectl get telemetry -A");
-        out.push(Finding::fail(GROUP, "traces.orphans", format!("{} of {} spans are orphans", lost.len(), spans.len()), hint).lines(lines));
+        out.push(
+            Finding::fail(GROUP, "traces.orphans", format!("{} of {} spans are orphans", lost.len(), spans.len()), hint)
+                .lines(lines),
+        );
     }
     out.push(parents(tree, must, spans));
     out.push(explain(must, spans));
@@ -574,14 +616,22 @@ fn parents(tree: &Tree, must: &[Must], spans: &[Span]) -> Finding {
         let Some(span) = spans.iter().find(|span| span.id == must.id) else { continue };
         if must.parent.is_some() && span.parent != must.parent {
             let say = |parent: &Option<String>| parent.as_deref().map_or_else(|| "none".to_owned(), short);
-            wrong.push(format!("{} {}: parent {}, the hop says {}", span.service, span.name, say(&span.parent), say(&must.parent)));
+            wrong.push(format!(
+                "{} {}: parent {}, the hop says {}",
+                span.service,
+                span.name,
+                say(&span.parent),
+                say(&must.parent)
+            ));
         }
     }
     below(tree, None, spans, &mut wrong);
     if wrong.is_empty() {
         Finding::pass(GROUP, "traces.parents", "Every hop's span hangs below its caller's")
     } else {
-        let hint = Hint::new("A hop or proxy takes its parent from another header than the one its caller wrote last: see the order of OTEL_PROPAGATORS under Propagation, or spans are missing in between");
+        let hint = Hint::new(
+            "A hop or proxy takes its parent from another header than the one its caller wrote last: see the order of OTEL_PROPAGATORS under Propagation, or spans are missing in between",
+        );
         Finding::fail(GROUP, "traces.parents", "Spans hang in the wrong place", hint).lines(wrong)
     }
 }
@@ -610,7 +660,12 @@ fn explain(must: &[Must], spans: &[Span]) -> Finding {
     let plural = |n: usize, one: &str| if n == 1 { format!("{n} {one}") } else { format!("{n} {one}s") };
     let mut lines = Vec::new();
     if server + calls > 0 {
-        lines.push(format!("{} of the app: {} answering, {} calling the next hop", plural(server + calls, "span"), server, calls));
+        lines.push(format!(
+            "{} of the app: {} answering, {} calling the next hop",
+            plural(server + calls, "span"),
+            server,
+            calls
+        ));
     }
     if others > 0 {
         let mut by: Vec<(&str, usize)> = Vec::new();
@@ -628,5 +683,7 @@ fn explain(must: &[Must], spans: &[Span]) -> Finding {
         (0, proxies) => format!("{}, all of proxies: the app only forwards", plural(proxies, "span")),
         (app, proxies) => format!("{}: {proxies} of proxies, {app} of the app", plural(app + proxies, "span")),
     };
-    Finding::pass(GROUP, "traces.spans", text).lines(lines).data(serde_json::json!({"spans": spans.len(), "app": server + calls, "proxies": others}))
+    Finding::pass(GROUP, "traces.spans", text)
+        .lines(lines)
+        .data(serde_json::json!({"spans": spans.len(), "app": server + calls, "proxies": others}))
 }

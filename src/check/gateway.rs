@@ -6,7 +6,8 @@ use super::report::Hint;
 
 /// Whether Envoy answered, as an Istio gateway or as itself.
 fn by_envoy(answer: &Answer) -> bool {
-    answer.header("server").is_some_and(|server| server.contains("envoy")) || answer.header("x-envoy-upstream-service-time").is_some()
+    answer.header("server").is_some_and(|server| server.contains("envoy"))
+        || answer.header("x-envoy-upstream-service-time").is_some()
 }
 
 /// What the front's answer means: a sentence, and a hint.
@@ -141,14 +142,21 @@ pub(crate) fn inside(status: u16, from: &Hop, to: &Hop, place: &Place) -> Hint {
     if place.runner(from) == Runner::Local {
         let url = super::hints::quoted(&to.url);
         let cause = match status {
-            503 => format!("{called} is overloaded (MAX_CONCURRENCY) or draining, or something in front of it has nobody to send to"),
-            300..=399 => format!("{called} is redirected, and a hop does not follow redirects: UPSTREAM of {caller} should name the final URL"),
+            503 => {
+                format!("{called} is overloaded (MAX_CONCURRENCY) or draining, or something in front of it has nobody to send to")
+            }
+            300..=399 => format!(
+                "{called} is redirected, and a hop does not follow redirects: UPSTREAM of {caller} should name the final URL"
+            ),
             _ => format!("What listens at {} is no hop of this chain, or does not know the path", to.url),
         };
         return Hint::new(cause).run(format!("curl -sv -H 'accept: application/json' {url}"));
     }
     let pod = if from.hostname.is_empty() { format!("deploy/{caller}") } else { from.hostname.clone() };
-    let proxy_log = format!("kubectl logs {} -c istio-proxy -n {namespace} --tail=5", if from.hostname.is_empty() { pod.clone() } else { format!("pod/{pod}") });
+    let proxy_log = format!(
+        "kubectl logs {} -c istio-proxy -n {namespace} --tail=5",
+        if from.hostname.is_empty() { pod.clone() } else { format!("pod/{pod}") }
+    );
     match status {
         403 => Hint::new(format!("An AuthorizationPolicy at {called} denies {caller} (RBAC): its principal, path or method is not allowed"))
             .run(format!("kubectl get authorizationpolicy -n {namespace}"))

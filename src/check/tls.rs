@@ -10,7 +10,10 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{AlertDescription, CertificateError, ClientConfig, ClientConnection, DigitallySignedStruct, InvalidMessage, RootCertStore, SignatureScheme};
+use rustls::{
+    AlertDescription, CertificateError, ClientConfig, ClientConnection, DigitallySignedStruct, InvalidMessage, RootCertStore,
+    SignatureScheme,
+};
 
 use super::report::Hint;
 use super::x509::{self, Certificate};
@@ -30,7 +33,9 @@ impl Trust {
         let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
         let mut own = Vec::new();
         if let Some(path) = cacert {
-            let certificates = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>).map_err(|error| error.to_string())?;
+            let certificates = CertificateDer::pem_file_iter(path)
+                .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+                .map_err(|error| error.to_string())?;
             if certificates.is_empty() {
                 return Err("no certificate in it".to_owned());
             }
@@ -53,7 +58,9 @@ impl Trust {
     /// A client's configuration, and the memory of the certificates that it sees. Errors: rustls's, about the roots.
     pub(crate) fn config(&self) -> Result<(ClientConfig, Arc<Verifier>), String> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let webpki = WebPkiServerVerifier::builder_with_provider(self.roots.clone(), provider.clone()).build().map_err(|error| error.to_string())?;
+        let webpki = WebPkiServerVerifier::builder_with_provider(self.roots.clone(), provider.clone())
+            .build()
+            .map_err(|error| error.to_string())?;
         let verifier = Arc::new(Verifier { webpki, provider: provider.clone(), trust: self.clone(), seen: Mutex::new(None) });
         let config = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()

@@ -259,9 +259,14 @@ fn no_healthy_mesh_of_forwarding_hops_raises_an_alarm() {
 
 #[test]
 fn no_healthy_mesh_of_continuing_hops_raises_an_alarm() {
-    for (tracer, order) in
-        [(None, W3C_FIRST), (None, B3_FIRST), (Some(Tracer::Otel), W3C_FIRST), (Some(Tracer::B3), B3_FIRST), (Some(Tracer::Both), W3C_FIRST), (Some(Tracer::Both), B3_FIRST)]
-    {
+    for (tracer, order) in [
+        (None, W3C_FIRST),
+        (None, B3_FIRST),
+        (Some(Tracer::Otel), W3C_FIRST),
+        (Some(Tracer::B3), B3_FIRST),
+        (Some(Tracer::Both), W3C_FIRST),
+        (Some(Tracer::Both), B3_FIRST),
+    ] {
         let findings = report(&[continues(&order), continues(&order), continues(&order)], &mesh(tracer));
         assert!(failures(&findings).is_empty(), "{tracer:?} {order:?}: {findings:#?}");
     }
@@ -272,7 +277,11 @@ fn mixed_chains_and_a_gateway_alone_raise_no_alarm() {
     for tracer in TRACERS {
         let order = if tracer == Tracer::B3 { B3_FIRST } else { W3C_FIRST };
         let gateway = vec![Between { tracer: Some(tracer), ..Between::default() }, Between::default(), Between::default()];
-        for apps in [[forward(), continues(&order), forward()], [continues(&order), forward(), continues(&order)], [forward(), forward(), continues(&order)]] {
+        for apps in [
+            [forward(), continues(&order), forward()],
+            [continues(&order), forward(), continues(&order)],
+            [forward(), forward(), continues(&order)],
+        ] {
             for between in [mesh(Some(tracer)), gateway.clone()] {
                 let findings = report(&apps, &between);
                 assert!(failures(&findings).is_empty(), "{tracer:?} {apps:?}: {findings:#?}");
@@ -295,7 +304,8 @@ fn a_chain_that_uses_one_format_by_configuration_is_healthy_where_no_proxy_speak
 
 #[test]
 fn the_dialect_of_the_mesh_is_named() {
-    for (tracer, says) in [(Tracer::B3, "B3 (Zipkin tracer)"), (Tracer::Both, "B3 and W3C"), (Tracer::Otel, "W3C (OpenTelemetry")] {
+    for (tracer, says) in [(Tracer::B3, "B3 (Zipkin tracer)"), (Tracer::Both, "B3 and W3C"), (Tracer::Otel, "W3C (OpenTelemetry")]
+    {
         let findings = report(&[forward(), forward(), forward()], &mesh(Some(tracer)));
         assert!(findings[0].text.contains(says) && findings[0].text.contains("service3"), "{}", findings[0].text);
     }
@@ -372,7 +382,11 @@ fn a_flipped_decision_is_the_hops_that_flipped_it() {
         let mut apps = vec![continues(&W3C_FIRST); 3];
         apps[1].unsamples = true;
         let (found, from, to, side, text) = only_failure(&report(&apps, &mesh(tracer)));
-        assert_eq!((found, from.as_str(), to.as_str(), side), ("propagation.sampled", "service2", "service3", Side::Hop), "{text}");
+        assert_eq!(
+            (found, from.as_str(), to.as_str(), side),
+            ("propagation.sampled", "service2", "service3", Side::Hop),
+            "{text}"
+        );
     }
 }
 
@@ -390,12 +404,17 @@ fn a_hop_that_starts_a_new_trace_is_named() {
 
 #[test]
 fn the_wrong_order_of_propagators_is_named_where_the_mesh_speaks_the_other_format() {
-    for (tracer, order, fits) in [(Tracer::B3, W3C_FIRST, "b3multi,b3,tracecontext"), (Tracer::Otel, B3_FIRST, "tracecontext,baggage,b3multi")] {
+    for (tracer, order, fits) in
+        [(Tracer::B3, W3C_FIRST, "b3multi,b3,tracecontext"), (Tracer::Otel, B3_FIRST, "tracecontext,baggage,b3multi")]
+    {
         let findings = report(&vec![continues(&order); 3], &mesh(Some(tracer)));
         let first = failures(&findings)[0];
         assert_eq!((first.id, first.hop.as_deref()), ("propagation.order", Some("service1")), "{findings:#?}");
         assert!(first.cause.as_ref().unwrap().contains(fits), "{first:#?}");
-        assert!(findings.iter().filter(|finding| finding.status == Status::Fail).all(|finding| finding.id == "propagation.order"), "{findings:#?}");
+        assert!(
+            findings.iter().filter(|finding| finding.status == Status::Fail).all(|finding| finding.id == "propagation.order"),
+            "{findings:#?}"
+        );
     }
 }
 
@@ -404,7 +423,11 @@ fn a_request_id_made_anew_between_hops_is_a_finding_and_at_the_edge_it_is_not() 
     let mut between = mesh(None);
     between[1].renames = true;
     let (found, from, to, side, text) = only_failure(&report(&[forward(), forward(), forward()], &between));
-    assert_eq!((found, from.as_str(), to.as_str(), side), ("propagation.request-id", "service1", "service2", Side::Between), "{text}");
+    assert_eq!(
+        (found, from.as_str(), to.as_str(), side),
+        ("propagation.request-id", "service1", "service2", Side::Between),
+        "{text}"
+    );
     let mut apps = [forward(), forward(), forward()];
     apps[1].renames = true;
     let (_, from, to, side, text) = only_failure(&report(&apps, &mesh(None)));
