@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tracing_subscriber::EnvFilter;
 
@@ -88,11 +88,7 @@ async fn until_second_signal<R: Future>(signals: &mut Signals, run: impl FnOnce(
     let run = run(Box::pin(async move { stopped.await.unwrap_or(Stop::Now) }));
     let second = async {
         let _ = stop.send(signals.next().await);
-        // timeout(1) and some shells signal a process and then its group: that is one wish, not two.
-        let first = Instant::now();
-        while first.elapsed() < Duration::from_millis(50) {
-            signals.next().await;
-        }
+        signals.next().await;
     };
     tokio::select! {
         ended = run => Some(ended),
