@@ -67,7 +67,9 @@ pub(crate) async fn open(url: &Url, trust: &Trust) -> Result<(Backend, Finding),
     for base in bases(url) {
         for (kind, path) in [(Kind::Zipkin, "/api/v2/services"), (Kind::Jaeger, "/api/services")] {
             match fetch(&http, &format!("{base}{path}")).await {
-                Ok(Some(json)) if kind == Kind::Zipkin && json.is_array() || kind == Kind::Jaeger && json.get("data").is_some() => {
+                Ok(Some(json))
+                    if kind == Kind::Zipkin && json.is_array() || kind == Kind::Jaeger && json.get("data").is_some() =>
+                {
                     let name = match kind {
                         Kind::Zipkin => "Zipkin v2 API",
                         Kind::Jaeger => "Jaeger query API",
@@ -213,7 +215,11 @@ fn jaeger(json: serde_json::Value) -> serde_json::Result<Vec<Span>> {
         for raw in trace.spans {
             spans.push(Span {
                 id: padded(&raw.id),
-                parent: raw.references.iter().find(|reference| reference.ref_type == "CHILD_OF").map(|reference| padded(&reference.span)),
+                parent: raw
+                    .references
+                    .iter()
+                    .find(|reference| reference.ref_type == "CHILD_OF")
+                    .map(|reference| padded(&reference.span)),
                 service: trace.processes.get(&raw.process).map(|process| process.service.clone()).unwrap_or_default(),
                 name: raw.operation_name,
             });
@@ -225,6 +231,8 @@ fn jaeger(json: serde_json::Value) -> serde_json::Result<Vec<Span>> {
 /// A span that must be there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Must {
+    /// The trace that it belongs to.
+    trace: String,
     id: String,
     /// `None`: whatever the reporter says.
     parent: Option<String>,
@@ -252,26 +260,36 @@ fn walk<'a>(tree: &Tree, url: &str, rows: &mut impl Iterator<Item = &'a super::x
     let hop = Hop::of(tree, url);
     // Rows stand in the order of this walk: one per hop that answered.
     let row = rows.next();
-    if tree.sampled != Some(false) && let Some(row) = row {
+    if tree.sampled != Some(false)
+        && let Some(row) = row
+    {
         for format in Format::ALL {
             let wrote = if format == Format::W3c { row.proxy.w3c } else { row.proxy.b3 };
             if let Some(context) = row.context(format).filter(|context| wrote && context.sampled == Some(true))
                 && !out.iter().any(|must| must.id == context.span)
             {
-                out.push(Must { id: context.span.clone(), parent: None, hop: hop.clone(), role: Role::Proxy });
+                let (trace, id) = (context.trace.clone(), context.span.clone());
+                out.push(Must { trace, id, parent: None, hop: hop.clone(), role: Role::Proxy });
             }
         }
     }
     let reports = tree.propagation == Propagation::Continue && tree.sampled == Some(true);
     let server = tree.span_id.as_deref().and_then(context::span_id).filter(|_| reports);
+    let trace = tree.trace_id.as_deref().and_then(context::trace_id).unwrap_or_default();
     if let Some(id) = &server {
         let parent = tree.parent_span_id.as_deref().and_then(context::span_id);
-        out.push(Must { id: id.clone(), parent, hop: hop.clone(), role: Role::Server });
+        out.push(Must { trace: trace.clone(), id: id.clone(), parent, hop: hop.clone(), role: Role::Server });
     }
     for call in &tree.upstreams {
         let written = Format::ALL.into_iter().find_map(|format| format.read(&call.sent));
         if let (Some(server), Some(context)) = (&server, written) {
-            out.push(Must { id: context.span, parent: Some(server.clone()), hop: hop.clone(), role: Role::Call });
+            out.push(Must {
+                trace: context.trace,
+                id: context.span,
+                parent: Some(server.clone()),
+                hop: hop.clone(),
+                role: Role::Call,
+            });
         }
         if let Some(Nested(reply)) = &call.reply {
             walk(reply, &call.url, rows, out);
@@ -279,16 +297,15 @@ fn walk<'a>(tree: &Tree, url: &str, rows: &mut impl Iterator<Item = &'a super::x
     }
 }
 
-/// The trace that the request is in: ours, or the one that the front gave it.
-fn traces(tree: &Tree) -> Vec<String> {
-    let mut ids = Vec::new();
-    super::chain::visit(tree, "", 0, &mut |hop, _, _| {
-        if let Some(id) = hop.trace_id.as_deref().and_then(context::trace_id)
-            && !ids.contains(&id)
-        {
-            ids.push(id);
+/// The traces that the request is in, first the one that it begins in: ours, or the one that the front gave it. Where hops only
+/// forward, the proxies' are the ones that count.
+fn traces(must: &[Must]) -> Vec<String> {
+    let mut ids: Vec<String> = Vec::new();
+    for must in must {
+        if !ids.contains(&must.trace) {
+            ids.push(must.trace.clone());
         }
-    });
+    }
     ids
 }
 
@@ -328,12 +345,12 @@ pub(crate) async fn follow(
     };
     let xray = examine(&probe, &tree, &place.url);
     let must = musts(&tree, &place.url, &xray);
-    let ids = traces(&tree);
-    let Some(id) = ids.first() else {
-        return vec![Finding::skip(GROUP, "traces.arrived", "Trace: skipped, because no hop knows a trace id: see Propagation")];
-    };
     if tree.sampled == Some(false) {
-        return vec![Finding::skip(GROUP, "traces.arrived", "Trace: skipped, because the request arrived as \"not sampled\" although it asked to be: see Propagation")];
+        return vec![Finding::skip(
+            GROUP,
+            "traces.arrived",
+            "Trace: skipped, because the request arrived as \"not sampled\" although it asked to be: see Propagation",
+        )];
     }
     if must.is_empty() {
         let seen: Vec<&str> = xray.rows.iter().filter(|row| row.proxy.is_seen()).map(|row| row.hop.name.as_str()).collect();
@@ -354,6 +371,9 @@ pub(crate) async fn follow(
         };
         return vec![Finding::fail(GROUP, "traces.arrived", text, hint)];
     }
+    let ids = traces(&must);
+    let Some(id) = ids.first() else { return Vec::new() };
+    let here: Vec<Must> = must.iter().filter(|must| must.trace == *id).cloned().collect();
     let started = Instant::now();
     let mut spans = Vec::new();
     let mut trouble = None;
@@ -363,7 +383,7 @@ pub(crate) async fn follow(
             Ok(found) => spans = found,
             Err(error) => trouble = Some(error),
         }
-        if is_complete(&must, &spans, &own) || started.elapsed() >= wait || *stop.borrow() {
+        if is_complete(&here, &spans, &own) || started.elapsed() >= wait || *stop.borrow() {
             break;
         }
         progress.show("seconds, waiting for the trace", started.elapsed().as_secs(), wait.as_secs());
@@ -373,7 +393,7 @@ pub(crate) async fn follow(
         }
     }
     progress.clear();
-    let seen = Seen { tree: &tree, xray: &xray, must: &must, spans: &spans, own: &own };
+    let seen = Seen { tree: &tree, xray: &xray, ids: &ids, must: &here, spans: &spans, own: &own };
     let mut findings = judge(&seen, expect, place, started.elapsed());
     if let Some(first) = findings.first_mut() {
         if let (true, Some(trouble)) = (spans.is_empty(), trouble) {
@@ -394,7 +414,9 @@ fn is_complete(must: &[Must], spans: &[Span], own: &[String]) -> bool {
 fn orphans<'a>(spans: &'a [Span], own: &[String]) -> Vec<&'a Span> {
     spans
         .iter()
-        .filter(|span| span.parent.as_ref().is_some_and(|parent| !own.contains(parent) && !spans.iter().any(|other| other.id == *parent)))
+        .filter(|span| {
+            span.parent.as_ref().is_some_and(|parent| !own.contains(parent) && !spans.iter().any(|other| other.id == *parent))
+        })
         .collect()
 }
 
@@ -415,7 +437,10 @@ fn exporter(place: &Place, hop: &Hop) -> Vec<String> {
     let namespace = place.namespace_of(hop);
     match place.runner(hop) {
         Runner::Kubernetes => vec![
-            format!("kubectl get --raw /api/v1/namespaces/{namespace}/pods/{}:8080/proxy/metrics | grep httpserver_spans", hop.hostname),
+            format!(
+                "kubectl get --raw /api/v1/namespaces/{namespace}/pods/{}:8080/proxy/metrics | grep httpserver_spans",
+                hop.hostname
+            ),
             place.settings(hop),
             place.logs(hop),
         ],
@@ -427,6 +452,9 @@ fn exporter(place: &Place, hop: &Hop) -> Vec<String> {
 struct Seen<'a> {
     tree: &'a Tree,
     xray: &'a Xray,
+    /// Every trace that this request is in.
+    ids: &'a [String],
+    /// What must be in the first of them.
     must: &'a [Must],
     spans: &'a [Span],
     /// The spans of `check` itself, which reports none.
@@ -434,8 +462,7 @@ struct Seen<'a> {
 }
 
 fn judge(seen: &Seen<'_>, expect: Option<&Expect>, place: &Place, waited: Duration) -> Vec<Finding> {
-    let &Seen { tree, xray, must, spans, own } = seen;
-    let ids = traces(tree);
+    let &Seen { tree, xray, ids, must, spans, own } = seen;
     let id = ids.first().map_or("", String::as_str);
     let missing: Vec<&Must> = must.iter().filter(|must| !spans.iter().any(|span| span.id == must.id)).collect();
     let waited = waited.as_secs_f64();
@@ -443,9 +470,18 @@ fn judge(seen: &Seen<'_>, expect: Option<&Expect>, place: &Place, waited: Durati
         let cause = "The exporters or the proxies report to another backend or to nobody: their endpoint is wrong, the collector is down, or this backend is not the one behind it";
         let hop = Hop::of(tree, &place.url);
         let hint = exporter(place, &hop).into_iter().fold(Hint::new(cause), Hint::run);
-        return vec![Finding::fail(GROUP, "traces.arrived", format!("The trace never arrived: no span of {} after {waited:.0} s", short(id)), hint)];
+        return vec![Finding::fail(
+            GROUP,
+            "traces.arrived",
+            format!("The trace never arrived: no span of {} after {waited:.0} s", short(id)),
+            hint,
+        )];
     }
-    let mut out = vec![Finding::pass(GROUP, "traces.arrived", format!("The trace of one request arrived after {waited:.1} s: {} spans", spans.len()))];
+    let mut out = vec![Finding::pass(
+        GROUP,
+        "traces.arrived",
+        format!("The trace of one request arrived after {waited:.1} s: {} spans", spans.len()),
+    )];
 
     // One trace.
     if ids.len() > 1 {
@@ -464,11 +500,9 @@ fn judge(seen: &Seen<'_>, expect: Option<&Expect>, place: &Place, waited: Durati
     } else {
         out.push(Finding::pass(GROUP, "traces.one", format!("One trace: every hop is in {}", short(id))));
     }
-    let in_this: Vec<String> = hops_in(tree, id);
-
     // Who is missing.
     let mut silent: Vec<&Hop> = Vec::new();
-    for must in missing.iter().filter(|must| must.role != Role::Proxy && in_this.contains(&must.hop.name)) {
+    for must in missing.iter().filter(|must| must.role != Role::Proxy) {
         if !silent.contains(&&must.hop) {
             silent.push(&must.hop);
         }
@@ -481,19 +515,29 @@ fn judge(seen: &Seen<'_>, expect: Option<&Expect>, place: &Place, waited: Durati
             "{} continues the trace and its report gets lost: its exporter's endpoint (OTEL_EXPORTER_…_ENDPOINT) is wrong or unreachable from there, or its queue overflows (httpserver_spans_dropped_total)",
             hop.name
         );
-        out.push(Finding::fail(GROUP, "traces.services", text, exporter(place, hop).into_iter().fold(Hint::new(cause), Hint::run)).hop(&hop.name));
+        out.push(
+            Finding::fail(GROUP, "traces.services", text, exporter(place, hop).into_iter().fold(Hint::new(cause), Hint::run))
+                .hop(&hop.name),
+        );
     }
-    let mut unproxied: Vec<&Hop> = missing.iter().filter(|must| must.role == Role::Proxy && in_this.contains(&must.hop.name)).map(|must| &must.hop).collect();
+    let mut unproxied: Vec<&Hop> = missing.iter().filter(|must| must.role == Role::Proxy).map(|must| &must.hop).collect();
     unproxied.dedup();
     if let Some(hop) = unproxied.first() {
         let names: Vec<&str> = unproxied.iter().map(|hop| hop.name.as_str()).collect();
         let text = format!("The span of the proxy in front of {} never arrived", names.join(", "));
-        let hint = Hint::new("The proxy traces and its report gets lost: the provider's service and port in meshConfig.extensionProviders, or the collector's port for that protocol")
-            .run("kubectl get configmap istio -n istio-system -o yaml | grep -A8 extensionProviders")
-            .run(format!("istioctl proxy-config clusters {} -n {} | grep -E 'zipkin|jaeger|collector'", hop.hostname, place.namespace_of(hop)));
+        let mut hint = Hint::new(
+            "The proxy traces and its report gets lost: the provider's service and port in meshConfig.extensionProviders, or the collector's port for that protocol",
+        );
+        if place.runner(hop) == Runner::Kubernetes {
+            hint = hint.run("kubectl get configmap istio -n istio-system -o yaml | grep -A8 extensionProviders").run(format!(
+                "istioctl proxy-config clusters {} -n {} | grep -E 'zipkin|jaeger|collector'",
+                hop.hostname,
+                place.namespace_of(hop)
+            ));
+        }
         out.push(Finding::fail(GROUP, "traces.services", text, hint).hop(&hop.name));
     }
-    let absent = absent(tree, spans, must, expect);
+    let absent = if ids.len() > 1 { Vec::new() } else { absent(tree, spans, must, expect) };
     for (hop, forwards) in &absent {
         let (text, cause) = if *forwards {
             (
@@ -520,7 +564,13 @@ fn judge(seen: &Seen<'_>, expect: Option<&Expect>, place: &Place, waited: Durati
         let known = |parent: &str| missing.iter().find(|must| must.id == parent).map(|must| must.hop.name.clone());
         let lines = lost.iter().take(8).map(|span| {
             let parent = span.parent.as_deref().unwrap_or_default();
-            format!("{} {}: parent {} {}", span.service, span.name, short(parent), known(parent).map_or_else(|| "is nobody's".to_owned(), |hop| format!("is {hop}'s, and missing")))
+            format!(
+                "{} {}: parent {} {}",
+                span.service,
+                span.name,
+                short(parent),
+                known(parent).map_or_else(|| "is nobody's".to_owned(), |hop| format!("is {hop}'s, and missing"))
+            )
         });
         let explained = lost.iter().all(|span| span.parent.as_deref().and_then(known).is_some());
         let cause = if explained {
@@ -529,22 +579,14 @@ fn judge(seen: &Seen<'_>, expect: Option<&Expect>, place: &Place, waited: Durati
             "Somebody writes span ids into the headers and reports no span under them: a proxy or gateway whose tracing is off or goes elsewhere (a Telemetry resource in the app's namespace does not cover the gateway), or an app that makes ids and exports nothing".to_owned()
         };
         let hint = Hint::new(cause).run("kubectl get telemetry -A");
-        out.push(Finding::fail(GROUP, "traces.orphans", format!("{} of {} spans are orphans", lost.len(), spans.len()), hint).lines(lines));
+        out.push(
+            Finding::fail(GROUP, "traces.orphans", format!("{} of {} spans are orphans", lost.len(), spans.len()), hint)
+                .lines(lines),
+        );
     }
     out.push(parents(tree, must, spans));
     out.push(explain(must, spans));
     out
-}
-
-/// The hops whose own trace id is `id`.
-fn hops_in(tree: &Tree, id: &str) -> Vec<String> {
-    let mut names = Vec::new();
-    super::chain::visit(tree, "", 0, &mut |hop, _, _| {
-        if hop.trace_id.as_deref().and_then(context::trace_id).as_deref() == Some(id) {
-            names.push(hop.service.clone().into_owned());
-        }
-    });
-    names
 }
 
 /// Hops that no span speaks of: those that only forward while others report, and expected ones that never answered.
@@ -574,14 +616,22 @@ fn parents(tree: &Tree, must: &[Must], spans: &[Span]) -> Finding {
         let Some(span) = spans.iter().find(|span| span.id == must.id) else { continue };
         if must.parent.is_some() && span.parent != must.parent {
             let say = |parent: &Option<String>| parent.as_deref().map_or_else(|| "none".to_owned(), short);
-            wrong.push(format!("{} {}: parent {}, the hop says {}", span.service, span.name, say(&span.parent), say(&must.parent)));
+            wrong.push(format!(
+                "{} {}: parent {}, the hop says {}",
+                span.service,
+                span.name,
+                say(&span.parent),
+                say(&must.parent)
+            ));
         }
     }
     below(tree, None, spans, &mut wrong);
     if wrong.is_empty() {
         Finding::pass(GROUP, "traces.parents", "Every hop's span hangs below its caller's")
     } else {
-        let hint = Hint::new("A hop or proxy takes its parent from another header than the one its caller wrote last: see the order of OTEL_PROPAGATORS under Propagation, or spans are missing in between");
+        let hint = Hint::new(
+            "A hop or proxy takes its parent from another header than the one its caller wrote last: see the order of OTEL_PROPAGATORS under Propagation, or spans are missing in between",
+        );
         Finding::fail(GROUP, "traces.parents", "Spans hang in the wrong place", hint).lines(wrong)
     }
 }
@@ -610,7 +660,12 @@ fn explain(must: &[Must], spans: &[Span]) -> Finding {
     let plural = |n: usize, one: &str| if n == 1 { format!("{n} {one}") } else { format!("{n} {one}s") };
     let mut lines = Vec::new();
     if server + calls > 0 {
-        lines.push(format!("{} of the app: {} answering, {} calling the next hop", plural(server + calls, "span"), server, calls));
+        lines.push(format!(
+            "{} of the app: {} answering, {} calling the next hop",
+            plural(server + calls, "span"),
+            server,
+            calls
+        ));
     }
     if others > 0 {
         let mut by: Vec<(&str, usize)> = Vec::new();
@@ -628,5 +683,7 @@ fn explain(must: &[Must], spans: &[Span]) -> Finding {
         (0, proxies) => format!("{}, all of proxies: the app only forwards", plural(proxies, "span")),
         (app, proxies) => format!("{}: {proxies} of proxies, {app} of the app", plural(app + proxies, "span")),
     };
-    Finding::pass(GROUP, "traces.spans", text).lines(lines).data(serde_json::json!({"spans": spans.len(), "app": server + calls, "proxies": others}))
+    Finding::pass(GROUP, "traces.spans", text)
+        .lines(lines)
+        .data(serde_json::json!({"spans": spans.len(), "app": server + calls, "proxies": others}))
 }

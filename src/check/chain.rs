@@ -112,7 +112,7 @@ impl Break {
                 from.name
             ))
             .run(format!("kubectl get pods -n {} -o custom-columns=POD:.metadata.name,CONTAINERS:.spec.containers[*].name,INIT:.spec.initContainers[*].name", place.namespace_of(to)))
-            .run(format!("kubectl get peerauthentication -A")),
+            .run("kubectl get peerauthentication -A"),
             Why::Closed => up(format!("{name} stopped or crashed while it answered")),
             Why::Transport(_) => up(format!("The connection to {name} does not work")),
             Why::NoReply(_) => Hint::new(format!("The UPSTREAM of {} leads to something that is not a hop of this chain", from.name)).run(place.settings(from)),
@@ -154,7 +154,9 @@ fn walk(caller: &Hop, tree: &Tree, url: &str, above: &mut Vec<String>, out: &mut
     for call in &tree.upstreams {
         let failed = call.error.is_some() || !call.status.is_some_and(is_ok);
         match &call.reply {
-            Some(Nested(reply)) if above.iter().any(|name| *name == reply.service) && (tree.status == 508 || call.status == Some(508)) => {
+            Some(Nested(reply))
+                if above.iter().any(|name| *name == reply.service) && (tree.status == 508 || call.status == Some(508)) =>
+            {
                 out.push(Break { from: hop.clone(), to: Hop::of(reply, &call.url), why: Why::Loop });
             }
             Some(Nested(reply)) => walk(&hop, reply, &call.url, above, out),
@@ -166,7 +168,10 @@ fn walk(caller: &Hop, tree: &Tree, url: &str, above: &mut Vec<String>, out: &mut
             None => {}
         }
         // The reply looks fine and the call does not: a caller that gave up, or a proxy that turned the answer.
-        if failed && out.len() == before && let Some(Nested(reply)) = &call.reply {
+        if failed
+            && out.len() == before
+            && let Some(Nested(reply)) = &call.reply
+        {
             out.push(Break { from: hop.clone(), to: Hop::of(reply, &call.url), why: why(call) });
         }
     }
@@ -182,7 +187,9 @@ fn why(call: &Call<'_, Headers, Nested>) -> Why {
     let has = |parts: &[&str]| parts.iter().any(|part| lower.contains(part));
     match call.status {
         // The status may have come in time and the rest of the answer not.
-        status if status.is_none_or(is_ok) && has(&["timed out", "timeout", "deadline", "no whole answer within"]) => Why::TimedOut,
+        status if status.is_none_or(is_ok) && has(&["timed out", "timeout", "deadline", "no whole answer within"]) => {
+            Why::TimedOut
+        }
         Some(status) if is_ok(status) => Why::NoReply(error.to_owned()),
         Some(status) => Why::Answered(status),
         None if has(&["refused"]) => Why::Refused,
@@ -227,7 +234,8 @@ pub(crate) fn visit<'a>(tree: &'a Tree, url: &'a str, depth: usize, see: &mut dy
 
 /// The findings of the group.
 pub(crate) fn findings(tree: &Tree, url: &str, expect: Option<&Expect>, place: &Place) -> Vec<Finding> {
-    let mut out: Vec<Finding> = breaks(tree, url).iter().map(|broken| broken.finding(Group::Chain, "chain.hops", place)).collect();
+    let mut out: Vec<Finding> =
+        breaks(tree, url).iter().map(|broken| broken.finding(Group::Chain, "chain.hops", place)).collect();
     if let Some(expect) = expect {
         let caller = Hop { name: CALLER.to_owned(), hostname: String::new(), url: String::new() };
         compare(expect, &caller, tree, url, place, &mut out);
@@ -258,12 +266,18 @@ pub(crate) fn findings(tree: &Tree, url: &str, expect: Option<&Expect>, place: &
         }
     });
     for (hop, stranger) in strangers {
-        let text = format!("{} is no hop of this chain: {} called it and it answered, but without a reply to look into", stranger, hop.name);
+        let text = format!(
+            "{} is no hop of this chain: {} called it and it answered, but without a reply to look into",
+            stranger, hop.name
+        );
         let expected = expect.is_some_and(|expect| expect.has_below(&hop.name));
         out.push(if expected {
             let cause = format!("The UPSTREAM of {} leads to another server: a wrong port, path or Service", hop.name);
-            Finding::fail(Group::Chain, "chain.stranger", text, Hint::new(cause).run(place.settings(&hop)))
-                .seam(&hop.name, &name_of(&stranger), None)
+            Finding::fail(Group::Chain, "chain.stranger", text, Hint::new(cause).run(place.settings(&hop))).seam(
+                &hop.name,
+                &name_of(&stranger),
+                None,
+            )
         } else {
             Finding::skip(Group::Chain, "chain.stranger", format!("{text}; nothing behind it is judged"))
         });
@@ -276,12 +290,17 @@ fn compare(expect: &Expect, caller: &Hop, tree: &Tree, url: &str, place: &Place,
     if !is_named(&tree.service, &expect.name) {
         let text = format!("Expected {} behind {}, and {} answered", expect.name, caller.name, tree.service);
         let cause = if caller.name == CALLER {
-            format!("The route of this URL leads to {}, not to {}: its destination, or a rewrite of the path", tree.service, expect.name)
+            format!(
+                "The route of this URL leads to {}, not to {}: its destination, or a rewrite of the path",
+                tree.service, expect.name
+            )
         } else {
             format!("The UPSTREAM of {} names another hop, or SERVICE_NAME there is not what its Service is called", caller.name)
         };
         let hint = Hint::new(cause).run(place.settings(if caller.name == CALLER { &hop } else { caller }));
-        out.push(Finding::fail(Group::Chain, "chain.order", text, hint).seam(&caller.name, &expect.name, None).hop(&tree.service));
+        out.push(
+            Finding::fail(Group::Chain, "chain.order", text, hint).seam(&caller.name, &expect.name, None).hop(&tree.service),
+        );
         return;
     }
     // An abort calls nobody: what is missing below it is not missing by configuration.
@@ -307,8 +326,10 @@ fn compare(expect: &Expect, caller: &Hop, tree: &Tree, url: &str, place: &Place,
     for call in tree.upstreams.iter().skip(expect.below.len()) {
         let text = format!("{} also calls {}, which is not expected", tree.service, call.url);
         let cause = format!("UPSTREAM of {} names more hops than --expect, or --expect is too short", tree.service);
-        out.push(
-            Finding::fail(Group::Chain, "chain.order", text, Hint::new(cause).run(place.settings(&hop))).seam(&tree.service, &name_of(&call.url), None),
-        );
+        out.push(Finding::fail(Group::Chain, "chain.order", text, Hint::new(cause).run(place.settings(&hop))).seam(
+            &tree.service,
+            &name_of(&call.url),
+            None,
+        ));
     }
 }

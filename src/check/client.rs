@@ -130,7 +130,14 @@ pub(crate) struct Client {
 
 impl Client {
     /// A client for `url`, whose host leads to `address` whatever DNS says. Errors: rustls's and reqwest's, about the setup.
-    pub(crate) fn new(url: Url, address: SocketAddr, trust: &Trust, timeout: Duration, rate: f64, extra: HeaderMap) -> Result<Self, String> {
+    pub(crate) fn new(
+        url: Url,
+        address: SocketAddr,
+        trust: &Trust,
+        timeout: Duration,
+        rate: f64,
+        extra: HeaderMap,
+    ) -> Result<Self, String> {
         let (tls, _) = trust.config()?;
         let host = url.host_str().unwrap_or_default().to_owned();
         let http = reqwest::Client::builder()
@@ -183,7 +190,12 @@ impl Client {
             }
             body.extend_from_slice(&part);
         }
-        Ok(Answer { status: response.status().as_u16(), headers: response.headers().clone(), body: body.freeze(), took: started.elapsed() })
+        Ok(Answer {
+            status: response.status().as_u16(),
+            headers: response.headers().clone(),
+            body: body.freeze(),
+            took: started.elapsed(),
+        })
     }
 }
 

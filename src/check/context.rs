@@ -134,7 +134,14 @@ pub(crate) fn fresh() -> Context {
 /// A random UUID (version 4): the form of `x-request-id` that Envoy understands.
 pub(crate) fn fresh_request_id() -> String {
     let (high, low) = (random() & !0xf000 | 0x4000, random() & !(0b11 << 62) | 0b10 << 62);
-    format!("{:08x}-{:04x}-{:04x}-{:04x}-{:012x}", high >> 32, high >> 16 & 0xffff, high & 0xffff, low >> 48, low & 0xffff_ffff_ffff)
+    format!(
+        "{:08x}-{:04x}-{:04x}-{:04x}-{:012x}",
+        high >> 32,
+        high >> 16 & 0xffff,
+        high & 0xffff,
+        low >> 48,
+        low & 0xffff_ffff_ffff
+    )
 }
 
 /// A number that nobody has used: the standard library's hash keys are random, and no two calls in a thread share them. Never 0.

@@ -173,7 +173,9 @@ impl FromStr for Resolve {
         let (host, port, address) = (parts.next().unwrap_or(""), parts.next().ok_or(accepted)?, parts.next().ok_or(accepted)?);
         let port = port.parse().map_err(|_| accepted)?;
         let address = address.trim_start_matches('[').trim_end_matches(']');
-        let named = !address.is_empty() && address.bytes().all(|b| b.is_ascii_alphanumeric() || b"-.".contains(&b)) && !all_digits(address);
+        let named = !address.is_empty()
+            && address.bytes().all(|b| b.is_ascii_alphanumeric() || b"-.".contains(&b))
+            && !all_digits(address);
         if host.is_empty() || port == 0 || !(address.parse::<IpAddr>().is_ok() || named) {
             return Err(accepted.to_owned());
         }
@@ -218,7 +220,9 @@ pub(crate) fn header(text: &str) -> Result<(http::HeaderName, http::HeaderValue)
 pub(crate) fn url(text: &str) -> Result<reqwest::Url, String> {
     let accepted = "accepted: an http or https URL, like `http://127.0.0.1:8080/service1`";
     let url: reqwest::Url = text.parse().map_err(|_| accepted)?;
-    let ok = matches!(url.scheme(), "http" | "https") && url.host_str().is_some_and(|host| !host.is_empty()) && url.port_or_known_default().is_some_and(|port| port != 0);
+    let ok = matches!(url.scheme(), "http" | "https")
+        && url.host_str().is_some_and(|host| !host.is_empty())
+        && url.port_or_known_default().is_some_and(|port| port != 0);
     if ok { Ok(url) } else { Err(accepted.to_owned()) }
 }
 

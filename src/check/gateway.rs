@@ -6,7 +6,8 @@ use super::report::Hint;
 
 /// Whether Envoy answered, as an Istio gateway or as itself.
 fn by_envoy(answer: &Answer) -> bool {
-    answer.header("server").is_some_and(|server| server.contains("envoy")) || answer.header("x-envoy-upstream-service-time").is_some()
+    answer.header("server").is_some_and(|server| server.contains("envoy"))
+        || answer.header("x-envoy-upstream-service-time").is_some()
 }
 
 /// What the front's answer means: a sentence, and a hint.
@@ -42,7 +43,7 @@ pub(crate) fn front(answer: &Answer, place: &Place) -> (String, Hint) {
             "The gateway has no route for this host and path (404 from Envoy, flag NR)".to_owned(),
             Hint::new("The host in the VirtualService or HTTPRoute is not the one in the URL, its path match is another, or it names a Gateway that it may not use")
                 .run(routes)
-                .run(format!("kubectl get virtualservice,gateway -A"))
+                .run("kubectl get virtualservice,gateway -A")
                 .run(analyze),
         ),
         404 => (
@@ -75,7 +76,7 @@ pub(crate) fn front(answer: &Answer, place: &Place) -> (String, Hint) {
         503 if envoy && body.is_empty() => (
             "The gateway's route leads to a Service that does not exist (503 with an empty body, flag NC)".to_owned(),
             Hint::new("The destination host of the VirtualService is misspelt or in another namespace, or its subset has no DestinationRule")
-                .run(format!("kubectl get virtualservice -A -o yaml | grep -A3 'destination:'"))
+                .run("kubectl get virtualservice -A -o yaml | grep -A3 'destination:'")
                 .run(format!("kubectl get service -n {namespace}"))
                 .run(analyze),
         ),
@@ -141,14 +142,21 @@ pub(crate) fn inside(status: u16, from: &Hop, to: &Hop, place: &Place) -> Hint {
     if place.runner(from) == Runner::Local {
         let url = super::hints::quoted(&to.url);
         let cause = match status {
-            503 => format!("{called} is overloaded (MAX_CONCURRENCY) or draining, or something in front of it has nobody to send to"),
-            300..=399 => format!("{called} is redirected, and a hop does not follow redirects: UPSTREAM of {caller} should name the final URL"),
+            503 => {
+                format!("{called} is overloaded (MAX_CONCURRENCY) or draining, or something in front of it has nobody to send to")
+            }
+            300..=399 => format!(
+                "{called} is redirected, and a hop does not follow redirects: UPSTREAM of {caller} should name the final URL"
+            ),
             _ => format!("What listens at {} is no hop of this chain, or does not know the path", to.url),
         };
         return Hint::new(cause).run(format!("curl -sv -H 'accept: application/json' {url}"));
     }
     let pod = if from.hostname.is_empty() { format!("deploy/{caller}") } else { from.hostname.clone() };
-    let proxy_log = format!("kubectl logs {} -c istio-proxy -n {namespace} --tail=5", if from.hostname.is_empty() { pod.clone() } else { format!("pod/{pod}") });
+    let proxy_log = format!(
+        "kubectl logs {} -c istio-proxy -n {namespace} --tail=5",
+        if from.hostname.is_empty() { pod.clone() } else { format!("pod/{pod}") }
+    );
     match status {
         403 => Hint::new(format!("An AuthorizationPolicy at {called} denies {caller} (RBAC): its principal, path or method is not allowed"))
             .run(format!("kubectl get authorizationpolicy -n {namespace}"))

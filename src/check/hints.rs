@@ -105,7 +105,9 @@ impl Place {
                 format!("kubectl get pods -n {namespace} -l app={}", hop.name),
                 format!("kubectl get endpointslices -n {namespace} -l kubernetes.io/service-name={}", hop.name),
             ],
-            Runner::Compose => vec![format!("docker compose ps {}", hop.name), format!("docker compose logs --tail 20 {}", hop.name)],
+            Runner::Compose => {
+                vec![format!("docker compose ps {}", hop.name), format!("docker compose logs --tail 20 {}", hop.name)]
+            }
             Runner::Local => vec![format!("curl -v {}", quoted(&self.ops(hop, "/healthz")))],
         }
     }
@@ -151,7 +153,10 @@ pub(crate) fn name_of(url: &str) -> String {
     }
     let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
     let path = rest.split(['?', '#']).next().unwrap_or("");
-    match path.rsplit('/').find(|part| part.strip_prefix("service").is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))) {
+    match path
+        .rsplit('/')
+        .find(|part| part.strip_prefix("service").is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit())))
+    {
         Some(service) => service.to_owned(),
         None => path.split('/').next().unwrap_or(url).to_owned(),
     }
@@ -160,7 +165,11 @@ pub(crate) fn name_of(url: &str) -> String {
 /// A word for a shell: as it is when that is safe, else in single quotes.
 pub(crate) fn quoted(word: &str) -> String {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_./:=,@%+[]".contains(&b);
-    if !word.is_empty() && word.bytes().all(plain) && !word.contains('[') { word.to_owned() } else { format!("'{}'", word.replace('\'', r"'\''")) }
+    if !word.is_empty() && word.bytes().all(plain) && !word.contains('[') {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
 }
 
 #[cfg(test)]

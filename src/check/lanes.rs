@@ -19,7 +19,7 @@ fn look(place: &Place, hop: &Hop) -> Vec<String> {
     match place.runner(hop) {
         Runner::Kubernetes => vec![
             format!("kubectl get pods -n {namespace} -l app={} -L lane,version", hop.name),
-            format!("kubectl get virtualservice,httproute -n {namespace} -o yaml | grep -B4 -A12 x-lane"),
+            format!("kubectl get virtualservice -n {namespace} -o yaml | grep -B4 -A12 x-lane"),
             format!("istioctl analyze -n {namespace}"),
         ],
         _ => vec![place.settings(hop)],
@@ -53,10 +53,16 @@ fn blocked(what: &str, samples: &[Sample]) -> Option<Finding> {
             GROUP,
             "lanes.walk",
             format!("{what}: the gateway refuses the request ({status}). {text}"),
-            Hint::new("The lane's entry is guarded: give a token with --header 'authorization: Bearer …'").run("kubectl get authorizationpolicy,requestauthentication -A"),
+            Hint::new("The lane's entry is guarded: give a token with --header 'authorization: Bearer …'")
+                .run("kubectl get authorizationpolicy,requestauthentication -A"),
         ),
         Some(Outcome::Foreign { text, hint, .. }) => Finding::fail(GROUP, "lanes.walk", format!("{what}: {text}"), hint.clone()),
-        Some(Outcome::Failed(failure)) => Finding::fail(GROUP, "lanes.walk", format!("{what}: {failure}"), Hint::new("The front answered other requests a moment ago: see Reach")),
+        Some(Outcome::Failed(failure)) => Finding::fail(
+            GROUP,
+            "lanes.walk",
+            format!("{what}: {failure}"),
+            Hint::new("The front answered other requests a moment ago: see Reach"),
+        ),
         _ => Finding::skip(GROUP, "lanes.walk", format!("{what}: skipped, because no request was answered")),
     };
     Some(finding)
@@ -73,14 +79,24 @@ pub(crate) fn baseline(samples: &[Sample], place: &Place) -> Vec<Finding> {
         for (lane, count) in tally(seen).into_iter().filter(|(lane, _)| lane != BASE_LANE) {
             let Some(hop) = seen.iter().find(|seen| seen.lane == lane).map(|seen| &seen.hop) else { continue };
             let from = if index == 0 { super::xray::CALLER } else { hops[index - 1].0.as_str() };
-            let text = format!("Lane {lane} leaks into the baseline at {name}: {count} of {} requests without a lane were answered by {}", seen.len(), hop.hostname);
-            let cause = format!("The baseline's route for {name} goes to the whole Service, or to a subset that the pods of lane {lane} match too: every subset must name lane and version");
+            let text = format!(
+                "Lane {lane} leaks into the baseline at {name}: {count} of {} requests without a lane were answered by {}",
+                seen.len(),
+                hop.hostname
+            );
+            let cause = format!(
+                "The baseline's route for {name} goes to the whole Service, or to a subset that the pods of lane {lane} match too: every subset must name lane and version"
+            );
             out.push(Finding::fail(GROUP, "lanes.leak", text, hint(cause, place, hop)).seam(from, name, None).hop(name));
         }
     }
     if out.is_empty() {
         let names: Vec<&str> = hops.iter().map(|(name, _)| name.as_str()).collect();
-        out.push(Finding::pass(GROUP, "lanes.baseline", format!("Baseline: {} requests stayed in it at {}", samples.len(), names.join(", "))));
+        out.push(Finding::pass(
+            GROUP,
+            "lanes.baseline",
+            format!("Baseline: {} requests stayed in it at {}", samples.len(), names.join(", ")),
+        ));
     }
     out
 }
@@ -107,10 +123,16 @@ pub(crate) fn walk(lane: &str, samples: &[Sample], lost_at: Option<(Hop, Hop)>, 
         }
         in_lane += own;
         if own > 0 && base > 0 {
-            let text = format!("Lane {lane} does not hold at {name}: {own} of {all} requests were answered from it, {base} from the baseline");
+            let text = format!(
+                "Lane {lane} does not hold at {name}: {own} of {all} requests were answered from it, {base} from the baseline"
+            );
             let cause = match &lost_at {
-                Some((from, to)) => format!("x-lane is lost between {} and {}, so routes behind it cannot match", from.name, to.name),
-                None => format!("The lane's route for {name} shares its weight with the baseline, or only some proxies have it yet"),
+                Some((from, to)) => {
+                    format!("x-lane is lost between {} and {}, so routes behind it cannot match", from.name, to.name)
+                }
+                None => {
+                    format!("The lane's route for {name} shares its weight with the baseline, or only some proxies have it yet")
+                }
             };
             out.push(Finding::fail(GROUP, "lanes.walk", text, hint(cause, place, hop)).hop(name));
         }
@@ -121,10 +143,16 @@ pub(crate) fn walk(lane: &str, samples: &[Sample], lost_at: Option<(Hop, Hop)>, 
         });
     }
     if let Some((from, to)) = lost_at {
-        let text = format!("Lane {lane} is lost between {} and {}: the hops behind it cannot be routed by x-lane", from.name, to.name);
-        let cause = format!("{} does not carry x-lane (DROP_HEADERS), or something between removes it: see Propagation", from.name);
+        let text =
+            format!("Lane {lane} is lost between {} and {}: the hops behind it cannot be routed by x-lane", from.name, to.name);
+        let cause =
+            format!("{} does not carry x-lane (DROP_HEADERS), or something between removes it: see Propagation", from.name);
         let where_ = if from.hostname.is_empty() { &to } else { &from };
-        out.push(Finding::fail(GROUP, "lanes.carry", text, hint(cause, place, where_)).seam(&from.name, &to.name, None).hop(&from.name));
+        out.push(
+            Finding::fail(GROUP, "lanes.carry", text, hint(cause, place, where_))
+                .seam(&from.name, &to.name, None)
+                .hop(&from.name),
+        );
     }
     let route = route.join(", ");
     if in_lane == 0 {

@@ -175,15 +175,25 @@ fn validate(args: &CheckArgs) -> Result<Trust, String> {
     }
     if let Some(expect) = &args.expect {
         for split in &args.expect_split {
-            if let Some(hop) = split.hop.as_deref().filter(|hop| !expect.names().iter().any(|name| expect::is_named(hop, name) || expect::is_named(name, hop))) {
-                return Err(format!("--expect-split {hop}:{split}: no such hop in --expect; accepted: one of {}", expect.names().join(", ")));
+            if let Some(hop) = split
+                .hop
+                .as_deref()
+                .filter(|hop| !expect.names().iter().any(|name| expect::is_named(hop, name) || expect::is_named(name, hop)))
+            {
+                return Err(format!(
+                    "--expect-split {hop}:{split}: no such hop in --expect; accepted: one of {}",
+                    expect.names().join(", ")
+                ));
             }
         }
     }
     for id in &args.skip {
         const GROUPS: [&str; 7] = ["reach", "chain", "propagation", "traces", "lanes", "traffic", "watch"];
         if !GROUPS.contains(&id.split('.').next().unwrap_or_default()) {
-            return Err(format!("--skip {id}: no such check; accepted: a group ({}) or a check's name like reach.hsts", GROUPS.join(", ")));
+            return Err(format!(
+                "--skip {id}: no such check; accepted: a group ({}) or a check's name like reach.hsts",
+                GROUPS.join(", ")
+            ));
         }
     }
     Ok(trust)
@@ -204,7 +214,11 @@ async fn checks(args: &CheckArgs, trust: Trust, report: &mut Report, mut stop: s
     };
     let Some((client, tree, answer)) = reached else {
         if !*stop.borrow() {
-            report.add(Finding::skip(Group::Chain, "chain.hops", "The chain and everything behind it: skipped, because it was not reached"));
+            report.add(Finding::skip(
+                Group::Chain,
+                "chain.hops",
+                "The chain and everything behind it: skipped, because it was not reached",
+            ));
         }
         return;
     };
@@ -219,7 +233,11 @@ async fn checks(args: &CheckArgs, trust: Trust, report: &mut Report, mut stop: s
     };
     match &xray {
         Some((probe, xray)) => report.extend(propagation::findings(probe, xray, &place)),
-        None => report.add(Finding::skip(Group::Propagation, "propagation.trace", "Propagation: skipped, because no probe brought the chain's reply")),
+        None => report.add(Finding::skip(
+            Group::Propagation,
+            "propagation.trace",
+            "Propagation: skipped, because no probe brought the chain's reply",
+        )),
     }
     let xray = xray.map(|(_, xray)| xray);
 
@@ -271,7 +289,13 @@ fn progress_is_text(args: &CheckArgs) -> bool {
 }
 
 /// Reaches the target; `None` when there is nothing to go on with.
-async fn reach(args: &CheckArgs, trust: &Trust, host: &str, place: &Place, report: &mut Report) -> Option<(Client, Tree, Answer)> {
+async fn reach(
+    args: &CheckArgs,
+    trust: &Trust,
+    host: &str,
+    place: &Place,
+    report: &mut Report,
+) -> Option<(Client, Tree, Answer)> {
     const CONNECT: Duration = Duration::from_secs(5);
     let limit = CONNECT.min(args.timeout);
     let (findings, addresses) = reach::resolve(&args.url, &args.resolve).await;
@@ -290,7 +314,12 @@ async fn reach(args: &CheckArgs, trust: &Trust, host: &str, place: &Place, repor
     let client = match Client::new(args.url.clone(), address, trust, args.timeout, args.rate, extra) {
         Ok(client) => client,
         Err(error) => {
-            report.add(Finding::fail(Group::Reach, "reach.http", format!("No client: {error}"), report::Hint::new("The TLS setup of this machine")));
+            report.add(Finding::fail(
+                Group::Reach,
+                "reach.http",
+                format!("No client: {error}"),
+                report::Hint::new("The TLS setup of this machine"),
+            ));
             return None;
         }
     };

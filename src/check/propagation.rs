@@ -31,7 +31,18 @@ pub(crate) fn order_for(format: Format) -> &'static str {
 pub(crate) fn findings(probe: &Probe, xray: &Xray, place: &Place) -> Vec<Finding> {
     let mut out = Vec::new();
     out.push(proxies(xray).lines(table(probe, xray)));
-    out.extend(xray.faults.iter().map(|fault| finding(fault, xray, place)));
+    out.extend(coverage(xray, place));
+    // One slip in one setting shows at every hop: told once, with the other hops below.
+    let (order, others): (Vec<&Fault>, Vec<&Fault>) = xray.faults.iter().partition(|fault| is_order(fault));
+    if let Some((first, more)) = order.split_first() {
+        let mut told = finding(first, xray, place);
+        if !more.is_empty() {
+            let names: Vec<&str> = more.iter().map(|fault| fault.to.name.as_str()).collect();
+            told.detail.push(format!("the same at {}", names.join(", ")));
+        }
+        out.push(told);
+    }
+    out.extend(others.into_iter().map(|fault| finding(fault, xray, place)));
     out.extend(held(xray));
     out.extend(xray.dark.iter().map(|(from, to)| {
         Finding::skip(
@@ -92,8 +103,30 @@ fn subject(fault: &Fault) -> Subject {
     }
 }
 
+fn is_order(fault: &Fault) -> bool {
+    fault.effects.iter().any(|effect| matches!(effect, Effect::Order { .. }))
+}
+
+/// Between two hops no proxy writes spans, while it does between others: nobody there handles the call as HTTP.
+fn coverage(xray: &Xray, place: &Place) -> Option<Finding> {
+    // In ambient mode a waypoint serves some Services and not others; sidecars vouch for callers by certificate.
+    let inner = || xray.rows.iter().enumerate().filter(|(_, row)| row.depth > 0);
+    let sidecars = inner().any(|(_, row)| row.proxy.traces() && row.proxy.identity);
+    let (at, bare) = inner().find(|(_, row)| !row.proxy.traces()).filter(|_| sidecars)?;
+    let caller = xray.rows[..at].iter().rev().find(|row| row.depth + 1 == bare.depth)?;
+    let (from, to) = (&caller.hop.name, &bare.hop.name);
+    let namespace = place.namespace_of(&bare.hop);
+    let hint = Hint::new(format!(
+        "The mesh does not know the port of Service {to} as HTTP, so it passes bytes along: its name must begin with http, or it needs appProtocol: http. Else neither {from} nor {to} has a sidecar"
+    ))
+    .run(format!("kubectl get service {to} -n {namespace} -o jsonpath='{{.spec.ports}}'"))
+    .run(format!("istioctl analyze -n {namespace}"));
+    let text = format!("No proxy traces between {from} and {to}, while proxies trace elsewhere");
+    Some(Finding::fail(GROUP, "propagation.coverage", text, hint).seam(from, to, None).hop(to))
+}
+
 fn id(fault: &Fault) -> &'static str {
-    if fault.effects.iter().any(|effect| matches!(effect, Effect::Order { .. })) {
+    if is_order(fault) {
         return "propagation.order";
     }
     match subject(fault) {
@@ -133,6 +166,9 @@ fn said(names: &[&str]) -> String {
 fn finding(fault: &Fault, xray: &Xray, place: &Place) -> Finding {
     let (from, to) = (&fault.from.name, &fault.to.name);
     let head = match subject(fault) {
+        _ if fault.effects.iter().any(|effect| matches!(effect, Effect::Order { trace: false, .. })) => {
+            format!("The order of OTEL_PROPAGATORS at {to} does not fit the mesh")
+        }
         Subject::Trace => format!("Trace broke between {from} and {to}"),
         Subject::Only(format) => format!("{} trace broke between {from} and {to}", format.name()),
         Subject::Sampled => format!("The sampling decision flipped between {from} and {to}"),
@@ -228,7 +264,9 @@ fn by_hop(fault: &Fault, xray: &Xray, place: &Place) -> Hint {
         let cause = if continues {
             format!("OTEL_TRACES_SAMPLER at {name} does not follow its parent (use parentbased_always_on), or drops what came in")
         } else {
-            format!("{name} says that it forwards and yet changes the decision: not a build of this project, or a filter in its pod")
+            format!(
+                "{name} says that it forwards and yet changes the decision: not a build of this project, or a filter in its pod"
+            )
         };
         return Hint::new(cause).run(place.settings(hop));
     }
@@ -237,11 +275,14 @@ fn by_hop(fault: &Fault, xray: &Xray, place: &Place) -> Hint {
         let cause = format!("{name} changes headers that it should pass on as they came: another build, or a filter in its pod");
         return Hint::new(cause).run(place.settings(hop));
     }
-    let formats = names.iter().any(|name| *name == "traceparent" || *name == "baggage" || *name == "b3" || name.starts_with("x-b3-"));
+    let formats =
+        names.iter().any(|name| *name == "traceparent" || *name == "baggage" || *name == "b3" || name.starts_with("x-b3-"));
     let mut cause = format!("DROP_HEADERS (--drop-header) at {name} names {}", said(&names));
     if continues && formats {
         let mut missing: Vec<&str> = Vec::new();
-        for (header, propagator) in [("traceparent", "tracecontext"), ("baggage", "baggage"), ("x-b3-traceid", "b3multi"), ("b3", "b3")] {
+        for (header, propagator) in
+            [("traceparent", "tracecontext"), ("baggage", "baggage"), ("x-b3-traceid", "b3multi"), ("b3", "b3")]
+        {
             if names.contains(&header) {
                 missing.push(propagator);
             }
@@ -252,8 +293,7 @@ fn by_hop(fault: &Fault, xray: &Xray, place: &Place) -> Hint {
     }
     cause.push_str(&consequence(fault, xray));
     match place.runner(hop) {
-        Runner::Local => Hint::new(format!("{cause}. Its first log lines name every header that it drops"))
-            .run(ask(hop, &names)),
+        Runner::Local => Hint::new(format!("{cause}. Its first log lines name every header that it drops")).run(ask(hop, &names)),
         Runner::Kubernetes | Runner::Compose => Hint::new(cause).run(place.settings(hop)),
     }
 }
@@ -280,11 +320,15 @@ fn by_proxy(fault: &Fault, xray: &Xray, place: &Place) -> Hint {
     let names = lost(fault);
     if names.is_empty() {
         let cause = match subject(fault) {
-            Subject::Sampled => "A proxy between them decides anew about sampling instead of respecting the decision that came in".to_owned(),
+            Subject::Sampled => {
+                "A proxy between them decides anew about sampling instead of respecting the decision that came in".to_owned()
+            }
             Subject::RequestId => format!(
                 "A proxy between {from} and {to} makes request ids of its own: one with use_remote_address, or an edge gateway in the middle of the chain. Log lines of one request no longer match"
             ),
-            _ if caller => "The gateway, or a load balancer in front of it, does not trust a caller's trace and starts its own".to_owned(),
+            _ if caller => {
+                "The gateway, or a load balancer in front of it, does not trust a caller's trace and starts its own".to_owned()
+            }
             _ => format!("A proxy between {from} and {to} starts a trace of its own instead of continuing the one it got"),
         };
         return Hint::new(cause).run(match place.runner(&fault.to) {
@@ -293,8 +337,16 @@ fn by_proxy(fault: &Fault, xray: &Xray, place: &Place) -> Hint {
             Runner::Local => place.settings(&fault.to),
         });
     }
-    let what = if caller { format!("The gateway, or a proxy in front of {to}, removes") } else { format!("A proxy between {from} and {to} removes") };
-    let cause = format!("{what} {}: headers.request.remove of a VirtualService, an EnvoyFilter, or a proxy that is not of the mesh{}", said(&names), consequence(fault, xray));
+    let what = if caller {
+        format!("The gateway, or a proxy in front of {to}, removes")
+    } else {
+        format!("A proxy between {from} and {to} removes")
+    };
+    let cause = format!(
+        "{what} {}: headers.request.remove of a VirtualService, an EnvoyFilter, or a proxy that is not of the mesh{}",
+        said(&names),
+        consequence(fault, xray)
+    );
     match place.runner(&fault.to) {
         Runner::Kubernetes => {
             let pod = if caller || fault.from.hostname.is_empty() {
@@ -316,10 +368,16 @@ fn by_proxy(fault: &Fault, xray: &Xray, place: &Place) -> Hint {
 
 fn by_new_trace(fault: &Fault, place: &Place) -> Hint {
     let hop = &fault.to;
-    let order = fault.effects.iter().find_map(|effect| if let Effect::Order { fresh, .. } = effect { Some(*fresh) } else { None });
+    let order =
+        fault.effects.iter().find_map(|effect| if let Effect::Order { fresh, .. } = effect { Some(*fresh) } else { None });
     let cause = match order {
         Some(format) => {
-            format!("The order of OTEL_PROPAGATORS at {} does not fit a mesh that speaks {}: set it to {}", hop.name, format.name(), order_for(format))
+            format!(
+                "The order of OTEL_PROPAGATORS at {} does not fit a mesh that speaks {}: set it to {}",
+                hop.name,
+                format.name(),
+                order_for(format)
+            )
         }
         None => {
             let formats: Vec<&str> = fault
@@ -328,7 +386,11 @@ fn by_new_trace(fault: &Fault, place: &Place) -> Hint {
                 .flat_map(|effect| if let Effect::NewTrace { received, .. } = effect { received.as_slice() } else { &[] })
                 .map(|(format, _)| format.name())
                 .collect();
-            format!("OTEL_PROPAGATORS at {} does not read {}, or the app there starts a trace for every request", hop.name, formats.join(" or "))
+            format!(
+                "OTEL_PROPAGATORS at {} does not read {}, or the app there starts a trace for every request",
+                hop.name,
+                formats.join(" or ")
+            )
         }
     };
     let hint = Hint::new(cause).run(place.settings(hop));
@@ -337,6 +399,11 @@ fn by_new_trace(fault: &Fault, place: &Place) -> Hint {
             let namespace = place.namespace_of(hop);
             hint.run(format!("kubectl set env deploy/{} OTEL_PROPAGATORS={} -n {namespace}", hop.name, order_for(format)))
         }
+        (Runner::Local, Some(format)) => Hint::new(hint.cause).run(format!(
+            "OTEL_PROPAGATORS={} httpserver serve --name {} …",
+            order_for(format),
+            quoted(&hop.name)
+        )),
         _ => hint,
     }
 }
@@ -359,7 +426,7 @@ fn held(xray: &Xray) -> Vec<Finding> {
             out.push(Finding::skip(
                 GROUP,
                 id,
-                format!("{} trace: not judged, because {} does not use it (OTEL_PROPAGATORS) and no proxy here speaks it", format.name(), left.join(", ")),
+                format!("{} trace: not judged, because {} leaves it out (OTEL_PROPAGATORS or DROP_HEADERS) and no proxy here speaks it", format.name(), left.join(", ")),
             ));
         } else if xray.rows.iter().all(|row| row.context(format).is_some()) {
             let headers = match format {
@@ -377,7 +444,9 @@ fn held(xray: &Xray) -> Vec<Finding> {
     {
         out.push(Finding::pass(GROUP, "propagation.sampled", format!("The sampling decision {hops} unchanged")));
     }
-    if !xray.faults.iter().any(|fault| fault.touches("x-request-id")) && xray.rows.iter().all(|row| row.request_id != RequestId::Missing) {
+    if !xray.faults.iter().any(|fault| fault.touches("x-request-id"))
+        && xray.rows.iter().all(|row| row.request_id != RequestId::Missing)
+    {
         let edge = xray.rows.first().is_some_and(|row| row.request_id == RequestId::Replaced);
         let how = if edge { "; the gateway gave it, as Envoy does for callers from outside" } else { "" };
         out.push(Finding::pass(GROUP, "propagation.request-id", format!("x-request-id {hops} unchanged{how}")));
@@ -385,7 +454,9 @@ fn held(xray: &Xray) -> Vec<Finding> {
     let names = ["baggage", "tracestate", "x-lane"];
     let through: Vec<&str> = names
         .into_iter()
-        .filter(|name| !xray.faults.iter().any(|fault| fault.touches(name)) && xray.rows.iter().all(|row| row.others.contains(name)))
+        .filter(|name| {
+            !xray.faults.iter().any(|fault| fault.touches(name)) && xray.rows.iter().all(|row| row.others.contains(name))
+        })
         .collect();
     if !through.is_empty() {
         out.push(Finding::pass(GROUP, "propagation.headers", format!("{} {hops}", said(&through))));

@@ -33,7 +33,11 @@ pub(crate) async fn resolve(url: &reqwest::Url, resolves: &[Resolve]) -> (Vec<Fi
         Ok(addresses) if !addresses.is_empty() => {
             let mut list: Vec<String> = addresses.iter().map(|address| address.ip().to_string()).collect();
             list.dedup();
-            let text = if list.len() == 1 && list[0] == host { format!("{host} is an address: no DNS needed") } else { format!("{host} is {}{how}", list.join(", ")) };
+            let text = if list.len() == 1 && list[0] == host {
+                format!("{host} is an address: no DNS needed")
+            } else {
+                format!("{host} is {}{how}", list.join(", "))
+            };
             (vec![Finding::pass(GROUP, "reach.dns", text)], Some(addresses))
         }
         failed => {
@@ -79,9 +83,11 @@ pub(crate) async fn connect(addresses: &[SocketAddr], place: &Place, limit: Dura
     }
     let gateway = &place.gateway_namespace;
     let hint = match (refused, place.loopback) {
-        (true, true) => Hint::new("Nothing listens on that port of this machine: the server, the port-forward or the demo is not running")
-            .run("httpserver demo")
-            .run(format!("kubectl port-forward -n {gateway} svc/istio-ingressgateway 8443:443")),
+        (true, true) => {
+            Hint::new("Nothing listens on that port of this machine: the server, the port-forward or the demo is not running")
+                .run("httpserver demo")
+                .run(format!("kubectl port-forward -n {gateway} svc/istio-ingressgateway 8443:443"))
+        }
         (true, false) => Hint::new("No Gateway opens this port: its `servers` lack it, or its `selector` matches no gateway pod")
             .run("kubectl get gateway -A -o yaml | grep -A4 -E 'selector:|number:'")
             .run(format!("kubectl get pods,service -n {gateway} --show-labels"))
@@ -100,7 +106,11 @@ pub(crate) async fn tls(trust: &Trust, host: &str, address: SocketAddr, place: &
     };
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX));
     let mut findings = Vec::new();
-    let sni = if host.parse::<std::net::IpAddr>().is_ok() { "no SNI, because the host is an address".to_owned() } else { format!("SNI {host}") };
+    let sni = if host.parse::<std::net::IpAddr>().is_ok() {
+        "no SNI, because the host is an address".to_owned()
+    } else {
+        format!("SNI {host}")
+    };
     let ms = shaken.took.as_secs_f64() * 1000.0;
     match (&shaken.outcome, &shaken.seen) {
         (Ok(version), _) => findings.push(Finding::pass(GROUP, "reach.tls", format!("{version}, {sni}, in {ms:.1} ms"))),
@@ -114,7 +124,9 @@ pub(crate) async fn tls(trust: &Trust, host: &str, address: SocketAddr, place: &
     let explained = tls::explain(&seen, host, now, trust.has_own(), &place.gateway_namespace);
     let finding = match explained {
         Some((text, hint)) if trust.is_insecure() => {
-            let mut finding = Finding::fail(GROUP, "reach.certificate", format!("Certificate not verified (--insecure). {text}"), hint).only_told();
+            let mut finding =
+                Finding::fail(GROUP, "reach.certificate", format!("Certificate not verified (--insecure). {text}"), hint)
+                    .only_told();
             finding.next.clear();
             finding
         }
@@ -129,7 +141,8 @@ pub(crate) async fn tls(trust: &Trust, host: &str, address: SocketAddr, place: &
             );
             let lifetime = (seen.leaf.not_after - seen.leaf.not_before) / 86_400;
             if days < RENEWED_BY_DAYS.min(lifetime / 10) {
-                let hint = Hint::new("Nobody renews it, or only just before the end").run(format!("kubectl get certificate,secret -n {}", place.gateway_namespace));
+                let hint = Hint::new("Nobody renews it, or only just before the end")
+                    .run(format!("kubectl get certificate,secret -n {}", place.gateway_namespace));
                 Finding::fail(GROUP, "reach.certificate", text, hint)
             } else {
                 Finding::pass(GROUP, "reach.certificate", text)
@@ -145,7 +158,13 @@ pub(crate) async fn tls(trust: &Trust, host: &str, address: SocketAddr, place: &
 }
 
 /// The first request. What it brings is the chain's.
-pub(crate) async fn first(client: &Client, trust: &Trust, address: SocketAddr, place: &Place, limit: Duration) -> (Vec<Finding>, Option<(Tree, Answer)>) {
+pub(crate) async fn first(
+    client: &Client,
+    trust: &Trust,
+    address: SocketAddr,
+    place: &Place,
+    limit: Duration,
+) -> (Vec<Finding>, Option<(Tree, Answer)>) {
     let probe = Probe::ordinary();
     match client.get(&probe.headers).await {
         Ok(answer) if (300..400).contains(&answer.status) => (vec![redirected(client, answer, place).await], None),
@@ -180,7 +199,8 @@ fn no_answer(failure: &Failure, speaks_tls: bool, url: &reqwest::Url, place: &Pl
     if speaks_tls {
         let port = url.port_or_known_default().unwrap_or_default();
         let secure = url.as_str().replacen("http://", "https://", 1);
-        let hint = Hint::new("The URL says http and the port speaks TLS: write https").run(format!("httpserver check {}", quoted(&secure)));
+        let hint = Hint::new("The URL says http and the port speaks TLS: write https")
+            .run(format!("httpserver check {}", quoted(&secure)));
         return Finding::fail(GROUP, "reach.http", format!("Plain HTTP to port {port}, which speaks TLS"), hint);
     }
     let (text, hint) = match failure {
@@ -213,7 +233,12 @@ async fn redirected(client: &Client, mut answer: Answer, place: &Place) -> Findi
     loop {
         let location = answer.header("location").and_then(|to| at.join(to).ok());
         let Some(next) = location else {
-            return Finding::fail(GROUP, "reach.http", format!("HTTP {} without a place to go to (Location)", answer.status), Hint::new("A broken redirect rule").run(format!("curl -sv {}", quoted(at.as_str()))));
+            return Finding::fail(
+                GROUP,
+                "reach.http",
+                format!("HTTP {} without a place to go to (Location)", answer.status),
+                Hint::new("A broken redirect rule").run(format!("curl -sv {}", quoted(at.as_str()))),
+            );
         };
         let looped = seen.contains(&next);
         if looped || seen.len() > MOST {
@@ -224,14 +249,24 @@ async fn redirected(client: &Client, mut answer: Answer, place: &Place) -> Findi
             .run(format!("curl -svL --max-redirs 5 {}", quoted(client.url.as_str())));
             let path: Vec<&str> = seen.iter().map(reqwest::Url::as_str).chain([next.as_str()]).collect();
             let shown = path.iter().take(4).map(|url| format!("-> {url}"));
-            return Finding::fail(GROUP, "reach.http", "Redirect loop: the answer leads back to a URL that was asked before", hint).lines(shown.map(|line| gateway::clip(&line)));
+            return Finding::fail(
+                GROUP,
+                "reach.http",
+                "Redirect loop: the answer leads back to a URL that was asked before",
+                hint,
+            )
+            .lines(shown.map(|line| gateway::clip(&line)));
         }
-        let same_host = next.host_str() == client.url.host_str() && next.scheme() == at.scheme() && next.port_or_known_default() == at.port_or_known_default();
+        let same_host = next.host_str() == client.url.host_str()
+            && next.scheme() == at.scheme()
+            && next.port_or_known_default() == at.port_or_known_default();
         let from_plain = at.scheme() == "http";
         let end = |next: &reqwest::Url| {
-            let mut hint = Hint::new("This is not the chain's own URL").run(format!("httpserver check {}", quoted(next.as_str())));
+            let mut hint =
+                Hint::new("This is not the chain's own URL").run(format!("httpserver check {}", quoted(next.as_str())));
             if next.scheme() == "https" && from_plain {
-                hint = Hint::new("The gateway sends plain HTTP to https: check the https URL").run(format!("httpserver check {}", quoted(next.as_str())));
+                hint = Hint::new("The gateway sends plain HTTP to https: check the https URL")
+                    .run(format!("httpserver check {}", quoted(next.as_str())));
             }
             Finding::fail(GROUP, "reach.http", format!("HTTP {first}: redirected to {next}"), hint)
         };
@@ -247,7 +282,15 @@ async fn redirected(client: &Client, mut answer: Answer, place: &Place) -> Findi
                 let (text, hint) = gateway::front(&more, place);
                 return Finding::fail(GROUP, "reach.http", format!("HTTP {first}: redirected to {at}. {text}"), hint);
             }
-            Err(failure) => return Finding::fail(GROUP, "reach.http", format!("HTTP {first}: redirected to {at}, and there {failure}"), Hint::new("The redirect leads to a server that does not answer").run(format!("curl -sv {}", quoted(at.as_str())))),
+            Err(failure) => {
+                return Finding::fail(
+                    GROUP,
+                    "reach.http",
+                    format!("HTTP {first}: redirected to {at}, and there {failure}"),
+                    Hint::new("The redirect leads to a server that does not answer")
+                        .run(format!("curl -sv {}", quoted(at.as_str()))),
+                );
+            }
         }
     }
 }
@@ -256,7 +299,11 @@ async fn redirected(client: &Client, mut answer: Answer, place: &Place) -> Findi
 pub(crate) async fn hardening(client: &Client, answer: &Answer, plain_port: Option<u16>) -> Vec<Finding> {
     let url = &client.url;
     if url.scheme() != "https" {
-        return vec![Finding::skip(GROUP, "reach.redirect", "Redirect to https and HSTS: skipped, because the URL is plain HTTP")];
+        return vec![Finding::skip(
+            GROUP,
+            "reach.redirect",
+            "Redirect to https and HSTS: skipped, because the URL is plain HTTP",
+        )];
     }
     let mut findings = vec![plain(client, plain_port).await];
     let host = url.host_str().unwrap_or_default();
@@ -279,7 +326,11 @@ pub(crate) async fn hardening(client: &Client, answer: &Answer, plain_port: Opti
 }
 
 fn max_age(value: &str) -> Option<u64> {
-    value.split(';').find_map(|part| part.trim().to_ascii_lowercase().strip_prefix("max-age=").map(|age| age.trim_matches('"').to_owned()))?.parse().ok()
+    value
+        .split(';')
+        .find_map(|part| part.trim().to_ascii_lowercase().strip_prefix("max-age=").map(|age| age.trim_matches('"').to_owned()))?
+        .parse()
+        .ok()
 }
 
 async fn plain(client: &Client, plain_port: Option<u16>) -> Finding {
@@ -288,7 +339,13 @@ async fn plain(client: &Client, plain_port: Option<u16>) -> Finding {
         (None, Some(443)) => 80,
         (None, port) => {
             let port = port.unwrap_or_default();
-            return Finding::skip(GROUP, "reach.redirect", format!("Redirect to https: skipped, because the URL names port {port}; --plain-port says where its plain HTTP is"));
+            return Finding::skip(
+                GROUP,
+                "reach.redirect",
+                format!(
+                    "Redirect to https: skipped, because the URL names port {port}; --plain-port says where its plain HTTP is"
+                ),
+            );
         }
     };
     let mut url = client.url.clone();
@@ -299,10 +356,19 @@ async fn plain(client: &Client, plain_port: Option<u16>) -> Finding {
         Ok(answer) if (300..400).contains(&answer.status) => {
             let to = answer.header("location").unwrap_or_default();
             if to.starts_with("https://") {
-                Finding::pass(GROUP, "reach.redirect", format!("Plain HTTP on port {port} is redirected to https ({})", answer.status))
+                Finding::pass(
+                    GROUP,
+                    "reach.redirect",
+                    format!("Plain HTTP on port {port} is redirected to https ({})", answer.status),
+                )
             } else {
                 let hint = Hint::new("A redirect, and not to TLS").run("kubectl get gateway -A -o yaml | grep -B6 httpsRedirect");
-                Finding::fail(GROUP, "reach.redirect", format!("Plain HTTP on port {port} is redirected to {}", gateway::clip(to)), hint)
+                Finding::fail(
+                    GROUP,
+                    "reach.redirect",
+                    format!("Plain HTTP on port {port} is redirected to {}", gateway::clip(to)),
+                    hint,
+                )
             }
         }
         Ok(answer) if answer.status < 300 => {
@@ -310,10 +376,16 @@ async fn plain(client: &Client, plain_port: Option<u16>) -> Finding {
                 .run("kubectl get gateway -A -o yaml | grep -B4 -A6 'number: 80'");
             Finding::fail(GROUP, "reach.redirect", format!("Plain HTTP on port {port} is served, not redirected to https"), hint)
         }
-        Ok(answer) => Finding::skip(GROUP, "reach.redirect", format!("Redirect to https: skipped, because port {port} answers {}: it serves nothing there", answer.status)),
+        Ok(answer) => Finding::skip(
+            GROUP,
+            "reach.redirect",
+            format!("Redirect to https: skipped, because port {port} answers {}: it serves nothing there", answer.status),
+        ),
         Err(Failure::Connect(_) | Failure::TimedOut) => {
             Finding::skip(GROUP, "reach.redirect", format!("Redirect to https: skipped, because nothing answers on port {port}"))
         }
-        Err(failure) => Finding::skip(GROUP, "reach.redirect", format!("Redirect to https: skipped, because on port {port} {failure}")),
+        Err(failure) => {
+            Finding::skip(GROUP, "reach.redirect", format!("Redirect to https: skipped, because on port {port} {failure}"))
+        }
     }
 }

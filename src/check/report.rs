@@ -232,8 +232,16 @@ impl Report {
         color: bool,
         out: Box<dyn std::io::Write + Send>,
     ) -> Self {
-        let mut report =
-            Self { target, output, skip, color, findings: Vec::new(), started: std::time::Instant::now(), interrupted: false, out };
+        let mut report = Self {
+            target,
+            output,
+            skip,
+            color,
+            findings: Vec::new(),
+            started: std::time::Instant::now(),
+            interrupted: false,
+            out,
+        };
         if output == Output::Text {
             let title = format!("httpserver check {}\n", plain(&report.target));
             report.write(&title);
@@ -247,7 +255,9 @@ impl Report {
     }
 
     pub(crate) fn add(&mut self, mut finding: Finding) {
-        if finding.status == Status::Fail && self.skip.iter().any(|id| finding.id == id || finding.id.starts_with(&format!("{id}."))) {
+        if finding.status == Status::Fail
+            && self.skip.iter().any(|id| finding.id == id || finding.id.starts_with(&format!("{id}.")))
+        {
             finding = finding.only_told();
             finding.detail.insert(0, "not judged (--skip)".to_owned());
         }
@@ -409,7 +419,9 @@ impl Report {
         }
         if self.interrupted {
             out.push_str("  <testsuite name=\"Run\" tests=\"1\" failures=\"0\" skipped=\"0\" errors=\"1\">\n");
-            out.push_str("    <testcase classname=\"run\" name=\"the run came to its end\"><error message=\"interrupted\"/></testcase>\n");
+            out.push_str(
+                "    <testcase classname=\"run\" name=\"the run came to its end\"><error message=\"interrupted\"/></testcase>\n",
+            );
             out.push_str("  </testsuite>\n");
         }
         out.push_str("</testsuites>\n");
@@ -529,7 +541,14 @@ mod tests {
         let (text, report) = run(Output::Text, &[]);
         assert!(text.lines().all(|line| line.chars().count() <= 80 || line.contains("kubectl")), "{text}");
         assert!(!text.contains('\u{1b}'), "{text}");
-        for part in ["\nReach\n  ✓ TCP", "  - HSTS", "  ✗ Trace broke between", "cause  DROP", "next   kubectl", "Verdict  broken: 1 of 2"] {
+        for part in [
+            "\nReach\n  ✓ TCP",
+            "  - HSTS",
+            "  ✗ Trace broke between",
+            "cause  DROP",
+            "next   kubectl",
+            "Verdict  broken: 1 of 2",
+        ] {
             assert!(text.contains(part), "{part} in\n{text}");
         }
         assert!(!report.is_fine());

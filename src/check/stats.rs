@@ -57,7 +57,9 @@ pub(crate) fn detectable(tries: u64, p: f64, alpha: f64) -> f64 {
         }
         rejected[k] = true;
     }
-    let power = |rate: f64| rejected.iter().enumerate().filter(|(_, out)| **out).map(|(k, _)| logs.chance(k as u64, tries, rate)).sum::<f64>();
+    let power = |rate: f64| {
+        rejected.iter().enumerate().filter(|(_, out)| **out).map(|(k, _)| logs.chance(k as u64, tries, rate)).sum::<f64>()
+    };
     let reach = |limit: f64| {
         let full = (limit - p).abs();
         if full <= 0.0 || power(limit) < HALF {

@@ -10,7 +10,10 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{AlertDescription, CertificateError, ClientConfig, ClientConnection, DigitallySignedStruct, InvalidMessage, RootCertStore, SignatureScheme};
+use rustls::{
+    AlertDescription, CertificateError, ClientConfig, ClientConnection, DigitallySignedStruct, InvalidMessage, RootCertStore,
+    SignatureScheme,
+};
 
 use super::report::Hint;
 use super::x509::{self, Certificate};
@@ -30,7 +33,9 @@ impl Trust {
         let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
         let mut own = Vec::new();
         if let Some(path) = cacert {
-            let certificates = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>).map_err(|error| error.to_string())?;
+            let certificates = CertificateDer::pem_file_iter(path)
+                .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+                .map_err(|error| error.to_string())?;
             if certificates.is_empty() {
                 return Err("no certificate in it".to_owned());
             }
@@ -53,7 +58,9 @@ impl Trust {
     /// A client's configuration, and the memory of the certificates that it sees. Errors: rustls's, about the roots.
     pub(crate) fn config(&self) -> Result<(ClientConfig, Arc<Verifier>), String> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let webpki = WebPkiServerVerifier::builder_with_provider(self.roots.clone(), provider.clone()).build().map_err(|error| error.to_string())?;
+        let webpki = WebPkiServerVerifier::builder_with_provider(self.roots.clone(), provider.clone())
+            .build()
+            .map_err(|error| error.to_string())?;
         let verifier = Arc::new(Verifier { webpki, provider: provider.clone(), trust: self.clone(), seen: Mutex::new(None) });
         let config = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
@@ -223,13 +230,13 @@ pub(crate) fn explain(seen: &Seen, host: &str, now: i64, has_own: bool, gateway_
         CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => (
             format!("The certificate is not for {host}: it names {names}"),
             Hint::new("The Gateway's credentialName is another host's secret, or the URL (with --resolve) should name a host of the certificate")
-                .run(format!("kubectl get gateway -A -o yaml | grep -B8 credentialName"))
+                .run("kubectl get gateway -A -o yaml | grep -B8 credentialName")
                 .run(format!("kubectl get secret -n {gateway_namespace}")),
         ),
         CertificateError::UnknownIssuer if leaf.is_self_issued => (
             format!("The certificate is self-signed ({}) and not trusted here", leaf.subject),
             Hint::new("Nobody but its maker vouches for it. Give that very certificate, or the CA that signed it, with --cacert; --insecure goes on without verifying")
-                .run(format!("httpserver check … --cacert tls.crt")),
+                .run("httpserver check … --cacert tls.crt"),
         ),
         CertificateError::UnknownIssuer if has_own => (
             format!("The certificate was issued by {}, which is neither public nor in --cacert", leaf.issuer),
@@ -283,7 +290,7 @@ pub(crate) fn why_no_handshake(error: &std::io::Error, host: &str, port: u16, ga
     use std::io::ErrorKind;
     let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
     let secret = |hint: Hint| {
-        hint.run(format!("kubectl get gateway -A -o yaml | grep -A6 -E 'hosts:|credentialName'"))
+        hint.run("kubectl get gateway -A -o yaml | grep -A6 -E 'hosts:|credentialName'")
             .run(format!("kubectl get secret -n {gateway_namespace}"))
             .run(format!("istioctl proxy-config secret deploy/istio-ingressgateway -n {gateway_namespace}"))
     };

@@ -82,7 +82,14 @@ impl Series {
     }
 
     /// The same for a span of time.
-    pub(crate) async fn run_for(&self, span: Duration, rate: f64, stop: &mut watch::Receiver<bool>, progress: &Progress, what: &str) -> Vec<Sample> {
+    pub(crate) async fn run_for(
+        &self,
+        span: Duration,
+        rate: f64,
+        stop: &mut watch::Receiver<bool>,
+        progress: &Progress,
+        what: &str,
+    ) -> Vec<Sample> {
         let all = (span.as_secs_f64() * rate).ceil() as u64;
         self.run_while(|_, elapsed| elapsed < span, all, stop, progress, what).await
     }
@@ -226,13 +233,16 @@ fn failures<'a>(samples: &'a [Sample], place: &Place) -> Vec<(String, usize, Fin
     for sample in samples {
         let found: Vec<(String, Finding)> = match &sample.outcome {
             Outcome::Fine => continue,
-            Outcome::Broke(breaks) => breaks.iter().map(|broken| (broken.key(), broken.finding(GROUP, "traffic.success", place))).collect(),
+            Outcome::Broke(breaks) => {
+                breaks.iter().map(|broken| (broken.key(), broken.finding(GROUP, "traffic.success", place))).collect()
+            }
             Outcome::Foreign { status, text, hint } => {
                 let finding = Finding::fail(GROUP, "traffic.success", text.clone(), hint.clone());
                 vec![(format!("front: {status}"), finding)]
             }
             Outcome::Failed(failure) => {
-                let hint = Hint::new("The front did not answer: see Reach").run(format!("curl -sv {}", super::hints::quoted(&place.url)));
+                let hint = Hint::new("The front did not answer: see Reach")
+                    .run(format!("curl -sv {}", super::hints::quoted(&place.url)));
                 let finding = Finding::fail(GROUP, "traffic.success", format!("No answer from the front: {failure}"), hint);
                 vec![(format!("front: {failure}"), finding)]
             }
@@ -278,7 +288,8 @@ fn success(samples: &[Sample], promised: f64, place: &Place) -> Vec<Finding> {
 }
 
 fn latency(samples: &[Sample]) -> Vec<Finding> {
-    let mut times: Vec<f64> = samples.iter().filter(|sample| sample.is_fine()).map(|sample| sample.took.as_secs_f64() * 1000.0).collect();
+    let mut times: Vec<f64> =
+        samples.iter().filter(|sample| sample.is_fine()).map(|sample| sample.took.as_secs_f64() * 1000.0).collect();
     times.sort_by(f64::total_cmp);
     let at = |q: f64| stats::percentile(&times, q);
     let (Some(p50), Some(p90), Some(p99), Some(max)) = (at(0.5), at(0.9), at(0.99), at(1.0)) else { return Vec::new() };
@@ -290,9 +301,13 @@ fn latency(samples: &[Sample]) -> Vec<Finding> {
             Some((name, stats::percentile(&own, 0.5)?))
         })
         .max_by(|a, b| a.1.total_cmp(&b.1));
-    let slowest = slowest.map_or_else(String::new, |(name, ms)| format!("; the slowest hop is {name}, p50 {ms:.1} ms of its own"));
+    let slowest =
+        slowest.map_or_else(String::new, |(name, ms)| format!("; the slowest hop is {name}, p50 {ms:.1} ms of its own"));
     let text = format!("Latency p50 {p50:.1} ms, p90 {p90:.1} ms, p99 {p99:.1} ms, longest {max:.1} ms{slowest}");
-    vec![Finding::pass(GROUP, "traffic.latency", text).data(serde_json::json!({"p50_ms": p50, "p90_ms": p90, "p99_ms": p99, "max_ms": max}))]
+    vec![
+        Finding::pass(GROUP, "traffic.latency", text)
+            .data(serde_json::json!({"p50_ms": p50, "p90_ms": p90, "p99_ms": p99, "max_ms": max})),
+    ]
 }
 
 fn tally<'a>(seen: &[&'a HopSeen], of: impl Fn(&'a HopSeen) -> &'a str) -> BTreeMap<&'a str, u64> {
@@ -309,7 +324,8 @@ fn versions(hops: &[(String, Vec<&HopSeen>)]) -> Finding {
     for (name, seen) in hops {
         let versions = tally(seen, |hop| &hop.version);
         let all = seen.len() as f64;
-        let shares: Vec<String> = versions.iter().map(|(version, count)| format!("{version} {:.1} %", 100.0 * *count as f64 / all)).collect();
+        let shares: Vec<String> =
+            versions.iter().map(|(version, count)| format!("{version} {:.1} %", 100.0 * *count as f64 / all)).collect();
         let hosts = tally(seen, |hop| &hop.hop.hostname).len();
         lines.push(format!("{name:<20} {:<30} {hosts} {}", shares.join(", "), if hosts == 1 { "host" } else { "hosts" }));
         data.insert(name.clone(), serde_json::json!(versions));
@@ -329,18 +345,29 @@ fn split_findings(hops: &[(String, Vec<&HopSeen>)], split: &Split, place: &Place
             .collect(),
     };
     let routes = |hint: Hint| {
-        hint.run(format!("kubectl get virtualservice,httproute -A -o yaml | grep -B8 weight:"))
+        hint.run("kubectl get virtualservice -A -o yaml | grep -B8 weight:")
             .run(format!("kubectl get pods -n {} -L app,version", place.namespace))
     };
     if judged.is_empty() {
         return vec![match &split.hop {
-            Some(wanted) => Finding::skip(GROUP, "traffic.split", format!("Split {split} at {wanted}: not judged, because {wanted} never answered")),
+            Some(wanted) => Finding::skip(
+                GROUP,
+                "traffic.split",
+                format!("Split {split} at {wanted}: not judged, because {wanted} never answered"),
+            ),
             None if split.shares.iter().filter(|(_, share)| *share > 0.0).count() < 2 => {
                 return hops.first().map(|(name, seen)| judge_split(name, seen, split, place)).into_iter().collect();
             }
             None => {
-                let hint = routes(Hint::new("No weighted route is in force: it is for another host or Gateway, or a version has no pods behind its subset"));
-                Finding::fail(GROUP, "traffic.split", format!("Split {split}: no hop answered in more than one of these versions"), hint)
+                let hint = routes(Hint::new(
+                    "No weighted route is in force: it is for another host or Gateway, or a version has no pods behind its subset",
+                ));
+                Finding::fail(
+                    GROUP,
+                    "traffic.split",
+                    format!("Split {split}: no hop answered in more than one of these versions"),
+                    hint,
+                )
             }
         }];
     }
@@ -356,7 +383,12 @@ fn judge_split(name: &str, seen: &[&HopSeen], split: &Split, place: &Place) -> F
         .shares
         .iter()
         .map(|(version, _)| (version.as_str(), counts.get(version.as_str()).copied().unwrap_or(0)))
-        .chain(counts.iter().filter(|(version, _)| !split.shares.iter().any(|(known, _)| known == *version)).map(|(version, count)| (*version, *count)))
+        .chain(
+            counts
+                .iter()
+                .filter(|(version, _)| !split.shares.iter().any(|(known, _)| known == *version))
+                .map(|(version, count)| (*version, *count)),
+        )
         .map(|(version, count)| format!("{version}={:.1}", 100.0 * count as f64 / all as f64))
         .collect();
     let stranger = counts.keys().any(|version| !split.shares.iter().any(|(known, _)| known == version));
@@ -371,15 +403,24 @@ fn judge_split(name: &str, seen: &[&HopSeen], split: &Split, place: &Place) -> F
     let got = got.join(",");
     let finding = if p < ALPHA {
         let cause = if stranger {
-            format!("A version answers at {name} that the split does not name: another subset or Deployment behind the same Service")
+            format!(
+                "A version answers at {name} that the split does not name: another subset or Deployment behind the same Service"
+            )
         } else {
-            format!("The weights in force for {name} are others, or its Service balances over all pods because no route with weights applies")
+            format!(
+                "The weights in force for {name} are others, or its Service balances over all pods because no route with weights applies"
+            )
         };
         let hint = Hint::new(cause)
             .run("kubectl get virtualservice -A -o yaml | grep -B8 weight:")
             .run(format!("kubectl get pods -n {} -L app,version", place.namespace));
         let chance = if p > 0.0 { format!("p = {p:.0e}") } else { "impossible by chance".to_owned() };
-        Finding::fail(GROUP, "traffic.split", format!("Split at {name}: {got} over {all} requests, {split} promised ({chance})"), hint)
+        Finding::fail(
+            GROUP,
+            "traffic.split",
+            format!("Split at {name}: {got} over {all} requests, {split} promised ({chance})"),
+            hint,
+        )
     } else if shift > TELLING {
         let text = format!(
             "Split at {name}: {got} over {all} requests, {split} promised: too few requests to tell (a shift of {:.1} points would be seen half the time; raise --count)",
@@ -409,7 +450,8 @@ fn retries(hops: &[(String, Vec<&HopSeen>)]) -> Finding {
         return Finding::pass(GROUP, "traffic.retries", "No retries: every answer was a first attempt");
     }
     let layers = lines.len();
-    let mut text = format!("Retries seen at {layers} {}: a proxy in front hid failures", if layers == 1 { "hop" } else { "hops" });
+    let mut text =
+        format!("Retries seen at {layers} {}: a proxy in front hid failures", if layers == 1 { "hop" } else { "hops" });
     if layers > 1 {
         text.push_str("; retries at several layers multiply");
     }
@@ -459,13 +501,19 @@ fn identities(hops: &[(String, Vec<&HopSeen>)], xray: Option<&Xray>, place: &Pla
             "kubectl get pods -n {} -o custom-columns=POD:.metadata.name,CONTAINERS:.spec.containers[*].name,INIT:.spec.initContainers[*].name",
             place.namespace
         );
-        let hint = Hint::new(cause).run(pods).run(format!("kubectl get namespace {} --show-labels", place.namespace)).run("kubectl get peerauthentication,destinationrule -A");
+        let hint = Hint::new(cause)
+            .run(pods)
+            .run(format!("kubectl get namespace {} --show-labels", place.namespace))
+            .run("kubectl get peerauthentication,destinationrule -A");
         return vec![Finding::fail(GROUP, "traffic.identity", text, hint).hop(&hop).lines(lines)];
     }
     if unproven.is_empty() {
         return vec![Finding::pass(GROUP, "traffic.identity", "mTLS with an identity wherever a proxy is seen").lines(lines)];
     }
-    let text = format!("Identities: not judged at {}, because no proxy is seen in front and what the caller reports proves nothing", unproven.join(", "));
+    let text = format!(
+        "Identities: not judged at {}, because no proxy is seen in front and what the caller reports proves nothing",
+        unproven.join(", ")
+    );
     vec![Finding::skip(GROUP, "traffic.identity", text).lines(lines)]
 }
 
@@ -482,19 +530,25 @@ fn plaintext(bare: &[&str], xray: &Xray) -> (String, String, String) {
     match middle {
         Some(name) => (
             format!("{name} is called and calls without mTLS, while other hops use it: it has no sidecar"),
-            format!("Injection is missing at {name}: its pod is older than the namespace's label, or has sidecar.istio.io/inject: \"false\""),
+            format!(
+                "Injection is missing at {name}: its pod is older than the namespace's label, or has sidecar.istio.io/inject: \"false\""
+            ),
             (*name).to_owned(),
         ),
         None if is_last => (
             format!("{first} is called without mTLS, while other hops use it"),
-            format!("{first} has no sidecar (its pod is older than the namespace's label), or mTLS is off for it: PeerAuthentication DISABLE, or a DestinationRule with tls.mode DISABLE"),
+            format!(
+                "{first} has no sidecar (its pod is older than the namespace's label), or mTLS is off for it: PeerAuthentication DISABLE, or a DestinationRule with tls.mode DISABLE"
+            ),
             first.to_owned(),
         ),
         None => {
             let caller = caller_of(first).unwrap_or(CALLER);
             (
                 format!("{first} is called without mTLS, while other hops use it"),
-                format!("{caller} calls from outside the mesh, or mTLS is off for {first}: PeerAuthentication DISABLE, or a DestinationRule with tls.mode DISABLE"),
+                format!(
+                    "{caller} calls from outside the mesh, or mTLS is off for {first}: PeerAuthentication DISABLE, or a DestinationRule with tls.mode DISABLE"
+                ),
                 first.to_owned(),
             )
         }
@@ -506,7 +560,11 @@ pub(crate) fn sampling(samples: &[Sample], promised: f64, place: &Place) -> Find
     let group = Group::Traces;
     let decided: Vec<bool> = samples.iter().filter_map(|sample| sample.sampled).collect();
     if decided.is_empty() {
-        return Finding::skip(group, "traces.sampling", "Sampling: not judged, because no hop and no proxy made a decision in requests without trace context");
+        return Finding::skip(
+            group,
+            "traces.sampling",
+            "Sampling: not judged, because no hop and no proxy made a decision in requests without trace context",
+        );
     }
     let (yes, all) = (decided.iter().filter(|yes| **yes).count() as u64, decided.len() as u64);
     let rate = 100.0 * yes as f64 / all as f64;
@@ -521,11 +579,21 @@ pub(crate) fn sampling(samples: &[Sample], promised: f64, place: &Place) -> Find
         ));
         match name {
             Some(hop) if place.runner(&hop) == Runner::Local => hint = hint.run(place.settings(&hop)),
-            _ => hint = hint.run("kubectl get telemetry -A -o yaml | grep -B12 randomSamplingPercentage").run("kubectl get configmap istio -n istio-system -o yaml | grep -i sampling"),
+            _ => {
+                hint = hint
+                    .run("kubectl get telemetry -A -o yaml | grep -B12 randomSamplingPercentage")
+                    .run("kubectl get configmap istio -n istio-system -o yaml | grep -i sampling")
+            }
         }
         Finding::fail(group, "traces.sampling", format!("{text}, {promised} % promised"), hint)
     } else if shift > TELLING * 100.0 {
-        Finding::skip(group, "traces.sampling", format!("{text}, {promised} % promised: too few requests to tell (a shift of {shift:.1} points would be seen half the time; raise --count)"))
+        Finding::skip(
+            group,
+            "traces.sampling",
+            format!(
+                "{text}, {promised} % promised: too few requests to tell (a shift of {shift:.1} points would be seen half the time; raise --count)"
+            ),
+        )
     } else {
         Finding::pass(group, "traces.sampling", text)
     };

@@ -11,7 +11,11 @@ const GROUP: Group = Group::Watch;
 /// The findings of the group.
 pub(crate) fn findings(samples: &[Sample], span: Duration, place: &Place) -> Vec<Finding> {
     if samples.is_empty() {
-        return vec![Finding::skip(GROUP, "watch.failures", "Rollout watch: skipped, because no request was answered before the end")];
+        return vec![Finding::skip(
+            GROUP,
+            "watch.failures",
+            "Rollout watch: skipped, because no request was answered before the end",
+        )];
     }
     const SHOWN: usize = 20;
     let all = samples.len();
@@ -20,10 +24,14 @@ pub(crate) fn findings(samples: &[Sample], span: Duration, place: &Place) -> Vec
     let data = serde_json::json!({"requests": all, "failed": failed.len(), "longest_gap_ms": gap.as_millis() as u64});
     let mut out = Vec::new();
     if failed.is_empty() {
-        out.push(Finding::pass(GROUP, "watch.failures", format!("All {all} requests in {:.0} s succeeded", span.as_secs_f64())).data(data));
+        out.push(
+            Finding::pass(GROUP, "watch.failures", format!("All {all} requests in {:.0} s succeeded", span.as_secs_f64()))
+                .data(data),
+        );
     } else {
         let (text, hint, seam) = worst(&failed, place);
-        let mut finding = Finding::fail(GROUP, "watch.failures", format!("{} of {all} requests failed. {text}", failed.len()), hint).data(data);
+        let mut finding =
+            Finding::fail(GROUP, "watch.failures", format!("{} of {all} requests failed. {text}", failed.len()), hint).data(data);
         if let Some((from, to)) = seam {
             finding = finding.seam(&from, &to, None).hop(&to);
         }
@@ -71,7 +79,13 @@ fn worst(failed: &[&Sample], place: &Place) -> (String, Hint, Option<(String, St
         }
     }
     let rollout = "A pod stopped while it was still called: its drain (DRAIN_DELAY, DRAIN_TIMEOUT) is longer than terminationGracePeriodSeconds or missing, or its successor was not ready (maxUnavailable 0, readiness on /readyz)";
-    let drain = |hint: Hint| hint.run(format!("kubectl get deploy -n {} -o yaml | grep -E 'name: DRAIN|terminationGrace|maxUnavailable|path: /readyz'", place.namespace)).run(format!("kubectl get events -n {} --sort-by=.lastTimestamp | tail -20", place.namespace));
+    let drain = |hint: Hint| {
+        hint.run(format!(
+            "kubectl get deploy -n {} -o yaml | grep -E 'name: DRAIN|terminationGrace|maxUnavailable|path: /readyz'",
+            place.namespace
+        ))
+        .run(format!("kubectl get events -n {} --sort-by=.lastTimestamp | tail -20", place.namespace))
+    };
     match kinds.into_iter().max_by_key(|(_, count, _)| *count).map(|(_, _, sample)| &sample.outcome) {
         Some(Outcome::Broke(breaks)) if !breaks.is_empty() => {
             let broken = &breaks[0];
@@ -89,7 +103,8 @@ fn worst(failed: &[&Sample], place: &Place) -> (String, Hint, Option<(String, St
 
 /// The longest time between two successes, from the start and to the end counted too.
 fn longest_gap(samples: &[Sample], span: Duration) -> Duration {
-    let mut ends: Vec<Duration> = samples.iter().filter(|sample| sample.is_fine()).map(|sample| sample.at + sample.took).collect();
+    let mut ends: Vec<Duration> =
+        samples.iter().filter(|sample| sample.is_fine()).map(|sample| sample.at + sample.took).collect();
     ends.sort();
     ends.push(span.max(ends.last().copied().unwrap_or_default()));
     let mut last = Duration::ZERO;
@@ -118,8 +133,16 @@ fn instances(samples: &[Sample]) -> Vec<Finding> {
             }
         }
         for (host, first, last, count) in hosts.into_iter().take(SHOWN) {
-            lines.push(format!("{name:<12} {host:<30} {:>6.1} to {:>6.1} s  {count:>6} answers", first.as_secs_f64(), last.as_secs_f64()));
+            lines.push(format!(
+                "{name:<12} {host:<30} {:>6.1} to {:>6.1} s  {count:>6} answers",
+                first.as_secs_f64(),
+                last.as_secs_f64()
+            ));
         }
     }
-    if lines.is_empty() { Vec::new() } else { vec![Finding::pass(GROUP, "watch.instances", "Instances that answered, and when").lines(lines)] }
+    if lines.is_empty() {
+        Vec::new()
+    } else {
+        vec![Finding::pass(GROUP, "watch.instances", "Instances that answered, and when").lines(lines)]
+    }
 }

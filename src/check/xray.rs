@@ -237,7 +237,15 @@ impl Xray {
         }
     }
 
-    fn hop(&mut self, caller: &Hop, sent: &Headers, caller_mode: Option<Propagation>, tree: &Tree, url: &str, path: &mut Vec<usize>) {
+    fn hop(
+        &mut self,
+        caller: &Hop,
+        sent: &Headers,
+        caller_mode: Option<Propagation>,
+        tree: &Tree,
+        url: &str,
+        path: &mut Vec<usize>,
+    ) {
         let hop = Hop::of(tree, url);
         let is_edge = path.is_empty();
         let proxy = proxy(sent, tree);
@@ -367,7 +375,12 @@ fn proxy(sent: &Headers, tree: &Tree) -> Proxy {
         (Some(before), Some(after)) => before != after,
         _ => false,
     };
-    Proxy { w3c: wrote(Format::W3c), b3: wrote(Format::B3), identity: tree.client.identity.is_some(), envoy: reason || tree.attempt > 1 }
+    Proxy {
+        w3c: wrote(Format::W3c),
+        b3: wrote(Format::B3),
+        identity: tree.client.identity.is_some(),
+        envoy: reason || tree.attempt > 1,
+    }
 }
 
 /// What something between a caller and a hop did to the headers.
@@ -387,7 +400,8 @@ fn between(sent: &Headers, received: &Headers, is_edge: bool) -> (Vec<Effect>, R
         (None, Some(_)) => RequestId::Replaced,
         (None, None) => RequestId::Missing,
     };
-    let before: Vec<(Format, Context)> = Format::ALL.into_iter().filter_map(|format| Some((format, format.read(sent)?))).collect();
+    let before: Vec<(Format, Context)> =
+        Format::ALL.into_iter().filter_map(|format| Some((format, format.read(sent)?))).collect();
     for (format, was) in &before {
         let Some(is) = format.read(received) else {
             // The headers that are gone, or the one that no longer reads as a context.
@@ -430,8 +444,13 @@ fn between(sent: &Headers, received: &Headers, is_edge: bool) -> (Vec<Effect>, R
                 }
             }
             "baggage" if !lost => {
-                let members: Vec<&str> = values(received, name).into_iter().flat_map(|value| value.split(',')).map(str::trim).collect();
-                let kept = values(sent, name).into_iter().flat_map(|value| value.split(',')).map(str::trim).all(|m| members.contains(&m));
+                let members: Vec<&str> =
+                    values(received, name).into_iter().flat_map(|value| value.split(',')).map(str::trim).collect();
+                let kept = values(sent, name)
+                    .into_iter()
+                    .flat_map(|value| value.split(','))
+                    .map(str::trim)
+                    .all(|m| members.contains(&m));
                 if !kept {
                     let (before, after) = (values(sent, name).join(","), values(received, name).join(","));
                     effects.push(Effect::Changed { name: name.clone(), before, after });
@@ -517,7 +536,8 @@ fn continued(tree: &Tree, sent: &Headers, own: bool) -> (Vec<Effect>, Vec<(Forma
     let (mut effects, mut unwritten) = (Vec::new(), Vec::new());
     let received: Vec<(Format, Context)> =
         Format::ALL.into_iter().filter_map(|format| Some((format, format.read(&tree.received)?))).collect();
-    let written: Vec<(Format, Context)> = Format::ALL.into_iter().filter_map(|format| Some((format, format.read(sent)?))).collect();
+    let written: Vec<(Format, Context)> =
+        Format::ALL.into_iter().filter_map(|format| Some((format, format.read(sent)?))).collect();
     let trace = trace_of(tree);
     let names = |format: Format| -> Vec<String> {
         tree.received.0.iter().map(|(name, _)| name).filter(|name| format.has(name)).cloned().collect()
@@ -551,7 +571,11 @@ fn continued(tree: &Tree, sent: &Headers, own: bool) -> (Vec<Effect>, Vec<(Forma
     let state_goes_on = Format::W3c.read(&tree.received).is_some_and(|context| Some(&context.trace) == trace.as_ref());
     if state_goes_on && Format::W3c.is_present(sent) && !is_empty(&tree.received, "tracestate") && is_empty(sent, "tracestate") {
         const MAX_MEMBERS: usize = 32;
-        let members = values(&tree.received, "tracestate").iter().flat_map(|value| value.split(',')).filter(|m| !m.trim().is_empty()).count();
+        let members = values(&tree.received, "tracestate")
+            .iter()
+            .flat_map(|value| value.split(','))
+            .filter(|m| !m.trim().is_empty())
+            .count();
         if members <= MAX_MEMBERS {
             effects.push(Effect::Lost("tracestate".to_owned()));
         }
@@ -570,7 +594,8 @@ fn dedup(effects: &mut Vec<Effect>) {
 
 /// The table of the x-ray, 74 columns wide at most.
 pub(crate) fn table(probe: &Probe, xray: &Xray) -> Vec<String> {
-    let cell = |context: Option<Context>| context.map_or_else(|| "-".to_owned(), |c| format!("{}/{}", short(&c.trace), short(&c.span)));
+    let cell =
+        |context: Option<Context>| context.map_or_else(|| "-".to_owned(), |c| format!("{}/{}", short(&c.trace), short(&c.span)));
     let name = |row: &Row| {
         let text = format!("{}{}", "  ".repeat(row.depth.min(4)), row.hop.name);
         if text.chars().count() > 14 { text.chars().take(13).chain(['…']).collect() } else { text }

@@ -259,9 +259,14 @@ fn no_healthy_mesh_of_forwarding_hops_raises_an_alarm() {
 
 #[test]
 fn no_healthy_mesh_of_continuing_hops_raises_an_alarm() {
-    for (tracer, order) in
-        [(None, W3C_FIRST), (None, B3_FIRST), (Some(Tracer::Otel), W3C_FIRST), (Some(Tracer::B3), B3_FIRST), (Some(Tracer::Both), W3C_FIRST), (Some(Tracer::Both), B3_FIRST)]
-    {
+    for (tracer, order) in [
+        (None, W3C_FIRST),
+        (None, B3_FIRST),
+        (Some(Tracer::Otel), W3C_FIRST),
+        (Some(Tracer::B3), B3_FIRST),
+        (Some(Tracer::Both), W3C_FIRST),
+        (Some(Tracer::Both), B3_FIRST),
+    ] {
         let findings = report(&[continues(&order), continues(&order), continues(&order)], &mesh(tracer));
         assert!(failures(&findings).is_empty(), "{tracer:?} {order:?}: {findings:#?}");
     }
@@ -272,7 +277,11 @@ fn mixed_chains_and_a_gateway_alone_raise_no_alarm() {
     for tracer in TRACERS {
         let order = if tracer == Tracer::B3 { B3_FIRST } else { W3C_FIRST };
         let gateway = vec![Between { tracer: Some(tracer), ..Between::default() }, Between::default(), Between::default()];
-        for apps in [[forward(), continues(&order), forward()], [continues(&order), forward(), continues(&order)], [forward(), forward(), continues(&order)]] {
+        for apps in [
+            [forward(), continues(&order), forward()],
+            [continues(&order), forward(), continues(&order)],
+            [forward(), forward(), continues(&order)],
+        ] {
             for between in [mesh(Some(tracer)), gateway.clone()] {
                 let findings = report(&apps, &between);
                 assert!(failures(&findings).is_empty(), "{tracer:?} {apps:?}: {findings:#?}");
@@ -295,7 +304,8 @@ fn a_chain_that_uses_one_format_by_configuration_is_healthy_where_no_proxy_speak
 
 #[test]
 fn the_dialect_of_the_mesh_is_named() {
-    for (tracer, says) in [(Tracer::B3, "B3 (Zipkin tracer)"), (Tracer::Both, "B3 and W3C"), (Tracer::Otel, "W3C (OpenTelemetry")] {
+    for (tracer, says) in [(Tracer::B3, "B3 (Zipkin tracer)"), (Tracer::Both, "B3 and W3C"), (Tracer::Otel, "W3C (OpenTelemetry")]
+    {
         let findings = report(&[forward(), forward(), forward()], &mesh(Some(tracer)));
         assert!(findings[0].text.contains(says) && findings[0].text.contains("service3"), "{}", findings[0].text);
     }
@@ -372,7 +382,11 @@ fn a_flipped_decision_is_the_hops_that_flipped_it() {
         let mut apps = vec![continues(&W3C_FIRST); 3];
         apps[1].unsamples = true;
         let (found, from, to, side, text) = only_failure(&report(&apps, &mesh(tracer)));
-        assert_eq!((found, from.as_str(), to.as_str(), side), ("propagation.sampled", "service2", "service3", Side::Hop), "{text}");
+        assert_eq!(
+            (found, from.as_str(), to.as_str(), side),
+            ("propagation.sampled", "service2", "service3", Side::Hop),
+            "{text}"
+        );
     }
 }
 
@@ -390,12 +404,15 @@ fn a_hop_that_starts_a_new_trace_is_named() {
 
 #[test]
 fn the_wrong_order_of_propagators_is_named_where_the_mesh_speaks_the_other_format() {
-    for (tracer, order, fits) in [(Tracer::B3, W3C_FIRST, "b3multi,b3,tracecontext"), (Tracer::Otel, B3_FIRST, "tracecontext,baggage,b3multi")] {
+    for (tracer, order, fits) in
+        [(Tracer::B3, W3C_FIRST, "b3multi,b3,tracecontext"), (Tracer::Otel, B3_FIRST, "tracecontext,baggage,b3multi")]
+    {
         let findings = report(&vec![continues(&order); 3], &mesh(Some(tracer)));
         let first = failures(&findings)[0];
         assert_eq!((first.id, first.hop.as_deref()), ("propagation.order", Some("service1")), "{findings:#?}");
         assert!(first.cause.as_ref().unwrap().contains(fits), "{first:#?}");
-        assert!(findings.iter().filter(|finding| finding.status == Status::Fail).all(|finding| finding.id == "propagation.order"), "{findings:#?}");
+        assert_eq!(failures(&findings).len(), 1, "told once: {findings:#?}");
+        assert!(first.detail[0].contains("service2, service3"), "{first:#?}");
     }
 }
 
@@ -404,7 +421,11 @@ fn a_request_id_made_anew_between_hops_is_a_finding_and_at_the_edge_it_is_not() 
     let mut between = mesh(None);
     between[1].renames = true;
     let (found, from, to, side, text) = only_failure(&report(&[forward(), forward(), forward()], &between));
-    assert_eq!((found, from.as_str(), to.as_str(), side), ("propagation.request-id", "service1", "service2", Side::Between), "{text}");
+    assert_eq!(
+        (found, from.as_str(), to.as_str(), side),
+        ("propagation.request-id", "service1", "service2", Side::Between),
+        "{text}"
+    );
     let mut apps = [forward(), forward(), forward()];
     apps[1].renames = true;
     let (_, from, to, side, text) = only_failure(&report(&apps, &mesh(None)));
@@ -427,4 +448,29 @@ fn a_request_id_stays_itself_when_envoy_writes_its_reason_into_it() {
     assert!(same_request("b7a284c4-0f16-48fa-9a3d-137c290a9ff1", "b7a284c4-0f16-98fa-9a3d-137c290a9ff1"));
     assert!(!same_request("b7a284c4-0f16-48fa-9a3d-137c290a9ff1", "b7a284c4-0f16-48fa-9a3d-137c290a9ff2"));
     assert!(!same_request("my-id", "my-ip"));
+}
+
+#[test]
+fn a_call_that_no_sidecar_handles_as_http_is_a_finding_and_a_waypoint_for_some_services_is_not() {
+    let mut between = mesh(Some(Tracer::Otel));
+    between[1].tracer = None;
+    let probe = Probe::new(&Format::ALL);
+    let mut tree = travel(&probe, &[forward(), forward(), forward()], &between);
+    let place = Place {
+        namespace: "httpserver".into(),
+        gateway_namespace: "istio-system".into(),
+        url: "http://x/service1".into(),
+        loopback: false,
+    };
+    let findings = propagation::findings(&probe, &examine(&probe, &tree, "http://x/service1"), &place);
+    assert!(failures(&findings).is_empty(), "{findings:#?}");
+    let Some(Nested(two)) = &mut tree.upstreams[0].reply else { panic!() };
+    let Some(Nested(three)) = &mut two.upstreams[0].reply else { panic!() };
+    three.client.identity = Some("spiffe://cluster.local/ns/httpserver/sa/service2".into());
+    let findings = propagation::findings(&probe, &examine(&probe, &tree, "http://x/service1"), &place);
+    let failed = failures(&findings);
+    assert_eq!(failed.len(), 1, "{findings:#?}");
+    let seam = failed[0].seam.clone().unwrap();
+    assert_eq!((failed[0].id, seam.from.as_str(), seam.to.as_str()), ("propagation.coverage", "service1", "service2"));
+    assert!(failed[0].cause.as_ref().unwrap().contains("appProtocol"), "{failed:#?}");
 }
