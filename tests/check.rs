@@ -627,6 +627,44 @@ fn an_identity_without_a_proxy_proves_nothing() {
     assert!(run.check("traffic.identity")["text"].as_str().unwrap().contains("proves nothing"));
 }
 
+/// A mesh with mTLS whose proxies do not trace: every hop in `with` is called with an identity.
+fn meshed(with: [bool; 4]) -> String {
+    let front = fake(move |request| {
+        let mut below: Option<Value> = None;
+        for n in (1..=4).rev() {
+            let upstreams = below.take().map(|reply| call(&format!("service{}", n + 1), reply)).into_iter().collect();
+            let mut hop = reply(&format!("service{n}"), "v1", "base", request, upstreams);
+            hop["hostname"] = json!(format!("service{n}-7d4b9c6f5-x2x5z"));
+            // A second attempt is the sign of a proxy.
+            hop["attempt"] = json!(2);
+            if with[n - 1] {
+                hop["client"]["identity"] = json!(format!("spiffe://cluster.local/ns/httpserver/sa/service{}", n - 1));
+            }
+            below = Some(hop);
+        }
+        (200, vec![], below.unwrap().to_string())
+    });
+    format!("http://{front}/service1")
+}
+
+#[test]
+fn a_hop_without_a_sidecar_is_named_by_the_plain_text_around_it() {
+    let run = check(&meshed([true, false, false, true]), &["--count", "3"]);
+    let check = run.fails("traffic.identity", &["service2 is called and calls without mTLS", "Injection is missing at service2", "kubectl get pods -n httpserver"]);
+    assert_eq!(check["hop"], "service2");
+}
+
+#[test]
+fn proxies_that_do_not_trace_point_at_the_telemetry_resource() {
+    let empty = fake(|request| match request.path.as_str() {
+        "/api/v2/services" => (200, vec![], "[]".into()),
+        _ => (404, vec![], String::new()),
+    });
+    let run = check(&meshed([true; 4]), &["--count", "3", "--traces", &format!("http://{empty}"), "--traces-wait", "1s"]);
+    run.fails("traces.arrived", &["Nobody reports spans", "service2", "do not trace", "extensionProviders", "kubectl get telemetry"]);
+    assert_eq!(run.check("traffic.identity")["status"], "pass");
+}
+
 // Lanes.
 
 /// Three hops of which service1 and service3 have a lane `gray`; `leaks`: every fourth base request is answered from it, too.

@@ -585,8 +585,24 @@ fn judge(seen: &Seen<'_>, expect: Option<&Expect>, place: &Place, waited: Durati
         );
     }
     out.push(parents(tree, must, spans));
+    out.extend(silent_proxies(xray));
     out.push(explain(must, spans));
     out
+}
+
+/// Sidecars that vouch for their callers and write no span anywhere. Only certificates prove a sidecar: other proxies may have no
+/// part in tracing.
+fn silent_proxies(xray: &Xray) -> Option<Finding> {
+    let sidecars: Vec<&str> = xray.rows.iter().filter(|row| row.proxy.identity).map(|row| row.hop.name.as_str()).collect();
+    if sidecars.is_empty() || xray.mesh_traces() {
+        return None;
+    }
+    let hint = Hint::new("No Telemetry resource turns tracing on, or it names a provider that meshConfig.extensionProviders does not have")
+        .run("kubectl get telemetry -A -o yaml | grep -A4 providers:")
+        .run("kubectl get configmap istio -n istio-system -o yaml | grep -A8 extensionProviders")
+        .run("istioctl analyze -A");
+    let text = format!("The proxies in front of {} report no spans: the trace holds the app's alone", sidecars.join(", "));
+    Some(Finding::fail(GROUP, "traces.proxies", text, hint))
 }
 
 /// Hops that no span speaks of: those that only forward while others report, and expected ones that never answered.
