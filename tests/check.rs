@@ -36,7 +36,16 @@ fn a_healthy_chain_is_fine_whether_its_hops_forward_or_continue() {
         let chain = Chain::start(&[hop.clone(), hop.clone(), hop]);
         let run = quick(&chain.url(), &[]);
         run.fine();
-        for id in ["reach.http", "chain.hops", "propagation.w3c", "propagation.b3", "propagation.sampled", "propagation.request-id", "propagation.headers", "traffic.success"] {
+        for id in [
+            "reach.http",
+            "chain.hops",
+            "propagation.w3c",
+            "propagation.b3",
+            "propagation.sampled",
+            "propagation.request-id",
+            "propagation.headers",
+            "traffic.success",
+        ] {
             assert_eq!(run.check(id)["status"], "pass", "{id}");
         }
         assert!(run.check("chain.hops")["text"].as_str().unwrap().contains("service1 -> service2 -> service3"));
@@ -98,7 +107,13 @@ fn a_hop_that_drops_headers_is_named_with_what_it_dropped() {
             let broken = drops.iter().fold(hop.clone(), |hop, name| hop.arg("--drop-header", name));
             let chain = Chain::start(&[hop.clone(), broken, hop]);
             let run = quick(&chain.url(), &[]);
-            run.breaks_at(id, "service2", "service3", Some("hop"), &["service2 received", says, "did not send", "DROP_HEADERS", "curl -s -H"]);
+            run.breaks_at(
+                id,
+                "service2",
+                "service3",
+                Some("hop"),
+                &["service2 received", says, "did not send", "DROP_HEADERS", "curl -s -H"],
+            );
             assert_eq!(run.failed().len(), 1, "one cause, one finding: {:#}", run.json);
         }
     }
@@ -122,9 +137,18 @@ fn a_proxy_that_drops_headers_between_two_hops_is_told_from_the_hops() {
         (vec!["x-request-id"], "propagation.request-id", "service2 sent x-request-id"),
         (vec!["x-lane"], "propagation.lane", "service2 sent x-lane"),
     ] {
-        let chain = Chain::start_via(&[plain(), plain(), plain()], |index, addr| if index == 2 { removing(addr, &removes) } else { addr });
+        let chain = Chain::start_via(
+            &[plain(), plain(), plain()],
+            |index, addr| if index == 2 { removing(addr, &removes) } else { addr },
+        );
         let run = quick(&chain.url(), &[]);
-        run.breaks_at(id, "service2", "service3", Some("between"), &[says, "service3 never got", "A proxy between service2 and service3"]);
+        run.breaks_at(
+            id,
+            "service2",
+            "service3",
+            Some("between"),
+            &[says, "service3 never got", "A proxy between service2 and service3"],
+        );
     }
 }
 
@@ -132,14 +156,26 @@ fn a_proxy_that_drops_headers_between_two_hops_is_told_from_the_hops() {
 fn a_hop_that_flips_the_sampling_decision_is_named() {
     let chain = Chain::start(&[traced(), traced().var("OTEL_TRACES_SAMPLER", "always_off"), traced()]);
     let run = quick(&chain.url(), &[]);
-    run.breaks_at("propagation.sampled", "service2", "service3", Some("hop"), &["received \"sampled\" and sent \"not sampled\"", "OTEL_TRACES_SAMPLER"]);
+    run.breaks_at(
+        "propagation.sampled",
+        "service2",
+        "service3",
+        Some("hop"),
+        &["received \"sampled\" and sent \"not sampled\"", "OTEL_TRACES_SAMPLER"],
+    );
 }
 
 #[test]
 fn a_hop_that_starts_a_new_trace_is_named() {
     let chain = Chain::start(&[traced(), traced().var("OTEL_PROPAGATORS", "baggage"), traced()]);
     let run = quick(&chain.url(), &[]);
-    run.breaks_at("propagation.trace", "service1", "service2", Some("new-trace"), &["service2 received trace", "started a new one", "OTEL_PROPAGATORS"]);
+    run.breaks_at(
+        "propagation.trace",
+        "service1",
+        "service2",
+        Some("new-trace"),
+        &["service2 received trace", "started a new one", "OTEL_PROPAGATORS"],
+    );
 }
 
 #[test]
@@ -158,13 +194,23 @@ fn a_hop_that_is_down_is_named_by_its_caller() {
     let mut chain = Chain::start(&[plain(), plain(), plain()]);
     chain.hops[2].kill();
     let run = quick(&chain.url(), &[]);
-    run.breaks_at("chain.hops", "service2", "service3", None, &["service2 cannot reach service3: connection refused", "not running", "/healthz"]);
+    run.breaks_at(
+        "chain.hops",
+        "service2",
+        "service3",
+        None,
+        &["service2 cannot reach service3: connection refused", "not running", "/healthz"],
+    );
     assert_eq!(run.check("propagation.unseen")["status"], "skip");
 }
 
 #[test]
 fn a_slow_hop_is_named_and_not_the_ones_that_wait_for_it() {
-    let chain = Chain::start(&[plain().arg("--upstream-timeout", "3s"), plain().arg("--upstream-timeout", "300ms"), plain().arg("--latency", "2s")]);
+    let chain = Chain::start(&[
+        plain().arg("--upstream-timeout", "3s"),
+        plain().arg("--upstream-timeout", "300ms"),
+        plain().arg("--latency", "2s"),
+    ]);
     let run = check(&chain.url(), &["--count", "1"]);
     run.breaks_at("chain.hops", "service2", "service3", None, &["service3 did not answer service2 in time", "UPSTREAM_TIMEOUT"]);
 }
@@ -173,7 +219,8 @@ fn a_slow_hop_is_named_and_not_the_ones_that_wait_for_it() {
 fn a_hop_that_answers_503_now_and_then_is_named_with_its_share() {
     let chain = Chain::start(&[plain(), plain().arg("--fault", "abort=503@30%"), plain()]);
     let run = check(&chain.url(), &["--count", "60", "--rate", "500"]);
-    let check = run.fails("traffic.success", &["of 60 requests failed", "service2 answered 503 by its own fault injection", "FAULT"]);
+    let check =
+        run.fails("traffic.success", &["of 60 requests failed", "service2 answered 503 by its own fault injection", "FAULT"]);
     assert_eq!(check["hop"], "service2");
     assert!(check["data"]["succeeded"].as_u64().unwrap() < 60);
 }
@@ -244,7 +291,8 @@ fn a_certificate_of_a_known_ca_with_the_right_name_is_fine() {
 fn a_wrong_ca_is_explained() {
     let (ca, other) = (Authority::new(), Authority::new());
     tls_run(&ca.issue(&["chain.test"], |_| {}), Some(&other.pem()), &[]).fails("reach.certificate", &["another"]);
-    tls_run(&ca.issue(&["chain.test"], |_| {}), None, &[]).fails("reach.certificate", &["issued by CN=cncamp test CA", "--cacert"]);
+    tls_run(&ca.issue(&["chain.test"], |_| {}), None, &[])
+        .fails("reach.certificate", &["issued by CN=cncamp test CA", "--cacert"]);
 }
 
 #[test]
@@ -264,10 +312,14 @@ fn a_self_signed_certificate_is_explained_and_trusted_when_given_itself() {
 fn an_expired_a_future_a_nameless_and_a_wrongly_named_certificate_are_told_apart() {
     let ca = Authority::new();
     let pem = ca.pem();
-    tls_run(&ca.issue(&["chain.test"], |params| ymd(params, 2020, 2021)), Some(&pem), &[]).fails("reach.certificate", &["expired on 2021-01-01", "days ago"]);
-    tls_run(&ca.issue(&["chain.test"], |params| ymd(params, 2090, 2091)), Some(&pem), &[]).fails("reach.certificate", &["not valid before 2090-01-01"]);
-    tls_run(&ca.issue(&[], |_| {}), Some(&pem), &[]).fails("reach.certificate", &["no subject alternative name", "subjectAltName=DNS:chain.test"]);
-    tls_run(&ca.issue(&["a.test", "b.test"], |_| {}), Some(&pem), &[]).fails("reach.certificate", &["not for chain.test", "a.test, b.test"]);
+    tls_run(&ca.issue(&["chain.test"], |params| ymd(params, 2020, 2021)), Some(&pem), &[])
+        .fails("reach.certificate", &["expired on 2021-01-01", "days ago"]);
+    tls_run(&ca.issue(&["chain.test"], |params| ymd(params, 2090, 2091)), Some(&pem), &[])
+        .fails("reach.certificate", &["not valid before 2090-01-01"]);
+    tls_run(&ca.issue(&[], |_| {}), Some(&pem), &[])
+        .fails("reach.certificate", &["no subject alternative name", "subjectAltName=DNS:chain.test"]);
+    tls_run(&ca.issue(&["a.test", "b.test"], |_| {}), Some(&pem), &[])
+        .fails("reach.certificate", &["not for chain.test", "a.test, b.test"]);
 }
 
 #[test]
@@ -288,7 +340,10 @@ fn a_failed_handshake_stops_the_run_before_anything_is_sent() {
         (200, vec![], String::new())
     });
     let front = tls_front(&self_signed(&["chain.test"], |_| {}), behind);
-    let run = check(&format!("https://chain.test:{}/", front.port()), &["--resolve", &format!("chain.test:{}:127.0.0.1", front.port())]);
+    let run = check(
+        &format!("https://chain.test:{}/", front.port()),
+        &["--resolve", &format!("chain.test:{}:127.0.0.1", front.port())],
+    );
     run.fails("reach.certificate", &["self-signed"]);
     assert_eq!(sent.load(Ordering::SeqCst), 0);
 }
@@ -308,7 +363,8 @@ fn a_handshake_that_is_cut_off_points_at_the_gateways_secret() {
     let cut = serve_streams(|mut stream| {
         let _ = stream.read(&mut [0; 512]);
     });
-    let run = check(&format!("https://chain.test:{}/", cut.port()), &["--resolve", &format!("chain.test:{}:127.0.0.1", cut.port())]);
+    let run =
+        check(&format!("https://chain.test:{}/", cut.port()), &["--resolve", &format!("chain.test:{}:127.0.0.1", cut.port())]);
     run.fails("reach.tls", &["before any certificate", "secret is missing", "SNI", "istioctl proxy-config secret"]);
 }
 
@@ -317,10 +373,15 @@ fn the_plain_port_must_redirect_and_https_must_say_hsts() {
     let ca = Authority::new();
     let pem = File::new(&ca.pem());
     let identity = ca.issue(&["chain.test"], |_| {});
-    let with = |headers: Vec<(&'static str, String)>| fake(move |request| (200, headers.clone(), reply("service1", "v1", "base", request, vec![]).to_string()));
+    let with = |headers: Vec<(&'static str, String)>| {
+        fake(move |request| (200, headers.clone(), reply("service1", "v1", "base", request, vec![]).to_string()))
+    };
     let run = |front: u16, plain: u16| {
         let (a, b) = (format!("chain.test:{front}:127.0.0.1"), plain.to_string());
-        check(&format!("https://chain.test:{front}/service1"), &["--resolve", &a, "--cacert", pem.path(), "--plain-port", &b, "--count", "1"])
+        check(
+            &format!("https://chain.test:{front}/service1"),
+            &["--resolve", &a, "--cacert", pem.path(), "--plain-port", &b, "--count", "1"],
+        )
     };
     let front = tls_front(&identity, with(vec![("strict-transport-security", "max-age=31536000".into())])).port();
     let redirect = fake(|_| (301, vec![("location", "https://chain.test/service1".into())], String::new())).port();
@@ -339,11 +400,14 @@ fn gateway(status: u16, body: &str) -> Run {
 
 #[test]
 fn a_gateways_own_answers_are_read_for_what_they_mean() {
-    gateway(404, "").fails("reach.http", &["no route for this host and path", "NR", "VirtualService", "istioctl proxy-config routes"]);
+    gateway(404, "")
+        .fails("reach.http", &["no route for this host and path", "NR", "VirtualService", "istioctl proxy-config routes"]);
     gateway(503, "no healthy upstream").fails("reach.http", &["UH", "no ready pod"]);
     gateway(503, "").fails("reach.http", &["NC", "misspelt", "istioctl analyze"]);
-    gateway(503, "upstream connect error or disconnect/reset before headers. reset reason: connection failure").fails("reach.http", &["UF", "connection failure"]);
-    gateway(503, "upstream connect error or disconnect/reset before headers. reset reason: overflow").fails("reach.http", &["UO", "circuit breaker"]);
+    gateway(503, "upstream connect error or disconnect/reset before headers. reset reason: connection failure")
+        .fails("reach.http", &["UF", "connection failure"]);
+    gateway(503, "upstream connect error or disconnect/reset before headers. reset reason: overflow")
+        .fails("reach.http", &["UO", "circuit breaker"]);
     gateway(403, "RBAC: access denied").fails("reach.http", &["denied", "AuthorizationPolicy"]);
     gateway(401, "Jwt is missing").fails("reach.http", &["token", "RequestAuthentication"]);
     gateway(426, "").fails("reach.http", &["426", "HTTP/1.0"]);
@@ -353,10 +417,12 @@ fn a_gateways_own_answers_are_read_for_what_they_mean() {
 
 #[test]
 fn a_redirect_loop_is_a_loop_and_a_redirect_names_its_end() {
-    let front = fake(|request| (301, vec![("location", format!("http://{}/service1", request.header("host").unwrap()))], String::new()));
+    let front =
+        fake(|request| (301, vec![("location", format!("http://{}/service1", request.header("host").unwrap()))], String::new()));
     check(&format!("http://{front}/service1"), &[]).fails("reach.http", &["Redirect loop", "httpsRedirect"]);
     let front = fake(|_| (301, vec![("location", "https://chain.test/service1".into())], String::new()));
-    check(&format!("http://{front}/service1"), &[]).fails("reach.http", &["redirected to https://chain.test/service1", "httpserver check https://chain.test/service1"]);
+    check(&format!("http://{front}/service1"), &[])
+        .fails("reach.http", &["redirected to https://chain.test/service1", "httpserver check https://chain.test/service1"]);
 }
 
 #[test]
@@ -377,7 +443,10 @@ fn nothing_there_is_told_by_the_step_that_failed() {
 // The trace backend.
 
 fn reporting(store: &str) -> Hop {
-    Hop { args: vec!["--trace-exporter".into(), "zipkin".into()], vars: vec![("OTEL_EXPORTER_ZIPKIN_ENDPOINT".into(), format!("{store}/api/v2/spans"))] }
+    Hop {
+        args: vec!["--trace-exporter".into(), "zipkin".into()],
+        vars: vec![("OTEL_EXPORTER_ZIPKIN_ENDPOINT".into(), format!("{store}/api/v2/spans"))],
+    }
 }
 
 #[test]
@@ -438,7 +507,9 @@ fn jaeger_over(store: &str) -> String {
         let mut text = String::new();
         stream.read_to_string(&mut text).unwrap();
         let body = text.split_once("\r\n\r\n").unwrap().1;
-        let Ok(Value::Array(zipkin)) = serde_json::from_str::<Value>(body) else { return (404, vec![], json!({"data": null}).to_string()) };
+        let Ok(Value::Array(zipkin)) = serde_json::from_str::<Value>(body) else {
+            return (404, vec![], json!({"data": null}).to_string());
+        };
         let mut processes = serde_json::Map::new();
         let spans: Vec<Value> = zipkin
             .iter()
@@ -476,7 +547,8 @@ fn what_is_no_backend_is_said_to_be_none() {
 #[test]
 fn sampling_at_1_percent_is_named() {
     let demo = Demo::start();
-    let hop = reporting(&demo.store).var("OTEL_TRACES_SAMPLER", "parentbased_traceidratio").var("OTEL_TRACES_SAMPLER_ARG", "0.01");
+    let hop =
+        reporting(&demo.store).var("OTEL_TRACES_SAMPLER", "parentbased_traceidratio").var("OTEL_TRACES_SAMPLER_ARG", "0.01");
     let chain = Chain::start(&[hop.clone(), hop]);
     let run = check(&chain.url(), &["--traces", &demo.store, "--count", "60", "--rate", "500"]);
     run.fails("traces.sampling", &["100 % promised", "randomSamplingPercentage", "OTEL_TRACES_SAMPLER"]);
@@ -531,7 +603,11 @@ fn retries_and_identities_are_told_per_hop() {
     });
     let run = check(&format!("http://{front}/service1"), &["--count", "10", "--rate", "500"]);
     let retries = run.check("traffic.retries");
-    assert!(retries["detail"][0].as_str().unwrap().contains("service2") && retries["detail"][0].as_str().unwrap().contains("3 at most"), "{retries}");
+    assert!(
+        retries["detail"][0].as_str().unwrap().contains("service2")
+            && retries["detail"][0].as_str().unwrap().contains("3 at most"),
+        "{retries}"
+    );
     // The attempt count shows a proxy in front of service2, and none in front of service1.
     let identity = run.check("traffic.identity");
     assert!(identity["detail"].to_string().contains("called by spiffe://cluster.local/ns/httpserver/sa/service1"), "{identity}");
@@ -549,6 +625,44 @@ fn an_identity_without_a_proxy_proves_nothing() {
     run.fine();
     assert_eq!(run.check("traffic.identity")["status"], "skip");
     assert!(run.check("traffic.identity")["text"].as_str().unwrap().contains("proves nothing"));
+}
+
+/// A mesh with mTLS whose proxies do not trace: every hop in `with` is called with an identity.
+fn meshed(with: [bool; 4]) -> String {
+    let front = fake(move |request| {
+        let mut below: Option<Value> = None;
+        for n in (1..=4).rev() {
+            let upstreams = below.take().map(|reply| call(&format!("service{}", n + 1), reply)).into_iter().collect();
+            let mut hop = reply(&format!("service{n}"), "v1", "base", request, upstreams);
+            hop["hostname"] = json!(format!("service{n}-7d4b9c6f5-x2x5z"));
+            // A second attempt is the sign of a proxy.
+            hop["attempt"] = json!(2);
+            if with[n - 1] {
+                hop["client"]["identity"] = json!(format!("spiffe://cluster.local/ns/httpserver/sa/service{}", n - 1));
+            }
+            below = Some(hop);
+        }
+        (200, vec![], below.unwrap().to_string())
+    });
+    format!("http://{front}/service1")
+}
+
+#[test]
+fn a_hop_without_a_sidecar_is_named_by_the_plain_text_around_it() {
+    let run = check(&meshed([true, false, false, true]), &["--count", "3"]);
+    let check = run.fails("traffic.identity", &["service2 is called and calls without mTLS", "Injection is missing at service2", "kubectl get pods -n httpserver"]);
+    assert_eq!(check["hop"], "service2");
+}
+
+#[test]
+fn proxies_that_do_not_trace_point_at_the_telemetry_resource() {
+    let empty = fake(|request| match request.path.as_str() {
+        "/api/v2/services" => (200, vec![], "[]".into()),
+        _ => (404, vec![], String::new()),
+    });
+    let run = check(&meshed([true; 4]), &["--count", "3", "--traces", &format!("http://{empty}"), "--traces-wait", "1s"]);
+    run.fails("traces.arrived", &["Nobody reports spans", "service2", "do not trace", "extensionProviders", "kubectl get telemetry"]);
+    assert_eq!(run.check("traffic.identity")["status"], "pass");
 }
 
 // Lanes.
@@ -664,7 +778,6 @@ fn wrong_usage_is_exit_2_with_one_line_and_nothing_sent() {
         (vec!["--expect-split", "v1=100", "--count", "0"], vec!["--expect-split", "--count"]),
         (vec!["--expect", "service1", "--expect-split", "service9:v1=100"], vec!["service9", "--expect"]),
         (vec!["--skip", "nonsense"], vec!["--skip", "nonsense"]),
-        (vec!["--output", "yaml"], vec!["--output", "junit"]),
         (vec!["-H", "traceparent: x"], vec!["traceparent"]),
     ] {
         let run = check(&url, &args);
@@ -674,6 +787,9 @@ fn wrong_usage_is_exit_2_with_one_line_and_nothing_sent() {
             assert!(run.stderr.contains(part), "{part:?} not in {}", run.stderr);
         }
     }
+    let output = httpserver().args(["check", &url, "--output", "yaml"]).output().unwrap();
+    let line = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.code() == Some(2) && line.contains("--output") && line.contains("junit"), "{line}");
     let run = check("ftp://x/", &[]);
     assert_eq!((run.code, run.stderr.lines().count()), (Some(2), 1), "{}", run.stderr);
     assert_eq!(sent.load(Ordering::SeqCst), 0);
@@ -683,7 +799,13 @@ fn wrong_usage_is_exit_2_with_one_line_and_nothing_sent() {
 fn ctrl_c_prints_the_verdict_so_far() {
     let chain = Chain::start(&[plain(), plain()]);
     for (signal, output) in [("-INT", "text"), ("-TERM", "json")] {
-        let mut child = httpserver().arg("check").arg(chain.url()).args(["--count", "1000", "--rate", "20", "--output", output]).stderr(Stdio::null()).spawn().unwrap();
+        let mut child = httpserver()
+            .arg("check")
+            .arg(chain.url())
+            .args(["--count", "1000", "--rate", "20", "--output", output])
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
         std::thread::sleep(Duration::from_millis(1500));
         assert!(std::process::Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap().success());
         let begun = Instant::now();

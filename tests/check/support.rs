@@ -142,7 +142,9 @@ impl Run {
 
     /// The check of this name; the failed one where several have it.
     pub(crate) fn check(&self, id: &str) -> &Value {
-        let of = |status: Option<&str>| self.checks().iter().find(|check| check["id"] == id && status.is_none_or(|status| check["status"] == status));
+        let of = |status: Option<&str>| {
+            self.checks().iter().find(|check| check["id"] == id && status.is_none_or(|status| check["status"] == status))
+        };
         of(Some("fail")).or_else(|| of(None)).unwrap_or_else(|| panic!("no {id} in {:#}", self.json))
     }
 
@@ -169,7 +171,11 @@ impl Run {
     pub(crate) fn breaks_at(&self, id: &str, from: &str, to: &str, side: Option<&str>, says: &[&str]) {
         let check = self.fails(id, says);
         let seam = &check["seam"];
-        assert_eq!((seam["from"].as_str(), seam["to"].as_str(), seam["side"].as_str()), (Some(from), Some(to), side), "{check:#}");
+        assert_eq!(
+            (seam["from"].as_str(), seam["to"].as_str(), seam["side"].as_str()),
+            (Some(from), Some(to), side),
+            "{check:#}"
+        );
     }
 }
 
@@ -251,7 +257,10 @@ pub(crate) fn read_request(stream: &mut impl std::io::Read) -> Option<Request> {
     let mut lines = head.lines();
     let mut first = lines.next()?.split(' ');
     let (method, path) = (first.next()?.to_owned(), first.next()?.to_owned());
-    let headers = lines.filter_map(|line| line.split_once(": ")).map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned())).collect();
+    let headers = lines
+        .filter_map(|line| line.split_once(": "))
+        .map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned()))
+        .collect();
     Some(Request { method, path, headers })
 }
 
@@ -322,7 +331,10 @@ impl Authority {
     }
 }
 
-fn server_params(names: &[&str], change: impl FnOnce(&mut rcgen::CertificateParams)) -> (rcgen::CertificateParams, rcgen::KeyPair) {
+fn server_params(
+    names: &[&str],
+    change: impl FnOnce(&mut rcgen::CertificateParams),
+) -> (rcgen::CertificateParams, rcgen::KeyPair) {
     let mut params = rcgen::CertificateParams::new(names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>()).unwrap();
     params.distinguished_name = rcgen::DistinguishedName::new();
     params.distinguished_name.push(rcgen::DnType::CommonName, "chain.test");
