@@ -58,13 +58,15 @@ def problems(spans, parent, sidecars):
     for span in spans:
         if span["parent"] != parent and span["parent"] not in by_id:
             found.append(f"orphan: {span['service']} {span['name']}: its parent {span['parent']} is not there")
-    if sidecars and any(not span["proxy"] for span in spans):
+    # A gateway is a proxy without an app behind it.
+    with_app = {span["service"] for span in spans if not span["proxy"]}
+    if sidecars:
         for span in spans:
             above = by_id.get(span["parent"])
             same = above is not None and above["service"] == span["service"]
             if not span["proxy"] and span["kind"] == "server" and not (same and above["proxy"] and above["kind"] == "server"):
                 found.append(f"the app's server span of {span['service']} is not the child of its inbound sidecar's")
-            outbound = span["proxy"] and span["kind"] == "client" and "gateway" not in span["service"]
+            outbound = span["proxy"] and span["kind"] == "client" and span["service"] in with_app
             if outbound and not (same and not above["proxy"] and above["kind"] == "client"):
                 found.append(f"the outbound sidecar's span of {span['service']} is not the child of its app's client span")
     return found
