@@ -1,11 +1,14 @@
 //! The ways a request fails, and the only place where a failure becomes a response.
 
 use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
 use http::{HeaderValue, StatusCode, header};
 
 /// A failure of ours, answered as `application/problem+json` (RFC 9457).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Error {
+    /// 403: the caller showed no certificate where one is wanted.
+    CertificateRequired,
     /// 404: no such path.
     NotFound,
     /// 405: the path is there, the method is not. All our endpoints read only.
@@ -30,6 +33,10 @@ impl Error {
     /// Status and what to tell the caller.
     pub(crate) fn parts(self) -> (StatusCode, &'static str) {
         match self {
+            Self::CertificateRequired => (
+                StatusCode::FORBIDDEN,
+                "A client certificate is needed here (--tls-client-ca); only /healthz and /readyz answer without one.",
+            ),
             Self::NotFound => (
                 StatusCode::NOT_FOUND,
                 "There is no such path here. The hop answers /, /hello, /hello/<who>, /service<N> (N from 0 to 9999), /headers, /healthz, /readyz and /metrics.",
@@ -41,7 +48,9 @@ impl Error {
                 StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
                 "The request's head is larger than 32 KiB or has more than 100 fields.",
             ),
-            Self::BadRequest => (StatusCode::BAD_REQUEST, "The request is not valid HTTP."),
+            Self::BadRequest => {
+                (StatusCode::BAD_REQUEST, "The request is not valid HTTP, or another server could read it differently.")
+            }
             Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "The hop failed while it answered; its log says more."),
             Self::Overloaded => {
                 (StatusCode::SERVICE_UNAVAILABLE, "The hop has as many requests in flight as --max-concurrency allows.")
@@ -58,6 +67,29 @@ impl Error {
         let (status, detail) = self.parts();
         let title = status.canonical_reason().unwrap_or_default();
         format!("{{\"type\":\"about:blank\",\"title\":\"{title}\",\"status\":{},\"detail\":\"{detail}\"}}", status.as_u16())
+    }
+}
+
+impl Error {
+    /// The whole HTTP/1.1 answer to what could not be read as a request; the connection closes after it.
+    pub(crate) fn whole_answer(self, headers: &[(&str, &HeaderValue)]) -> Bytes {
+        let body = self.problem();
+        let mut answer = format!(
+            "HTTP/1.1 {}\r\ncontent-type: {PROBLEM_JSON}\r\ncontent-length: {}\r\nx-content-type-options: nosniff\r\n\
+             connection: close\r\n",
+            self.parts().0,
+            body.len()
+        )
+        .into_bytes();
+        for (name, value) in headers {
+            answer.extend_from_slice(name.as_bytes());
+            answer.extend_from_slice(b": ");
+            answer.extend_from_slice(value.as_bytes());
+            answer.extend_from_slice(b"\r\n");
+        }
+        answer.extend_from_slice(b"\r\n");
+        answer.extend_from_slice(body.as_bytes());
+        answer.into()
     }
 }
 
@@ -105,6 +137,7 @@ mod tests {
     #[test]
     fn every_problem_is_valid_json_with_its_status() {
         for error in [
+            Error::CertificateRequired,
             Error::NotFound,
             Error::MethodNotAllowed,
             Error::RequestTimeout,

@@ -15,6 +15,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use axum::Router;
+use bytes::Bytes;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use tokio::sync::{broadcast, watch};
@@ -24,12 +25,14 @@ use tower_service::Service as _;
 use crate::access_log::LogFormat;
 use crate::app::{App, Output, listen};
 use crate::config::{Config, DemoArgs, Listen};
+use crate::connection::InUse;
+use crate::error::Error;
 use crate::export::Exporter;
 use crate::fault::Plan;
-use crate::lifecycle::{DrainOptions, Stop};
+use crate::lifecycle::{DrainOptions, Phase, Stop};
 use crate::lines::LineWriter;
 use crate::reply::{Nested, Tree};
-use crate::server::{self, ConnectionOptions, InUse};
+use crate::server::{self, ConnectionOptions, Entrance};
 use crate::upstream::{FanOut, Target};
 use store::Store;
 use waterfall::{Expectation, Style, Trace, Verdict, render, render_rows};
@@ -145,8 +148,13 @@ impl Demo {
         // The store outlives the hops, which flush their last spans into it.
         let (stop_store, store_stopped) = watch::channel(false);
         let handler = StoreHandler(store.router());
-        let serving =
-            server::serve(store_listener, ConnectionOptions::default(), handler, until(store_stopped), Duration::from_secs(1));
+        let entrance = Entrance {
+            listener: store_listener,
+            options: ConnectionOptions::default(),
+            tls: None,
+            phase: Phase::default(),
+        };
+        let serving = server::serve(entrance, handler, until(store_stopped), Duration::from_secs(1));
         let serving = tokio::spawn(serving);
 
         let mut shutdown = std::pin::pin!(shutdown);
@@ -249,6 +257,10 @@ impl server::Handler for StoreHandler {
         drop(in_use);
         response.unwrap_or_else(|never| match never {})
     }
+
+    fn malformed(&self, error: Error) -> Bytes {
+        error.whole_answer(&[])
+    }
 }
 
 /// What a person sees of the traces.
@@ -300,7 +312,7 @@ impl Screen {
     }
 
     async fn request(&self, url: &str) -> Result<Tree, String> {
-        let client = reqwest::Client::builder().no_proxy().tls_backend_preconfigured(crate::tls::client_config());
+        let client = reqwest::Client::builder().no_proxy().tls_backend_preconfigured(crate::tls::client_config(crate::tls::Roots::default(), None));
         let client = client.timeout(FIRST_TRACE).build().map_err(|error| error.to_string())?;
         let answer = client.get(url).header(http::header::ACCEPT, "application/json").send().await;
         let answer = answer.map_err(|error| crate::error::causes(&error))?;
