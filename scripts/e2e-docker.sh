@@ -169,6 +169,15 @@ stopped_under_load() {
 }
 claim "docker stop -t 30 under load: served for 5 s more, nothing dropped, exit 0" stopped_under_load
 
+demo_in_a_container() {
+  local address
+  docker run -d --name "$prefix-demo" --read-only --cap-drop ALL -p 127.0.0.1::8080 -p 127.0.0.1::9411 "$image" demo --listen 0.0.0.0 >/dev/null
+  address=$(docker port "$prefix-demo" 8080/tcp | head -n 1)
+  eventually 15 "the demo's chain" sh -c "curl -sf http://$address/hello/service1 | grep -q service3" || return 1
+  is 200 "$(curl -s -o /dev/null -w '%{http_code}' "http://$(docker port "$prefix-demo" 9411/tcp | head -n 1)/")"
+}
+claim "demo --listen 0.0.0.0 in a container: the chain and the page of its traces" demo_in_a_container
+
 # ---------------------------------------------------------------- Compose
 
 docker rm -f "$prefix-service2" "$prefix-service3" >/dev/null
