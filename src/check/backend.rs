@@ -520,15 +520,7 @@ fn judge(seen: &Seen<'_>, expect: Option<&Expect>, place: &Place, waited: Durati
                 .hop(&hop.name),
         );
     }
-<<<<<<< HEAD
-    let mut unproxied: Vec<&Hop> = missing
-        .iter()
-        .filter(|must| must.role == Role::Proxy && in_this.contains(&must.hop.name))
-        .map(|must| &must.hop)
-        .collect();
-=======
     let mut unproxied: Vec<&Hop> = missing.iter().filter(|must| must.role == Role::Proxy).map(|must| &must.hop).collect();
->>>>>>> check
     unproxied.dedup();
     if let Some(hop) = unproxied.first() {
         let names: Vec<&str> = unproxied.iter().map(|hop| hop.name.as_str()).collect();

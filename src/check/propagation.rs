@@ -426,15 +426,7 @@ fn held(xray: &Xray) -> Vec<Finding> {
             out.push(Finding::skip(
                 GROUP,
                 id,
-<<<<<<< HEAD
-                format!(
-                    "{} trace: not judged, because {} does not use it (OTEL_PROPAGATORS) and no proxy here speaks it",
-                    format.name(),
-                    left.join(", ")
-                ),
-=======
                 format!("{} trace: not judged, because {} leaves it out (OTEL_PROPAGATORS or DROP_HEADERS) and no proxy here speaks it", format.name(), left.join(", ")),
->>>>>>> check
             ));
         } else if xray.rows.iter().all(|row| row.context(format).is_some()) {
             let headers = match format {
