@@ -77,6 +77,7 @@ fn apply_sets() -> Vec<Set> {
     let lanes = ["istio/lanes/root.yaml", "istio/lanes/gray.yaml", "istio/lanes/blue.yaml", "istio/lanes/percentage.yaml"];
     sets.push(set("gray alone", &[PODS, MESH, &lanes[..2]]));
     sets.push(set("every lane", &[PODS, MESH, &lanes]));
+    sets.push(set("check as a Job", &[PODS, MESH, &["k8s/components/check/job.yaml"]]));
     sets.push(set("gateway API", &[PODS, GATEWAY_API]));
     let lanes = ["istio/gateway-api/lanes/gray.yaml", "istio/gateway-api/lanes/blue.yaml"];
     sets.push(set("gateway API with lanes", &[PODS, GATEWAY_API, &lanes]));
