@@ -28,4 +28,11 @@ links() {
     python3 -c 'import json, sys; print(*sorted("%(parent)s>%(child)s=%(callCount)s" % link for link in json.load(sys.stdin)))'
 }
 claim "Zipkin draws who calls whom" becomes "service1>service2=6 service2>service3=6" links
+
+# A check that finds nothing wrong in a chain that is wrong would be worth nothing.
+start_chain OTEL_TRACES_EXPORTER=zipkin OTEL_EXPORTER_ZIPKIN_ENDPOINT="$zipkin/api/v2/spans" \
+  DROP_HEADERS=traceparent,x-b3-traceid,x-b3-spanid,x-b3-parentspanid,x-b3-sampled
+send broken
+found_out() { ! whole_trace "$@"; }
+claim "negative control: a chain whose hops lose the trace headers is found out" found_out broken
 claims_end
