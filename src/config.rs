@@ -564,7 +564,7 @@ fn not_text(name: &str, value: &std::ffi::OsStr) -> String {
 }
 
 /// `key=value,key=value`, values percent-encoded (W3C Baggage's octet encoding).
-fn pairs(text: &str) -> Result<Vec<(String, String)>, String> {
+pub(crate) fn pairs(text: &str) -> Result<Vec<(String, String)>, String> {
     let mut pairs = Vec::new();
     for pair in text.split(',').map(str::trim).filter(|pair| !pair.is_empty()) {
         let (key, value) = pair.split_once('=').ok_or("written key=value,key=value")?;

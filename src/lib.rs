@@ -25,6 +25,8 @@ pub mod demo;
 mod error;
 pub mod export;
 pub mod fault;
+#[doc(hidden)]
+pub mod fuzzing;
 mod ids;
 pub mod lifecycle;
 mod limits;

@@ -271,7 +271,7 @@ impl Seen {
 
 /// The caller's URI from `x-forwarded-client-cert`: of the last element, which the nearest proxy added.
 /// Form: `By=…;Hash=…;Subject="…";URI=spiffe://…,By=…`; values with `,` `;` `=` are quoted.
-fn caller_uri(xfcc: &str) -> Option<String> {
+pub(crate) fn caller_uri(xfcc: &str) -> Option<String> {
     const MAX: usize = 1024;
     let mut uri = None;
     let mut rest = xfcc;
@@ -308,7 +308,7 @@ fn canonical(address: IpAddr) -> IpAddr {
 }
 
 /// `host:port`, `host` or `[::1]:port`; the port is 80 when it is not given.
-fn host_and_port(host: &str) -> (&str, u16) {
+pub(crate) fn host_and_port(host: &str) -> (&str, u16) {
     match host.rsplit_once(':') {
         Some((name, port)) if !name.contains(':') || name.ends_with(']') => (name, port.parse().unwrap_or(80)),
         _ => (host, 80),

@@ -177,7 +177,7 @@ fn reply(node: &Node, exchange: &Exchange, calls: &[Called], status: StatusCode)
 }
 
 /// Whether `Accept` names JSON and ranks no text above it.
-fn prefers_json(headers: &HeaderMap) -> bool {
+pub(crate) fn prefers_json(headers: &HeaderMap) -> bool {
     let (mut json, mut text) = (0.0_f32, 0.0_f32);
     for value in headers.get_all(header::ACCEPT) {
         if value == "application/json" {

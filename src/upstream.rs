@@ -38,7 +38,7 @@ pub struct Target {
 
 impl Target {
     /// Where a request for `/service<n>` goes on to: a URL without a path gets the path `/service<n+1>`.
-    fn url(&self, n: u16) -> (Uri, Option<String>) {
+    pub(crate) fn url(&self, n: u16) -> (Uri, Option<String>) {
         if self.has_path {
             return (self.uri.clone(), None);
         }
@@ -365,7 +365,7 @@ impl Drop for Measured<'_> {
 
 /// The body as raw JSON if it is a hop's reply. Its own fields are checked by type; what is below was checked by the hop
 /// that wrote it.
-fn nested_reply(body: &[u8]) -> Option<Box<RawValue>> {
+pub(crate) fn nested_reply(body: &[u8]) -> Option<Box<RawValue>> {
     #[derive(serde::Deserialize)]
     #[expect(dead_code, reason = "the fields are there to be checked")]
     struct Shape {

@@ -28,7 +28,7 @@ mod stats;
 mod tls;
 mod traffic;
 mod watch;
-mod x509;
+pub(crate) mod x509;
 mod xray;
 
 use std::io::IsTerminal as _;
