@@ -173,8 +173,8 @@ fn header_map(headers: Vec<(String, String)>) -> Result<HeaderMap, String> {
             return Err(format!("the value of {name} is longer than {MAX_VALUE} bytes"));
         }
         let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| format!("'{name}' is not a header's name"))?;
-        let value = HeaderValue::from_str(&value)
-            .map_err(|_| format!("the value of {name} has characters that a header cannot have"))?;
+        let value =
+            HeaderValue::from_str(&value).map_err(|_| format!("the value of {name} has characters that a header cannot have"))?;
         map.append(name, value);
     }
     Ok(map)

@@ -227,14 +227,7 @@ async fn until(mut stopped: watch::Receiver<bool>) {
 }
 
 /// Runs a hop, and runs it again whenever it was stopped from the page and is wanted again.
-async fn keep(
-    mut hop: App,
-    mut config: Config,
-    output: Output,
-    panel: Arc<Panel>,
-    at: usize,
-    stopped: watch::Receiver<bool>,
-) {
+async fn keep(mut hop: App, mut config: Config, output: Output, panel: Arc<Panel>, at: usize, stopped: watch::Receiver<bool>) {
     let seat = &panel.seats[at];
     let mut wanted = seat.running.subscribe();
     loop {

@@ -74,9 +74,8 @@ pub(crate) fn router(panel: Arc<Panel>, access: Access, stopped: watch::Receiver
         )
         .route("/demo/exchange/{trace_id}", get(move |Path(id): Path<String>| async move { exchange(&for_exchange, &id) }))
         .route("/demo/control", any(move |request: Request| control::control(panel, access, request)));
-    let set = |name: HeaderName, value: &'static str| {
-        SetResponseHeaderLayer::if_not_present(name, HeaderValue::from_static(value))
-    };
+    let set =
+        |name: HeaderName, value: &'static str| SetResponseHeaderLayer::if_not_present(name, HeaderValue::from_static(value));
     router
         .layer(set(header::CONTENT_SECURITY_POLICY, POLICY))
         .layer(set(header::X_CONTENT_TYPE_OPTIONS, "nosniff"))

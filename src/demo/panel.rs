@@ -344,9 +344,10 @@ impl Panel {
         match request.send().await {
             Ok(answer) => {
                 exchange.status = Some(answer.status().as_u16());
-                match read(answer).await.and_then(|body| {
-                    Tree::parse(&body).map_err(|error| format!("the answer is not a reply of a hop: {error}"))
-                }) {
+                match read(answer)
+                    .await
+                    .and_then(|body| Tree::parse(&body).map_err(|error| format!("the answer is not a reply of a hop: {error}")))
+                {
                     Ok(reply) => exchange.reply = Some(reply),
                     Err(error) => exchange.error = Some(error),
                 }
@@ -408,8 +409,7 @@ mod tests {
 
     #[test]
     fn a_plan_comes_back_from_the_page_as_it_went_there() {
-        let faults: Vec<Fault> =
-            ["abort=503@7%", "delay=2s@0.5%", "abort=500@100%"].map(|fault| fault.parse().unwrap()).to_vec();
+        let faults: Vec<Fault> = ["abort=503@7%", "delay=2s@0.5%", "abort=500@100%"].map(|fault| fault.parse().unwrap()).to_vec();
         for latency in ["0", "20ms", "5ms..60ms", "p50=20ms,p90=80ms"] {
             let plan = Plan { latency: latency.parse().unwrap(), faults: faults.clone() };
             let form = PlanForm::from(&plan);

@@ -152,7 +152,7 @@ function sliders(hop, number) {
   const run = h('button', { type: 'button', class: 'small', onclick: () => act({ run: { hop: number, running: !running } }) }, 'Stop');
   const curve = h('p', { class: 'hint', hidden: true }, 'Latency follows a curve of percentiles, until you move a slider.');
   const controls = h('fieldset', null, h('legend', { class: 'sr' }, `Latency and faults of ${hop.name}`), low.row, high.row, curve, abort.row, delay.row, h('div', { class: 'buttons' }, reset, run), error);
-  const summary = h('summary', null, 'Adjust', h('span', { class: 'sr' }, ` ${hop.name}`), h('span', { class: 'changed' }));
+  const summary = h('summary', null, 'Adjust', h('span', { class: 'sr' }, ` ${hop.name}`), h('span', { class: 'altered' }));
   const el = h('details', { class: 'adjust' }, summary, controls);
 
   function draw() {

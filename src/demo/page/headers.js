@@ -146,12 +146,11 @@ export function headers(exchange) {
       const broken = call.before?.reply?.trace_id && reply.trace_id !== call.before.reply.trace_id;
       made = h('div', { class: 'made' },
         reply.propagation === 'forward' ? h('p', null, `${plain(reply.service)} passes trace headers on and records nothing.`)
-          : [h('p', null, `${plain(reply.service)} makes its own span `, pill(reply.span_id, ids), reply.parent_span_id ? [' below ', pill(reply.parent_span_id, ids)] : ', the root', ' in trace ', pill(reply.trace_id, ids), reply.sampled === false && ', and does not record it', '.'),
+          : [h('p', null, `${plain(reply.service)} makes its own span `, pill(reply.span_id, ids), reply.parent_span_id ? [' below ', pill(reply.parent_span_id, ids)] : ', the root', ' in trace ', pill(reply.trace_id, ids), reply.sampled === false && ', and does not record it'),
             broken && h('p', { class: 'bad' }, 'This is another trace than the caller’s: the picture is broken in two here. ', h('a', { href: `#/trace/${reply.trace_id}` }, 'See the other part'))],
-        reply.injected && h('p', { class: 'bad' }, `A fault struck here: ${[reply.injected.delay_ms && `${reply.injected.delay_ms} ms more`, reply.injected.abort_status && `answered ${reply.injected.abort_status}`].filter(Boolean).join(', ')}.`),
-        reply.injected?.abort_status && h('p', null, 'So it called nobody.'));
+        reply.injected && h('p', { class: 'bad' }, struck(reply)));
     } else made = h('p', { class: 'made bad' }, `No reply from ${plain(call.to)}: ${plain(call.error ?? `answered ${call.status}`)}.`);
-    return h('section', { class: 'call', 'aria-label': `${call.from} to ${call.to}` },
+    return h('section', { class: 'edge', 'aria-label': `${call.from} to ${call.to}` },
       h('h4', null, who(call.from), h('span', { 'aria-hidden': 'true' }, ' → '), h('span', { class: 'sr' }, ' to '), who(call.to)), h('ul', null, cells), made);
   });
   const grid = h('div', { class: 'calls', tabindex: '0', role: 'region', 'aria-label': 'Headers of each call, side by side' }, columns);
@@ -167,6 +166,12 @@ export function headers(exchange) {
     h('p', { class: 'legend' }, h('span', null, h('span', { class: 'id trace' }, 'trace id')), h('span', null, h('span', { class: 'id own' }, 'a service’s own span')), h('span', null, h('span', { class: 'id call' }, 'a call it makes')),
       h('span', { class: 'hint' }, 'Each id has the colour of the service that made it. Point at one to see where else it is.')),
     grid, all.length > list.length && h('p', { class: 'hint' }, `${all.length - list.length} more calls are not drawn.`)];
+}
+
+/** What a fault did, in a sentence. */
+function struck(reply) {
+  const { delay_ms: delay, abort_status: abort } = reply.injected;
+  return `A fault struck ${plain(reply.service, 40)}: ${[delay && `it waited ${delay} ms more`, abort && `it answered ${abort} and called nobody`].filter(Boolean).join(', and ')}.`;
 }
 
 function who(name) {
@@ -209,16 +214,19 @@ function told(exchange) {
   steps.push(traceIds(sent).includes(root.trace_id) || traceIds(sent).some((id) => root.trace_id.endsWith(id))
     ? ['You made up the trace id ', pill(root.trace_id, ids), ' and sent it along. ', bold(root.service), ' kept it.']
     : ['You sent no trace id, so ', bold(root.service), ' made one: ', pill(root.trace_id, ids), '.']);
+  const hit = (reply) => reply?.injected && steps.push({ bad: true, text: struck(reply) });
+  hit(root);
   const all = calls(exchange).slice(1);
   for (const call of all.slice(0, 4)) {
     const spoken = ['traceparent', 'x-b3-traceid', 'b3'].filter((name) => call.headers[name]?.length);
     if (!call.reply) {
-      steps.push([bold(call.from), ' called ', bold(call.to), `, which did not answer: ${plain(call.error ?? '', 120)}.`]);
+      steps.push({ bad: true, text: [bold(call.from), ' called ', bold(call.to), `, and got no reply: ${plain(call.error ?? '', 120)}.`] });
     } else if (call.reply.trace_id === call.before.reply.trace_id) {
       steps.push([bold(call.from), ' called ', bold(call.to), ` and wrote the trace id into ${spoken.length ? spoken.map((name) => (name === 'x-b3-traceid' ? 'x-b3-*' : name)).join(' and ') : 'the headers'}, beside the id of this call, `, call.reply.parent_span_id && pill(call.reply.parent_span_id, ids), '. ', bold(call.to), ' kept the one and took the other as the parent of its own span.']);
     } else {
       steps.push({ bad: true, text: [bold(call.from), ' called ', bold(call.to), ', but the trace id got lost on the way: ', bold(call.to), ' began another trace, ', pill(call.reply.trace_id, ids), '.'] });
     }
+    hit(call.reply);
   }
   if (all.length > 4) steps.push(`And so on, for ${all.length - 4} more calls.`);
   if (root.sampled === false) steps.push('It was not sampled: the ids travelled all the same, but nobody recorded a span.');

@@ -74,7 +74,7 @@ function row(trace) {
     h('span', { class: 'when' }, clock(trace.start_us)),
     h('span', { class: 'name' }, plain(trace.name ?? 'no name', 60)),
     h('span', { class: 'took' }, time(trace.duration_us)),
-    h('span', { class: 'dots' }, trace.services.map((name) => h('span', { class: 'dot', 'data-c': colour(name) })),
+    h('span', { class: 'dots' }, trace.services.slice(0, 6).map((name) => h('span', { class: 'dot', 'data-c': colour(name) })),
       h('span', null, ` ${counted(trace.services.length, 'service')}, ${counted(trace.spans, 'span')}`),
       trace.errors > 0 && h('strong', { class: 'flag' }, ` ${counted(trace.errors, 'error')}`),
       odd && h('strong', { class: 'flag warn' }, ' in pieces')),

@@ -104,6 +104,7 @@ function draw() {
     $(`tab-${which}`).tabIndex = on ? 0 : -1;
     $(`view-${which}`).hidden = !on;
   }
+  document.querySelector('.tabs').hidden = !open;
   if (!open) {
     fill($('links'));
     fill($('about'), h('div', { class: 'empty' }, h('p', null, h('strong', null, 'Nothing to see yet.')),
@@ -143,15 +144,27 @@ function about() {
   if (config?.links.zipkin) link(`${config.links.zipkin}/zipkin/traces/${id}`, 'Open in Zipkin', away);
   if (config?.links.jaeger) link(`${config.links.jaeger}/trace/${id}`, 'Open in Jaeger', away);
   fill($('links'), links);
-  const hops = exchange ? config?.hops.length : trace && trace.services.some((name) => config?.hops.some((hop) => hop.name === name)) ? config.hops.length : 0;
-  const wrong = trace ? verdict(trace, open.dropped, hops) : [];
+  const hops = exchange?.reply ? took(exchange.reply) : trace && trace.services.some((name) => config?.hops.some((hop) => hop.name === name)) ? config.hops.length : 0;
+  const wrong = trace ? verdict(trace, open.dropped, hops, Boolean(exchange?.reply)) : [];
   const steps = story(trace, exchange);
   const shut = $('about').querySelector('details')?.open === false;
   fill($('about'),
     h('p', { class: 'facts-line' }, h('span', { class: 'id trace' }, id),
       trace ? [h('strong', null, time(trace.duration)), ` ${counted(trace.services.length, 'service')}, ${counted(trace.rows.length, 'span')}`, h('span', { class: 'hint' }, ` ${clock(trace.start)}`)] : null),
+    trace?.begunOutside && h('p', { class: 'wrong calm' }, `The first span hangs below ${trace.rows[0].missing}, the id that the caller sent along. The caller reports no spans here, so the picture begins at ${plain(trace.rows[0].service || 'the first hop', 60)}.`),
     wrong.length > 0 && h('ul', { class: 'wrong', 'aria-label': 'What is not as it should be' }, wrong.map((text) => h('li', null, plain(text, 600)))),
-    steps && h('details', { class: 'told', open: !shut }, h('summary', null, 'What happened to the trace id'), h('ol', { class: 'story' }, steps)));
+    steps && h('details', { class: 'told', open: !shut }, h('summary', null, 'What happened to the trace id'), h('p', { class: 'hint' }, 'A trace id is the one number that everything done for one request has in common. It has to be handed from hop to hop.'), h('ol', { class: 'story' }, steps)));
+}
+
+/** How many services answered. */
+function took(reply) {
+  const names = new Set(), stack = [reply];
+  while (stack.length) {
+    const hop = stack.pop();
+    names.add(hop.service);
+    for (const call of hop.upstreams) if (call.reply) stack.push(call.reply);
+  }
+  return names.size;
 }
 
 // --- the beginning

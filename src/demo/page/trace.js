@@ -73,12 +73,13 @@ export function model(spans) {
   }
   for (let i = rows.length - 1; i >= 0; i--) if (rows[i].parent >= 0) rows[rows[i].parent].size += rows[i].size;
   criticalPath(rows);
+  const orphans = rows.filter((r) => r.missing).length, roots = rows.filter((r) => r.parent < 0 && !r.missing).length;
   return {
-    id: spans[0].traceId, rows, start, duration: end - start,
+    id: spans[0].traceId, rows, start, duration: end - start, orphans, roots,
     services: [...new Set(rows.map((r) => r.service).filter(Boolean))],
     errors: rows.filter((r) => r.error).length,
-    orphans: rows.filter((r) => r.missing).length,
-    roots: rows.filter((r) => r.parent < 0 && !r.missing).length,
+    /** The one span without its parent is the first: the caller sent that id along and reports nothing here. */
+    begunOutside: orphans === 1 && roots === 0,
   };
 }
 
@@ -105,14 +106,12 @@ function criticalPath(rows) {
   }
 }
 
-/** What is not as it should be, a sentence each. `hops`: how many services a whole trace has, 0 when nobody knows. */
-export function verdict(trace, dropped, hops) {
+/** What is not as it should be, a sentence each. `hops`: how many services took part, 0 when nobody knows; `sure`: they did. */
+export function verdict(trace, dropped, hops, sure) {
   const say = [];
   const name = (r) => `${r.service || 'an unnamed service'}`;
   const orphans = trace.rows.filter((r) => r.missing);
-  if (orphans.length === 1 && trace.roots === 0) {
-    say.push(`The first span names a parent, ${orphans[0].missing}, that nobody reported. The caller sent that id along and reports no spans here: that is how it looks when you are the caller.`);
-  } else {
+  if (!trace.begunOutside) {
     for (const r of orphans.slice(0, 3)) {
       say.push(`An orphan: a span of ${name(r)} names the parent ${r.missing}, and nobody reported that one. A hop passed on an id that is not its own, or a span was lost or is still on its way.`);
     }
@@ -120,9 +119,11 @@ export function verdict(trace, dropped, hops) {
   }
   if (trace.roots > 1) say.push(`${trace.roots} spans have no parent, and one request has one root: a hop kept the trace id but lost its caller's span id.`);
   if (hops && trace.services.length < hops) {
-    say.push(`${trace.services.length} of ${hops} services are in this trace. The others were not reached, or a hop lost the trace headers and the next one began a trace of its own, or spans are still on their way.`);
+    const why = sure ? 'The others took part and are in another trace, because a hop lost the trace headers; or their spans are still on their way.'
+      : 'The others were not reached, or a hop lost the trace headers and the next one began a trace of its own, or spans are still on their way.';
+    say.push(`${trace.services.length} of ${hops} services are in this trace. ${why}`);
   }
-  if (trace.errors) say.push(`${trace.errors} of ${trace.rows.length} spans failed. The deepest red one is where it began; the red ones above it only pass it on.`);
+  if (trace.errors) say.push(`${trace.errors} of ${trace.rows.length.toLocaleString('en')} spans failed. The deepest red one is where it began; the red ones above it only pass it on.`);
   if (dropped) say.push(`The store cut this trace: ${dropped} reports of spans were not kept.`);
   return say;
 }

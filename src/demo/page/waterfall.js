@@ -52,16 +52,19 @@ export function waterfall(root, trace, kept) {
     return el;
   }
 
+  // A caller that sends ids and reports no spans leaves just one span without its parent: nothing is wrong with that.
+  const odd = (row) => row.missing && !trace.begunOutside;
+
   function make(i) {
     const row = trace.rows[i];
     const folded = state.folded.has(key(row));
     const what = plain(row.span.name ?? 'no name', 80);
     const kind = row.span.kind?.toLowerCase() ?? 'internal';
     const label = [plain(row.service || 'unnamed', 60), what, kind, row.start == null ? 'without a time' : `${time(row.duration)}, begins at ${time(row.start)}`,
-      row.error && 'failed', row.critical.length && 'on the critical path', row.missing && 'its parent is missing'].filter(Boolean).join(', ');
+      row.error && 'failed', row.critical.length && 'on the critical path', odd(row) && 'its parent is missing'].filter(Boolean).join(', ');
     const fold = h('span', { class: row.children.length ? 'fold' : 'fold none', onclick: (event) => { if (row.children.length) { event.stopPropagation(); choose(i); toggle(i); } } }, row.children.length ? (folded ? '▸' : '▾') : '');
     const name = h('span', { class: 'name' }, fold, h('span', { class: 'dot', 'data-c': colour(row.service) }),
-      (row.error || row.missing) && h('span', { class: 'mark', title: row.error ? 'failed' : 'its parent is missing' }, row.error ? '!' : '?'),
+      (row.error || odd(row)) && h('span', { class: 'mark', title: row.error ? 'failed' : 'its parent is missing' }, row.error ? '!' : '?'),
       h('b', null, plain(row.service || 'unnamed', 60)), h('span', { class: 'what' }, ` ${what} · ${kind}`), folded && h('span', { class: 'more' }, ` +${row.size - 1}`));
     name.style.paddingLeft = `${Math.min(row.depth, DEEPEST) * 10 + 4}px`;
     const lane = h('span', { class: 'lane' });
@@ -117,7 +120,6 @@ export function waterfall(root, trace, kept) {
       marks.push(mark);
     }
     fill(scale, marks);
-    tree.style.setProperty('--step', `${(step / (to - from)) * 100}%`);
   }
 
   function zoom(a, b) {
