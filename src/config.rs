@@ -187,6 +187,15 @@ pub struct DemoArgs {
     /// service1 calls all others itself; without this they form a chain
     #[arg(long)]
     pub fan_out: Option<FanOut>,
+    /// Let other machines than this one send requests and change faults from the page
+    #[arg(long)]
+    pub allow_remote_control: bool,
+    /// A Zipkin that the page links to; every trace is passed on to it: `http://localhost:9412`
+    #[arg(long, value_name = "URL", value_parser = base_url)]
+    pub zipkin: Option<String>,
+    /// A Jaeger that the page links to: `http://localhost:16686`
+    #[arg(long, value_name = "URL", value_parser = base_url)]
+    pub jaeger: Option<String>,
     /// Send one request, draw its trace, exit: 0 if the trace is complete, else 1. Takes free ports
     #[arg(long)]
     pub once: bool,
@@ -304,6 +313,16 @@ fn positive(text: &str) -> Result<Duration, String> {
 
 fn at_least_one(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|n| *n >= 1).ok_or_else(|| "a whole number from 1 on is accepted".into())
+}
+
+/// Where a web page lives, without the slash at its end.
+fn base_url(text: &str) -> Result<String, String> {
+    const FORM: &str = "written http://host:port";
+    let uri: http::Uri = text.trim().parse().map_err(|error| format!("{error}; {FORM}"))?;
+    if !matches!(uri.scheme_str(), Some("http" | "https")) || uri.host().is_none_or(str::is_empty) || uri.query().is_some() {
+        return Err(FORM.to_owned());
+    }
+    Ok(text.trim().trim_end_matches('/').to_owned())
 }
 
 fn header_name(text: &str) -> Result<HeaderName, String> {
