@@ -7,8 +7,9 @@ use std::time::Duration;
 use tracing_subscriber::EnvFilter;
 
 use crate::app::{App, Output};
-use crate::config::{Command, Config, HealthArgs, ServeArgs, Usage, Verbosity, parse};
-use crate::lifecycle::Signals;
+use crate::config::{Command, Config, DemoArgs, HealthArgs, ServeArgs, Usage, Verbosity, check_environment, parse};
+use crate::demo::{Demo, Unbound};
+use crate::lifecycle::{Signals, Stop};
 
 /// Wrong usage or configuration.
 const USAGE: u8 = 2;
@@ -32,6 +33,8 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     let code = match cli.command {
         Command::Serve(args) => runtime.block_on(serve(*args)),
+        Command::Demo(args) => runtime.block_on(demo(args)),
+        Command::Check(args) => ExitCode::from(runtime.block_on(crate::check::run(*args))),
         Command::Health(args) => runtime.block_on(health(args)),
     };
     // What is left on the runtime (a request cut off, a name being looked up) must not hold the exit.
@@ -46,6 +49,9 @@ fn wrong(line: &str) -> ExitCode {
 
 async fn serve(args: ServeArgs) -> ExitCode {
     let verbosity = args.verbosity;
+    if let Err(line) = check_environment() {
+        return wrong(&line);
+    }
     let config = match Config::from_args(args, &|name| std::env::var(name).ok()) {
         Ok(config) => config,
         Err(line) => return wrong(&line),
@@ -66,23 +72,60 @@ async fn serve_until_signalled(config: Config, output: &Output) -> ExitCode {
         Ok(signals) => signals,
         Err(error) => return stopped(&format!("cannot listen to signals: {error}")),
     };
-    let app = match App::bind(config, output).await {
-        Ok(app) => app,
-        Err(line) => return stopped(&line),
-    };
+    match App::bind(config, output).await {
+        Ok(app) => match until_second_signal(&mut signals, |stop| app.run(stop)).await {
+            // A request that outlived the drain timeout is the caller's loss and in the log; the stop itself went as asked.
+            Some(_) => ExitCode::SUCCESS,
+            None => ExitCode::FAILURE,
+        },
+        Err(line) => stopped(&line),
+    }
+}
+
+/// Runs until it ends by itself or by the first signal; a second signal ends it at once.
+async fn until_second_signal<R: Future>(signals: &mut Signals, run: impl FnOnce(BoxedStop) -> R) -> Option<R::Output> {
     let (stop, stopped) = tokio::sync::oneshot::channel();
-    let run = app.run(async move { stopped.await.unwrap_or(crate::lifecycle::Stop::Now) });
-    let ends = async {
+    let run = run(Box::pin(async move { stopped.await.unwrap_or(Stop::Now) }));
+    let second = async {
         let _ = stop.send(signals.next().await);
-        signals.next().await
+        signals.next().await;
     };
     tokio::select! {
-        ended = run => if ended.requests_cut == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE },
-        _ = ends => {
+        ended = run => Some(ended),
+        () = second => {
             tracing::warn!("second signal: stopped at once");
-            ExitCode::FAILURE
+            None
         }
     }
+}
+
+type BoxedStop = std::pin::Pin<Box<dyn Future<Output = Stop> + Send>>;
+
+async fn demo(args: DemoArgs) -> ExitCode {
+    let output = Output::new();
+    // The demo's own pictures are what a person looks at; diagnostics are for when something is wrong.
+    let verbosity = match args.verbose {
+        0 => Verbosity { quiet: 1, verbose: 0 },
+        more => Verbosity { quiet: 0, verbose: more - 1 },
+    };
+    if let Err(line) = diagnostics(verbosity, &output) {
+        return wrong(&line);
+    }
+    let once = args.once;
+    let mut signals = match Signals::listen() {
+        Ok(signals) => signals,
+        Err(error) => return stopped(&format!("cannot listen to signals: {error}")),
+    };
+    let code = match Demo::bind(args, &output).await {
+        Ok(demo) => match until_second_signal(&mut signals, |stop| demo.run(stop)).await {
+            Some(complete) if complete || !once => ExitCode::SUCCESS,
+            _ => ExitCode::FAILURE,
+        },
+        Err(Unbound::Usage(line)) => return wrong(&line),
+        Err(Unbound::Address(line)) => return stopped(&line),
+    };
+    output.stderr.flush(Duration::from_millis(500));
+    code
 }
 
 fn stopped(line: &str) -> ExitCode {
@@ -117,6 +160,14 @@ fn diagnostics(verbosity: Verbosity, output: &Output) -> Result<(), String> {
     Ok(())
 }
 
+/// Whether a URL's host is this one, by an address or by `localhost`.
+fn is_loopback(url: &str) -> bool {
+    let uri = url.parse::<http::Uri>().ok();
+    let host = uri.as_ref().and_then(http::Uri::host).unwrap_or_default();
+    let address = host.trim_start_matches('[').trim_end_matches(']').parse::<std::net::IpAddr>();
+    address.map_or(host == "localhost", |address| address.is_loopback())
+}
+
 async fn health(args: HealthArgs) -> ExitCode {
     let url = args.url.unwrap_or_else(|| {
         let host = match args.addr.host {
@@ -124,11 +175,15 @@ async fn health(args: HealthArgs) -> ExitCode {
             Some(host) if host.is_ipv6() => std::net::Ipv6Addr::LOCALHOST.into(),
             _ => std::net::Ipv4Addr::LOCALHOST.into(),
         };
-        format!("http://{}/healthz", std::net::SocketAddr::new(host, args.addr.port))
+        let scheme = if args.tls_cert.is_some() { "https" } else { "http" };
+        format!("{scheme}://{}/healthz", std::net::SocketAddr::new(host, args.addr.port))
     });
+    // On loopback it is this very hop, and its certificate names the service, not 127.0.0.1.
+    let tls = if is_loopback(&url) { crate::tls::unverified_client_config() } else { crate::tls::client_config() };
     let client = reqwest::Client::builder()
         .no_proxy()
-        .tls_backend_preconfigured(crate::tls::client_config())
+        .redirect(reqwest::redirect::Policy::none())
+        .tls_backend_preconfigured(tls)
         .timeout(Duration::from_secs(3))
         .build();
     let answer = match client {

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -15,10 +16,12 @@ use crate::export::{Exporter, OtlpOptions, ResourceOptions};
 use crate::fault::{Fault, Latency, Plan, parse_duration};
 use crate::lifecycle::DrainOptions;
 use crate::propagation::{Propagators, carried_names};
+use crate::route::service_number;
 use crate::server::ConnectionOptions;
 use crate::state::Identity;
+use crate::tls::{Roots, ServerTls, TlsOptions};
 use crate::trace::Sampler;
-use crate::upstream::{FanOut, Target};
+use crate::upstream::{FanOut, Target, has_usable_port};
 
 /// The command line.
 #[derive(Debug, Parser)]
@@ -40,6 +43,10 @@ pub struct Cli {
 pub enum Command {
     /// Run one hop (the default)
     Serve(Box<ServeArgs>),
+    /// Run the whole chain, traced, in one process, with the trace store built in; needs nothing else
+    Demo(DemoArgs),
+    /// Send requests through a deployed chain, verify what came back, say what is broken and why
+    Check(Box<crate::check::CheckArgs>),
     /// Exit 0 if `GET /healthz` answers 200; for HEALTHCHECK in an image with no shell
     Health(HealthArgs),
 }
@@ -105,6 +112,18 @@ pub struct ServeArgs {
     /// Then hand over the last spans and log lines, at most this long
     #[arg(long, env, default_value = "3s", value_parser = parse_duration, value_name = "DURATION")]
     pub flush_timeout: Duration,
+    /// The hop's own certificate, a PEM file: serves TLS, HTTP/2 and HTTP/1.1. Reloaded when it changes
+    #[arg(long, env, value_name = "FILE")]
+    pub tls_cert: Option<PathBuf>,
+    /// The certificate's private key, a PEM file
+    #[arg(long, env, value_name = "FILE")]
+    pub tls_key: Option<PathBuf>,
+    /// Callers need a certificate that one of these signed, a PEM file; /healthz and /readyz answer without
+    #[arg(long, env, value_name = "FILE")]
+    pub tls_client_ca: Option<PathBuf>,
+    /// Who signs the certificates of next hops, a PEM file [default: the public roots]
+    #[arg(long, env, value_name = "FILE")]
+    pub upstream_ca: Option<PathBuf>,
     /// How access lines look
     #[arg(long, env, default_value = "text")]
     pub log_format: LogFormat,
@@ -141,6 +160,94 @@ pub struct Verbosity {
     pub quiet: u8,
 }
 
+/// The options of `demo`.
+#[derive(Debug, Clone, Args)]
+pub struct DemoArgs {
+    /// How many services
+    #[arg(long, default_value = "3", value_parser = clap::value_parser!(u16).range(1..=50), value_name = "N")]
+    pub hops: u16,
+    /// The address that all of them listen on
+    #[arg(long, default_value = "127.0.0.1", value_name = "ADDRESS")]
+    pub listen: IpAddr,
+    /// The port of service1; service2 has the next one, and so on; 0 takes free ones
+    #[arg(long, default_value = "8080")]
+    pub port: u16,
+    /// The port of the trace store and its page; 0 takes a free one
+    #[arg(long, default_value = "9411", value_name = "PORT")]
+    pub store_port: u16,
+    /// Delay that every hop adds: `20ms`, `10ms..2s` or `p50=20ms,p90=80ms,p99=400ms`
+    #[arg(long, default_value = "5ms..60ms")]
+    pub latency: Latency,
+    /// What goes wrong at one hop, repeatable: `service2:abort=503@10%`, `service3:delay=2s@5%`
+    #[arg(long, value_name = "HOP:FAULT")]
+    pub fault: Vec<AtHop<Fault>>,
+    /// A header that one hop loses on purpose, repeatable: `service2:traceparent`
+    #[arg(long, value_name = "HOP:NAME")]
+    pub drop_header: Vec<AtHop<CarriedName>>,
+    /// service1 calls all others itself; without this they form a chain
+    #[arg(long)]
+    pub fan_out: Option<FanOut>,
+    /// Let other machines than this one send requests and change faults from the page
+    #[arg(long)]
+    pub allow_remote_control: bool,
+    /// A Zipkin that the page links to; every trace is passed on to it: `http://localhost:9412`
+    #[arg(long, value_name = "URL", value_parser = base_url)]
+    pub zipkin: Option<String>,
+    /// A Jaeger that the page links to: `http://localhost:16686`
+    #[arg(long, value_name = "URL", value_parser = base_url)]
+    pub jaeger: Option<String>,
+    /// Send one request, draw its trace, exit: 0 if the trace is complete, else 1. Takes free ports
+    #[arg(long)]
+    pub once: bool,
+    /// Print nothing but traces
+    #[arg(short, long, conflicts_with = "verbose")]
+    pub quiet: bool,
+    /// Access lines and diagnostics too
+    #[arg(short, long, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+}
+
+/// Something for one of the demo's hops: `service2:…`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AtHop<T> {
+    /// The hop's number, from 1.
+    pub hop: u16,
+    /// What it gets.
+    pub what: T,
+}
+
+impl<T: FromStr<Err = String>> FromStr for AtHop<T> {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let form = || format!("'{text}' names no hop; written service2:…");
+        let (hop, what) = text.split_once(':').ok_or_else(form)?;
+        let hop = hop.strip_prefix("service").and_then(service_number).filter(|hop| *hop > 0).ok_or_else(form)?;
+        Ok(Self { hop, what: what.parse()? })
+    }
+}
+
+/// The name of a carried header.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CarriedName(pub HeaderName);
+
+impl FromStr for CarriedName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let name = header_name(text)?;
+        if carried_names().any(|carried| carried == name.as_str()) {
+            return Ok(Self(name));
+        }
+        Err(not_carried())
+    }
+}
+
+fn not_carried() -> String {
+    let known: Vec<_> = carried_names().collect();
+    format!("it is not carried, so it cannot be lost; carried are {}", known.join(", "))
+}
+
 /// The options of `health`.
 #[derive(Debug, Clone, Args)]
 pub struct HealthArgs {
@@ -150,6 +257,9 @@ pub struct HealthArgs {
     /// Where the server listens
     #[arg(long, env, default_value = ":8080", value_name = "ADDRESS")]
     pub addr: Listen,
+    /// Set as for the server: then it is asked by TLS. The certificate of this very host is not verified
+    #[arg(long, env, value_name = "FILE")]
+    pub tls_cert: Option<PathBuf>,
 }
 
 /// Where to listen.
@@ -205,6 +315,16 @@ fn at_least_one(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|n| *n >= 1).ok_or_else(|| "a whole number from 1 on is accepted".into())
 }
 
+/// Where a web page lives, without the slash at its end.
+fn base_url(text: &str) -> Result<String, String> {
+    const FORM: &str = "written http://host:port";
+    let uri: http::Uri = text.trim().parse().map_err(|error| format!("{error}; {FORM}"))?;
+    if !matches!(uri.scheme_str(), Some("http" | "https")) || uri.host().is_none_or(str::is_empty) || uri.query().is_some() {
+        return Err(FORM.to_owned());
+    }
+    Ok(text.trim().trim_end_matches('/').to_owned())
+}
+
 fn header_name(text: &str) -> Result<HeaderName, String> {
     HeaderName::from_bytes(text.trim().as_bytes()).map_err(|_| "not a header name".into())
 }
@@ -240,6 +360,10 @@ pub struct Config {
     pub max_concurrency: usize,
     /// `--max-connections`, `--header-timeout`, `--idle-timeout`.
     pub connections: ConnectionOptions,
+    /// `--tls-cert`, `--tls-key`, `--tls-client-ca`; `None` serves plain HTTP.
+    pub tls: Option<ServerTls>,
+    /// `--upstream-ca`.
+    pub upstream_roots: Roots,
     /// `--drain-delay`, `--drain-timeout`, `--flush-timeout`.
     pub drain: DrainOptions,
     /// `--log-format`; `None` writes no access lines.
@@ -276,6 +400,8 @@ impl Config {
             max_hops: 16,
             max_concurrency: 1024,
             connections: ConnectionOptions::default(),
+            tls: None,
+            upstream_roots: Roots::default(),
             drain: DrainOptions::default(),
             access_log: None,
             exporter: Exporter::None,
@@ -313,9 +439,7 @@ impl Config {
         config.faults = Plan { latency: args.latency, faults: args.fault };
         for name in &args.drop_header {
             if !carried_names().any(|carried| carried == name.as_str()) && !args.forward_header.contains(name) {
-                let known: Vec<_> = carried_names().collect();
-                let accepted = format!("it is not carried, so it cannot be lost; carried are {}", known.join(", "));
-                return Err(invalid("--drop-header (DROP_HEADERS)", name.as_str(), &accepted));
+                return Err(invalid("--drop-header (DROP_HEADERS)", name.as_str(), &not_carried()));
             }
         }
         config.forward_headers = args.forward_header;
@@ -327,6 +451,18 @@ impl Config {
             header_timeout: args.header_timeout,
             idle_timeout: args.idle_timeout,
         };
+        config.tls = match (args.tls_cert, args.tls_key, args.tls_client_ca) {
+            (None, None, None) => None,
+            (Some(cert), Some(key), client_ca) => Some(ServerTls::load(TlsOptions { cert, key, client_ca })?),
+            (None, None, Some(_)) => {
+                return Err("--tls-client-ca (TLS_CLIENT_CA) needs --tls-cert (TLS_CERT) and --tls-key (TLS_KEY)".into());
+            }
+            (_, None, _) => return Err("--tls-cert (TLS_CERT) needs --tls-key (TLS_KEY), the certificate's private key".into()),
+            (None, ..) => return Err("--tls-key (TLS_KEY) needs --tls-cert (TLS_CERT), the key's certificate".into()),
+        };
+        if let Some(path) = args.upstream_ca {
+            config.upstream_roots = Roots::load("--upstream-ca (UPSTREAM_CA)", &path)?;
+        }
         config.drain = DrainOptions { delay: args.drain_delay, timeout: args.drain_timeout, flush_timeout: args.flush_timeout };
         config.access_log = Some(args.log_format);
         config.exporter = exporter(args.trace_exporter, &env)?;
@@ -382,7 +518,17 @@ fn exporter(name: ExporterName, env: &dyn Fn(&str) -> Option<String>) -> Result<
                 None => "http://localhost:4318/v1/traces".to_owned(),
             };
             let headers = match either("HEADERS") {
-                Some((name, text)) => pairs(&text).map_err(|error| invalid(&name, "(not shown)", &error))?,
+                Some((name, text)) => {
+                    let headers = pairs(&text).map_err(|error| invalid(&name, "(not shown)", &error))?;
+                    // The exporter would leave such a header out without a word.
+                    let fits = |(name, value): &(String, String)| {
+                        HeaderName::from_bytes(name.as_bytes()).is_ok() && http::HeaderValue::from_str(value).is_ok()
+                    };
+                    if !headers.iter().all(fits) {
+                        return Err(invalid(&name, "(not shown)", "written name=value,name=value; one is no HTTP header"));
+                    }
+                    headers
+                }
                 None => Vec::new(),
             };
             let timeout = match either("TIMEOUT") {
@@ -409,7 +555,9 @@ fn invalid(name: &str, value: &str, why: &str) -> String {
 fn url(name: &str, text: &str) -> Result<String, String> {
     const FORM: &str = "accepted: http://host:port/path or https://…";
     let uri = text.parse::<http::Uri>().map_err(|error| invalid(name, text, &format!("{error}; {FORM}")))?;
-    let fits = matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some_and(|host| !host.is_empty());
+    let fits = matches!(uri.scheme_str(), Some("http" | "https"))
+        && uri.host().is_some_and(|host| !host.is_empty())
+        && has_usable_port(&uri);
     if fits { Ok(text.to_owned()) } else { Err(invalid(name, text, FORM)) }
 }
 
@@ -418,8 +566,24 @@ fn milliseconds(name: &str, text: &str) -> Result<Duration, String> {
     number.ok_or_else(|| invalid(name, text, "a number of milliseconds from 1 on is accepted"))
 }
 
+/// The variables that are read without a flag must be text: one that is not would count as not set, and nobody would know.
+/// Errors: one line that names it.
+pub fn check_environment() -> Result<(), String> {
+    let read_here = |name: &str| name.starts_with("OTEL_") || name == "RUST_LOG";
+    for (name, value) in std::env::vars_os() {
+        if let (Some(name), None) = (name.to_str().filter(|name| read_here(name)), value.to_str()) {
+            return Err(not_text(name, &value));
+        }
+    }
+    Ok(())
+}
+
+fn not_text(name: &str, value: &std::ffi::OsStr) -> String {
+    invalid(name, &value.to_string_lossy(), "not UTF-8 text")
+}
+
 /// `key=value,key=value`, values percent-encoded (W3C Baggage's octet encoding).
-fn pairs(text: &str) -> Result<Vec<(String, String)>, String> {
+pub(crate) fn pairs(text: &str) -> Result<Vec<(String, String)>, String> {
     let mut pairs = Vec::new();
     for pair in text.split(',').map(str::trim).filter(|pair| !pair.is_empty()) {
         let (key, value) = pair.split_once('=').ok_or("written key=value,key=value")?;
@@ -469,7 +633,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, Usage> {
     if !for_all && first.is_none_or(|first| first.starts_with('-')) {
         args.insert(1, "serve".into());
     }
-    let command = without_empty_variables(Cli::command());
+    let command = with_tidy_variables(Cli::command());
     let parsed = command.clone().try_get_matches_from(&args).and_then(|matches| Cli::from_arg_matches(&matches));
     parsed.map_err(|error| match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
@@ -479,12 +643,14 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, Usage> {
     })
 }
 
-fn without_empty_variables(command: clap::Command) -> clap::Command {
-    let empty = |arg: &clap::Arg| arg.get_env().and_then(std::env::var_os).is_some_and(|value| value.is_empty());
-    let ids: Vec<_> = command.get_arguments().filter(|arg| empty(arg)).map(|arg| arg.get_id().clone()).collect();
-    let command = ids.into_iter().fold(command, |command, id| command.mut_arg(id, |arg| arg.env(None)));
+/// Help names the variables and not what they hold here; an empty variable is taken as not set.
+fn with_tidy_variables(command: clap::Command) -> clap::Command {
+    let tidy = |arg: clap::Arg| {
+        let empty = arg.get_env().and_then(std::env::var_os).is_some_and(|value| value.is_empty());
+        if empty { arg.env(None) } else { arg.hide_env_values(true) }
+    };
     let names: Vec<_> = command.get_subcommands().map(|command| command.get_name().to_owned()).collect();
-    names.into_iter().fold(command, |command, name| command.mut_subcommand(name, without_empty_variables))
+    names.into_iter().fold(command.mut_args(tidy), |command, name| command.mut_subcommand(name, with_tidy_variables))
 }
 
 /// What is wrong, in one line: clap's own errors take several.
@@ -517,6 +683,16 @@ fn one_line(error: &clap::Error, command: &clap::Command, args: &[OsString]) -> 
                 (None, None) => "it needs a value".to_owned(),
             };
             invalid(&name, &value, &why)
+        }
+        (ErrorKind::InvalidUtf8, _) => {
+            let variables = subcommand.into_iter().flat_map(clap::Command::get_arguments).filter_map(clap::Arg::get_env);
+            let values = variables.filter_map(|name| Some((name.to_string_lossy(), std::env::var_os(name)?)));
+            let mut unreadable = values.filter(|(_, value)| value.to_str().is_none());
+            match (args.iter().find(|arg| arg.to_str().is_none()), unreadable.next()) {
+                (Some(arg), _) => format!("the argument '{}' is not UTF-8 text; {see}", arg.to_string_lossy().escape_debug()),
+                (None, Some((name, value))) => not_text(&name, &value),
+                (None, None) => format!("an argument is not UTF-8 text; {see}"),
+            }
         }
         (ErrorKind::UnknownArgument, Some(name)) => {
             let suggestion = text(ContextKind::SuggestedArg).map_or(String::new(), |arg| format!("did you mean {arg}? "));

@@ -246,8 +246,13 @@ impl Sink {
             }
             Self::Otlp(exporter) => {
                 let spans = spans.iter().map(|span| otlp_span(batch, span)).collect();
-                // The library has retried what its protocol calls retryable and tells only in words what was wrong.
-                exporter.export(spans).await.map_err(|error| Failure { retry: true, reason: error.to_string() })
+                exporter.export(spans).await.map_err(|error| {
+                    let reason = error.to_string();
+                    // The library has retried what its protocol calls retryable, and tells only in words what was wrong.
+                    // Without a status nobody answered, and trying again may help.
+                    let status = reason.rsplit_once("status code: ").and_then(|(_, code)| code.trim().parse().ok());
+                    Failure { retry: status.is_none_or(may_change), reason }
+                })
             }
             Self::Zipkin { client, endpoint, resource } => {
                 let body = zipkin_json(resource, batch, spans);
@@ -260,11 +265,15 @@ impl Sink {
                 if status.is_success() {
                     return Ok(());
                 }
-                let retry = status.is_server_error() || matches!(status.as_u16(), 408 | 429);
-                Err(Failure { retry, reason: format!("{endpoint} answered {status}") })
+                Err(Failure { retry: may_change(status.as_u16()), reason: format!("{endpoint} answered {status}") })
             }
         }
     }
+}
+
+/// Whether the same spans may be taken later by a collector that answered with `status` now.
+fn may_change(status: u16) -> bool {
+    status >= 500 || matches!(status, 408 | 429)
 }
 
 fn otlp_span(batch: &Batch, span: &Span) -> SpanData {

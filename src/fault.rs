@@ -33,7 +33,7 @@ pub struct Quantiles(Vec<(f64, f64)>);
 
 impl Latency {
     /// The delay of the next request.
-    fn draw(&self) -> Duration {
+    pub(crate) fn draw(&self) -> Duration {
         match self {
             Self::None => Duration::ZERO,
             Self::Fixed(delay) => *delay,
@@ -99,13 +99,18 @@ fn parse_quantiles(text: &str) -> Result<Quantiles, String> {
     Ok(Quantiles(points))
 }
 
+/// The longest duration that is accepted.
+const MAX_DURATION: Duration = Duration::from_secs(366 * 24 * 60 * 60);
+
 /// A duration with a unit (`20ms`, `2s`, `1m 30s`), or `0`.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
-    match text.trim() {
-        "0" => Ok(Duration::ZERO),
+    let duration = match text.trim() {
+        "0" => Duration::ZERO,
         text => humantime::parse_duration(text)
-            .map_err(|error| format!("{error}; a duration is a number with a unit, as in 20ms, 2s, 5m, or 0")),
-    }
+            .map_err(|error| format!("{error}; a duration is a number with a unit, as in 20ms, 2s, 5m, or 0"))?,
+    };
+    // A deadline that the clock cannot hold would be a panic.
+    if duration > MAX_DURATION { Err("longer than a year".to_owned()) } else { Ok(duration) }
 }
 
 fn parse_delay(text: &str) -> Result<Duration, String> {

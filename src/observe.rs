@@ -16,16 +16,16 @@ use axum::body::Body;
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::PathAndQuery;
-use http::{Method, Request, Response};
+use http::{Method, Request, Response, Version};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 
 use crate::access_log::Entry;
+use crate::connection::InUse;
 use crate::fault::Draw;
 use crate::ids;
 use crate::metrics::known_method;
 use crate::propagation::{Carried, Context, X_HOP_COUNT, X_REQUEST_ID, push_hex};
 use crate::route::Route;
-use crate::server::InUse;
 use crate::state::Node;
 use crate::trace::{FinishedSpan, SpanKind};
 
@@ -54,6 +54,8 @@ pub(crate) struct Exchange {
     /// How many hops the request has passed.
     pub(crate) hops: u32,
     host: Option<HeaderValue>,
+    /// Another server might read this request differently than this one did (RFC 9112: 3.2 and 6.1).
+    pub(crate) is_ambiguous: bool,
     /// The size of the request's head, line ends included.
     pub(crate) head_bytes: usize,
     pub(crate) request_id: HeaderValue,
@@ -82,6 +84,9 @@ impl Exchange {
                 seen.take(name, value);
             }
         }
+        // HTTP/2 says the host in its target.
+        let authority = || HeaderValue::from_str(request.uri().authority()?.as_str()).ok();
+        seen.host = seen.host.or_else(authority);
         let path = request.uri().path_and_query().cloned();
         let route = Route::of(path.as_ref().map_or("", PathAndQuery::path));
         let incoming = node.propagator.extract(&seen.carried);
@@ -95,6 +100,9 @@ impl Exchange {
         };
         let request_id = seen.carried.request_id().cloned().unwrap_or_else(ids::request_id);
         node.metrics.active_requests.inc();
+        if let Some(watch) = node.watch.get().filter(|_| route.is_work()) {
+            watch.began();
+        }
         Arc::new(Self {
             _connection: connection,
             begun: Instant::now(),
@@ -106,6 +114,7 @@ impl Exchange {
             identity: seen.identity,
             attempt: seen.attempt.unwrap_or(1),
             hops: seen.hops.unwrap_or(0),
+            is_ambiguous: seen.odd_encoding || (seen.hosts != 1 && request.version() == Version::HTTP_11) || seen.hosts > 1,
             host: seen.host,
             head_bytes,
             request_id,
@@ -189,6 +198,9 @@ impl Drop for Exchange {
             status => status,
         };
         node.metrics.active_requests.dec();
+        if let Some(watch) = node.watch.get().filter(|_| self.route.is_work()) {
+            watch.ended(status, took);
+        }
         let template = self.route.template();
         let sampled = self.context.filter(|context| context.sampling.is_sampled());
         let label = if template.is_empty() { "unmatched" } else { template };
@@ -232,6 +244,9 @@ impl Drop for Exchange {
 struct Seen {
     carried: Carried,
     host: Option<HeaderValue>,
+    hosts: usize,
+    /// A transfer encoding that is not just `chunked`.
+    odd_encoding: bool,
     real_ip: Option<IpAddr>,
     forwarded_for: Option<IpAddr>,
     identity: Option<String>,
@@ -243,7 +258,11 @@ impl Seen {
     fn take(&mut self, name: &HeaderName, value: &HeaderValue) {
         let text = || value.to_str().ok();
         match name.as_str() {
-            "host" => self.host = Some(value.clone()),
+            "host" => {
+                self.host = Some(value.clone());
+                self.hosts += 1;
+            }
+            "transfer-encoding" => self.odd_encoding |= !value.as_bytes().eq_ignore_ascii_case(b"chunked"),
             "x-real-ip" => self.real_ip = self.real_ip.or_else(|| text()?.trim().parse().ok()),
             "x-forwarded-for" => {
                 self.forwarded_for = self.forwarded_for.or_else(|| text()?.split(',').next()?.trim().parse().ok());
@@ -258,7 +277,7 @@ impl Seen {
 
 /// The caller's URI from `x-forwarded-client-cert`: of the last element, which the nearest proxy added.
 /// Form: `By=…;Hash=…;Subject="…";URI=spiffe://…,By=…`; values with `,` `;` `=` are quoted.
-fn caller_uri(xfcc: &str) -> Option<String> {
+pub(crate) fn caller_uri(xfcc: &str) -> Option<String> {
     const MAX: usize = 1024;
     let mut uri = None;
     let mut rest = xfcc;
@@ -295,7 +314,7 @@ fn canonical(address: IpAddr) -> IpAddr {
 }
 
 /// `host:port`, `host` or `[::1]:port`; the port is 80 when it is not given.
-fn host_and_port(host: &str) -> (&str, u16) {
+pub(crate) fn host_and_port(host: &str) -> (&str, u16) {
     match host.rsplit_once(':') {
         Some((name, port)) if !name.contains(':') || name.ends_with(']') => (name, port.parse().unwrap_or(80)),
         _ => (host, 80),

@@ -404,14 +404,15 @@ impl Carried {
         self.all(Kind::RequestId).next().filter(|value| is_valid_request_id(value.as_bytes()))
     }
 
-    /// Whether the request came with a header of this format, valid or not.
+    /// Whether the request came with a header of this format, valid or not. An empty header is none: it says nothing, and taken
+    /// for a format it would bring a `b3` into a mesh that never had one.
     fn speaks(&self, format: Format) -> bool {
         let kind = match format {
             Format::TraceContext => Kind::TraceParent,
             Format::B3 => Kind::B3,
             Format::B3Multi => Kind::B3Multi,
         };
-        self.first(kind).is_some()
+        self.all(kind).any(|value| !value.is_empty())
     }
 }
 

@@ -205,9 +205,10 @@ impl Batch {
         str::from_utf8(&self.text[text.start as usize..text.end as usize]).unwrap_or_default()
     }
 
-    /// The span's name: method and route of a server span, the method alone of a client span (semantic conventions for HTTP).
+    /// The span's name: method and route of a server span, the method alone of a client span; a method that a caller made up
+    /// is called `HTTP` (semantic conventions for HTTP).
     pub(crate) fn name(&self, span: &Span) -> (&'static str, &'static str) {
-        (span.method, span.route)
+        (if span.method == "_OTHER" { "HTTP" } else { span.method }, span.route)
     }
 
     /// Why the span failed: a server's own fault from 500 on, a caller's from 400 on, or what happened instead of an answer.

@@ -1,0 +1,716 @@
+#!/usr/bin/env bash
+# Takes the whole chain through a real cluster with Istio, and says claim by claim what held. It installs the hops, Jaeger, the gateway and a
+# certificate, follows the four tutorials, reads traces, applies every overlay, component, lane and scenario, and takes it all away again.
+#
+#   scripts/e2e-cluster.sh [--only PART,...] [--keep]
+#
+#   --only   of: tutorials, traces, security, lanes, scenarios, restarts, components, gateway-api; default: all of them, in this order
+#   --keep   leave everything standing at the end
+#
+# Before: a cluster that kubectl talks to, Istio in it (istioctl install -y -f istio/install.yaml), and the image in the cluster
+# (make docker-build docker-load). It refuses to start where a namespace "httpserver" or "tracing" is there already.
+# What the cluster cannot do (a tracing provider that is not installed, no CRDs of the Gateway API) is named at the end, not hidden.
+#
+# Exit: 0 every claim held, 1 one did not, 2 the cluster or a tool is missing something it needs.
+set -euo pipefail
+# shellcheck source=scripts/lib.sh
+. "$(dirname "$0")/lib.sh"
+
+parts=tutorials,traces,security,lanes,scenarios,restarts,components,gateway-api keep=no
+while [ $# -gt 0 ]; do
+  case $1 in
+    -h | --help) help "$0"; exit 0 ;;
+    --only) [ $# -ge 2 ] || usage_error "--only needs a value"; parts=$2; shift 2 ;;
+    --keep) keep=yes; shift ;;
+    *) usage_error "unknown option: $1" ;;
+  esac
+done
+need kubectl curl openssl python3
+cd "$top"
+kubectl get --raw /readyz >/dev/null || { say "kubectl reaches no cluster"; exit 2; }
+mesh=$(kubectl -n istio-system get configmap istio -o jsonpath='{.data.mesh}' 2>/dev/null) || { say "no Istio in istio-system: istioctl install -y -f istio/install.yaml"; exit 2; }
+for namespace in httpserver tracing; do
+  ! kubectl get namespace "$namespace" >/dev/null 2>&1 || { say "the namespace $namespace is there already: not touching it"; exit 2; }
+done
+
+work=$top/target/e2e-cluster
+rm -rf "$work" && mkdir -p "$work"
+not_run=()
+jaeger_is_ours=no forward=""
+
+# ---------------------------------------------------------------- helpers
+
+wanted() { [[ ,$parts, == *,$1,* ]]; }
+part() { printf '\n-- %s\n' "$1"; }
+k() { kubectl -n httpserver "$@"; }
+
+# request HOST PATH [curl arguments]: through the HTTPS gateway
+request() {
+  curl -s --max-time 30 --cacert "$work/certs/ca.crt" --resolve "$1:$SECURE_INGRESS_PORT:$INGRESS_HOST" "https://$1:$SECURE_INGRESS_PORT$2" "${@:3}"
+}
+json() { request "$@" -H 'accept: application/json'; }
+code() { request "$@" -o /dev/null -w '%{http_code}'; }
+# py EXPRESSION [ARGUMENT...]: of the JSON on stdin, called r; hops(r) is the chain, flat
+py() {
+  python3 -c '
+import json, sys
+def hops(r):
+    return [r] + [h for u in r["upstreams"] if u["reply"] for h in hops(u["reply"])]
+r = json.load(sys.stdin)
+print(eval(sys.argv[1]))' "$@"
+}
+# is WANTED ACTUAL
+is() { [ "$1" = "$2" ] || { printf 'wanted: %s\ngot:    %s\n' "$1" "$2"; return 1; }; echo "$2"; }
+# between LOW HIGH ACTUAL
+between() { [ "$3" -ge "$1" ] && [ "$3" -le "$2" ] || { printf 'wanted: %s to %s\ngot:    %s\n' "$1" "$2" "$3"; return 1; }; echo "$3"; }
+# codes COUNT HOST PATH [curl arguments]: "200 x 17, 503 x 3"
+codes() {
+  local i
+  for ((i = 0; i < $1; i++)); do code "${@:2}"; echo; done | sort | uniq -c | awk '{printf "%s%s x %s", (NR > 1 ? ", " : ""), $2, $1}'
+}
+# how_many CODE "200 x 17, 503 x 3"
+how_many() { tr ',' '\n' <<<"$2" | awk -v code="$1" '$1 == code {n = $3} END {print n + 0}'; }
+
+# settled: every Deployment of ours has the pods it wants, and no pod is still going
+settled() {
+  k rollout status deployment --timeout=180s >/dev/null || { k get pods >&2; return 1; }
+  eventually 90 "old pods gone" no_pod_is_going
+}
+# pods_are COUNT READY: that many pods, each with READY of its containers, as 2/2
+pods_are() { is "$1 pods $2" "$(k get pods --no-headers | awk -v ready="$2" '$2 == ready {n++} END {print n + 0, "pods", ready}')"; }
+no_pod_is_going() { ! k get pods -o jsonpath='{.items[*].metadata.deletionTimestamp}' | grep -q .; }
+
+# overlay NAME [COMPONENT...]: that overlay with those components, as a kustomization of its own
+overlay() {
+  local list
+  list=$(printf ', ../../../k8s/components/%s' "${@:2}")
+  [ $# -gt 1 ] || list=""
+  mkdir -p "$work/overlay"
+  printf 'apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources: [../../../k8s/overlays/%s]\ncomponents: [%s]\n' \
+    "$1" "${list#, }" >"$work/overlay/kustomization.yaml"
+}
+# deploy NAME [COMPONENT...]
+deploy() { overlay "$@"; kubectl apply -k "$work/overlay" >/dev/null; settled; }
+
+# lanes_of PATH [curl arguments]: "gray base gray"
+lanes_of() { json service1.cncamp.io "$1" "${@:2}" | py '" ".join(h["lane"] for h in hops(r))'; }
+# soon SECONDS WANTED COMMAND...: the command's output becomes that
+soon() {
+  local limit=$1 want=$2 end got
+  shift 2
+  end=$((SECONDS + limit))
+  while got=$("$@" 2>&1 || true); [ "$got" != "$want" ]; do
+    [ $SECONDS -lt $end ] || { is "$want" "$got"; return 1; }
+    sleep 0.5
+  done
+  # A configuration reaches the proxies one by one: seen once is not seen by all.
+  sleep 1
+  got=$("$@" 2>&1 || true)
+  is "$want" "$got"
+}
+
+# What changes the inbound side of a sidecar (mTLS, policies, filters) makes Envoy drain the connections it had for 45 s, and then cut them,
+# with what is in flight on them. That is Istio's way, and not what the claims after it are about.
+inbound_drained() { sleep 47; }
+
+cleanup() {
+  local status=$?
+  trap - EXIT
+  [ -z "$forward" ] || kill "$forward" 2>/dev/null || true
+  if [ $keep = yes ]; then
+    say "left standing, as asked; KUBECONFIG and certificates: $work/certs"
+    exit $status
+  fi
+  say "taking everything away again"
+  {
+    kubectl delete --ignore-not-found -f istio/security/lane-needs-jwt.yaml -f istio/scenarios/metrics-for-one-address.yaml
+    kubectl delete --ignore-not-found -f istio/telemetry.yaml
+    kubectl -n istio-system delete secret --ignore-not-found cncamp-credential cncamp-mtls-credential
+    [ $jaeger_is_ours = no ] || kubectl delete --ignore-not-found -k k8s/jaeger
+    kubectl delete namespace --ignore-not-found httpserver tracing
+  } >/dev/null 2>&1 || true
+  exit $status
+}
+trap cleanup EXIT
+
+# ---------------------------------------------------------------- up
+
+part "deploy"
+if kubectl -n istio-system get service tracing >/dev/null 2>&1; then
+  say "using the Jaeger that is there"
+else
+  jaeger_is_ours=yes
+  claim "kubectl apply -k k8s/jaeger: Jaeger 2 starts on a volume" sh -c 'kubectl apply -k k8s/jaeger && kubectl -n istio-system rollout status deployment/jaeger --timeout=120s'
+fi
+deployed() { kubectl apply -k k8s >/dev/null && settled && pods_are 6 2/2; }
+claim "kubectl apply -k k8s: six pods, each with a sidecar" deployed
+[ $claims_failed -eq 0 ] || { k get pods; k get events | tail -n 20; die "the hops do not start (ImagePullBackOff: make docker-build docker-load)"; }
+claim "scripts/certificate.sh puts the secret beside the gateway's pods" scripts/certificate.sh --dir "$work/certs" --client
+claim "scripts/certificate.sh works twice in a row" scripts/certificate.sh --dir "$work/certs" --client
+claim "kubectl apply -k istio" kubectl apply -k istio
+variables=$(scripts/gateway-address.sh)
+eval "$variables"
+say "the gateway is $INGRESS_HOST, HTTPS at $SECURE_INGRESS_PORT"
+claim "the chain answers through the gateway" soon 60 200 code service1.cncamp.io /hello/service1
+
+# Jaeger's query API, through a port of our own
+jaeger_port=$(free_port)
+kubectl -n istio-system port-forward --address 127.0.0.1 service/tracing "$jaeger_port:80" >"$work/port-forward.log" 2>&1 &
+forward=$!
+jaeger=http://127.0.0.1:$jaeger_port/jaeger
+eventually 30 "Jaeger's query API" curl -sf "$jaeger/api/services"
+
+analyzed() {
+  local out
+  out=$(istioctl analyze -n httpserver --failure-threshold Info "$@" 2>&1) || { printf '%s\n' "$out"; return 1; }
+  grep -q 'No validation issues' <<<"$out" || { printf '%s\n' "$out"; return 1; }
+  echo "no finding"
+}
+# analyze WHAT [arguments for istioctl]: with what is applied now
+analyze() {
+  if command -v istioctl >/dev/null; then claim "istioctl analyze finds nothing: $1" analyzed "${@:2}"; fi
+}
+command -v istioctl >/dev/null || not_run+=("istioctl analyze: no istioctl in PATH")
+analyze "hops, gateway, routes, tracing"
+
+# ---------------------------------------------------------------- the four tutorials
+
+tutorials() {
+  part "the four tutorials"
+  # A: two services behind an HTTPS gateway
+  claim "A: https://httpsserver.cncamp.io/http/service0 is rewritten to /service0" is /service0 "$(json httpsserver.cncamp.io /http/service0 | py 'r["path"]')"
+  claim "A: 100 sampling requests, all 200" scripts/send-requests.sh --cacert "$work/certs/ca.crt" --parallel 4
+  claim "A: the certificate has a SAN and verifies for both names" is "200 200" "$(code httpsserver.cncamp.io /http/service0) $(code service1.cncamp.io /hello/golang)"
+  # B: layer-7 rules
+  claim "B: /test/hello is rewritten to /hello" is "Hello from service1 v1" "$(request httpsserver.cncamp.io /test/hello | sed 's/ (.*//')"
+  claim "B: /test/metrics, /metrics, /healthz, /readyz, /headers and / are not published" is "404 404 404 404 404 404" \
+    "$(for path in /test/metrics /metrics /healthz /readyz /headers /; do code httpsserver.cncamp.io $path; echo -n ' '; done | sed 's/ $//')"
+  claim "B: port 80 redirects to https" is "301 https://httpsserver.cncamp.io/test/hello" \
+    "$(curl -s -o /dev/null -w '%{http_code} %{redirect_url}' -H 'host: httpsserver.cncamp.io' "http://$INGRESS_HOST:$INGRESS_PORT/test/hello")"
+  claim "B: HSTS is set" is "max-age=31536000; includeSubDomains" "$(request httpsserver.cncamp.io /test/hello -o /dev/null -w '%header{strict-transport-security}')"
+  claim "B: TLS 1.1 is refused" old_tls_refused
+  claim "B: another name gets no certificate" other_name_refused
+  # C: three hops
+  claim "C: /hello/golang greets" is "Hello, Golang!" "$(request service1.cncamp.io /hello/golang)"
+  claim "C: /hello/service1 goes through three hops" is "service1 service2 service3" "$(json service1.cncamp.io /hello/service1 | py '" ".join(h["service"] for h in hops(r))')"
+  claim "C: the last hop lists the headers it received" grep -q 'x-request-id:' <(request service1.cncamp.io /hello/service1)
+  claim "C: the header version says which version answered" is v1 "$(request service1.cncamp.io /hello/service1 -o /dev/null -w '%header{version}')"
+  claim "C: every hop has pod and node in its spans" pod_and_node_in_spans
+  # D: addresses; its two versions are the scenario you-have-hit
+  claim "D: scripts/gateway-address.sh prints the four variables" is 4 "$(scripts/gateway-address.sh | grep -c '^export [A-Z_]*=.')"
+}
+# It must be the server that says no: by default today's client would not even try.
+old_tls_refused() {
+  { request service1.cncamp.io /hello/golang --tls-max 1.1 --tlsv1.0 --ciphers DEFAULT@SECLEVEL=0 -v 2>&1 || true; } | grep -o 'alert protocol version' | head -n 1 | grep .
+}
+other_name_refused() { ! request other.cncamp.io /hello/golang >/dev/null; }
+pod_and_node_in_spans() {
+  local id
+  id=$(json service1.cncamp.io /hello/service1 | py 'r["trace_id"]')
+  eventually 30 "pod and node in the trace" sh -c "curl -sf '$jaeger/api/traces/$id' | grep -q k8s.node.name"
+  curl -sf "$jaeger/api/traces/$id" | py 'sorted({t["key"] for p in r["data"][0]["processes"].values() for t in p["tags"] if t["key"].startswith("k8s.")})'
+}
+
+# ---------------------------------------------------------------- traces
+
+services=istio-ingressgateway.istio-system,service1.httpserver,service2.httpserver,service3.httpserver
+# trace SPANS TRACES [more for spans.py] -- [curl arguments]: one request, and what Jaeger has of it
+trace() {
+  local spans=$1 traces=$2 more=() id
+  shift 2
+  while [ $# -gt 0 ] && [ "$1" != -- ]; do more+=("$1"); shift; done
+  [ $# -eq 0 ] || shift
+  id=$(json service1.cncamp.io /hello/service1 "$@" | py 'r["request_id"]')
+  python3 scripts/spans.py jaeger "$jaeger" "$id" --services "$services" --spans "$spans" --traces "$traces" ${more[@]+"${more[@]}"}
+}
+provider() { grep -qE "name: $1\$" <<<"$mesh"; }
+# A caller that is itself traced by W3C, and asks a mesh that may not understand it
+stale_trace=$(openssl rand -hex 16) stale_span=$(openssl rand -hex 8)
+stale=(-H "traceparent: 00-$stale_trace-$stale_span-01")
+
+# speaks CONDITION: what the hops receive is so six times in a row: every proxy has its new tracer
+speaks() {
+  for _ in 1 2 3 4 5 6; do
+    json service1.cncamp.io /hello/service1 | py "$1" | grep -qx True || return 1
+  done
+}
+proxies_speak() { # PROVIDER
+  # at the first hop and at the last
+  local w3c='all("traceparent" in hops(r)[i]["received"] for i in (0, -1))' b3='all("x-b3-traceid" in hops(r)[i]["received"] for i in (0, -1))'
+  local no_w3c='not any("traceparent" in h["received"] for h in hops(r))' no_b3='not any("x-b3-traceid" in h["received"] for h in hops(r))'
+  case $1 in
+    jaeger) eventually 60 "W3C alone" speaks "$w3c and $no_b3" ;;
+    zipkin) eventually 60 "W3C and B3" speaks "$w3c and $b3" ;;
+    zipkin-b3) eventually 60 "B3 alone" speaks "$b3 and $no_w3c" ;;
+  esac
+}
+tracer() { # PROVIDER: switch the proxies to it
+  case $1 in
+    jaeger) kubectl apply -f istio/telemetry.yaml ;;
+    *) kubectl apply -f "istio/telemetry-$1.yaml" ;;
+  esac >/dev/null
+  proxies_speak "$1"
+  sleep 2
+}
+
+traces() {
+  part "traces"
+  provider jaeger || die "no provider \"jaeger\" in the mesh: istioctl install -f istio/install.yaml"
+  # The apps report, too: 12 spans.
+  claim "OpenTelemetry: one trace of 12 spans, no orphan, each app span below its own sidecar's" trace 12 1
+  claim "OpenTelemetry, the caller brings a traceparent: its trace goes on, whole" trace 12 1 --trace-id "$stale_trace" --parent "$stale_span" -- "${stale[@]}"
+  if provider zipkin; then
+    tracer zipkin
+    claim "Zipkin with W3C: one trace of 12 spans" trace 12 1
+    stale_trace=$(openssl rand -hex 16); stale=(-H "traceparent: 00-$stale_trace-$stale_span-01")
+    claim "Zipkin with W3C, the caller brings a traceparent: its trace goes on, whole" trace 12 1 --trace-id "$stale_trace" --parent "$stale_span" -- "${stale[@]}"
+  else
+    not_run+=("Zipkin with W3C: the provider \"zipkin\" is not installed")
+  fi
+  if provider zipkin-b3; then
+    deploy sidecar b3-first
+    tracer zipkin-b3
+    claim "Zipkin with B3, component b3-first: one trace of 12 spans" trace 12 1
+    claim "Zipkin with B3, the caller brings a traceparent, which is stale here: one trace of 12 spans all the same" trace 12 1 -- "${stale[@]}"
+  else
+    not_run+=("Zipkin with B3 alone: the provider \"zipkin-b3\" is not installed")
+  fi
+  # The apps only forward: 7 spans.
+  deploy sidecar forward-only
+  tracer jaeger
+  claim "forward-only, OpenTelemetry: one trace of 7 spans" trace 7 1
+  if provider zipkin; then
+    tracer zipkin
+    claim "forward-only, Zipkin with W3C: one trace of 7 spans" trace 7 1
+  fi
+  if provider zipkin-b3; then
+    tracer zipkin-b3
+    claim "forward-only, Zipkin with B3: one trace of 7 spans" trace 7 1
+    claim "forward-only, Zipkin with B3, stale traceparent: one trace of 7 spans" trace 7 1 -- "${stale[@]}"
+  fi
+  # What a broken hop looks like, so that the numbers above mean something.
+  deploy sidecar forward-only broken-hop
+  tracer jaeger
+  claim "negative control: forward-only with broken-hop: one request falls into 3 traces" trace 7 3
+  deploy sidecar
+}
+
+# ---------------------------------------------------------------- security
+
+# The API server asks a pod in plain text, as anybody without a sidecar would.
+plain_text() { kubectl get --raw "/api/v1/namespaces/httpserver/pods/$(k get pod -l "app=$1,lane=base" -o jsonpath='{.items[0].metadata.name}'):8080/proxy/service9"; }
+refused() { ! plain_text "$1" >/dev/null 2>&1 && echo "refused"; }
+denied_to_others() {
+  # A pod of the mesh with an identity of its own, which calls service3: the reply tree says what it got.
+  local port out
+  k run intruder --image="$(k get deployment service1 -o jsonpath='{.spec.template.spec.containers[0].image}')" --env=UPSTREAM=http://service3/service3 \
+    --overrides='{"spec":{"securityContext":{"runAsNonRoot":true,"runAsUser":65532}}}' >/dev/null
+  k wait --for=condition=Ready pod/intruder --timeout=60s >/dev/null
+  port=$(free_port)
+  k port-forward --address 127.0.0.1 pod/intruder "$port:8080" >/dev/null 2>&1 &
+  local forwarding=$!
+  eventually 20 "the intruder's port" curl -s "http://127.0.0.1:$port/healthz" >/dev/null
+  out=$(curl -s -H 'accept: application/json' "http://127.0.0.1:$port/service9" | py 'r["upstreams"][0]["status"]')
+  kill $forwarding
+  k delete pod intruder --grace-period=1 --wait=false >/dev/null
+  is 403 "$out"
+}
+identities() {
+  json service1.cncamp.io /hello/service1 | py '" ".join(h["client"]["identity"].rsplit("/", 1)[1] for h in hops(r))'
+}
+security() {
+  part "security"
+  claim "before: a hop answers in plain text" plain_text service2
+  kubectl apply -k istio/security >/dev/null
+  claim "the chain answers with STRICT mTLS and one door per hop" soon 60 200 code service1.cncamp.io /hello/service1
+  claim "every hop names its caller's identity" is "istio-ingressgateway-service-account service1 service2" "$(identities)"
+  claim "plain text is refused at service1" soon 30 refused refused service1
+  claim "plain text is refused at service2" soon 30 refused refused service2
+  claim "plain text is refused at service3" soon 30 refused refused service3
+  claim "another pod of the mesh may not call service3: 403" denied_to_others
+  claim "every published path is still open" is "200 200 200 200" \
+    "$(for path in /http/service0 /test/hello /hello/golang /hello/service1; do code service1.cncamp.io $path; echo -n ' '; done | sed 's/ $//')"
+  analyze "with istio/security"
+  inbound_drained
+}
+
+# ---------------------------------------------------------------- lanes
+
+lanes() {
+  part "swim lanes"
+  local token
+  deploy sidecar lane-gray lane-blue lane-green
+  claim "closed: x-lane: gray is the baseline, three times" is "base base base" "$(lanes_of /hello/service1 -H 'x-lane: gray')"
+  kubectl apply -f istio/lanes/root.yaml >/dev/null
+  sleep 2
+  claim "root.yaml alone changes nothing (its delegates are missing)" is "base base base" "$(lanes_of /hello/service1 -H 'x-lane: gray')"
+  kubectl apply -f istio/lanes/gray.yaml >/dev/null
+  claim "gray: service1 gray, service2 base (it has none), service3 gray" soon 30 "gray base gray" lanes_of /hello/service1 -H 'x-lane: gray'
+  claim "gray by the rewritten path, too" is "gray base gray" "$(lanes_of /http/service0 -H 'x-lane: gray')"
+  claim "gray by cookie, in the middle of others" is "gray base gray" "$(lanes_of /hello/service1 -H 'cookie: a=1; lane=gray; b=2')"
+  claim "40 requests without a lane never meet gray" never_gray
+  kubectl apply -f istio/lanes/blue.yaml >/dev/null
+  claim "blue, additive: service2 alone, behind a front door without a blue version" soon 30 "base blue base" lanes_of /hello/service1 -H 'x-lane: blue'
+  claim "gray is as it was" is "gray base gray" "$(lanes_of /hello/service1 -H 'x-lane: gray')"
+  analyze "two lanes open"
+  kubectl apply -f istio/lanes/percentage.yaml >/dev/null
+  claim "percentage: of 150 requests some enter gray, whole; the others are the baseline, whole (wanted 3 to 35)" percentage
+  claim "whom the percentage draws gets a cookie" eventually 60 "a cookie" cookie_seen
+  kubectl delete -f istio/lanes/percentage.yaml >/dev/null
+  kubectl delete -f istio/lanes/gray.yaml >/dev/null
+  claim "gray closed: the baseline again, and blue as it was" soon 30 "base base base|base blue base" both_lanes
+  kubectl delete -f istio/lanes/blue.yaml >/dev/null
+  kubectl apply -f istio/lanes/strict-green.yaml >/dev/null
+  claim "strict: green from end to end" soon 30 "green green green" lanes_of /hello/service1 -H 'x-lane: green'
+  claim "strict: no hop receives x-lane; the caller's label decides" is False "$(json service1.cncamp.io /hello/service1 -H 'x-lane: green' | py 'any("x-lane" in h["received"] for h in hops(r))')"
+  claim "strict: without the header the baseline" is "base base base" "$(lanes_of /hello/service1)"
+  analyze "strict lane"
+  kubectl apply -k istio >/dev/null
+  k delete destinationrule -l lane=green >/dev/null
+  claim "lanes undone by kubectl apply -k istio" soon 30 "base base base" lanes_of /hello/service1 -H 'x-lane: green'
+  kubectl apply -f istio/lanes/root.yaml -f istio/lanes/gray.yaml >/dev/null
+  token=$(scripts/lane-token.sh --dir "$work/certs" --apply 2>/dev/null)
+  claim "lane-needs-jwt: x-lane: gray without a token is 403" soon 30 403 code service1.cncamp.io /hello/service1 -H 'x-lane: gray'
+  claim "lane-needs-jwt: the cookie without a token is 403, too" is 403 "$(code service1.cncamp.io /hello/service1 -H 'cookie: a=1; lane=gray; b=2')"
+  claim "lane-needs-jwt: with a token it enters" is "gray base gray" "$(lanes_of /hello/service1 -H 'x-lane: gray' -H "authorization: Bearer $token")"
+  claim "lane-needs-jwt: without a lane no token is needed" is 200 "$(code service1.cncamp.io /hello/service1)"
+  kubectl delete -f istio/security/lane-needs-jwt.yaml >/dev/null
+  kubectl delete -f istio/lanes/gray.yaml >/dev/null
+  kubectl apply -k istio >/dev/null
+  inbound_drained
+  deploy sidecar
+  k delete deployment service1-gray service3-gray service2-blue service1-green service2-green service3-green >/dev/null
+  settled
+}
+never_gray() {
+  local i found=""
+  for ((i = 0; i < 40; i++)); do found+=$(lanes_of /hello/service1)$'\n'; done
+  is "base base base" "$(sort -u <<<"$found" | grep .)"
+}
+both_lanes() { printf '%s|%s' "$(lanes_of /hello/service1 -H 'x-lane: gray')" "$(lanes_of /hello/service1 -H 'x-lane: blue')"; }
+cookie_seen() { request service1.cncamp.io /hello/golang -o /dev/null -D - | grep -qi '^set-cookie: lane=gray'; }
+percentage() {
+  local i all="" gray
+  for ((i = 0; i < 150; i++)); do all+=$(lanes_of /hello/service1)$'\n'; done
+  is "base base base,gray base gray" "$(sort -u <<<"$all" | grep . | paste -sd,)" >/dev/null || { sort <<<"$all" | uniq -c; return 1; }
+  gray=$(grep -c '^gray' <<<"$all")
+  between 3 35 "$gray"
+}
+
+# ---------------------------------------------------------------- scenarios
+
+on() { kubectl apply -f "istio/scenarios/$1.yaml" >/dev/null; }
+off() { kubectl delete --ignore-not-found -f "istio/scenarios/$1.yaml" >/dev/null; }
+reset() { kubectl apply -k istio >/dev/null; sleep 2; }
+base_again() { soon 30 "200 base base base" state_now; }
+state_now() { printf '%s %s' "$(code service1.cncamp.io /hello/service1)" "$(lanes_of /hello/service1)"; }
+took_ms() { request "$@" -o /dev/null -w '%{http_code} %{time_total}' | awk '{printf "%d %d", $1, $2 * 1000}'; }
+
+scenarios() {
+  part "scenarios"
+  local got
+
+  on you-have-hit; settled
+  soon 30 200 code service1.cncamp.io / >/dev/null || true
+  got=$(for _ in $(seq 60); do request service1.cncamp.io /; done)
+  claim "you-have-hit: of 60 answers about half are v2, from 1 of 4 pods (wanted 15 to 45)" between 15 45 "$(grep -c "You've hit v2" <<<"$got")"
+  claim "you-have-hit: v1 answers from 3 pods, v2 from 1" is "3 1" "$(grep 'hit v1' <<<"$got" | awk '{print $4}' | sort -u | wc -l) $(grep 'hit v2' <<<"$got" | awk '{print $4}' | sort -u | wc -l)"
+  analyze "you-have-hit"
+  off you-have-hit
+  claim "you-have-hit undone: / is 404" soon 30 404 code service1.cncamp.io /
+
+  kubectl apply -f k8s/components/version-v2/service1.yaml >/dev/null; settled
+  claim "version v2 is no lane: 40 requests meet v1 alone" is v1 "$(for _ in $(seq 40); do request service1.cncamp.io /hello/golang -o /dev/null -w '%header{version}\n'; done | sort -u | paste -sd,)"
+  on canary; sleep 3
+  claim "canary: of 200 requests about 20 meet v2 (wanted 6 to 40)" between 6 40 "$(for _ in $(seq 200); do request service1.cncamp.io /hello/golang -o /dev/null -w '%header{version}\n'; done | grep -c v2)"
+  analyze "canary"
+  off canary; kubectl apply -k istio >/dev/null
+  kubectl delete -f k8s/components/version-v2/service1.yaml >/dev/null
+  claim "canary undone" soon 30 "200 base base base" state_now
+
+  on two-services
+  kubectl -n tracing rollout status deployment --timeout=120s >/dev/null
+  claim "two-services: /two/http/service0 goes through service0 and service1" soon 30 "service0 service1" two_services
+  claim "two-services: one trace of 8 spans" two_services_trace
+  off two-services
+  claim "two-services undone: 404" soon 60 404 code service1.cncamp.io /two/http/service0
+
+  on delay
+  claim "delay: two seconds more" soon_slow 1900 3500
+  reset
+  claim "delay undone" base_again
+
+  on abort; sleep 2
+  got=$(codes 40 service1.cncamp.io /hello/service1)
+  claim "abort: of 40 requests about half are 502 ($got; wanted 8 to 32)" between 8 32 "$(how_many 502 "$got")"
+  claim "abort: the reply tree names the hop: service2's call has status 503" eventually 30 "a 503 in the tree" abort_in_tree
+  reset
+  claim "abort undone" base_again
+
+  on timeout; sleep 2
+  claim "timeout: 504 after half a second" timeout_seen
+  reset
+  claim "timeout undone" base_again
+
+  on retries; settled
+  sleep 3
+  got=$(codes 40 service1.cncamp.io /flaky/bare)
+  claim "retries: bare, of 40 about half fail ($got; wanted 8 to 32)" between 8 32 "$(how_many 503 "$got")"
+  got=$(codes 40 service1.cncamp.io /flaky/retried)
+  claim "retries: with 3 retries hardly any of 40 fails ($got; wanted 0 to 8)" between 0 8 "$(how_many 503 "$got")"
+  claim "retries: the reply says which attempt got through" eventually 30 "an attempt above 1" later_attempt
+  analyze "retries"
+  off retries
+  claim "retries undone" soon 30 404 code service1.cncamp.io /flaky/bare
+
+  on circuit-breaking; sleep 2
+  claim "circuit-breaking: one at a time, 10 requests are 200" is "200 x 10" "$(codes 10 service1.cncamp.io /hello/service1)"
+  claim "circuit-breaking: ten at a time, some are turned away" some_turned_away
+  reset
+  claim "circuit-breaking undone: ten at a time, all 200" scripts/send-requests.sh --cacert "$work/certs/ca.crt" --requests 40 --parallel 10
+
+  on outlier-detection; settled; sleep 2
+  claim "outlier-detection: at first some of the answers are 503, after a few seconds none" outlier_seen
+  off outlier-detection
+  claim "outlier-detection undone" soon 30 404 code service1.cncamp.io /outlier
+
+  on mirroring; settled; sleep 3
+  claim "mirroring: answers come from v1, and the mirrored pod logs the same request" mirror_seen
+  analyze "mirroring"
+  k delete deployment,destinationrule service3-mirrored >/dev/null; reset
+  claim "mirroring undone" base_again
+
+  on gateway-mtls
+  claim "gateway-mtls: with a client certificate" soon 30 "Hello, Golang!" request mtls.cncamp.io /hello/golang --cert "$work/certs/client.crt" --key "$work/certs/client.key"
+  claim "gateway-mtls: without one the handshake fails" mtls_refused
+  claim "gateway-mtls: the public host needs none" is 200 "$(code service1.cncamp.io /hello/golang)"
+  analyze "gateway-mtls"
+  off gateway-mtls
+
+  on metrics-for-one-address
+  claim "metrics-for-one-address: 403 for everybody else" soon 30 403 code service1.cncamp.io /test/metrics
+  claim "metrics-for-one-address: everything else is as it was" is 200 "$(code service1.cncamp.io /hello/service1)"
+  # Whatever address the gateway sees us under: the reply of the chain tells.
+  got=$(json service1.cncamp.io /hello/service1 | py 'r["client"]["ip"]')
+  sed "s#203.0.113.7/32#$got/32#" istio/scenarios/metrics-for-one-address.yaml | kubectl apply -f - >/dev/null
+  claim "metrics-for-one-address: 200 for that address ($got)" soon 30 200 code service1.cncamp.io /test/metrics
+  claim "metrics-for-one-address: it is service1's metrics" grep -q 'httpserver_build_info{.*service="service1"' <(request service1.cncamp.io /test/metrics)
+  off metrics-for-one-address
+  claim "metrics-for-one-address undone" soon 30 404 code service1.cncamp.io /test/metrics
+
+  on local-rate-limit
+  eventually 60 "a 429" limited
+  sleep 5
+  # Two pods with 10 each, and at most one refill while we look.
+  got=$(codes 70 service1.cncamp.io /hello/golang)
+  claim "local-rate-limit: at most 10 a minute for each of 2 pods, then 429 ($got; wanted 30 to 70 x 429)" between 30 70 "$(how_many 429 "$got")"
+  off local-rate-limit
+  claim "local-rate-limit undone" soon 30 "200 x 25" codes 25 service1.cncamp.io /hello/golang
+  inbound_drained
+}
+limited() { [ "$(code service1.cncamp.io /hello/golang)" = 429 ]; }
+two_services() { json service1.cncamp.io /two/http/service0 | py '" ".join(h["service"] for h in hops(r))'; }
+two_services_trace() {
+  local id
+  id=$(json service1.cncamp.io /two/http/service0 | py 'r["request_id"]')
+  python3 scripts/spans.py jaeger "$jaeger" "$id" --services istio-ingressgateway.istio-system,service0.tracing,service1.tracing --spans 8 --service-count 3
+}
+soon_slow() {
+  local status ms end=$((SECONDS + 20))
+  while :; do
+    read -r status ms <<<"$(took_ms service1.cncamp.io /hello/service1)"
+    [ "$status" = 200 ] && [ "$ms" -ge "$1" ] && [ "$ms" -le "$2" ] && { echo "$ms ms"; return 0; }
+    [ $SECONDS -lt $end ] || { echo "$status after $ms ms"; return 1; }
+  done
+}
+timeout_seen() {
+  local status ms
+  read -r status ms <<<"$(took_ms service1.cncamp.io /hello/service1)"
+  [ "$status" = 504 ] && [ "$ms" -ge 450 ] && [ "$ms" -le 1500 ] || { echo "$status after $ms ms"; return 1; }
+  echo "$status after $ms ms"
+}
+abort_in_tree() { json service1.cncamp.io /hello/service1 | py 'hops(r)[1]["upstreams"][0]["status"] == 503 and r["status"] == 502' | grep -qx True; }
+later_attempt() { json service1.cncamp.io /flaky/retried | py 'r["attempt"] > 1' 2>/dev/null | grep -qx True; }
+some_turned_away() {
+  local out
+  out=$(scripts/send-requests.sh --cacert "$work/certs/ca.crt" --requests 60 --parallel 10 || true)
+  if ! grep -q '502' <<<"$out" || ! grep -q '200' <<<"$out"; then echo "$out"; return 1; fi
+  paste -sd, <<<"$out" | tr -s ' '
+}
+outlier_seen() {
+  local first later
+  first=$(codes 20 service1.cncamp.io /outlier)
+  sleep 3
+  later=$(codes 30 service1.cncamp.io /outlier)
+  echo "first: $first; later: $later"
+  [ "$(how_many 503 "$first")" -ge 1 ] && [ "$later" = "200 x 30" ]
+}
+mirror_seen() {
+  local id
+  id=$(json service1.cncamp.io /hello/service1 | py 'r["request_id"] if hops(r)[2]["version"] == "v1" else "wrong version"')
+  eventually 20 "the mirrored request in the log" sh -c "kubectl -n httpserver logs deploy/service3-mirrored -c httpserver | grep -q '$id'"
+}
+mtls_refused() { ! request mtls.cncamp.io /hello/golang >/dev/null; }
+
+# ---------------------------------------------------------------- restarts under load
+
+# load SECONDS FILE: a request after the other, four at a time, for that long
+load() {
+  local end=$((SECONDS + $1)) i
+  for i in 1 2 3 4; do
+    while [ $SECONDS -lt "$end" ]; do code service1.cncamp.io /hello/service1; echo; done >"$2.$i" &
+  done
+  wait
+  cat "$2".[1-4] >"$2"
+}
+restarted() { # DEPLOYMENT
+  local answers=$work/load-$1 loader
+  ( load 45 "$answers" ) &
+  loader=$!
+  sleep 3
+  k rollout restart "deployment/$1" >/dev/null
+  k rollout status "deployment/$1" --timeout=60s >/dev/null
+  wait $loader
+  local total failed
+  total=$(wc -l <"$answers") failed=$(grep -cv '^200$' "$answers" || true)
+  [ "$total" -gt 100 ] && [ "$failed" -eq 0 ] || { echo "$failed of $total failed: $(sort "$answers" | uniq -c | paste -sd,)"; return 1; }
+  echo "$total requests, 0 failed"
+}
+restarts() {
+  part "rolling restarts under load"
+  local name
+  for name in service1 service2 service3; do
+    claim "rolling restart of $name under constant load through the gateway: no request fails" restarted "$name"
+  done
+}
+
+# ---------------------------------------------------------------- overlays and components
+
+components() {
+  part "overlays and components"
+  deploy sidecar network-policy
+  claim "network-policy: accepted, and the chain answers" soon 20 200 code service1.cncamp.io /hello/service1
+  not_run+=("NetworkPolicy's enforcement: needs a CNI that enforces it; here only that the policies are accepted and break nothing")
+  k delete networkpolicy --all >/dev/null
+  local pod_monitor=yes
+  kubectl get crd podmonitors.monitoring.coreos.com >/dev/null 2>&1 || pod_monitor=no
+  if [ "$pod_monitor" = no ]; then not_run+=("PodMonitor: the Prometheus operator's CRD is not in this cluster"); fi
+  monitored
+  claim "monitoring: the agent serves the app's metrics, STRICT mTLS or not" merged_metrics
+  claim "autoscaling: the HPA exists, and owns the replica count" autoscaled
+  k delete hpa service1 >/dev/null
+  not_run+=("the HPA's scaling: needs a metrics server and load")
+  deploy sidecar slow-hops
+  claim "slow-hops: a request takes up to 6 s; the slowest of 10 took more than 1.5 s" slow_seen
+  deploy sidecar image-pull-secret
+  claim "image-pull-secret: every ServiceAccount names it" is "registry-credentials registry-credentials registry-credentials" \
+    "$(k get serviceaccount service1 service2 service3 -o jsonpath='{.items[*].imagePullSecrets[0].name}')"
+  # The plain overlay, in a namespace that enforces the restricted profile.
+  kubectl delete namespace httpserver >/dev/null
+  deploy plain pod-security
+  claim "plain with pod-security: six pods without sidecars in a namespace that enforces restricted" is 6 "$(k get pods --no-headers | awk '$2 == "1/1" {n++} END {print n + 0}')"
+  claim "pod-security: a pod outside the profile is refused" refused_by_profile
+  claim "plain: the chain answers, and reports its own 5 spans as one trace" plain_trace
+  not_run+=("ambient: no ztunnel here; its manifests are built and checked against the schemas")
+  not_run+=("Pod Security enforce beside sidecars: needs Istio CNI")
+}
+monitored() {
+  overlay sidecar monitoring
+  kubectl kustomize "$work/overlay" >"$work/monitoring.yaml"
+  python3 - "$work/monitoring.yaml" "$pod_monitor" >"$work/monitoring-applied.yaml" <<'P'
+import sys
+documents = open(sys.argv[1]).read().split("\n---\n")
+print("\n---\n".join(d for d in documents if sys.argv[2] == "yes" or "kind: PodMonitor" not in d))
+P
+  kubectl apply -f "$work/monitoring-applied.yaml" >/dev/null
+  settled
+}
+merged_metrics() {
+  local pod
+  pod=$(k get pod -l app=service1,lane=base -o jsonpath='{.items[0].metadata.name}')
+  kubectl get --raw "/api/v1/namespaces/httpserver/pods/$pod:15020/proxy/stats/prometheus" >"$work/metrics"
+  grep -q '^httpserver_build_info{.*service="service1"' "$work/metrics" || { head -n 5 "$work/metrics"; return 1; }
+  grep -c . "$work/metrics" | sed 's/$/ lines/'
+}
+autoscaled() {
+  overlay sidecar autoscaling
+  ! kubectl kustomize "$work/overlay" | sed -n '/^kind: Deployment/,/^---/p' | sed -n '/name: service1$/,/^---/p' | grep -q 'replicas:' || return 1
+  kubectl apply -k "$work/overlay" >/dev/null
+  is "service1 2 6" "$(k get hpa service1 -o jsonpath='{.spec.scaleTargetRef.name} {.spec.minReplicas} {.spec.maxReplicas}')"
+}
+slow_seen() {
+  local slowest
+  slowest=$(for _ in $(seq 10); do took_ms service1.cncamp.io /hello/service1; echo; done | awk '{print $2}' | sort -n | tail -n 1)
+  [ "$slowest" -gt 1500 ] && echo "$slowest ms"
+}
+refused_by_profile() {
+  local out
+  out=$(k run outside --image=httpserver --privileged 2>&1) && { k delete pod outside; return 1; }
+  grep -o 'violates PodSecurity "restricted:latest"' <<<"$out"
+}
+plain_trace() {
+  local port id
+  port=$(free_port)
+  k port-forward --address 127.0.0.1 deployment/service1 "$port:8080" >/dev/null 2>&1 &
+  local forwarding=$!
+  eventually 20 "service1's port" curl -s "http://127.0.0.1:$port/healthz" >/dev/null
+  curl -s -H 'accept: application/json' "http://127.0.0.1:$port/hello/service1" >"$work/plain.json"
+  kill $forwarding
+  id=$(py 'r["trace_id"]' <"$work/plain.json")
+  eventually 40 "5 spans" sh -c "curl -sf '$jaeger/api/traces/$id' | python3 -c 'import json,sys; sys.exit(len(json.load(sys.stdin)[\"data\"][0][\"spans\"]) != 5)'" && echo "5 spans"
+}
+
+# ---------------------------------------------------------------- Gateway API
+
+gateway_api() {
+  part "Gateway API"
+  if ! kubectl get crd httproutes.gateway.networking.k8s.io >/dev/null 2>&1; then
+    not_run+=("Gateway API: its CRDs are not in this cluster (kubectl apply --server-side -f the release's standard-install.yaml)")
+    return
+  fi
+  # From a fresh namespace, so that nothing of the other variant is left.
+  kubectl delete namespace httpserver --ignore-not-found >/dev/null
+  deploy sidecar lane-gray lane-blue
+  scripts/certificate.sh --dir "$work/certs" --namespace httpserver >/dev/null 2>&1
+  kubectl apply -f istio/telemetry.yaml >/dev/null
+  kubectl apply -k istio/gateway-api >/dev/null
+  eventually 60 "Istio makes the gateway" k get deployment httpserver-istio
+  settled
+  variables=$(scripts/gateway-address.sh --namespace httpserver --service httpserver-istio)
+  eval "$variables"
+  claim "the chain answers through a Gateway of the Gateway API" soon 60 200 code service1.cncamp.io /hello/service1
+  claim "the same paths: rewritten, greeted, redirected, not published" is "/service0 Hello, Golang! 301 404" \
+    "$(json httpsserver.cncamp.io /http/service0 | py 'r["path"]') $(request service1.cncamp.io /hello/golang) $(curl -s -o /dev/null -w '%{http_code}' -H 'host: service1.cncamp.io' "http://$INGRESS_HOST:$INGRESS_PORT/hello/golang") $(code service1.cncamp.io /metrics)"
+  claim "HSTS is set" is "max-age=31536000; includeSubDomains" "$(request service1.cncamp.io /hello/golang -o /dev/null -w '%header{strict-transport-security}')"
+  services=httpserver-istio.httpserver,service1.httpserver,service2.httpserver,service3.httpserver
+  claim "one trace of 12 spans" trace 12 1
+  claim "lanes closed: the baseline, three times" is "base base base" "$(lanes_of /hello/service1 -H 'x-lane: gray')"
+  kubectl apply -f istio/gateway-api/lanes/gray.yaml -f istio/gateway-api/lanes/blue.yaml >/dev/null
+  claim "gray: service1 gray, service2 base, service3 gray" soon 30 "gray base gray" lanes_of /hello/service1 -H 'x-lane: gray'
+  claim "gray by cookie" is "gray base gray" "$(lanes_of /hello/service1 -H 'cookie: a=1; lane=gray; b=2')"
+  claim "blue: service2 alone" is "base blue base" "$(lanes_of /hello/service1 -H 'x-lane: blue')"
+  claim "40 requests without a lane never meet one" never_gray
+  kubectl apply -k istio/security >/dev/null
+  claim "with STRICT mTLS and one door per hop" soon 60 "200 base base base" state_now
+  claim "every hop names its caller's identity" is "httpserver-istio service1 service2" "$(identities)"
+  if [ -n "$(k get service httpserver-istio -o jsonpath='{.status.loadBalancer.ingress}')" ]; then
+    analyze "Gateway API with lanes and security"
+  else
+    not_run+=("an address for the Gateway of the Gateway API: no load balancer here, so istioctl's IST0171 about it is left out")
+    analyze "Gateway API with lanes and security, but for the missing load balancer" -S "IST0171=Gateway httpserver.httpserver"
+  fi
+  kubectl delete -f istio/gateway-api/lanes/gray.yaml -f istio/gateway-api/lanes/blue.yaml >/dev/null
+  claim "lanes closed again" soon 30 "base base base" lanes_of /hello/service1 -H 'x-lane: gray'
+}
+
+for one in ${parts//,/ }; do
+  case $one in
+    tutorials | traces | security | lanes | scenarios | restarts | components) "$one" ;;
+    gateway-api) gateway_api ;;
+    *) usage_error "no part $one" ;;
+  esac
+done
+not_run+=("ACME and a cloud's load balancer: need the internet and a cloud")
+printf '\nnot run here:\n'
+printf '  %s\n' "${not_run[@]}"
+claims_end

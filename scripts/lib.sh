@@ -1,0 +1,59 @@
+# shellcheck shell=bash
+# What the scripts share. Source it; it does nothing by itself.
+
+# The repository's top, wherever the script was called from.
+top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+export top
+
+say() { printf '== %s\n' "$*" >&2; }
+die() { printf '%s: %s\n' "${0##*/}" "$*" >&2; exit 1; }
+# usage_error TEXT: a wrong call, as opposed to something that failed
+usage_error() { printf '%s: %s (see --help)\n' "${0##*/}" "$*" >&2; exit 2; }
+
+# help FILE: prints the comment at the head of a script, which is its help text
+help() { sed -n '2,/^[^#]/{/^#/!d;s/^# \{0,1\}//;p}' "$1"; }
+
+# need TOOL...: all that are missing are named at once, then exit 2
+need() {
+  local tool missing=()
+  for tool; do command -v "$tool" >/dev/null 2>&1 || missing+=("$tool"); done
+  [ ${#missing[@]} -eq 0 ] || { printf '%s: not found: %s\n' "${0##*/}" "${missing[*]}" >&2; exit 2; }
+}
+
+# The version of the release, which is the tag of the image: Cargo.toml says it.
+release_version() { sed -n 's/^version = "\(.*\)"$/\1/p' "$top/Cargo.toml" | head -n 1; }
+
+# eventually SECONDS TEXT COMMAND...: until the command succeeds, or die after that long
+eventually() {
+  local limit=$1 what=$2 end
+  shift 2
+  end=$((SECONDS + limit))
+  until "$@" >/dev/null 2>&1; do
+    [ $SECONDS -lt $end ] || { printf '%s: %s: not after %s s\n' "${0##*/}" "$what" "$limit" >&2; return 1; }
+    sleep 0.3
+  done
+}
+
+# free_port: a TCP port of loopback that nobody listens on now
+free_port() { python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
+
+# claim TEXT COMMAND...: one line of the table of claims; the run goes on, `claims_end` says how it went
+claims_failed=0 claims_total=0 claims_table=""
+claim() {
+  local text=$1 out
+  shift
+  claims_total=$((claims_total + 1))
+  if out=$("$@" 2>&1); then
+    printf '  ok    %s\n' "$text"
+    claims_table+="| $text | ok${out:+: $(tail -n 1 <<<"$out")} |"$'\n'
+  else
+    claims_failed=$((claims_failed + 1))
+    printf '  FAIL  %s\n          %s\n' "$text" "${out//$'\n'/$'\n'          }"
+    claims_table+="| $text | **failed** |"$'\n'
+  fi
+}
+# claims_end: the table, and exit 1 if a claim failed
+claims_end() {
+  printf '\n| claim | result |\n|---|---|\n%s\n%s claims, %s failed\n' "$claims_table" "$claims_total" "$claims_failed"
+  [ $claims_failed -eq 0 ]
+}

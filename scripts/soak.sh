@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# Constant load on the chain behind a real Envoy while its hops are restarted: no request may fail, no span may be lost, memory
+# must stay flat. On loopback; every hop runs twice, as a Deployment would.
+#
+#   scripts/soak.sh [--minutes N] [--every SECONDS] [--rate N] [--rounds N]
+#
+#   --minutes N       how long (default 30)
+#   --every SECONDS   a restart this often, of one hop after the other (default 60)
+#   --rate N          requests a second; default: half of what the chain takes, measured first
+#   --rounds N        instead of --minutes: restart every hop N times, one after the other (a rollout: --rounds 20)
+#
+#   HTTPSERVER        the binary to test; default: target/release/httpserver
+#   ENVOY             an Envoy; default: the one that scripts/e2e-envoy.sh --install put under target/
+#   LOAD              the load generator; default: built from examples/load.rs
+#
+# Exit: 0 every claim held, 1 one did not, 2 something needed is missing.
+set -euo pipefail
+# shellcheck source=scripts/lib.sh
+. "$(dirname "$0")/lib.sh"
+case ${1:-} in -h | --help) help "$0"; exit 0 ;; esac
+need python3
+if [ -z "${ENVOY:-}" ]; then
+  python=$top/target/venv-envoy/bin/python
+  [ -x "$python" ] || { echo "soak.sh: no Envoy: set ENVOY, or run scripts/e2e-envoy.sh --install" >&2; exit 2; }
+  ENVOY=$("$python" -c 'import envoy, os; print(os.path.join(os.path.dirname(envoy.__file__), "_bin", "envoy"))')
+fi
+if [ -z "${HTTPSERVER:-}" ] || [ -z "${LOAD:-}" ]; then
+  need cargo
+  (cd "$top" && cargo build --quiet --release --locked --bin httpserver --example load)
+fi
+export ENVOY HTTPSERVER="${HTTPSERVER:-$top/target/release/httpserver}" LOAD="${LOAD:-$top/target/release/examples/load}"
+exec python3 "$top/scripts/soak.py" "$@"

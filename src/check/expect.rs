@@ -1,0 +1,334 @@
+//! The values that the options of `check` take, each with its parser and a message that says what is accepted.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::str::FromStr;
+use std::time::Duration;
+
+/// The expected hops: a chain, or a tree where one hop calls several.
+///
+/// `service1,service2,service3` is a chain; `service1(service2,service3)` a hop that calls two; `a,b(c,d)` both.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Expect {
+    /// The hop's name.
+    pub name: String,
+    /// The hops that it calls, in order.
+    pub below: Vec<Expect>,
+}
+
+impl Expect {
+    /// Whether the expectation names hops below `service`.
+    pub(crate) fn has_below(&self, service: &str) -> bool {
+        (is_named(service, &self.name) && !self.below.is_empty()) || self.below.iter().any(|below| below.has_below(service))
+    }
+
+    /// Every name, in order.
+    pub(crate) fn names(&self) -> Vec<&str> {
+        let mut names = vec![self.name.as_str()];
+        names.extend(self.below.iter().flat_map(Self::names));
+        names
+    }
+}
+
+impl FromStr for Expect {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let accepted = "accepted: hop names in order, `service1,service2,service3`, or `service1(service2,service3)` for a hop that calls several";
+        let mut rest = text.trim();
+        let hop = chain(&mut rest).ok_or(accepted)?;
+        if rest.is_empty() { Ok(hop) } else { Err(accepted.to_owned()) }
+    }
+}
+
+/// The lane label of the baseline.
+pub(crate) const BASE_LANE: &str = "base";
+
+/// Whether a hop's name is the expected one: the same, or the same with a namespace behind it (`service1.httpserver`).
+pub(crate) fn is_named(service: &str, expected: &str) -> bool {
+    service == expected || service.strip_prefix(expected).is_some_and(|rest| rest.starts_with('.'))
+}
+
+fn name(rest: &mut &str) -> Option<String> {
+    let end = rest.find([',', '(', ')']).unwrap_or(rest.len());
+    let (name, tail) = rest.split_at(end);
+    let name = name.trim();
+    let ok = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
+    *rest = tail;
+    ok.then(|| name.to_owned())
+}
+
+/// `a,b,c`: each calls the next.
+fn chain(rest: &mut &str) -> Option<Expect> {
+    let mut hop = siblings(rest)?;
+    if let Some(tail) = rest.strip_prefix(',') {
+        if !hop.below.is_empty() {
+            return None;
+        }
+        *rest = tail;
+        hop.below.push(chain(rest)?);
+    }
+    Some(hop)
+}
+
+/// `a` or `a(b,c)`: a calls both.
+fn siblings(rest: &mut &str) -> Option<Expect> {
+    let name = name(rest)?;
+    let mut below = Vec::new();
+    if let Some(tail) = rest.strip_prefix('(') {
+        *rest = tail;
+        loop {
+            below.push(siblings(rest)?);
+            if let Some(tail) = rest.strip_prefix(',') {
+                *rest = tail;
+            } else {
+                *rest = rest.strip_prefix(')')?.trim_start();
+                break;
+            }
+        }
+    }
+    Some(Expect { name, below })
+}
+
+impl fmt::Display for Expect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name)?;
+        match self.below.as_slice() {
+            [] => Ok(()),
+            [one] => write!(f, " -> {one}"),
+            many => {
+                f.write_str(" -> (")?;
+                for (i, hop) in many.iter().enumerate() {
+                    write!(f, "{}{hop}", if i == 0 { "" } else { ", " })?;
+                }
+                f.write_str(")")
+            }
+        }
+    }
+}
+
+/// A promised split over versions, in percent: `v1=90,v2=10`, or `service2:v1=90,v2=10` for one hop.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Split {
+    /// The hop; without one, every hop that shows more than one of the versions.
+    pub hop: Option<String>,
+    /// Versions and their shares, percent; they add up to 100.
+    pub shares: Vec<(String, f64)>,
+}
+
+impl FromStr for Split {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let accepted = "accepted: shares in percent that add up to 100, `v1=90,v2=10` or `service2:v1=90,v2=10`";
+        let (hop, list) = match text.split_once(':') {
+            Some((hop, list)) if !hop.trim().is_empty() => (Some(hop.trim().to_owned()), list),
+            Some(_) => return Err(accepted.to_owned()),
+            None => (None, text),
+        };
+        let mut shares: Vec<(String, f64)> = Vec::new();
+        for part in list.split(',') {
+            let (version, share) = part.split_once('=').ok_or(accepted)?;
+            let version = version.trim();
+            let share: f64 = share.trim().trim_end_matches('%').parse().map_err(|_| accepted)?;
+            if version.is_empty() || !(0.0..=100.0).contains(&share) || shares.iter().any(|(known, _)| known == version) {
+                return Err(accepted.to_owned());
+            }
+            shares.push((version.to_owned(), share));
+        }
+        let sum: f64 = shares.iter().map(|(_, share)| share).sum();
+        if (sum - 100.0).abs() > 1e-6 {
+            return Err(format!("the shares add up to {sum}, not to 100; {accepted}"));
+        }
+        Ok(Self { hop, shares })
+    }
+}
+
+impl fmt::Display for Split {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, (version, share)) in self.shares.iter().enumerate() {
+            write!(f, "{}{version}={share}", if i == 0 { "" } else { "," })?;
+        }
+        Ok(())
+    }
+}
+
+/// `HOST:PORT:ADDRESS`, as curl has it; the address may also be a name, looked up when the run starts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Resolve {
+    /// The host in the URL, lower case.
+    pub host: String,
+    /// The port in the URL.
+    pub port: u16,
+    /// Where it leads: an IP address or a name.
+    pub address: String,
+}
+
+impl FromStr for Resolve {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let accepted = "accepted: HOST:PORT:ADDRESS, like `httpsserver.cncamp.io:443:10.0.0.5`";
+        let mut parts = text.splitn(3, ':');
+        let (host, port, address) = (parts.next().unwrap_or(""), parts.next().ok_or(accepted)?, parts.next().ok_or(accepted)?);
+        let port = port.parse().map_err(|_| accepted)?;
+        let address = address.trim_start_matches('[').trim_end_matches(']');
+        let named = !address.is_empty()
+            && address.bytes().all(|b| b.is_ascii_alphanumeric() || b"-.".contains(&b))
+            && !all_digits(address);
+        if host.is_empty() || port == 0 || !(address.parse::<IpAddr>().is_ok() || named) {
+            return Err(accepted.to_owned());
+        }
+        Ok(Self { host: host.to_ascii_lowercase(), port, address: address.to_owned() })
+    }
+}
+
+/// Numbers and dots that are no IP address are a slip, not a name.
+fn all_digits(text: &str) -> bool {
+    text.bytes().all(|b| b.is_ascii_digit() || b == b'.')
+}
+
+/// A lane's name: a DNS label, as Kubernetes and the lane routes have it.
+pub(crate) fn lane(text: &str) -> Result<String, String> {
+    const LONGEST: usize = 63;
+    let edge = |b: Option<u8>| b.is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+    let ok = text.len() <= LONGEST
+        && edge(text.bytes().next())
+        && edge(text.bytes().last())
+        && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+    match (ok, text) {
+        (true, BASE_LANE) => Err("`base` is the baseline, which is always walked; accepted: the name of another lane".to_owned()),
+        (true, _) => Ok(text.to_owned()),
+        _ => Err("accepted: a lane's name in lower-case letters, digits and `-`, like `gray`".to_owned()),
+    }
+}
+
+/// `NAME: VALUE` or `NAME:VALUE`.
+pub(crate) fn header(text: &str) -> Result<(http::HeaderName, http::HeaderValue), String> {
+    let accepted = "accepted: `NAME: VALUE`";
+    let (name, value) = text.split_once(':').ok_or(accepted)?;
+    let name: http::HeaderName = name.trim().parse().map_err(|_| accepted)?;
+    let value = http::HeaderValue::from_str(value.trim()).map_err(|_| accepted)?;
+    let own = ["traceparent", "tracestate", "b3", "x-request-id", "x-lane", "accept", "host", "connection", "content-length"];
+    if own.contains(&name.as_str()) || name.as_str().starts_with("x-b3-") {
+        return Err(format!("`check` sends {name} itself; accepted: any other header"));
+    }
+    Ok((name, value))
+}
+
+/// An http or https URL with a host.
+pub(crate) fn url(text: &str) -> Result<reqwest::Url, String> {
+    let accepted = "accepted: an http or https URL, like `http://127.0.0.1:8080/service1`";
+    let url: reqwest::Url = text.parse().map_err(|_| accepted)?;
+    let ok = matches!(url.scheme(), "http" | "https")
+        && url.host_str().is_some_and(|host| !host.is_empty())
+        && url.port_or_known_default().is_some_and(|port| port != 0);
+    if ok { Ok(url) } else { Err(accepted.to_owned()) }
+}
+
+/// A duration above zero: `500ms`, `60s`, `2m`, `1m30s`, `1h`.
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    let accepted = "accepted: a duration above zero, like `500ms`, `60s` or `1m30s`";
+    let mut total = 0.0;
+    let mut rest = text.trim();
+    if rest.is_empty() {
+        return Err(accepted.to_owned());
+    }
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or(accepted)?;
+        let number: f64 = rest[..digits].parse().map_err(|_| accepted)?;
+        rest = &rest[digits..];
+        let end = rest.find(|c: char| c.is_ascii_digit()).unwrap_or(rest.len());
+        total += number
+            * match &rest[..end] {
+                "ms" => 0.001,
+                "s" => 1.0,
+                "m" => 60.0,
+                "h" => 3600.0,
+                _ => return Err(accepted.to_owned()),
+            };
+        rest = &rest[end..];
+    }
+    const LONGEST_S: f64 = 7.0 * 24.0 * 3600.0;
+    if total > 0.0 && total <= LONGEST_S { Ok(Duration::from_secs_f64(total)) } else { Err(accepted.to_owned()) }
+}
+
+/// Requests per second, above 0 and at most 10,000.
+pub(crate) fn rate(text: &str) -> Result<f64, String> {
+    const HIGHEST: f64 = 10_000.0;
+    match text.parse::<f64>() {
+        Ok(rate) if rate > 0.0 && rate <= HIGHEST => Ok(rate),
+        _ => Err("accepted: requests per second, above 0 and at most 10000".to_owned()),
+    }
+}
+
+/// A share of 0 to 100 percent.
+pub(crate) fn percent(text: &str) -> Result<f64, String> {
+    match text.trim_end_matches('%').parse::<f64>() {
+        Ok(percent) if (0.0..=100.0).contains(&percent) => Ok(percent),
+        _ => Err("accepted: a percentage from 0 to 100".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_expectation_is_a_chain_or_a_tree() {
+        for (text, shown) in [
+            ("service1", "service1"),
+            ("service1,service2,service3", "service1 -> service2 -> service3"),
+            ("service1(service2,service3)", "service1 -> (service2, service3)"),
+            ("a,b(c(d),e)", "a -> b -> (c -> d, e)"),
+        ] {
+            let expect: Expect = text.parse().unwrap();
+            assert_eq!(expect.to_string(), shown);
+        }
+        for bad in ["", ",", "a,", "a(", "a()", "a)b", "a b", "a(b)c", "a(b),c"] {
+            assert!(bad.parse::<Expect>().is_err(), "{bad}");
+        }
+        assert!("a,b,c".parse::<Expect>().unwrap().has_below("b"));
+        assert!(!"a,b,c".parse::<Expect>().unwrap().has_below("c"));
+    }
+
+    #[test]
+    fn a_split_adds_up_to_100() {
+        let split: Split = "service2:v1=90,v2=10".parse().unwrap();
+        assert_eq!(split, Split { hop: Some("service2".into()), shares: vec![("v1".into(), 90.0), ("v2".into(), 10.0)] });
+        assert!("v1=33.3,v2=33.3,v3=33.4".parse::<Split>().is_ok());
+        for bad in ["v1=90,v2=20", "v1", "v1=90,v1=10", "=100", "v1=-10,v2=110", ":v1=100", "v1=x"] {
+            assert!(bad.parse::<Split>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn resolve_reads_what_curl_reads_and_a_name() {
+        let of = |text: &str| text.parse::<Resolve>().map(|resolve| resolve.address);
+        assert_eq!(of("a.io:443:10.0.0.5"), Ok("10.0.0.5".into()));
+        assert_eq!(of("a.io:443:[::1]"), Ok("::1".into()));
+        assert_eq!(of("a.io:443:istio-ingressgateway.istio-system"), Ok("istio-ingressgateway.istio-system".into()));
+        for bad in ["a.io:10.0.0.5", "a.io:443", "a.io:x:10.0.0.5", "a.io:443:10.0.0", "a.io:443:", ":443:10.0.0.5"] {
+            assert!(of(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_lane_is_a_label_and_not_the_baseline() {
+        assert_eq!(lane("gray"), Ok("gray".into()));
+        for bad in ["", "Gray", "gray lane", "-gray", "gray=1", "base", "gräy"] {
+            assert!(lane(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn durations_and_rates_have_bounds() {
+        assert_eq!(duration("1m30s"), Ok(Duration::from_secs(90)));
+        assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
+        for bad in ["", "60", "s", "0s", "-1s", "1x", "9999999h", "1.2.3s"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+        assert!(rate("0").is_err() && rate("nan").is_err() && rate("-1").is_err() && rate("50").is_ok());
+        assert!(url("ftp://x").is_err() && url("127.0.0.1:80").is_err() && url("http://127.0.0.1:8080/service1").is_ok());
+    }
+}

@@ -1,0 +1,391 @@
+//! `httpserver check URL`: sends requests through a deployed chain and says what is broken, where, and why.
+//!
+//! ```text
+//!  options ─► reach ─► first reply ─► chain
+//!                          │
+//!                          ├─► xray (pure) ─► propagation       one module per group of the report;
+//!                          ├─► backend ─► the trace's spans     each returns findings, none prints
+//!                          ├─► lanes
+//!                          ├─► traffic ─► stats (pure)
+//!                          └─► watch
+//!                                   findings ─► report ─► text, JSON, JUnit
+//! ```
+//!
+//! Only `client` talks to the target, only with GET, never faster than `--rate`.
+
+mod backend;
+mod chain;
+mod client;
+mod context;
+pub mod expect;
+mod gateway;
+mod hints;
+mod lanes;
+mod propagation;
+mod reach;
+mod report;
+mod stats;
+mod tls;
+mod traffic;
+mod watch;
+pub(crate) mod x509;
+mod xray;
+
+use std::io::IsTerminal as _;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{HeaderMap, HeaderName, HeaderValue};
+use reqwest::Url;
+use tokio::sync::watch as signal;
+
+use crate::reply::Tree;
+
+use client::{Answer, Client};
+use expect::{Expect, Resolve, Split};
+use hints::{Hop, Place, is_loopback};
+pub use report::Output;
+use report::{Finding, Group, Progress, Report};
+use tls::Trust;
+use traffic::{Promise, Sample, Series};
+use xray::{Probe, Xray};
+
+/// Options of `httpserver check`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct CheckArgs {
+    /// The chain's URL, as a user would call it
+    #[arg(value_parser = expect::url)]
+    pub url: Url,
+    /// Connect to ADDRESS for this host and port, like curl (repeatable)
+    #[arg(long, value_name = "HOST:PORT:ADDRESS")]
+    pub resolve: Vec<Resolve>,
+    /// Trust the certificates in this PEM file, too
+    #[arg(long, value_name = "FILE")]
+    pub cacert: Option<PathBuf>,
+    /// Do not verify the certificate; what is wrong with it is told all the same
+    #[arg(short = 'k', long)]
+    pub insecure: bool,
+    /// Send this header with every request (repeatable)
+    #[arg(short = 'H', long = "header", value_name = "NAME: VALUE", value_parser = expect::header)]
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+    /// The hops in order: `service1,service2,service3`; a fan-out: `service1(service2,service3)`
+    #[arg(long, value_name = "HOPS")]
+    pub expect: Option<Expect>,
+    /// Read the trace from this Jaeger query API or Zipkin v2 API
+    #[arg(long, value_name = "URL", value_parser = expect::url)]
+    pub traces: Option<Url>,
+    /// How long a trace may take to arrive
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = expect::duration)]
+    pub traces_wait: Duration,
+    /// How many of the requests without trace context should be sampled, percent (judged with --traces)
+    #[arg(long, value_name = "PERCENT", default_value = "100", value_parser = expect::percent)]
+    pub expect_sampling: f64,
+    /// Walk this lane and the baseline (repeatable)
+    #[arg(long, value_name = "LANE", value_parser = expect::lane)]
+    pub lane: Vec<String>,
+    /// Requests for the statistics; 0 for none
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u64).range(0..=1_000_000))]
+    pub count: u64,
+    /// How many of them should succeed, percent
+    #[arg(long, value_name = "PERCENT", default_value = "100", value_parser = expect::percent)]
+    pub expect_success: f64,
+    /// The promised split over versions: `v1=90,v2=10`, or `service2:v1=90,v2=10` (repeatable)
+    #[arg(long, value_name = "SPLIT")]
+    pub expect_split: Vec<Split>,
+    /// Keep up a constant load for this long and report every failure: restart a Deployment meanwhile
+    #[arg(long, value_name = "TIME", value_parser = expect::duration)]
+    pub watch: Option<Duration>,
+    /// Requests per second, at most
+    #[arg(long, value_name = "RATE", default_value = "50", value_parser = expect::rate)]
+    pub rate: f64,
+    /// How long one request may take
+    #[arg(long, value_name = "TIME", default_value = "15s", value_parser = expect::duration)]
+    pub timeout: Duration,
+    /// Where the gateway's plain HTTP is [default: 80 when the URL's port is 443]
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    pub plain_port: Option<u16>,
+    /// The namespace that hints name for the hops
+    #[arg(long, value_name = "NAME", default_value = "httpserver")]
+    pub namespace: String,
+    /// The namespace that hints name for the gateway
+    #[arg(long, value_name = "NAME", default_value = "istio-system")]
+    pub gateway_namespace: String,
+    /// Tell a check's result without judging it, by its name in JSON: `reach.hsts`, or a group: `reach` (repeatable)
+    #[arg(long, value_name = "CHECK")]
+    pub skip: Vec<String>,
+    /// The form of the report on standard output
+    #[arg(long, value_enum, default_value_t = Output::Text)]
+    pub output: Output,
+}
+
+/// Runs the checks and writes the report to standard output. Returns the exit code: 0 fine, 1 a check failed or the run was
+/// interrupted, 2 wrong usage, told in one line on standard error before anything is sent.
+pub async fn run(args: CheckArgs) -> u8 {
+    let trust = match validate(&args) {
+        Ok(trust) => trust,
+        Err(line) => {
+            eprintln!("httpserver: {line}");
+            return 2;
+        }
+    };
+    let color = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let mut report = Report::new(args.url.to_string(), args.output, args.skip.clone(), color, Box::new(std::io::stdout()));
+    let (stopper, stop) = signal::channel(false);
+    let listener = tokio::spawn(async move {
+        interrupted().await;
+        let _ = stopper.send(true);
+        // Kept until the end: a closed channel would look like a stop that never comes.
+        std::future::pending::<()>().await;
+    });
+    checks(&args, trust, &mut report, stop.clone()).await;
+    listener.abort();
+    if *stop.borrow() {
+        report.interrupt();
+    }
+    report.finish();
+    u8::from(!report.is_fine())
+}
+
+/// Ctrl-C, or SIGTERM as a Job gets it.
+async fn interrupted() {
+    use tokio::signal::unix::{SignalKind, signal};
+    match signal(SignalKind::terminate()) {
+        Ok(mut terminate) => {
+            tokio::select! {
+                _ = tokio::signal::ctrl_c() => {}
+                _ = terminate.recv() => {}
+            }
+        }
+        Err(_) => {
+            let _ = tokio::signal::ctrl_c().await;
+        }
+    }
+}
+
+/// What the parsers of single values cannot see. Errors: one line that names the flag, the value and what is accepted.
+fn validate(args: &CheckArgs) -> Result<Trust, String> {
+    let trust = Trust::new(args.cacert.as_deref(), args.insecure).map_err(|why| {
+        let path = args.cacert.as_deref().map(std::path::Path::display).map_or_else(String::new, |path| path.to_string());
+        format!("--cacert {path}: {why}; accepted: a PEM file with at least one certificate")
+    })?;
+    if !args.expect_split.is_empty() && args.count == 0 {
+        return Err("--count 0: --expect-split needs requests to judge; accepted: a number above 0".to_owned());
+    }
+    if let Some(expect) = &args.expect {
+        for split in &args.expect_split {
+            if let Some(hop) = split
+                .hop
+                .as_deref()
+                .filter(|hop| !expect.names().iter().any(|name| expect::is_named(hop, name) || expect::is_named(name, hop)))
+            {
+                return Err(format!(
+                    "--expect-split {hop}:{split}: no such hop in --expect; accepted: one of {}",
+                    expect.names().join(", ")
+                ));
+            }
+        }
+    }
+    for id in &args.skip {
+        const GROUPS: [&str; 7] = ["reach", "chain", "propagation", "traces", "lanes", "traffic", "watch"];
+        if !GROUPS.contains(&id.split('.').next().unwrap_or_default()) {
+            return Err(format!(
+                "--skip {id}: no such check; accepted: a group ({}) or a check's name like reach.hsts",
+                GROUPS.join(", ")
+            ));
+        }
+    }
+    Ok(trust)
+}
+
+/// Everything, in order. Stops between steps when asked to.
+async fn checks(args: &CheckArgs, trust: Trust, report: &mut Report, mut stop: signal::Receiver<bool>) {
+    let host = args.url.host_str().unwrap_or_default().trim_start_matches('[').trim_end_matches(']').to_owned();
+    let place = Place {
+        namespace: args.namespace.clone(),
+        gateway_namespace: args.gateway_namespace.clone(),
+        url: args.url.to_string(),
+        loopback: is_loopback(&host),
+    };
+    let reached = tokio::select! {
+        reached = reach(args, &trust, &host, &place, report) => reached,
+        _ = stop.wait_for(|stop| *stop) => None,
+    };
+    let Some((client, tree, answer)) = reached else {
+        if !*stop.borrow() {
+            report.add(Finding::skip(
+                Group::Chain,
+                "chain.hops",
+                "The chain and everything behind it: skipped, because it was not reached",
+            ));
+        }
+        return;
+    };
+    tokio::select! {
+        findings = reach::hardening(&client, &answer, args.plain_port) => report.extend(findings),
+        _ = stop.wait_for(|stop| *stop) => return,
+    }
+    report.extend(chain::findings(&tree, &place.url, args.expect.as_ref(), &place));
+    let xray = tokio::select! {
+        xray = probe(&client, &place) => xray,
+        _ = stop.wait_for(|stop| *stop) => return,
+    };
+    match &xray {
+        Some((probe, xray)) => report.extend(propagation::findings(probe, xray, &place)),
+        None => report.add(Finding::skip(
+            Group::Propagation,
+            "propagation.trace",
+            "Propagation: skipped, because no probe brought the chain's reply",
+        )),
+    }
+    let xray = xray.map(|(_, xray)| xray);
+
+    let progress = Progress::new(std::io::stderr().is_terminal());
+    let client = Arc::new(client);
+    let series = |lane: Option<&str>| Series { client: client.clone(), place: place.clone(), headers: lanes::headers(lane) };
+
+    // The statistics' requests bring no trace context, so they also tell the mesh's own sampling rate. The order of the
+    // report is the reader's: the backend before the traffic.
+    if let Some(url) = &args.traces {
+        match backend::open(url, &trust).await {
+            Ok((backend, finding)) => {
+                report.add(finding);
+                let request = backend::Request { client: &client, expect: args.expect.as_ref(), place: &place };
+                report.extend(backend::follow(&backend, &request, args.traces_wait, &mut stop, &progress).await);
+            }
+            Err(finding) => report.add(*finding),
+        }
+    }
+    let samples = if args.count > 0 && !*stop.borrow() {
+        series(None).run(args.count, &mut stop, &progress, "requests").await
+    } else {
+        Vec::new()
+    };
+    if args.traces.is_some() && !samples.is_empty() {
+        report.add(traffic::sampling(&samples, args.expect_sampling, &place));
+    }
+    if !args.lane.is_empty() && !*stop.borrow() {
+        walk_lanes(args, &series, &place, report, &mut stop, &progress).await;
+    }
+    if args.count > 0 {
+        let promise = Promise { success: args.expect_success, splits: &args.expect_split };
+        report.extend(traffic::findings(&samples, xray.as_ref(), &promise, &place));
+    }
+    if let Some(span) = args.watch
+        && !*stop.borrow()
+    {
+        if progress_is_text(args) {
+            eprintln!("  watching for {} s: restart a Deployment now", span.as_secs());
+        }
+        let started = tokio::time::Instant::now();
+        let samples: Vec<Sample> = series(None).run_for(span, args.rate, &mut stop, &progress, "requests, watching").await;
+        report.extend(watch::findings(&samples, span.min(started.elapsed()), &place));
+    }
+}
+
+fn progress_is_text(args: &CheckArgs) -> bool {
+    args.output == Output::Text && std::io::stderr().is_terminal()
+}
+
+/// Reaches the target; `None` when there is nothing to go on with.
+async fn reach(
+    args: &CheckArgs,
+    trust: &Trust,
+    host: &str,
+    place: &Place,
+    report: &mut Report,
+) -> Option<(Client, Tree, Answer)> {
+    const CONNECT: Duration = Duration::from_secs(5);
+    let limit = CONNECT.min(args.timeout);
+    let (findings, addresses) = reach::resolve(&args.url, &args.resolve).await;
+    report.extend(findings);
+    let (finding, address): (Finding, Option<SocketAddr>) = reach::connect(&addresses?, place, limit).await;
+    report.add(finding);
+    let address = address?;
+    if args.url.scheme() == "https" {
+        let (findings, go_on) = reach::tls(trust, host, address, place, limit).await;
+        report.extend(findings);
+        if !go_on {
+            return None;
+        }
+    }
+    let extra: HeaderMap = args.headers.iter().cloned().collect();
+    let client = match Client::new(args.url.clone(), address, trust, args.timeout, args.rate, extra) {
+        Ok(client) => client,
+        Err(error) => {
+            report.add(Finding::fail(
+                Group::Reach,
+                "reach.http",
+                format!("No client: {error}"),
+                report::Hint::new("The TLS setup of this machine"),
+            ));
+            return None;
+        }
+    };
+    let (findings, first) = reach::first(&client, trust, address, place, limit).await;
+    report.extend(findings);
+    first.map(|(tree, answer)| (client, tree, answer))
+}
+
+/// The x-ray's probes. A fault on the way hides the hops behind it, so the most complete of a few answers counts.
+async fn probe(client: &Client, place: &Place) -> Option<(Probe, Xray)> {
+    let (probe, tree) = deepest(client, &context::Format::ALL).await?;
+    let mut xray = xray::examine(&probe, &tree, &place.url);
+    if !xray.unwritten.is_empty() {
+        let mut answers = Vec::new();
+        for format in context::Format::ALL {
+            answers.push((format, deepest(client, &[format]).await.map(|(_, tree)| tree)));
+        }
+        xray.settle(|format| answers.iter().find(|(of, _)| *of == format).and_then(|(_, tree)| tree.clone()));
+    }
+    Some((probe, xray))
+}
+
+async fn deepest(client: &Client, formats: &[context::Format]) -> Option<(Probe, Tree)> {
+    const TRIES: usize = 5;
+    let mut best: Option<(usize, Probe, Tree)> = None;
+    for _ in 0..TRIES {
+        let probe = Probe::new(formats);
+        let Ok(answer) = client.get(&probe.headers).await else { continue };
+        let Some(tree) = answer.tree() else { continue };
+        let hops = chain::hops(&tree);
+        let whole = answer.status < 300;
+        if best.as_ref().is_none_or(|(most, ..)| hops > *most) || whole {
+            best = Some((hops, probe, tree));
+        }
+        if whole {
+            break;
+        }
+    }
+    best.map(|(_, probe, tree)| (probe, tree))
+}
+
+/// The baseline, then each lane: enough requests each to see a rule that holds only at times.
+async fn walk_lanes(
+    args: &CheckArgs,
+    series: &impl Fn(Option<&str>) -> Series,
+    place: &Place,
+    report: &mut Report,
+    stop: &mut signal::Receiver<bool>,
+    progress: &Progress,
+) {
+    const REQUESTS: u64 = 20;
+    let base = series(None).run(REQUESTS, stop, progress, "requests in the baseline").await;
+    report.extend(lanes::baseline(&base, place));
+    for lane in &args.lane {
+        if *stop.borrow() {
+            return;
+        }
+        let walking = series(Some(lane));
+        let samples = walking.run(REQUESTS, stop, progress, "requests in the lane").await;
+        let lost = lost_lane(&walking, lane).await;
+        report.extend(lanes::walk(lane, &samples, lost, place));
+    }
+}
+
+/// The seam at which `x-lane` is lost, in a request of this lane.
+async fn lost_lane(series: &Series, lane: &str) -> Option<(Hop, Hop)> {
+    let tree = series.client.get(&lanes::headers(Some(lane))).await.ok()?.tree()?;
+    lanes::lost(&tree, &series.place.url)
+}

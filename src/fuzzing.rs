@@ -1,0 +1,211 @@
+//! Every parser that reads from the network or from the user, by name, for `fuzz/` and for the replay in `tests/fuzz.rs`.
+//!
+//! Each one is given any bytes. It must not panic, and what it accepts must have the properties that the rest of the code
+//! relies on. Nothing in the server calls this.
+
+use http::header::{ACCEPT, HeaderMap, HeaderName, HeaderValue};
+use opentelemetry::trace::{SpanId, TraceId};
+
+use crate::config::{Listen, pairs};
+use crate::demo::store::{Limits, Store};
+use crate::demo::zipkin::decode;
+use crate::fault::{Fault, Latency, parse_duration};
+use crate::lines::push_escaped;
+use crate::observe::{caller_uri, host_and_port};
+use crate::propagation::{Carried, Propagator, Sampling, is_valid_request_id};
+use crate::reply::Tree;
+use crate::routes::prefers_json;
+use crate::upstream::{Target, is_reply};
+
+/// The parsers.
+pub const PARSERS: [(&str, fn(&[u8])); 15] = [
+    ("b3", |data| trace_headers(&[("b3", data)])),
+    ("b3_multi", b3_multi),
+    ("traceparent", |data| trace_headers(&[("traceparent", data)])),
+    ("w3c", w3c),
+    ("headers", headers),
+    ("xfcc", xfcc),
+    ("accept", accept),
+    ("duration", duration),
+    ("fault", fault),
+    ("address", address),
+    ("attributes", attributes),
+    ("zipkin", zipkin),
+    ("reply", reply),
+    ("log_line", log_line),
+    ("certificate", certificate),
+];
+
+/// Runs one parser. Panics when there is none of this name.
+pub fn run(parser: &str, data: &[u8]) {
+    let (_, run) = PARSERS.iter().find(|(name, _)| *name == parser).expect("a name from PARSERS");
+    run(data);
+}
+
+/// What one hop does with trace headers, and what the next one must make of them.
+fn trace_headers(lines: &[(&str, &[u8])]) {
+    let propagator = Propagator::default();
+    let mut carried = Carried::default();
+    for (name, value) in lines {
+        if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name.as_bytes()), HeaderValue::from_bytes(value)) {
+            propagator.take(&mut carried, &name, &value);
+        }
+    }
+    let incoming = propagator.extract(&carried);
+    let id = HeaderValue::from_static("made-here");
+    // Without an exporter everything passes through as it came.
+    let untouched = propagator.outgoing(&carried, &id, None, false);
+    assert!(propagator.written(&untouched).all(|(_, value)| !value.is_empty()));
+    let request_id = propagator.written(&untouched).find(|(name, _)| *name == "x-request-id").expect("every call has an id");
+    assert!(is_valid_request_id(request_id.1.as_bytes()));
+    let Some(context) = incoming.context else { return };
+    assert_ne!(context.trace_id, TraceId::INVALID);
+    assert_ne!(context.span_id, SpanId::INVALID);
+    assert!(!context.short_trace_id || context.trace_id.to_bytes()[..8] == [0; 8]);
+    // The receiver has decided by now.
+    let sampling = if context.sampling == Sampling::Deferred { Sampling::Sample } else { context.sampling };
+    let child = crate::propagation::Context { sampling, ..context.child(SpanId::from(0x0123_4567_89ab_cdef)) };
+    let mut arrived = Carried::default();
+    for (name, value) in propagator.written(&propagator.outgoing(&carried, &id, Some(&child), false)) {
+        propagator.take(&mut arrived, name, value);
+    }
+    let next = propagator.extract(&arrived).context.expect("the next hop reads what this one wrote");
+    assert_eq!((next.trace_id, next.span_id), (child.trace_id, child.span_id));
+    assert_eq!(next.sampling.is_sampled(), child.sampling.is_sampled());
+}
+
+/// Up to five lines: trace id, span id, parent, sampled, flags.
+fn b3_multi(data: &[u8]) {
+    const NAMES: [&str; 5] = ["x-b3-traceid", "x-b3-spanid", "x-b3-parentspanid", "x-b3-sampled", "x-b3-flags"];
+    let lines: Vec<_> = NAMES.into_iter().zip(data.split(|byte| *byte == b'\n')).collect();
+    trace_headers(&lines);
+}
+
+/// Three lines: `traceparent`, `tracestate`, `baggage`.
+fn w3c(data: &[u8]) {
+    let lines: Vec<_> = ["traceparent", "tracestate", "baggage"].into_iter().zip(data.split(|byte| *byte == b'\n')).collect();
+    trace_headers(&lines);
+}
+
+/// Lines of `name: value`, all carried names mixed.
+fn headers(data: &[u8]) {
+    let lines = data.split(|byte| *byte == b'\n').take(64).filter_map(|line| {
+        let colon = line.iter().position(|byte| *byte == b':')?;
+        Some((std::str::from_utf8(&line[..colon]).ok()?, line[colon + 1..].trim_ascii()))
+    });
+    trace_headers(&lines.collect::<Vec<_>>());
+}
+
+/// Runs `read` on the data as a header's value, if it can be one.
+fn as_header(data: &[u8], read: impl FnOnce(&HeaderValue, &str)) {
+    if let Ok(value) = HeaderValue::from_bytes(data)
+        && let Ok(text) = value.to_str()
+    {
+        read(&value, text);
+    }
+}
+
+fn xfcc(data: &[u8]) {
+    as_header(data, |_, text| {
+        if let Some(uri) = caller_uri(text) {
+            assert!((1..=1024).contains(&uri.len()) && text.contains(&uri));
+        }
+    });
+}
+
+fn accept(data: &[u8]) {
+    as_header(data, |value, text| {
+        let mut headers = HeaderMap::new();
+        headers.insert(ACCEPT, value.clone());
+        let json = prefers_json(&headers);
+        assert!(!json || text.to_ascii_lowercase().contains("application/"));
+    });
+}
+
+fn text(data: &[u8]) -> &str {
+    std::str::from_utf8(data).unwrap_or_default()
+}
+
+fn duration(data: &[u8]) {
+    if let Ok(duration) = parse_duration(text(data)) {
+        // A deadline that far off must still be one.
+        assert!(std::time::Instant::now().checked_add(duration * 2).is_some());
+        let shown = humantime::format_duration(duration).to_string();
+        assert_eq!(parse_duration(&shown), Ok(duration));
+    }
+}
+
+fn fault(data: &[u8]) {
+    if let Ok(fault) = text(data).parse::<Fault>() {
+        assert!((0.0..=1.0).contains(&fault.share));
+    }
+    if let Ok(latency) = text(data).parse::<Latency>() {
+        // The last percentile, doubled.
+        assert!(latency.draw().as_secs() <= 2 * 3600);
+    }
+}
+
+fn address(data: &[u8]) {
+    let text = text(data);
+    if let Ok(listen) = text.parse::<Listen>() {
+        assert_eq!(listen.to_string().parse(), Ok(listen));
+    }
+    if let Ok(target) = text.parse::<Target>() {
+        let (uri, _) = target.url(1);
+        assert!(uri.host().is_some_and(|host| !host.is_empty()) && !uri.path().is_empty());
+    }
+    as_header(data, |_, text| {
+        let (host, _) = host_and_port(text);
+        assert!(text.starts_with(host));
+    });
+}
+
+fn attributes(data: &[u8]) {
+    if let Ok(pairs) = pairs(text(data)) {
+        assert!(pairs.len() <= data.len());
+    }
+}
+
+fn zipkin(data: &[u8]) {
+    const MAX: usize = 64;
+    let Ok(spans) = decode(data, MAX) else { return };
+    assert!(spans.len() <= MAX);
+    let count = spans.len();
+    // What is held can be told, and what is told can be read again.
+    let told = serde_json::to_vec(&spans).expect("spans are JSON");
+    assert_eq!(decode(&told, MAX).expect("our own JSON is read").len(), count);
+    let limits = Limits { traces: 2, spans: 8, bytes: 16 << 10, trace_spans: 4, trace_bytes: 8 << 10 };
+    let store = Store::with_limits(limits);
+    store.insert(spans);
+    let stats = store.stats();
+    assert!(stats.traces <= limits.traces && stats.spans <= limits.spans && stats.bytes <= limits.bytes, "{stats:?}");
+    for id in store.trace_ids() {
+        assert!(store.trace(id).is_some_and(|trace| !trace.is_empty() && trace.len() <= limits.trace_spans));
+    }
+}
+
+fn reply(data: &[u8]) {
+    if is_reply(data) {
+        // It goes into our own answer as it is.
+        serde_json::from_slice::<serde_json::Value>(data).expect("what is nested is JSON");
+    }
+    if let Ok(tree) = Tree::parse(data) {
+        let text = tree.to_text();
+        assert!(!text.chars().any(|c| c.is_control() && c != '\n'), "{text:?}");
+    }
+}
+
+fn log_line(data: &[u8]) {
+    let mut out = Vec::new();
+    push_escaped(&mut out, data);
+    let line = String::from_utf8(out).expect("a line is text");
+    assert!(!line.chars().any(char::is_control), "{line:?}");
+    let read: String = serde_json::from_str(&format!("\"{line}\"")).expect("a line is a JSON string's inside");
+    assert_eq!(read, String::from_utf8_lossy(data));
+}
+
+fn certificate(data: &[u8]) {
+    if let Some(certificate) = crate::check::x509::parse(data) {
+        assert!(certificate.names.len() <= data.len());
+    }
+}

@@ -1,0 +1,727 @@
+//! What the black-box tests share. They start the real binary with real flags on port 0 and talk to it over a socket.
+//!
+//! - [`Hop`]: one running `httpserver serve`; [`chain`] starts several that call each other; [`run`] runs any command to its end.
+//! - [`Answer`]: what came back. [`Hop::get`], [`Hop::json`] and [`Hop::request`] send; [`exchange`] sends any bytes.
+//! - [`Upstream`]: a next hop that does what a script says, byte by byte, and keeps the heads of the requests it got.
+//! - [`Sink`]: a collector, Zipkin or OTLP, that keeps the spans it got and can be told to misbehave.
+//! - [`eventually`]: the only way to wait for something.
+#![allow(dead_code, unreachable_pub, reason = "every test binary uses its own part of this")]
+
+use std::collections::BTreeMap;
+use std::io::{BufRead as _, BufReader, Read};
+use std::net::SocketAddr;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode};
+use axum::routing::post;
+use hyper_util::rt::TokioIo;
+use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
+
+/// How long a condition may take to come true. Generous, because it is only used up when a test fails.
+pub const PATIENCE: Duration = Duration::from_secs(15);
+
+/// Asks `probe` until it has something, and fails the test with `what` when it never has.
+pub async fn eventually<T, F>(what: &str, mut probe: impl FnMut() -> F) -> T
+where
+    F: Future<Output = Option<T>>,
+{
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = probe().await {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "in {PATIENCE:?} it did not happen that {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The binary, with nothing of this process's environment: a variable set in CI must not change a test.
+fn binary(args: &[&str], env: &[(&str, &str)]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_httpserver"));
+    command.args(args).env_clear().envs(env.iter().copied()).stdin(Stdio::null());
+    command
+}
+
+/// How a command ended.
+#[derive(Debug)]
+pub struct Ran {
+    /// The exit code; `None` after a signal.
+    pub code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+/// Runs `httpserver` with `args` until it ends by itself; fails the test when it does not.
+pub fn run(args: &[&str], env: &[(&str, &str)]) -> Ran {
+    run_command(binary(args, env))
+}
+
+/// Like [`run`], for a command that was made by hand (`env!("CARGO_BIN_EXE_httpserver")`), say with a value that is not text.
+pub fn run_command(mut command: Command) -> Ran {
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary starts");
+    let (stdout, stderr) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
+    let whole = |mut from: Box<dyn Read + Send>| {
+        std::thread::spawn(move || {
+            let mut text = String::new();
+            let _ = from.read_to_string(&mut text);
+            text
+        })
+    };
+    let (stdout, stderr) = (whole(Box::new(stdout)), whole(Box::new(stderr)));
+    let status = wait(&mut child);
+    Ran { code: status.code(), stdout: stdout.join().unwrap(), stderr: stderr.join().unwrap() }
+}
+
+fn wait(child: &mut Child) -> ExitStatus {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(status) = child.try_wait().expect("a child can be waited for") {
+            return status;
+        }
+        if Instant::now() > deadline {
+            let _ = child.kill();
+            let _ = child.wait();
+            panic!("the process did not end in {PATIENCE:?}");
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// What a process has written so far, line by line.
+#[derive(Debug, Clone, Default)]
+struct Lines(Arc<Mutex<Vec<String>>>);
+
+impl Lines {
+    /// Keeps every line of `from`, and shows each to `each` first.
+    fn read(from: impl Read + Send + 'static, each: impl Fn(&str) + Send + 'static) -> Self {
+        let lines = Self::default();
+        let kept = lines.clone();
+        std::thread::spawn(move || {
+            for line in BufReader::new(from).split(b'\n').map_while(Result::ok) {
+                let line = String::from_utf8_lossy(&line).into_owned();
+                each(&line);
+                lock(&kept.0).push(line);
+            }
+        });
+        lines
+    }
+
+    fn all(&self) -> Vec<String> {
+        lock(&self.0).clone()
+    }
+}
+
+/// One running `httpserver serve`. It is killed when the value is dropped.
+#[derive(Debug)]
+pub struct Hop {
+    child: Child,
+    /// Where it listens.
+    pub addr: SocketAddr,
+    stdout: Lines,
+    stderr: Lines,
+    /// Holds a stdout that nobody reads open.
+    _unread: Option<std::process::ChildStdout>,
+}
+
+impl Hop {
+    /// Starts a hop on a free loopback port (unless `flags` name an address) and returns when it serves.
+    pub fn start(flags: &[&str], env: &[(&str, &str)]) -> Self {
+        Self::spawn(flags, env, true)
+    }
+
+    /// Like [`Hop::start`], with a stdout that is a pipe and that nobody ever reads.
+    pub fn start_unread(flags: &[&str], env: &[(&str, &str)]) -> Self {
+        Self::spawn(flags, env, false)
+    }
+
+    fn spawn(flags: &[&str], env: &[(&str, &str)], read: bool) -> Self {
+        let mut args = vec!["serve"];
+        if !flags.contains(&"--addr") {
+            args.extend(["--addr", "127.0.0.1:0"]);
+        }
+        args.extend(flags);
+        let mut child = binary(&args, env).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary starts");
+        let (told, address) = mpsc::channel();
+        let stderr = Lines::read(child.stderr.take().unwrap(), move |line| {
+            let address = line.split_once("serving address=").map(|(_, rest)| rest.split(' ').next().unwrap_or_default());
+            if let Some(address) = address.and_then(|address| address.parse().ok()) {
+                let _ = told.send(address);
+            }
+        });
+        let (stdout, unread) = match child.stdout.take().unwrap() {
+            out if read => (Lines::read(out, |_| {}), None),
+            out => (Lines::default(), Some(out)),
+        };
+        let Ok(addr) = address.recv_timeout(PATIENCE) else {
+            let _ = child.kill();
+            let _ = child.wait();
+            panic!("no hop with {args:?}: {:#?}", stderr.all());
+        };
+        Self { child, addr, stdout, stderr, _unread: unread }
+    }
+
+    /// The URL of a path at this hop. An empty path is the URL without one.
+    pub fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.addr)
+    }
+
+    /// `GET path` with further headers.
+    pub async fn get(&self, path: &str, headers: &[(&str, &str)]) -> Answer {
+        self.request("GET", path, headers).await
+    }
+
+    /// `GET path` that prefers JSON; fails the test when the answer is not JSON.
+    pub async fn json(&self, path: &str, headers: &[(&str, &str)]) -> (u16, serde_json::Value) {
+        let headers: Vec<_> = [("accept", "application/json")].iter().chain(headers).copied().collect();
+        let answer = self.get(path, &headers).await;
+        (answer.status, answer.json())
+    }
+
+    /// Any request without a body, on a connection of its own.
+    pub async fn request(&self, method: &str, path: &str, headers: &[(&str, &str)]) -> Answer {
+        let mut head = format!("{method} {path} HTTP/1.1\r\nhost: {}\r\n", self.addr);
+        for (name, value) in headers {
+            head += &format!("{name}: {value}\r\n");
+        }
+        exchange(self.addr, format!("{head}\r\n").as_bytes()).await
+    }
+
+    /// What `/metrics` says now.
+    pub async fn metrics(&self) -> Samples {
+        Samples(self.get("/metrics", &[]).await.text())
+    }
+
+    /// The access lines so far.
+    pub fn stdout(&self) -> Vec<String> {
+        self.stdout.all()
+    }
+
+    /// The diagnostics so far.
+    pub fn stderr(&self) -> Vec<String> {
+        self.stderr.all()
+    }
+
+    /// The access line of the request with this id.
+    pub async fn access_line(&self, request_id: &str) -> String {
+        eventually(&format!("request {request_id} is logged"), || async {
+            self.stdout().into_iter().find(|line| line.contains(request_id))
+        })
+        .await
+    }
+
+    /// Sends the process a signal: `TERM`, `INT`.
+    pub fn signal(&self, name: &str) {
+        let sent = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status();
+        assert!(sent.expect("kill runs").success(), "no such process");
+    }
+
+    /// Waits for the process's end.
+    pub fn ended(&mut self) -> ExitStatus {
+        wait(&mut self.child)
+    }
+}
+
+impl Drop for Hop {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// `service1` to `service<n>`, each calling the next; the front is the first. `flags` and `env` are for all of them.
+pub fn chain(n: usize, flags: &[&str], env: &[(&str, &str)]) -> Vec<Hop> {
+    let mut hops: Vec<Hop> = Vec::new();
+    for i in (1..=n).rev() {
+        let (name, below) = (format!("service{i}"), hops.last().map(|hop| hop.url("")));
+        let mut all = vec!["--name", &name];
+        if let Some(below) = &below {
+            all.extend(["--upstream", below]);
+        }
+        all.extend(flags);
+        hops.push(Hop::start(&all, env));
+    }
+    hops.reverse();
+    hops
+}
+
+/// An HTTP answer. Header names are in lower case.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    pub status: u16,
+    pub headers: Vec<(String, String)>,
+    pub body: Vec<u8>,
+}
+
+impl Answer {
+    /// The first value of a header.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+    }
+
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+
+    /// The body as JSON; fails the test when it is not, or is not declared as such.
+    pub fn json(&self) -> serde_json::Value {
+        let declared = self.header("content-type").unwrap_or_default();
+        assert!(declared == "application/json" || declared == "application/problem+json", "{declared}: {}", self.text());
+        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {}", self.text()))
+    }
+
+    /// Asserts that this is a problem document (RFC 9457) with this status, and that it has what every answer has.
+    pub fn assert_problem(&self, status: u16) {
+        assert_eq!(self.status, status, "{}", self.text());
+        assert_eq!(self.header("content-type"), Some("application/problem+json"), "{status}");
+        let problem = self.json();
+        assert_eq!(problem["status"], status);
+        assert!(problem["title"].as_str().is_some_and(|title| !title.is_empty()), "{problem}");
+        assert_eq!(self.header("x-content-type-options"), Some("nosniff"), "{status}");
+        for name in ["x-request-id", "version"] {
+            assert!(self.header(name).is_some(), "{status} has no {name}");
+        }
+    }
+}
+
+/// Sends `request` as it is on a connection of its own and reads one answer.
+pub async fn exchange(addr: SocketAddr, request: &[u8]) -> Answer {
+    let mut stream = TcpStream::connect(addr).await.expect("the server listens");
+    // A server that answers early may have closed its side: the answer is there all the same.
+    let _ = stream.write_all(request).await;
+    let answer = tokio::time::timeout(PATIENCE, read_answer(&mut stream, request.starts_with(b"HEAD "))).await;
+    answer.expect("an answer in time").expect("a whole answer")
+}
+
+/// Reads one answer from a connection; `None` when it ends before the answer is whole.
+pub async fn read_answer(stream: &mut TcpStream, to_head: bool) -> Option<Answer> {
+    let mut bytes = Vec::new();
+    let (line, headers, rest) = read_head(stream, &mut bytes).await?;
+    let status = line.split(' ').nth(1)?.parse().ok()?;
+    let headers: Vec<_> = headers.into_iter().map(|(name, value)| (name, String::from_utf8_lossy(&value).into_owned())).collect();
+    let mut body = rest;
+    let length = headers.iter().find(|(name, _)| name == "content-length").map(|(_, value)| value.parse::<usize>());
+    match length {
+        _ if to_head => {}
+        Some(length) => {
+            let length = length.ok()?;
+            while body.len() < length {
+                if stream.read_buf(&mut body).await.ok()? == 0 {
+                    return None;
+                }
+            }
+        }
+        None => while stream.read_buf(&mut body).await.ok()? > 0 {},
+    }
+    Some(Answer { status, headers, body })
+}
+
+type RawHead = (String, Vec<(String, Vec<u8>)>, Vec<u8>);
+
+/// First line, headers, and what came after the head.
+async fn read_head(stream: &mut TcpStream, bytes: &mut Vec<u8>) -> Option<RawHead> {
+    let end = loop {
+        if let Some(end) = bytes.windows(4).position(|four| four == b"\r\n\r\n") {
+            break end;
+        }
+        if stream.read_buf(bytes).await.ok()? == 0 {
+            return None;
+        }
+    };
+    let rest = bytes.split_off(end + 4);
+    let head = std::mem::take(bytes);
+    let mut lines = head[..end].split(|byte| *byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line));
+    let first = String::from_utf8_lossy(lines.next()?).into_owned();
+    let headers = lines.filter_map(|line| {
+        let colon = line.iter().position(|byte| *byte == b':')?;
+        let name = String::from_utf8_lossy(&line[..colon]).to_ascii_lowercase();
+        Some((name, line[colon + 1..].trim_ascii().to_vec()))
+    });
+    Some((first, headers.collect(), rest))
+}
+
+/// A scrape in the text format.
+#[derive(Debug, Clone)]
+pub struct Samples(pub String);
+
+impl Samples {
+    /// The sum of the samples of this name that have all of these labels; 0 when there is none.
+    pub fn sum(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+        self.matching(name, labels).map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()
+    }
+
+    /// How many samples of this name have all of these labels.
+    pub fn count(&self, name: &str, labels: &[(&str, &str)]) -> usize {
+        self.matching(name, labels).count()
+    }
+
+    fn matching(&self, name: &str, labels: &[(&str, &str)]) -> impl Iterator<Item = &str> {
+        self.0.lines().filter(move |line| {
+            line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']))
+                && labels.iter().all(|(label, value)| {
+                    [format!("{{{label}=\"{value}\""), format!(",{label}=\"{value}\"")].iter().any(|pair| line.contains(pair))
+                })
+        })
+    }
+}
+
+/// A request's head as an [`Upstream`] got it. Names are in lower case, values as they came.
+#[derive(Debug, Clone)]
+pub struct Head {
+    /// `GET /service2 HTTP/1.1`
+    pub line: String,
+    pub headers: Vec<(String, Vec<u8>)>,
+}
+
+impl Head {
+    /// Every value of a header, as text.
+    pub fn all(&self, name: &str) -> Vec<String> {
+        let values = self.headers.iter().filter(|(known, _)| known == name);
+        values.map(|(_, value)| String::from_utf8_lossy(value).into_owned()).collect()
+    }
+
+    /// The value of a header that may be there once; fails the test when it is there more often.
+    pub fn one(&self, name: &str) -> Option<String> {
+        let mut values = self.all(name);
+        assert!(values.len() <= 1, "{name}: {values:?}");
+        values.pop()
+    }
+
+    /// The names that are there, sorted, each once.
+    pub fn names(&self) -> Vec<String> {
+        let mut names: Vec<_> = self.headers.iter().map(|(name, _)| name.clone()).collect();
+        names.sort();
+        names.dedup();
+        names
+    }
+}
+
+/// What a scripted [`Upstream`] does next on a connection.
+#[derive(Debug, Clone)]
+pub enum Act {
+    /// Writes these bytes.
+    Send(Vec<u8>),
+    /// Waits.
+    Pause(Duration),
+    /// Holds the connection open and never says anything again.
+    Hang,
+    /// Closes the connection.
+    Close,
+}
+
+/// An answer's bytes, whole.
+pub fn answer(status: &str, headers: &str, body: &str) -> Vec<u8> {
+    format!("HTTP/1.1 {status}\r\n{headers}content-length: {}\r\n\r\n{body}", body.len()).into_bytes()
+}
+
+/// A next hop that does what its script says for each request. It ends with the value.
+#[derive(Debug)]
+pub struct Upstream {
+    pub addr: SocketAddr,
+    heads: Arc<Mutex<Vec<Head>>>,
+    task: JoinHandle<()>,
+}
+
+impl Upstream {
+    /// `script` is asked once for each request; after its last act the connection waits for the next request.
+    pub async fn start(script: impl Fn(&Head) -> Vec<Act> + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let heads = Arc::new(Mutex::new(Vec::new()));
+        let (kept, script) = (heads.clone(), Arc::new(script));
+        let task = tokio::spawn(async move {
+            let mut connections = tokio::task::JoinSet::new();
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let (kept, script) = (kept.clone(), script.clone());
+                connections.spawn(async move {
+                    let mut bytes = Vec::new();
+                    while let Some((line, headers, rest)) = read_head(&mut stream, &mut bytes).await {
+                        bytes = rest;
+                        let head = Head { line, headers };
+                        let acts = script(&head);
+                        lock(&kept).push(head);
+                        for act in acts {
+                            match act {
+                                Act::Send(bytes) => {
+                                    if stream.write_all(&bytes).await.is_err() {
+                                        return;
+                                    }
+                                }
+                                Act::Pause(pause) => tokio::time::sleep(pause).await,
+                                Act::Hang => std::future::pending().await,
+                                Act::Close => return,
+                            }
+                        }
+                    }
+                });
+            }
+        });
+        Self { addr, heads, task }
+    }
+
+    /// One that always answers the same.
+    pub async fn answering(bytes: Vec<u8>) -> Self {
+        Self::start(move |_| vec![Act::Send(bytes.clone())]).await
+    }
+
+    /// Its URL without a path.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.addr)
+    }
+
+    /// The requests so far.
+    pub fn heads(&self) -> Vec<Head> {
+        lock(&self.heads).clone()
+    }
+}
+
+impl Drop for Upstream {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// An address on which nobody listens (any more).
+pub async fn free_addr() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
+}
+
+/// A span as a collector got it, in either format.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Span {
+    /// As it was written: 32 hex digits, in Zipkin 16 for a 64-bit id.
+    pub trace_id: String,
+    pub id: String,
+    pub parent: Option<String>,
+    /// `SERVER` or `CLIENT`.
+    pub kind: String,
+    pub name: String,
+    /// `localEndpoint.serviceName`, or `service.name` of the resource.
+    pub service: String,
+    /// Tags; in OTLP the attributes of the span and of its resource.
+    pub tags: BTreeMap<String, String>,
+    /// Microseconds since the epoch.
+    pub start_us: u64,
+    pub duration_us: u64,
+    /// Zipkin's debug flag.
+    pub debug: bool,
+    /// OTLP's status is an error, or Zipkin's tag `error` is there.
+    pub failed: bool,
+}
+
+/// How a [`Sink`] treats what is sent to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mood {
+    /// Keeps the spans and answers 202.
+    Takes,
+    /// Answers with this status and keeps nothing.
+    Answers(u16),
+    /// Never answers and keeps nothing.
+    Hangs,
+}
+
+#[derive(Debug)]
+struct Collected {
+    mood: Mood,
+    spans: Vec<Span>,
+    requests: Vec<HeaderMap>,
+}
+
+/// A collector. It ends with the value.
+#[derive(Debug)]
+pub struct Sink {
+    pub addr: SocketAddr,
+    env: Vec<(&'static str, String)>,
+    collected: Arc<Mutex<Collected>>,
+    task: JoinHandle<()>,
+}
+
+async fn any_port() -> TcpListener {
+    TcpListener::bind("127.0.0.1:0").await.unwrap()
+}
+
+impl Sink {
+    /// One that speaks Zipkin v2 JSON.
+    pub async fn zipkin() -> Self {
+        Self::on(any_port().await, "zipkin")
+    }
+
+    /// One that speaks OTLP over HTTP, protobuf.
+    pub async fn otlp() -> Self {
+        Self::on(any_port().await, "otlp")
+    }
+
+    /// One of either kind at a given address: for a collector that comes late or comes back.
+    pub async fn start(addr: SocketAddr, exporter: &'static str) -> Self {
+        Self::on(TcpListener::bind(addr).await.unwrap(), exporter)
+    }
+
+    fn on(listener: TcpListener, exporter: &'static str) -> Self {
+        let addr = listener.local_addr().unwrap();
+        let collected = Arc::new(Mutex::new(Collected { mood: Mood::Takes, spans: Vec::new(), requests: Vec::new() }));
+        let router =
+            Router::new().route("/api/v2/spans", post(take)).route("/v1/traces", post(take)).with_state(collected.clone());
+        let task = tokio::spawn(async move {
+            let mut connections = tokio::task::JoinSet::new();
+            while let Ok((stream, _)) = listener.accept().await {
+                let service = TowerToHyperService::new(router.clone());
+                connections.spawn(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service));
+            }
+        });
+        Self { addr, env: export_env(exporter, addr), collected, task }
+    }
+
+    /// The variables that make a hop report to this collector, every 20 ms.
+    pub fn env(&self) -> Vec<(&str, &str)> {
+        self.env.iter().map(|(name, value)| (*name, value.as_str())).collect()
+    }
+
+    /// From now on.
+    pub fn set(&self, mood: Mood) {
+        lock(&self.collected).mood = mood;
+    }
+
+    /// The spans so far, in the order of their start.
+    pub fn spans(&self) -> Vec<Span> {
+        let mut spans = lock(&self.collected).spans.clone();
+        spans.sort_by_key(|span| span.start_us);
+        spans
+    }
+
+    /// The headers of every request so far, also of those that were not taken.
+    pub fn requests(&self) -> Vec<HeaderMap> {
+        lock(&self.collected).requests.clone()
+    }
+
+    /// Waits until `count` spans of a trace are there; there may not be more.
+    pub async fn trace(&self, trace_id: &str, count: usize) -> Vec<Span> {
+        let of_trace = || {
+            let mut spans = self.spans();
+            spans.retain(|span| span.trace_id == trace_id);
+            spans
+        };
+        let spans = eventually(&format!("{count} spans of trace {trace_id} arrive"), || async {
+            Some(of_trace()).filter(|spans| spans.len() >= count)
+        })
+        .await;
+        assert_eq!(spans.len(), count, "{spans:#?}");
+        spans
+    }
+}
+
+impl Drop for Sink {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// The variables that make a hop report to `addr`, whether somebody listens there or not.
+pub fn export_env(exporter: &'static str, addr: SocketAddr) -> Vec<(&'static str, String)> {
+    let endpoint = match exporter {
+        "zipkin" => ("OTEL_EXPORTER_ZIPKIN_ENDPOINT", format!("http://{addr}/api/v2/spans")),
+        _ => ("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{addr}")),
+    };
+    vec![("OTEL_TRACES_EXPORTER", exporter.to_owned()), endpoint, ("OTEL_BSP_SCHEDULE_DELAY", "20".to_owned())]
+}
+
+async fn take(State(collected): State<Arc<Mutex<Collected>>>, headers: HeaderMap, body: Bytes) -> StatusCode {
+    let mood = {
+        let mut collected = lock(&collected);
+        collected.requests.push(headers.clone());
+        collected.mood
+    };
+    match mood {
+        Mood::Takes => {}
+        Mood::Answers(status) => return StatusCode::from_u16(status).unwrap(),
+        Mood::Hangs => std::future::pending().await,
+    }
+    let declared = headers.get("content-type").and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let spans = match declared {
+        "application/json" => zipkin_spans(&body),
+        "application/x-protobuf" => otlp_spans(&body),
+        _ => None,
+    };
+    match spans {
+        Some(spans) => {
+            lock(&collected).spans.extend(spans);
+            if declared == "application/json" { StatusCode::ACCEPTED } else { StatusCode::OK }
+        }
+        None => StatusCode::BAD_REQUEST,
+    }
+}
+
+fn zipkin_spans(body: &[u8]) -> Option<Vec<Span>> {
+    let json: serde_json::Value = serde_json::from_slice(body).ok()?;
+    let span = |span: &serde_json::Value| {
+        let text = |name: &str| span[name].as_str().map(str::to_owned);
+        let tags = span["tags"].as_object()?.iter();
+        let tags =
+            tags.map(|(name, value)| Some((name.clone(), value.as_str()?.to_owned()))).collect::<Option<BTreeMap<_, _>>>()?;
+        Some(Span {
+            trace_id: text("traceId")?,
+            id: text("id")?,
+            parent: text("parentId"),
+            kind: text("kind")?,
+            name: text("name")?,
+            service: span["localEndpoint"]["serviceName"].as_str()?.to_owned(),
+            start_us: span["timestamp"].as_u64()?,
+            duration_us: span["duration"].as_u64()?,
+            debug: span["debug"].as_bool().unwrap_or(false),
+            failed: tags.contains_key("error"),
+            tags,
+        })
+    };
+    json.as_array()?.iter().map(span).collect()
+}
+
+fn otlp_spans(body: &[u8]) -> Option<Vec<Span>> {
+    use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+    use opentelemetry_proto::tonic::common::v1::{KeyValue, any_value::Value};
+    use prost::Message as _;
+
+    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let pair = |pair: &KeyValue| {
+        let value = match pair.value.as_ref()?.value.as_ref()? {
+            Value::StringValue(text) => text.clone(),
+            Value::IntValue(number) => number.to_string(),
+            other => format!("{other:?}"),
+        };
+        Some((pair.key.clone(), value))
+    };
+    let request = ExportTraceServiceRequest::decode(body).ok()?;
+    let mut spans = Vec::new();
+    for of_resource in &request.resource_spans {
+        let resource: BTreeMap<_, _> = of_resource.resource.as_ref()?.attributes.iter().filter_map(pair).collect();
+        for span in of_resource.scope_spans.iter().flat_map(|scope| &scope.spans) {
+            spans.push(Span {
+                trace_id: hex(&span.trace_id),
+                id: hex(&span.span_id),
+                parent: (!span.parent_span_id.is_empty()).then(|| hex(&span.parent_span_id)),
+                kind: match span.kind {
+                    2 => "SERVER".to_owned(),
+                    3 => "CLIENT".to_owned(),
+                    other => other.to_string(),
+                },
+                name: span.name.clone(),
+                service: resource.get("service.name")?.clone(),
+                tags: resource.clone().into_iter().chain(span.attributes.iter().filter_map(pair)).collect(),
+                start_us: span.start_time_unix_nano / 1000,
+                duration_us: (span.end_time_unix_nano - span.start_time_unix_nano) / 1000,
+                debug: false,
+                failed: span.status.as_ref().is_some_and(|status| status.code == 2),
+            });
+        }
+    }
+    Some(spans)
+}

@@ -1,0 +1,226 @@
+//! `httpserver demo`, as a person starts it.
+
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::net::TcpListener;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+fn demo(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_httpserver"));
+    command.arg("demo").args(args).env_remove("RUST_LOG").env_remove("LANG").env_remove("LC_ALL").env_remove("LC_CTYPE");
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+fn run(args: &[&str]) -> (Option<i32>, String, String) {
+    let Output { status, stdout, stderr } = demo(args).output().unwrap();
+    (status.code(), String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap())
+}
+
+/// A demo that goes on serving, and what it has printed so far.
+struct Serving {
+    child: Child,
+    stdout: BufReader<std::process::ChildStdout>,
+    printed: String,
+}
+
+impl Serving {
+    fn start(args: &[&str]) -> Self {
+        let mut child = demo(args).spawn().unwrap();
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        Self { child, stdout, printed: String::new() }
+    }
+
+    /// Reads until a line holds `text`; the child's end ends the test.
+    fn until(&mut self, text: &str) -> &str {
+        loop {
+            let mut line = String::new();
+            let read = self.stdout.read_line(&mut line).unwrap();
+            assert!(read > 0, "the demo ended before it printed {text:?}:\n{}", self.printed);
+            self.printed.push_str(&line);
+            if line.contains(text) {
+                return &self.printed;
+            }
+        }
+    }
+
+    fn address_of(&self, name: &str) -> String {
+        let line = self.printed.lines().find(|line| line.trim_start().starts_with(name)).unwrap();
+        line.split("http://").nth(1).unwrap().split(['/', ' ']).next().unwrap().to_owned()
+    }
+
+    fn signal(&self, name: &str) {
+        let killed = Command::new("kill").args([name, &self.child.id().to_string()]).status().unwrap();
+        assert!(killed.success());
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A minimal HTTP exchange: status and body.
+fn http(address: &str, request: &str) -> (u16, String) {
+    use std::io::Write as _;
+    let mut stream = std::net::TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let status = answer.split(' ').nth(1).unwrap().parse().unwrap();
+    (status, answer.split_once("\r\n\r\n").unwrap().1.to_owned())
+}
+
+fn get(address: &str, path: &str, headers: &str) -> (u16, String) {
+    http(address, &format!("GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n{headers}\r\n"))
+}
+
+fn eventually<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        if let Some(value) = attempt() {
+            return value;
+        }
+        assert!(Instant::now() < deadline, "not within 20 s: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn once_draws_a_complete_trace_and_exits_with_0() {
+    let (code, stdout, stderr) = run(&["--once", "--latency", "1ms"]);
+    assert_eq!(code, Some(0), "{stdout}\n{stderr}");
+    assert!(stdout.contains("1 trace, 3 services, 5 spans, no orphan"), "{stdout}");
+    assert!(stdout.contains("http://127.0.0.1:"), "{stdout}");
+    assert!(!stdout.contains('\u{1b}'), "colours although stdout is no terminal: {stdout}");
+}
+
+#[test]
+fn once_with_another_number_of_hops_expects_as_many_services() {
+    let (code, stdout, _) = run(&["--once", "--hops", "5", "--latency", "0"]);
+    assert_eq!(code, Some(0), "{stdout}");
+    assert!(stdout.contains("1 trace, 5 services, 9 spans, no orphan"), "{stdout}");
+    let (code, stdout, _) = run(&["--once", "--hops", "4", "--fan-out", "sequential", "--latency", "0"]);
+    assert_eq!(code, Some(0), "{stdout}");
+    assert!(stdout.contains("1 trace, 4 services, 7 spans, no orphan"), "{stdout}");
+    assert!(stdout.contains("service1 --> service2, service3, service4"), "{stdout}");
+    let (code, stdout, _) = run(&["--once", "--hops", "1", "--latency", "0"]);
+    assert_eq!(code, Some(0), "{stdout}");
+    assert!(stdout.contains("1 trace, 1 service, 1 span, no orphan"), "{stdout}");
+}
+
+#[test]
+fn once_exits_with_1_and_says_why_when_a_hop_loses_the_trace() {
+    let lose = ["--drop-header", "service2:traceparent", "--drop-header", "service2:x-b3-traceid"];
+    let (code, stdout, _) = run(&[&["--once", "--latency", "0"][..], &lose].concat());
+    assert_eq!(code, Some(1), "{stdout}");
+    assert!(stdout.contains("2 traces instead of 1"), "{stdout}");
+}
+
+#[test]
+fn once_exits_with_1_when_a_hop_answers_an_error_and_calls_nobody() {
+    let (code, stdout, _) = run(&["--once", "--latency", "0", "--fault", "service2:abort=503@100%"]);
+    assert_eq!(code, Some(1), "{stdout}");
+    assert!(stdout.contains("2 services instead of 3"), "{stdout}");
+}
+
+#[test]
+fn a_taken_port_is_named_with_the_way_out() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    for args in [["--port", &port, "--store-port", "0"], ["--port", "0", "--store-port", &port]] {
+        let (code, stdout, stderr) = run(&args);
+        assert_eq!((code, stdout.as_str()), (Some(1), ""), "{stderr}");
+        assert!(stderr.contains(&port) && stderr.contains("taken") && stderr.contains("--port 0"), "{stderr}");
+        assert_eq!(stderr.lines().count(), 1, "{stderr}");
+    }
+}
+
+#[test]
+fn wrong_usage_exits_with_2_and_one_line() {
+    for (args, part) in [
+        (&["--hops", "0"][..], "--hops"),
+        (&["--fault", "service9:abort=503@10%"], "service9"),
+        (&["--fault", "abort=503@10%"], "service2:"),
+        (&["--drop-header", "service1:host"], "not carried"),
+        (&["--port", "65535"], "65535"),
+        (&["--store-port", "x"], "--store-port"),
+    ] {
+        let (code, stdout, stderr) = run(args);
+        assert_eq!((code, stdout.as_str()), (Some(2), ""), "{args:?}: {stderr}");
+        assert!(stderr.contains(part), "{args:?}: {stderr}");
+        assert_eq!(stderr.lines().count(), 1, "{stderr}");
+    }
+}
+
+#[test]
+fn it_goes_on_serving_draws_further_traces_and_ends_on_ctrl_c() {
+    let mut serving = Serving::start(&["--port", "0", "--store-port", "0", "--latency", "0"]);
+    serving.until("Every further trace");
+    let front = serving.address_of("service1");
+    let store = serving.address_of("traces");
+
+    let trace = "463ac35c9f6413ad48485a3953bb6124";
+    let (status, tree) = get(&front, "/service1", &format!("b3: {trace}-a2fb4a1d1a96d312-1\r\n"));
+    assert_eq!(status, 200, "{tree}");
+    serving.until(&format!("trace {trace}"));
+    serving.until("service3");
+
+    // The same trace is there for everybody who speaks Zipkin's API, and so is what others report.
+    let spans = eventually("five spans in the store", || {
+        let (_, spans) = get(&store, &format!("/api/v2/trace/{trace}"), "");
+        let spans: Vec<serde_json::Value> = serde_json::from_str(dechunked(&spans).as_str()).ok()?;
+        (spans.len() == 5).then_some(spans)
+    });
+    let services: std::collections::BTreeSet<_> =
+        spans.iter().map(|span| span["localEndpoint"]["serviceName"].as_str().unwrap().to_owned()).collect();
+    assert_eq!(services.into_iter().collect::<Vec<_>>(), ["service1", "service2", "service3"]);
+    let body = r#"[{"traceId":"00000000000000aa","id":"00000000000000aa","name":"elsewhere","timestamp":1767323045678901,"duration":5,"localEndpoint":{"serviceName":"stranger"}}]"#;
+    let length = body.len();
+    let head = format!(
+        "POST /api/v2/spans HTTP/1.1\r\nhost: {store}\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n"
+    );
+    assert_eq!(http(&store, &(head + body)).0, 202);
+    serving.until("stranger");
+
+    serving.signal("-INT");
+    let status = serving.child.wait().unwrap();
+    assert_eq!(status.code(), Some(0));
+}
+
+/// The store streams its answers in chunks.
+fn dechunked(body: &str) -> String {
+    let mut text = String::new();
+    let mut rest = body;
+    while let Some((size, after)) = rest.split_once("\r\n") {
+        let Ok(size) = usize::from_str_radix(size, 16) else { break };
+        text.push_str(&after[..size.min(after.len())]);
+        rest = after.get(size + 2..).unwrap_or_default();
+    }
+    if text.is_empty() { body.to_owned() } else { text }
+}
+
+#[test]
+fn a_reader_that_goes_away_does_not_end_the_demo() {
+    let mut serving = Serving::start(&["--port", "0", "--store-port", "0", "--latency", "0", "-v"]);
+    serving.until("Every further trace");
+    let front = serving.address_of("service1");
+    // The demo's stdout now has no reader.
+    let Serving { child, stdout, .. } = &mut serving;
+    let gone = std::mem::replace(stdout, BufReader::new(dummy()));
+    drop(gone);
+    for _ in 0..20 {
+        assert_eq!(get(&front, "/service1", "").0, 200);
+    }
+    assert!(child.try_wait().unwrap().is_none());
+}
+
+fn dummy() -> std::process::ChildStdout {
+    let mut child = Command::new("true").stdout(Stdio::piped()).spawn().unwrap();
+    let stdout = child.stdout.take().unwrap();
+    child.wait().unwrap();
+    stdout
+}

@@ -1,0 +1,206 @@
+//! Bad neighbours: next hops and collectors that hold, flood or mislead. Requests end in time, memory stays bounded, and the
+//! answer says which hop it was. The ordinary failures are in `chain.rs` and `spans.rs`.
+
+mod common;
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use common::{Act, Hop, PATIENCE, Upstream, answer, eventually, exchange, free_addr};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
+
+async fn memory(hop: &Hop) -> f64 {
+    hop.metrics().await.sum("process_resident_memory_bytes", &[])
+}
+
+/// The error of the only call of a hop, and how long its answer took.
+async fn failure(hop: &Hop) -> (u16, String, Duration) {
+    let begun = Instant::now();
+    let (status, reply) = hop.json("/service1", &[]).await;
+    let error = reply["upstreams"][0]["error"].as_str().unwrap_or_default().to_owned();
+    (status, error, begun.elapsed())
+}
+
+fn calling(upstream: &str, timeout: &str) -> Hop {
+    Hop::start(&["--upstream", upstream, "--upstream-timeout", timeout], &[])
+}
+
+/// Writes `head`, then `piece` again and again until the other side has had enough.
+async fn flooding(head: &'static str, piece: Vec<u8>) -> (String, tokio::task::JoinHandle<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    let task = tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let piece = piece.clone();
+            tokio::spawn(async move {
+                let mut request = [0; 4096];
+                if stream.read(&mut request).await.is_ok() && stream.write_all(head.as_bytes()).await.is_ok() {
+                    while stream.write_all(&piece).await.is_ok() {}
+                }
+            });
+        }
+    });
+    (url, task)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn floods_from_an_upstream_end_at_the_limit_and_cost_no_memory() {
+    let chunk = [b"10000\r\n".as_slice(), &[b'x'; 0x10000], b"\r\n"].concat();
+    for (what, head, piece, says) in [
+        ("an endless chunked body", "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n", chunk, "too large"),
+        ("a body of 100 MB", "HTTP/1.1 200 OK\r\ncontent-length: 104857600\r\n\r\n", vec![b'x'; 1 << 16], "too large"),
+        ("a body without an end", "HTTP/1.1 200 OK\r\n\r\n", vec![b'x'; 1 << 16], "too large"),
+        (
+            "an endless head",
+            "HTTP/1.1 200 OK\r\n",
+            b"x-flood: xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx\r\n".to_vec(),
+            "broken answer",
+        ),
+        ("an endless header", "HTTP/1.1 200 OK\r\nx: ", vec![b'x'; 1 << 16], "broken answer"),
+        ("endless early hints", "", b"HTTP/1.1 103 Early Hints\r\n\r\n".repeat(1000), ""),
+    ] {
+        let (url, task) = flooding(head, piece).await;
+        let hop = calling(&url, "2s");
+        let before = memory(&hop).await;
+        let calls =
+            (0..20).map(|_| exchange(hop.addr, b"GET /service1 HTTP/1.1\r\nhost: hop\r\naccept: application/json\r\n\r\n"));
+        let begun = Instant::now();
+        for answer in futures_util::future::join_all(calls).await {
+            assert!(matches!(answer.status, 502 | 504), "{what}: {}", answer.status);
+            let reply = answer.json();
+            let error = reply["upstreams"][0]["error"].as_str().unwrap();
+            assert!(error.contains(says), "{what}: {error}");
+        }
+        assert!(begun.elapsed() < Duration::from_secs(10), "{what}: {:?}", begun.elapsed());
+        let grown = memory(&hop).await - before;
+        assert!(grown < 100e6, "{what}: 20 calls cost {grown} bytes");
+        task.abort();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upstream_that_answers_byte_by_byte_has_the_same_time_as_any_other() {
+    let slow = Upstream::start(|_| {
+        let bytes = answer("200 OK", "content-type: text/plain\r\n", "a body that takes its time");
+        bytes.into_iter().flat_map(|byte| [Act::Send(vec![byte]), Act::Pause(Duration::from_millis(100))]).collect()
+    })
+    .await;
+    let (status, error, took) = failure(&calling(&slow.url(), "1s")).await;
+    assert_eq!(status, 504);
+    assert!(error.contains("within 1s"), "{error}");
+    assert!(took < Duration::from_secs(5), "{took:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upstream_whose_name_resolves_to_nothing_is_a_502_that_says_so() {
+    let (status, error, took) = failure(&calling("http://nothing.invalid:8080/", "3s")).await;
+    assert!(matches!(status, 502 | 504), "{status}: {error}");
+    assert!(status == 504 || error.contains("cannot connect"), "{error}");
+    assert!(took < Duration::from_secs(8), "{took:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upstream_that_closes_idle_connections_costs_no_request() {
+    // It promises to keep the connection and closes it: what a next hop does that is replaced.
+    let brief = Upstream::start(|_| vec![Act::Send(answer("200 OK", "", "ok")), Act::Close]).await;
+    let hop = calling(&brief.url(), "5s");
+    for i in 0..100 {
+        let (status, error, _) = failure(&hop).await;
+        assert_eq!((status, error.as_str()), (200, ""), "call {i}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hop_whose_upstream_hangs_still_answers_everything_else() {
+    let hung = Upstream::start(|_| vec![Act::Hang]).await;
+    let hop = Hop::start(&["--upstream", &hung.url(), "--upstream-timeout", "3s", "--max-concurrency", "50"], &[]);
+    let before = memory(&hop).await;
+    let waiting = (0..200).map(|_| exchange(hop.addr, b"GET /service1 HTTP/1.1\r\nhost: hop\r\n\r\n"));
+    let waiting = tokio::spawn(futures_util::future::join_all(waiting));
+    eventually("every place is taken", || async {
+        (hop.metrics().await.sum("http_server_active_requests", &[]) >= 51.0).then_some(())
+    })
+    .await;
+    for path in ["/healthz", "/readyz", "/metrics"] {
+        let begun = Instant::now();
+        assert_eq!(hop.get(path, &[]).await.status, 200, "{path}");
+        assert!(begun.elapsed() < Duration::from_secs(2), "{path} took {:?}", begun.elapsed());
+    }
+    let mut statuses: Vec<_> = waiting.await.unwrap().into_iter().map(|answer| answer.status).collect();
+    statuses.sort();
+    assert_eq!(statuses.iter().filter(|status| **status == 504).count(), 50, "{statuses:?}");
+    assert_eq!(statuses.iter().filter(|status| **status == 503).count(), 150, "{statuses:?}");
+    assert!(memory(&hop).await - before < 32e6);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hop_that_is_killed_loses_its_own_requests_and_the_front_says_which_it_was() {
+    let hops = common::chain(3, &["--upstream-timeout", "5s"], &[]);
+    let (status, _) = hops[0].json("/service1", &[]).await;
+    assert_eq!(status, 200);
+    hops[2].signal("KILL");
+    let reply = eventually("the front sees that the last hop is gone", || async {
+        let (status, reply) = hops[0].json("/service1", &[]).await;
+        (status == 502).then_some(reply)
+    })
+    .await;
+    let below = &reply["upstreams"][0];
+    assert_eq!(below["status"], 502, "service2 answers: {reply:#}");
+    let last = &below["reply"]["upstreams"][0];
+    assert!(last["url"].as_str().unwrap().contains(&hops[2].addr.to_string()), "{last:#}");
+    assert!(last["error"].as_str().unwrap().contains("cannot connect"), "{last:#}");
+    assert_eq!(hops[0].get("/hello", &[]).await.status, 200, "the others go on");
+    assert_eq!(hops[1].get("/hello", &[]).await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_collector_that_never_reads_or_floods_costs_counted_spans_bounded_memory_and_no_time() {
+    let chunk = [b"10000\r\n".as_slice(), &[b'x'; 0x10000], b"\r\n"].concat();
+    let (flood, task) = flooding("HTTP/1.1 202 Accepted\r\ntransfer-encoding: chunked\r\n\r\n", chunk).await;
+    // Takes connections into its queue and never reads from one.
+    let deaf = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let deaf_url = format!("http://{}/", deaf.local_addr().unwrap());
+    let gone = format!("http://{}/", free_addr().await);
+    for (what, endpoint) in [("floods", flood.as_str()), ("never reads", &deaf_url), ("is gone", &gone)] {
+        let env = [
+            ("OTEL_TRACES_EXPORTER", "zipkin"),
+            ("OTEL_EXPORTER_ZIPKIN_ENDPOINT", endpoint),
+            ("OTEL_BSP_SCHEDULE_DELAY", "20"),
+            ("OTEL_BSP_MAX_QUEUE_SIZE", "256"),
+        ];
+        let mut hop = Hop::start(&["--flush-timeout", "500ms", "--drain-delay", "0"], &env);
+        let before = memory(&hop).await;
+        let mut slowest = Duration::ZERO;
+        for _ in 0..2000 {
+            let begun = Instant::now();
+            assert_eq!(hop.get("/hello", &[]).await.status, 200, "a collector that {what}");
+            slowest = slowest.max(begun.elapsed());
+        }
+        assert!(slowest < Duration::from_secs(2), "a collector that {what}: {slowest:?}");
+        assert!(memory(&hop).await - before < 32e6, "a collector that {what}");
+        if what != "floods" {
+            eventually("lost spans are counted", || async {
+                (hop.metrics().await.sum("httpserver_spans_dropped_total", &[]) > 0.0).then_some(())
+            })
+            .await;
+        }
+        hop.signal("TERM");
+        let begun = Instant::now();
+        assert_eq!(hop.ended().code(), Some(0), "a collector that {what}");
+        assert!(begun.elapsed() < PATIENCE / 2);
+    }
+    task.abort();
+}
+
+#[test]
+fn nothing_prints_the_environment() {
+    // Secrets of a deployment are in variables: no answer, line or help text may show one.
+    let ran = {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_httpserver"));
+        command.args(["serve", "--help"]).env("SECRET_TOKEN", "s3cr3t").env("ADDR", ":1").env("UPSTREAM", "http://user-s3cr3t/");
+        command.output().unwrap()
+    };
+    let text = String::from_utf8_lossy(&ran.stdout);
+    assert!(!text.contains("s3cr3t"), "--help shows the value of a variable: {text}");
+}

@@ -1,0 +1,178 @@
+//! The demo's trace store under a flood, over a real socket: whatever is sent, what the API tells stays within the bounds.
+
+use std::net::SocketAddr;
+
+use bytes::Bytes;
+use http::{Request, StatusCode};
+use http_body_util::{BodyExt, Full};
+use httpserver::demo::store::{Limits, MAX_BODY, Store};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::service::TowerToHyperService;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+
+/// The store behind a socket, and a client of it.
+struct Served {
+    addr: SocketAddr,
+    client: Client<HttpConnector, Full<Bytes>>,
+    accepting: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        self.accepting.abort();
+    }
+}
+
+impl Served {
+    async fn start(store: &Store) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let router = store.router();
+        let accepting = tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let service = TowerToHyperService::new(router.clone());
+                // A client that breaks off mid-request is part of the test; nobody waits for the connection's end.
+                tokio::spawn(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service));
+            }
+        });
+        Self { addr, client: Client::builder(TokioExecutor::new()).build_http(), accepting }
+    }
+
+    async fn send(&self, request: Request<Full<Bytes>>) -> (StatusCode, Bytes) {
+        let response = self.client.request(request).await.unwrap();
+        let status = response.status();
+        (status, response.into_body().collect().await.unwrap().to_bytes())
+    }
+
+    async fn post(&self, body: impl Into<Bytes>) -> StatusCode {
+        let request = Request::post(format!("http://{}/api/v2/spans", self.addr)).header("content-type", "application/json");
+        self.send(request.body(Full::new(body.into())).unwrap()).await.0
+    }
+
+    async fn get(&self, path: &str) -> Value {
+        let (status, body) = self.send(Request::get(format!("http://{}{path}", self.addr)).body(Full::default()).unwrap()).await;
+        assert_eq!(status, 200, "{path}: {}", String::from_utf8_lossy(&body));
+        serde_json::from_slice(&body).unwrap()
+    }
+
+    /// What the API itself hands out, counted: traces, spans, and bytes of JSON.
+    async fn held(&self) -> (usize, usize, usize) {
+        let traces = self.get(&format!("/api/v2/traces?limit=1000000&endTs={}&lookback={}", u64::MAX, u64::MAX)).await;
+        let traces = traces.as_array().unwrap();
+        let spans = traces.iter().map(|trace| trace.as_array().unwrap().len()).sum();
+        (traces.len(), spans, serde_json::to_vec(traces).unwrap().len())
+    }
+}
+
+const T0: u64 = 1_700_000_000_000_000;
+
+fn span(trace: usize, id: usize, text: &str) -> Value {
+    json!({"traceId": format!("{trace:032x}"), "id": format!("{id:016x}"), "kind": "SERVER", "name": "get /", "timestamp": T0 + id as u64,
+        "duration": 10, "localEndpoint": {"serviceName": format!("service{}", id % 3)}, "tags": {"text": text}})
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hundred_thousand_spans_leave_the_newest_traces_and_no_more_than_the_bounds() {
+    let store = Store::new();
+    let served = Served::start(&store).await;
+    let limits = Limits::default();
+    // 2,000 traces of 50 spans, 25 traces a batch.
+    for batch in 0..80 {
+        let spans: Vec<Value> = (0..25 * 50).map(|n| span(1 + batch * 25 + n / 50, 1 + batch * 25 * 50 + n, "")).collect();
+        assert_eq!(served.post(serde_json::to_vec(&spans).unwrap()).await, 202);
+    }
+    let (traces, spans, _) = served.held().await;
+    assert!(traces <= limits.traces && spans <= limits.spans, "{traces} traces, {spans} spans");
+    assert_eq!(spans, traces * 50, "a trace goes whole or stays whole");
+    assert!(traces > 500, "room is used: {traces}");
+    let told = served.get("/health").await["store"].clone();
+    assert_eq!((told["traces"].as_u64(), told["spans"].as_u64()), (Some(traces as u64), Some(spans as u64)));
+    assert_eq!(told["evicted_traces"].as_u64(), Some(2000 - traces as u64));
+    assert!(told["bytes"].as_u64().unwrap() <= limits.bytes as u64);
+    // The newest is there, the oldest is not.
+    served.get(&format!("/api/v2/trace/{:x}", 2000)).await;
+    let first = Request::get(format!("http://{}/api/v2/trace/1", served.addr)).body(Full::default()).unwrap();
+    assert_eq!(served.send(first).await.0, 404);
+    assert_eq!(served.get("/api/v2/services").await, json!(["service0", "service1", "service2"]));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn text_without_end_and_one_trace_without_end_stay_within_the_bytes() {
+    let store = Store::new();
+    let served = Served::start(&store).await;
+    let limits = Limits::default();
+    let text = "x".repeat(100_000);
+    for batch in 0..30 {
+        let spans: Vec<Value> = (0..20).map(|n| span(1 + batch * 20 + n, 1, &text)).collect();
+        assert_eq!(served.post(serde_json::to_vec(&spans).unwrap()).await, 202);
+    }
+    let (before, _, bytes) = served.held().await;
+    assert!(bytes <= limits.bytes, "{bytes}");
+    assert!(before > 100, "{before}");
+    // 60,000 spans of one trace, then 40 MB of text in spans of another: each is cut at its own bound.
+    for batch in 0..12 {
+        let spans: Vec<Value> = (0..5_000).map(|n| span(9_000, 1 + batch * 5_000 + n, "")).collect();
+        assert_eq!(served.post(serde_json::to_vec(&spans).unwrap()).await, 202);
+        let spans: Vec<Value> = (0..33).map(|n| span(9_001, 1 + batch * 33 + n, &text)).collect();
+        assert_eq!(served.post(serde_json::to_vec(&spans).unwrap()).await, 202);
+    }
+    let long = served.get(&format!("/api/v2/trace/{:x}", 9_000)).await;
+    assert!(long.as_array().unwrap().len() <= limits.trace_spans, "{}", long.as_array().unwrap().len());
+    let fat = served.get(&format!("/api/v2/trace/{:x}", 9_001)).await;
+    assert!(serde_json::to_vec(&fat).unwrap().len() <= limits.trace_bytes);
+    assert!(served.get("/health").await["store"]["dropped_spans"].as_u64().unwrap() > 50_000);
+    let (after, spans, bytes) = served.held().await;
+    assert!(spans <= limits.spans && bytes <= limits.bytes, "{spans} spans, {bytes} bytes");
+    assert!(after + 100 > before, "two runaway traces did not push the others out: {before}, then {after}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn garbage_is_refused_keeps_nothing_and_does_not_stop_the_store() {
+    let store = Store::new();
+    let served = Served::start(&store).await;
+    let good = serde_json::to_vec(&[span(1, 1, "")]).unwrap();
+    assert_eq!(served.post(good).await, 202);
+    let half = serde_json::to_vec(&(0..1000).map(|n| span(2, 1 + n, "")).collect::<Vec<_>>()).unwrap();
+    let bodies: Vec<(Vec<u8>, u16)> = vec![
+        (b"{".to_vec(), 400),
+        (b"[".repeat(MAX_BODY), 400),
+        (b"[[".to_vec(), 400),
+        (b"null".to_vec(), 400),
+        (vec![0; 1 << 20], 400),
+        (vec![0xff; 1 << 20], 400),
+        (half[..half.len() - 1].to_vec(), 400),
+        (vec![b' '; MAX_BODY + 1], 413),
+        (vec![b' '; 5 * MAX_BODY], 413),
+        // More spans than the store holds, within the bytes of a batch.
+        (format!("[{}]", [r#"{"traceId":"3","id":"1"}"#; 60_000].join(",")).into_bytes(), 413),
+        (format!(r#"[{{"traceId":"4","id":"1","x":{}{}}},7]"#, "[".repeat(1 << 20), "]".repeat(1 << 20)).into_bytes(), 400),
+    ];
+    for round in 0..2 {
+        for (n, (body, expected)) in bodies.iter().enumerate() {
+            assert_eq!(served.post(body.clone()).await, *expected, "round {round}, body {n}");
+        }
+    }
+    // Many at once, and senders that break off.
+    let mut flood = tokio::task::JoinSet::new();
+    for n in 0..44 {
+        let (client, addr, body) = (served.client.clone(), served.addr, bodies[n % bodies.len()].clone());
+        flood.spawn(async move {
+            let request = Request::post(format!("http://{addr}/api/v2/spans")).body(Full::new(Bytes::from(body.0))).unwrap();
+            let sent = client.request(request);
+            if n % 8 == 7 {
+                drop(sent);
+            } else {
+                assert_eq!(sent.await.unwrap().status(), body.1);
+            }
+        });
+    }
+    while let Some(done) = flood.join_next().await {
+        done.unwrap();
+    }
+    let (traces, spans, _) = served.held().await;
+    assert_eq!((traces, spans), (1, 1));
+    assert_eq!(served.get("/health").await["status"], "UP");
+}
