@@ -28,6 +28,8 @@ use crate::trace::{Batch, Span, SpanKind, SpanQueue, Value, chunks};
 const CHUNK: usize = 512;
 /// How long one request to the collector may take, unless OTLP's own variable says otherwise.
 const TIMEOUT: Duration = Duration::from_secs(10);
+/// How much of a collector's answer is read, in bytes; nothing in it is needed.
+const MAX_ANSWER: usize = 64 << 10;
 /// The first pause before a retry; each further one is twice as long, up to [`MAX_BACKOFF`], with a fifth of jitter.
 const MIN_BACKOFF: Duration = Duration::from_millis(250);
 const MAX_BACKOFF: Duration = Duration::from_secs(8);
@@ -257,11 +259,16 @@ impl Sink {
             Self::Zipkin { client, endpoint, resource } => {
                 let body = zipkin_json(resource, batch, spans);
                 let request = client.post(endpoint).header(http::header::CONTENT_TYPE, "application/json").body(body);
-                let answer =
+                let mut answer =
                     request.send().await.map_err(|error| Failure { retry: true, reason: crate::error::causes(&error) })?;
                 let status = answer.status();
-                // Reading the answer to its end gives the connection back to the pool.
-                let _ = answer.bytes().await;
+                // Reading the answer to its end gives the connection back to the pool; one without an end is not worth it.
+                let mut read = 0;
+                while let Ok(Some(chunk)) = answer.chunk().await
+                    && read < MAX_ANSWER
+                {
+                    read += chunk.len();
+                }
                 if status.is_success() {
                     return Ok(());
                 }

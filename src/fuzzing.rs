@@ -17,8 +17,11 @@ use crate::reply::Tree;
 use crate::routes::prefers_json;
 use crate::upstream::{Target, is_reply};
 
+/// A parser by its name, and how to give it bytes.
+pub type Parser = (&'static str, fn(&[u8]));
+
 /// The parsers.
-pub const PARSERS: [(&str, fn(&[u8])); 15] = [
+pub const PARSERS: [Parser; 15] = [
     ("b3", |data| trace_headers(&[("b3", data)])),
     ("b3_multi", b3_multi),
     ("traceparent", |data| trace_headers(&[("traceparent", data)])),

@@ -257,7 +257,9 @@ mod tests {
     #[test]
     fn times_are_written_as_humantime_writes_them() {
         let day = 86_400;
-        for seconds in (0..).step_by(13 * day + 3_661).take_while(|seconds| *seconds < 250 * 365 * day).chain([951_782_399, 951_868_800]) {
+        for seconds in
+            (0..).step_by(13 * day + 3_661).take_while(|seconds| *seconds < 250 * 365 * day).chain([951_782_399, 951_868_800])
+        {
             let time = UNIX_EPOCH + Duration::new(seconds as u64, (seconds % 999_999_937) as u32);
             let mut out = Vec::new();
             push_time(&mut out, time);

@@ -300,7 +300,10 @@ impl Propagator {
     }
 
     /// The names and values of a call's headers.
-    pub(crate) fn written<'a>(&'a self, outgoing: &'a Outgoing) -> impl ExactSizeIterator<Item = (&'a HeaderName, &'a HeaderValue)> {
+    pub(crate) fn written<'a>(
+        &'a self,
+        outgoing: &'a Outgoing,
+    ) -> impl ExactSizeIterator<Item = (&'a HeaderName, &'a HeaderValue)> {
         outgoing.0.iter().map(|(place, value)| (self.name(*place), value))
     }
 

@@ -16,8 +16,8 @@ use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::access_log::AccessLog;
 use crate::error::Error;
-use crate::observe::Exchange;
 use crate::lines::{push_address, push_time};
+use crate::observe::Exchange;
 use crate::propagation::{Shown, hex, shown};
 use crate::reply::{Call, Client, Propagation, Reply, Tree, milliseconds};
 use crate::route::Route;
@@ -165,7 +165,10 @@ fn reply(node: &Node, exchange: &Exchange, calls: &[Called], status: StatusCode)
         }),
         propagation: if node.tracer.is_some() { Propagation::Continue } else { Propagation::Forward },
         received: Shown::received(&node.propagator, &exchange.carried),
-        client: Client { ip: text_of(|out| push_address(out, exchange.client)).into(), identity: exchange.identity.as_deref().map(Into::into) },
+        client: Client {
+            ip: text_of(|out| push_address(out, exchange.client)).into(),
+            identity: exchange.identity.as_deref().map(Into::into),
+        },
         attempt: exchange.attempt,
         injected: exchange.draw().injected,
         upstreams: Vec::<Call<'_, _, ()>>::new(),

@@ -650,7 +650,10 @@ fn meshed(with: [bool; 4]) -> String {
 #[test]
 fn a_hop_without_a_sidecar_is_named_by_the_plain_text_around_it() {
     let run = check(&meshed([true, false, false, true]), &["--count", "3"]);
-    let check = run.fails("traffic.identity", &["service2 is called and calls without mTLS", "Injection is missing at service2", "kubectl get pods -n httpserver"]);
+    let check = run.fails(
+        "traffic.identity",
+        &["service2 is called and calls without mTLS", "Injection is missing at service2", "kubectl get pods -n httpserver"],
+    );
     assert_eq!(check["hop"], "service2");
 }
 
@@ -661,7 +664,10 @@ fn proxies_that_do_not_trace_point_at_the_telemetry_resource() {
         _ => (404, vec![], String::new()),
     });
     let run = check(&meshed([true; 4]), &["--count", "3", "--traces", &format!("http://{empty}"), "--traces-wait", "1s"]);
-    run.fails("traces.arrived", &["Nobody reports spans", "service2", "do not trace", "extensionProviders", "kubectl get telemetry"]);
+    run.fails(
+        "traces.arrived",
+        &["Nobody reports spans", "service2", "do not trace", "extensionProviders", "kubectl get telemetry"],
+    );
     assert_eq!(run.check("traffic.identity")["status"], "pass");
 }
 

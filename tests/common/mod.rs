@@ -26,7 +26,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
 /// How long a condition may take to come true. Generous, because it is only used up when a test fails.
-pub const PATIENCE: Duration = Duration::from_secs(15);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Asks `probe` until it has something, and fails the test with `what` when it never has.
 pub async fn eventually<T, F>(what: &str, mut probe: impl FnMut() -> F) -> T
