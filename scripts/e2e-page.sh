@@ -3,6 +3,7 @@
 #
 #   scripts/e2e-page.sh             run; if something is missing, list it and exit 2
 #   scripts/e2e-page.sh --install   get what is missing first: Debian's chromium, two npm packages into target/e2e/page
+#   scripts/e2e-page.sh --missing   only list what is missing
 #   scripts/e2e-page.sh [--install] NAME   only the tests whose name contains NAME
 #
 # HTTPSERVER names a binary to test; without it the debug build of this tree is made and used. CHROMIUM names a browser.
@@ -12,11 +13,12 @@ cd "$(dirname "$0")/.."
 playwright=1.65.1
 axe=4.14.1
 modules=target/e2e/page
-install=false
-if [ "${1:-}" = --install ]; then
-  install=true
-  shift
-fi
+install=false only_missing=false
+case ${1:-} in
+  -h | --help) sed -n '2,/^set -/{/^#/s/^# \{0,1\}//p}' "$0"; exit 0 ;;
+  --install) install=true; shift ;;
+  --missing) only_missing=true; shift ;;
+esac
 
 chromium() { [ -n "${CHROMIUM:-}" ] && [ -x "$CHROMIUM" ] || command -v chromium >/dev/null; }
 has() { [ -f "$modules/node_modules/$1/package.json" ] && grep -q "\"version\": \"$2\"" "$modules/node_modules/$1/package.json"; }
@@ -38,6 +40,10 @@ fi
 chromium || missing+=("chromium (Debian's package chromium)")
 has playwright-core "$playwright" || missing+=("playwright-core $playwright (npm)")
 has axe-core "$axe" || missing+=("axe-core $axe (npm)")
+if $only_missing; then
+  [ ${#missing[@]} -eq 0 ] || printf '%s\n' "${missing[@]}"
+  exit 0
+fi
 if [ ${#missing[@]} -gt 0 ]; then
   echo "missing, --install gets what can be installed:" >&2
   printf '  %s\n' "${missing[@]}" >&2

@@ -7,6 +7,7 @@
 #   zipkin       a Zipkin server: one whole trace for each request                     scripts/e2e-zipkin.sh
 #   jaeger       a Jaeger 2, by OTLP and in Zipkin's format: the same                  scripts/e2e-jaeger.sh
 #   prometheus   a Prometheus scrapes the hops: histograms, labels, exemplars          scripts/e2e-prometheus.sh
+#   page         the demo's page in a real Chromium, as a person uses it               scripts/e2e-page.sh
 #   envoy        the chain behind a gateway and sidecars: tracers, lanes, restarts     scripts/e2e-envoy.sh
 #
 #   --install    get what is missing: environments, jars and Go tools under target/, system packages by apt.
@@ -19,7 +20,7 @@ set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "$0")/lib.sh"
 
-known=(zipkin jaeger prometheus envoy)
+known=(zipkin jaeger prometheus page envoy)
 install=() parts=()
 for argument; do
   case $argument in
