@@ -673,7 +673,13 @@ fn below(tree: &Tree, above: Option<(&str, &str)>, spans: &[Span], wrong: &mut V
 /// How many spans there are and whose they are.
 fn explain(must: &[Must], spans: &[Span]) -> Finding {
     let count = |role: Role| spans.iter().filter(|span| must.iter().any(|must| must.role == role && must.id == span.id)).count();
-    let (server, calls) = (count(Role::Server), count(Role::Call));
+    let is_apps = |span: &&Span| must.iter().any(|must| must.role != Role::Proxy && must.id == span.id);
+    // A call whose headers the hop lost wrote its id nowhere; but only the app puts a span below its own.
+    let hangs_below_app = |span: &&Span| {
+        span.parent.as_deref().is_some_and(|parent| must.iter().any(|must| must.role == Role::Server && must.id == parent))
+    };
+    let lost = spans.iter().filter(|span| !is_apps(span) && hangs_below_app(span)).count();
+    let (server, calls) = (count(Role::Server), count(Role::Call) + lost);
     let others = spans.len() - server - calls;
     let plural = |n: usize, one: &str| if n == 1 { format!("{n} {one}") } else { format!("{n} {one}s") };
     let mut lines = Vec::new();
@@ -687,7 +693,7 @@ fn explain(must: &[Must], spans: &[Span]) -> Finding {
     }
     if others > 0 {
         let mut by: Vec<(&str, usize)> = Vec::new();
-        for span in spans.iter().filter(|span| !must.iter().any(|must| must.role != Role::Proxy && must.id == span.id)) {
+        for span in spans.iter().filter(|span| !is_apps(span) && !hangs_below_app(span)) {
             match by.iter_mut().find(|(service, _)| *service == span.service) {
                 Some((_, count)) => *count += 1,
                 None => by.push((&span.service, 1)),
