@@ -102,6 +102,7 @@ provide() {
   done
   # The logs of the run before are kept until there is one to follow it.
   rm -rf "$logs" && mkdir -p "$logs"
+  running=yes
 }
 
 # apt_install PACKAGE...: a machine that has never asked for packages has no index yet
@@ -135,9 +136,10 @@ get_jaeger() {
 
 # ---------------------------------------------------------------- starting and stopping
 
+running=no # from here on there are logs worth showing
 started=() # pids, in the order of their start
 
-trap 'clean_up $?' EXIT
+trap clean_up EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
@@ -174,9 +176,9 @@ ready() {
   done
 }
 
-# clean_up STATUS: stops by pid what this script started, last first; shows the logs when the part failed
+# clean_up: at the exit; stops by pid what this script started, last first, and shows the logs when the part failed
 clean_up() {
-  local status=$1 i pid
+  local status=$? i pid
   trap - EXIT INT TERM
   for ((i = ${#started[@]} - 1; i >= 0; i--)); do
     pid=${started[i]}
@@ -186,7 +188,7 @@ clean_up() {
     wait "$pid" 2>/dev/null || :
   done
   wait
-  if [ "$status" -ne 0 ] && [ "$status" -ne 2 ]; then
+  if [ "$status" -ne 0 ] && [ $running = yes ]; then
     for i in "$logs"/*.out "$logs"/*.err; do
       [ -s "$i" ] || continue
       printf '\n== the end of %s\n' "${i#"$top/"}" >&2
@@ -308,7 +310,7 @@ becomes() {
 }
 
 # new_id BYTES: hex digits
-new_id() { python3 -c 'import secrets, sys; print(secrets.token_hex(int(sys.argv[1])))' "$1"; }
+new_id() { od -A n -N "$1" -t x1 /dev/urandom | tr -d ' \n'; }
 
 # send NAME [HEADER...]: one curl through the front; the reply tree is in $logs/NAME.json then
 send() {
