@@ -228,20 +228,19 @@ provider() { grep -qE "name: $1\$" <<<"$mesh"; }
 stale_trace=$(openssl rand -hex 16) stale_span=$(openssl rand -hex 8)
 stale=(-H "traceparent: 00-$stale_trace-$stale_span-01")
 
-# speaks CONDITION: what the hops receive is so six times in a row: every proxy has its new tracer
+# speaks CONDITION: what the hops receive is so 16 times in a row: with two pods of each hop, every proxy has its new tracer
 speaks() {
-  for _ in 1 2 3 4 5 6; do
+  for _ in $(seq 16); do
     json service1.cncamp.io /hello/service1 | py "$1" | grep -qx True || return 1
   done
 }
 proxies_speak() { # PROVIDER
-  # at the first hop and at the last
-  local w3c='all("traceparent" in hops(r)[i]["received"] for i in (0, -1))' b3='all("x-b3-traceid" in hops(r)[i]["received"] for i in (0, -1))'
+  local w3c='all("traceparent" in h["received"] for h in hops(r))' b3='all("x-b3-traceid" in h["received"] for h in hops(r))'
   local no_w3c='not any("traceparent" in h["received"] for h in hops(r))' no_b3='not any("x-b3-traceid" in h["received"] for h in hops(r))'
   case $1 in
-    jaeger) eventually 60 "W3C alone" speaks "$w3c and $no_b3" ;;
-    zipkin) eventually 60 "W3C and B3" speaks "$w3c and $b3" ;;
-    zipkin-b3) eventually 60 "B3 alone" speaks "$b3 and $no_w3c" ;;
+    jaeger) eventually 120 "W3C alone" speaks "$w3c and $no_b3" ;;
+    zipkin) eventually 120 "W3C and B3" speaks "$w3c and $b3" ;;
+    zipkin-b3) eventually 120 "B3 alone" speaks "$b3 and $no_w3c" ;;
   esac
 }
 tracer() { # PROVIDER: switch the proxies to it
