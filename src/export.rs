@@ -28,7 +28,7 @@ use crate::trace::{Batch, Span, SpanKind, SpanQueue, Value, chunks};
 const CHUNK: usize = 512;
 /// How long one request to the collector may take, unless OTLP's own variable says otherwise.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// How much of a collector's answer is read, in bytes; nothing in it is needed.
+/// How much of a collector's answer is read.
 const MAX_ANSWER: usize = 64 << 10;
 /// The first pause before a retry; each further one is twice as long, up to [`MAX_BACKOFF`], with a fifth of jitter.
 const MIN_BACKOFF: Duration = Duration::from_millis(250);
@@ -259,21 +259,27 @@ impl Sink {
             Self::Zipkin { client, endpoint, resource } => {
                 let body = zipkin_json(resource, batch, spans);
                 let request = client.post(endpoint).header(http::header::CONTENT_TYPE, "application/json").body(body);
-                let mut answer =
+                let answer =
                     request.send().await.map_err(|error| Failure { retry: true, reason: crate::error::causes(&error) })?;
                 let status = answer.status();
-                // Reading the answer to its end gives the connection back to the pool; one without an end is not worth it.
-                let mut read = 0;
-                while let Ok(Some(chunk)) = answer.chunk().await
-                    && read < MAX_ANSWER
-                {
-                    read += chunk.len();
-                }
+                thrown_away(answer).await;
                 if status.is_success() {
                     return Ok(());
                 }
                 Err(Failure { retry: may_change(status.as_u16()), reason: format!("{endpoint} answered {status}") })
             }
+        }
+    }
+}
+
+/// Reads what follows an answer's head and keeps nothing of it. Reading it to its end gives the connection back to the pool;
+/// one that goes on and on is closed (the OTLP library has the same limit of its own).
+async fn thrown_away(mut answer: reqwest::Response) {
+    let mut length = 0;
+    while let Ok(Some(piece)) = answer.chunk().await {
+        length += piece.len();
+        if length > MAX_ANSWER {
+            return;
         }
     }
 }
