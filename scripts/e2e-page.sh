@@ -50,6 +50,9 @@ if [ ${#missing[@]} -gt 0 ]; then
   exit 2
 fi
 
+# For scripts/screenshots.sh, which needs the same things.
+if [ "${1:-}" = --only-look ]; then exit 0; fi
+
 if [ -z "${HTTPSERVER:-}" ]; then
   cargo build --quiet
   HTTPSERVER=${CARGO_TARGET_DIR:-target}/debug/httpserver

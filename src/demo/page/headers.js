@@ -151,7 +151,7 @@ export function headers(exchange) {
         reply.injected && h('p', { class: 'bad' }, struck(reply)));
     } else made = h('p', { class: 'made bad' }, `No reply from ${plain(call.to)}: ${plain(call.error ?? `answered ${call.status}`)}.`);
     return h('section', { class: 'edge', 'aria-label': `${call.from} to ${call.to}` },
-      h('h4', null, who(call.from), h('span', { 'aria-hidden': 'true' }, ' → '), h('span', { class: 'sr' }, ' to '), who(call.to)), h('ul', null, cells), made);
+      h('h3', null, who(call.from), h('span', { 'aria-hidden': 'true' }, ' → '), h('span', { class: 'sr' }, ' to '), who(call.to)), h('ul', null, cells), made);
   });
   const grid = h('div', { class: 'calls', tabindex: '0', role: 'region', 'aria-label': 'Headers of each call, side by side' }, columns);
   grid.style.setProperty('--n', list.length);

@@ -31,6 +31,8 @@ function connect() {
     config = data;
     chain(data);
     sending.target(data.hops[0].address, data.watching_only);
+    // Shown once it has its place below the chain, whose height nobody knew before.
+    $('columns').classList.add('on');
     if (first) route();
   });
   on('passed', lights);

@@ -24,7 +24,7 @@ export function waterfall(root, trace, kept) {
   const button = (text, label, act) => h('button', { type: 'button', class: 'small', title: label, 'aria-label': label, onclick: act }, text);
   const tools = h('div', { class: 'tools', role: 'group', 'aria-label': 'Zoom' },
     button('+', 'Zoom in', () => zoomBy(0.5)), button('−', 'Zoom out', () => zoomBy(2)),
-    button('Span', 'Zoom to the chosen span', () => zoomTo(selected)), button('All', 'Show the whole trace', () => zoom(0, whole)));
+    button('Span', 'Zoom to the chosen span', () => zoomTo(selected)), button('All', 'All: show the whole trace', () => zoom(0, whole)));
   const legend = h('p', { class: 'legend' },
     trace.services.slice(0, 12).map((name) => h('span', null, h('span', { class: 'dot', 'data-c': colour(name) }), plain(name, 40))),
     h('span', null, h('span', { class: 'swatch crit' }), 'critical path: what the request waited for'),
@@ -63,11 +63,11 @@ export function waterfall(root, trace, kept) {
     const label = [plain(row.service || 'unnamed', 60), what, kind, row.start == null ? 'without a time' : `${time(row.duration)}, begins at ${time(row.start)}`,
       row.error && 'failed', row.critical.length && 'on the critical path', odd(row) && 'its parent is missing'].filter(Boolean).join(', ');
     const fold = h('span', { class: row.children.length ? 'fold' : 'fold none', onclick: (event) => { if (row.children.length) { event.stopPropagation(); choose(i); toggle(i); } } }, row.children.length ? (folded ? '▸' : '▾') : '');
-    const name = h('span', { class: 'name' }, fold, h('span', { class: 'dot', 'data-c': colour(row.service) }),
+    const name = h('span', { class: 'name', 'aria-hidden': 'true' }, fold, h('span', { class: 'dot', 'data-c': colour(row.service) }),
       (row.error || odd(row)) && h('span', { class: 'mark', title: row.error ? 'failed' : 'its parent is missing' }, row.error ? '!' : '?'),
       h('b', null, plain(row.service || 'unnamed', 60)), h('span', { class: 'what' }, ` ${what} · ${kind}`), folded && h('span', { class: 'more' }, ` +${row.size - 1}`));
     name.style.paddingLeft = `${Math.min(row.depth, DEEPEST) * 10 + 4}px`;
-    const lane = h('span', { class: 'lane' });
+    const lane = h('span', { class: 'lane', 'aria-hidden': 'true' });
     if (row.start != null) {
       const end = row.start + row.duration;
       lane.append(box(h('span', { class: `span ${row.span.kind === 'CLIENT' ? 'client' : ''} ${row.error ? 'err' : ''}`, 'data-c': colour(row.service) }), row.start, end));
@@ -81,10 +81,10 @@ export function waterfall(root, trace, kept) {
       if (right >= 0 && left <= 100) lane.append(took);
     }
     return h('div', {
-      class: `row ${i === selected ? 'on' : ''}`, id: `span-${i}`, role: 'treeitem', 'aria-label': label, 'aria-level': row.depth + 1,
+      class: `row ${i === selected ? 'on' : ''}`, id: `span-${i}`, role: 'treeitem', 'aria-level': row.depth + 1,
       'aria-selected': String(i === selected), 'aria-expanded': row.children.length ? String(!folded) : null,
       'aria-setsize': seen.length, onclick: () => choose(i),
-    }, name, lane);
+    }, h('span', { class: 'sr' }, label), name, lane);
   }
 
   function draw(again) {
