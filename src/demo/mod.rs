@@ -343,7 +343,11 @@ impl Screen {
         for trace in &traces {
             self.print(&format!("{}\n", render(trace, &self.style)));
         }
-        self.print(&format!("{}\n", verdict.render(&self.style)));
+        self.print(&verdict.render(&self.style));
+        for seam in seams(&reply) {
+            self.print(&format!("  - {seam}\n"));
+        }
+        self.print("\n");
         verdict.complete()
     }
 
@@ -403,6 +407,28 @@ impl Screen {
             }
         }
     }
+}
+
+/// Where the trace broke: a sentence for each call whose two ends are in different traces.
+fn seams(reply: &Tree) -> Vec<String> {
+    const CONTEXTS: [&str; 3] = ["traceparent", "b3", "x-b3-traceid"];
+    let mut found = Vec::new();
+    for call in &reply.upstreams {
+        let Some(Nested(below)) = &call.reply else { continue };
+        if below.trace_id != reply.trace_id {
+            let (caller, callee) = (&reply.service, &below.service);
+            let sent: Vec<_> = CONTEXTS.into_iter().filter(|name| !call.sent.get(name).is_empty()).collect();
+            found.push(if sent.is_empty() {
+                format!("It broke between {caller} and {callee}: {caller} sent none of {}.", CONTEXTS.join(", "))
+            } else if sent.iter().all(|name| below.received.get(name).is_empty()) {
+                format!("It broke between {caller} and {callee}: {caller} sent {}, {callee} never got it.", sent.join(", "))
+            } else {
+                format!("It broke at {callee}: it received {} and did not continue that trace.", sent.join(", "))
+            });
+        }
+        found.extend(seams(below));
+    }
+    found
 }
 
 /// Every trace id in a reply: one when all hops continued one trace.
