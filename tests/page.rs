@@ -137,7 +137,6 @@ fn the_page_is_small_and_comes_under_a_policy_that_lets_nothing_else_in() {
              base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'",
             "x-content-type-options: nosniff",
             "referrer-policy: no-referrer",
-            "cross-origin-opener-policy: same-origin",
             "cross-origin-resource-policy: same-origin",
         ] {
             assert!(head.contains(line), "{path} lacks {line}:\n{head}");
@@ -316,8 +315,8 @@ fn a_hops_faults_change_while_it_runs_and_everybody_who_watches_is_told() {
     assert_eq!(exchange["status"], 502);
     let second = &exchange["reply"]["upstreams"][0];
     assert_eq!((&second["status"], &second["reply"]["injected"]["abort_status"]), (&json!(503), &json!(503)));
-    let ticked = events.until("ticked", |hops| hops[1]["errors"].as_f64() > Some(0.0));
-    assert!(ticked[0]["errors"].as_f64() > Some(0.0), "{ticked}");
+    // The caller fails with it. The two may be counted in different seconds.
+    events.until("ticked", |hops| (0..2).all(|hop| hops[hop]["errors"].as_f64() > Some(0.0)));
     assert_eq!(demo.order(&json!({"plan": {"hop": 2, "plan": {"latency_ms": [0, 0], "faults": []}}})).0, 200);
     let (_, exchange) = demo.order(&json!({"send": {"headers": []}}));
     assert_eq!(exchange["status"], 200);

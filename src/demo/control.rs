@@ -16,7 +16,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use http_body_util::{BodyExt as _, Limited};
 use serde::Deserialize;
 
-use super::panel::{Panel, PlanForm};
+use super::panel::{Panel, PlanForm, Sender};
 use crate::propagation::carried_names;
 
 /// The largest order.
@@ -142,7 +142,7 @@ async fn follow(panel: &Panel, order: Order) -> Result<Response, String> {
     };
     match order {
         Order::Send { headers } => {
-            let (_, answer) = panel.send(header_map(headers)?).await;
+            let (_, answer) = panel.send(Sender::Page, header_map(headers)?).await;
             Ok(json(answer))
         }
         Order::Plan { hop, plan } => {

@@ -41,7 +41,7 @@ use crate::server::{self, Entrance, InUse};
 use crate::upstream::Target;
 use control::{Access, Peer};
 use live::Gauge;
-use panel::{Links, Panel, Seat};
+use panel::{Links, Panel, Seat, Sender};
 use store::Store;
 use waterfall::{Expectation, Style, Trace, Verdict, render, render_rows};
 
@@ -316,7 +316,7 @@ impl Screen {
 
     /// Sends one request and draws what it left behind.
     async fn first_trace(&self, quiet: bool) -> bool {
-        let (exchange, _) = self.panel.send(http::HeaderMap::new()).await;
+        let (exchange, _) = self.panel.send(Sender::Demo, http::HeaderMap::new()).await;
         let url = exchange.url;
         let Some(reply) = exchange.reply else {
             self.print(&format!("{url}: {}\n", exchange.error.unwrap_or_default()));

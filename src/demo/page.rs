@@ -80,7 +80,6 @@ pub(crate) fn router(panel: Arc<Panel>, access: Access, stopped: watch::Receiver
         .layer(set(header::CONTENT_SECURITY_POLICY, POLICY))
         .layer(set(header::X_CONTENT_TYPE_OPTIONS, "nosniff"))
         .layer(set(header::REFERRER_POLICY, "no-referrer"))
-        .layer(set(HeaderName::from_static("cross-origin-opener-policy"), "same-origin"))
         .layer(set(HeaderName::from_static("cross-origin-resource-policy"), "same-origin"))
         // Another version of the demo may be at the same address a minute later.
         .layer(set(header::CACHE_CONTROL, "no-cache"))

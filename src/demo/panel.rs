@@ -171,9 +171,20 @@ impl PlanForm {
     }
 }
 
+/// Who had a request sent.
+#[derive(Debug, Clone, Copy, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Sender {
+    /// The demo, its first one.
+    Demo,
+    /// Somebody at the page.
+    Page,
+}
+
 /// One request of the demo's own, as it was sent and as it was answered.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Exchange {
+    sender: Sender,
     pub(crate) url: String,
     /// The headers that were sent, beside those that every client sends.
     sent: Vec<(String, String)>,
@@ -334,13 +345,13 @@ impl Panel {
     }
 
     /// Sends a request to the first hop and remembers what came of it.
-    pub(crate) async fn send(&self, headers: HeaderMap) -> (Exchange, Bytes) {
+    pub(crate) async fn send(&self, sender: Sender, headers: HeaderMap) -> (Exchange, Bytes) {
         let url = format!("http://{}/service1", reachable(self.seats[0].addr));
         let text = |value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
         let sent = headers.iter().map(|(name, value): (&HeaderName, _)| (name.as_str().to_owned(), text(value))).collect();
         let begun = Instant::now();
         let request = self.client.get(&url).headers(headers).header(header::ACCEPT, "application/json");
-        let mut exchange = Exchange { url, sent, status: None, duration_ms: 0.0, error: None, reply: None };
+        let mut exchange = Exchange { sender, url, sent, status: None, duration_ms: 0.0, error: None, reply: None };
         match request.send().await {
             Ok(answer) => {
                 exchange.status = Some(answer.status().as_u16());

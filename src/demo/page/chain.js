@@ -6,6 +6,8 @@ const STOPS = [0, 1, 2, 5, 10, 20, 30, 40, 50, 60, 80, 100, 150, 200, 300, 400, 
 let cards = [];
 let shape = '';
 let passed = [];
+/** When the next hop may light up. */
+let free = 0;
 
 /** Draws the chain, or brings it up to date when it is the same one. */
 export function chain(data) {
@@ -39,12 +41,14 @@ export function ticked(hops) {
 
 /** Lights up the hops that requests have reached since last time. */
 export function lights(hops) {
-  let delay = 0;
+  const clock = performance.now();
   hops.forEach((now, i) => {
     const before = passed[i];
     if (before && cards[i] && (now.began > before.began || now.failed > before.failed)) {
-      cards[i].light(now.failed > before.failed, delay);
-      delay += 60;
+      // One after the other, so that the eye can follow; under load they catch up rather than queue.
+      const at = Math.max(clock, Math.min(free, clock + 400));
+      free = at + 80;
+      cards[i].light(now.failed > before.failed, at - clock);
     }
   });
   passed = hops;

@@ -41,7 +41,7 @@ const spanIds = (headers) => [part(headers, 'traceparent', 2), part(headers, 'b3
 function calls(exchange) {
   const list = [];
   const root = exchange.reply;
-  list.push({ from: 'you', to: root?.service ?? 'service1', headers: root?.received ?? group(exchange.sent), reply: root, error: exchange.error, before: null });
+  list.push({ from: exchange.sender === 'demo' ? 'the demo' : 'you', to: root?.service ?? 'service1', headers: root?.received ?? group(exchange.sent), reply: root, error: exchange.error, before: null });
   const stack = [list[0]];
   while (stack.length) {
     const call = stack.shift();
@@ -89,9 +89,10 @@ function sentence(name, what, call) {
   const trace = (headers) => (name === 'b3' ? part(headers, 'b3', 0) : name === 'traceparent' ? part(headers, 'traceparent', 1) : headers[name]?.[0]);
   if (what === 'absent') return '';
   if (what === 'sent') {
-    if (name === 'traceparent' || name === 'b3') return 'You sent it: a trace id, and the id of your own span.';
-    if (name === 'x-b3-sampled') return call.headers[name][0] === '0' ? 'You said: do not record this one.' : 'You said: record this one.';
-    return 'You sent it.';
+    const You = from === 'you' ? 'You' : 'The demo', your = from === 'you' ? 'your' : 'its';
+    if (name === 'traceparent' || name === 'b3') return `${You} sent it: a trace id, and the id of ${your} own span.`;
+    if (name === 'x-b3-sampled') return call.headers[name][0] === '0' ? `${You} said: do not record this one.` : `${You} said: record this one.`;
+    return `${You} sent it.`;
   }
   const began = before.reply && !traceIds(before.headers).length;
   const others = what === 'lost' && traceIds(call.headers).length > 0;
@@ -175,7 +176,7 @@ function struck(reply) {
 }
 
 function who(name) {
-  return name === 'you' ? 'You' : [h('span', { class: 'dot', 'data-c': colour(name) }), ` ${plain(name, 40)}`];
+  return name === 'you' ? 'You' : name === 'the demo' ? 'The demo' : [h('span', { class: 'dot', 'data-c': colour(name) }), ` ${plain(name, 40)}`];
 }
 
 /** What spans alone prove about the headers of a request that somebody else sent. */
@@ -213,7 +214,7 @@ function told(exchange) {
   if (root.propagation === 'forward') return null;
   steps.push(traceIds(sent).includes(root.trace_id) || traceIds(sent).some((id) => root.trace_id.endsWith(id))
     ? ['You made up the trace id ', pill(root.trace_id, ids), ' and sent it along. ', bold(root.service), ' kept it.']
-    : ['You sent no trace id, so ', bold(root.service), ' made one: ', pill(root.trace_id, ids), '.']);
+    : [exchange.sender === 'demo' ? 'The demo sent this first request without a trace id, so ' : 'You sent no trace id, so ', bold(root.service), ' made one: ', pill(root.trace_id, ids), '.']);
   const hit = (reply) => reply?.injected && steps.push({ bad: true, text: struck(reply) });
   hit(root);
   const all = calls(exchange).slice(1);

@@ -90,6 +90,8 @@ function tell(error) {
 /** Where requests go, and whether this page may send any. */
 export function target(address, watchingOnly) {
   mayOrder = !watchingOnly;
+  // From another machine, the demo's own loopback address is somebody else's.
+  if (!/^(localhost|127\.|\[::1\])/.test(location.hostname) && address.startsWith('127.')) address = address.replace(/^[^:]+/, location.hostname);
   for (const id of ['one', 'ten', 'hundred', 'keep']) $(id).disabled = !mayOrder;
   if (front !== address) {
     front = address;

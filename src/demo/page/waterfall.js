@@ -116,7 +116,7 @@ export function waterfall(root, trace, kept) {
     for (let at = Math.ceil(from / step) * step; at <= to && marks.length < 40; at += step) {
       const mark = h('span', { class: 'tick' }, h('span', null, at === 0 ? '0' : tick(at, step)));
       mark.style.left = `${percent(at)}%`;
-      if (percent(at) > 92) mark.classList.add('last');
+      if ((to - at) / (to - from) * room < 70) mark.classList.add('last');
       marks.push(mark);
     }
     fill(scale, marks);
