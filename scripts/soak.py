@@ -21,6 +21,8 @@ import time
 import urllib.request
 
 HOPS, COPIES = 3, 2
+# What must not outlive this process beside the hops.
+running = []
 
 
 def free_port():
@@ -62,10 +64,11 @@ class Sink(http.server.ThreadingHTTPServer):
 class Hop:
     """One copy of one hop. It keeps its port over restarts."""
 
-    def __init__(self, number, copy, upstream, sink, folder):
+    def __init__(self, number, copy, upstream, sink, folder, drain_delay):
         self.number, self.copy, self.port, self.log = number, copy, free_port(), f"{folder}/service{number}-{copy}.log"
         self.command = [os.environ["HTTPSERVER"], "serve", "--addr", f"127.0.0.1:{self.port}", "--name", f"service{number}"]
-        self.command += ["--upstream-timeout", f"{10 - 2 * number}s", "--drain-delay", "2s"]
+        self.command += ["--upstream-timeout", f"{20 - 2 * number}s"]
+        self.command += ["--drain-delay", drain_delay]
         if upstream:
             self.command += ["--upstream", f"http://127.0.0.1:{upstream}/service{number + 1}"]
         self.env = {
@@ -116,11 +119,15 @@ def envoy_config(hops, fronts, admin):
         return {
             "name": f"service{number}",
             "type": "STATIC",
-            "connect_timeout": "2s",
+            "connect_timeout": "5s",
+            # One copy of two is what a rollout leaves: that is no panic, in which Envoy would send to copies that are not ready.
+            "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
             "health_checks": [
                 {
-                    "timeout": "2s",
+                    # The kubelet's patience with a probe, and the speed at which a Terminating pod leaves its Service.
+                    "timeout": "10s",
                     "interval": "0.5s",
+                    "no_traffic_interval": "0.5s",
                     "unhealthy_threshold": 1,
                     "healthy_threshold": 1,
                     "http_health_check": {"path": "/readyz"},
@@ -131,12 +138,27 @@ def envoy_config(hops, fronts, admin):
 
     def listener(number, port):
         router = {"@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"}
+        only_errors = {
+            "status_code_filter": {
+                "comparison": {"op": "GE", "value": {"default_value": 500, "runtime_key": "soak"}},
+            }
+        }
+        errors = {
+            "@type": "type.googleapis.com/envoy.extensions.access_loggers.stream.v3.StdoutAccessLog",
+            "log_format": {
+                "text_format_source": {
+                    "inline_string": f"service{number} %START_TIME% %RESPONSE_CODE% %RESPONSE_FLAGS% %RESPONSE_CODE_DETAILS% "
+                    "%UPSTREAM_HOST% %UPSTREAM_TRANSPORT_FAILURE_REASON% %DURATION%ms\n"
+                }
+            },
+        }
         # No retries: a request that a restart loses must show.
         route = {"match": {"prefix": "/"}, "route": {"cluster": f"service{number}", "timeout": "0s"}}
         manager = {
             "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
             "stat_prefix": f"service{number}",
             "generate_request_id": True,
+            "access_log": [{"name": "envoy.access_loggers.stdout", "filter": only_errors, "typed_config": errors}],
             "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [route]}]},
             "http_filters": [{"name": "envoy.filters.http.router", "typed_config": router}],
         }
@@ -168,21 +190,22 @@ def main():
     parser.add_argument("--every", type=float, default=60)
     parser.add_argument("--rate", type=float)
     parser.add_argument("--rounds", type=int)
+    parser.add_argument("--drain-delay", default="5s")
     args = parser.parse_args()
     folder = tempfile.mkdtemp(prefix="soak-")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("soak: stopped"))
     sink, hops = Sink(), []
     fronts = {number: free_port() for number in range(1, HOPS + 1)}
-    envoy = None
     try:
         for number in range(HOPS, 0, -1):
             for copy in range(COPIES):
-                hops.append(Hop(number, copy, fronts.get(number + 1), sink, folder))
+                hops.append(Hop(number, copy, fronts.get(number + 1), sink, folder, args.drain_delay))
         admin = free_port()
         with open(f"{folder}/envoy.json", "w") as config:
             json.dump(envoy_config(hops, fronts, admin), config)
         with open(f"{folder}/envoy.log", "w") as log:
             command = [os.environ["ENVOY"], "-c", f"{folder}/envoy.json", "--concurrency", "1", "--use-dynamic-base-id", "-l", "warn"]
-            envoy = subprocess.Popen(command, stdout=log, stderr=log)
+            running.append(subprocess.Popen(command, stdout=log, stderr=log))
         for attempt in range(300):
             try:
                 clusters = urllib.request.urlopen(f"http://127.0.0.1:{admin}/clusters", timeout=5).read().decode()
@@ -200,7 +223,7 @@ def main():
             print(f"the chain takes {capacity:.0f} requests a second here, so the load is {rate:.0f}", flush=True)
         sys.exit(soak(args, rate, fronts[1], hops, sink, folder))
     finally:
-        for process in [hop.process for hop in hops] + ([envoy] if envoy else []):
+        for process in [hop.process for hop in hops] + running:
             if process.poll() is None:
                 process.kill()
 
@@ -211,15 +234,16 @@ def soak(args, rate, front, hops, sink, folder):
     seconds = args.minutes * 60
     if args.rounds:
         # A restart takes the drain delay, the drain and the start; what is left over is plain load.
-        seconds = args.rounds * len(hops) * 5 + 10
+        seconds = args.rounds * len(hops) * 8 + 10
     loading = load(front, rate, seconds)
+    running.append(loading)
     begun, restarts = time.monotonic(), 0
     while True:
         now = time.monotonic() - begun
         if args.rounds:
             if restarts == args.rounds * len(hops) or loading.poll() is not None:
                 break
-        elif now >= seconds - 15:
+        elif now >= seconds - 30:
             break
         due = 1 + restarts * (0 if args.rounds else args.every)
         if now >= due:

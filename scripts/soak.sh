@@ -2,11 +2,12 @@
 # Constant load on the chain behind a real Envoy while its hops are restarted: no request may fail, no span may be lost, memory
 # must stay flat. On loopback; every hop runs twice, as a Deployment would.
 #
-#   scripts/soak.sh [--minutes N] [--every SECONDS] [--rate N] [--rounds N]
+#   scripts/soak.sh [--minutes N] [--every SECONDS] [--rate N] [--rounds N] [--drain-delay D]
 #
 #   --minutes N       how long (default 30)
 #   --every SECONDS   a restart this often, of one hop after the other (default 60)
 #   --rate N          requests a second; default: half of what the chain takes, measured first
+#   --drain-delay D   of the hops (default 5s, the hop's own); on a machine so busy that Envoy's probes come late it must be longer
 #   --rounds N        instead of --minutes: restart every hop N times, one after the other (a rollout: --rounds 20)
 #
 #   HTTPSERVER        the binary to test; default: target/release/httpserver
