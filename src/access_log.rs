@@ -37,7 +37,7 @@ pub(crate) struct Entry<'a> {
     pub(crate) request_id: &'a [u8],
     pub(crate) trace: Option<&'a Context>,
     pub(crate) lane: &'a str,
-    /// The first failing upstream's status, else the last one's; `None` when none was called or none answered.
+    /// The first failing upstream's status, else the last one's; `None` when none was called or that one did not answer.
     pub(crate) upstream_status: Option<u16>,
 }
 

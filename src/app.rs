@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use axum::Router;
 use axum::response::IntoResponse as _;
+use bytes::Bytes;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use tokio::net::TcpListener;
@@ -16,9 +17,11 @@ use tower_service::Service as _;
 
 use crate::access_log::AccessLog;
 use crate::config::{Config, Listen};
+use crate::connection;
 use crate::error::Error;
 use crate::export::{Exporter, Pipeline};
 use crate::fault::Faults;
+use crate::ids;
 use crate::lifecycle::{DrainOptions, Phase, Stop};
 use crate::limits::{self, Permit};
 use crate::lines::LineWriter;
@@ -29,6 +32,7 @@ use crate::route::Route;
 use crate::routes;
 use crate::server::{self, ConnectionOptions, InUse};
 use crate::state::Node;
+use crate::tls::{ServerTls, hop_client_config};
 use crate::trace::{SpanQueue, Tracer};
 use crate::upstream::Upstreams;
 
@@ -40,6 +44,7 @@ pub struct App {
     node: Arc<Node>,
     pipeline: Option<Pipeline>,
     connections: ConnectionOptions,
+    tls: Option<ServerTls>,
     drain: DrainOptions,
 }
 
@@ -110,14 +115,21 @@ impl App {
             metrics,
             access_log: config.access_log.map(|format| AccessLog { lines: output.stdout.clone(), format }),
             faults: Faults::new(config.faults),
-            upstreams: Upstreams::new(config.upstreams, config.fan_out, config.upstream_timeout, &identity.version),
+            upstreams: Upstreams::new(
+                config.upstreams,
+                config.fan_out,
+                config.upstream_timeout,
+                &identity.version,
+                hop_client_config(config.upstream_roots, config.tls.clone()),
+            ),
             max_hops: config.max_hops,
             max_concurrency: config.max_concurrency,
             in_flight: 0.into(),
             phase: Phase::default(),
             identity,
         };
-        Ok(Self { listener, addr, node: Arc::new(node), pipeline, connections: config.connections, drain: config.drain })
+        let Config { connections, tls, drain, .. } = config;
+        Ok(Self { listener, addr, node: Arc::new(node), pipeline, connections, tls, drain })
     }
 
     /// The address that was taken.
@@ -132,7 +144,7 @@ impl App {
 
     /// Serves until `shutdown` resolves; then drains, flushes and returns.
     pub async fn run(self, shutdown: impl Future<Output = Stop>) -> Ended {
-        let Self { listener, node, pipeline, connections, drain, addr } = self;
+        let Self { listener, node, pipeline, connections, tls, drain, addr } = self;
         let hop = Hop { router: routes::router(node.clone()), node: node.clone() };
         node.phase.set_ready();
         tracing::info!(
@@ -140,8 +152,10 @@ impl App {
             name = node.identity.name,
             version = node.identity.version,
             lane = node.identity.lane,
+            tls = tls.is_some(),
             "serving"
         );
+        let following = tls.clone().map(|tls| tokio::spawn(tls.follow()));
         let phase = &node.phase;
         let stop = async {
             let stop = shutdown.await;
@@ -154,7 +168,11 @@ impl App {
             }
             tracing::info!(timeout = ?drain.timeout, "draining: no longer accepting, finishing what is in flight");
         };
-        let requests_cut = server::serve(listener, connections, hop, stop, drain.timeout).await;
+        let entrance = server::Entrance { listener, options: connections, tls, phase: phase.clone() };
+        let requests_cut = server::serve(entrance, hop, stop, drain.timeout).await;
+        if let Some(following) = following {
+            following.abort();
+        }
         if requests_cut > 0 {
             tracing::warn!(requests = requests_cut, "requests were cut off at the drain timeout");
         }
@@ -206,20 +224,44 @@ impl server::Handler for Hop {
     /// The onion, outermost first.
     async fn handle(&self, in_use: InUse, peer: IpAddr, request: Request<Incoming>) -> Response<ObservedBody> {
         // Measuring is outside everything: what is shed, times out or panics is counted and logged too.
+        let anonymous = in_use.is_anonymous();
         let exchange = Exchange::begin(&self.node, in_use, peer, &request);
-        let response = match self.admitted(&exchange, request).await {
+        let response = match self.admitted(&exchange, anonymous, request).await {
             Ok(response) => response,
             Err(error) => error.into_response(),
         };
         exchange.answer(response)
     }
+
+    fn malformed(&self, error: Error) -> Bytes {
+        // There is no request to log, but whoever counts errors finds it.
+        let route = (Route::Unmatched as usize, "unmatched");
+        let status = error.parts().0.as_u16();
+        self.node.metrics.request(&http::Method::GET, route, status, std::time::Duration::ZERO, None);
+        let text = |value: &http::HeaderValue| value.to_str().unwrap_or_default().to_owned();
+        let (version, id) = (text(&self.node.version_header), text(&ids::request_id()));
+        server::refusal(error, &format!("version: {version}\r\nx-request-id: {id}\r\n"))
+    }
 }
 
 impl Hop {
-    async fn admitted(&self, exchange: &Arc<Exchange>, request: Request<Incoming>) -> Result<axum::response::Response, Error> {
-        // hyper looks at its limit only when it has to read again: a larger head that came at once passes it.
-        if exchange.head_bytes > server::MAX_HEAD {
+    async fn admitted(
+        &self,
+        exchange: &Arc<Exchange>,
+        anonymous: bool,
+        request: Request<Incoming>,
+    ) -> Result<axum::response::Response, Error> {
+        // hyper looks at its limit only when it has to read again: a larger head that came at once passes it. HTTP/2 does not
+        // count fields.
+        if exchange.head_bytes > connection::MAX_HEAD || request.headers().len() > connection::MAX_FIELDS {
             return Err(Error::HeadTooLarge);
+        }
+        if exchange.is_ambiguous {
+            return Err(Error::BadRequest);
+        }
+        // A kubelet that probes has no certificate; everybody else needs one where one is wanted.
+        if anonymous && !matches!(exchange.route, Route::Healthz | Route::Readyz) {
+            return Err(Error::CertificateRequired);
         }
         // Overload is answered at once, before anything is waited for.
         let _permit = Permit::acquire(&self.node, exchange.route)?;

@@ -2,12 +2,12 @@
 
 use std::ffi::OsString;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tracing_subscriber::EnvFilter;
 
 use crate::app::{App, Output};
-use crate::config::{Command, Config, DemoArgs, HealthArgs, ServeArgs, Usage, Verbosity, parse};
+use crate::config::{Command, Config, DemoArgs, HealthArgs, ServeArgs, Usage, Verbosity, check_environment, parse};
 use crate::demo::{Demo, Unbound};
 use crate::lifecycle::{Signals, Stop};
 
@@ -49,6 +49,9 @@ fn wrong(line: &str) -> ExitCode {
 
 async fn serve(args: ServeArgs) -> ExitCode {
     let verbosity = args.verbosity;
+    if let Err(line) = check_environment() {
+        return wrong(&line);
+    }
     let config = match Config::from_args(args, &|name| std::env::var(name).ok()) {
         Ok(config) => config,
         Err(line) => return wrong(&line),
@@ -85,11 +88,7 @@ async fn until_second_signal<R: Future>(signals: &mut Signals, run: impl FnOnce(
     let run = run(Box::pin(async move { stopped.await.unwrap_or(Stop::Now) }));
     let second = async {
         let _ = stop.send(signals.next().await);
-        // timeout(1) and some shells signal a process and then its group: that is one wish, not two.
-        let first = Instant::now();
-        while first.elapsed() < Duration::from_millis(50) {
-            signals.next().await;
-        }
+        signals.next().await;
     };
     tokio::select! {
         ended = run => Some(ended),
@@ -161,6 +160,14 @@ fn diagnostics(verbosity: Verbosity, output: &Output) -> Result<(), String> {
     Ok(())
 }
 
+/// Whether a URL's host is this one, by an address or by `localhost`.
+fn is_loopback(url: &str) -> bool {
+    let uri = url.parse::<http::Uri>().ok();
+    let host = uri.as_ref().and_then(http::Uri::host).unwrap_or_default();
+    let address = host.trim_start_matches('[').trim_end_matches(']').parse::<std::net::IpAddr>();
+    address.map_or(host == "localhost", |address| address.is_loopback())
+}
+
 async fn health(args: HealthArgs) -> ExitCode {
     let url = args.url.unwrap_or_else(|| {
         let host = match args.addr.host {
@@ -168,11 +175,15 @@ async fn health(args: HealthArgs) -> ExitCode {
             Some(host) if host.is_ipv6() => std::net::Ipv6Addr::LOCALHOST.into(),
             _ => std::net::Ipv4Addr::LOCALHOST.into(),
         };
-        format!("http://{}/healthz", std::net::SocketAddr::new(host, args.addr.port))
+        let scheme = if args.tls_cert.is_some() { "https" } else { "http" };
+        format!("{scheme}://{}/healthz", std::net::SocketAddr::new(host, args.addr.port))
     });
+    // On loopback it is this very hop, and its certificate names the service, not 127.0.0.1.
+    let tls = if is_loopback(&url) { crate::tls::unverified_client_config() } else { crate::tls::client_config() };
     let client = reqwest::Client::builder()
         .no_proxy()
-        .tls_backend_preconfigured(crate::tls::client_config())
+        .redirect(reqwest::redirect::Policy::none())
+        .tls_backend_preconfigured(tls)
         .timeout(Duration::from_secs(3))
         .build();
     let answer = match client {

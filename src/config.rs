@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -18,8 +19,9 @@ use crate::propagation::{Propagators, carried_names};
 use crate::route::service_number;
 use crate::server::ConnectionOptions;
 use crate::state::Identity;
+use crate::tls::{Roots, ServerTls, TlsOptions};
 use crate::trace::Sampler;
-use crate::upstream::{FanOut, Target};
+use crate::upstream::{FanOut, Target, has_usable_port};
 
 /// The command line.
 #[derive(Debug, Parser)]
@@ -110,6 +112,18 @@ pub struct ServeArgs {
     /// Then hand over the last spans and log lines, at most this long
     #[arg(long, env, default_value = "3s", value_parser = parse_duration, value_name = "DURATION")]
     pub flush_timeout: Duration,
+    /// The hop's own certificate, a PEM file: serves TLS, HTTP/2 and HTTP/1.1. Reloaded when it changes
+    #[arg(long, env, value_name = "FILE")]
+    pub tls_cert: Option<PathBuf>,
+    /// The certificate's private key, a PEM file
+    #[arg(long, env, value_name = "FILE")]
+    pub tls_key: Option<PathBuf>,
+    /// Callers need a certificate that one of these signed, a PEM file; /healthz and /readyz answer without
+    #[arg(long, env, value_name = "FILE")]
+    pub tls_client_ca: Option<PathBuf>,
+    /// Who signs the certificates of next hops, a PEM file [default: the public roots]
+    #[arg(long, env, value_name = "FILE")]
+    pub upstream_ca: Option<PathBuf>,
     /// How access lines look
     #[arg(long, env, default_value = "text")]
     pub log_format: LogFormat,
@@ -234,6 +248,9 @@ pub struct HealthArgs {
     /// Where the server listens
     #[arg(long, env, default_value = ":8080", value_name = "ADDRESS")]
     pub addr: Listen,
+    /// Set as for the server: then it is asked by TLS. The certificate of this very host is not verified
+    #[arg(long, env, value_name = "FILE")]
+    pub tls_cert: Option<PathBuf>,
 }
 
 /// Where to listen.
@@ -324,6 +341,10 @@ pub struct Config {
     pub max_concurrency: usize,
     /// `--max-connections`, `--header-timeout`, `--idle-timeout`.
     pub connections: ConnectionOptions,
+    /// `--tls-cert`, `--tls-key`, `--tls-client-ca`; `None` serves plain HTTP.
+    pub tls: Option<ServerTls>,
+    /// `--upstream-ca`.
+    pub upstream_roots: Roots,
     /// `--drain-delay`, `--drain-timeout`, `--flush-timeout`.
     pub drain: DrainOptions,
     /// `--log-format`; `None` writes no access lines.
@@ -360,6 +381,8 @@ impl Config {
             max_hops: 16,
             max_concurrency: 1024,
             connections: ConnectionOptions::default(),
+            tls: None,
+            upstream_roots: Roots::default(),
             drain: DrainOptions::default(),
             access_log: None,
             exporter: Exporter::None,
@@ -409,6 +432,18 @@ impl Config {
             header_timeout: args.header_timeout,
             idle_timeout: args.idle_timeout,
         };
+        config.tls = match (args.tls_cert, args.tls_key, args.tls_client_ca) {
+            (None, None, None) => None,
+            (Some(cert), Some(key), client_ca) => Some(ServerTls::load(TlsOptions { cert, key, client_ca })?),
+            (None, None, Some(_)) => {
+                return Err("--tls-client-ca (TLS_CLIENT_CA) needs --tls-cert (TLS_CERT) and --tls-key (TLS_KEY)".into());
+            }
+            (_, None, _) => return Err("--tls-cert (TLS_CERT) needs --tls-key (TLS_KEY), the certificate's private key".into()),
+            (None, ..) => return Err("--tls-key (TLS_KEY) needs --tls-cert (TLS_CERT), the key's certificate".into()),
+        };
+        if let Some(path) = args.upstream_ca {
+            config.upstream_roots = Roots::load("--upstream-ca (UPSTREAM_CA)", &path)?;
+        }
         config.drain = DrainOptions { delay: args.drain_delay, timeout: args.drain_timeout, flush_timeout: args.flush_timeout };
         config.access_log = Some(args.log_format);
         config.exporter = exporter(args.trace_exporter, &env)?;
@@ -464,7 +499,17 @@ fn exporter(name: ExporterName, env: &dyn Fn(&str) -> Option<String>) -> Result<
                 None => "http://localhost:4318/v1/traces".to_owned(),
             };
             let headers = match either("HEADERS") {
-                Some((name, text)) => pairs(&text).map_err(|error| invalid(&name, "(not shown)", &error))?,
+                Some((name, text)) => {
+                    let headers = pairs(&text).map_err(|error| invalid(&name, "(not shown)", &error))?;
+                    // The exporter would leave such a header out without a word.
+                    let fits = |(name, value): &(String, String)| {
+                        HeaderName::from_bytes(name.as_bytes()).is_ok() && http::HeaderValue::from_str(value).is_ok()
+                    };
+                    if !headers.iter().all(fits) {
+                        return Err(invalid(&name, "(not shown)", "written name=value,name=value; one is no HTTP header"));
+                    }
+                    headers
+                }
                 None => Vec::new(),
             };
             let timeout = match either("TIMEOUT") {
@@ -491,13 +536,31 @@ fn invalid(name: &str, value: &str, why: &str) -> String {
 fn url(name: &str, text: &str) -> Result<String, String> {
     const FORM: &str = "accepted: http://host:port/path or https://…";
     let uri = text.parse::<http::Uri>().map_err(|error| invalid(name, text, &format!("{error}; {FORM}")))?;
-    let fits = matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some_and(|host| !host.is_empty());
+    let fits = matches!(uri.scheme_str(), Some("http" | "https"))
+        && uri.host().is_some_and(|host| !host.is_empty())
+        && has_usable_port(&uri);
     if fits { Ok(text.to_owned()) } else { Err(invalid(name, text, FORM)) }
 }
 
 fn milliseconds(name: &str, text: &str) -> Result<Duration, String> {
     let number = text.parse::<u64>().ok().filter(|ms| *ms > 0).map(Duration::from_millis);
     number.ok_or_else(|| invalid(name, text, "a number of milliseconds from 1 on is accepted"))
+}
+
+/// The variables that are read without a flag must be text: one that is not would count as not set, and nobody would know.
+/// Errors: one line that names it.
+pub fn check_environment() -> Result<(), String> {
+    let read_here = |name: &str| name.starts_with("OTEL_") || name == "RUST_LOG";
+    for (name, value) in std::env::vars_os() {
+        if let (Some(name), None) = (name.to_str().filter(|name| read_here(name)), value.to_str()) {
+            return Err(not_text(name, &value));
+        }
+    }
+    Ok(())
+}
+
+fn not_text(name: &str, value: &std::ffi::OsStr) -> String {
+    invalid(name, &value.to_string_lossy(), "not UTF-8 text")
 }
 
 /// `key=value,key=value`, values percent-encoded (W3C Baggage's octet encoding).
@@ -601,6 +664,16 @@ fn one_line(error: &clap::Error, command: &clap::Command, args: &[OsString]) -> 
                 (None, None) => "it needs a value".to_owned(),
             };
             invalid(&name, &value, &why)
+        }
+        (ErrorKind::InvalidUtf8, _) => {
+            let variables = subcommand.into_iter().flat_map(clap::Command::get_arguments).filter_map(clap::Arg::get_env);
+            let values = variables.filter_map(|name| Some((name.to_string_lossy(), std::env::var_os(name)?)));
+            let mut unreadable = values.filter(|(_, value)| value.to_str().is_none());
+            match (args.iter().find(|arg| arg.to_str().is_none()), unreadable.next()) {
+                (Some(arg), _) => format!("the argument '{}' is not UTF-8 text; {see}", arg.to_string_lossy().escape_debug()),
+                (None, Some((name, value))) => not_text(&name, &value),
+                (None, None) => format!("an argument is not UTF-8 text; {see}"),
+            }
         }
         (ErrorKind::UnknownArgument, Some(name)) => {
             let suggestion = text(ContextKind::SuggestedArg).map_or(String::new(), |arg| format!("did you mean {arg}? "));

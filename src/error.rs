@@ -6,6 +6,8 @@ use http::{HeaderValue, StatusCode, header};
 /// A failure of ours, answered as `application/problem+json` (RFC 9457).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Error {
+    /// 403: the caller showed no certificate where one is wanted.
+    CertificateRequired,
     /// 404: no such path.
     NotFound,
     /// 405: the path is there, the method is not. All our endpoints read only.
@@ -30,6 +32,10 @@ impl Error {
     /// Status and what to tell the caller.
     pub(crate) fn parts(self) -> (StatusCode, &'static str) {
         match self {
+            Self::CertificateRequired => (
+                StatusCode::FORBIDDEN,
+                "A client certificate is needed here (--tls-client-ca); only /healthz and /readyz answer without one.",
+            ),
             Self::NotFound => (
                 StatusCode::NOT_FOUND,
                 "There is no such path here. The hop answers /, /hello, /hello/<who>, /service<N> (N from 0 to 9999), /headers, /healthz, /readyz and /metrics.",
@@ -41,7 +47,9 @@ impl Error {
                 StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
                 "The request's head is larger than 32 KiB or has more than 100 fields.",
             ),
-            Self::BadRequest => (StatusCode::BAD_REQUEST, "The request is not valid HTTP."),
+            Self::BadRequest => {
+                (StatusCode::BAD_REQUEST, "The request is not valid HTTP, or another server could read it differently.")
+            }
             Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "The hop failed while it answered; its log says more."),
             Self::Overloaded => {
                 (StatusCode::SERVICE_UNAVAILABLE, "The hop has as many requests in flight as --max-concurrency allows.")
@@ -105,6 +113,7 @@ mod tests {
     #[test]
     fn every_problem_is_valid_json_with_its_status() {
         for error in [
+            Error::CertificateRequired,
             Error::NotFound,
             Error::MethodNotAllowed,
             Error::RequestTimeout,

@@ -3,7 +3,8 @@
 //! The modules in the order in which a request meets them:
 //!
 //! 1. [`cli`] and [`config`] turn the command line into plain values; [`app`] takes them apart, binds and runs.
-//! 2. `server` accepts connections and closes those that do nothing for too long.
+//! 2. `server` accepts connections and closes those that do nothing for too long; `connection` is one of them, [`tls`] its
+//!    encryption.
 //! 3. `observe` reads a request's head once and measures it around everything else: when its `Exchange` is dropped it tells
 //!    `metrics`, [`trace`] and `access_log`.
 //! 4. `limits` sheds what is too much; [`fault`] delays and aborts on purpose.
@@ -19,6 +20,7 @@ pub mod app;
 pub mod check;
 pub mod cli;
 pub mod config;
+mod connection;
 pub mod demo;
 mod error;
 pub mod export;
@@ -35,6 +37,6 @@ mod route;
 mod routes;
 pub mod server;
 pub mod state;
-mod tls;
+pub mod tls;
 pub mod trace;
 pub mod upstream;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use http::Request;
 use http_body::Body as _;
-use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 
 use crate::error::Error;
@@ -50,13 +50,25 @@ pub(crate) async fn take_body(request: Request<Incoming>) -> Result<Request<axum
         if body.size_hint().lower() > MAX_BODY as u64 {
             return Err(Error::ContentTooLarge);
         }
-        match tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, MAX_BODY).collect()).await {
+        match tokio::time::timeout(BODY_TIMEOUT, thrown_away(body)).await {
             Err(_) => return Err(Error::RequestTimeout),
-            Ok(Err(error)) if error.is::<LengthLimitError>() => return Err(Error::ContentTooLarge),
-            // Broken off or malformed: there is nobody to tell, or hyper tells.
-            Ok(Err(_)) => return Err(Error::BadRequest),
-            Ok(Ok(_)) => {}
+            Ok(taken) => taken?,
         }
     }
     Ok(Request::from_parts(parts, axum::body::Body::empty()))
+}
+
+/// Reads a body to its end and keeps nothing of it.
+async fn thrown_away(mut body: Incoming) -> Result<(), Error> {
+    let mut length = 0;
+    while let Some(frame) = body.frame().await {
+        // Broken off or malformed: there is nobody to tell, or hyper tells.
+        let frame = frame.map_err(|_| Error::BadRequest)?;
+        // Trailers are bounded by hyper.
+        length += frame.data_ref().map_or(0, bytes::Bytes::len);
+        if length > MAX_BODY {
+            return Err(Error::ContentTooLarge);
+        }
+    }
+    Ok(())
 }

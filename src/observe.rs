@@ -16,16 +16,16 @@ use axum::body::Body;
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::PathAndQuery;
-use http::{Method, Request, Response};
+use http::{Method, Request, Response, Version};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 
 use crate::access_log::Entry;
+use crate::connection::InUse;
 use crate::fault::Draw;
 use crate::ids;
 use crate::metrics::known_method;
 use crate::propagation::{Carried, Context, X_HOP_COUNT, X_REQUEST_ID, push_hex};
 use crate::route::Route;
-use crate::server::InUse;
 use crate::state::Node;
 use crate::trace::{FinishedSpan, SpanKind};
 
@@ -54,6 +54,8 @@ pub(crate) struct Exchange {
     /// How many hops the request has passed.
     pub(crate) hops: u32,
     host: Option<HeaderValue>,
+    /// Another server might read this request differently than this one did (RFC 9112: 3.2 and 6.1).
+    pub(crate) is_ambiguous: bool,
     /// The size of the request's head, line ends included.
     pub(crate) head_bytes: usize,
     pub(crate) request_id: HeaderValue,
@@ -82,6 +84,9 @@ impl Exchange {
                 seen.take(name, value);
             }
         }
+        // HTTP/2 says the host in its target.
+        let authority = || HeaderValue::from_str(request.uri().authority()?.as_str()).ok();
+        seen.host = seen.host.or_else(authority);
         let path = request.uri().path_and_query().cloned();
         let route = Route::of(path.as_ref().map_or("", PathAndQuery::path));
         let incoming = node.propagator.extract(&seen.carried);
@@ -106,6 +111,7 @@ impl Exchange {
             identity: seen.identity,
             attempt: seen.attempt.unwrap_or(1),
             hops: seen.hops.unwrap_or(0),
+            is_ambiguous: seen.odd_encoding || (seen.hosts != 1 && request.version() == Version::HTTP_11) || seen.hosts > 1,
             host: seen.host,
             head_bytes,
             request_id,
@@ -232,6 +238,9 @@ impl Drop for Exchange {
 struct Seen {
     carried: Carried,
     host: Option<HeaderValue>,
+    hosts: usize,
+    /// A transfer encoding that is not just `chunked`.
+    odd_encoding: bool,
     real_ip: Option<IpAddr>,
     forwarded_for: Option<IpAddr>,
     identity: Option<String>,
@@ -243,7 +252,11 @@ impl Seen {
     fn take(&mut self, name: &HeaderName, value: &HeaderValue) {
         let text = || value.to_str().ok();
         match name.as_str() {
-            "host" => self.host = Some(value.clone()),
+            "host" => {
+                self.host = Some(value.clone());
+                self.hosts += 1;
+            }
+            "transfer-encoding" => self.odd_encoding |= !value.as_bytes().eq_ignore_ascii_case(b"chunked"),
             "x-real-ip" => self.real_ip = self.real_ip.or_else(|| text()?.trim().parse().ok()),
             "x-forwarded-for" => {
                 self.forwarded_for = self.forwarded_for.or_else(|| text()?.split(',').next()?.trim().parse().ok());

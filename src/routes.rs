@@ -8,8 +8,8 @@ use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get};
+use http::StatusCode;
 use http::header::{self, HeaderMap, HeaderValue};
-use http::{HeaderName, StatusCode};
 use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 use tower_http::catch_panic::CatchPanicLayer;
@@ -122,7 +122,8 @@ async fn chain(node: &Node, exchange: &Exchange, headers: &HeaderMap) -> Respons
         Some(_) => Vec::new(),
         None => node.upstreams.call_all(exchange).await,
     };
-    if let Some((Some(status), _)) = calls.iter().map(Called::outcome).max_by_key(|(_, failed)| *failed) {
+    let outcomes = || calls.iter().map(Called::outcome);
+    if let Some((Some(status), _)) = outcomes().find(|(_, failed)| *failed).or(outcomes().next_back()) {
         exchange.set_upstream_status(status);
     }
     let status = abort.unwrap_or_else(|| Upstreams::status(&calls));
@@ -228,10 +229,19 @@ async fn readyz(State(node): State<Arc<Node>>) -> Response {
     }
 }
 
+/// Whether `Accept` names OpenMetrics and does not refuse it.
+fn accepts_openmetrics(accept: &str) -> bool {
+    let mut ranges = accept.split(',').map(|range| range.split(';').map(str::trim));
+    ranges.any(|mut parts| {
+        parts.next().is_some_and(|name| name.eq_ignore_ascii_case("application/openmetrics-text"))
+            && parts.find_map(|part| part.strip_prefix("q=")?.parse::<f32>().ok()).is_none_or(|q| q > 0.0)
+    })
+}
+
 async fn metrics(State(node): State<Arc<Node>>, headers: HeaderMap) -> Response {
     static OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    let accept = headers.get(HeaderName::from_static("accept")).and_then(|accept| accept.to_str().ok());
-    let openmetrics = accept.is_some_and(|accept| accept.contains("application/openmetrics-text"));
+    let openmetrics =
+        accepts_openmetrics(headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default());
     let log = node.access_log.as_ref().map(|AccessLog { lines, .. }| lines);
     let families = node.metrics.render(openmetrics, &node.span_queue, log);
     typed(if openmetrics { OPENMETRICS } else { "text/plain; version=0.0.4; charset=utf-8" }, families)

@@ -13,6 +13,7 @@ use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
+use rustls::ClientConfig;
 use serde::de::{Deserialize, Deserializer, IgnoredAny, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
@@ -21,7 +22,6 @@ use crate::ids;
 use crate::metrics::Metrics;
 use crate::observe::Exchange;
 use crate::propagation::{Context, Outgoing, X_HOP_COUNT};
-use crate::tls;
 use crate::trace::{FinishedSpan, SpanKind, Tracer};
 
 /// The largest answer of a next hop.
@@ -58,6 +58,14 @@ impl Target {
     }
 }
 
+/// Whether a URL has no port or one that exists. The parser takes any digits, and what is no port would silently be 80.
+pub(crate) fn has_usable_port(uri: &Uri) -> bool {
+    let authority = uri.authority().map_or("", |authority| authority.as_str());
+    let host_and_port = authority.rsplit_once('@').map_or(authority, |(_, host_and_port)| host_and_port);
+    let port = host_and_port.strip_prefix(uri.host().unwrap_or_default()).unwrap_or_default();
+    port.is_empty() || uri.port_u16().is_some_and(|port| port != 0)
+}
+
 impl FromStr for Target {
     type Err = String;
 
@@ -66,6 +74,9 @@ impl FromStr for Target {
         let uri: Uri = text.trim().parse().map_err(|error| format!("{error}; {FORM}"))?;
         if !matches!(uri.scheme_str(), Some("http" | "https")) || uri.host().is_none_or(str::is_empty) {
             return Err(FORM.to_owned());
+        }
+        if !has_usable_port(&uri) {
+            return Err(format!("the port is not a number from 1 to 65535; {FORM}"));
         }
         if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
             return Err(format!("a user name in the URL is not supported; {FORM}"));
@@ -153,13 +164,13 @@ impl CallError {
 }
 
 impl Upstreams {
-    /// `version` is the hop's version label, as it goes into `user-agent`.
-    pub(crate) fn new(targets: Vec<Target>, fan_out: FanOut, timeout: Duration, version: &str) -> Self {
+    /// `version` is the hop's version label, as it goes into `user-agent`; `tls` says whom calls to `https://` trust.
+    pub(crate) fn new(targets: Vec<Target>, fan_out: FanOut, timeout: Duration, version: &str, tls: ClientConfig) -> Self {
         let mut http = HttpConnector::new();
         http.enforce_http(false);
         http.set_nodelay(true);
         http.set_connect_timeout(Some(timeout));
-        let connector = HttpsConnectorBuilder::new().with_tls_config(tls::client_config()).https_or_http().enable_http1();
+        let connector = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1();
         let client = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(Duration::from_secs(60))
@@ -473,8 +484,11 @@ mod tests {
         assert_eq!(url("http://service2"), "http://service2/service2");
         assert_eq!(url("http://service2:8080"), "http://service2:8080/service2");
         assert_eq!(url("http://service2/"), "http://service2/");
+        assert_eq!(url("http://[::1]:8080"), "http://[::1]:8080/service2");
         assert_eq!(url("http://service2/service7?x=1"), "http://service2/service7?x=1");
-        for bad in ["", "service2", "/service2", "ftp://a", "http://", "http://u:p@h/", "http://a b"] {
+        for bad in
+            ["", "service2", "/service2", "ftp://a", "http://", "http://u:p@h/", "http://a b", "http://a:99999", "http://a:0"]
+        {
             assert!(bad.parse::<Target>().is_err(), "{bad}");
         }
     }

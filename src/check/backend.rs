@@ -597,10 +597,12 @@ fn silent_proxies(xray: &Xray) -> Option<Finding> {
     if sidecars.is_empty() || xray.mesh_traces() {
         return None;
     }
-    let hint = Hint::new("No Telemetry resource turns tracing on, or it names a provider that meshConfig.extensionProviders does not have")
-        .run("kubectl get telemetry -A -o yaml | grep -A4 providers:")
-        .run("kubectl get configmap istio -n istio-system -o yaml | grep -A8 extensionProviders")
-        .run("istioctl analyze -A");
+    let hint = Hint::new(
+        "No Telemetry resource turns tracing on, or it names a provider that meshConfig.extensionProviders does not have",
+    )
+    .run("kubectl get telemetry -A -o yaml | grep -A4 providers:")
+    .run("kubectl get configmap istio -n istio-system -o yaml | grep -A8 extensionProviders")
+    .run("istioctl analyze -A");
     let text = format!("The proxies in front of {} report no spans: the trace holds the app's alone", sidecars.join(", "));
     Some(Finding::fail(GROUP, "traces.proxies", text, hint))
 }

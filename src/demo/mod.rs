@@ -29,7 +29,7 @@ use crate::fault::Plan;
 use crate::lifecycle::{DrainOptions, Stop};
 use crate::lines::LineWriter;
 use crate::reply::{Nested, Tree};
-use crate::server::{self, ConnectionOptions, InUse};
+use crate::server::{self, Entrance, InUse};
 use crate::upstream::{FanOut, Target};
 use store::Store;
 use waterfall::{Expectation, Style, Trace, Verdict, render, render_rows};
@@ -145,8 +145,7 @@ impl Demo {
         // The store outlives the hops, which flush their last spans into it.
         let (stop_store, store_stopped) = watch::channel(false);
         let handler = StoreHandler(store.router());
-        let serving =
-            server::serve(store_listener, ConnectionOptions::default(), handler, until(store_stopped), Duration::from_secs(1));
+        let serving = server::serve(Entrance::plain(store_listener), handler, until(store_stopped), Duration::from_secs(1));
         let serving = tokio::spawn(serving);
 
         let mut shutdown = std::pin::pin!(shutdown);
