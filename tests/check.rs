@@ -2,6 +2,8 @@
 //!
 //! Each test asserts where the fault is said to be and what is said about it, not only the exit code.
 
+#[path = "check/envoy.rs"]
+mod envoy;
 #[path = "check/support.rs"]
 mod support;
 
@@ -263,7 +265,7 @@ fn tls_run(identity: &Identity, cacert: Option<&str>, more: &[&str]) -> Run {
     let chain = Chain::start(&[plain()]);
     let front = tls_front(identity, chain.hops[0].addr);
     let resolve = format!("chain.test:{}:127.0.0.1", front.port());
-    let file = cacert.map(File::new);
+    let file = cacert.map(|pem| File::new("pem", pem));
     let mut args = vec!["--resolve", &resolve, "--count", "1", "--skip", "reach.hsts"];
     if let Some(file) = &file {
         args.extend(["--cacert", file.path()]);
@@ -371,7 +373,7 @@ fn a_handshake_that_is_cut_off_points_at_the_gateways_secret() {
 #[test]
 fn the_plain_port_must_redirect_and_https_must_say_hsts() {
     let ca = Authority::new();
-    let pem = File::new(&ca.pem());
+    let pem = File::new("pem", &ca.pem());
     let identity = ca.issue(&["chain.test"], |_| {});
     let with = |headers: Vec<(&'static str, String)>| {
         fake(move |request| (200, headers.clone(), reply("service1", "v1", "base", request, vec![]).to_string()))
@@ -441,13 +443,6 @@ fn nothing_there_is_told_by_the_step_that_failed() {
 }
 
 // The trace backend.
-
-fn reporting(store: &str) -> Hop {
-    Hop {
-        args: vec!["--trace-exporter".into(), "zipkin".into()],
-        vars: vec![("OTEL_EXPORTER_ZIPKIN_ENDPOINT".into(), format!("{store}/api/v2/spans"))],
-    }
-}
 
 #[test]
 fn spans_that_never_arrive_are_missed() {
@@ -769,7 +764,7 @@ fn wrong_usage_is_exit_2_with_one_line_and_nothing_sent() {
     });
     let url = format!("http://{front}/service1");
     let missing = std::env::temp_dir().join("no-such-file.pem");
-    let empty = File::new("nothing in here");
+    let empty = File::new("pem", "nothing in here");
     for (args, says) in [
         (vec!["--lane", "gray=1"], vec!["--lane", "gray=1"]),
         (vec!["--lane", "base"], vec!["--lane", "baseline"]),

@@ -78,6 +78,14 @@ pub(crate) fn traced() -> Hop {
     Hop { args: vec!["--trace-exporter".into(), "console".into()], vars: Vec::new() }
 }
 
+/// A hop that reports its spans to a store in Zipkin's format.
+pub(crate) fn reporting(store: &str) -> Hop {
+    Hop {
+        args: vec!["--trace-exporter".into(), "zipkin".into()],
+        vars: vec![("OTEL_EXPORTER_ZIPKIN_ENDPOINT".into(), format!("{store}/api/v2/spans"))],
+    }
+}
+
 impl Hop {
     pub(crate) fn arg(mut self, name: &str, value: &str) -> Self {
         self.args.extend([name.to_owned(), value.to_owned()]);
@@ -393,11 +401,11 @@ pub(crate) fn tls_front(identity: &Identity, to: SocketAddr) -> SocketAddr {
 pub(crate) struct File(pub(crate) std::path::PathBuf);
 
 impl File {
-    pub(crate) fn new(content: &str) -> Self {
+    pub(crate) fn new(kind: &str, content: &str) -> Self {
         static NEXT: Mutex<u32> = Mutex::new(0);
         let mut next = NEXT.lock().unwrap();
         *next += 1;
-        let path = std::env::temp_dir().join(format!("httpserver-check-{}-{next}.pem", std::process::id()));
+        let path = std::env::temp_dir().join(format!("httpserver-check-{}-{next}.{kind}", std::process::id()));
         std::fs::write(&path, content).unwrap();
         Self(path)
     }
