@@ -493,7 +493,7 @@ scenarios() {
   got=$(json service1.cncamp.io /hello/service1 | py 'r["client"]["ip"]')
   sed "s#203.0.113.7/32#$got/32#" istio/scenarios/metrics-for-one-address.yaml | kubectl apply -f - >/dev/null
   claim "metrics-for-one-address: 200 for that address ($got)" soon 30 200 code service1.cncamp.io /test/metrics
-  claim "metrics-for-one-address: it is service1's metrics" grep -q 'httpserver_build_info{.*service="service1"' <(request service1.cncamp.io /test/metrics)
+  claim "metrics-for-one-address: it is service1's metrics" eventually 20 "service1's build info" service1_metrics
   off metrics-for-one-address
   claim "metrics-for-one-address undone" soon 30 404 code service1.cncamp.io /test/metrics
 
@@ -507,6 +507,7 @@ scenarios() {
   claim "local-rate-limit undone" soon 30 "200 x 25" codes 25 service1.cncamp.io /hello/golang
   inbound_drained
 }
+service1_metrics() { request service1.cncamp.io /test/metrics >"$work/metrics" && grep -q 'httpserver_build_info{.*service="service1"' "$work/metrics"; }
 limited() { [ "$(code service1.cncamp.io /hello/golang)" = 429 ]; }
 two_services() { json service1.cncamp.io /two/http/service0 | py '" ".join(h["service"] for h in hops(r))'; }
 two_services_trace() {
