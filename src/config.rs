@@ -335,7 +335,7 @@ fn label(text: &str) -> Result<String, String> {
     if fits { Ok(text.to_owned()) } else { Err("1 to 128 printable ASCII characters are accepted".into()) }
 }
 
-/// One hop's configuration: what [`crate::App`] is made from.
+/// One hop's configuration: what [`crate::app::App`] is made from.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// `--addr`.

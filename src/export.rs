@@ -36,7 +36,7 @@ const MAX_BACKOFF: Duration = Duration::from_secs(8);
 /// After so many attempts (about a minute) a chunk is given up, so that younger spans get their turn.
 const MAX_ATTEMPTS: u32 = 10;
 
-/// Where spans go. A new exporter is a variant here, one in [`Sink`] and its encoder.
+/// Where spans go. A new exporter is a variant here, one in `Sink` and its encoder.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub enum Exporter {
     /// Nowhere: the hop makes no spans and passes trace headers on untouched.

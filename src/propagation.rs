@@ -1,8 +1,8 @@
 //! The table of carried headers, and B3 and W3C trace context in and out.
 //!
-//! Every header that a hop passes on is one line of [`TABLE`]. With no exporter the hop forwards them untouched; with one it
+//! Every header that a hop passes on is one line of `TABLE`. With no exporter the hop forwards them untouched; with one it
 //! continues the trace: [`Propagator::extract`] reads the first valid context in the configured order, and
-//! [`Propagator::outgoing`] writes the hop's own context in every configured format that the request spoke, so that no stale
+//! `Propagator::outgoing` writes the hop's own context in every configured format that the request spoke, so that no stale
 //! context travels beside a fresh one.
 
 use std::borrow::Cow;

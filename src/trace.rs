@@ -1,6 +1,6 @@
 //! Spans: which are recorded, what they hold, and the bounded queue between the request path and the exporter.
 //!
-//! A finished span is copied into the queue's [`Batch`]: fixed fields in one vector, texts in one string beside it. Nothing is
+//! A finished span is copied into the queue's `Batch`: fixed fields in one vector, texts in one string beside it. Nothing is
 //! allocated per span, and no buffer of a connection is kept alive until the export.
 
 use std::net::IpAddr;
