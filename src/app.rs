@@ -31,7 +31,7 @@ use crate::propagation::{Propagator, is_never_carried};
 use crate::route::Route;
 use crate::routes;
 use crate::server::{self, ConnectionOptions, InUse};
-use crate::state::Node;
+use crate::state::{Node, Watch};
 use crate::tls::{ServerTls, hop_client_config};
 use crate::trace::{SpanQueue, Tracer};
 use crate::upstream::Upstreams;
@@ -126,6 +126,7 @@ impl App {
             max_concurrency: config.max_concurrency,
             in_flight: 0.into(),
             phase: Phase::default(),
+            watch: std::sync::OnceLock::new(),
             identity,
         };
         let Config { connections, tls, drain, .. } = config;
@@ -140,6 +141,11 @@ impl App {
     /// The handle to this hop's latency and faults.
     pub fn faults(&self) -> Faults {
         self.node.faults.clone()
+    }
+
+    /// Tells `watch` of every request of the chain. The first who watches stays the only one.
+    pub fn watch(&self, watch: Arc<dyn Watch>) {
+        let _ = self.node.watch.set(watch);
     }
 
     /// Serves until `shutdown` resolves; then drains, flushes and returns.

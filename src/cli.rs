@@ -2,12 +2,12 @@
 
 use std::ffi::OsString;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tracing_subscriber::EnvFilter;
 
 use crate::app::{App, Output};
-use crate::config::{Command, Config, DemoArgs, HealthArgs, ServeArgs, Usage, Verbosity, parse};
+use crate::config::{Command, Config, DemoArgs, HealthArgs, ServeArgs, Usage, Verbosity, check_environment, parse};
 use crate::demo::{Demo, Unbound};
 use crate::lifecycle::{Signals, Stop};
 
@@ -49,6 +49,9 @@ fn wrong(line: &str) -> ExitCode {
 
 async fn serve(args: ServeArgs) -> ExitCode {
     let verbosity = args.verbosity;
+    if let Err(line) = check_environment() {
+        return wrong(&line);
+    }
     let config = match Config::from_args(args, &|name| std::env::var(name).ok()) {
         Ok(config) => config,
         Err(line) => return wrong(&line),
@@ -85,11 +88,7 @@ async fn until_second_signal<R: Future>(signals: &mut Signals, run: impl FnOnce(
     let run = run(Box::pin(async move { stopped.await.unwrap_or(Stop::Now) }));
     let second = async {
         let _ = stop.send(signals.next().await);
-        // timeout(1) and some shells signal a process and then its group: that is one wish, not two.
-        let first = Instant::now();
-        while first.elapsed() < Duration::from_millis(50) {
-            signals.next().await;
-        }
+        signals.next().await;
     };
     tokio::select! {
         ended = run => Some(ended),

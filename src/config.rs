@@ -21,7 +21,7 @@ use crate::server::ConnectionOptions;
 use crate::state::Identity;
 use crate::tls::{Roots, ServerTls, TlsOptions};
 use crate::trace::Sampler;
-use crate::upstream::{FanOut, Target};
+use crate::upstream::{FanOut, Target, has_usable_port};
 
 /// The command line.
 #[derive(Debug, Parser)]
@@ -187,6 +187,15 @@ pub struct DemoArgs {
     /// service1 calls all others itself; without this they form a chain
     #[arg(long)]
     pub fan_out: Option<FanOut>,
+    /// Let other machines than this one send requests and change faults from the page
+    #[arg(long)]
+    pub allow_remote_control: bool,
+    /// A Zipkin that the page links to; every trace is passed on to it: `http://localhost:9412`
+    #[arg(long, value_name = "URL", value_parser = base_url)]
+    pub zipkin: Option<String>,
+    /// A Jaeger that the page links to: `http://localhost:16686`
+    #[arg(long, value_name = "URL", value_parser = base_url)]
+    pub jaeger: Option<String>,
     /// Send one request, draw its trace, exit: 0 if the trace is complete, else 1. Takes free ports
     #[arg(long)]
     pub once: bool,
@@ -306,6 +315,16 @@ fn at_least_one(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|n| *n >= 1).ok_or_else(|| "a whole number from 1 on is accepted".into())
 }
 
+/// Where a web page lives, without the slash at its end.
+fn base_url(text: &str) -> Result<String, String> {
+    const FORM: &str = "written http://host:port";
+    let uri: http::Uri = text.trim().parse().map_err(|error| format!("{error}; {FORM}"))?;
+    if !matches!(uri.scheme_str(), Some("http" | "https")) || uri.host().is_none_or(str::is_empty) || uri.query().is_some() {
+        return Err(FORM.to_owned());
+    }
+    Ok(text.trim().trim_end_matches('/').to_owned())
+}
+
 fn header_name(text: &str) -> Result<HeaderName, String> {
     HeaderName::from_bytes(text.trim().as_bytes()).map_err(|_| "not a header name".into())
 }
@@ -316,7 +335,7 @@ fn label(text: &str) -> Result<String, String> {
     if fits { Ok(text.to_owned()) } else { Err("1 to 128 printable ASCII characters are accepted".into()) }
 }
 
-/// One hop's configuration: what [`crate::App`] is made from.
+/// One hop's configuration: what [`crate::app::App`] is made from.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// `--addr`.
@@ -499,7 +518,17 @@ fn exporter(name: ExporterName, env: &dyn Fn(&str) -> Option<String>) -> Result<
                 None => "http://localhost:4318/v1/traces".to_owned(),
             };
             let headers = match either("HEADERS") {
-                Some((name, text)) => pairs(&text).map_err(|error| invalid(&name, "(not shown)", &error))?,
+                Some((name, text)) => {
+                    let headers = pairs(&text).map_err(|error| invalid(&name, "(not shown)", &error))?;
+                    // The exporter would leave such a header out without a word.
+                    let fits = |(name, value): &(String, String)| {
+                        HeaderName::from_bytes(name.as_bytes()).is_ok() && http::HeaderValue::from_str(value).is_ok()
+                    };
+                    if !headers.iter().all(fits) {
+                        return Err(invalid(&name, "(not shown)", "written name=value,name=value; one is no HTTP header"));
+                    }
+                    headers
+                }
                 None => Vec::new(),
             };
             let timeout = match either("TIMEOUT") {
@@ -526,13 +555,31 @@ fn invalid(name: &str, value: &str, why: &str) -> String {
 fn url(name: &str, text: &str) -> Result<String, String> {
     const FORM: &str = "accepted: http://host:port/path or https://…";
     let uri = text.parse::<http::Uri>().map_err(|error| invalid(name, text, &format!("{error}; {FORM}")))?;
-    let fits = matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some_and(|host| !host.is_empty());
+    let fits = matches!(uri.scheme_str(), Some("http" | "https"))
+        && uri.host().is_some_and(|host| !host.is_empty())
+        && has_usable_port(&uri);
     if fits { Ok(text.to_owned()) } else { Err(invalid(name, text, FORM)) }
 }
 
 fn milliseconds(name: &str, text: &str) -> Result<Duration, String> {
     let number = text.parse::<u64>().ok().filter(|ms| *ms > 0).map(Duration::from_millis);
     number.ok_or_else(|| invalid(name, text, "a number of milliseconds from 1 on is accepted"))
+}
+
+/// The variables that are read without a flag must be text: one that is not would count as not set, and nobody would know.
+/// Errors: one line that names it.
+pub fn check_environment() -> Result<(), String> {
+    let read_here = |name: &str| name.starts_with("OTEL_") || name == "RUST_LOG";
+    for (name, value) in std::env::vars_os() {
+        if let (Some(name), None) = (name.to_str().filter(|name| read_here(name)), value.to_str()) {
+            return Err(not_text(name, &value));
+        }
+    }
+    Ok(())
+}
+
+fn not_text(name: &str, value: &std::ffi::OsStr) -> String {
+    invalid(name, &value.to_string_lossy(), "not UTF-8 text")
 }
 
 /// `key=value,key=value`, values percent-encoded (W3C Baggage's octet encoding).
@@ -636,6 +683,16 @@ fn one_line(error: &clap::Error, command: &clap::Command, args: &[OsString]) -> 
                 (None, None) => "it needs a value".to_owned(),
             };
             invalid(&name, &value, &why)
+        }
+        (ErrorKind::InvalidUtf8, _) => {
+            let variables = subcommand.into_iter().flat_map(clap::Command::get_arguments).filter_map(clap::Arg::get_env);
+            let values = variables.filter_map(|name| Some((name.to_string_lossy(), std::env::var_os(name)?)));
+            let mut unreadable = values.filter(|(_, value)| value.to_str().is_none());
+            match (args.iter().find(|arg| arg.to_str().is_none()), unreadable.next()) {
+                (Some(arg), _) => format!("the argument '{}' is not UTF-8 text; {see}", arg.to_string_lossy().escape_debug()),
+                (None, Some((name, value))) => not_text(&name, &value),
+                (None, None) => format!("an argument is not UTF-8 text; {see}"),
+            }
         }
         (ErrorKind::UnknownArgument, Some(name)) => {
             let suggestion = text(ContextKind::SuggestedArg).map_or(String::new(), |arg| format!("did you mean {arg}? "));

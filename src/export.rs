@@ -18,7 +18,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::ids;
-use crate::lines::{LineWriter, push_escaped};
+use crate::lines::{LineWriter, push_escaped, push_number};
 use crate::metrics::Metrics;
 use crate::propagation::{Sampling, push_hex};
 use crate::tls;
@@ -36,7 +36,7 @@ const MAX_BACKOFF: Duration = Duration::from_secs(8);
 /// After so many attempts (about a minute) a chunk is given up, so that younger spans get their turn.
 const MAX_ATTEMPTS: u32 = 10;
 
-/// Where spans go. A new exporter is a variant here, one in [`Sink`] and its encoder.
+/// Where spans go. A new exporter is a variant here, one in `Sink` and its encoder.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub enum Exporter {
     /// Nowhere: the hop makes no spans and passes trace headers on untouched.
@@ -295,7 +295,7 @@ fn otlp_span(batch: &Batch, span: &Span) -> SpanData {
     batch.attributes(span, |name, value| {
         attributes.push(match value {
             Value::Text(text) => KeyValue::new(name, text.to_owned()),
-            Value::Int(number) => KeyValue::new(name, number),
+            Value::Int(number) => KeyValue::new(name, i64::from(number)),
         });
     });
     let failure = batch.failure(span);
@@ -343,41 +343,42 @@ fn zipkin_json(resource: &ResourceOptions, batch: &Batch, spans: &[Span]) -> Vec
             SpanKind::Client => "CLIENT",
         };
         let (method, route) = batch.name(span);
-        let space = if route.is_empty() { "" } else { " " };
-        let micros = span.start.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_micros());
-        let _ = write!(
-            out,
-            "\",\"kind\":\"{kind}\",\"name\":\"{method}{space}{route}\",\"timestamp\":{micros},\"duration\":{},\
-             \"localEndpoint\":{{\"serviceName\":\"",
-            span.duration.as_micros().max(1)
-        );
+        let micros = |duration: Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
+        let since = span.start.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        for piece in ["\",\"kind\":\"", kind, "\",\"name\":\"", method, if route.is_empty() { "" } else { " " }, route] {
+            out.extend_from_slice(piece.as_bytes());
+        }
+        out.extend_from_slice(b"\",\"timestamp\":");
+        push_number(&mut out, micros(since));
+        out.extend_from_slice(b",\"duration\":");
+        push_number(&mut out, micros(span.duration).max(1));
+        out.extend_from_slice(b",\"localEndpoint\":{\"serviceName\":\"");
         push_escaped(&mut out, resource.service_name.as_bytes());
         out.extend_from_slice(b"\"}");
         if context.sampling == Sampling::Debug {
             out.extend_from_slice(b",\"debug\":true");
         }
         out.extend_from_slice(b",\"tags\":{");
-        let mut first = true;
-        let mut tag = |name: &str, value: &[u8]| {
-            out.extend_from_slice(if first { b"\"" } else { b",\"" });
-            first = false;
+        let tags = out.len();
+        let mut tag = |name: &str, value: Value<'_>| {
+            out.extend_from_slice(if out.len() == tags { b"\"" } else { b",\"" });
             push_escaped(&mut out, name.as_bytes());
             out.extend_from_slice(b"\":\"");
-            push_escaped(&mut out, value);
+            match value {
+                Value::Text(text) => push_escaped(&mut out, text.as_bytes()),
+                Value::Int(number) => push_number(&mut out, number.into()),
+            }
             out.push(b'"');
         };
         for (name, value) in &resource.attributes {
-            tag(name, value.as_bytes());
+            tag(name, Value::Text(value));
         }
-        batch.attributes(span, |name, value| match value {
-            Value::Text(text) => tag(name, text.as_bytes()),
-            Value::Int(number) => tag(name, number.to_string().as_bytes()),
-        });
+        batch.attributes(span, &mut tag);
         if let Some(failure) = batch.failure(span) {
             let failure = failure.to_string();
-            tag(opentelemetry_semantic_conventions::attribute::ERROR_TYPE, failure.as_bytes());
+            tag(opentelemetry_semantic_conventions::attribute::ERROR_TYPE, Value::Text(&failure));
             // Zipkin colours a span by this tag.
-            tag("error", failure.as_bytes());
+            tag("error", Value::Text(&failure));
         }
         out.extend_from_slice(b"}}");
     }

@@ -127,7 +127,7 @@ pub struct Fault {
     pub share: f64,
 }
 
-/// What a fault does. A new kind is a variant here, a line in the parser and a line in [`Faults::draw`].
+/// What a fault does. A new kind is a variant here, a line in the parser and a line in `Faults::draw`.
 #[derive(Debug, Clone, PartialEq)]
 pub enum FaultKind {
     /// Answers with this status and calls no upstream.

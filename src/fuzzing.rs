@@ -15,7 +15,10 @@ use crate::observe::{caller_uri, host_and_port};
 use crate::propagation::{Carried, Propagator, Sampling, is_valid_request_id};
 use crate::reply::Tree;
 use crate::routes::prefers_json;
-use crate::upstream::{Target, nested_reply};
+use crate::upstream::{Target, is_reply};
+
+/// A parser by its name, and how to give it bytes.
+pub type Parser = (&'static str, fn(&[u8]));
 
 /// A parser's name, and what gives it any bytes.
 pub type Parser = (&'static str, fn(&[u8]));
@@ -58,8 +61,8 @@ fn trace_headers(lines: &[(&str, &[u8])]) {
     let id = HeaderValue::from_static("made-here");
     // Without an exporter everything passes through as it came.
     let untouched = propagator.outgoing(&carried, &id, None, false);
-    assert!(untouched.0.iter().all(|(_, value)| !value.is_empty()));
-    let request_id = untouched.0.iter().find(|(name, _)| name == "x-request-id").expect("every call has an id");
+    assert!(propagator.written(&untouched).all(|(_, value)| !value.is_empty()));
+    let request_id = propagator.written(&untouched).find(|(name, _)| *name == "x-request-id").expect("every call has an id");
     assert!(is_valid_request_id(request_id.1.as_bytes()));
     let Some(context) = incoming.context else { return };
     assert_ne!(context.trace_id, TraceId::INVALID);
@@ -69,7 +72,7 @@ fn trace_headers(lines: &[(&str, &[u8])]) {
     let sampling = if context.sampling == Sampling::Deferred { Sampling::Sample } else { context.sampling };
     let child = crate::propagation::Context { sampling, ..context.child(SpanId::from(0x0123_4567_89ab_cdef)) };
     let mut arrived = Carried::default();
-    for (name, value) in &propagator.outgoing(&carried, &id, Some(&child), false).0 {
+    for (name, value) in propagator.written(&propagator.outgoing(&carried, &id, Some(&child), false)) {
         propagator.take(&mut arrived, name, value);
     }
     let next = propagator.extract(&arrived).context.expect("the next hop reads what this one wrote");
@@ -188,9 +191,9 @@ fn zipkin(data: &[u8]) {
 }
 
 fn reply(data: &[u8]) {
-    if let Some(raw) = nested_reply(data) {
+    if is_reply(data) {
         // It goes into our own answer as it is.
-        serde_json::from_str::<serde_json::Value>(raw.get()).expect("what is nested is JSON");
+        serde_json::from_slice::<serde_json::Value>(data).expect("what is nested is JSON");
     }
     if let Ok(tree) = Tree::parse(data) {
         let text = tree.to_text();

@@ -4,9 +4,10 @@
 //! counted.
 
 use std::io::{self, Write};
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// How many bytes wait at most; the half that is being written is not counted.
 const MAX_BUFFERED: usize = 1 << 20;
@@ -135,6 +136,88 @@ impl io::Write for LineWriter {
     }
 }
 
+/// Appends a number. Lines are made of many small ones, and `write!` takes longer for its own machinery than for the digits.
+pub(crate) fn push_number(out: &mut Vec<u8>, number: u64) {
+    let mut digits = [0; 20];
+    let mut start = digits.len();
+    let mut rest = number;
+    loop {
+        start -= 1;
+        digits[start] = b'0' + (rest % 10) as u8;
+        rest /= 10;
+        if rest == 0 {
+            break;
+        }
+    }
+    out.extend_from_slice(&digits[start..]);
+}
+
+/// Appends the last `N` digits of a number, with leading zeros.
+fn push_digits<const N: usize>(out: &mut Vec<u8>, number: u32) {
+    let mut digits = [0; N];
+    let mut rest = number;
+    for digit in digits.iter_mut().rev() {
+        *digit = b'0' + (rest % 10) as u8;
+        rest /= 10;
+    }
+    out.extend_from_slice(&digits);
+}
+
+/// Appends milliseconds with three digits after the point.
+pub(crate) fn push_milliseconds(out: &mut Vec<u8>, duration: Duration) {
+    let micros = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
+    push_number(out, micros / 1000);
+    out.push(b'.');
+    push_digits::<3>(out, (micros % 1000) as u32);
+}
+
+/// Appends an address. IPv4, which nearly all are, without the detour through a formatter.
+pub(crate) fn push_address(out: &mut Vec<u8>, address: IpAddr) {
+    match address {
+        IpAddr::V4(v4) => {
+            for (i, octet) in v4.octets().into_iter().enumerate() {
+                if i > 0 {
+                    out.push(b'.');
+                }
+                push_number(out, u64::from(octet));
+            }
+        }
+        IpAddr::V6(v6) => {
+            let _ = write!(out, "{v6}");
+        }
+    }
+}
+
+/// Appends a time: RFC 3339, UTC, microseconds.
+pub(crate) fn push_time(out: &mut Vec<u8>, time: SystemTime) {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let (days, second) = (since.as_secs() / 86_400, (since.as_secs() % 86_400) as u32);
+    // From days to a date in years that begin with March, so that the leap day is the last. Source: Howard Hinnant,
+    // "chrono-Compatible Low-Level Date Algorithms", civil_from_days.
+    let days = days + 719_468;
+    let era_day = days % 146_097;
+    let era_year = (era_day - era_day / 1_460 + era_day / 36_524 - era_day / 146_096) / 365;
+    let year_day = era_day - (365 * era_year + era_year / 4 - era_year / 100);
+    let march_month = (5 * year_day + 2) / 153;
+    let day = (year_day - (153 * march_month + 2) / 5 + 1) as u32;
+    let month = (if march_month < 10 { march_month + 3 } else { march_month - 9 }) as u32;
+    let year = (days / 146_097 * 400 + era_year) as u32 + u32::from(month <= 2);
+    push_digits::<4>(out, year);
+    out.push(b'-');
+    push_digits::<2>(out, month);
+    out.push(b'-');
+    push_digits::<2>(out, day);
+    out.push(b'T');
+    push_digits::<2>(out, second / 3600);
+    out.push(b':');
+    push_digits::<2>(out, second / 60 % 60);
+    out.push(b':');
+    push_digits::<2>(out, second % 60);
+    out.push(b'.');
+    push_digits::<6>(out, since.subsec_micros());
+    out.push(b'Z');
+}
+
 /// Appends text as part of a line that stays one line: what could end it, forge another one or move a terminal's cursor is
 /// escaped, and so are quotes and backslashes. The result is also a valid JSON string's inside.
 pub(crate) fn push_escaped(out: &mut Vec<u8>, text: &[u8]) {
@@ -169,6 +252,37 @@ mod tests {
         assert!(!text.chars().any(|c| c.is_control() || c == '\u{2028}'), "{text}");
         let json: String = serde_json::from_str(&format!("\"{text}\"")).unwrap();
         assert_eq!(json, "a\r\nb\"c\\d\u{1b}[31m\u{9b}\u{2028}\u{202e}ü");
+    }
+
+    #[test]
+    fn times_are_written_as_humantime_writes_them() {
+        let day = 86_400;
+        for seconds in
+            (0..).step_by(13 * day + 3_661).take_while(|seconds| *seconds < 250 * 365 * day).chain([951_782_399, 951_868_800])
+        {
+            let time = UNIX_EPOCH + Duration::new(seconds as u64, (seconds % 999_999_937) as u32);
+            let mut out = Vec::new();
+            push_time(&mut out, time);
+            assert_eq!(String::from_utf8(out).unwrap(), humantime::format_rfc3339_micros(time).to_string());
+        }
+    }
+
+    #[test]
+    fn numbers_and_addresses_are_written_as_the_formatter_writes_them() {
+        let written = |write: &dyn Fn(&mut Vec<u8>)| {
+            let mut out = Vec::new();
+            write(&mut out);
+            String::from_utf8(out).unwrap()
+        };
+        for number in [0, 1, 9, 10, 99, 100, 12_345, u64::MAX] {
+            assert_eq!(written(&|out| push_number(out, number)), number.to_string());
+        }
+        for (micros, text) in [(0, "0.000"), (12_345, "12.345"), (1_000_007, "1000.007")] {
+            assert_eq!(written(&|out| push_milliseconds(out, Duration::from_micros(micros))), text);
+        }
+        for text in ["0.0.0.0", "10.20.30.255", "::1", "2001:db8::1"] {
+            assert_eq!(written(&|out| push_address(out, text.parse().unwrap())), text);
+        }
     }
 
     #[test]

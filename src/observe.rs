@@ -100,6 +100,9 @@ impl Exchange {
         };
         let request_id = seen.carried.request_id().cloned().unwrap_or_else(ids::request_id);
         node.metrics.active_requests.inc();
+        if let Some(watch) = node.watch.get().filter(|_| route.is_work()) {
+            watch.began();
+        }
         Arc::new(Self {
             _connection: connection,
             begun: Instant::now(),
@@ -133,7 +136,7 @@ impl Exchange {
 
     /// The N of `/service<N>`; 0 on other paths.
     pub(crate) fn service_number(&self) -> u16 {
-        let digits = self.path().rsplit_once("service").map_or("", |(_, digits)| digits);
+        let digits = self.path().trim_start_matches(|c: char| !c.is_ascii_digit());
         crate::route::service_number(digits).unwrap_or(0)
     }
 
@@ -195,6 +198,9 @@ impl Drop for Exchange {
             status => status,
         };
         node.metrics.active_requests.dec();
+        if let Some(watch) = node.watch.get().filter(|_| self.route.is_work()) {
+            watch.ended(status, took);
+        }
         let template = self.route.template();
         let sampled = self.context.filter(|context| context.sampling.is_sampled());
         let label = if template.is_empty() { "unmatched" } else { template };

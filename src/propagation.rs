@@ -1,8 +1,8 @@
 //! The table of carried headers, and B3 and W3C trace context in and out.
 //!
-//! Every header that a hop passes on is one line of [`TABLE`]. With no exporter the hop forwards them untouched; with one it
+//! Every header that a hop passes on is one line of `TABLE`. With no exporter the hop forwards them untouched; with one it
 //! continues the trace: [`Propagator::extract`] reads the first valid context in the configured order, and
-//! [`Propagator::outgoing`] writes the hop's own context in every configured format that the request spoke, so that no stale
+//! `Propagator::outgoing` writes the hop's own context in every configured format that the request spoke, so that no stale
 //! context travels beside a fresh one.
 
 use std::borrow::Cow;
@@ -65,13 +65,21 @@ static TABLE: [Row; 18] = [
     row("x-lane", Kind::Verbatim),
 ];
 
-static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
-static B3: HeaderName = HeaderName::from_static("b3");
-static X_B3_TRACEID: HeaderName = HeaderName::from_static("x-b3-traceid");
-static X_B3_SPANID: HeaderName = HeaderName::from_static("x-b3-spanid");
-static X_B3_PARENTSPANID: HeaderName = HeaderName::from_static("x-b3-parentspanid");
-static X_B3_SAMPLED: HeaderName = HeaderName::from_static("x-b3-sampled");
-static X_B3_FLAGS: HeaderName = HeaderName::from_static("x-b3-flags");
+/// A carried header's place: in [`TABLE`], beyond it among the extra ones. Headers are carried by their place: comparing and
+/// looking one up is one instruction, where a name takes a hundred.
+type Place = u8;
+
+/// The places of the rows that the hop itself reads or writes; a test holds them to the table.
+mod place {
+    pub(super) const REQUEST_ID: super::Place = 0;
+    pub(super) const TRACEPARENT: super::Place = 1;
+    pub(super) const B3: super::Place = 4;
+    pub(super) const B3_TRACEID: super::Place = 5;
+    pub(super) const B3_SPANID: super::Place = 6;
+    pub(super) const B3_PARENTSPANID: super::Place = 7;
+    pub(super) const B3_SAMPLED: super::Place = 8;
+    pub(super) const B3_FLAGS: super::Place = 9;
+}
 
 /// The header that carries the request's id.
 pub(crate) static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -115,7 +123,14 @@ pub fn is_secret(name: &str) -> bool {
 
 /// A header's value as it is shown to people and in JSON: masked when it is a secret, lossy when it is not UTF-8.
 pub(crate) fn shown<'a>(name: &HeaderName, value: &'a HeaderValue) -> Cow<'a, str> {
-    if is_secret(name.as_str()) { Cow::Borrowed("***") } else { String::from_utf8_lossy(value.as_bytes()) }
+    if is_secret(name.as_str()) { MASK.into() } else { lossy(value) }
+}
+
+/// What is shown instead of a secret.
+const MASK: &str = "***";
+
+fn lossy(value: &HeaderValue) -> Cow<'_, str> {
+    String::from_utf8_lossy(value.as_bytes())
 }
 
 /// A wire format for trace context.
@@ -230,19 +245,18 @@ pub fn is_valid_request_id(value: &[u8]) -> bool {
 pub struct Propagator {
     propagators: Propagators,
     extra: Vec<HeaderName>,
-    dropped: Vec<HeaderName>,
+    dropped: Vec<Place>,
 }
 
 /// The carried headers of one request, as they arrived: every value, also empty ones.
 #[derive(Debug, Default)]
 pub struct Carried {
-    /// Index into the table (beyond it: into the extra headers) and value.
-    entries: Vec<(u8, HeaderValue)>,
+    entries: Vec<(Place, HeaderValue)>,
 }
 
 /// Headers that are written to a call, in the order in which they are shown.
 #[derive(Debug, Default)]
-pub(crate) struct Outgoing(pub(crate) Vec<(HeaderName, HeaderValue)>);
+pub(crate) struct Outgoing(Vec<(Place, HeaderValue)>);
 
 impl Propagator {
     /// `extra` are carried beside the table, `dropped` are lost on purpose. Names that may never be carried are left out.
@@ -250,33 +264,47 @@ impl Propagator {
         let extra = extra
             .into_iter()
             .filter(|name| !is_never_carried(name.as_str()) && !TABLE.iter().any(|row| row.name == *name))
-            .take(usize::from(u8::MAX) - TABLE.len())
+            .take(usize::from(Place::MAX) - TABLE.len())
             .collect();
-        Self { propagators, extra, dropped }
+        let mut propagator = Self { propagators, extra, dropped: Vec::new() };
+        propagator.dropped = dropped.iter().filter_map(|name| propagator.place(name)).collect();
+        propagator
     }
 
     /// The place of a header among the carried ones; `None` when it is not carried.
-    fn index(&self, name: &HeaderName) -> Option<u8> {
+    fn place(&self, name: &HeaderName) -> Option<Place> {
         let text = name.as_str();
-        let index = match TABLE.iter().position(|row| row.name.as_str() == text) {
-            Some(index) => index,
+        let place = match TABLE.iter().position(|row| row.name.as_str() == text) {
+            Some(place) => place,
             None => TABLE.len() + self.extra.iter().position(|extra| extra.as_str() == text)?,
         };
-        u8::try_from(index).ok()
+        Place::try_from(place).ok()
     }
 
-    fn name(&self, index: u8) -> &HeaderName {
-        let index = usize::from(index);
-        TABLE.get(index).map_or_else(|| &self.extra[index - TABLE.len()], |row| &row.name)
+    fn name(&self, place: Place) -> &HeaderName {
+        let place = usize::from(place);
+        TABLE.get(place).map_or_else(|| &self.extra[place - TABLE.len()], |row| &row.name)
     }
 
     /// Takes a header into `carried` when it is one that is carried; says whether it was.
     pub(crate) fn take(&self, carried: &mut Carried, name: &HeaderName, value: &HeaderValue) -> bool {
-        let index = self.index(name);
-        if let Some(index) = index {
-            carried.entries.push((index, value.clone()));
+        let place = self.place(name);
+        if let Some(place) = place {
+            if carried.entries.is_empty() {
+                // A mesh sends about this many; growing there from nothing would be three allocations.
+                carried.entries.reserve(8);
+            }
+            carried.entries.push((place, value.clone()));
         }
-        index.is_some()
+        place.is_some()
+    }
+
+    /// The names and values of a call's headers.
+    pub(crate) fn written<'a>(
+        &'a self,
+        outgoing: &'a Outgoing,
+    ) -> impl ExactSizeIterator<Item = (&'a HeaderName, &'a HeaderValue)> {
+        outgoing.0.iter().map(|(place, value)| (self.name(*place), value))
     }
 
     /// Reads what the request says about its trace: the first valid context in the configured order.
@@ -309,12 +337,12 @@ impl Propagator {
         let mut out = Vec::with_capacity(carried.entries.len() + 6);
         let keep_request_ids = carried.first(Kind::RequestId).is_some_and(is_valid_request_id);
         if !keep_request_ids {
-            out.push((X_REQUEST_ID.clone(), request_id.clone()));
+            out.push((place::REQUEST_ID, request_id.clone()));
         }
         let state = context.is_none_or(|context| self.keeps_tracestate(carried, context));
-        for (index, value) in &carried.entries {
+        for (place, value) in &carried.entries {
             let kept = !value.is_empty()
-                && match carried_kind(*index) {
+                && match kind(*place) {
                     Kind::Verbatim => true,
                     Kind::RequestId => keep_request_ids,
                     Kind::TraceState => state,
@@ -322,7 +350,7 @@ impl Propagator {
                     Kind::TraceParent | Kind::B3 | Kind::B3Multi => context.is_none(),
                 };
             if kept {
-                out.push((self.name(*index).clone(), value.clone()));
+                out.push((*place, value.clone()));
             }
         }
         if let Some(context) = context {
@@ -336,7 +364,7 @@ impl Propagator {
             }
         }
         if !self.dropped.is_empty() {
-            out.retain(|(name, _)| !self.dropped.contains(name));
+            out.retain(|(place, _)| !self.dropped.contains(place));
         }
         Outgoing(out)
     }
@@ -346,41 +374,37 @@ impl Propagator {
         const MAX_MEMBERS: usize = 32;
         let members = |value: &[u8]| value.split(|byte| *byte == b',').filter(|member| !member.trim_ascii().is_empty()).count();
         self.propagators.formats.contains(&Format::TraceContext)
-            && carried.all(Kind::TraceState).map(members).sum::<usize>() <= MAX_MEMBERS
+            && carried.all(Kind::TraceState).map(|value| members(value.as_bytes())).sum::<usize>() <= MAX_MEMBERS
             && carried.only(Kind::TraceParent).and_then(parse_traceparent).is_some_and(|w3c| w3c.trace_id == context.trace_id)
     }
 }
 
-fn carried_kind(index: u8) -> Kind {
-    TABLE.get(usize::from(index)).map_or(Kind::Verbatim, |row| row.kind)
+fn kind(place: Place) -> Kind {
+    TABLE.get(usize::from(place)).map_or(Kind::Verbatim, |row| row.kind)
 }
 
 impl Carried {
-    fn all(&self, kind: Kind) -> impl Iterator<Item = &[u8]> {
-        self.entries.iter().filter(move |(index, _)| carried_kind(*index) == kind).map(|(_, value)| value.as_bytes())
+    fn all(&self, of: Kind) -> impl Iterator<Item = &HeaderValue> {
+        self.entries.iter().filter(move |(place, _)| kind(*place) == of).map(|(_, value)| value)
     }
 
     fn first(&self, kind: Kind) -> Option<&[u8]> {
-        self.all(kind).next()
+        self.all(kind).next().map(HeaderValue::as_bytes)
     }
 
     /// The value when there is exactly one: of two `traceparent` headers neither can be trusted.
     fn only(&self, kind: Kind) -> Option<&[u8]> {
         let mut values = self.all(kind);
-        values.next().filter(|_| values.next().is_none())
+        values.next().filter(|_| values.next().is_none()).map(HeaderValue::as_bytes)
     }
 
-    fn named(&self, name: &HeaderName) -> Option<&[u8]> {
-        self.entries
-            .iter()
-            .find(|(index, _)| TABLE.get(usize::from(*index)).is_some_and(|row| row.name == *name))
-            .map(|(_, value)| value.as_bytes())
+    fn at(&self, place: Place) -> Option<&[u8]> {
+        self.entries.iter().find(|(at, _)| *at == place).map(|(_, value)| value.as_bytes())
     }
 
     /// The request's id, when the first that came is usable.
     pub(crate) fn request_id(&self) -> Option<&HeaderValue> {
-        let first = self.entries.iter().find(|(index, _)| carried_kind(*index) == Kind::RequestId).map(|(_, value)| value);
-        first.filter(|value| is_valid_request_id(value.as_bytes()))
+        self.all(Kind::RequestId).next().filter(|value| is_valid_request_id(value.as_bytes()))
     }
 
     /// Whether the request came with a header of this format, valid or not. An empty header is none: it says nothing, and taken
@@ -397,41 +421,42 @@ impl Carried {
 
 /// Carried headers as the reply shows them: a JSON object of arrays, equal names together, secrets masked.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Shown<'a> {
-    /// As they arrived.
-    Received(&'a Propagator, &'a Carried),
-    /// As they were written.
-    Sent(&'a Outgoing),
+pub(crate) struct Shown<'a> {
+    propagator: &'a Propagator,
+    entries: &'a [(Place, HeaderValue)],
 }
 
 impl<'a> Shown<'a> {
-    fn get(&self, i: usize) -> Option<(&'a HeaderName, &'a HeaderValue)> {
-        match self {
-            Self::Received(propagator, carried) => carried.entries.get(i).map(|(index, value)| (propagator.name(*index), value)),
-            Self::Sent(outgoing) => outgoing.0.get(i).map(|(name, value)| (name, value)),
-        }
+    /// As they arrived.
+    pub(crate) fn received(propagator: &'a Propagator, carried: &'a Carried) -> Self {
+        Self { propagator, entries: &carried.entries }
     }
 
-    fn iter(self) -> impl Iterator<Item = (&'a HeaderName, &'a HeaderValue)> {
-        (0..).map_while(move |i| self.get(i))
+    /// As they were written.
+    pub(crate) fn sent(propagator: &'a Propagator, outgoing: &'a Outgoing) -> Self {
+        Self { propagator, entries: &outgoing.0 }
     }
 }
 
 impl Serialize for Shown<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         /// All values of one name.
-        struct Values<'a>(&'a HeaderName, Shown<'a>);
+        struct Values<'a>(Place, &'a HeaderName, &'a [(Place, HeaderValue)]);
         impl Serialize for Values<'_> {
             fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                let values = self.1.iter().filter(|(name, _)| *name == self.0);
-                serializer.collect_seq(values.map(|(name, value)| shown(name, value)))
+                let Self(place, name, entries) = self;
+                // No row of the table is a secret, a test says; a search through the name is for the extra ones alone.
+                let secret = usize::from(*place) >= TABLE.len() && is_secret(name.as_str());
+                let values = entries.iter().filter(|(at, _)| at == place);
+                serializer.collect_seq(values.map(|(_, value)| if secret { MASK.into() } else { lossy(value) }))
             }
         }
         let mut map = serializer.serialize_map(None)?;
-        for (i, (name, _)) in self.iter().enumerate() {
+        for (i, (place, _)) in self.entries.iter().enumerate() {
             // A name is written where it is met first; the lists are short, so looking back costs less than a set.
-            if !self.iter().take(i).any(|(earlier, _)| earlier == name) {
-                map.serialize_entry(name.as_str(), &Values(name, *self))?;
+            if !self.entries[..i].iter().any(|(earlier, _)| earlier == place) {
+                let name = self.propagator.name(*place);
+                map.serialize_entry(name.as_str(), &Values(*place, name, self.entries))?;
             }
         }
         map.end()
@@ -520,10 +545,10 @@ fn parse_b3(value: &[u8]) -> Option<Parsed> {
 }
 
 fn parse_b3_multi(carried: &Carried) -> Option<Parsed> {
-    let sampling = if carried.named(&X_B3_FLAGS) == Some(b"1") {
+    let sampling = if carried.at(place::B3_FLAGS) == Some(b"1") {
         Sampling::Debug
     } else {
-        match carried.named(&X_B3_SAMPLED) {
+        match carried.at(place::B3_SAMPLED) {
             Some(b"0" | b"false") => Sampling::Drop,
             Some(b"1" | b"true") => Sampling::Sample,
             Some(b"d") => Sampling::Debug,
@@ -531,9 +556,9 @@ fn parse_b3_multi(carried: &Carried) -> Option<Parsed> {
         }
     };
     let ids = || {
-        let (trace_id, short_trace_id) = parse_b3_trace_id(carried.named(&X_B3_TRACEID)?)?;
-        let span_id = parse_span_id(carried.named(&X_B3_SPANID)?, true)?;
-        let parent_id = carried.named(&X_B3_PARENTSPANID).and_then(|parent| parse_span_id(parent, true));
+        let (trace_id, short_trace_id) = parse_b3_trace_id(carried.at(place::B3_TRACEID)?)?;
+        let span_id = parse_span_id(carried.at(place::B3_SPANID)?, true)?;
+        let parent_id = carried.at(place::B3_PARENTSPANID).and_then(|parent| parse_span_id(parent, true));
         Some(Context { trace_id, short_trace_id, span_id, parent_id, sampling })
     };
     ids().map(Parsed::Context).or((sampling != Sampling::Deferred).then_some(Parsed::Decision(sampling)))
@@ -561,11 +586,11 @@ impl Hex {
         value(self.0.slice(range))
     }
 
-    fn write(&self, format: Format, context: &Context, out: &mut Vec<(HeaderName, HeaderValue)>) {
+    fn write(&self, format: Format, context: &Context, out: &mut Vec<(Place, HeaderValue)>) {
         let trace_id = if context.short_trace_id { 19..35 } else { 3..35 };
         let parent_id = context.parent_id.map(|_| 55..71);
         match format {
-            Format::TraceContext => out.push((TRACEPARENT.clone(), self.slice(0..55))),
+            Format::TraceContext => out.push((place::TRACEPARENT, self.slice(0..55))),
             Format::B3 => {
                 let mut single = Vec::with_capacity(32 + 1 + 16 + 2 + 1 + 16);
                 single.extend_from_slice(&self.0[trace_id]);
@@ -579,19 +604,19 @@ impl Hex {
                     single.push(b'-');
                     single.extend_from_slice(&self.0[parent_id]);
                 }
-                out.push((B3.clone(), value(Bytes::from(single))));
+                out.push((place::B3, value(Bytes::from(single))));
             }
             Format::B3Multi => {
-                out.push((X_B3_TRACEID.clone(), self.slice(trace_id)));
-                out.push((X_B3_SPANID.clone(), self.slice(36..52)));
+                out.push((place::B3_TRACEID, self.slice(trace_id)));
+                out.push((place::B3_SPANID, self.slice(36..52)));
                 if let Some(parent_id) = parent_id {
-                    out.push((X_B3_PARENTSPANID.clone(), self.slice(parent_id)));
+                    out.push((place::B3_PARENTSPANID, self.slice(parent_id)));
                 }
                 // B3 says that debug implies sampled and is written alone.
                 out.push(match context.sampling {
-                    Sampling::Debug => (X_B3_FLAGS.clone(), HeaderValue::from_static("1")),
-                    Sampling::Sample => (X_B3_SAMPLED.clone(), HeaderValue::from_static("1")),
-                    Sampling::Drop | Sampling::Deferred => (X_B3_SAMPLED.clone(), HeaderValue::from_static("0")),
+                    Sampling::Debug => (place::B3_FLAGS, HeaderValue::from_static("1")),
+                    Sampling::Sample => (place::B3_SAMPLED, HeaderValue::from_static("1")),
+                    Sampling::Drop | Sampling::Deferred => (place::B3_SAMPLED, HeaderValue::from_static("0")),
                 });
             }
         }
@@ -605,10 +630,17 @@ fn value(ascii: Bytes) -> HeaderValue {
 /// Appends lower-case hex digits.
 pub(crate) fn push_hex(out: &mut Vec<u8>, bytes: &[u8]) {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    out.reserve(bytes.len() * 2);
     for byte in bytes {
-        out.push(DIGITS[usize::from(byte >> 4)]);
-        out.push(DIGITS[usize::from(byte & 15)]);
+        out.extend_from_slice(&[DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]);
     }
+}
+
+/// An id as text. `format!` would take its way through `u128`, at ten times the price.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    let mut text = Vec::new();
+    push_hex(&mut text, bytes);
+    String::from_utf8(text).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -718,10 +750,28 @@ mod tests {
     }
 
     #[test]
+    fn the_places_of_the_table_are_where_their_names_are() {
+        let named = [
+            (place::REQUEST_ID, "x-request-id"),
+            (place::TRACEPARENT, "traceparent"),
+            (place::B3, "b3"),
+            (place::B3_TRACEID, "x-b3-traceid"),
+            (place::B3_SPANID, "x-b3-spanid"),
+            (place::B3_PARENTSPANID, "x-b3-parentspanid"),
+            (place::B3_SAMPLED, "x-b3-sampled"),
+            (place::B3_FLAGS, "x-b3-flags"),
+        ];
+        for (place, name) in named {
+            assert_eq!(TABLE[usize::from(place)].name, name);
+        }
+        assert!(!TABLE.iter().any(|row| is_secret(row.name.as_str())));
+    }
+
+    #[test]
     fn equal_names_are_shown_together_and_secrets_masked() {
         let propagator = Propagator::new(Propagators::default(), vec![HeaderName::from_static("authorization")], vec![]);
         let carried = carried(&propagator, &[("baggage", "a=1"), ("authorization", "Bearer x"), ("baggage", "b=2")]);
-        let json = serde_json::to_string(&Shown::Received(&propagator, &carried)).unwrap();
+        let json = serde_json::to_string(&Shown::received(&propagator, &carried)).unwrap();
         assert_eq!(json, r#"{"baggage":["a=1","b=2"],"authorization":["***"]}"#);
     }
 

@@ -8,17 +8,18 @@ use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get};
+use http::StatusCode;
 use http::header::{self, HeaderMap, HeaderValue};
-use http::{HeaderName, StatusCode};
 use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::access_log::AccessLog;
 use crate::error::Error;
+use crate::lines::{push_address, push_time};
 use crate::observe::Exchange;
-use crate::propagation::{Shown, shown};
-use crate::reply::{Client, Propagation, Reply, Tree, milliseconds};
+use crate::propagation::{Shown, hex, shown};
+use crate::reply::{Call, Client, Propagation, Reply, Tree, milliseconds};
 use crate::route::Route;
 use crate::state::Node;
 use crate::upstream::{Called, Upstreams};
@@ -122,7 +123,8 @@ async fn chain(node: &Node, exchange: &Exchange, headers: &HeaderMap) -> Respons
         Some(_) => Vec::new(),
         None => node.upstreams.call_all(exchange).await,
     };
-    if let Some((Some(status), _)) = calls.iter().map(Called::outcome).max_by_key(|(_, failed)| *failed) {
+    let outcomes = || calls.iter().map(Called::outcome);
+    if let Some((Some(status), _)) = outcomes().find(|(_, failed)| *failed).or(outcomes().next_back()) {
         exchange.set_upstream_status(status);
     }
     let status = abort.unwrap_or_else(|| Upstreams::status(&calls));
@@ -151,28 +153,34 @@ fn reply(node: &Node, exchange: &Exchange, calls: &[Called], status: StatusCode)
         message: format!("Hello, {}!", who.name).into(),
         path: exchange.path().into(),
         status: status.as_u16(),
-        started_at: humantime::format_rfc3339_micros(exchange.started_at).to_string().into(),
+        started_at: text_of(|out| push_time(out, exchange.started_at)).into(),
         duration_ms: milliseconds(exchange.elapsed()),
         request_id: exchange.request_id.to_str().unwrap_or_default().into(),
-        trace_id: context.map(|context| context.trace_id.to_string().into()),
-        span_id: context.map(|context| context.span_id.to_string().into()),
-        parent_span_id: context.and_then(|context| context.parent_id).map(|parent| parent.to_string().into()),
+        trace_id: context.map(|context| hex(&context.trace_id.to_bytes()).into()),
+        span_id: context.map(|context| hex(&context.span_id.to_bytes()).into()),
+        parent_span_id: context.and_then(|context| context.parent_id).map(|parent| hex(&parent.to_bytes()).into()),
         sampled: context.and_then(|context| match context.sampling {
             crate::propagation::Sampling::Deferred => None,
             decided => Some(decided.is_sampled()),
         }),
         propagation: if node.tracer.is_some() { Propagation::Continue } else { Propagation::Forward },
-        received: Shown::Received(&node.propagator, &exchange.carried),
-        client: Client { ip: exchange.client.to_string().into(), identity: exchange.identity.as_deref().map(Into::into) },
+        received: Shown::received(&node.propagator, &exchange.carried),
+        client: Client {
+            ip: text_of(|out| push_address(out, exchange.client)).into(),
+            identity: exchange.identity.as_deref().map(Into::into),
+        },
         attempt: exchange.attempt,
         injected: exchange.draw().injected,
-        upstreams: calls.iter().map(|call| node.upstreams.shown(call)).collect(),
+        upstreams: Vec::<Call<'_, _, ()>>::new(),
     };
-    let below: usize = calls.iter().map(Called::size_hint).sum();
-    let mut json = Vec::with_capacity(2048 + below);
-    // Writing into memory fails only for a map key that is no text, and there is none.
-    let _ = serde_json::to_writer(&mut json, &reply);
-    json
+    let calls = calls.iter().map(|call| (node.upstreams.shown(&node.propagator, call), call.reply()));
+    reply.to_json(calls)
+}
+
+fn text_of(write: impl FnOnce(&mut Vec<u8>)) -> String {
+    let mut text = Vec::with_capacity(32);
+    write(&mut text);
+    String::from_utf8(text).unwrap_or_default()
 }
 
 /// Whether `Accept` names JSON and ranks no text above it.
@@ -228,10 +236,19 @@ async fn readyz(State(node): State<Arc<Node>>) -> Response {
     }
 }
 
+/// Whether `Accept` names OpenMetrics and does not refuse it.
+fn accepts_openmetrics(accept: &str) -> bool {
+    let mut ranges = accept.split(',').map(|range| range.split(';').map(str::trim));
+    ranges.any(|mut parts| {
+        parts.next().is_some_and(|name| name.eq_ignore_ascii_case("application/openmetrics-text"))
+            && parts.find_map(|part| part.strip_prefix("q=")?.parse::<f32>().ok()).is_none_or(|q| q > 0.0)
+    })
+}
+
 async fn metrics(State(node): State<Arc<Node>>, headers: HeaderMap) -> Response {
     static OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    let accept = headers.get(HeaderName::from_static("accept")).and_then(|accept| accept.to_str().ok());
-    let openmetrics = accept.is_some_and(|accept| accept.contains("application/openmetrics-text"));
+    let openmetrics =
+        accepts_openmetrics(headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default());
     let log = node.access_log.as_ref().map(|AccessLog { lines, .. }| lines);
     let families = node.metrics.render(openmetrics, &node.span_queue, log);
     typed(if openmetrics { OPENMETRICS } else { "text/plain; version=0.0.4; charset=utf-8" }, families)

@@ -1,7 +1,9 @@
 //! What one hop shares between its requests. Nothing here is process-global: two nodes in one process are two services.
 
-use std::sync::Arc;
+use std::fmt;
 use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use http::HeaderValue;
 
@@ -26,6 +28,15 @@ pub struct Identity {
     pub hostname: String,
 }
 
+/// Somebody who wants to know of every request of the chain as it begins and as it ends. Called on the request's path, so it
+/// has to be quick and must not wait.
+pub trait Watch: fmt::Debug + Send + Sync {
+    /// A request arrived.
+    fn began(&self);
+    /// It is over: the status that was answered (499 when the caller hung up first) and how long it took.
+    fn ended(&self, status: u16, took: Duration);
+}
+
 /// One hop.
 #[derive(Debug)]
 pub(crate) struct Node {
@@ -46,4 +57,6 @@ pub(crate) struct Node {
     /// Requests that count against `max_concurrency`.
     pub(crate) in_flight: AtomicUsize,
     pub(crate) phase: Phase,
+    /// Empty outside the demo, whose page shows requests as they pass.
+    pub(crate) watch: OnceLock<Arc<dyn Watch>>,
 }

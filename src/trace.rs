@@ -1,9 +1,8 @@
 //! Spans: which are recorded, what they hold, and the bounded queue between the request path and the exporter.
 //!
-//! A finished span is copied into the queue's [`Batch`]: fixed fields in one vector, texts in one string beside it. Nothing is
+//! A finished span is copied into the queue's `Batch`: fixed fields in one vector, texts in one string beside it. Nothing is
 //! allocated per span, and no buffer of a connection is kept alive until the export.
 
-use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,6 +14,7 @@ use opentelemetry_semantic_conventions::attribute as key;
 use tokio::sync::Notify;
 
 use crate::ids;
+use crate::lines::push_address;
 use crate::propagation::{Context, Incoming, Sampling};
 
 /// `OTEL_TRACES_SAMPLER`: who decides whether a trace is recorded.
@@ -150,14 +150,15 @@ pub(crate) enum Value<'a> {
     /// A text.
     Text(&'a str),
     /// A number.
-    Int(i64),
+    Int(u16),
 }
 
 /// Finished spans on their way to the exporter.
 #[derive(Debug, Default)]
 pub(crate) struct Batch {
     pub(crate) spans: Vec<Span>,
-    text: String,
+    /// UTF-8.
+    text: Vec<u8>,
 }
 
 impl Batch {
@@ -171,7 +172,7 @@ impl Batch {
 
     fn copy(&mut self, text: &str) -> Text {
         let start = self.text.len() as u32;
-        self.text.push_str(&text[..text.floor_char_boundary(Self::MAX_TEXT)]);
+        self.text.extend_from_slice(&text.as_bytes()[..text.floor_char_boundary(Self::MAX_TEXT)]);
         Text { start, end: self.text.len() as u32 }
     }
 
@@ -181,7 +182,7 @@ impl Batch {
         let server = self.copy(span.server.map_or("", |(host, _)| host));
         let start = self.text.len() as u32;
         if let Some(client) = span.client {
-            let _ = write!(self.text, "{client}");
+            push_address(&mut self.text, client);
         }
         self.spans.push(Span {
             kind: span.kind,
@@ -201,7 +202,7 @@ impl Batch {
     }
 
     fn text(&self, text: Text) -> &str {
-        &self.text[text.start as usize..text.end as usize]
+        str::from_utf8(&self.text[text.start as usize..text.end as usize]).unwrap_or_default()
     }
 
     /// The span's name: method and route of a server span, the method alone of a client span; a method that a caller made up
@@ -233,10 +234,10 @@ impl Batch {
         text(key::SERVER_ADDRESS, self.text(span.server));
         text("request.id", self.text(span.request_id));
         if span.server_port != 0 {
-            visit(key::SERVER_PORT, Value::Int(i64::from(span.server_port)));
+            visit(key::SERVER_PORT, Value::Int(span.server_port));
         }
         if span.status != 0 {
-            visit(key::HTTP_RESPONSE_STATUS_CODE, Value::Int(i64::from(span.status)));
+            visit(key::HTTP_RESPONSE_STATUS_CODE, Value::Int(span.status));
         }
     }
 }

@@ -5,7 +5,7 @@ use std::str::FromStr;
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
-use http::header::{self, HeaderMap, HeaderValue};
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::PathAndQuery;
 use http::{Request, StatusCode, Uri};
 use http_body_util::{BodyExt as _, Empty, LengthLimitError, Limited};
@@ -15,13 +15,13 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use rustls::ClientConfig;
 use serde::de::{Deserialize, Deserializer, IgnoredAny, SeqAccess, Visitor};
-use serde_json::value::RawValue;
 
 use crate::error::causes;
 use crate::ids;
 use crate::metrics::Metrics;
 use crate::observe::Exchange;
-use crate::propagation::{Context, Outgoing, X_HOP_COUNT};
+use crate::propagation::{Context, Outgoing, Propagator, Shown, X_HOP_COUNT};
+use crate::reply;
 use crate::trace::{FinishedSpan, SpanKind, Tracer};
 
 /// The largest answer of a next hop.
@@ -58,6 +58,14 @@ impl Target {
     }
 }
 
+/// Whether a URL has no port or one that exists. The parser takes any digits, and what is no port would silently be 80.
+pub(crate) fn has_usable_port(uri: &Uri) -> bool {
+    let authority = uri.authority().map_or("", |authority| authority.as_str());
+    let host_and_port = authority.rsplit_once('@').map_or(authority, |(_, host_and_port)| host_and_port);
+    let port = host_and_port.strip_prefix(uri.host().unwrap_or_default()).unwrap_or_default();
+    port.is_empty() || uri.port_u16().is_some_and(|port| port != 0)
+}
+
 impl FromStr for Target {
     type Err = String;
 
@@ -66,6 +74,9 @@ impl FromStr for Target {
         let uri: Uri = text.trim().parse().map_err(|error| format!("{error}; {FORM}"))?;
         if !matches!(uri.scheme_str(), Some("http" | "https")) || uri.host().is_none_or(str::is_empty) {
             return Err(FORM.to_owned());
+        }
+        if !has_usable_port(&uri) {
+            return Err(format!("the port is not a number from 1 to 65535; {FORM}"));
         }
         if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
             return Err(format!("a user name in the URL is not supported; {FORM}"));
@@ -105,7 +116,7 @@ pub(crate) struct Called {
     duration: Duration,
     failure: Option<CallError>,
     sent: Outgoing,
-    reply: Option<Box<RawValue>>,
+    reply: Option<Bytes>,
 }
 
 /// Why a call failed.
@@ -207,7 +218,7 @@ impl Upstreams {
         };
         let (uri, url) = target.url(exchange.service_number());
         measured.path = uri.path_and_query().cloned();
-        let request = self.request(uri, &sent, exchange.hops);
+        let request = self.request(uri, node.propagator.written(&sent), exchange.hops);
         let answered = tokio::time::timeout(self.timeout, self.exchange(request, &mut measured.status)).await;
         let (reply, failure) = match answered {
             Ok(Ok(reply)) => (reply, measured.status.and_then(|status| failed_status(status, None))),
@@ -218,15 +229,21 @@ impl Upstreams {
         Called { target: index, url, status: measured.status, duration: measured.begun.elapsed(), failure, sent, reply }
     }
 
-    fn request(&self, uri: Uri, sent: &Outgoing, hops: u32) -> Request<Empty<Bytes>> {
+    fn request<'a>(
+        &self,
+        uri: Uri,
+        carried: impl ExactSizeIterator<Item = (&'a HeaderName, &'a HeaderValue)>,
+        hops: u32,
+    ) -> Request<Empty<Bytes>> {
         let mut request = Request::new(Empty::new());
         *request.uri_mut() = uri;
         let headers: &mut HeaderMap = request.headers_mut();
-        headers.reserve(sent.0.len() + 4);
+        // Four are written here and by the client.
+        headers.reserve(carried.len() + 4);
         headers.insert(header::ACCEPT, HeaderValue::from_static("application/json"));
         headers.insert(header::USER_AGENT, self.user_agent.clone());
         headers.insert(X_HOP_COUNT.clone(), HeaderValue::from(hops.saturating_add(1)));
-        for (name, value) in &sent.0 {
+        for (name, value) in carried {
             headers.append(name.clone(), value.clone());
         }
         request
@@ -238,14 +255,15 @@ impl Upstreams {
         &self,
         request: Request<Empty<Bytes>>,
         status: &mut Option<StatusCode>,
-    ) -> Result<Option<Box<RawValue>>, (Option<Box<RawValue>>, CallError)> {
+    ) -> Result<Option<Bytes>, (Option<Bytes>, CallError)> {
         let answer = self.client.request(request).await.map_err(|error| {
             let connect = error.is_connect();
             let reason = causes(&error).trim_start_matches("client error (Connect): ").to_owned();
             (None, if connect { CallError::Connect(reason) } else { CallError::Broken(reason) })
         })?;
         *status = Some(answer.status());
-        let location = answer.headers().get(header::LOCATION).cloned();
+        let redirect = answer.status().is_redirection();
+        let location = redirect.then(|| answer.headers().get(header::LOCATION).cloned()).flatten();
         let body = Limited::new(answer.into_body(), MAX_ANSWER).collect().await.map_err(|error| {
             let failure = match error.is::<LengthLimitError>() {
                 true => CallError::TooLarge,
@@ -253,7 +271,7 @@ impl Upstreams {
             };
             (None, failure)
         })?;
-        let reply = nested_reply(&body.to_bytes());
+        let reply = Some(body.to_bytes()).filter(|body| is_reply(body));
         match status.and_then(|status| failed_status(status, location.as_ref())) {
             Some(failure) => Err((reply, failure)),
             None => Ok(reply),
@@ -277,23 +295,23 @@ impl Upstreams {
         }
     }
 
-    /// How a call looks in the reply.
-    pub(crate) fn shown<'a>(&'a self, call: &'a Called) -> crate::reply::Call<'a, crate::propagation::Shown<'a>, &'a RawValue> {
-        crate::reply::Call {
+    /// How a call looks in the reply, without the next hop's own reply.
+    pub(crate) fn shown<'a>(&'a self, propagator: &'a Propagator, call: &'a Called) -> reply::Call<'a, Shown<'a>, ()> {
+        reply::Call {
             url: call.url.as_deref().unwrap_or(&self.targets[call.target].url).into(),
             status: call.status.map(|status| status.as_u16()),
-            duration_ms: crate::reply::milliseconds(call.duration),
+            duration_ms: reply::milliseconds(call.duration),
             error: call.failure.as_ref().map(|failure| failure.to_string().into()),
-            sent: crate::propagation::Shown::Sent(&call.sent),
-            reply: call.reply.as_deref(),
+            sent: Shown::sent(propagator, &call.sent),
+            reply: None,
         }
     }
 }
 
 impl Called {
-    /// How many bytes the call adds to the reply, about.
-    pub(crate) fn size_hint(&self) -> usize {
-        self.reply.as_ref().map_or(0, |reply| reply.get().len()) + 512
+    /// The next hop's own reply: JSON that was checked to be one.
+    pub(crate) fn reply(&self) -> Option<&[u8]> {
+        self.reply.as_deref()
     }
 
     /// The status for the access line, and whether the call failed.
@@ -352,9 +370,9 @@ impl Drop for Measured<'_> {
     }
 }
 
-/// The body as raw JSON if it is a hop's reply. Its own fields are checked by type; what is below was checked by the hop
-/// that wrote it.
-pub(crate) fn nested_reply(body: &[u8]) -> Option<Box<RawValue>> {
+/// Whether a body is a hop's reply: valid JSON throughout, its own fields checked by type. The types below were checked by the
+/// hop that wrote it.
+pub(crate) fn is_reply(body: &[u8]) -> bool {
     #[derive(serde::Deserialize)]
     #[expect(dead_code, reason = "the fields are there to be checked")]
     struct Shape {
@@ -372,15 +390,15 @@ pub(crate) fn nested_reply(body: &[u8]) -> Option<Box<RawValue>> {
         span_id: Option<Text>,
         parent_span_id: Option<Text>,
         sampled: Option<bool>,
-        propagation: crate::reply::Propagation,
+        propagation: reply::Propagation,
         received: Map,
         client: Map,
         attempt: u32,
-        injected: Option<crate::reply::Injected>,
+        injected: Option<reply::Injected>,
         upstreams: Array,
     }
-    serde_json::from_slice::<Shape>(body).ok()?;
-    RawValue::from_string(std::str::from_utf8(body).ok()?.to_owned()).ok()
+    // Strings that are skipped are not looked at as UTF-8.
+    std::str::from_utf8(body).is_ok_and(|text| serde_json::from_str::<Shape>(text).is_ok())
 }
 
 /// A JSON value of one kind that is checked and thrown away.
@@ -473,18 +491,21 @@ mod tests {
         assert_eq!(url("http://service2"), "http://service2/service2");
         assert_eq!(url("http://service2:8080"), "http://service2:8080/service2");
         assert_eq!(url("http://service2/"), "http://service2/");
+        assert_eq!(url("http://[::1]:8080"), "http://[::1]:8080/service2");
         assert_eq!(url("http://service2/service7?x=1"), "http://service2/service7?x=1");
-        for bad in ["", "service2", "/service2", "ftp://a", "http://", "http://u:p@h/", "http://a b"] {
+        for bad in
+            ["", "service2", "/service2", "ftp://a", "http://", "http://u:p@h/", "http://a b", "http://a:99999", "http://a:0"]
+        {
             assert!(bad.parse::<Target>().is_err(), "{bad}");
         }
     }
 
     #[test]
     fn only_a_reply_is_nested() {
-        assert!(nested_reply(b"hello").is_none());
-        assert!(nested_reply(br#"{"service":"x"}"#).is_none());
-        assert!(nested_reply(b"[]").is_none());
+        assert!(!is_reply(b"hello"));
+        assert!(!is_reply(br#"{"service":"x"}"#));
+        assert!(!is_reply(b"[]"));
         let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
-        assert!(nested_reply(deep.as_bytes()).is_none());
+        assert!(!is_reply(deep.as_bytes()));
     }
 }

@@ -32,13 +32,13 @@ async fn three_hops_answer_with_one_tree() {
         assert!(!below["hostname"].as_str().unwrap().is_empty());
         let fields: Vec<_> = below.as_object().unwrap().keys().cloned().collect();
         assert_eq!(fields.len(), 20, "{fields:?}");
-        if n == 3 {
+        let Some(next) = hops.get(n) else {
             assert_eq!(below["upstreams"], json!([]));
             break;
-        }
+        };
         let call = &below["upstreams"][0];
         assert_eq!(below["upstreams"].as_array().unwrap().len(), 1);
-        assert_eq!(call["url"], hops[n].url(&format!("/service{}", n + 1)));
+        assert_eq!(call["url"], next.url(&format!("/service{}", n + 1)));
         assert_eq!((&call["status"], &call["error"]), (&json!(200), &Value::Null));
         assert_eq!(call["sent"], json!({"x-request-id": ["r-1"]}));
         assert!(call["duration_ms"].as_f64().unwrap() <= below["duration_ms"].as_f64().unwrap());
@@ -84,13 +84,13 @@ async fn a_fan_out_calls_all_at_once_or_one_after_the_other_and_keeps_the_config
         })
         .await;
         // The same URL twice is two calls.
-        let list = format!("{0}/a,{1}/b,{0}/a", slow.url(), fast.url());
+        let list = format!("{0}/a,{1}/b,{0}/a,{1}/c", slow.url(), fast.url());
         let front = Hop::start(&["--fan-out", fan_out, "--upstream", &list], &[]);
         let (status, reply) = front.json("/service1", &[]).await;
         assert_eq!(status, 200, "{reply}");
         let calls = reply["upstreams"].as_array().unwrap();
         let urls: Vec<_> = calls.iter().map(|call| call["url"].as_str().unwrap().to_owned()).collect();
-        assert_eq!(urls, [format!("{}/a", slow.url()), format!("{}/b", fast.url()), format!("{}/a", slow.url())]);
+        assert_eq!(urls, list.split(',').collect::<Vec<_>>());
         assert_eq!((&calls[0]["status"], &calls[1]["status"]), (&json!(200), &json!(204)));
         assert_eq!(slow.heads().len(), 2);
         let (first, second) = (slow_arrived.lock().unwrap()[0], at.lock().unwrap()[0]);
@@ -597,4 +597,44 @@ async fn fault_rates_are_exact_within_statistics() {
         // Five standard deviations: one honest run in two million fails.
         assert!((struck - expected).abs() <= 5.0 * (expected * (1.0 - share)).sqrt(), "{percent}%: {struck}");
     }
+}
+
+#[tokio::test]
+async fn without_an_exporter_the_reply_shows_the_ids_that_arrived() {
+    let hop = Hop::start(&[], &[]);
+    let (t, s, p) = ("463ac35c9f6413ad48485a3953bb6124", "a2fb4a1d1a96d312", "0020000000000001");
+    let (w3c, single, short) = (format!("00-{t}-{s}-00"), format!("{t}-{s}-d-{p}"), format!("{:0>32}", &t[16..]));
+    let ids = [("x-b3-traceid", &t[16..]), ("x-b3-spanid", s)];
+    let with = |more: &[(&'static str, &'static str)]| [&ids[..], more].concat();
+    for (headers, expected) in [
+        (vec![("traceparent", &*w3c)], json!([t, s, null, false])),
+        (vec![("b3", &*single)], json!([t, s, p, true])),
+        (with(&[]), json!([short, s, null, null])),
+        (with(&[("x-b3-parentspanid", "0020000000000001"), ("x-b3-sampled", "1")]), json!([short, s, p, true])),
+        (vec![], json!([null, null, null, null])),
+    ] {
+        let (_, reply) = hop.json("/service1", &headers).await;
+        let shown = json!([reply["trace_id"], reply["span_id"], reply["parent_span_id"], reply["sampled"]]);
+        assert_eq!((shown, &reply["propagation"]), (expected, &json!("forward")), "{headers:?}");
+    }
+}
+
+#[tokio::test]
+async fn odd_but_valid_requests_are_answered() {
+    let hop = Hop::start(&[], &[]);
+    for (line, status) in [
+        ("GET http://other/hello HTTP/1.1", 200),
+        ("GET http://other HTTP/1.1", 200),
+        ("GET /hello? HTTP/1.1", 200),
+        ("GET /?x=1 HTTP/1.1", 200),
+        ("GET /hello HTTP/1.0", 200),
+        ("OPTIONS * HTTP/1.1", 404),
+        ("CONNECT other:80 HTTP/1.1", 404),
+        ("TRACE /hello HTTP/1.1", 405),
+    ] {
+        let answer = exchange(hop.addr, format!("{line}\r\nhost: a\r\n\r\n").as_bytes()).await;
+        assert_eq!(answer.status, status, "{line}: {}", answer.text());
+    }
+    assert_eq!(hop.stdout().iter().filter(|line| line.contains(" 500 ")).count(), 0);
+    assert!(!hop.stderr().iter().any(|line| line.contains("panicked")), "{:?}", hop.stderr());
 }

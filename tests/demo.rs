@@ -118,6 +118,7 @@ fn once_exits_with_1_and_says_why_when_a_hop_loses_the_trace() {
     let (code, stdout, _) = run(&[&["--once", "--latency", "0"][..], &lose].concat());
     assert_eq!(code, Some(1), "{stdout}");
     assert!(stdout.contains("2 traces instead of 1"), "{stdout}");
+    assert!(stdout.contains("It broke between service2 and service3: service2 sent none of"), "{stdout}");
 }
 
 #[test]
@@ -131,7 +132,8 @@ fn once_exits_with_1_when_a_hop_answers_an_error_and_calls_nobody() {
 fn a_taken_port_is_named_with_the_way_out() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
-    for args in [["--port", &port, "--store-port", "0"], ["--port", "0", "--store-port", &port]] {
+    // One hop, because the ports above this one may be anybody's.
+    for args in [["--hops", "1", "--port", &port, "--store-port", "0"], ["--hops", "1", "--port", "0", "--store-port", &port]] {
         let (code, stdout, stderr) = run(&args);
         assert_eq!((code, stdout.as_str()), (Some(1), ""), "{stderr}");
         assert!(stderr.contains(&port) && stderr.contains("taken") && stderr.contains("--port 0"), "{stderr}");

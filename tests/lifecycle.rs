@@ -149,7 +149,7 @@ async fn the_deadline_wins_over_a_request_that_never_ends() {
     working.send("GET /hello HTTP/1.1\r\nhost: hop\r\nx-request-id: endless\r\n\r\n").await;
     is_working(&hop).await;
     hop.signal("TERM");
-    assert_eq!(hop.ended().code(), Some(0), "the stop went as asked; the log says what was lost");
+    assert_eq!(hop.ended().code(), Some(0), "it stopped as it was asked to; the log tells what was lost");
     assert!(hop.stderr().iter().any(|line| line.contains("cut off")), "{:#?}", hop.stderr());
     let line = hop.access_line("endless").await;
     assert!(line.contains("\" 499 "), "it is logged as not answered: {line}");

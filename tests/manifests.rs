@@ -6,6 +6,10 @@ mod rules;
 #[path = "manifests/set.rs"]
 mod set;
 
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::process::{Child, Command, Stdio};
+
 use rules::RULES;
 use serde_json::{Value, json};
 use set::{Set, files, read, strings, text, top};
@@ -73,6 +77,7 @@ fn apply_sets() -> Vec<Set> {
     let lanes = ["istio/lanes/root.yaml", "istio/lanes/gray.yaml", "istio/lanes/blue.yaml", "istio/lanes/percentage.yaml"];
     sets.push(set("gray alone", &[PODS, MESH, &lanes[..2]]));
     sets.push(set("every lane", &[PODS, MESH, &lanes]));
+    sets.push(set("check as a Job", &[PODS, MESH, &["k8s/components/check/job.yaml"]]));
     sets.push(set("gateway API", &[PODS, GATEWAY_API]));
     let lanes = ["istio/gateway-api/lanes/gray.yaml", "istio/gateway-api/lanes/blue.yaml"];
     sets.push(set("gateway API with lanes", &[PODS, GATEWAY_API, &lanes]));
@@ -355,7 +360,7 @@ fn every_scenario_says_what_will_be_seen_and_how_to_apply_look_and_undo() {
 
 #[test]
 fn no_private_key_is_in_the_repository() {
-    let list = std::process::Command::new("git").args(["ls-files", "-z"]).current_dir(top()).output().expect("git");
+    let list = Command::new("git").args(["ls-files", "-z"]).current_dir(top()).output().expect("git");
     assert!(list.status.success(), "git ls-files: {}", String::from_utf8_lossy(&list.stderr));
     let names: Vec<String> =
         String::from_utf8_lossy(&list.stdout).split('\0').filter(|n| !n.is_empty()).map(str::to_owned).collect();
@@ -386,4 +391,151 @@ fn kustomizations_name_every_file_beside_them() {
 fn components() -> Vec<String> {
     let entries = std::fs::read_dir(top().join("k8s/components")).expect("the components");
     entries.map(|e| format!("k8s/components/{}", e.expect("an entry").file_name().to_string_lossy())).collect()
+}
+
+/// A server with the environment of a Deployment's container, on a port of its own; ends with this value.
+struct Server {
+    child: Child,
+    address: String,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Nothing is asserted about the end, and the test may already be failing.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Server {
+    /// Starts it and waits until its log says where it listens; panics with what it said if it ends first.
+    fn start(environment: &[(String, String)]) -> Server {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_httpserver"));
+        command.arg("serve").env_clear().envs(environment.iter().cloned()).env("ADDR", "127.0.0.1:0").env("LOG_FORMAT", "text");
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the server starts");
+        let mut said = String::new();
+        for line in BufReader::new(child.stderr.take().expect("its log")).lines().map_while(Result::ok) {
+            let address =
+                line.split(|c: char| c.is_whitespace() || "=,\"".contains(c)).find(|word| word.starts_with("127.0.0.1:"));
+            if let Some(address) = address.filter(|address| !address.ends_with(":0")) {
+                return Server { address: address.to_owned(), child };
+            }
+            said += &line;
+        }
+        let status = child.wait().expect("its exit");
+        panic!("the server ended with {status}: {said}");
+    }
+
+    fn status_of(&self, path: &str) -> u16 {
+        let mut stream = TcpStream::connect(&self.address).expect("a connection");
+        write!(stream, "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").expect("a request");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("an answer");
+        answer.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or_else(|| panic!("no status in {answer:?}"))
+    }
+}
+
+/// The environment that Kubernetes would give the container: literals, labels, and `$(NAME)` filled in.
+fn environment(deployment: &set::Doc) -> Vec<(String, String)> {
+    let mut found: Vec<(String, String)> = Vec::new();
+    for entry in set::items(deployment.container(), "/env") {
+        let field = text(entry, "/valueFrom/fieldRef/fieldPath");
+        let label = field.strip_prefix("metadata.labels['").and_then(|rest| rest.strip_suffix("']"));
+        let mut value = match label {
+            Some(label) => text(deployment.pod_labels(), &format!("/{label}")).to_owned(),
+            None if !field.is_empty() => "from-the-cluster".to_owned(),
+            None => text(entry, "/value").to_owned(),
+        };
+        for (earlier, is) in &found {
+            value = value.replace(&format!("$({earlier})"), is);
+        }
+        assert!(!value.contains("$("), "{}: {value} refers to a variable that does not stand before it", deployment.at());
+        found.push((text(entry, "/name").to_owned(), value));
+    }
+    found
+}
+
+/// Every Deployment of our server in any manifest, once.
+fn every_hop() -> Vec<set::Doc> {
+    let all = files("k8s").into_iter().chain(files("istio")).flat_map(|file| read(&file));
+    all.filter(|doc| doc.kind() == "Deployment" && text(doc.container(), "/name") == "httpserver").collect()
+}
+
+/// (name, value) of every variable that a component's patch sets.
+fn variables_of_components() -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    for folder in components() {
+        let kustomization = read(&format!("{folder}/kustomization.yaml")).remove(0);
+        for patch in set::items(&kustomization.value, "/patches").map(|patch| text(patch, "/patch").to_owned()) {
+            let patch: Value = serde_saphyr::from_str(&patch).expect("a patch is YAML");
+            for entry in set::items(&patch, "/spec/template/spec/containers/0/env") {
+                found.push((text(entry, "/name").to_owned(), text(entry, "/value").to_owned()));
+            }
+        }
+    }
+    assert!(found.len() >= 4, "the components set {found:?}");
+    found
+}
+
+#[test]
+fn the_binary_knows_every_variable_in_the_manifests() {
+    let help = Command::new(env!("CARGO_BIN_EXE_httpserver")).args(["serve", "--help"]).output().expect("help");
+    let help = String::from_utf8_lossy(&help.stdout).into_owned();
+    let known = |name: &str| help.split(|c: char| !c.is_ascii_uppercase() && c != '_').any(|word| word == name);
+    assert!(known("UPSTREAM") && !known("UPSTREAMS"), "the help is not read as it should be");
+    for hop in every_hop() {
+        let environment = environment(&hop);
+        for (name, _) in &environment {
+            // A helper is a variable that only fills in others.
+            let helper = set::items(hop.container(), "/env").any(|entry| text(entry, "/value").contains(&format!("$({name})")));
+            assert!(helper || known(name), "{}: the binary knows no {name}", hop.at());
+        }
+    }
+    for (name, _) in variables_of_components() {
+        assert!(known(&name), "a component sets {name}, which the binary does not know");
+    }
+}
+
+#[test]
+fn the_binary_starts_with_the_environment_of_every_deployment_and_answers_its_probes() {
+    let hops = every_hop();
+    assert!(hops.len() >= 15, "only {} Deployments", hops.len());
+    for hop in &hops {
+        let server = Server::start(&environment(hop));
+        for probe in ["startupProbe", "livenessProbe", "readinessProbe"] {
+            let path = text(hop.container(), &format!("/{probe}/httpGet/path"));
+            assert_eq!(server.status_of(path), 200, "{}: {probe} {path}", hop.at());
+        }
+    }
+    let base = hops.iter().find(|hop| hop.name() == "service1").expect("service1");
+    for (name, value) in variables_of_components() {
+        let mut environment = environment(base);
+        environment.retain(|(other, _)| *other != name);
+        environment.push((name, value));
+        assert_eq!(Server::start(&environment).status_of("/readyz"), 200, "{environment:?}");
+    }
+}
+
+#[test]
+fn the_binary_serves_what_is_published_and_the_port_that_is_named() {
+    let help = Command::new(env!("CARGO_BIN_EXE_httpserver")).args(["serve", "--help"]).output().expect("help");
+    assert!(
+        String::from_utf8_lossy(&help.stdout).contains("[default: :8080]"),
+        "the port of the manifests is the default of ADDR"
+    );
+    for hop in every_hop() {
+        assert_eq!(set::at(hop.container(), "/ports/0/containerPort").as_u64(), Some(8080), "{}", hop.at());
+        assert_eq!(hop.env("ADDR"), None, "{}", hop.at());
+    }
+    // The last hop: it answers by itself.
+    let server = Server::start(&[]);
+    let mut paths: Vec<String> = apply_sets().iter().flat_map(rules::published).map(|(_, _, path)| path).collect();
+    paths.extend(["/service2".to_owned(), "/service3".to_owned()]);
+    paths.sort();
+    paths.dedup();
+    assert!(paths.len() >= 8, "only {paths:?} are published");
+    for path in paths {
+        assert_eq!(server.status_of(&path), 200, "{path}");
+    }
+    assert_eq!(server.status_of("/not-a-path"), 404);
 }

@@ -357,7 +357,9 @@ async fn with_an_exporter_every_row_of_the_table_holds_for_w3c() {
     let future_more = format!("01-{T}-{S}-01-what-comes-later");
     let longer = format!("00-{T}-{S}-01-more");
     let flags = format!("00-{T}-{S}-ff");
-    let cases: [(&str, Vec<(&str, &str)>, Option<&str>); 16] = [
+    /// What it is, what is sent, and the decision that goes on if the trace does.
+    type Case<'a> = (&'a str, Vec<(&'a str, &'a str)>, Option<&'a str>);
+    let cases: [Case<'_>; 16] = [
         ("sampled", vec![("traceparent", &sampled)], Some("1")),
         ("unsampled", vec![("traceparent", &unsampled)], Some("0")),
         ("a version above 00", vec![("traceparent", &future)], Some("1")),

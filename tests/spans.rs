@@ -123,7 +123,7 @@ async fn the_answer_tells_the_span_that_the_collector_gets() {
     let last = hop.request("BREW", "/hello", &[]).await;
     sink.trace(last.header("traceresponse").unwrap().split('-').nth(1).unwrap(), 1).await;
     let names: Vec<_> = sink.spans().into_iter().map(|span| span.name).collect();
-    assert_eq!(names, ["GET /hello/{who}", "GET /headers", "GET", "_OTHER /hello"]);
+    assert_eq!(names, ["GET /hello/{who}", "GET /headers", "GET", "HTTP /hello"]);
 }
 
 #[tokio::test]

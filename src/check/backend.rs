@@ -140,7 +140,7 @@ impl Backend {
     /// Where a person looks at the trace.
     fn page(&self, id: &str) -> String {
         match self.kind {
-            Kind::Zipkin => format!("{}/zipkin/traces/{id}", self.base),
+            Kind::Zipkin => format!("{}/api/v2/trace/{id}", self.base),
             Kind::Jaeger => format!("{}/trace/{id}", self.base),
         }
     }
@@ -231,6 +231,8 @@ fn jaeger(json: serde_json::Value) -> serde_json::Result<Vec<Span>> {
 /// A span that must be there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Must {
+    /// The trace that it belongs to.
+    trace: String,
     id: String,
     /// `None`: whatever the reporter says.
     parent: Option<String>,
@@ -266,20 +268,28 @@ fn walk<'a>(tree: &Tree, url: &str, rows: &mut impl Iterator<Item = &'a super::x
             if let Some(context) = row.context(format).filter(|context| wrote && context.sampled == Some(true))
                 && !out.iter().any(|must| must.id == context.span)
             {
-                out.push(Must { id: context.span.clone(), parent: None, hop: hop.clone(), role: Role::Proxy });
+                let (trace, id) = (context.trace.clone(), context.span.clone());
+                out.push(Must { trace, id, parent: None, hop: hop.clone(), role: Role::Proxy });
             }
         }
     }
     let reports = tree.propagation == Propagation::Continue && tree.sampled == Some(true);
     let server = tree.span_id.as_deref().and_then(context::span_id).filter(|_| reports);
+    let trace = tree.trace_id.as_deref().and_then(context::trace_id).unwrap_or_default();
     if let Some(id) = &server {
         let parent = tree.parent_span_id.as_deref().and_then(context::span_id);
-        out.push(Must { id: id.clone(), parent, hop: hop.clone(), role: Role::Server });
+        out.push(Must { trace: trace.clone(), id: id.clone(), parent, hop: hop.clone(), role: Role::Server });
     }
     for call in &tree.upstreams {
         let written = Format::ALL.into_iter().find_map(|format| format.read(&call.sent));
         if let (Some(server), Some(context)) = (&server, written) {
-            out.push(Must { id: context.span, parent: Some(server.clone()), hop: hop.clone(), role: Role::Call });
+            out.push(Must {
+                trace: context.trace,
+                id: context.span,
+                parent: Some(server.clone()),
+                hop: hop.clone(),
+                role: Role::Call,
+            });
         }
         if let Some(Nested(reply)) = &call.reply {
             walk(reply, &call.url, rows, out);
@@ -287,16 +297,15 @@ fn walk<'a>(tree: &Tree, url: &str, rows: &mut impl Iterator<Item = &'a super::x
     }
 }
 
-/// The trace that the request is in: ours, or the one that the front gave it.
-fn traces(tree: &Tree) -> Vec<String> {
-    let mut ids = Vec::new();
-    super::chain::visit(tree, "", 0, &mut |hop, _, _| {
-        if let Some(id) = hop.trace_id.as_deref().and_then(context::trace_id)
-            && !ids.contains(&id)
-        {
-            ids.push(id);
+/// The traces that the request is in, first the one that it begins in: ours, or the one that the front gave it. Where hops only
+/// forward, the proxies' are the ones that count.
+fn traces(must: &[Must]) -> Vec<String> {
+    let mut ids: Vec<String> = Vec::new();
+    for must in must {
+        if !ids.contains(&must.trace) {
+            ids.push(must.trace.clone());
         }
-    });
+    }
     ids
 }
 
@@ -336,10 +345,6 @@ pub(crate) async fn follow(
     };
     let xray = examine(&probe, &tree, &place.url);
     let must = musts(&tree, &place.url, &xray);
-    let ids = traces(&tree);
-    let Some(id) = ids.first() else {
-        return vec![Finding::skip(GROUP, "traces.arrived", "Trace: skipped, because no hop knows a trace id: see Propagation")];
-    };
     if tree.sampled == Some(false) {
         return vec![Finding::skip(
             GROUP,
@@ -366,6 +371,9 @@ pub(crate) async fn follow(
         };
         return vec![Finding::fail(GROUP, "traces.arrived", text, hint)];
     }
+    let ids = traces(&must);
+    let Some(id) = ids.first() else { return Vec::new() };
+    let here: Vec<Must> = must.iter().filter(|must| must.trace == *id).cloned().collect();
     let started = Instant::now();
     let mut spans = Vec::new();
     let mut trouble = None;
@@ -375,7 +383,7 @@ pub(crate) async fn follow(
             Ok(found) => spans = found,
             Err(error) => trouble = Some(error),
         }
-        if is_complete(&must, &spans, &own) || started.elapsed() >= wait || *stop.borrow() {
+        if is_complete(&here, &spans, &own) || started.elapsed() >= wait || *stop.borrow() {
             break;
         }
         progress.show("seconds, waiting for the trace", started.elapsed().as_secs(), wait.as_secs());
@@ -385,7 +393,7 @@ pub(crate) async fn follow(
         }
     }
     progress.clear();
-    let seen = Seen { tree: &tree, xray: &xray, must: &must, spans: &spans, own: &own };
+    let seen = Seen { tree: &tree, xray: &xray, ids: &ids, must: &here, spans: &spans, own: &own };
     let mut findings = judge(&seen, expect, place, started.elapsed());
     if let Some(first) = findings.first_mut() {
         if let (true, Some(trouble)) = (spans.is_empty(), trouble) {
@@ -444,6 +452,9 @@ fn exporter(place: &Place, hop: &Hop) -> Vec<String> {
 struct Seen<'a> {
     tree: &'a Tree,
     xray: &'a Xray,
+    /// Every trace that this request is in.
+    ids: &'a [String],
+    /// What must be in the first of them.
     must: &'a [Must],
     spans: &'a [Span],
     /// The spans of `check` itself, which reports none.
@@ -451,8 +462,7 @@ struct Seen<'a> {
 }
 
 fn judge(seen: &Seen<'_>, expect: Option<&Expect>, place: &Place, waited: Duration) -> Vec<Finding> {
-    let &Seen { tree, xray, must, spans, own } = seen;
-    let ids = traces(tree);
+    let &Seen { tree, xray, ids, must, spans, own } = seen;
     let id = ids.first().map_or("", String::as_str);
     let missing: Vec<&Must> = must.iter().filter(|must| !spans.iter().any(|span| span.id == must.id)).collect();
     let waited = waited.as_secs_f64();
@@ -490,11 +500,9 @@ fn judge(seen: &Seen<'_>, expect: Option<&Expect>, place: &Place, waited: Durati
     } else {
         out.push(Finding::pass(GROUP, "traces.one", format!("One trace: every hop is in {}", short(id))));
     }
-    let in_this: Vec<String> = hops_in(tree, id);
-
     // Who is missing.
     let mut silent: Vec<&Hop> = Vec::new();
-    for must in missing.iter().filter(|must| must.role != Role::Proxy && in_this.contains(&must.hop.name)) {
+    for must in missing.iter().filter(|must| must.role != Role::Proxy) {
         if !silent.contains(&&must.hop) {
             silent.push(&must.hop);
         }
@@ -512,21 +520,24 @@ fn judge(seen: &Seen<'_>, expect: Option<&Expect>, place: &Place, waited: Durati
                 .hop(&hop.name),
         );
     }
-    let mut unproxied: Vec<&Hop> = missing
-        .iter()
-        .filter(|must| must.role == Role::Proxy && in_this.contains(&must.hop.name))
-        .map(|must| &must.hop)
-        .collect();
+    let mut unproxied: Vec<&Hop> = missing.iter().filter(|must| must.role == Role::Proxy).map(|must| &must.hop).collect();
     unproxied.dedup();
     if let Some(hop) = unproxied.first() {
         let names: Vec<&str> = unproxied.iter().map(|hop| hop.name.as_str()).collect();
         let text = format!("The span of the proxy in front of {} never arrived", names.join(", "));
-        let hint = Hint::new("The proxy traces and its report gets lost: the provider's service and port in meshConfig.extensionProviders, or the collector's port for that protocol")
-            .run("kubectl get configmap istio -n istio-system -o yaml | grep -A8 extensionProviders")
-            .run(format!("istioctl proxy-config clusters {} -n {} | grep -E 'zipkin|jaeger|collector'", hop.hostname, place.namespace_of(hop)));
+        let mut hint = Hint::new(
+            "The proxy traces and its report gets lost: the provider's service and port in meshConfig.extensionProviders, or the collector's port for that protocol",
+        );
+        if place.runner(hop) == Runner::Kubernetes {
+            hint = hint.run("kubectl get configmap istio -n istio-system -o yaml | grep -A8 extensionProviders").run(format!(
+                "istioctl proxy-config clusters {} -n {} | grep -E 'zipkin|jaeger|collector'",
+                hop.hostname,
+                place.namespace_of(hop)
+            ));
+        }
         out.push(Finding::fail(GROUP, "traces.services", text, hint).hop(&hop.name));
     }
-    let absent = absent(tree, spans, must, expect);
+    let absent = if ids.len() > 1 { Vec::new() } else { absent(tree, spans, must, expect) };
     for (hop, forwards) in &absent {
         let (text, cause) = if *forwards {
             (
@@ -574,19 +585,26 @@ fn judge(seen: &Seen<'_>, expect: Option<&Expect>, place: &Place, waited: Durati
         );
     }
     out.push(parents(tree, must, spans));
+    out.extend(silent_proxies(xray));
     out.push(explain(must, spans));
     out
 }
 
-/// The hops whose own trace id is `id`.
-fn hops_in(tree: &Tree, id: &str) -> Vec<String> {
-    let mut names = Vec::new();
-    super::chain::visit(tree, "", 0, &mut |hop, _, _| {
-        if hop.trace_id.as_deref().and_then(context::trace_id).as_deref() == Some(id) {
-            names.push(hop.service.clone().into_owned());
-        }
-    });
-    names
+/// Sidecars that vouch for their callers and write no span anywhere. Only certificates prove a sidecar: other proxies may have no
+/// part in tracing.
+fn silent_proxies(xray: &Xray) -> Option<Finding> {
+    let sidecars: Vec<&str> = xray.rows.iter().filter(|row| row.proxy.identity).map(|row| row.hop.name.as_str()).collect();
+    if sidecars.is_empty() || xray.mesh_traces() {
+        return None;
+    }
+    let hint = Hint::new(
+        "No Telemetry resource turns tracing on, or it names a provider that meshConfig.extensionProviders does not have",
+    )
+    .run("kubectl get telemetry -A -o yaml | grep -A4 providers:")
+    .run("kubectl get configmap istio -n istio-system -o yaml | grep -A8 extensionProviders")
+    .run("istioctl analyze -A");
+    let text = format!("The proxies in front of {} report no spans: the trace holds the app's alone", sidecars.join(", "));
+    Some(Finding::fail(GROUP, "traces.proxies", text, hint))
 }
 
 /// Hops that no span speaks of: those that only forward while others report, and expected ones that never answered.
@@ -655,7 +673,13 @@ fn below(tree: &Tree, above: Option<(&str, &str)>, spans: &[Span], wrong: &mut V
 /// How many spans there are and whose they are.
 fn explain(must: &[Must], spans: &[Span]) -> Finding {
     let count = |role: Role| spans.iter().filter(|span| must.iter().any(|must| must.role == role && must.id == span.id)).count();
-    let (server, calls) = (count(Role::Server), count(Role::Call));
+    let is_apps = |span: &&Span| must.iter().any(|must| must.role != Role::Proxy && must.id == span.id);
+    // A call whose headers the hop lost wrote its id nowhere; but only the app puts a span below its own.
+    let hangs_below_app = |span: &&Span| {
+        span.parent.as_deref().is_some_and(|parent| must.iter().any(|must| must.role == Role::Server && must.id == parent))
+    };
+    let lost = spans.iter().filter(|span| !is_apps(span) && hangs_below_app(span)).count();
+    let (server, calls) = (count(Role::Server), count(Role::Call) + lost);
     let others = spans.len() - server - calls;
     let plural = |n: usize, one: &str| if n == 1 { format!("{n} {one}") } else { format!("{n} {one}s") };
     let mut lines = Vec::new();
@@ -669,7 +693,7 @@ fn explain(must: &[Must], spans: &[Span]) -> Finding {
     }
     if others > 0 {
         let mut by: Vec<(&str, usize)> = Vec::new();
-        for span in spans.iter().filter(|span| !must.iter().any(|must| must.role != Role::Proxy && must.id == span.id)) {
+        for span in spans.iter().filter(|span| !is_apps(span) && !hangs_below_app(span)) {
             match by.iter_mut().find(|(service, _)| *service == span.service) {
                 Some((_, count)) => *count += 1,
                 None => by.push((&span.service, 1)),

@@ -112,7 +112,7 @@ impl Break {
                 from.name
             ))
             .run(format!("kubectl get pods -n {} -o custom-columns=POD:.metadata.name,CONTAINERS:.spec.containers[*].name,INIT:.spec.initContainers[*].name", place.namespace_of(to)))
-            .run(format!("kubectl get peerauthentication -A")),
+            .run("kubectl get peerauthentication -A"),
             Why::Closed => up(format!("{name} stopped or crashed while it answered")),
             Why::Transport(_) => up(format!("The connection to {name} does not work")),
             Why::NoReply(_) => Hint::new(format!("The UPSTREAM of {} leads to something that is not a hop of this chain", from.name)).run(place.settings(from)),

@@ -43,7 +43,7 @@ pub(crate) fn front(answer: &Answer, place: &Place) -> (String, Hint) {
             "The gateway has no route for this host and path (404 from Envoy, flag NR)".to_owned(),
             Hint::new("The host in the VirtualService or HTTPRoute is not the one in the URL, its path match is another, or it names a Gateway that it may not use")
                 .run(routes)
-                .run(format!("kubectl get virtualservice,gateway -A"))
+                .run("kubectl get virtualservice,gateway -A")
                 .run(analyze),
         ),
         404 => (
@@ -76,7 +76,7 @@ pub(crate) fn front(answer: &Answer, place: &Place) -> (String, Hint) {
         503 if envoy && body.is_empty() => (
             "The gateway's route leads to a Service that does not exist (503 with an empty body, flag NC)".to_owned(),
             Hint::new("The destination host of the VirtualService is misspelt or in another namespace, or its subset has no DestinationRule")
-                .run(format!("kubectl get virtualservice -A -o yaml | grep -A3 'destination:'"))
+                .run("kubectl get virtualservice -A -o yaml | grep -A3 'destination:'")
                 .run(format!("kubectl get service -n {namespace}"))
                 .run(analyze),
         ),
@@ -107,6 +107,10 @@ pub(crate) fn front(answer: &Answer, place: &Place) -> (String, Hint) {
         500..=599 => (
             format!("{status} from something in front of the chain: {}", clip(body)),
             Hint::new("Not an answer of a hop: the gateway, a load balancer or another server answered").run(format!("curl -sv {}", super::hints::quoted(&place.url))),
+        ),
+        200..=299 if answer.header("version").is_some() && answer.header("x-request-id").is_some() => (
+            format!("A hop answered {status}, and this path is not the chain's: {}", clip(body)),
+            Hint::new("The chain is /service<N>").run(format!("httpserver check {}", super::hints::quoted(&place.other_path("/service1")))),
         ),
         _ => (
             format!("{status}, and the body is no reply of the chain: {}", clip(body)),

@@ -112,9 +112,17 @@ impl Place {
         }
     }
 
+    /// The checked URL with another path.
+    pub(crate) fn other_path(&self, path: &str) -> String {
+        Self::with_path(&self.url, path)
+    }
+
     /// The hop's URL with another path.
     fn ops(&self, hop: &Hop, path: &str) -> String {
-        let url = if hop.url.is_empty() { &self.url } else { &hop.url };
+        Self::with_path(if hop.url.is_empty() { &self.url } else { &hop.url }, path)
+    }
+
+    fn with_path(url: &str, path: &str) -> String {
         let origin = url.find("://").map_or(0, |at| at + 3);
         let end = url[origin..].find(['/', '?']).map_or(url.len(), |at| origin + at);
         format!("{}{path}", &url[..end])

@@ -19,7 +19,7 @@ fn look(place: &Place, hop: &Hop) -> Vec<String> {
     match place.runner(hop) {
         Runner::Kubernetes => vec![
             format!("kubectl get pods -n {namespace} -l app={} -L lane,version", hop.name),
-            format!("kubectl get virtualservice,httproute -n {namespace} -o yaml | grep -B4 -A12 x-lane"),
+            format!("kubectl get virtualservice -n {namespace} -o yaml | grep -B4 -A12 x-lane"),
             format!("istioctl analyze -n {namespace}"),
         ],
         _ => vec![place.settings(hop)],

@@ -31,7 +31,18 @@ pub(crate) fn order_for(format: Format) -> &'static str {
 pub(crate) fn findings(probe: &Probe, xray: &Xray, place: &Place) -> Vec<Finding> {
     let mut out = Vec::new();
     out.push(proxies(xray).lines(table(probe, xray)));
-    out.extend(xray.faults.iter().map(|fault| finding(fault, xray, place)));
+    out.extend(coverage(xray, place));
+    // One slip in one setting shows at every hop: told once, with the other hops below.
+    let (order, others): (Vec<&Fault>, Vec<&Fault>) = xray.faults.iter().partition(|fault| is_order(fault));
+    if let Some((first, more)) = order.split_first() {
+        let mut told = finding(first, xray, place);
+        if !more.is_empty() {
+            let names: Vec<&str> = more.iter().map(|fault| fault.to.name.as_str()).collect();
+            told.detail.push(format!("the same at {}", names.join(", ")));
+        }
+        out.push(told);
+    }
+    out.extend(others.into_iter().map(|fault| finding(fault, xray, place)));
     out.extend(held(xray));
     out.extend(xray.dark.iter().map(|(from, to)| {
         Finding::skip(
@@ -92,8 +103,30 @@ fn subject(fault: &Fault) -> Subject {
     }
 }
 
+fn is_order(fault: &Fault) -> bool {
+    fault.effects.iter().any(|effect| matches!(effect, Effect::Order { .. }))
+}
+
+/// Between two hops no proxy writes spans, while it does between others: nobody there handles the call as HTTP.
+fn coverage(xray: &Xray, place: &Place) -> Option<Finding> {
+    // In ambient mode a waypoint serves some Services and not others; sidecars vouch for callers by certificate.
+    let inner = || xray.rows.iter().enumerate().filter(|(_, row)| row.depth > 0);
+    let sidecars = inner().any(|(_, row)| row.proxy.traces() && row.proxy.identity);
+    let (at, bare) = inner().find(|(_, row)| !row.proxy.traces()).filter(|_| sidecars)?;
+    let caller = xray.rows[..at].iter().rev().find(|row| row.depth + 1 == bare.depth)?;
+    let (from, to) = (&caller.hop.name, &bare.hop.name);
+    let namespace = place.namespace_of(&bare.hop);
+    let hint = Hint::new(format!(
+        "The mesh does not know the port of Service {to} as HTTP, so it passes bytes along: its name must begin with http, or it needs appProtocol: http. Else neither {from} nor {to} has a sidecar"
+    ))
+    .run(format!("kubectl get service {to} -n {namespace} -o jsonpath='{{.spec.ports}}'"))
+    .run(format!("istioctl analyze -n {namespace}"));
+    let text = format!("No proxy traces between {from} and {to}, while proxies trace elsewhere");
+    Some(Finding::fail(GROUP, "propagation.coverage", text, hint).seam(from, to, None).hop(to))
+}
+
 fn id(fault: &Fault) -> &'static str {
-    if fault.effects.iter().any(|effect| matches!(effect, Effect::Order { .. })) {
+    if is_order(fault) {
         return "propagation.order";
     }
     match subject(fault) {
@@ -133,6 +166,9 @@ fn said(names: &[&str]) -> String {
 fn finding(fault: &Fault, xray: &Xray, place: &Place) -> Finding {
     let (from, to) = (&fault.from.name, &fault.to.name);
     let head = match subject(fault) {
+        _ if fault.effects.iter().any(|effect| matches!(effect, Effect::Order { trace: false, .. })) => {
+            format!("The order of OTEL_PROPAGATORS at {to} does not fit the mesh")
+        }
         Subject::Trace => format!("Trace broke between {from} and {to}"),
         Subject::Only(format) => format!("{} trace broke between {from} and {to}", format.name()),
         Subject::Sampled => format!("The sampling decision flipped between {from} and {to}"),
@@ -363,6 +399,11 @@ fn by_new_trace(fault: &Fault, place: &Place) -> Hint {
             let namespace = place.namespace_of(hop);
             hint.run(format!("kubectl set env deploy/{} OTEL_PROPAGATORS={} -n {namespace}", hop.name, order_for(format)))
         }
+        (Runner::Local, Some(format)) => Hint::new(hint.cause).run(format!(
+            "OTEL_PROPAGATORS={} httpserver serve --name {} …",
+            order_for(format),
+            quoted(&hop.name)
+        )),
         _ => hint,
     }
 }
@@ -385,11 +426,7 @@ fn held(xray: &Xray) -> Vec<Finding> {
             out.push(Finding::skip(
                 GROUP,
                 id,
-                format!(
-                    "{} trace: not judged, because {} does not use it (OTEL_PROPAGATORS) and no proxy here speaks it",
-                    format.name(),
-                    left.join(", ")
-                ),
+                format!("{} trace: not judged, because {} leaves it out (OTEL_PROPAGATORS or DROP_HEADERS) and no proxy here speaks it", format.name(), left.join(", ")),
             ));
         } else if xray.rows.iter().all(|row| row.context(format).is_some()) {
             let headers = match format {

@@ -230,13 +230,13 @@ pub(crate) fn explain(seen: &Seen, host: &str, now: i64, has_own: bool, gateway_
         CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => (
             format!("The certificate is not for {host}: it names {names}"),
             Hint::new("The Gateway's credentialName is another host's secret, or the URL (with --resolve) should name a host of the certificate")
-                .run(format!("kubectl get gateway -A -o yaml | grep -B8 credentialName"))
+                .run("kubectl get gateway -A -o yaml | grep -B8 credentialName")
                 .run(format!("kubectl get secret -n {gateway_namespace}")),
         ),
         CertificateError::UnknownIssuer if leaf.is_self_issued => (
             format!("The certificate is self-signed ({}) and not trusted here", leaf.subject),
             Hint::new("Nobody but its maker vouches for it. Give that very certificate, or the CA that signed it, with --cacert; --insecure goes on without verifying")
-                .run(format!("httpserver check … --cacert tls.crt")),
+                .run("httpserver check … --cacert tls.crt"),
         ),
         CertificateError::UnknownIssuer if has_own => (
             format!("The certificate was issued by {}, which is neither public nor in --cacert", leaf.issuer),
@@ -290,7 +290,7 @@ pub(crate) fn why_no_handshake(error: &std::io::Error, host: &str, port: u16, ga
     use std::io::ErrorKind;
     let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
     let secret = |hint: Hint| {
-        hint.run(format!("kubectl get gateway -A -o yaml | grep -A6 -E 'hosts:|credentialName'"))
+        hint.run("kubectl get gateway -A -o yaml | grep -A6 -E 'hosts:|credentialName'")
             .run(format!("kubectl get secret -n {gateway_namespace}"))
             .run(format!("istioctl proxy-config secret deploy/istio-ingressgateway -n {gateway_namespace}"))
     };

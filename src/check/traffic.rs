@@ -345,7 +345,7 @@ fn split_findings(hops: &[(String, Vec<&HopSeen>)], split: &Split, place: &Place
             .collect(),
     };
     let routes = |hint: Hint| {
-        hint.run(format!("kubectl get virtualservice,httproute -A -o yaml | grep -B8 weight:"))
+        hint.run("kubectl get virtualservice -A -o yaml | grep -B8 weight:")
             .run(format!("kubectl get pods -n {} -L app,version", place.namespace))
     };
     if judged.is_empty() {

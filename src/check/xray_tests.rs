@@ -411,10 +411,8 @@ fn the_wrong_order_of_propagators_is_named_where_the_mesh_speaks_the_other_forma
         let first = failures(&findings)[0];
         assert_eq!((first.id, first.hop.as_deref()), ("propagation.order", Some("service1")), "{findings:#?}");
         assert!(first.cause.as_ref().unwrap().contains(fits), "{first:#?}");
-        assert!(
-            findings.iter().filter(|finding| finding.status == Status::Fail).all(|finding| finding.id == "propagation.order"),
-            "{findings:#?}"
-        );
+        assert_eq!(failures(&findings).len(), 1, "told once: {findings:#?}");
+        assert!(first.detail[0].contains("service2, service3"), "{first:#?}");
     }
 }
 
@@ -450,4 +448,29 @@ fn a_request_id_stays_itself_when_envoy_writes_its_reason_into_it() {
     assert!(same_request("b7a284c4-0f16-48fa-9a3d-137c290a9ff1", "b7a284c4-0f16-98fa-9a3d-137c290a9ff1"));
     assert!(!same_request("b7a284c4-0f16-48fa-9a3d-137c290a9ff1", "b7a284c4-0f16-48fa-9a3d-137c290a9ff2"));
     assert!(!same_request("my-id", "my-ip"));
+}
+
+#[test]
+fn a_call_that_no_sidecar_handles_as_http_is_a_finding_and_a_waypoint_for_some_services_is_not() {
+    let mut between = mesh(Some(Tracer::Otel));
+    between[1].tracer = None;
+    let probe = Probe::new(&Format::ALL);
+    let mut tree = travel(&probe, &[forward(), forward(), forward()], &between);
+    let place = Place {
+        namespace: "httpserver".into(),
+        gateway_namespace: "istio-system".into(),
+        url: "http://x/service1".into(),
+        loopback: false,
+    };
+    let findings = propagation::findings(&probe, &examine(&probe, &tree, "http://x/service1"), &place);
+    assert!(failures(&findings).is_empty(), "{findings:#?}");
+    let Some(Nested(two)) = &mut tree.upstreams[0].reply else { panic!() };
+    let Some(Nested(three)) = &mut two.upstreams[0].reply else { panic!() };
+    three.client.identity = Some("spiffe://cluster.local/ns/httpserver/sa/service2".into());
+    let findings = propagation::findings(&probe, &examine(&probe, &tree, "http://x/service1"), &place);
+    let failed = failures(&findings);
+    assert_eq!(failed.len(), 1, "{findings:#?}");
+    let seam = failed[0].seam.clone().unwrap();
+    assert_eq!((failed[0].id, seam.from.as_str(), seam.to.as_str()), ("propagation.coverage", "service1", "service2"));
+    assert!(failed[0].cause.as_ref().unwrap().contains("appProtocol"), "{failed:#?}");
 }

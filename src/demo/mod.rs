@@ -1,8 +1,15 @@
 //! `httpserver demo`: the whole chain, traced, in one process, with the trace store built in.
 //!
 //! Every hop is an [`App`] of its own with its own registry and tracer, and reports over HTTP to the [`store`], which speaks
-//! the Zipkin v2 API; nothing is passed inside the process that another server could not send.
+//! the Zipkin v2 API: no span takes a way that another server's could not. The page at the store's port shows all of it;
+//! what it shows of requests as they pass and what it changes are handles to the hops, in `panel`.
 
+mod control;
+mod events;
+mod forward;
+mod live;
+mod page;
+mod panel;
 pub mod store;
 pub mod waterfall;
 pub(crate) mod zipkin;
@@ -12,6 +19,7 @@ pub use zipkin::{Annotation, BadId, Endpoint, Kind, Span, SpanId, TraceId};
 use std::collections::HashMap;
 use std::io::IsTerminal as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -30,7 +38,10 @@ use crate::lifecycle::{DrainOptions, Stop};
 use crate::lines::LineWriter;
 use crate::reply::{Nested, Tree};
 use crate::server::{self, Entrance, InUse};
-use crate::upstream::{FanOut, Target};
+use crate::upstream::Target;
+use control::{Access, Peer};
+use live::Gauge;
+use panel::{Links, Panel, Seat, Sender};
 use store::Store;
 use waterfall::{Expectation, Style, Trace, Verdict, render, render_rows};
 
@@ -46,15 +57,14 @@ const DRAWN_PER_SECOND: u32 = 4;
 /// A demo: every address taken, nothing served yet.
 #[derive(Debug)]
 pub struct Demo {
-    hops: Vec<App>,
-    store: Store,
+    hops: Vec<(App, Config)>,
+    panel: Arc<Panel>,
+    access: Access,
+    output: Output,
     store_listener: tokio::net::TcpListener,
-    store_addr: SocketAddr,
-    fan_out: Option<FanOut>,
     once: bool,
     quiet: bool,
     style: Style,
-    out: LineWriter,
 }
 
 impl Demo {
@@ -79,7 +89,9 @@ impl Demo {
         let endpoint = format!("http://{}/api/v2/spans", reachable(store_addr));
 
         // The last hop first: with free ports the one before must be told where it is.
-        let mut hops: Vec<App> = Vec::new();
+        let mut hops: Vec<(App, Config)> = Vec::new();
+        let mut seats = Vec::new();
+        let passed = watch::Sender::new(());
         for number in (1..=count).rev() {
             let mut config = Config::new(&format!("service{number}"), at(if free { 0 } else { args.port + number - 1 }));
             let next = match args.fan_out {
@@ -87,7 +99,8 @@ impl Demo {
                 Some(_) => Vec::new(),
                 None => hops.last().map(|hop| (hop, number + 1)).into_iter().collect::<Vec<_>>(),
             };
-            for (hop, number) in next {
+            let calls = next.iter().map(|(_, number)| usize::from(*number)).collect();
+            for ((hop, _), number) in next {
                 let url = format!("http://{}/service{number}", reachable(hop.addr()));
                 config.upstreams.push(url.parse::<Target>().map_err(Unbound::Address)?);
             }
@@ -102,19 +115,25 @@ impl Demo {
             config.schedule_delay = EXPORT_EVERY;
             config.access_log = (args.verbose > 0).then_some(LogFormat::Text);
             config.drain = DrainOptions { delay: Duration::ZERO, ..DrainOptions::default() };
-            hops.push(App::bind(config, output).await.map_err(taken)?);
+            let hop = App::bind(config.clone(), output).await.map_err(taken)?;
+            // A hop that is started again is at the same address.
+            config.listen.port = hop.addr().port();
+            seats.push(Seat::new(hop.addr(), &config, calls, Gauge::new(passed.clone()), hop.faults()));
+            hops.push((hop, config));
         }
         hops.reverse();
+        seats.reverse();
+        let links = Links { zipkin: args.zipkin, jaeger: args.jaeger };
+        let panel = Panel::new(seats, args.fan_out, Store::new(), links, passed).map_err(Unbound::Address)?;
         Ok(Self {
             hops,
-            store: Store::new(),
+            panel: Arc::new(panel),
+            access: Access { addr: store_addr, remote: args.allow_remote_control },
+            output: output.clone(),
             store_listener,
-            store_addr,
-            fan_out: args.fan_out,
             once: args.once,
             quiet: args.quiet,
             style: style(),
-            out: output.stdout.clone(),
         })
     }
 
@@ -122,35 +141,31 @@ impl Demo {
     /// only the first. Says whether that first trace was complete.
     pub async fn run(self, shutdown: impl Future<Output = Stop>) -> bool {
         let introduction = self.introduction();
-        let Self { hops, store, store_listener, once, quiet, style, out, .. } = self;
-        let front = reachable(hops[0].addr());
+        let Self { hops, panel, access, output, store_listener, once, quiet, style } = self;
         let expected = Expectation::of_hops(hops.len());
-        let screen = Screen { store: store.clone(), expected, style, out };
+        let screen = Screen { panel: panel.clone(), expected, style, out: output.stdout.clone() };
         if !quiet {
             screen.print(&introduction);
         }
-        let arrivals = store.subscribe();
+        let arrivals = panel.store.subscribe();
         let (stop, stopped) = watch::channel(false);
         let mut running = JoinSet::new();
-        for hop in hops {
-            let stopped = until(stopped.clone());
-            running.spawn(async move {
-                hop.run(async move {
-                    stopped.await;
-                    Stop::Now
-                })
-                .await;
-            });
+        for (at, (hop, config)) in hops.into_iter().enumerate() {
+            running.spawn(keep(hop, config, output.clone(), panel.clone(), at, stopped.clone()));
+        }
+        tokio::spawn(panel.clone().tick(stopped.clone()));
+        if let Some(zipkin) = panel.links.zipkin.clone() {
+            running.spawn(forward::forward(panel.store.clone(), zipkin, stopped.clone()));
         }
         // The store outlives the hops, which flush their last spans into it.
         let (stop_store, store_stopped) = watch::channel(false);
-        let handler = StoreHandler(store.router());
+        let handler = StoreHandler(panel.store.router().merge(page::router(panel.clone(), access, stopped.clone())));
         let serving = server::serve(Entrance::plain(store_listener), handler, until(store_stopped), Duration::from_secs(1));
         let serving = tokio::spawn(serving);
 
         let mut shutdown = std::pin::pin!(shutdown);
         let first = async {
-            let complete = screen.first_trace(front, quiet).await;
+            let complete = screen.first_trace(quiet).await;
             if !once {
                 if !quiet {
                     screen.print("Every further trace is drawn as it comes in. Ctrl-C ends the demo.\n\n");
@@ -175,24 +190,22 @@ impl Demo {
     /// Where everything is, and what to paste.
     fn introduction(&self) -> String {
         use std::fmt::Write as _;
-        let front = reachable(self.hops[0].addr());
+        let seats = &self.panel.seats;
+        let front = reachable(seats[0].addr);
+        let store = reachable(self.access.addr);
         let mut text = String::new();
         let arrow = if self.style.unicode { "──▶" } else { "-->" };
-        let names: Vec<_> = (1..=self.hops.len()).map(|number| format!("service{number}")).collect();
-        let _ = match (self.fan_out, names.split_first()) {
+        let names: Vec<_> = seats.iter().map(|seat| seat.name.clone()).collect();
+        let _ = match (self.panel.fan_out, names.split_first()) {
             (Some(_), Some((first, others))) => writeln!(text, "you {arrow} {first} {arrow} {}", others.join(", ")),
             _ => writeln!(text, "you {arrow} {}", names.join(&format!(" {arrow} "))),
         };
         text.push('\n');
-        for (name, hop) in names.iter().zip(&self.hops) {
-            let _ = writeln!(text, "  {name:<10} http://{}", reachable(hop.addr()));
+        for seat in seats {
+            let _ = writeln!(text, "  {:<10} http://{}", seat.name, reachable(seat.addr));
         }
-        let _ = writeln!(
-            text,
-            "  {:<10} http://{}/api/v2/traces  (Zipkin v2 API: anything may report to it)",
-            "traces",
-            reachable(self.store_addr)
-        );
+        let _ = writeln!(text, "  {:<10} http://{store}/api/v2/spans  (Zipkin v2 API: anything may report to it)", "traces");
+        let _ = writeln!(text, "  {:<10} http://{store}/  (open it in a browser and watch)", "page");
         let _ = writeln!(text, "\nTry it:\n\n  curl http://{front}/service1\n");
         let _ = writeln!(text, "  curl -H 'b3: 463ac35c9f6413ad48485a3953bb6124-a2fb4a1d1a96d312-1' http://{front}/service1\n");
         text
@@ -210,6 +223,43 @@ pub enum Unbound {
 
 async fn until(mut stopped: watch::Receiver<bool>) {
     let _ = stopped.wait_for(|stopped| *stopped).await;
+}
+
+/// Runs a hop, and runs it again whenever it was stopped from the page and is wanted again.
+async fn keep(mut hop: App, mut config: Config, output: Output, panel: Arc<Panel>, at: usize, stopped: watch::Receiver<bool>) {
+    let seat = &panel.seats[at];
+    let mut wanted = seat.running.subscribe();
+    loop {
+        hop.watch(seat.gauge.clone());
+        let mut unwanted = wanted.clone();
+        let stop = until(stopped.clone());
+        let end = async move {
+            tokio::select! {
+                () = stop => {}
+                _ = unwanted.wait_for(|wanted| !wanted) => {}
+            }
+            Stop::Now
+        };
+        hop.run(end).await;
+        hop = loop {
+            tokio::select! {
+                () = until(stopped.clone()) => return,
+                _ = wanted.wait_for(|wanted| *wanted) => {}
+            }
+            // As it was left, whatever was changed while it was stopped.
+            config.faults = seat.faults().plan();
+            match App::bind(config.clone(), &output).await {
+                Ok(again) => break again,
+                Err(error) => {
+                    tracing::warn!(hop = seat.name, error, "the hop cannot be started again");
+                    seat.running.send_replace(false);
+                    panel.altered.send_replace(());
+                }
+            }
+        };
+        seat.set_faults(hop.faults());
+        panel.altered.send_replace(());
+    }
 }
 
 /// An address that can be called: what listens on every address is called on loopback.
@@ -243,7 +293,8 @@ struct StoreHandler(Router);
 impl server::Handler for StoreHandler {
     type Body = axum::body::Body;
 
-    async fn handle(&self, in_use: InUse, _: IpAddr, request: Request<Incoming>) -> Response<axum::body::Body> {
+    async fn handle(&self, in_use: InUse, peer: IpAddr, mut request: Request<Incoming>) -> Response<axum::body::Body> {
+        request.extensions_mut().insert(Peer(peer));
         let response = self.0.clone().call(request.map(axum::body::Body::new)).await;
         drop(in_use);
         response.unwrap_or_else(|never| match never {})
@@ -252,7 +303,7 @@ impl server::Handler for StoreHandler {
 
 /// What a person sees of the traces.
 struct Screen {
-    store: Store,
+    panel: Arc<Panel>,
     expected: Expectation,
     style: Style,
     out: LineWriter,
@@ -264,14 +315,12 @@ impl Screen {
     }
 
     /// Sends one request and draws what it left behind.
-    async fn first_trace(&self, front: SocketAddr, quiet: bool) -> bool {
-        let url = format!("http://{front}/service1");
-        let reply = match self.request(&url).await {
-            Ok(reply) => reply,
-            Err(error) => {
-                self.print(&format!("{url}: {error}\n"));
-                return false;
-            }
+    async fn first_trace(&self, quiet: bool) -> bool {
+        let (exchange, _) = self.panel.send(Sender::Demo, http::HeaderMap::new()).await;
+        let url = exchange.url;
+        let Some(reply) = exchange.reply else {
+            self.print(&format!("{url}: {}\n", exchange.error.unwrap_or_default()));
+            return false;
         };
         if !quiet {
             self.print(&format!("$ curl {url}\n{}\n", reply.to_text()));
@@ -279,9 +328,9 @@ impl Screen {
         let ids = trace_ids(&reply);
         let deadline = Instant::now() + FIRST_TRACE;
         let load = || -> Vec<Trace> {
-            ids.iter().filter_map(|id| Trace::load(&self.store, *id)).map(|trace| trace.with_reply(&reply)).collect()
+            ids.iter().filter_map(|id| Trace::load(&self.panel.store, *id)).map(|trace| trace.with_reply(&reply)).collect()
         };
-        let mut arrivals = self.store.subscribe();
+        let mut arrivals = self.panel.store.subscribe();
         let mut traces = load();
         while !Verdict::of(&traces, self.expected).complete() && Instant::now() < deadline {
             // A trace that is not what it should be is drawn once nothing more comes for it.
@@ -294,22 +343,17 @@ impl Screen {
         for trace in &traces {
             self.print(&format!("{}\n", render(trace, &self.style)));
         }
-        self.print(&format!("{}\n", verdict.render(&self.style)));
+        self.print(&verdict.render(&self.style));
+        for seam in seams(&reply) {
+            self.print(&format!("  - {seam}\n"));
+        }
+        self.print("\n");
         verdict.complete()
-    }
-
-    async fn request(&self, url: &str) -> Result<Tree, String> {
-        let client = reqwest::Client::builder().no_proxy().tls_backend_preconfigured(crate::tls::client_config());
-        let client = client.timeout(FIRST_TRACE).build().map_err(|error| error.to_string())?;
-        let answer = client.get(url).header(http::header::ACCEPT, "application/json").send().await;
-        let answer = answer.map_err(|error| crate::error::causes(&error))?;
-        let body = answer.bytes().await.map_err(|error| crate::error::causes(&error))?;
-        Tree::parse(&body).map_err(|error| format!("the answer is not a reply: {error}"))
     }
 
     /// Draws every trace that comes in, when it is as it should be or when it has been quiet for a while.
     async fn further_traces(&self, mut arrivals: broadcast::Receiver<TraceId>) {
-        let mut drawn: HashMap<TraceId, usize> = self.store.trace_ids().into_iter().map(|id| (id, 0)).collect();
+        let mut drawn: HashMap<TraceId, usize> = self.panel.store.trace_ids().into_iter().map(|id| (id, 0)).collect();
         let mut waiting: HashMap<TraceId, Instant> = HashMap::new();
         let mut second = (Instant::now(), 0);
         let mut skipped = 0_usize;
@@ -340,7 +384,7 @@ impl Screen {
             }
             let ids: Vec<_> = waiting.iter().map(|(id, at)| (*id, *at)).collect();
             for (id, at) in ids {
-                let Some(trace) = Trace::load(&self.store, id) else {
+                let Some(trace) = Trace::load(&self.panel.store, id) else {
                     waiting.remove(&id);
                     continue;
                 };
@@ -358,11 +402,33 @@ impl Screen {
                 self.print(&format!("{}\n", render_rows(&trace, &self.style)));
             }
             if drawn.len() > 4 * store::Limits::default().traces {
-                let known: std::collections::HashSet<_> = self.store.trace_ids().into_iter().collect();
+                let known: std::collections::HashSet<_> = self.panel.store.trace_ids().into_iter().collect();
                 drawn.retain(|id, _| known.contains(id));
             }
         }
     }
+}
+
+/// Where the trace broke: a sentence for each call whose two ends are in different traces.
+fn seams(reply: &Tree) -> Vec<String> {
+    const CONTEXTS: [&str; 3] = ["traceparent", "b3", "x-b3-traceid"];
+    let mut found = Vec::new();
+    for call in &reply.upstreams {
+        let Some(Nested(below)) = &call.reply else { continue };
+        if below.trace_id != reply.trace_id {
+            let (caller, callee) = (&reply.service, &below.service);
+            let sent: Vec<_> = CONTEXTS.into_iter().filter(|name| !call.sent.get(name).is_empty()).collect();
+            found.push(if sent.is_empty() {
+                format!("It broke between {caller} and {callee}: {caller} sent none of {}.", CONTEXTS.join(", "))
+            } else if sent.iter().all(|name| below.received.get(name).is_empty()) {
+                format!("It broke between {caller} and {callee}: {caller} sent {}, {callee} never got it.", sent.join(", "))
+            } else {
+                format!("It broke at {callee}: it received {} and did not continue that trace.", sent.join(", "))
+            });
+        }
+        found.extend(seams(below));
+    }
+    found
 }
 
 /// Every trace id in a reply: one when all hops continued one trace.

@@ -1,0 +1,15 @@
+//! `serve` with all telemetry off. It takes the same options; only the library can switch the access log off.
+
+use httpserver::app::{App, Output};
+use httpserver::config::{Cli, Command, Config, parse};
+use httpserver::export::Exporter;
+
+#[tokio::main]
+async fn main() {
+    let Ok(Cli { command: Command::Serve(args) }) = parse(std::env::args_os()) else { panic!("takes the options of serve") };
+    let mut config = Config::from_args(*args, &|name| std::env::var(name).ok()).expect("options that fit");
+    config.exporter = Exporter::None;
+    config.access_log = None;
+    let app = App::bind(config, &Output::new()).await.expect("the address is free");
+    app.run(std::future::pending()).await;
+}

@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# Measures httpserver against other ways to do the same job, side by side on this machine.
+#
+#   scripts/bench.sh            every row and curve of docs/benchmarks.md, about 25 minutes
+#   scripts/bench.sh --quick    the main rows, under 3 minutes once everything is built
+#
+# Needs cargo, python3 and wrk; with go also podinfo and go-httpbin, with nginx its row. What is missing is a row that says so.
+# Writes target/bench/: results.json, results.md, chart.svg. Further options: python3 benches/run.py --help.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+for tool in cargo python3 wrk; do
+  command -v "$tool" > /dev/null || { echo "bench: $tool is missing (Debian: apt install wrk python3)" >&2; exit 2; }
+done
+out=target/bench
+mkdir -p "$out/go"
+
+build() { # what, command…: a contender that does not build is a row that says so
+  local what=$1
+  shift
+  echo "bench: building $what" >&2
+  "$@" > "$out/build-$what.log" 2>&1 || { echo "bench: $what does not build, see $out/build-$what.log" >&2; return 1; }
+}
+
+build httpserver cargo build --release --locked
+build contenders cargo build --release --locked --manifest-path benches/contenders/Cargo.toml
+# Shares the compiled packages with the product: same versions, same profile.
+build telemetry-off cargo build --release --locked --manifest-path benches/in_process/Cargo.toml --target-dir target --bin telemetry-off
+if command -v go > /dev/null; then
+  GOBIN="$PWD/$out/go" build podinfo go install github.com/stefanprodan/podinfo/cmd/podinfo@latest || true
+  GOBIN="$PWD/$out/go" build go-httpbin go install github.com/mccutchen/go-httpbin/v2/cmd/go-httpbin@latest || true
+fi
+exec python3 benches/run.py --out "$out" "$@"

@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# The chain reports to a real Zipkin server, and Zipkin's API returns one whole trace for each request.
+#
+#   scripts/e2e-zipkin.sh [--install] [--missing]
+#
+#   --install    get what is missing: the server with Maven under target/e2e, Java and Maven by apt
+#   --missing    only list what is missing
+#
+#   HTTPSERVER   the binary to test; default: target/release/httpserver
+#
+# Exit: 0 every claim held, 1 one did not (the logs are in target/e2e/logs/zipkin), 2 something needed is missing.
+set -euo pipefail
+# shellcheck source=scripts/e2e/lib.sh
+. "$(dirname "$0")/e2e/lib.sh"
+options "$@"
+provide curl python3 java zipkin httpserver
+
+start_zipkin
+collector=(zipkin "$zipkin")
+start_chain OTEL_TRACES_EXPORTER=zipkin OTEL_EXPORTER_ZIPKIN_ENDPOINT="$zipkin/api/v2/spans"
+whole_traces "Zipkin"
+
+services() { get_json "$zipkin/api/v2/services" | python3 -c 'import json, sys; print(*sorted(json.load(sys.stdin)))'; }
+claim "Zipkin lists the three services, and no other" becomes "service1 service2 service3" services
+# Six requests: the five kinds of caller and the last one.
+links() {
+  get_json "$zipkin/api/v2/dependencies?endTs=$(date +%s)999" |
+    python3 -c 'import json, sys; print(*sorted("%(parent)s>%(child)s=%(callCount)s" % link for link in json.load(sys.stdin)))'
+}
+claim "Zipkin draws who calls whom" becomes "service1>service2=6 service2>service3=6" links
+
+# A check that finds nothing wrong in a chain that is wrong would be worth nothing.
+start_chain OTEL_TRACES_EXPORTER=zipkin OTEL_EXPORTER_ZIPKIN_ENDPOINT="$zipkin/api/v2/spans" \
+  DROP_HEADERS=traceparent,x-b3-traceid,x-b3-spanid,x-b3-parentspanid,x-b3-sampled
+send broken
+found_out() { ! whole_trace "$@"; }
+claim "negative control: a chain whose hops lose the trace headers is found out" found_out broken
+claims_end

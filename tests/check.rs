@@ -1,0 +1,847 @@
+//! `httpserver check` against real hops in every broken shape, and against small servers that misbehave as gateways do.
+//!
+//! Each test asserts where the fault is said to be and what is said about it, not only the exit code.
+
+#[path = "check/envoy.rs"]
+mod envoy;
+#[path = "check/support.rs"]
+mod support;
+
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::process::Stdio;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use support::*;
+
+const EXPECT: [&str; 2] = ["--expect", "service1,service2,service3"];
+const FEW: [&str; 4] = ["--count", "3", "--rate", "500"];
+
+fn quick(url: &str, args: &[&str]) -> Run {
+    let mut all = EXPECT.to_vec();
+    all.extend(FEW);
+    all.extend(args);
+    check(url, &all)
+}
+
+const B3: [&str; 4] = ["x-b3-traceid", "x-b3-spanid", "x-b3-parentspanid", "x-b3-sampled"];
+const W3C: [&str; 2] = ["traceparent", "tracestate"];
+
+// Healthy.
+
+#[test]
+fn a_healthy_chain_is_fine_whether_its_hops_forward_or_continue() {
+    for hop in [plain(), traced()] {
+        let chain = Chain::start(&[hop.clone(), hop.clone(), hop]);
+        let run = quick(&chain.url(), &[]);
+        run.fine();
+        for id in [
+            "reach.http",
+            "chain.hops",
+            "propagation.w3c",
+            "propagation.b3",
+            "propagation.sampled",
+            "propagation.request-id",
+            "propagation.headers",
+            "traffic.success",
+        ] {
+            assert_eq!(run.check(id)["status"], "pass", "{id}");
+        }
+        assert!(run.check("chain.hops")["text"].as_str().unwrap().contains("service1 -> service2 -> service3"));
+    }
+}
+
+#[test]
+fn a_healthy_chain_gives_no_false_alarm_in_200_runs() {
+    let chains = [
+        Chain::start(&[plain(), plain(), plain()]),
+        Chain::start(&[traced(), traced(), traced()]),
+        Chain::start(&[traced(), plain(), traced()]),
+        Chain::start(&[plain(), traced(), plain().arg("--latency", "1ms..5ms")]),
+    ];
+    for round in 0..50 {
+        for (index, chain) in chains.iter().enumerate() {
+            let run = quick(&chain.url(), &[]);
+            assert_eq!(run.code, Some(0), "run {round} of chain {index}: {:#}", run.json);
+        }
+    }
+}
+
+#[test]
+fn the_demo_is_green_out_of_the_box_with_its_own_store() {
+    let demo = Demo::start();
+    let run = check(&demo.url, &["--traces", &demo.store, "--expect", "service1,service2,service3", "--count", "20"]);
+    run.fine();
+    assert!(run.check("traces.backend")["text"].as_str().unwrap().contains("Zipkin"));
+    assert_eq!(run.check("traces.spans")["data"], json!({"spans": 5, "app": 5, "proxies": 0}));
+    // 20 requests cannot prove a rate to 5 points, except at 100 %, where one exception would.
+    assert_eq!(run.check("traces.sampling")["data"]["percent"], 100.0);
+}
+
+#[test]
+fn a_fan_out_is_expected_as_a_tree() {
+    let (two, three) = (serve("service2", &[], &[]), serve("service3", &[], &[]));
+    let (a, b) = (format!("http://{}/service2", two.addr), format!("http://{}/service3", three.addr));
+    let one = serve("service1", &["--upstream", &a, "--upstream", &b], &[]);
+    let url = format!("http://{}/service1", one.addr);
+    check(&url, &["--expect", "service1(service2,service3)", "--count", "2"]).fine();
+    let run = check(&url, &["--expect", "service1,service2,service3", "--count", "2"]);
+    run.breaks_at("chain.order", "service2", "service3", None, &["service2 does not call service3", "UPSTREAM"]);
+}
+
+// The three sides of a seam.
+
+#[test]
+fn a_hop_that_drops_headers_is_named_with_what_it_dropped() {
+    let everything: Vec<&str> = [&W3C[..], &B3, &["x-request-id", "baggage", "x-lane"]].concat();
+    for (drops, id, says) in [
+        (everything, "propagation.trace", "traceparent"),
+        (B3.to_vec(), "propagation.b3", "x-b3-*"),
+        (W3C.to_vec(), "propagation.w3c", "traceparent"),
+        (vec!["x-request-id"], "propagation.request-id", "x-request-id"),
+        (vec!["x-lane"], "propagation.lane", "x-lane"),
+        (vec!["baggage"], "propagation.baggage", "baggage"),
+    ] {
+        for hop in [plain(), traced()] {
+            let broken = drops.iter().fold(hop.clone(), |hop, name| hop.arg("--drop-header", name));
+            let chain = Chain::start(&[hop.clone(), broken, hop]);
+            let run = quick(&chain.url(), &[]);
+            run.breaks_at(
+                id,
+                "service2",
+                "service3",
+                Some("hop"),
+                &["service2 received", says, "did not send", "DROP_HEADERS", "curl -s -H"],
+            );
+            assert_eq!(run.failed().len(), 1, "one cause, one finding: {:#}", run.json);
+        }
+    }
+}
+
+#[test]
+fn the_first_hop_that_drops_is_named_and_not_the_second_that_starts_a_trace() {
+    let broken = [&W3C[..], &B3].concat().iter().fold(traced(), |hop, name| hop.arg("--drop-header", name));
+    let chain = Chain::start(&[broken, traced(), traced()]);
+    let run = quick(&chain.url(), &[]);
+    run.breaks_at("propagation.trace", "service1", "service2", Some("hop"), &["Trace broke between service1 and service2"]);
+    assert_eq!(run.failed().len(), 1, "{:#}", run.json);
+    assert!(run.json["verdict"].as_str().unwrap().contains("Trace broke between service1 and service2"));
+}
+
+#[test]
+fn a_proxy_that_drops_headers_between_two_hops_is_told_from_the_hops() {
+    for (removes, id, says) in [
+        (vec!["traceparent"], "propagation.w3c", "service2 sent traceparent"),
+        (B3.to_vec(), "propagation.b3", "service2 sent x-b3-*"),
+        (vec!["x-request-id"], "propagation.request-id", "service2 sent x-request-id"),
+        (vec!["x-lane"], "propagation.lane", "service2 sent x-lane"),
+    ] {
+        let chain = Chain::start_via(
+            &[plain(), plain(), plain()],
+            |index, addr| if index == 2 { removing(addr, &removes) } else { addr },
+        );
+        let run = quick(&chain.url(), &[]);
+        run.breaks_at(
+            id,
+            "service2",
+            "service3",
+            Some("between"),
+            &[says, "service3 never got", "A proxy between service2 and service3"],
+        );
+    }
+}
+
+#[test]
+fn a_hop_that_flips_the_sampling_decision_is_named() {
+    let chain = Chain::start(&[traced(), traced().var("OTEL_TRACES_SAMPLER", "always_off"), traced()]);
+    let run = quick(&chain.url(), &[]);
+    run.breaks_at(
+        "propagation.sampled",
+        "service2",
+        "service3",
+        Some("hop"),
+        &["received \"sampled\" and sent \"not sampled\"", "OTEL_TRACES_SAMPLER"],
+    );
+}
+
+#[test]
+fn a_hop_that_starts_a_new_trace_is_named() {
+    let chain = Chain::start(&[traced(), traced().var("OTEL_PROPAGATORS", "baggage"), traced()]);
+    let run = quick(&chain.url(), &[]);
+    run.breaks_at(
+        "propagation.trace",
+        "service1",
+        "service2",
+        Some("new-trace"),
+        &["service2 received trace", "started a new one", "OTEL_PROPAGATORS"],
+    );
+}
+
+#[test]
+fn hops_that_use_one_format_by_configuration_are_healthy() {
+    let hop = traced().var("OTEL_PROPAGATORS", "tracecontext,baggage");
+    let chain = Chain::start(&[hop.clone(), hop.clone(), hop]);
+    let run = quick(&chain.url(), &[]);
+    run.fine();
+    assert_eq!(run.check("propagation.b3")["status"], "skip");
+}
+
+// The chain.
+
+#[test]
+fn a_hop_that_is_down_is_named_by_its_caller() {
+    let mut chain = Chain::start(&[plain(), plain(), plain()]);
+    chain.hops[2].kill();
+    let run = quick(&chain.url(), &[]);
+    run.breaks_at(
+        "chain.hops",
+        "service2",
+        "service3",
+        None,
+        &["service2 cannot reach service3: connection refused", "not running", "/healthz"],
+    );
+    assert_eq!(run.check("propagation.unseen")["status"], "skip");
+}
+
+#[test]
+fn a_slow_hop_is_named_and_not_the_ones_that_wait_for_it() {
+    let chain = Chain::start(&[
+        plain().arg("--upstream-timeout", "3s"),
+        plain().arg("--upstream-timeout", "300ms"),
+        plain().arg("--latency", "2s"),
+    ]);
+    let run = check(&chain.url(), &["--count", "1"]);
+    run.breaks_at("chain.hops", "service2", "service3", None, &["service3 did not answer service2 in time", "UPSTREAM_TIMEOUT"]);
+}
+
+#[test]
+fn a_hop_that_answers_503_now_and_then_is_named_with_its_share() {
+    let chain = Chain::start(&[plain(), plain().arg("--fault", "abort=503@30%"), plain()]);
+    let run = check(&chain.url(), &["--count", "60", "--rate", "500"]);
+    let check =
+        run.fails("traffic.success", &["of 60 requests failed", "service2 answered 503 by its own fault injection", "FAULT"]);
+    assert_eq!(check["hop"], "service2");
+    assert!(check["data"]["succeeded"].as_u64().unwrap() < 60);
+}
+
+#[test]
+fn an_upstream_that_is_no_hop_is_a_failure_where_one_was_expected_and_told_otherwise() {
+    let stranger = fake(|_| (200, vec![], "welcome to nginx".to_owned()));
+    let target = format!("http://{stranger}/service2");
+    let one = serve("service1", &["--upstream", &target], &[]);
+    let url = format!("http://{}/service1", one.addr);
+    let run = check(&url, &["--expect", "service1,service2", "--count", "1"]);
+    run.breaks_at("chain.stranger", "service1", "service2", None, &["is no hop of this chain", "UPSTREAM of service1"]);
+    let run = check(&url, &["--count", "1"]);
+    run.fine();
+    assert_eq!(run.check("chain.stranger")["status"], "skip");
+}
+
+#[test]
+fn a_chain_that_calls_itself_is_a_loop() {
+    // A free port is taken twice: first to know it, then by the hop that calls it.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let back = format!("http://127.0.0.1:{port}/service1");
+    let two = serve("service2", &["--upstream", &back], &[]);
+    let next = format!("http://{}/service2", two.addr);
+    let one = serve_at(&format!("127.0.0.1:{port}"), "service1", &["--upstream", &next], &[]);
+    let run = check(&format!("http://{}/service1", one.addr), &["--count", "1"]);
+    run.fails("chain.hops", &["The chain calls itself", "UPSTREAM"]);
+}
+
+#[test]
+fn another_hop_than_the_expected_one_is_named() {
+    let chain = Chain::start(&[plain(), plain()]);
+    let run = check(&chain.url(), &["--expect", "service1,reviews", "--count", "1"]);
+    run.breaks_at("chain.order", "service1", "reviews", None, &["Expected reviews behind service1, and service2 answered"]);
+}
+
+// TLS.
+
+fn tls_run(identity: &Identity, cacert: Option<&str>, more: &[&str]) -> Run {
+    let chain = Chain::start(&[plain()]);
+    let front = tls_front(identity, chain.hops[0].addr);
+    let resolve = format!("chain.test:{}:127.0.0.1", front.port());
+    let file = cacert.map(|pem| File::new("pem", pem));
+    let mut args = vec!["--resolve", &resolve, "--count", "1", "--skip", "reach.hsts"];
+    if let Some(file) = &file {
+        args.extend(["--cacert", file.path()]);
+    }
+    args.extend(more);
+    check(&format!("https://chain.test:{}/service1", front.port()), &args)
+}
+
+fn ymd(params: &mut rcgen::CertificateParams, from: i32, to: i32) {
+    params.not_before = rcgen::date_time_ymd(from, 1, 1);
+    params.not_after = rcgen::date_time_ymd(to, 1, 1);
+}
+
+#[test]
+fn a_certificate_of_a_known_ca_with_the_right_name_is_fine() {
+    let ca = Authority::new();
+    let run = tls_run(&ca.issue(&["chain.test"], |_| {}), Some(&ca.pem()), &[]);
+    run.fine();
+    let text = run.check("reach.certificate")["text"].as_str().unwrap().to_owned();
+    assert!(text.contains("chain.test") && text.contains("cncamp test CA"), "{text}");
+    assert!(run.check("reach.tls")["text"].as_str().unwrap().contains("TLS 1.3"));
+}
+
+#[test]
+fn a_wrong_ca_is_explained() {
+    let (ca, other) = (Authority::new(), Authority::new());
+    tls_run(&ca.issue(&["chain.test"], |_| {}), Some(&other.pem()), &[]).fails("reach.certificate", &["another"]);
+    tls_run(&ca.issue(&["chain.test"], |_| {}), None, &[])
+        .fails("reach.certificate", &["issued by CN=cncamp test CA", "--cacert"]);
+}
+
+#[test]
+fn a_self_signed_certificate_is_explained_and_trusted_when_given_itself() {
+    let own = self_signed(&["chain.test"], |_| {});
+    tls_run(&own, None, &[]).fails("reach.certificate", &["self-signed", "--cacert"]);
+    tls_run(&own, Some(&own.pem), &[]).fine();
+    // As `openssl req -x509` makes it: marked as a CA.
+    let marked = self_signed(&["chain.test"], |params| params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained));
+    tls_run(&marked, None, &[]).fails("reach.certificate", &["self-signed"]);
+    tls_run(&marked, Some(&marked.pem), &[]).fine();
+    let elsewhere = self_signed(&["other.test"], |params| params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained));
+    tls_run(&elsewhere, Some(&elsewhere.pem), &[]).fails("reach.certificate", &["not for chain.test", "other.test"]);
+}
+
+#[test]
+fn an_expired_a_future_a_nameless_and_a_wrongly_named_certificate_are_told_apart() {
+    let ca = Authority::new();
+    let pem = ca.pem();
+    tls_run(&ca.issue(&["chain.test"], |params| ymd(params, 2020, 2021)), Some(&pem), &[])
+        .fails("reach.certificate", &["expired on 2021-01-01", "days ago"]);
+    tls_run(&ca.issue(&["chain.test"], |params| ymd(params, 2090, 2091)), Some(&pem), &[])
+        .fails("reach.certificate", &["not valid before 2090-01-01"]);
+    tls_run(&ca.issue(&[], |_| {}), Some(&pem), &[])
+        .fails("reach.certificate", &["no subject alternative name", "subjectAltName=DNS:chain.test"]);
+    tls_run(&ca.issue(&["a.test", "b.test"], |_| {}), Some(&pem), &[])
+        .fails("reach.certificate", &["not for chain.test", "a.test, b.test"]);
+}
+
+#[test]
+fn insecure_goes_on_and_still_says_what_is_wrong() {
+    let run = tls_run(&self_signed(&["other.test"], |params| ymd(params, 2020, 2021)), None, &["--insecure"]);
+    run.fine();
+    let check = run.check("reach.certificate");
+    assert_eq!(check["status"], "skip");
+    assert!(check["text"].as_str().unwrap().contains("not verified"), "{check}");
+}
+
+#[test]
+fn a_failed_handshake_stops_the_run_before_anything_is_sent() {
+    let sent = Arc::new(AtomicU64::new(0));
+    let counter = sent.clone();
+    let behind = fake(move |_| {
+        counter.fetch_add(1, Ordering::SeqCst);
+        (200, vec![], String::new())
+    });
+    let front = tls_front(&self_signed(&["chain.test"], |_| {}), behind);
+    let run = check(
+        &format!("https://chain.test:{}/", front.port()),
+        &["--resolve", &format!("chain.test:{}:127.0.0.1", front.port())],
+    );
+    run.fails("reach.certificate", &["self-signed"]);
+    assert_eq!(sent.load(Ordering::SeqCst), 0);
+}
+
+#[test]
+fn plain_http_on_a_tls_port_and_tls_on_a_plain_one_are_told() {
+    let chain = Chain::start(&[plain()]);
+    let run = check(&format!("https://{}/service1", chain.hops[0].addr), &[]);
+    run.fails("reach.tls", &["speaks plain HTTP, not TLS", "write http"]);
+    let front = tls_front(&self_signed(&["chain.test"], |_| {}), chain.hops[0].addr);
+    let run = check(&format!("http://127.0.0.1:{}/service1", front.port()), &[]);
+    run.fails("reach.http", &["speaks TLS", "write https"]);
+}
+
+#[test]
+fn a_handshake_that_is_cut_off_points_at_the_gateways_secret() {
+    let cut = serve_streams(|mut stream| {
+        let _ = stream.read(&mut [0; 512]);
+    });
+    let run =
+        check(&format!("https://chain.test:{}/", cut.port()), &["--resolve", &format!("chain.test:{}:127.0.0.1", cut.port())]);
+    run.fails("reach.tls", &["before any certificate", "secret is missing", "SNI", "istioctl proxy-config secret"]);
+}
+
+#[test]
+fn the_plain_port_must_redirect_and_https_must_say_hsts() {
+    let ca = Authority::new();
+    let pem = File::new("pem", &ca.pem());
+    let identity = ca.issue(&["chain.test"], |_| {});
+    let with = |headers: Vec<(&'static str, String)>| {
+        fake(move |request| (200, headers.clone(), reply("service1", "v1", "base", request, vec![]).to_string()))
+    };
+    let run = |front: u16, plain: u16| {
+        let (a, b) = (format!("chain.test:{front}:127.0.0.1"), plain.to_string());
+        check(
+            &format!("https://chain.test:{front}/service1"),
+            &["--resolve", &a, "--cacert", pem.path(), "--plain-port", &b, "--count", "1"],
+        )
+    };
+    let front = tls_front(&identity, with(vec![("strict-transport-security", "max-age=31536000".into())])).port();
+    let redirect = fake(|_| (301, vec![("location", "https://chain.test/service1".into())], String::new())).port();
+    run(front, redirect).fine();
+    run(front, with(vec![]).port()).fails("reach.redirect", &["served, not redirected", "httpsRedirect"]);
+    run(tls_front(&identity, with(vec![])).port(), redirect).fails("reach.hsts", &["No HSTS"]);
+}
+
+// Answers of a gateway.
+
+fn gateway(status: u16, body: &str) -> Run {
+    let body = body.to_owned();
+    let front = fake(move |_| (status, vec![("server", "istio-envoy".into())], body.clone()));
+    check(&format!("http://{front}/http/service0"), &[])
+}
+
+#[test]
+fn a_gateways_own_answers_are_read_for_what_they_mean() {
+    gateway(404, "")
+        .fails("reach.http", &["no route for this host and path", "NR", "VirtualService", "istioctl proxy-config routes"]);
+    gateway(503, "no healthy upstream").fails("reach.http", &["UH", "no ready pod"]);
+    gateway(503, "").fails("reach.http", &["NC", "misspelt", "istioctl analyze"]);
+    gateway(503, "upstream connect error or disconnect/reset before headers. reset reason: connection failure")
+        .fails("reach.http", &["UF", "connection failure"]);
+    gateway(503, "upstream connect error or disconnect/reset before headers. reset reason: overflow")
+        .fails("reach.http", &["UO", "circuit breaker"]);
+    gateway(403, "RBAC: access denied").fails("reach.http", &["denied", "AuthorizationPolicy"]);
+    gateway(401, "Jwt is missing").fails("reach.http", &["token", "RequestAuthentication"]);
+    gateway(426, "").fails("reach.http", &["426", "HTTP/1.0"]);
+    gateway(429, "local_rate_limited").fails("reach.http", &["429", "rate limit"]);
+    gateway(504, "upstream request timeout").fails("reach.http", &["UT", "timeout"]);
+}
+
+#[test]
+fn a_redirect_loop_is_a_loop_and_a_redirect_names_its_end() {
+    let front =
+        fake(|request| (301, vec![("location", format!("http://{}/service1", request.header("host").unwrap()))], String::new()));
+    check(&format!("http://{front}/service1"), &[]).fails("reach.http", &["Redirect loop", "httpsRedirect"]);
+    let front = fake(|_| (301, vec![("location", "https://chain.test/service1".into())], String::new()));
+    check(&format!("http://{front}/service1"), &[])
+        .fails("reach.http", &["redirected to https://chain.test/service1", "httpserver check https://chain.test/service1"]);
+}
+
+#[test]
+fn nothing_there_is_told_by_the_step_that_failed() {
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    check(&format!("http://{closed}/service1"), &[]).fails("reach.tcp", &["refuses the connection"]);
+    check("http://no-such-host.invalid/service1", &[]).fails("reach.dns", &["does not resolve", "--resolve"]);
+    let silent = serve_streams(|mut stream| {
+        let _ = read_request(&mut stream);
+    });
+    check(&format!("http://{silent}/service1"), &[]).fails("reach.http", &["closed the connection without an answer", "STRICT"]);
+    let chain = Chain::start(&[plain()]);
+    let run = check(&format!("http://{}/", chain.hops[0].addr), &[]);
+    run.fails("reach.http", &["/service1"]);
+    assert_eq!(run.check("chain.hops")["status"], "skip");
+}
+
+// The trace backend.
+
+#[test]
+fn spans_that_never_arrive_are_missed() {
+    let empty = fake(|request| match request.path.as_str() {
+        "/api/v2/services" => (200, vec![], "[]".into()),
+        _ => (404, vec![], String::new()),
+    });
+    let chain = Chain::start(&[traced(), traced(), traced()]);
+    let run = quick(&chain.url(), &["--traces", &format!("http://{empty}"), "--traces-wait", "1s"]);
+    run.fails("traces.arrived", &["never arrived", "endpoint"]);
+    let chain = Chain::start(&[plain(), plain(), plain()]);
+    let run = quick(&chain.url(), &["--traces", &format!("http://{empty}"), "--traces-wait", "1s"]);
+    run.fails("traces.arrived", &["Nobody reports spans", "TRACE_EXPORTER"]);
+}
+
+#[test]
+fn one_service_whose_spans_are_missing_is_named_and_explains_the_orphans() {
+    let demo = Demo::start();
+    let good = reporting(&demo.store);
+    let chain = Chain::start(&[good.clone(), traced(), good.clone()]);
+    let run = quick(&chain.url(), &["--traces", &demo.store, "--traces-wait", "4s"]);
+    let check = run.fails("traces.services", &["2 of 2 spans of service2 never arrived", "endpoint"]);
+    assert_eq!(check["hop"], "service2");
+    run.fails("traces.orphans", &["parents are the missing spans"]);
+    // A hop that reports nothing because it only forwards breaks no parent, and is not in the trace.
+    let chain = Chain::start(&[good.clone(), plain(), good]);
+    let run = quick(&chain.url(), &["--traces", &demo.store, "--traces-wait", "4s"]);
+    let check = run.fails("traces.services", &["service2 is not in the trace", "only forwards"]);
+    assert_eq!(check["hop"], "service2");
+}
+
+#[test]
+fn a_broken_trace_is_two_traces_and_points_at_the_seam() {
+    let demo = Demo::start();
+    let good = reporting(&demo.store);
+    let broken = [&W3C[..], &B3].concat().iter().fold(good.clone(), |hop, name| hop.arg("--drop-header", name));
+    let chain = Chain::start(&[good.clone(), broken, good]);
+    let run = quick(&chain.url(), &["--traces", &demo.store, "--traces-wait", "4s"]);
+    run.breaks_at("traces.one", "service2", "service3", Some("hop"), &["2 traces"]);
+}
+
+/// Jaeger's query API in front of a Zipkin store.
+fn jaeger_over(store: &str) -> String {
+    let address = store.trim_start_matches("http://").to_owned();
+    let front = fake(move |request| {
+        let Some(id) = request.path.strip_prefix("/jaeger/api/traces/") else {
+            return match request.path.as_str() {
+                "/jaeger/api/services" => (200, vec![], json!({"data": ["service1"], "total": 1}).to_string()),
+                // Jaeger's page answers every path that it does not know.
+                path if !path.starts_with("/jaeger/api") => (200, vec![("content-type", "text/html".into())], "<html>".into()),
+                _ => (404, vec![], json!({"data": null, "errors": [{"code": 404}]}).to_string()),
+            };
+        };
+        let mut stream = TcpStream::connect(&address).unwrap();
+        // HTTP/1.0, so that the answer does not come in chunks.
+        write!(stream, "GET /api/v2/trace/{id} HTTP/1.0\r\nhost: {address}\r\n\r\n").unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        let body = text.split_once("\r\n\r\n").unwrap().1;
+        let Ok(Value::Array(zipkin)) = serde_json::from_str::<Value>(body) else {
+            return (404, vec![], json!({"data": null}).to_string());
+        };
+        let mut processes = serde_json::Map::new();
+        let spans: Vec<Value> = zipkin
+            .iter()
+            .map(|span| {
+                let service = span["localEndpoint"]["serviceName"].as_str().unwrap_or_default();
+                processes.insert(service.to_owned(), json!({"serviceName": service, "tags": []}));
+                let references: Vec<Value> = span["parentId"].as_str().map(|parent| json!({"refType": "CHILD_OF", "traceID": id, "spanID": parent})).into_iter().collect();
+                json!({"traceID": id, "spanID": span["id"], "operationName": span["name"], "references": references, "processID": service, "startTime": 0, "duration": 1, "tags": []})
+            })
+            .collect();
+        (200, vec![], json!({"data": [{"traceID": id, "spans": spans, "processes": processes}]}).to_string())
+    });
+    format!("http://{front}")
+}
+
+#[test]
+fn jaeger_is_told_from_zipkin_and_read_the_same() {
+    let demo = Demo::start();
+    for url in ["", "/jaeger", "/jaeger/search"] {
+        let jaeger = format!("{}{url}", jaeger_over(&demo.store));
+        let run = check(&demo.url, &["--traces", &jaeger, "--count", "2", "--skip", "traces.sampling"]);
+        run.fine();
+        assert!(run.check("traces.backend")["text"].as_str().unwrap().contains("Jaeger"), "{:#}", run.json);
+        assert_eq!(run.check("traces.spans")["data"]["spans"], 5);
+    }
+}
+
+#[test]
+fn what_is_no_backend_is_said_to_be_none() {
+    let chain = Chain::start(&[plain()]);
+    let run = check(&chain.url(), &["--traces", &chain.url(), "--count", "1"]);
+    run.fails("traces.backend", &["No trace backend", "port-forward"]);
+}
+
+#[test]
+fn sampling_at_1_percent_is_named() {
+    let demo = Demo::start();
+    let hop =
+        reporting(&demo.store).var("OTEL_TRACES_SAMPLER", "parentbased_traceidratio").var("OTEL_TRACES_SAMPLER_ARG", "0.01");
+    let chain = Chain::start(&[hop.clone(), hop]);
+    let run = check(&chain.url(), &["--traces", &demo.store, "--count", "60", "--rate", "500"]);
+    run.fails("traces.sampling", &["100 % promised", "randomSamplingPercentage", "OTEL_TRACES_SAMPLER"]);
+    // A caller's own decision overrides the rate, so the trace that was asked for is there.
+    assert_eq!(run.check("traces.arrived")["status"], "pass");
+}
+
+// Traffic.
+
+/// A front of one hop whose version follows a sequence of 1,000 with exactly `of_v2` of them.
+fn versions(of_v2: u64) -> String {
+    let next = AtomicU64::new(0);
+    let front = fake(move |request| {
+        // A stride that is prime to 1,000 visits every residue once: the same counts in every run, spread evenly.
+        let turn = next.fetch_add(1, Ordering::SeqCst).wrapping_mul(617) % 1000;
+        (200, vec![], reply("service1", if turn < of_v2 { "v2" } else { "v1" }, "base", request, vec![]).to_string())
+    });
+    format!("http://{front}/service1")
+}
+
+#[test]
+fn a_split_of_80_20_fails_where_90_10_was_promised_and_89_11_passes() {
+    let args = ["--expect-split", "v1=90,v2=10", "--count", "1000", "--rate", "2000"];
+    let run = check(&versions(200), &args);
+    let found = run.fails("traffic.split", &["Split at service1", "v1=90,v2=10 promised", "weight"]);
+    assert!(found["data"]["p"].as_f64().unwrap() < 1e-5);
+    let run = check(&versions(110), &args);
+    run.fine();
+    assert!(run.check("traffic.split")["text"].as_str().unwrap().contains("4.5 points"), "{:#}", run.check("traffic.split"));
+}
+
+#[test]
+fn too_few_requests_are_no_proof_and_a_version_that_never_answers_is_one() {
+    let run = check(&versions(110), &["--expect-split", "v1=90,v2=10", "--count", "100", "--rate", "2000"]);
+    run.fine();
+    let split = run.check("traffic.split");
+    assert_eq!(split["status"], "skip");
+    assert!(split["text"].as_str().unwrap().contains("too few requests to tell"), "{split}");
+    let run = check(&versions(0), &["--expect-split", "v1=90,v2=10", "--count", "300", "--rate", "2000"]);
+    run.fails("traffic.split", &["no hop answered in more than one"]);
+    let run = check(&versions(500), &["--expect-split", "service1:v1=50,v3=50", "--count", "50", "--rate", "2000"]);
+    run.fails("traffic.split", &["does not name"]);
+}
+
+#[test]
+fn retries_and_identities_are_told_per_hop() {
+    let front = fake(|request| {
+        let mut two = reply("service2", "v1", "base", request, vec![]);
+        two["attempt"] = json!(3);
+        two["client"]["identity"] = json!("spiffe://cluster.local/ns/httpserver/sa/service1");
+        (200, vec![], reply("service1", "v1", "base", request, vec![call("service2", two)]).to_string())
+    });
+    let run = check(&format!("http://{front}/service1"), &["--count", "10", "--rate", "500"]);
+    let retries = run.check("traffic.retries");
+    assert!(
+        retries["detail"][0].as_str().unwrap().contains("service2")
+            && retries["detail"][0].as_str().unwrap().contains("3 at most"),
+        "{retries}"
+    );
+    // The attempt count shows a proxy in front of service2, and none in front of service1.
+    let identity = run.check("traffic.identity");
+    assert!(identity["detail"].to_string().contains("called by spiffe://cluster.local/ns/httpserver/sa/service1"), "{identity}");
+    assert!(identity["detail"].to_string().contains("no proxy seen in front"), "{identity}");
+}
+
+#[test]
+fn an_identity_without_a_proxy_proves_nothing() {
+    let front = fake(|request| {
+        let mut one = reply("service1", "v1", "base", request, vec![]);
+        one["client"]["identity"] = json!("spiffe://made/up");
+        (200, vec![], one.to_string())
+    });
+    let run = check(&format!("http://{front}/service1"), &["--count", "3"]);
+    run.fine();
+    assert_eq!(run.check("traffic.identity")["status"], "skip");
+    assert!(run.check("traffic.identity")["text"].as_str().unwrap().contains("proves nothing"));
+}
+
+/// A mesh with mTLS whose proxies do not trace: every hop in `with` is called with an identity.
+fn meshed(with: [bool; 4]) -> String {
+    let front = fake(move |request| {
+        let mut below: Option<Value> = None;
+        for n in (1..=4).rev() {
+            let upstreams = below.take().map(|reply| call(&format!("service{}", n + 1), reply)).into_iter().collect();
+            let mut hop = reply(&format!("service{n}"), "v1", "base", request, upstreams);
+            hop["hostname"] = json!(format!("service{n}-7d4b9c6f5-x2x5z"));
+            // A second attempt is the sign of a proxy.
+            hop["attempt"] = json!(2);
+            if with[n - 1] {
+                hop["client"]["identity"] = json!(format!("spiffe://cluster.local/ns/httpserver/sa/service{}", n - 1));
+            }
+            below = Some(hop);
+        }
+        (200, vec![], below.unwrap().to_string())
+    });
+    format!("http://{front}/service1")
+}
+
+#[test]
+fn a_hop_without_a_sidecar_is_named_by_the_plain_text_around_it() {
+    let run = check(&meshed([true, false, false, true]), &["--count", "3"]);
+    let check = run.fails(
+        "traffic.identity",
+        &["service2 is called and calls without mTLS", "Injection is missing at service2", "kubectl get pods -n httpserver"],
+    );
+    assert_eq!(check["hop"], "service2");
+}
+
+#[test]
+fn proxies_that_do_not_trace_point_at_the_telemetry_resource() {
+    let empty = fake(|request| match request.path.as_str() {
+        "/api/v2/services" => (200, vec![], "[]".into()),
+        _ => (404, vec![], String::new()),
+    });
+    let run = check(&meshed([true; 4]), &["--count", "3", "--traces", &format!("http://{empty}"), "--traces-wait", "1s"]);
+    run.fails(
+        "traces.arrived",
+        &["Nobody reports spans", "service2", "do not trace", "extensionProviders", "kubectl get telemetry"],
+    );
+    assert_eq!(run.check("traffic.identity")["status"], "pass");
+}
+
+// Lanes.
+
+/// Three hops of which service1 and service3 have a lane `gray`; `leaks`: every fourth base request is answered from it, too.
+fn lanes(leaks: bool) -> String {
+    let turn = AtomicU64::new(0);
+    let front = fake(move |request| {
+        let gray = request.header("x-lane") == Some("gray");
+        let leak = leaks && turn.fetch_add(1, Ordering::SeqCst) % 4 == 3;
+        let (one, three) = (if gray { "gray" } else { "base" }, if gray || leak { "gray" } else { "base" });
+        let three = reply("service3", "v1", three, request, vec![]);
+        let two = reply("service2", "v1", "base", request, vec![call("service3", three)]);
+        (200, vec![], reply("service1", "v1", one, request, vec![call("service2", two)]).to_string())
+    });
+    format!("http://{front}/service1")
+}
+
+#[test]
+fn a_lane_is_walked_with_its_fall_backs() {
+    let run = check(&lanes(false), &["--lane", "gray", "--count", "2", "--rate", "500"]);
+    run.fine();
+    let walk = run.check("lanes.walk")["text"].as_str().unwrap().to_owned();
+    assert!(walk.contains("service1 gray, service2 base (fall-back), service3 gray"), "{walk}");
+    assert_eq!(run.check("lanes.baseline")["status"], "pass");
+}
+
+#[test]
+fn a_lane_that_leaks_into_the_baseline_is_named_with_its_hop() {
+    let run = check(&lanes(true), &["--lane", "gray", "--count", "2", "--rate", "500"]);
+    run.breaks_at("lanes.leak", "service2", "service3", None, &["Lane gray leaks into the baseline at service3", "subset"]);
+}
+
+#[test]
+fn a_lane_header_that_is_lost_and_a_lane_that_nobody_runs_are_named() {
+    let chain = Chain::start(&[plain().arg("--lane", "gray"), plain().arg("--drop-header", "x-lane"), plain()]);
+    let run = check(&chain.url(), &["--lane", "gray", "--count", "1", "--rate", "500"]);
+    run.breaks_at("lanes.carry", "service2", "service3", None, &["Lane gray is lost", "x-lane"]);
+    let chain = Chain::start(&[plain(), plain()]);
+    let run = check(&chain.url(), &["--lane", "gray", "--count", "1", "--rate", "500"]);
+    run.fails("lanes.walk", &["no hop answered from it", "LANE=gray"]);
+}
+
+// Watch.
+
+#[test]
+fn a_hop_that_restarts_under_watch_is_named_with_its_gap() {
+    let mut chain = Chain::start(&[plain(), plain(), plain()]);
+    let url = chain.url();
+    let watching = std::thread::spawn(move || check(&url, &["--watch", "4s", "--rate", "50", "--count", "0"]));
+    std::thread::sleep(Duration::from_millis(1500));
+    let addr = chain.hops[2].addr.to_string();
+    chain.hops[2].kill();
+    std::thread::sleep(Duration::from_millis(500));
+    let again = serve_at(&addr, "service3", &[], &[]);
+    let run = watching.join().unwrap();
+    drop(again);
+    run.breaks_at("watch.failures", "service2", "service3", None, &["requests failed", "DRAIN"]);
+    let gap = run.check("watch.failures")["data"]["longest_gap_ms"].as_u64().unwrap();
+    assert!((300..3000).contains(&gap), "{gap}");
+    assert!(run.check("watch.failures")["detail"][0].as_str().unwrap().contains("service2 -> service3"), "{:#}", run.json);
+}
+
+#[test]
+fn a_quiet_watch_is_fine() {
+    let chain = Chain::start(&[plain(), plain()]);
+    let run = check(&chain.url(), &["--watch", "1s", "--rate", "40", "--count", "0"]);
+    run.fine();
+    let sent = run.check("watch.failures")["data"]["requests"].as_u64().unwrap();
+    assert!((15..=41).contains(&sent), "at most 40/s, fewer only on a busy machine: {sent}");
+}
+
+// How it behaves.
+
+#[test]
+fn it_sends_nothing_but_get_and_never_faster_than_the_rate() {
+    let seen: Arc<Mutex<Vec<(Instant, String)>>> = Arc::default();
+    let log = seen.clone();
+    let front = fake(move |request| {
+        log.lock().unwrap().push((Instant::now(), request.method.clone()));
+        (200, vec![], reply("service1", "v1", "base", request, vec![]).to_string())
+    });
+    check(&format!("http://{front}/service1"), &["--count", "30", "--rate", "100", "--lane", "gray"]);
+    let seen = seen.lock().unwrap();
+    assert!(seen.len() > 60 && seen.iter().all(|(_, method)| method == "GET"));
+    let took = seen.last().unwrap().0 - seen[0].0;
+    // One more than intervals; a little slack, because arrival is not departure.
+    assert!(took.as_secs_f64() >= (seen.len() - 1) as f64 / 100.0 * 0.95, "{} requests in {took:?}", seen.len());
+}
+
+#[test]
+fn wrong_usage_is_exit_2_with_one_line_and_nothing_sent() {
+    let sent = Arc::new(AtomicU64::new(0));
+    let counter = sent.clone();
+    let front = fake(move |_| {
+        counter.fetch_add(1, Ordering::SeqCst);
+        (200, vec![], String::new())
+    });
+    let url = format!("http://{front}/service1");
+    let missing = std::env::temp_dir().join("no-such-file.pem");
+    let empty = File::new("pem", "nothing in here");
+    for (args, says) in [
+        (vec!["--lane", "gray=1"], vec!["--lane", "gray=1"]),
+        (vec!["--lane", "base"], vec!["--lane", "baseline"]),
+        (vec!["--expect-split", "v1=90,v2=20"], vec!["--expect-split", "110", "100"]),
+        (vec!["--expect", "a,,b"], vec!["--expect", "a,,b"]),
+        (vec!["--resolve", "host:10.0.0.1"], vec!["--resolve", "HOST:PORT:ADDRESS"]),
+        (vec!["--rate", "0"], vec!["--rate", "above 0"]),
+        (vec!["--watch", "60"], vec!["--watch", "60s"]),
+        (vec!["--count", "many"], vec!["--count", "many"]),
+        (vec!["--cacert", missing.to_str().unwrap()], vec!["--cacert", "no-such-file.pem"]),
+        (vec!["--cacert", empty.path()], vec!["--cacert", "no certificate"]),
+        (vec!["--expect-split", "v1=100", "--count", "0"], vec!["--expect-split", "--count"]),
+        (vec!["--expect", "service1", "--expect-split", "service9:v1=100"], vec!["service9", "--expect"]),
+        (vec!["--skip", "nonsense"], vec!["--skip", "nonsense"]),
+        (vec!["-H", "traceparent: x"], vec!["traceparent"]),
+    ] {
+        let run = check(&url, &args);
+        assert_eq!(run.code, Some(2), "{args:?}: {}", run.stderr);
+        assert_eq!(run.stderr.trim_end().lines().count(), 1, "{args:?}: {}", run.stderr);
+        for part in says {
+            assert!(run.stderr.contains(part), "{part:?} not in {}", run.stderr);
+        }
+    }
+    let output = httpserver().args(["check", &url, "--output", "yaml"]).output().unwrap();
+    let line = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.code() == Some(2) && line.contains("--output") && line.contains("junit"), "{line}");
+    let run = check("ftp://x/", &[]);
+    assert_eq!((run.code, run.stderr.lines().count()), (Some(2), 1), "{}", run.stderr);
+    assert_eq!(sent.load(Ordering::SeqCst), 0);
+}
+
+#[test]
+fn ctrl_c_prints_the_verdict_so_far() {
+    let chain = Chain::start(&[plain(), plain()]);
+    for (signal, output) in [("-INT", "text"), ("-TERM", "json")] {
+        let mut child = httpserver()
+            .arg("check")
+            .arg(chain.url())
+            .args(["--count", "1000", "--rate", "20", "--output", output])
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(Duration::from_millis(1500));
+        assert!(std::process::Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap().success());
+        let begun = Instant::now();
+        let status = child.wait().unwrap();
+        let mut text = String::new();
+        child.stdout.take().unwrap().read_to_string(&mut text).unwrap();
+        assert!(begun.elapsed() < Duration::from_secs(3));
+        assert_eq!(status.code(), Some(1), "{text}");
+        assert!(text.contains("interrupted, so far nothing broken"), "{text}");
+        assert!(text.contains("requests succeeded"), "what was measured until then is told: {text}");
+    }
+}
+
+#[test]
+fn the_text_fits_80_columns_and_names_each_group_once() {
+    let chain = Chain::start(&[plain(), plain().arg("--drop-header", "traceparent"), plain()]);
+    let output = httpserver().arg("check").arg(chain.url()).args(["--count", "3", "--lane", "gray"]).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(!text.contains('\u{1b}'), "colours belong on a terminal: {text}");
+    for line in text.lines() {
+        let is_command = line.trim_start().starts_with("next") || line.contains("curl ");
+        assert!(line.chars().count() <= 80 || is_command, "{line}");
+    }
+    for group in ["Reach", "Chain", "Propagation", "Lanes", "Traffic"] {
+        assert_eq!(text.lines().filter(|line| *line == group).count(), 1, "{group} in {text}");
+    }
+    assert!(text.contains("  ✗ W3C trace broke between service2 and service3: service2 received traceparent"), "{text}");
+}
+
+#[test]
+fn junit_is_for_ci() {
+    let chain = Chain::start(&[plain(), plain().arg("--drop-header", "x-lane"), plain()]);
+    let output = httpserver().arg("check").arg(chain.url()).args(["--count", "1", "--output", "junit"]).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text.starts_with("<?xml") && text.trim_end().ends_with("</testsuites>"), "{text}");
+    assert!(text.contains("<testcase classname=\"propagation.lane\"") && text.contains("<failure message="), "{text}");
+}

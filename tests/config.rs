@@ -1,0 +1,227 @@
+//! Configuration: what cannot be read is one clear line and exit code 2; flags win over variables; an empty variable is none.
+
+mod common;
+
+use std::os::unix::ffi::OsStringExt as _;
+use std::process::Command;
+
+use common::{Hop, Ran, Upstream, answer, run, run_command};
+
+/// Asserts exit code 2 and one line on stderr with these parts; nothing was started.
+fn assert_refused(ran: &Ran, parts: &[&str]) {
+    assert_eq!(ran.code, Some(2), "{parts:?}: {ran:?}");
+    assert_eq!(ran.stdout, "", "{parts:?}");
+    assert_eq!(ran.stderr.lines().count(), 1, "{parts:?}: {}", ran.stderr);
+    assert!(ran.stderr.starts_with("httpserver: "), "{}", ran.stderr);
+    for part in parts {
+        assert!(ran.stderr.contains(part), "'{part}' is not in: {}", ran.stderr);
+    }
+}
+
+/// Flag, variable, bad value, and a part of what is accepted.
+const BAD: &[(&str, &str, &str, &str)] = &[
+    ("--addr", "ADDR", "nowhere", ":8080"),
+    ("--addr", "ADDR", "localhost:8080", ":8080"),
+    ("--addr", "ADDR", ":99999", ":8080"),
+    ("--addr", "ADDR", "8080", ":8080"),
+    ("--service-version", "VERSION", "a\tb", "printable"),
+    ("--lane", "LANE", "ümlaut", "printable"),
+    ("--name", "SERVICE_NAME", "a\u{1b}b", "printable"),
+    ("--upstream", "UPSTREAM", "service2:8080", "http://"),
+    ("--upstream", "UPSTREAM", "ftp://service2", "http://"),
+    ("--upstream", "UPSTREAM", "http://", "http://"),
+    ("--upstream", "UPSTREAM", "http://u:p@service2", "user name"),
+    ("--upstream", "UPSTREAM", "http://service2:99999", "http://"),
+    ("--fan-out", "FAN_OUT", "both", "parallel, sequential"),
+    ("--upstream-timeout", "UPSTREAM_TIMEOUT", "0", "longer than 0"),
+    ("--upstream-timeout", "UPSTREAM_TIMEOUT", "5", "a number with a unit"),
+    ("--latency", "LATENCY", "10s..2s", "low..high"),
+    ("--latency", "LATENCY", "fast", "20ms"),
+    ("--latency", "LATENCY", "-5ms", "20ms"),
+    ("--latency", "LATENCY", "2h", "longer than an hour"),
+    ("--latency", "LATENCY", "p50=80ms,p90=20ms", "rising"),
+    ("--latency", "LATENCY", "p101=1s", "p0 and p100"),
+    ("--fault", "FAULT", "abort=503@110%", "0% to 100%"),
+    ("--fault", "FAULT", "abort=503@-1%", "0% to 100%"),
+    ("--fault", "FAULT", "abort=503", "abort=503@10%"),
+    ("--fault", "FAULT", "abort=200@10%", "400 to 599"),
+    ("--fault", "FAULT", "explode@10%", "delay=2s@5%"),
+    ("--forward-header", "FORWARD_HEADERS", "two words", "header name"),
+    ("--drop-header", "DROP_HEADERS", "x-mine", "traceparent"),
+    ("--max-hops", "MAX_HOPS", "0", "1"),
+    ("--max-hops", "MAX_HOPS", "many", ""),
+    ("--max-concurrency", "MAX_CONCURRENCY", "0", "from 1 on"),
+    ("--max-connections", "MAX_CONNECTIONS", "-1", "from 1 on"),
+    ("--header-timeout", "HEADER_TIMEOUT", "0", "longer than 0"),
+    ("--idle-timeout", "IDLE_TIMEOUT", "long", "5m"),
+    ("--drain-delay", "DRAIN_DELAY", "ten", "20ms"),
+    ("--drain-timeout", "DRAIN_TIMEOUT", "20", "a number with a unit"),
+    ("--flush-timeout", "FLUSH_TIMEOUT", "3 parsecs", "20ms"),
+    ("--log-format", "LOG_FORMAT", "xml", "text, json"),
+    ("--trace-exporter", "OTEL_TRACES_EXPORTER", "jaeger", "none, zipkin, otlp, console"),
+];
+
+#[test]
+fn every_bad_value_is_one_line_that_names_flag_variable_value_and_what_is_accepted() {
+    for (flag, variable, value, accepted) in BAD {
+        let shown = value.escape_debug().to_string();
+        let parts = [*flag, variable, &shown, accepted];
+        assert_refused(&run(&["serve", &format!("{flag}={value}")], &[]), &parts);
+        assert_refused(&run(&["serve"], &[(variable, value)]), &parts);
+        assert_refused(&run(&[], &[(variable, value)]), &parts);
+    }
+}
+
+#[test]
+fn bad_variables_without_a_flag_are_named_too() {
+    for (env, accepted) in [
+        (&[("OTEL_TRACES_EXPORTER", "otlp"), ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")][..], "http/protobuf"),
+        (&[("OTEL_TRACES_EXPORTER", "otlp"), ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/json")], "http/protobuf"),
+        (&[("OTEL_TRACES_EXPORTER", "otlp"), ("OTEL_EXPORTER_OTLP_COMPRESSION", "zip")], "gzip"),
+        (&[("OTEL_TRACES_EXPORTER", "otlp"), ("OTEL_EXPORTER_OTLP_TIMEOUT", "10s")], "milliseconds"),
+        (&[("OTEL_TRACES_EXPORTER", "otlp"), ("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4318")], "http://"),
+        (&[("OTEL_TRACES_EXPORTER", "zipkin"), ("OTEL_EXPORTER_ZIPKIN_ENDPOINT", "zipkin:9411")], "http://"),
+        (&[("OTEL_PROPAGATORS", "jaeger")], "tracecontext"),
+        (&[("OTEL_TRACES_SAMPLER", "sometimes")], "always_on"),
+        (&[("OTEL_BSP_MAX_QUEUE_SIZE", "0")], "from 1 on"),
+        (&[("OTEL_BSP_SCHEDULE_DELAY", "1s")], "milliseconds"),
+        (&[("OTEL_RESOURCE_ATTRIBUTES", "nothing")], "key=value"),
+        (&[("RUST_LOG", "httpserver=loud")], "error, warn, info, debug, trace"),
+    ] {
+        let (variable, value) = env.last().unwrap();
+        assert_refused(&run(&["serve"], env), &[variable, value, accepted]);
+    }
+    // An argument of a sampler is only read with its sampler.
+    let ratio = [("OTEL_TRACES_SAMPLER", "traceidratio"), ("OTEL_TRACES_SAMPLER_ARG", "2")];
+    assert_refused(&run(&["serve"], &ratio), &["OTEL_TRACES_SAMPLER_ARG", "'2'", "0 to 1"]);
+    // A secret is not repeated.
+    let secret = run(&["serve"], &[("OTEL_TRACES_EXPORTER", "otlp"), ("OTEL_EXPORTER_OTLP_HEADERS", "s3cret")]);
+    assert_refused(&secret, &["OTEL_EXPORTER_OTLP_HEADERS", "key=value"]);
+    assert!(!secret.stderr.contains("s3cret"));
+    // A header that no HTTP request can have is found before anything is started.
+    let header = run(&["serve"], &[("OTEL_TRACES_EXPORTER", "otlp"), ("OTEL_EXPORTER_OTLP_HEADERS", "two words=s3cret")]);
+    assert_refused(&header, &["OTEL_EXPORTER_OTLP_HEADERS"]);
+    assert!(!header.stderr.contains("s3cret"));
+}
+
+#[test]
+fn a_value_that_is_no_text_is_refused() {
+    let not_text = || std::ffi::OsString::from_vec(b"a\xffb".to_vec());
+    for variable in
+        ["ADDR", "SERVICE_NAME", "UPSTREAM", "OTEL_PROPAGATORS", "OTEL_SERVICE_NAME", "OTEL_BSP_SCHEDULE_DELAY", "RUST_LOG"]
+    {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_httpserver"));
+        command.arg("serve").env_clear().env(variable, not_text());
+        assert_refused(&run_command(command), &[variable]);
+    }
+    let mut command = Command::new(env!("CARGO_BIN_EXE_httpserver"));
+    command.args(["serve", "--name"]).arg(not_text()).env_clear();
+    assert_refused(&run_command(command), &[]);
+}
+
+#[test]
+fn wrong_usage_is_one_line_that_says_what_to_do() {
+    for (args, parts) in [
+        (&["serve", "--upstreams", "x"][..], &["--upstreams", "--upstream"][..]),
+        (&["--nope"], &["--nope", "--help"]),
+        (&["serve", "extra"], &["extra", "--help"]),
+        (&["server"], &["server", "serve", "health"]),
+        (&["serve", "--name"], &["--name"]),
+        (&["serve", "-v", "-q"], &["--help"]),
+        (&["serve", "--max-hops", "1", "--max-hops", "2"], &["--max-hops"]),
+        (&["health", "not a url"], &["not a url", "http://"]),
+    ] {
+        assert_refused(&run(args, &[]), parts);
+    }
+}
+
+#[test]
+fn help_and_version_are_no_errors() {
+    for args in [&["--help"][..], &["-h"], &["serve", "--help"], &["health", "--help"]] {
+        let ran = run(args, &[]);
+        assert_eq!((ran.code, ran.stderr.as_str()), (Some(0), ""), "{args:?}");
+        assert!(ran.stdout.contains("Usage: httpserver"), "{args:?}: {}", ran.stdout);
+    }
+    let ran = run(&["--version"], &[]);
+    assert_eq!((ran.code, ran.stdout.as_str()), (Some(0), concat!("httpserver ", env!("CARGO_PKG_VERSION"), "\n")));
+    // Wrong variables do not keep anybody from reading how it is done.
+    assert_eq!(run(&["serve", "--help"], &[("ADDR", "nowhere")]).code, Some(0));
+}
+
+#[tokio::test]
+async fn a_flag_wins_over_its_variable_and_a_variable_over_the_default() {
+    let env = [("SERVICE_NAME", "env"), ("VERSION", "v2"), ("LANE", "gray"), ("LOG_FORMAT", "json"), ("ADDR", "127.0.0.1:1")];
+    let hop = Hop::start(&["--name", "flag", "--lane", "blue"], &env);
+    let (_, reply) = hop.json("/service1", &[("x-request-id", "r-1")]).await;
+    assert_eq!((&reply["service"], &reply["version"], &reply["lane"]), (&"flag".into(), &"v2".into(), &"blue".into()));
+    assert!(hop.access_line("r-1").await.starts_with('{'));
+}
+
+#[tokio::test]
+async fn lists_come_repeated_or_with_commas() {
+    let upstream = Upstream::answering(answer("200 OK", "", "")).await;
+    let (a, b) = (format!("{}/a", upstream.url()), format!("{}/b", upstream.url()));
+    let list = format!("{a},{b}");
+    for (flags, env) in [
+        (vec!["--upstream", &a, "--upstream", &b], vec![]),
+        (vec!["--upstream", &list], vec![]),
+        (vec![], vec![("UPSTREAM", list.as_str())]),
+        (vec!["--upstream", &list], vec![("UPSTREAM", "http://other")]),
+    ] {
+        let (_, reply) = Hop::start(&flags, &env).json("/service1", &[]).await;
+        let urls: Vec<_> = reply["upstreams"].as_array().unwrap().iter().map(|call| call["url"].as_str().unwrap()).collect();
+        assert_eq!(urls, [&a, &b], "{flags:?} {env:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_empty_variable_is_not_set() {
+    let mut env: Vec<_> = BAD.iter().map(|(_, variable, ..)| (*variable, "")).collect();
+    let others = ["OTEL_SERVICE_NAME", "OTEL_PROPAGATORS", "OTEL_TRACES_SAMPLER", "OTEL_BSP_MAX_QUEUE_SIZE", "RUST_LOG"];
+    env.extend(others.map(|variable| (variable, "")));
+    env.extend([("OTEL_EXPORTER_OTLP_PROTOCOL", ""), ("OTEL_RESOURCE_ATTRIBUTES", ""), ("OTEL_SDK_DISABLED", "")]);
+    let hop = Hop::start(&[], &env);
+    let (_, reply) = hop.json("/service1", &[]).await;
+    assert_eq!((&reply["service"], &reply["version"], &reply["lane"]), (&"httpserver".into(), &"v1".into(), &"base".into()));
+    assert_eq!((&reply["propagation"], &reply["upstreams"]), (&"forward".into(), &serde_json::json!([])));
+}
+
+#[tokio::test]
+async fn without_a_command_it_serves() {
+    // The port is taken by a hop, so the second one says which address it wanted.
+    let hop = Hop::start(&[], &[]);
+    let addr = hop.addr.to_string();
+    for args in [&["--addr", addr.as_str()][..], &["serve", "--addr", &addr]] {
+        let ran = run(args, &[]);
+        assert_eq!((ran.code, ran.stdout.as_str()), (Some(1), ""), "{ran:?}");
+        assert_eq!(ran.stderr.lines().count(), 1, "{}", ran.stderr);
+        for part in [addr.as_str(), "the port is taken", "--addr", "ADDR"] {
+            assert!(ran.stderr.contains(part), "{part}: {}", ran.stderr);
+        }
+    }
+    // The variable as well, and with no host: every address of the machine includes this one.
+    let ran = run(&[], &[("ADDR", &addr)]);
+    assert!(ran.code == Some(1) && ran.stderr.contains("the port is taken"), "{ran:?}");
+}
+
+#[tokio::test]
+async fn health_is_0_when_the_hop_answers_and_1_when_not() {
+    let hop = Hop::start(&[], &[]);
+    let port = hop.addr.port().to_string();
+    let code = |args: &[&str], env: &[(&str, &str)]| {
+        let (args, env): (Vec<String>, Vec<(String, String)>) = (
+            args.iter().map(|arg| (*arg).to_owned()).collect(),
+            env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
+        );
+        let args: Vec<_> = args.iter().map(String::as_str).collect();
+        let env: Vec<_> = env.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        run(&args, &env).code
+    };
+    assert_eq!(code(&["health", &hop.url("/healthz")], &[]), Some(0));
+    assert_eq!(code(&["health"], &[("ADDR", &format!(":{port}"))]), Some(0));
+    assert_eq!(code(&["health"], &[("ADDR", &format!("0.0.0.0:{port}"))]), Some(0));
+    assert_eq!(code(&["health", "--addr", &format!("127.0.0.1:{port}")], &[]), Some(0));
+    assert_eq!(code(&["health", &hop.url("/nothing")], &[]), Some(1));
+    drop(hop);
+    assert_eq!(code(&["health"], &[("ADDR", &format!(":{port}"))]), Some(1));
+}

@@ -1,0 +1,389 @@
+//! The demo's page over a real socket: what it is served under, who may give it orders, what it is told.
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+/// A demo that runs for one test, on free ports.
+struct Demo {
+    child: Child,
+    page: SocketAddr,
+    front: SocketAddr,
+}
+
+impl Drop for Demo {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Demo {
+    fn start(flags: &[&str]) -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_httpserver"))
+            .args(["demo", "--port", "0", "--store-port", "0", "--latency", "0"])
+            .args(flags)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut address = |name: &str| -> SocketAddr {
+            let line = lines.by_ref().map(Result::unwrap).find(|line| line.trim_start().starts_with(name)).unwrap();
+            let url = line.split_whitespace().nth(1).unwrap();
+            url.trim_start_matches("http://").trim_end_matches('/').parse().unwrap()
+        };
+        let (front, page) = (address("service1 "), address("page "));
+        // What it draws is read to the end, or the demo would wait for its reader.
+        std::thread::spawn(move || lines.for_each(drop));
+        Self { child, page, front }
+    }
+
+    /// Sends bytes as they are and returns status, head and body.
+    fn raw(&self, request: &str) -> (u16, String, String) {
+        let mut stream = TcpStream::connect(self.page).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+        (head.split(' ').nth(1).unwrap().parse().unwrap(), head.to_ascii_lowercase(), body.to_owned())
+    }
+
+    fn get(&self, path: &str) -> (u16, String, String) {
+        self.raw(&format!("GET {path} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n\r\n", self.page))
+    }
+
+    fn post(&self, headers: &[(&str, &str)], body: &str) -> (u16, String, String) {
+        let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+        let length = body.len();
+        self.raw(&format!("POST /demo/control HTTP/1.1\r\n{headers}content-length: {length}\r\nconnection: close\r\n\r\n{body}"))
+    }
+
+    /// An order as the page gives it.
+    fn order(&self, order: &Value) -> (u16, Value) {
+        let (host, origin) = (self.page.to_string(), format!("http://{}", self.page));
+        let headers = [("host", host.as_str()), ("origin", &origin), ("content-type", "application/json")];
+        let (status, _, body) = self.post(&headers, &order.to_string());
+        (status, serde_json::from_str(&body).unwrap_or(Value::String(body)))
+    }
+
+    fn events(&self) -> Events {
+        let mut stream = TcpStream::connect(self.page).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        write!(stream, "GET /demo/events HTTP/1.1\r\nhost: {}\r\n\r\n", self.page).unwrap();
+        Events { lines: BufReader::new(stream), head: String::new() }
+    }
+}
+
+/// A stream of events, read line by line; the sizes of chunks between them are not lines of it.
+struct Events {
+    lines: BufReader<TcpStream>,
+    head: String,
+}
+
+impl Events {
+    /// The next event of this name whose data passes.
+    fn until(&mut self, name: &str, mut test: impl FnMut(&Value) -> bool) -> Value {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let mut event = String::new();
+        while Instant::now() < deadline {
+            let mut line = String::new();
+            if self.lines.read_line(&mut line).unwrap() == 0 {
+                break;
+            }
+            if let Some(name) = line.strip_prefix("event: ") {
+                event = name.trim_end().to_owned();
+            } else if let Some(data) = line.strip_prefix("data: ")
+                && event == name
+            {
+                let data: Value = serde_json::from_str(data).unwrap();
+                if test(&data) {
+                    return data;
+                }
+            } else if event.is_empty() {
+                self.head.push_str(&line.to_ascii_lowercase());
+            }
+        }
+        panic!("the event {name} did not come");
+    }
+}
+
+const FILES: [&str; 11] = [
+    "/",
+    "/page/style.css",
+    "/page/icon.svg",
+    "/page/main.js",
+    "/page/dom.js",
+    "/page/chain.js",
+    "/page/send.js",
+    "/page/list.js",
+    "/page/trace.js",
+    "/page/waterfall.js",
+    "/page/headers.js",
+];
+
+#[test]
+fn the_page_is_small_and_comes_under_a_policy_that_lets_nothing_else_in() {
+    let demo = Demo::start(&[]);
+    let mut bytes = 0;
+    for path in FILES {
+        let (status, head, body) = demo.get(path);
+        assert_eq!(status, 200, "{path}");
+        for line in [
+            "content-security-policy: default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
+             base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'",
+            "x-content-type-options: nosniff",
+            "referrer-policy: no-referrer",
+            "cross-origin-resource-policy: same-origin",
+        ] {
+            assert!(head.contains(line), "{path} lacks {line}:\n{head}");
+        }
+        let kind = match path.rsplit('.').next().unwrap() {
+            "css" => "text/css",
+            "js" => "text/javascript",
+            "svg" => "image/svg+xml",
+            _ => "text/html",
+        };
+        assert!(head.contains(&format!("content-type: {kind}")), "{path}: {head}");
+        bytes += body.len();
+    }
+    assert!(bytes > 10_000 && bytes < 100_000, "{bytes} bytes");
+    // Every module that a module asks for is among them.
+    for path in FILES.iter().filter(|path| path.ends_with(".js")) {
+        let (_, _, script) = demo.get(path);
+        for module in script.split("from './").skip(1).map(|rest| rest.split('\'').next().unwrap()) {
+            assert!(FILES.contains(&format!("/page/{module}").as_str()), "{path} asks for {module}");
+        }
+    }
+    // The store's API is beside it, and says nothing of other origins.
+    let (status, head, _) = demo.get("/api/v2/services");
+    assert_eq!(status, 200);
+    assert!(!head.contains("access-control"), "{head}");
+}
+
+#[test]
+fn an_order_is_taken_from_our_own_page_only() {
+    let demo = Demo::start(&[]);
+    let host = demo.page.to_string();
+    let origin = format!("http://{host}");
+    let json = "application/json";
+    let order = json!({"send": {"headers": []}}).to_string();
+    let local = format!("localhost:{}", demo.page.port());
+    let local_origin = format!("http://{local}");
+    for ours in [
+        vec![("host", host.as_str()), ("origin", origin.as_str()), ("content-type", json)],
+        vec![("host", &local), ("origin", &local_origin), ("content-type", "application/json; charset=utf-8")],
+    ] {
+        let (status, head, body) = demo.post(&ours, &order);
+        assert_eq!(status, 200, "{ours:?}: {body}");
+        assert!(!head.contains("access-control"), "{head}");
+    }
+    let evil = format!("evil.example:{}", demo.page.port());
+    let evil_origin = format!("http://{evil}");
+    let other_port = "http://127.0.0.1:1".to_owned();
+    let secure = format!("https://{host}");
+    let refused = |headers: &[(&str, &str)], expected: u16| {
+        let (status, _, body) = demo.post(headers, &order);
+        assert_eq!(status, expected, "{headers:?}: {body}");
+        assert!(body.len() > 10, "a reason is given: {body}");
+    };
+    // Another site's page, a page on another port, one without an origin, a file, a name that was pointed at us.
+    for origin in [evil_origin.as_str(), &other_port, &secure, &local_origin, "null", ""] {
+        refused(&[("host", &host), ("origin", origin), ("content-type", json)], 403);
+    }
+    refused(&[("host", &host), ("content-type", json)], 403);
+    refused(&[("host", &host), ("origin", &origin), ("origin", &evil_origin), ("content-type", json)], 403);
+    refused(&[("host", &evil), ("origin", &evil_origin), ("content-type", json)], 403);
+    refused(&[("host", "127.0.0.1:1"), ("origin", &other_port), ("content-type", json)], 403);
+    // What a form or a script of another site can send without asking.
+    for kind in ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "application/jsonx", ""] {
+        refused(&[("host", &host), ("origin", &origin), ("content-type", kind)], 415);
+    }
+    refused(&[("host", &host), ("origin", &origin)], 415);
+    let preflight = format!(
+        "OPTIONS /demo/control HTTP/1.1\r\nhost: {host}\r\norigin: {evil_origin}\r\naccess-control-request-method: POST\r\n\
+         access-control-request-headers: content-type\r\nconnection: close\r\n\r\n"
+    );
+    let (status, head, _) = demo.raw(&preflight);
+    assert_eq!(status, 405);
+    assert!(head.contains("allow: post") && !head.contains("access-control"), "{head}");
+    assert_eq!(demo.get("/demo/control").0, 405);
+}
+
+#[test]
+fn an_order_that_cannot_be_is_refused_and_changes_nothing() {
+    let demo = Demo::start(&[]);
+    let plan = |latency: Value, faults: Value| json!({"plan": {"hop": 2, "plan": {"latency_ms": latency, "faults": faults}}});
+    for bad in [
+        json!({}),
+        json!({"send": {"headers": [["cookie", "x"]]}}),
+        json!({"send": {"headers": [["host", "evil.example"]]}}),
+        json!({"send": {"headers": [["baggage", "a\r\nx-evil: 1"]]}}),
+        json!({"send": {"headers": [], "url": "http://evil.example/"}}),
+        json!({"plan": {"hop": 9, "plan": {"latency_ms": [0, 1], "faults": []}}}),
+        json!({"plan": {"hop": 0, "plan": {"latency_ms": [0, 1], "faults": []}}}),
+        plan(json!([2, 1]), json!([])),
+        plan(json!([0, 1e12]), json!([])),
+        plan(json!([0, 1]), json!([{"abort": {"status": 200, "percent": 1}}])),
+        plan(json!([0, 1]), json!([{"abort": {"status": 503, "percent": 100.1}}])),
+        json!({"run": {"hop": 4, "running": false}}),
+        json!({"exit": {}}),
+    ] {
+        let (status, why) = demo.order(&bad);
+        assert_eq!(status, 400, "{bad}: {why}");
+    }
+    let (status, _) = demo.order(&json!({"send": {"headers": [["baggage", "x".repeat(100_000)]]}}));
+    assert_eq!(status, 413);
+    let chain = demo.events().until("chain", |_| true);
+    assert_eq!(chain["hops"][1]["plan"], json!({"latency_ms": [0.0, 0.0], "faults": []}));
+}
+
+#[test]
+fn the_stream_tells_of_the_chain_its_figures_and_every_trace() {
+    let demo = Demo::start(&["--fan-out", "sequential", "--drop-header", "service2:b3"]);
+    let mut events = demo.events();
+    let chain = events.until("chain", |_| true);
+    assert!(events.head.contains("content-type: text/event-stream"), "{}", events.head);
+    assert_eq!(chain["fan_out"], "sequential");
+    assert_eq!(chain["watching_only"], Value::Null);
+    let hops = chain["hops"].as_array().unwrap();
+    assert_eq!(hops.len(), 3);
+    assert_eq!((&hops[0]["name"], &hops[0]["calls"]), (&json!("service1"), &json!([2, 3])));
+    assert_eq!(hops[1]["drops"], json!(["b3"]));
+    assert_eq!(hops[0]["address"], demo.front.to_string());
+    // Not from the page: anybody's request is seen.
+    let trace = "463ac35c9f6413ad48485a3953bb6124";
+    let mut stream = TcpStream::connect(demo.front).unwrap();
+    write!(
+        stream,
+        "GET /service1 HTTP/1.1\r\nhost: x\r\ntraceparent: 00-{trace}-a2fb4a1d1a96d312-01\r\nconnection: close\r\n\r\n"
+    )
+    .unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    let whole = |news: &Value| news.as_array().unwrap().iter().find(|news| news["id"] == trace && news["spans"] == 5).cloned();
+    let told = whole(&events.until("traces", |news| whole(news).is_some())).unwrap();
+    assert_eq!((&told["services"], &told["errors"]), (&json!(["service1", "service2", "service3"]), &json!(0)));
+    let ticked = events.until("ticked", |hops| hops[2]["rate"].as_f64() > Some(0.0));
+    for hop in ticked.as_array().unwrap() {
+        assert_eq!(hop["health"], json!({"state": "ready"}));
+        assert_eq!(hop["errors"], json!(0.0));
+        assert!(hop["p50_ms"].as_f64().unwrap() > 0.0 && hop["p99_ms"].as_f64() >= hop["p50_ms"].as_f64(), "{hop}");
+    }
+    // A stream that begins later begins with everything.
+    let mut later = demo.events();
+    later.until("passed", |hops| hops[0]["ended"].as_u64() >= Some(2) && hops[0]["failed"] == json!(0));
+    later.until("traces", |news| whole(news).is_some());
+}
+
+#[test]
+fn a_request_from_the_page_is_remembered_with_what_every_hop_received_and_sent() {
+    let demo = Demo::start(&[]);
+    let trace = "463ac35c9f6413ad48485a3953bb6124";
+    let sent = json!([["x-b3-traceid", trace], ["x-b3-spanid", "a2fb4a1d1a96d312"], ["x-b3-sampled", "1"], ["x-lane", "gray"]]);
+    let (status, exchange) = demo.order(&json!({"send": {"headers": sent}}));
+    assert_eq!(status, 200);
+    assert_eq!((&exchange["status"], &exchange["sent"]), (&json!(200), &sent));
+    let reply = &exchange["reply"];
+    assert_eq!((&reply["trace_id"], &reply["parent_span_id"]), (&json!(trace), &json!("a2fb4a1d1a96d312")));
+    let second = &reply["upstreams"][0]["reply"];
+    assert_eq!(second["received"]["x-lane"], json!(["gray"]));
+    assert_eq!(second["received"], reply["upstreams"][0]["sent"]);
+    assert_eq!(second["upstreams"][0]["reply"]["service"], "service3");
+    let (status, _, remembered) = demo.get(&format!("/demo/exchange/{trace}"));
+    assert_eq!(status, 200);
+    assert_eq!(serde_json::from_str::<Value>(&remembered).unwrap(), exchange);
+    for unknown in ["/demo/exchange/1", "/demo/exchange/%3Cscript%3E"] {
+        let (status, head, body) = demo.get(unknown);
+        assert_eq!((status, body.as_str()), (200, "null"), "{unknown}");
+        assert!(head.contains("content-type: application/json"));
+    }
+}
+
+#[test]
+fn a_hops_faults_change_while_it_runs_and_everybody_who_watches_is_told() {
+    let demo = Demo::start(&[]);
+    let mut events = demo.events();
+    let plan = json!({"latency_ms": [3.0, 4.0], "faults": [{"abort": {"status": 503, "percent": 100.0}}]});
+    assert_eq!(demo.order(&json!({"plan": {"hop": 2, "plan": plan}})), (200, json!({})));
+    events.until("chain", |chain| chain["hops"][1]["plan"] == plan);
+    let (_, exchange) = demo.order(&json!({"send": {"headers": []}}));
+    assert_eq!(exchange["status"], 502);
+    let second = &exchange["reply"]["upstreams"][0];
+    assert_eq!((&second["status"], &second["reply"]["injected"]["abort_status"]), (&json!(503), &json!(503)));
+    // The caller fails with it. The two may be counted in different seconds.
+    events.until("ticked", |hops| (0..2).all(|hop| hops[hop]["errors"].as_f64() > Some(0.0)));
+    assert_eq!(demo.order(&json!({"plan": {"hop": 2, "plan": {"latency_ms": [0, 0], "faults": []}}})).0, 200);
+    let (_, exchange) = demo.order(&json!({"send": {"headers": []}}));
+    assert_eq!(exchange["status"], 200);
+}
+
+#[test]
+fn a_hop_is_stopped_and_started_again_at_its_address_with_its_faults() {
+    let demo = Demo::start(&[]);
+    let mut events = demo.events();
+    let plan = json!({"latency_ms": [1.0, 2.0], "faults": []});
+    assert_eq!(demo.order(&json!({"plan": {"hop": 3, "plan": plan}})).0, 200);
+    assert_eq!(demo.order(&json!({"run": {"hop": 3, "running": false}})).0, 200);
+    events.until("chain", |chain| chain["hops"][2]["running"] == json!(false));
+    events.until("ticked", |hops| hops[2]["health"]["state"] == "no_answer" && hops[1]["health"]["state"] == "ready");
+    let (_, exchange) = demo.order(&json!({"send": {"headers": []}}));
+    assert_eq!(exchange["status"], 502);
+    let call = &exchange["reply"]["upstreams"][0]["reply"]["upstreams"][0];
+    assert!(call["error"].as_str().unwrap().contains("cannot connect"), "{call}");
+    assert_eq!(demo.order(&json!({"run": {"hop": 3, "running": true}})).0, 200);
+    events.until("ticked", |hops| hops[2]["health"]["state"] == "ready");
+    let (_, exchange) = demo.order(&json!({"send": {"headers": []}}));
+    assert_eq!(exchange["status"], 200);
+    let chain = demo.events().until("chain", |_| true);
+    assert_eq!((&chain["hops"][2]["running"], &chain["hops"][2]["plan"]), (&json!(true), &plan));
+}
+
+#[test]
+fn whoever_watches_from_another_address_gives_no_orders_unless_that_is_allowed() {
+    // Another loopback address is this machine too; what is listened on is asked by its own address, which is not loopback.
+    let Some(outside) = outside_address() else { return };
+    for (flags, expected) in [(vec!["--listen", "0.0.0.0"], 403), (vec!["--listen", "0.0.0.0", "--allow-remote-control"], 200)] {
+        let mut demo = Demo::start(&flags);
+        demo.page.set_ip(outside);
+        let (status, why) = demo.order(&json!({"send": {"headers": []}}));
+        assert_eq!(status, expected, "{why}");
+        let chain = demo.events().until("chain", |_| true);
+        assert_eq!(chain["watching_only"].is_string(), expected == 403, "{chain}");
+    }
+}
+
+/// An address of this machine that is not loopback. Nothing is sent: connecting a datagram socket only picks a route.
+fn outside_address() -> Option<std::net::IpAddr> {
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0").ok()?;
+    socket.connect("192.0.2.1:9").ok()?;
+    socket.local_addr().ok().map(|addr| addr.ip()).filter(|ip| !ip.is_loopback() && !ip.is_unspecified())
+}
+
+#[test]
+fn spans_are_passed_on_to_another_zipkin() {
+    let other = Demo::start(&[]);
+    let demo = Demo::start(&["--zipkin", &format!("http://{}", other.page), "--jaeger", "http://localhost:16686/"]);
+    let chain = demo.events().until("chain", |_| true);
+    assert_eq!(chain["links"], json!({"zipkin": format!("http://{}", other.page), "jaeger": "http://localhost:16686"}));
+    let mut there = other.events();
+    let (_, exchange) = demo.order(&json!({"send": {"headers": []}}));
+    let id = &exchange["reply"]["trace_id"];
+    there.until("traces", |news| news.as_array().unwrap().iter().any(|news| news["id"] == *id && news["spans"] == 5));
+}
+
+#[test]
+fn the_demo_ends_at_once_while_pages_are_open() {
+    let mut demo = Demo::start(&[]);
+    let mut events = demo.events();
+    events.until("chain", |_| true);
+    let begun = Instant::now();
+    let signalled = Command::new("kill").args(["-INT", &demo.child.id().to_string()]).status().unwrap();
+    assert!(signalled.success());
+    assert!(demo.child.wait().unwrap().success());
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+}

@@ -1,0 +1,477 @@
+// The demo's page as a person uses it. Run by scripts/e2e-page.sh.
+
+import { test, before, after } from 'node:test';
+import assert from 'node:assert/strict';
+import { execFileSync } from 'node:child_process';
+import { createServer } from 'node:http';
+import { readFileSync } from 'node:fs';
+import { startDemo, startBrowser, tab, eventually, openId, sendOne, axePath } from './demo.mjs';
+
+let chrome;
+before(async () => { chrome = await startBrowser(); });
+after(async () => { await chrome?.stop(); });
+
+/** A test with a demo of its own. */
+function withDemo(name, flags, body) {
+  test(name, { timeout: 240_000 }, async () => {
+    const demo = await startDemo(...flags);
+    try { await body(demo, chrome.browser); } finally { await demo.stop(); }
+  });
+}
+
+const text = async (locator) => (await locator.innerText()).replace(/\s+/g, ' ').trim();
+const figure = (page, hop, label) => page.locator('.hop').nth(hop - 1).locator('.figures > div', { hasText: label }).locator('dd').innerText();
+
+withDemo('the chain is drawn as it is configured and its figures are live', [], async (demo, browser) => {
+  const t = await tab(browser, demo.page);
+  const { page } = t;
+  await eventually(async () => (await page.locator('.health[data-s=ready]').count()) === 3, 'three hops are ready');
+  for (let n = 1; n <= 3; n++) {
+    const hop = await text(page.locator('.hop').nth(n - 1));
+    assert.match(hop, new RegExp(`^service${n} .*v1 · lane base · 127\\.0\\.0\\.1:\\d+`));
+  }
+  assert.ok((await text(page.locator('.hop').first())).includes(new URL(demo.front).host));
+  // Not sampled requests count too: they leave no span, and the figures still know them.
+  await page.uncheck('#sampled');
+  await page.click('#ten');
+  await eventually(async () => Number(await figure(page, 3, 'req/s')) >= 0.9, 'the last hop has seen them');
+  assert.match(await figure(page, 1, 'p50'), /^[\d.]+ (ms|s)$/);
+  assert.match(await figure(page, 1, 'p99'), /^[\d.]+ (ms|s)$/);
+  assert.equal(await figure(page, 1, 'errors'), '0%');
+  await t.clean();
+});
+
+withDemo('a fan-out is drawn as one', ['--hops', '4', '--fan-out', 'sequential', '--latency', '1ms'], async (demo, browser) => {
+  const t = await tab(browser, demo.page);
+  await t.page.waitForSelector('.fanned .hop');
+  assert.equal(await t.page.locator('.fanned .hop').count(), 3);
+  assert.equal(await text(t.page.locator('.fanned .how')), 'service1 calls these one after the other');
+  await sendOne(t.page, 7);
+  await t.page.click('#tab-headers');
+  assert.equal(await t.page.locator('.edge').count(), 4);
+  assert.equal(await text(t.page.locator('.edge h3').nth(3)), 'service1 → to service4');
+  await t.clean();
+});
+
+withDemo('a request speaks what was chosen, and the curl beside it does the same', ['--latency', '0'], async (demo, browser) => {
+  const t = await tab(browser, demo.page);
+  const { page } = t;
+  await page.waitForSelector('.rows .row');
+  const expected = {
+    nothing: [/^$/, /^x-b3-sampled$/], w3c: [/^traceparent$/], b3multi: [/^x-b3-traceid,x-b3-spanid,x-b3-sampled$/], b3: [/^b3$/],
+    both: [/^traceparent,x-b3-traceid,x-b3-spanid,x-b3-sampled$/],
+  };
+  for (const sampled of [true, false]) {
+    for (const [speaks, names] of Object.entries(expected)) {
+      await page.selectOption('#speaks', speaks);
+      await page.setChecked('#sampled', sampled);
+      const curl = await page.innerText('#curl');
+      const id = await sendOne(page, sampled ? 5 : 0);
+      const exchange = await eventually(() => demo.get(`/demo/exchange/${id}`));
+      const sent = exchange.sent.map(([name]) => name).join(',');
+      assert.match(sent, sampled ? names[0] : names.at(-1), `${speaks}, sampled ${sampled}`);
+      for (const [name, value] of exchange.sent) assert.ok(curl.includes(`${name}: ${value}`), `${curl} lacks ${name}`);
+      assert.equal(exchange.reply.sampled, sampled, `${speaks}, sampled ${sampled}`);
+      if (speaks !== 'nothing') assert.ok(exchange.sent.some(([, value]) => value.includes(id)), `${id} was sent`);
+    }
+  }
+  // Lane and baggage reach the last hop; the shown curl, run in a shell, makes the trace that it names.
+  await page.selectOption('#speaks', 'w3c');
+  await page.check('#sampled');
+  await page.fill('#lane', 'gray');
+  await page.fill('#baggage', "who=o'neil");
+  const curl = await page.innerText('#curl');
+  const named = /traceparent: 00-([0-9a-f]{32})/.exec(curl)[1];
+  const answer = execFileSync('bash', ['-c', curl], { encoding: 'utf8', stdio: ['ignore', 'pipe', 'ignore'] });
+  assert.match(answer, /x-lane: gray/);
+  assert.match(answer, /baggage: who=o'neil/);
+  await page.waitForSelector(`.list a[href="#/trace/${named}"]`);
+  await t.context.grantPermissions(['clipboard-read', 'clipboard-write']);
+  await page.click('#copy');
+  await eventually(async () => (await page.innerText('#copy')) === 'Copied');
+  assert.equal(await page.evaluate(() => navigator.clipboard.readText()), curl);
+  // A value that no header can have is refused in words.
+  await page.fill('#baggage', 'ключ=значение\u0001');
+  await page.click('#one');
+  await eventually(async () => /baggage/.test(await page.innerText('#sent')));
+  t.wrong.splice(0, t.wrong.length, ...t.wrong.filter((line) => !/status of 400/.test(line)));
+  await t.clean();
+});
+
+withDemo('ten, a hundred and without end are sent, until told to stop', ['--latency', '0'], async (demo, browser) => {
+  const t = await tab(browser, demo.page);
+  const { page } = t;
+  const sent = async () => Number((await page.innerText('#sent')).replace(/\D.*$/, '') || 0);
+  await page.waitForSelector('.rows .row');
+  await page.click('#ten');
+  await eventually(async () => (await page.innerText('#sent')) === '10 requests sent.');
+  await page.click('#hundred');
+  await eventually(async () => (await page.innerText('#sent')) === '110 requests sent.');
+  await eventually(async () => (await page.innerText('#count')) === 'the newest 100');
+  assert.equal(await page.locator('.list li').count(), 100);
+  await page.click('#keep');
+  await eventually(async () => (await sent()) >= 114);
+  assert.equal(await page.getAttribute('#keep', 'aria-pressed'), 'true');
+  await page.click('#keep');
+  const all = async () => (await demo.get('/health')).store.traces;
+  const end = await eventually(async () => { const now = await sent(); return !(await page.innerText('#sent')).includes('on the way') && now; });
+  await eventually(async () => (await all()) === end + 1, 'the demo’s own first trace and every one that was sent');
+  await t.clean();
+});
+
+withDemo('a request is seen travelling: hops light up and its trace is in the list, without polling', ['--latency', '20ms'], async (demo, browser) => {
+  const t = await tab(browser, demo.page);
+  const { page } = t;
+  await page.waitForSelector('.rows .row');
+  await eventually(async () => (await page.locator('.health[data-s=ready]').count()) === 3);
+  await page.evaluate(() => {
+    window.lit = [];
+    for (const hop of document.querySelectorAll('.hop')) new MutationObserver(() => { if (hop.classList.contains('lit')) window.lit.push(hop.getAttribute('aria-label')); }).observe(hop, { attributes: true, attributeFilter: ['class'] });
+  });
+  const asked = t.asked.length;
+  // Somebody else's request, by curl: the page is told of it.
+  const trace = '4bf92f3577b34da6a3ce929d0e0e4736';
+  await fetch(`${demo.front}/service1`, { headers: { traceparent: `00-${trace}-00f067aa0ba902b7-01` } });
+  await page.waitForSelector(`.list a[href="#/trace/${trace}"]`);
+  await eventually(() => page.evaluate(() => ['service1', 'service2', 'service3'].every((name) => window.lit.includes(name))), 'all three were lit');
+  const order = await page.evaluate(() => [...new Set(window.lit)]);
+  assert.deepEqual(order, ['service1', 'service2', 'service3']);
+  assert.equal(t.asked.length, asked, 'nothing was asked for: it was told');
+  await t.clean();
+});
+
+withDemo('a trace is opened: to scale, zoomed, walked by keyboard, downloaded, linked', ['--latency', '30ms', '--jaeger', 'http://localhost:16686', '--zipkin', 'http://127.0.0.1:9'], async (demo, browser) => {
+  const t = await tab(browser, demo.page);
+  const { page } = t;
+  await page.waitForSelector('.rows .row');
+  const id = await sendOne(page);
+  const spans = await demo.get(`/api/v2/trace/${id}`);
+  const start = Math.min(...spans.map((s) => s.timestamp)), end = Math.max(...spans.map((s) => s.timestamp + s.duration));
+  // To scale: where each bar is and how long.
+  const bars = await page.$$eval('.rows .row', (rows) => rows.map((row) => {
+    const lane = row.querySelector('.lane').getBoundingClientRect(), bar = row.querySelector('.span').getBoundingClientRect();
+    return { name: row.querySelector('.sr').textContent, left: (bar.left - lane.left) / lane.width, width: bar.width / lane.width, critical: row.querySelectorAll('.crit').length };
+  }));
+  assert.equal(bars.length, 5);
+  const byStart = [...spans].sort((a, b) => a.timestamp - b.timestamp);
+  bars.forEach((bar, i) => {
+    const want = byStart[i];
+    assert.ok(bar.name.startsWith(want.localEndpoint.serviceName), `${bar.name} is of ${want.localEndpoint.serviceName}`);
+    assert.ok(Math.abs(bar.left - (want.timestamp - start) / (end - start)) < 0.02, `${bar.name} begins at ${bar.left}`);
+    assert.ok(Math.abs(bar.width - want.duration / (end - start)) < 0.02, `${bar.name} is ${bar.width} long`);
+  });
+  assert.ok(bars.every((bar) => bar.critical > 0), 'in a chain everybody waits for everybody');
+  // The same service has one colour, here and at its card.
+  const colours = await page.evaluate(() => [...document.querySelectorAll('.rows .row')].map((row) => [row.querySelector('b').textContent, row.querySelector('.dot').dataset.c]).concat([...document.querySelectorAll('.hop')].map((hop) => [hop.getAttribute('aria-label'), hop.dataset.c])));
+  for (const [name, c] of colours) assert.equal(c, new Map(colours).get(name), name);
+  assert.equal(new Set(new Map(colours).values()).size, 3);
+  // By keyboard: down to the last, its attributes below, fold, unfold, zoom, back.
+  await page.focus('[role=tree]');
+  const chosen = () => page.evaluate(() => document.querySelector(`#${document.querySelector('[role=tree]').getAttribute('aria-activedescendant')}`)?.querySelector('.sr').textContent);
+  await page.keyboard.press('End');
+  assert.match(await chosen(), /^service3, GET \/service\{n\}, server/);
+  assert.match(await text(page.locator('.details')), /service3: GET .*url\.path \/service3/);
+  assert.ok((await text(page.locator('.details'))).includes(byStart[4].id));
+  await page.keyboard.press('Home');
+  await page.keyboard.press('ArrowLeft');
+  assert.equal(await page.locator('.rows .row').count(), 1);
+  await page.keyboard.press('ArrowRight');
+  assert.equal(await page.locator('.rows .row').count(), 5);
+  await page.keyboard.press('ArrowDown');
+  await page.keyboard.press('ArrowDown');
+  await page.keyboard.press('Enter');
+  const width = () => page.evaluate(() => { const row = document.querySelector('.rows .on'); return row.querySelector('.span').getBoundingClientRect().width / row.querySelector('.lane').getBoundingClientRect().width; });
+  assert.ok(Math.abs((await width()) - 1 / 1.2) < 0.02 || (await width()) > 0.8, `zoomed to the span: ${await width()}`);
+  const zoomed = await width();
+  await page.keyboard.press('-');
+  assert.ok((await width()) < zoomed);
+  await page.keyboard.press('0');
+  assert.ok(Math.abs((await width()) - byStart[2].duration / (end - start)) < 0.02);
+  await page.getByRole('button', { name: 'Zoom in' }).click();
+  assert.ok((await width()) > byStart[2].duration / (end - start));
+  await page.getByRole('button', { name: 'All: show the whole trace' }).click();
+  const scale = await page.locator('.scale').boundingBox();
+  await page.mouse.move(scale.x + scale.width * 0.5, scale.y + 10);
+  await page.mouse.down();
+  await page.mouse.move(scale.x + scale.width * 0.9, scale.y + 10, { steps: 4 });
+  await page.mouse.up();
+  assert.ok(!(await text(page.locator('.scale'))).startsWith('0 '), 'the scale begins later');
+  // Its JSON, its link in another tab, and the others that can show it.
+  const [download] = await Promise.all([page.waitForEvent('download'), page.getByRole('link', { name: 'Zipkin JSON' }).click()]);
+  assert.equal(download.suggestedFilename(), `trace-${id}.json`);
+  assert.deepEqual(JSON.parse(readFileSync(await download.path(), 'utf8')), spans);
+  assert.equal(await page.getByRole('link', { name: 'Open in Jaeger' }).getAttribute('href'), `http://localhost:16686/trace/${id}`);
+  assert.equal(await page.getByRole('link', { name: 'Open in Zipkin' }).getAttribute('href'), `http://127.0.0.1:9/zipkin/traces/${id}`);
+  await sendOne(page);
+  const linked = await tab(browser, `${demo.page}/#/trace/${id}/headers`);
+  await linked.page.waitForSelector('.edge');
+  assert.equal(await text(linked.page.locator('#about .id').first()), id);
+  await linked.clean();
+  // Back to the trace before, as in any page.
+  await page.goBack();
+  await eventually(async () => (await openId(page)) === id && (await text(page.locator('#about .id').first())) === id);
+  await t.clean();
+});
+
+withDemo('the headers stand side by side, ids in colours, a sentence for every change', [], async (demo, browser) => {
+  const t = await tab(browser, demo.page);
+  const { page } = t;
+  await page.waitForSelector('.rows .row');
+  await page.selectOption('#speaks', 'both');
+  await page.fill('#baggage', 'user=ada');
+  const id = await sendOne(page);
+  await page.click('#tab-headers');
+  const { reply } = await demo.get(`/demo/exchange/${id}`);
+  const call = reply.upstreams[0], second = call.reply, third = second.upstreams[0].reply;
+  const cell = (edge, name) => page.locator('.edge').nth(edge).locator(`[data-header="${name}"]`);
+  const pills = async (locator) => locator.locator('.id').evaluateAll((els) => els.map((el) => [el.dataset.id, [...el.classList].filter((c) => c !== 'id').join(), el.dataset.c ?? '']));
+  const sent = /-([0-9a-f]{16})-01/.exec(reply.received.traceparent[0])[1];
+  assert.deepEqual(await pills(cell(0, 'traceparent')), [[id, 'trace', ''], [sent, 'call', '']]);
+  assert.deepEqual(await pills(cell(1, 'traceparent')), [[id, 'trace', ''], [call.sent['x-b3-spanid'][0], 'call', '0']]);
+  assert.deepEqual(await pills(cell(2, 'x-b3-spanid')), [[second.upstreams[0].sent['x-b3-spanid'][0], 'call', '1']]);
+  // The parent that is sent is the caller's own span; the callee's parent is the id of the call.
+  assert.deepEqual(await pills(cell(2, 'x-b3-parentspanid')), [[second.span_id, 'own', '1']]);
+  assert.deepEqual(await pills(page.locator('.made').nth(2)), [[third.span_id, 'own', '2'], [third.parent_span_id, 'call', '1'], [id, 'trace', '']]);
+  const badge = (edge, name) => text(cell(edge, name).locator('.badge'));
+  assert.deepEqual([await badge(0, 'traceparent'), await badge(1, 'traceparent'), await badge(1, 'x-b3-traceid'), await badge(1, 'x-b3-parentspanid'), await badge(1, 'x-request-id'), await badge(2, 'x-request-id'), await badge(2, 'baggage')],
+    ['sent', 'changed', 'kept', 'added', 'added', 'kept', 'kept']);
+  for (const why of await page.locator('.cell:not(.absent) .why').allInnerTexts()) assert.match(why, /^[A-Za-z].*\.$/, 'a sentence');
+  assert.match(await text(cell(1, 'traceparent').locator('.why')), /Same trace id\. service1 put the id of its own call in/);
+  // Pointing at one id shows where else it is.
+  await cell(1, 'x-b3-spanid').locator('.id').hover();
+  const same = await page.locator('.id.same').evaluateAll((els) => els.map((el) => el.dataset.id));
+  assert.ok(same.length >= 3 && same.every((id) => id === call.sent['x-b3-spanid'][0]), String(same));
+  // What a newcomer reads: the way of the trace id, hop by hop.
+  const story = await page.locator('.story li').allInnerTexts();
+  assert.match(story[0], new RegExp(`You made up the trace id ${id} and sent it along\\. service1 kept it`));
+  assert.match(story[2], /service2 called service3 .*service3 kept the one and took the other as the parent/s);
+  await t.clean();
+});
+
+withDemo('a hop that loses headers is named, and both parts of the trace are found', ['--drop-header', 'service2:traceparent', '--drop-header', 'service2:x-b3-traceid'], async (demo, browser) => {
+  const t = await tab(browser, demo.page);
+  const { page } = t;
+  await page.waitForSelector('.rows .row');
+  assert.match(await text(page.locator('.hop').nth(1)), /loses on purpose: traceparent, x-b3-traceid/);
+  const id = await sendOne(page, 4);
+  assert.match(await text(page.locator('.wrong')), /2 of 3 services are in this trace/);
+  assert.match(await text(page.locator('.story')), /the trace id got lost on the way: service3 began another trace/);
+  await page.click('#tab-headers');
+  assert.equal(await text(page.locator('.edge').nth(2).locator('[data-header=traceparent] .badge')), 'lost');
+  assert.match(await text(page.locator('.edge').nth(2).locator('[data-header=traceparent] .why')), /service2 did not pass it on: service3 cannot know which trace this is/);
+  await page.getByRole('link', { name: 'See the other part' }).click();
+  await eventually(async () => { const now = await openId(page); return now && now !== id; });
+  await eventually(async () => /service3 began another trace/.test(await text(page.locator('.story'))), 'the same request is told');
+  await t.clean();
+});
+
+withDemo('sliders make a hop slow and broken while it runs, and the effect is seen', ['--latency', '1ms'], async (demo, browser) => {
+  const t = await tab(browser, demo.page);
+  const { page } = t;
+  await page.waitForSelector('.rows .row');
+  const hop = page.locator('.hop').nth(1);
+  await hop.locator('summary').click();
+  await page.getByRole('slider', { name: 'service2: latency from' }).focus();
+  const low = page.getByRole('slider', { name: 'service2: latency from' });
+  for (let n = 0; n < 40 && (await low.getAttribute('aria-valuetext')) !== '400 ms'; n++) await page.keyboard.press('ArrowRight');
+  assert.equal(await page.getByRole('slider', { name: 'service2: latency up to' }).getAttribute('aria-valuetext'), '400 ms', 'the upper goes along');
+  const second = async () => { const [plan] = await page.evaluate(async () => [document.querySelectorAll('.altered')[1].textContent]); return plan; };
+  assert.equal(await second(), 'changed');
+  await eventually(async () => { const id = await sendOne(page); const spans = await demo.get(`/api/v2/trace/${id}`); return spans.find((s) => s.localEndpoint.serviceName === 'service2' && s.kind === 'SERVER').duration > 400_000; }, 'service2 takes 400 ms');
+  assert.match(await page.locator('.rows .row .sr').nth(2).textContent(), /^service2, .*, server, 4\d\d ms/);
+  await eventually(async () => /^4\d\d ms$/.test(await figure(page, 2, 'p99')), 'p99 says so');
+  await page.getByRole('slider', { name: 'service2: answers 503' }).focus();
+  await page.keyboard.press('End');
+  await eventually(async () => (await page.locator('.altered.bad').innerText()) === 'faults on');
+  await eventually(async () => { await page.click('#one'); return (await page.locator('.rows .mark').count()) >= 3; }, 'the failed spans are marked');
+  assert.match(await text(page.locator('.story')), /A fault struck service2: it answered 503 and called nobody/);
+  assert.match(await page.locator('.rows .row .sr').nth(2).textContent(), /^service2, .*failed/);
+  await eventually(async () => Number((await figure(page, 2, 'errors')).replace('%', '')) > 0);
+  await page.waitForSelector('.list a.bad');
+  // Another page that is open sees the sliders where they are now.
+  const other = await tab(browser, demo.page);
+  await other.page.waitForSelector('.hop');
+  assert.equal(await other.page.locator('.hop').nth(1).locator('input').nth(2).inputValue(), '100');
+  await hop.getByRole('button', { name: 'Reset' }).click();
+  await eventually(async () => (await other.page.locator('.hop').nth(1).locator('input').nth(2).inputValue()) === '0');
+  await other.clean();
+  await eventually(async () => { const id = await sendOne(page, 0); const all = (await demo.get(`/demo/exchange/${id}`)); return all?.status === 200; });
+  await t.clean();
+});
+
+withDemo('before the first trace the page says what will be seen', ['--fault', 'service1:delay=50s@100%'], async (demo, browser) => {
+  const t = await tab(browser, demo.page);
+  await t.page.waitForSelector('.hop');
+  assert.match(await text(t.page.locator('#list')), /No traces yet\. Send a request above, or with curl/);
+  assert.match(await text(t.page.locator('#about')), /Nothing to see yet\. Press “Send one”/);
+  assert.ok(await t.page.locator('.tabs').isHidden());
+  await t.clean();
+});
+
+withDemo('a hop that is down, a trace with an orphan, a trace that is gone and a demo that has ended say what they mean', ['--latency', '0'], async (demo, browser) => {
+  const t = await tab(browser, demo.page);
+  const { page } = t;
+  await page.waitForSelector('.rows .row');
+  const hop = page.locator('.hop').nth(2);
+  await hop.locator('summary').click();
+  await hop.getByRole('button', { name: 'Stop this hop' }).click();
+  await eventually(async () => (await text(hop.locator('.health'))) === 'stopped');
+  await sendOne(page, 4);
+  assert.match(await text(page.locator('.story')), /service2 called service3, and got no reply: cannot connect/);
+  await page.click('#tab-headers');
+  assert.match(await text(page.locator('.made').nth(2)), /No reply from service3: cannot connect/);
+  await page.click('#tab-time');
+  await hop.getByRole('button', { name: 'Start it again' }).click();
+  await eventually(async () => (await text(hop.locator('.health'))).includes('ready'));
+  await eventually(async () => { const id = await sendOne(page, 0); return (await demo.get(`/demo/exchange/${id}`))?.status === 200; });
+  // An orphan.
+  const span = (id, parentId, serviceName) => ({ traceId: 'c0ffee', id, parentId, kind: 'SERVER', name: 'work', timestamp: Date.now() * 1000, duration: 1000, localEndpoint: { serviceName } });
+  await demo.report([span('1', undefined, 'shop'), span('2', '9', 'stock')]);
+  await page.click('.list a[href="#/trace/0000000000c0ffee"]');
+  await eventually(async () => /An orphan: a span of stock names the parent 0000000000000009, and nobody reported that one/.test(await text(page.locator('.wrong'))));
+  assert.equal(await page.locator('.rows .mark').innerText(), '?');
+  await page.click('#tab-headers');
+  assert.match(await text(page.locator('#view-headers')), /not sent from this page, so nobody kept its headers/);
+  // One that is not there.
+  await page.evaluate(() => { location.hash = '#/trace/dead'; });
+  await eventually(async () => /No spans of this trace are here/.test(await text(page.locator('#trace'))));
+  // The demo ends while the page is open.
+  await demo.stop();
+  await eventually(async () => /The demo does not answer/.test(await page.innerText('#state')));
+  t.wrong.splice(0, t.wrong.length, ...t.wrong.filter((line) => !/ERR_CONNECTION_REFUSED|ERR_INCOMPLETE_CHUNKED|ERR_EMPTY_RESPONSE|ERR_CONNECTION_RESET/.test(line)));
+  await t.clean();
+});
+
+withDemo('hostile names, tags and header values are shown as text and do nothing', ['--latency', '0'], async (demo, browser) => {
+  const t = await tab(browser, demo.page);
+  const { page } = t;
+  await page.waitForSelector('.rows .row');
+  const evil = '<img src=x onerror="window.struck=1"><script>window.struck=1</script>';
+  const spoof = 'safe\u202etxt.exe\u0007\u001b[31m';
+  await demo.report([{
+    traceId: 'bad', id: '1', kind: 'SERVER', name: evil, timestamp: Date.now() * 1000, duration: 1e6, localEndpoint: { serviceName: `"><svg onload=window.struck=1>${spoof}` },
+    remoteEndpoint: { serviceName: evil }, tags: { [evil]: evil, 'javascript:window.struck=1': 'javascript:window.struck=1', error: evil, long: 'x'.repeat(50_000) }, annotations: [{ timestamp: 1, value: evil }],
+  }, { traceId: 'bad', id: '2', parentId: '1', name: '__proto__', timestamp: 8e15, duration: 8e15, localEndpoint: { serviceName: 'constructor' }, tags: { __proto__: 'x' } }]);
+  await page.click('.list a[href="#/trace/0000000000000bad"]');
+  await eventually(async () => (await text(page.locator('.details'))).includes('<img src=x onerror='), 'it is shown as what it is');
+  assert.ok((await page.innerText('.details')).includes('\\u202e'), 'what turns text around is made visible');
+  await page.click('#tab-headers');
+  // And in a header, there and back through three hops.
+  await page.fill('#baggage', evil);
+  await page.fill('#lane', '"><b>lane</b>');
+  await page.selectOption('#speaks', 'w3c');
+  await sendOne(page, 0);
+  await eventually(async () => (await text(page.locator('.edge').nth(2).locator('[data-header=baggage]'))).includes(evil));
+  for (const selector of ['main img', 'main script', 'main svg', '.value b', '#trace b:text("lane")']) assert.equal(await page.locator(selector).count(), 0, selector);
+  assert.equal(await page.evaluate(() => window.struck), undefined);
+  // The browser itself refuses to make HTML of a text in this page.
+  assert.equal(await page.evaluate(() => { try { document.body.innerHTML = 'x'; return 'made'; } catch { return 'refused'; } }), 'refused');
+  t.wrong.splice(0, t.wrong.length, ...t.wrong.filter((line) => !/TrustedHTML/.test(line)));
+  await t.clean();
+});
+
+withDemo('a page of another site and a name that was pointed here give no orders', ['--latency', '0'], async (demo, browser) => {
+  const port = new URL(demo.page).port;
+  const passed = async () => (await demo.get('/health')).store.traces;
+  await eventually(async () => (await passed()) === 1);
+  const site = createServer((_, response) => response.setHeader('content-type', 'text/html').end('<!doctype html><title>another site</title>'));
+  await new Promise((resolve) => site.listen(0, '127.0.0.1', resolve));
+  const rebound = await startBrowser(`MAP evil.example 127.0.0.1`);
+  try {
+    const t = await tab(browser, `http://127.0.0.1:${site.address().port}/`);
+    const answers = await t.page.evaluate(async (url) => {
+      const body = JSON.stringify({ send: { headers: [] } });
+      const attempt = async (options) => { try { const a = await fetch(`${url}/demo/control`, { method: 'POST', body, ...options }); return a.type === 'opaque' ? 'opaque' : a.status; } catch { return 'blocked'; } };
+      const stream = await new Promise((resolve) => { const s = new EventSource(`${url}/demo/events`); s.onerror = () => resolve('blocked'); s.onmessage = () => resolve('read'); s.addEventListener('chain', () => resolve('read')); });
+      return [await attempt({ headers: { 'content-type': 'application/json' } }), await attempt({}), await attempt({ mode: 'no-cors' }), navigator.sendBeacon(`${url}/demo/control`, new Blob([body], { type: 'text/plain' })), stream];
+    }, demo.page);
+    assert.deepEqual(answers, ['blocked', 'blocked', 'blocked', true, 'blocked']);
+    await t.context.close();
+    const u = await tab(rebound.browser, `http://evil.example:${port}/`);
+    await u.page.waitForSelector('.hop');
+    await u.page.click('#one');
+    await eventually(async () => /the Host header is not a name of this demo/.test(await u.page.innerText('#sent')));
+    await u.context.close();
+    // What our own page orders next is the only thing that happened.
+    const own = await tab(browser, demo.page);
+    await own.page.waitForSelector('.rows .row');
+    await sendOne(own.page);
+    await own.clean();
+    assert.equal(await passed(), 2);
+  } finally {
+    site.close();
+    await rebound.stop();
+  }
+});
+
+withDemo('a trace of 1,000 spans stays light: few elements, short work for a scroll, every span reached', ['--latency', '0'], async (demo, browser) => {
+  const t = await tab(browser, demo.page);
+  const { page } = t;
+  await page.waitForSelector('.rows .row');
+  const at = Date.now() * 1000;
+  const spans = Array.from({ length: 1000 }, (_, i) => ({
+    traceId: 'f00d', id: (i + 1).toString(16), parentId: i ? (Math.floor((i - 1) / 3) + 1).toString(16) : undefined, kind: i % 2 ? 'CLIENT' : 'SERVER', name: `step ${i}`,
+    timestamp: at + i * 10, duration: 20_000 - i * 10, localEndpoint: { serviceName: `shop${i % 10}` }, tags: { n: String(i) },
+  }));
+  await demo.report(spans);
+  await page.click('.list a[href="#/trace/000000000000f00d"]');
+  await eventually(async () => (await page.getAttribute('[role=tree]', 'aria-label')).endsWith(' 1000'));
+  const rows = () => page.locator('.rows .row').count();
+  assert.ok((await rows()) < 80, `${await rows()} rows are elements`);
+  const cdp = await t.context.newCDPSession(page);
+  await cdp.send('Performance.enable', { timeDomain: 'threadTicks' });
+  const work = async () => { const m = Object.fromEntries((await cdp.send('Performance.getMetrics')).metrics.map(({ name, value }) => [name, value])); return (m.ScriptDuration + m.LayoutDuration + m.RecalcStyleDuration) * 1000; };
+  const before = await work();
+  const steps = await page.evaluate(async () => {
+    const tree = document.querySelector('[role=tree]');
+    let steps = 0;
+    for (; tree.scrollTop < tree.scrollHeight - tree.clientHeight - 1 && steps < 2000; steps++) {
+      tree.scrollTop += 100;
+      await new Promise(requestAnimationFrame);
+    }
+    return steps;
+  });
+  const each = (await work()) - before;
+  assert.ok(steps > 200, `${steps} steps`);
+  console.log(`1,000 spans: ${(each / steps).toFixed(2)} ms of work for each step of a scroll, ${await rows()} rows are elements`);
+  assert.ok(each / steps < 16, `${each / steps} ms for each step`);
+  assert.ok((await rows()) < 80);
+  await page.focus('[role=tree]');
+  await page.keyboard.press('Home');
+  await page.keyboard.press('End');
+  assert.equal(await page.locator('.rows .on').getAttribute('aria-posinset'), '1000');
+  await t.clean();
+});
+
+for (const scheme of ['light', 'dark']) {
+  for (const width of [400, 1280, 2560]) {
+    withDemo(`the page fits ${width} pixels in ${scheme}, does not jump, and axe finds nothing`, ['--fault', 'service3:abort=503@50%', '--drop-header', 'service2:baggage'], async (demo, browser) => {
+      const t = await tab(browser, demo.page, { width, scheme, bypassCSP: true });
+      const { page } = t;
+      await page.waitForSelector('.rows .row');
+      await eventually(async () => (await page.locator('.health[data-s=ready]').count()) === 3);
+      const paper = await page.evaluate(() => getComputedStyle(document.body).backgroundColor.match(/\d+/g).map(Number));
+      assert.ok(scheme === 'dark' ? paper[0] < 60 : paper[0] > 200, String(paper));
+      const shifts = await page.evaluate(() => window.shifts);
+      assert.ok(shifts.reduce((sum, shift) => sum + shift.value, 0) < 0.1, JSON.stringify(shifts));
+      await page.click('#ten');
+      await eventually(async () => /10 requests sent/.test(await page.innerText('#sent')));
+      await page.fill('#baggage', 'user=ada');
+      await page.selectOption('#speaks', 'both');
+      await sendOne(page, 0);
+      await page.addScriptTag({ path: axePath });
+      for (const view of ['time', 'headers']) {
+        await page.click(`#tab-${view}`);
+        await page.waitForSelector(view === 'time' ? '.rows .row' : '.edge');
+        await page.locator('.hop summary').first().evaluate((el) => { el.parentElement.open = true; });
+        // Colours are measured when nothing is fading any more.
+        await eventually(() => page.evaluate(() => document.getAnimations().length === 0 && !document.querySelector('.lit, .lit-bad')));
+        const wide = await page.evaluate(() => [document.documentElement.scrollWidth, innerWidth]);
+        assert.ok(wide[0] <= wide[1], `${view}: ${wide[0]} wide in ${wide[1]}`);
+        const { violations } = await page.evaluate(() => window.axe.run(document, { runOnly: ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa', 'wcag22aa', 'best-practice'] }));
+        assert.deepEqual(violations.map((v) => `${view}: ${v.id}: ${v.nodes.slice(0, 3).map((n) => `${n.target} ${n.any[0]?.message ?? n.failureSummary}`).join(' | ')}`), []);
+      }
+      await t.clean();
+    });
+  }
+}
