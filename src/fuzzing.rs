@@ -20,9 +20,6 @@ use crate::upstream::{Target, is_reply};
 /// A parser by its name, and how to give it bytes.
 pub type Parser = (&'static str, fn(&[u8]));
 
-/// A parser's name, and what gives it any bytes.
-pub type Parser = (&'static str, fn(&[u8]));
-
 /// The parsers.
 pub const PARSERS: [Parser; 15] = [
     ("b3", |data| trace_headers(&[("b3", data)])),
