@@ -270,13 +270,14 @@ def soak(args, rate, front, hops, sink, folder):
             if life[-1][0] - life[0][0] > 240:
                 quarter = len(life) // 4
                 early, late = life[quarter : 2 * quarter], life[3 * quarter :]
-                growth.append((sum(k for _, k in late) / len(late)) / (sum(k for _, k in early) / len(early)))
+                before, after = (sum(kib for _, kib in part) / len(part) for part in (early, late))
+                growth.append((after / before, after - before))
     peak = max(kib for hop in hops for _, _, kib in hop.memory)
     failed = {status: told["count"] for status, told in result["statuses"].items() if status != "200"}
     ok = result["statuses"].get("200", {"count": 0, "p50_ms": 0, "p99_ms": 0, "max_ms": 0})
     claims = [
         (
-            f"no request failed: {ok['count']} at {rate:.0f} a second, p50 {ok['p50_ms']} ms, p99 {ok['p99_ms']} ms",
+            f"no request failed: {ok['count']} at {rate:.0f} a second ({result['unsent']} not sent for want of connections), p50 {ok['p50_ms']} ms, p99 {ok['p99_ms']} ms",
             not failed and not result["errors"] and ok["count"] > 0,
             {**failed, **result["errors"]},
         ),
@@ -284,8 +285,9 @@ def soak(args, rate, front, hops, sink, folder):
         (f"no span was lost: {sum(expected.values())}", expected == sink.spans, {"expected": expected, "arrived": sink.spans}),
         (
             f"memory is flat: at most {peak // 1024} MiB a hop"
-            + (f", late over early {max(growth):.2f} at most" if growth else ", no life was long enough to compare"),
-            all(ratio < 1.2 for ratio in growth) and peak < 200 << 10,
+            + (f", late over early {max(growth)[0]:.2f} at most ({max(growth)[1] / 1024:.1f} MiB)" if growth else ", no life was long enough to compare"),
+            # A few MiB come and go with the number of connections; a leak does not stay below both.
+            all(ratio < 1.2 or kib < 8 << 10 for ratio, kib in growth) and peak < 200 << 10,
             growth,
         ),
     ]
