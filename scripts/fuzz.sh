@@ -40,6 +40,7 @@ for parser in "${parsers[@]}"; do
   PARSER=$parser "$binary" -runs="$runs" -max_len=4096 -timeout=10 -print_final_stats=1 \
     -artifact_prefix="target/fuzz/artifacts/$parser-" "$found" "fuzz/corpus/$parser" >"$log" 2>&1 || { result="**failed**, see $log" failed=1; }
   stat() { sed -n "s/^stat::$1: *//p" "$log"; }
+  # shellcheck disable=SC2016 # the backticks are Markdown's
   printf '| `%s` | %s | %s | %s | %s |\n' "$parser" "$(stat number_of_executed_units)" "$(stat average_exec_per_sec)" "$(find "$found" -type f | wc -l)" "$result"
 done
 exit $failed

@@ -107,6 +107,9 @@ fn once_with_another_number_of_hops_expects_as_many_services() {
     assert_eq!(code, Some(0), "{stdout}");
     assert!(stdout.contains("1 trace, 4 services, 7 spans, no orphan"), "{stdout}");
     assert!(stdout.contains("service1 --> service2, service3, service4"), "{stdout}");
+    let (code, stdout, _) = run(&["--once", "--hops", "20", "--latency", "0"]);
+    assert_eq!(code, Some(0), "{stdout}");
+    assert!(stdout.contains("1 trace, 20 services, 39 spans, no orphan"), "{stdout}");
     let (code, stdout, _) = run(&["--once", "--hops", "1", "--latency", "0"]);
     assert_eq!(code, Some(0), "{stdout}");
     assert!(stdout.contains("1 trace, 1 service, 1 span, no orphan"), "{stdout}");

@@ -104,6 +104,7 @@ impl Demo {
                 let url = format!("http://{}/service{number}", reachable(hop.addr()));
                 config.upstreams.push(url.parse::<Target>().map_err(Unbound::Address)?);
             }
+            config.max_hops = config.max_hops.max(u32::from(count));
             config.fan_out = args.fan_out.unwrap_or_default();
             // A caller waits longer than the hop below it, or the broken hop is hidden.
             config.upstream_timeout = Duration::from_secs(u64::from(count - number) + 2);
