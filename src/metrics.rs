@@ -40,6 +40,8 @@ pub(crate) struct Metrics {
     spans_dropped: IntCounterVec,
     /// How many access log lines were lost because nobody read them.
     log_lines_dropped: IntCounter,
+    /// Held while losses that are counted elsewhere are brought up to date.
+    catching_up: Mutex<()>,
     /// Resolved handles of the server's histogram, by route, method (GET, HEAD) and common status.
     resolved: Vec<OnceLock<Arc<Timed>>>,
 }
@@ -114,6 +116,7 @@ impl Metrics {
             spans_exported,
             spans_dropped,
             log_lines_dropped,
+            catching_up: Mutex::default(),
             resolved,
         }
     }
@@ -148,9 +151,12 @@ impl Metrics {
     /// Everything as text: OpenMetrics when `openmetrics`, else Prometheus text 0.0.4. `queue` and `log` are where losses are
     /// counted until they are looked at.
     pub(crate) fn render(&self, openmetrics: bool, queue: &SpanQueue, log: Option<&LineWriter>) -> String {
+        // One scrape at a time, or two would add the same difference.
+        let one_at_a_time = self.catching_up.lock().unwrap_or_else(PoisonError::into_inner);
         let catch_up = |counter: &IntCounter, now: u64| counter.inc_by(now.saturating_sub(counter.get()));
         catch_up(&self.spans_dropped.with_label_values(&["queue_full"]), queue.dropped() as u64);
         catch_up(&self.log_lines_dropped, log.map_or(0, LineWriter::dropped));
+        drop(one_at_a_time);
         let families = self.registry.gather();
         if !openmetrics {
             let mut text = Vec::with_capacity(16 << 10);
