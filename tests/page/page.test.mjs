@@ -147,12 +147,15 @@ withDemo('a trace is opened: to scale, zoomed, walked by keyboard, downloaded, l
   const id = await sendOne(page);
   const spans = await demo.get(`/api/v2/trace/${id}`);
   const start = Math.min(...spans.map((s) => s.timestamp)), end = Math.max(...spans.map((s) => s.timestamp + s.duration));
-  // To scale: where each bar is and how long.
-  const bars = await page.$$eval('.rows .row', (rows) => rows.map((row) => {
-    const lane = row.querySelector('.lane').getBoundingClientRect(), bar = row.querySelector('.span').getBoundingClientRect();
-    return { name: row.querySelector('.sr').textContent, left: (bar.left - lane.left) / lane.width, width: bar.width / lane.width, critical: row.querySelectorAll('.crit').length };
-  }));
-  assert.equal(bars.length, 5);
+  // To scale: where each bar is and how long. The tree is named before its rows are drawn, and drawn again while spans come in.
+  let bars;
+  await eventually(async () => {
+    bars = await page.$$eval('.rows .row', (rows) => rows.map((row) => {
+      const lane = row.querySelector('.lane').getBoundingClientRect(), bar = row.querySelector('.span').getBoundingClientRect();
+      return { name: row.querySelector('.sr').textContent, left: (bar.left - lane.left) / lane.width, width: bar.width / lane.width, critical: row.querySelectorAll('.crit').length };
+    }));
+    return bars.length === 5;
+  }, 'five rows');
   const byStart = [...spans].sort((a, b) => a.timestamp - b.timestamp);
   bars.forEach((bar, i) => {
     const want = byStart[i];
