@@ -183,8 +183,12 @@ class Bench:
         self.args, self.out, self.servers = args, args.out, []
         self.results = {}
         self.missing = []
-        self.product = ROOT / "target/release/httpserver"
+        self.product = args.server.resolve()
         self.off = ROOT / "target/release/telemetry-off"
+        if not self.off.exists():
+            print("bench: no telemetry-off here, so its rows keep the access log", file=sys.stderr)
+            self.off = self.product
+        self.off_keeps = "spans" if self.off == self.product else "spans, access log"
         self.contenders = HERE / "contenders/target/release/contenders"
 
     # -- who takes part -------------------------------------------------------------------------------------------------
@@ -266,7 +270,7 @@ class Bench:
                           job="the same, spans as protobuf", leaves_out="nothing"))
         off = self.hop("off-hello", "service1", binary=self.off)
         rows.append(Contender("httpserver, telemetry off", [off], off.url("/hello"),
-                              job="metrics and request id; no span, no access line", leaves_out="spans, access log"))
+                              job="metrics and request id", leaves_out=self.off_keeps))
         if nginx := self.nginx():
             rows.append(Contender("nginx, access log to a file", [nginx], nginx.url("/hello"), logs=True,
                                   job="`return 200`, combined log, 2 workers", leaves_out="spans, metrics, request id"))
@@ -310,7 +314,7 @@ class Bench:
                                   job="the same, spans as protobuf", leaves_out="nothing"))
         off = self.own_chain("off", None, binary=self.off)
         rows.append(Contender("httpserver, telemetry off", off, off[0].url("/service1"),
-                              job="metrics, request id, the reply tree", leaves_out="spans, access log"))
+                              job="metrics, request id, the reply tree", leaves_out=self.off_keeps))
         obvious = self.chain(
             "obvious",
             lambda name, n, up: Server(
@@ -376,7 +380,7 @@ class Bench:
                 status, _ = fetch(row.url, HEADERS)
                 assert 200 <= status < 300, (row.name, status)
             row.idle_kb = max(server.rss_kb() for server in row.servers)
-            Load(row.url, 0.3 if self.args.quick else 0.5)
+            Load(row.url, 1)
             if row.sink:
                 self.drained(row, None)
         for number in range(1, rounds + 1):
@@ -438,24 +442,18 @@ class Bench:
         load = Load(hop.url("/hello"), 4)
         time.sleep(0.2)
 
-        def metric(name):
-            text = fetch(hop.url("/metrics"))[1].decode()
-            return sum(float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith(name))
+        def metric(name, label=""):
+            lines = fetch(hop.url("/metrics"))[1].decode().splitlines()
+            return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name) and label in line)
 
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
+            made = metric("http_server_request_duration_seconds_count", '"/hello"')
             exported, dropped = metric("httpserver_spans_exported_total"), metric("httpserver_spans_dropped_total")
-            made = metric("http_server_request_duration_seconds_count{") 
-            hellos = sum(
-                float(line.rsplit(" ", 1)[1])
-                for line in fetch(hop.url("/metrics"))[1].decode().splitlines()
-                if line.startswith("http_server_request_duration_seconds_count") and '"/hello"' in line
-            )
-            if exported + dropped >= hellos:
+            if exported + dropped >= made:
                 break
             time.sleep(0.5)
-        del made
-        counted = {"requests": int(hellos), "exported": int(exported), "dropped_and_counted": int(dropped),
+        counted = {"requests": int(made), "exported": int(exported), "dropped_and_counted": int(dropped),
                    "at_the_sink": self.spans_at(sink), "failed": load.failed}
         hop.stop()
         sink.stop()
@@ -536,7 +534,7 @@ class Bench:
 
     def run(self):
         args = self.args
-        rounds, seconds = (3, 1) if args.quick else (args.rounds, 2)
+        rounds, seconds = (args.rounds or 3, 1) if args.quick else (args.rounds or 11, 2)
         results = {"machine": machine(), "quick": args.quick, "rounds": rounds, "seconds": seconds}
         sink = self.sink()
         parts = args.only.split(",") if args.only else ["one-hop", "chain", "latency", "start", "memory", "slow", "half", "curves"]
@@ -552,7 +550,7 @@ class Bench:
         if "chain" in parts:
             self.rotate("chain of three", chain, rounds, seconds)
         if "latency" in parts:
-            self.latency(chain[:2] if args.quick else chain, 3 if args.quick else rounds, seconds)
+            self.latency(chain[:2] if args.quick else chain, rounds, seconds)
         if "half" in parts and not args.quick:
             results["half_load"] = self.half_load(chain[1])
         for row in chain:
@@ -768,8 +766,9 @@ def chart(results):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="the main rows, 3 short rounds")
-    parser.add_argument("--rounds", type=int, default=11, help="rounds of a full run")
+    parser.add_argument("--rounds", type=int, help="rounds in rotation (11, quick 3)")
     parser.add_argument("--only", help="parts, comma separated: one-hop, chain, latency, start, memory, slow, half, curves")
+    parser.add_argument("--server", type=Path, default=ROOT / "target/release/httpserver", help="the product's binary")
     parser.add_argument("--out", type=Path, default=ROOT / "target/bench", help="where results are written")
     args = parser.parse_args()
     args.out = args.out.resolve()

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Measures httpserver against other ways to do the same job, side by side on this machine.
 #
-#   scripts/bench.sh            every row and curve of docs/benchmarks.md, about 25 minutes
+#   scripts/bench.sh            every row and curve, about 25 minutes
 #   scripts/bench.sh --quick    the main rows, under 3 minutes once everything is built
 #
 # Needs cargo, python3 and wrk; with go also podinfo and go-httpbin, with nginx its row. What is missing is a row that says so.
