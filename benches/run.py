@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Runs the contenders in rotation, reads the CPU time of the server processes, writes tables, JSON and a chart.
 
-Standard library only. Started by scripts/bench.sh, which builds what is measured here. See docs/benchmarks.md for what each
-figure means and how each contender was brought to the same job.
+Standard library only. Started by scripts/bench.sh, which builds what is measured here. What each figure means and how
+each contender was brought to the same job stands in the tables that it writes.
 """
 
 import argparse

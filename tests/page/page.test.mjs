@@ -154,8 +154,8 @@ withDemo('a trace is opened: to scale, zoomed, walked by keyboard, downloaded, l
       const lane = row.querySelector('.lane').getBoundingClientRect(), bar = row.querySelector('.span').getBoundingClientRect();
       return { name: row.querySelector('.sr').textContent, left: (bar.left - lane.left) / lane.width, width: bar.width / lane.width, critical: row.querySelectorAll('.crit').length };
     }));
-    return bars.length === 5;
-  }, 'five rows');
+    return bars.length === 5 && bars.every((bar) => Number.isFinite(bar.left) && bar.width > 0);
+  }, 'five rows, laid out');
   const byStart = [...spans].sort((a, b) => a.timestamp - b.timestamp);
   bars.forEach((bar, i) => {
     const want = byStart[i];
