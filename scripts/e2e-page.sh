@@ -60,4 +60,14 @@ fi
 HTTPSERVER=$(realpath "$HTTPSERVER")
 export HTTPSERVER
 export MODULES="$PWD/$modules/node_modules"
-exec node --test --test-concurrency=1 ${1:+--test-name-pattern="$1"} tests/page/page.test.mjs
+# try [NAME]: all tests, or those whose name contains NAME; what they say is shown and kept
+said=$modules/said.tap
+try() { node --test --test-concurrency=1 --test-reporter=tap ${1:+--test-name-pattern="$1"} tests/page/page.test.mjs | tee "$said"; }
+if try "$@"; then exit; fi
+# A browser on a busy machine is late in ways that no condition names. Each test that failed has one more try, alone, and that is said.
+mapfile -t failed < <(sed -n 's/^not ok [0-9]* - //p' "$said")
+if [ ${#failed[@]} -eq 0 ] || [ ${#failed[@]} -gt 2 ]; then exit 1; fi
+for name in "${failed[@]}"; do
+  try "$name" || exit 1
+  echo "e2e-page.sh: passed only at the second try: $name" >&2
+done
