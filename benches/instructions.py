@@ -19,9 +19,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from run import HEADERS, HERE, ROOT, free_port
+from run import HEADERS, built, free_port
 
-CONTENDERS = HERE / "contenders/target/release/contenders"
+CONTENDERS = built("contenders")
 # Case -> (which server, exporter, path, whether it calls a next hop).
 CASES = {
     "bare-hello": ("bare-hyper", None, "/hello", False),
@@ -112,7 +112,7 @@ def total(args, case, times, sink, profile):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("cases", nargs="*", default=list(CASES), help=f"of {', '.join(CASES)}")
-    parser.add_argument("--server", type=Path, default=ROOT / "target/release/httpserver")
+    parser.add_argument("--server", type=Path, default=built("httpserver"))
     parser.add_argument("--functions", type=int, default=0, metavar="N", help="the N costliest functions (needs symbols)")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

@@ -34,6 +34,11 @@ GENERATOR_LIMIT = 0.90
 QUEUE = {"OTEL_BSP_MAX_QUEUE_SIZE": "16384", "OTEL_BSP_SCHEDULE_DELAY": "1000"}
 
 
+def built(name):
+    """What scripts/bench.sh built; a path that does not exist where it did not."""
+    return next((ROOT / "target/bench").glob(f"rust*/*/release/{name}"), ROOT / "target/bench" / name)
+
+
 def free_port():
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -184,12 +189,12 @@ class Bench:
         self.results = {}
         self.missing = []
         self.product = args.server.resolve()
-        self.off = ROOT / "target/release/telemetry-off"
+        self.off = built("telemetry-off")
         if not self.off.exists():
             print("bench: no telemetry-off here, so its rows keep the access log", file=sys.stderr)
             self.off = self.product
         self.off_keeps = "spans" if self.off == self.product else "spans, access log"
-        self.contenders = HERE / "contenders/target/release/contenders"
+        self.contenders = built("contenders")
 
     # -- who takes part -------------------------------------------------------------------------------------------------
 
@@ -559,6 +564,9 @@ class Bench:
         if "start" in parts:
             results["start_us"] = self.start_time(5 if args.quick else 40)
         results["binary_bytes"] = self.product.stat().st_size
+        allocations = built("allocations")
+        if allocations.exists():
+            results["allocations"] = subprocess.run([allocations], capture_output=True, text=True, check=True).stdout
         if not args.quick:
             if "slow" in parts:
                 results["slow_collector"] = self.slow_collector()
@@ -722,6 +730,8 @@ def markdown(results):
     if memory := results.get("memory_kb"):
         lines += ["", "### Memory over time\n", "| when | RSS MB |", "|---|---|"]
         lines += [f"| {when} | {kb / 1024:.1f} |" for when, kb in memory]
+    if allocations := results.get("allocations"):
+        lines += ["", "### Allocations of a request, in the hop that serves it\n", "```", allocations.rstrip(), "```"]
     if curves := results.get("curves"):
         for name, points in curves.items():
             lines += ["", f"### Curve: {name}\n", "| " + name + " | CPU us per request | requests/s | p50 ms | p99 ms |", "|---|---|---|---|---|"]
@@ -768,7 +778,7 @@ def main():
     parser.add_argument("--quick", action="store_true", help="the main rows, 3 short rounds")
     parser.add_argument("--rounds", type=int, help="rounds in rotation (11, quick 3)")
     parser.add_argument("--only", help="parts, comma separated: one-hop, chain, latency, start, memory, slow, half, curves")
-    parser.add_argument("--server", type=Path, default=ROOT / "target/release/httpserver", help="the product's binary")
+    parser.add_argument("--server", type=Path, default=built("httpserver"), help="the product's binary")
     parser.add_argument("--out", type=Path, default=ROOT / "target/bench", help="where results are written")
     args = parser.parse_args()
     args.out = args.out.resolve()

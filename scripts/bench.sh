@@ -22,10 +22,16 @@ build() { # what, command…: a contender that does not build is a row that says
   "$@" > "$out/build-$what.log" 2>&1 || { echo "bench: $what does not build, see $out/build-$what.log" >&2; return 1; }
 }
 
-build httpserver cargo build --release --locked
-build contenders cargo build --release --locked --manifest-path benches/contenders/Cargo.toml
-# Shares the compiled packages with the product: same versions, same profile.
-build telemetry-off cargo build --release --locked --manifest-path benches/in_process/Cargo.toml --target-dir target --bin telemetry-off
+# As the Dockerfile builds what users run: static, at a fixed address. The target is named although it is the host's own: without a
+# name the flags would also hit build scripts and macros, which cannot be static. Every Rust contender is built the same way.
+target=$(rustc -vV | sed -n 's/^host: //p')
+export RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static" CARGO_BUILD_TARGET=$target
+build httpserver cargo build --release --locked --bin httpserver --target-dir "$out/rust"
+build contenders cargo build --release --locked --manifest-path benches/contenders/Cargo.toml --target-dir "$out/rust-contenders"
+# A hop without any telemetry shares the compiled packages with the product: the same versions, so the same lock file, and the same profile.
+cp Cargo.lock benches/in_process/Cargo.lock
+build in_process cargo build --release --manifest-path benches/in_process/Cargo.toml --target-dir "$out/rust" || true
+unset RUSTFLAGS CARGO_BUILD_TARGET
 if command -v go > /dev/null; then
   GOBIN="$PWD/$out/go" build podinfo go install github.com/stefanprodan/podinfo/cmd/podinfo@latest || true
   GOBIN="$PWD/$out/go" build go-httpbin go install github.com/mccutchen/go-httpbin/v2/cmd/go-httpbin@latest || true
