@@ -29,10 +29,18 @@ links() {
 }
 claim "Zipkin draws who calls whom" becomes "service1>service2=6 service2>service3=6" links
 
+# Whoever looks for a fault reads the same Zipkin. Exit code 0: whole, every hop's spans there, parents right, all sampled.
+checked() { "$HTTPSERVER" check "$front/service1" --expect service1,service2,service3 --traces "$zipkin" --traces-wait "$1" --count 20; }
+start_chain OTEL_TRACES_EXPORTER=zipkin OTEL_EXPORTER_ZIPKIN_ENDPOINT="$zipkin/api/v2/spans"
+claim "httpserver check reads a healthy chain's trace from Zipkin" checked "${patience}s"
+stop_chain
+
 # A check that finds nothing wrong in a chain that is wrong would be worth nothing.
 start_chain OTEL_TRACES_EXPORTER=zipkin OTEL_EXPORTER_ZIPKIN_ENDPOINT="$zipkin/api/v2/spans" \
   DROP_HEADERS=traceparent,x-b3-traceid,x-b3-spanid,x-b3-parentspanid,x-b3-sampled
 send broken
 found_out() { ! whole_trace "$@"; }
 claim "negative control: a chain whose hops lose the trace headers is found out" found_out broken
+told_seam() { ! checked 5s >"$logs/check.txt" && grep -m 1 '✗ Trace broke between service1 and service2' "$logs/check.txt"; }
+claim "negative control: httpserver check says where" told_seam
 claims_end
