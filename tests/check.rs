@@ -753,7 +753,13 @@ fn an_identity_without_a_proxy_proves_nothing() {
 
 /// A mesh with mTLS whose proxies do not trace: every hop in `with` is called with an identity.
 fn meshed(with: [bool; 4]) -> String {
+    meshed_by_turns(with, with)
+}
+
+/// The same, other pods answering the x-ray's probes than the requests of the statistics, which bring no trace context.
+fn meshed_by_turns(probed: [bool; 4], counted: [bool; 4]) -> String {
     let front = fake(move |request| {
+        let with = if request.header("traceparent").is_some() { probed } else { counted };
         let mut below: Option<Value> = None;
         for n in (1..=4).rev() {
             let upstreams = below.take().map(|reply| call(&format!("service{}", n + 1), reply)).into_iter().collect();
@@ -774,11 +780,21 @@ fn meshed(with: [bool; 4]) -> String {
 #[test]
 fn a_hop_without_a_sidecar_is_named_by_the_plain_text_around_it() {
     let run = check(&meshed([true, false, false, true]), &["--count", "3"]);
+    run.fails("propagation.sidecar", &["service2 has no sidecar", "Injection is missing at service2"]);
+    assert_eq!(run.failed().len(), 1, "one cause, one finding: {:#}", run.json);
+    let text = run.check("traffic.identity")["text"].as_str().unwrap();
+    assert!(text.contains("not judged at service2, service3, because service2 has no sidecar"), "{text}");
+}
+
+#[test]
+fn a_pod_without_a_sidecar_that_the_probe_did_not_meet_is_found_by_the_statistics() {
+    let run = check(&meshed_by_turns([true; 4], [true, false, false, true]), &["--count", "3"]);
     let check = run.fails(
         "traffic.identity",
         &["service2 is called and calls without mTLS", "Injection is missing at service2", "kubectl get pods -n httpserver"],
     );
     assert_eq!(check["hop"], "service2");
+    assert_eq!(run.failed().len(), 1, "{:#}", run.json);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use crate::reply::Propagation;
 use super::context::{Format, short};
 use super::hints::{Hop, Place, Runner, quoted};
 use super::report::{Finding, Group, Hint, Side};
-use super::xray::{CALLER, Decided, Effect, Fault, Probe, RequestId, Row, Xray, table};
+use super::xray::{CALLER, Decided, Effect, Fault, Probe, RequestId, Row, Uninjected, Xray, table};
 
 const GROUP: Group = Group::Propagation;
 
@@ -110,13 +110,14 @@ fn is_order(fault: &Fault) -> bool {
 
 /// Hops that injection left out.
 fn missing_sidecars(xray: &Xray, place: &Place) -> Vec<Finding> {
-    let told = |(at, hop): (usize, &Hop)| {
+    let told = |Uninjected { at, hop, is_certain }: Uninjected<'_>| {
         let name = &hop.name;
         let namespace = place.namespace_of(hop);
         let behind = if xray.called_by(at).next().is_some() { ", and none behind it" } else { "" };
         let text = format!("{name} has no sidecar, while other hops have one: no proxy of its own is seen in front of it{behind}");
+        let or = if is_certain { "" } else { ". Else mTLS is off for it and for what it calls" };
         let hint = Hint::new(format!(
-            "Injection is missing at {name}: its pod is older than the label of the namespace (restart it), or has the label sidecar.istio.io/inject: \"false\""
+            "Injection is missing at {name}: its pod is older than the label of the namespace (restart it), or has the label sidecar.istio.io/inject: \"false\"{or}"
         ))
         .run(place.containers(hop))
         .run(format!("kubectl get namespace {namespace} --show-labels  # istio-injection=enabled, or istio.io/rev"))
@@ -134,7 +135,7 @@ fn coverage(xray: &Xray, place: &Place) -> Vec<Finding> {
     let vouching = inner().any(|(_, row)| row.proxy.traces() && row.proxy.identity);
     let vouched = xray.rows.iter().any(|row| row.proxy.identity);
     let missing = xray.without_sidecar();
-    let is_missing = |at: usize| missing.iter().any(|(known, _)| *known == at);
+    let is_missing = |at: usize| missing.iter().any(|known| known.at == at);
     let mut bytes: Option<(&Row, &Row)> = None;
     let mut silent: Vec<(&Row, &Row)> = Vec::new();
     for (at, row) in inner().filter(|(_, row)| !row.proxy.traces() && (row.proxy.sidecar || vouching)) {

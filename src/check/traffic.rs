@@ -501,10 +501,10 @@ fn identities(hops: &[(String, Vec<&HopSeen>)], xray: Option<&Xray>, place: &Pla
     }
     // The x-ray saw the hop without a sidecar, and said so: what it is called and calls is in plain text for that reason.
     let missing = xray.without_sidecar();
-    let is_missing = |name: &str| missing.iter().any(|(_, hop)| hop.name == name);
+    let is_missing = |name: &str| missing.iter().any(|known| known.hop.name == name);
     let known = |name: &str| is_missing(name) || caller_of(xray, name).is_some_and(is_missing);
     if !bare.is_empty() && bare.iter().all(|name| known(name)) {
-        let names: Vec<&str> = missing.iter().map(|(_, hop)| hop.name.as_str()).collect();
+        let names: Vec<&str> = missing.iter().map(|known| known.hop.name.as_str()).collect();
         let text = format!("Identities: not judged at {}, because {} has no sidecar: see Propagation", bare.join(", "), names.join(", "));
         return vec![Finding::skip(GROUP, "traffic.identity", text).lines(lines)];
     }

@@ -218,6 +218,17 @@ pub(crate) struct Xray {
     pub(crate) decided: Vec<Decided>,
 }
 
+/// A hop that injection left out.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Uninjected<'a> {
+    /// Its row.
+    pub(crate) at: usize,
+    pub(crate) hop: &'a Hop,
+    /// Its call came from another address than sidecars have. Plain text around a hop alone may have another cause: mTLS that
+    /// is switched off.
+    pub(crate) is_certain: bool,
+}
+
 /// A proxy's own word about sampling. One that traces rolls its own dice even for a caller that asked to be sampled, so at a rate
 /// below 100 % this is what it was told to do, and a question of the rate.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -257,21 +268,22 @@ impl Xray {
         self.rows.iter().skip(at + 1).take_while(move |row| row.depth > depth).filter(move |row| row.depth == depth + 1)
     }
 
-    /// Hops without a sidecar of their own in a mesh whose other hops have one: nobody vouches for their caller, nothing calls them
-    /// from a sidecar's address, and nobody vouches for them where they call. Nobody vouching alone would have other causes: mTLS
-    /// switched off, a caller from outside.
-    pub(crate) fn without_sidecar(&self) -> Vec<(usize, &Hop)> {
+    /// Hops without a sidecar of their own in a mesh whose other hops have one: nobody vouches for their caller, and nobody vouches
+    /// for them where they call.
+    pub(crate) fn without_sidecar(&self) -> Vec<Uninjected<'_>> {
         let addressed = self.rows.iter().any(|row| row.proxy.sidecar);
         let vouched = self.rows.iter().any(|row| row.proxy.identity);
-        let mut out: Vec<(usize, &Hop)> = Vec::new();
+        // A sidecar that takes a call for bytes vouches for nobody, so its silence says nothing.
+        let reads = |row: &Row| row.proxy.traces() || row.proxy.envoy || (row.proxy.sidecar && !self.mesh_traces());
+        let mut out: Vec<Uninjected<'_>> = Vec::new();
         for (at, row) in self.rows.iter().enumerate().filter(|(_, row)| !row.proxy.is_own_sidecar()) {
-            let mut called = self.called_by(at).peekable();
+            let called: Vec<&Row> = self.called_by(at).collect();
             // A gateway tells the first hop its own caller's address; and where no sidecar shows the address, they work otherwise.
             let by_address = addressed && row.depth > 0;
-            let by_silence = vouched && called.peek().is_some();
-            let vouches = called.any(|next| next.proxy.identity);
-            if (by_address || by_silence) && !vouches && !out.iter().any(|(_, known)| **known == row.hop) {
-                out.push((at, &row.hop));
+            let by_silence = vouched && !called.is_empty() && called.iter().all(|next| reads(next));
+            let is_vouched_for = called.iter().any(|next| next.proxy.identity);
+            if (by_address || by_silence) && !is_vouched_for && !out.iter().any(|known| *known.hop == row.hop) {
+                out.push(Uninjected { at, hop: &row.hop, is_certain: by_address });
             }
         }
         out
@@ -604,16 +616,16 @@ fn continued(tree: &Tree, sent: &Headers, own: bool) -> (Vec<Effect>, Vec<(Forma
     let written: Vec<(Format, Context)> =
         Format::ALL.into_iter().filter_map(|format| Some((format, format.read(sent)?))).collect();
     let trace = trace_of(tree);
-    let names = |format: Format| -> Vec<String> {
-        tree.received.0.iter().map(|(name, _)| name).filter(|name| format.has(name)).cloned().collect()
+    // A format is also lost when a part of it is.
+    let gone = |format: Format| -> Vec<String> {
+        let names = tree.received.0.iter().map(|(name, _)| name);
+        names.filter(|name| format.has(name) && is_empty(sent, name)).cloned().collect()
     };
-    for (format, _) in &received {
-        if !format.is_present(sent) {
-            if written.is_empty() {
-                effects.extend(names(*format).into_iter().map(Effect::Lost));
-            } else {
-                unwritten.push((*format, names(*format)));
-            }
+    for (format, _) in received.iter().filter(|(format, _)| format.read(sent).is_none()) {
+        if written.is_empty() {
+            effects.extend(gone(*format).into_iter().map(Effect::Lost));
+        } else {
+            unwritten.push((*format, gone(*format)));
         }
     }
     for (format, context) in &written {
