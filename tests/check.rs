@@ -593,7 +593,10 @@ fn a_mesh_that_decides_about_sampling_itself_is_one_finding_about_its_rate_and_n
     let url = format!("http://{front}/service1");
     let few = ["--traces", demo.store.as_str(), "--count", "60", "--rate", "500"];
     let run = check(&url, &few);
-    run.fails("traces.sampling", &["0 of 60", "100 % promised", "randomSamplingPercentage", "to callers that asked to be sampled, too"]);
+    run.fails(
+        "traces.sampling",
+        &["0 of 60", "100 % promised", "randomSamplingPercentage", "to callers that asked to be sampled, too"],
+    );
     assert_eq!(run.failed().len(), 1, "one cause, one finding: {:#}", run.json);
     assert_eq!(run.check("propagation.sampled")["status"], "skip");
     // Meant so: nothing is wrong.

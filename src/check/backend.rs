@@ -599,7 +599,8 @@ fn no_tracing(place: &Place) -> Hint {
 /// Sidecars that vouch for their callers and write no span anywhere. Only certificates prove a sidecar: other proxies may have no
 /// part in tracing.
 fn silent_proxies(xray: &Xray, place: &Place) -> Option<Finding> {
-    let sidecars: Vec<&str> = xray.rows.iter().filter(|row| row.proxy.is_own_sidecar()).map(|row| row.hop.name.as_str()).collect();
+    let sidecars: Vec<&str> =
+        xray.rows.iter().filter(|row| row.proxy.is_own_sidecar()).map(|row| row.hop.name.as_str()).collect();
     if sidecars.is_empty() || xray.mesh_traces() {
         return None;
     }

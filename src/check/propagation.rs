@@ -114,7 +114,8 @@ fn missing_sidecars(xray: &Xray, place: &Place) -> Vec<Finding> {
         let name = &hop.name;
         let namespace = place.namespace_of(hop);
         let behind = if xray.called_by(at).next().is_some() { ", and none behind it" } else { "" };
-        let text = format!("{name} has no sidecar, while other hops have one: no proxy of its own is seen in front of it{behind}");
+        let text =
+            format!("{name} has no sidecar, while other hops have one: no proxy of its own is seen in front of it{behind}");
         let or = if is_certain { "" } else { ". Else mTLS is off for it and for what it calls" };
         let hint = Hint::new(format!(
             "Injection is missing at {name}: its pod is older than the label of the namespace (restart it), or has the label sidecar.istio.io/inject: \"false\"{or}"

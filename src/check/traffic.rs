@@ -505,7 +505,11 @@ fn identities(hops: &[(String, Vec<&HopSeen>)], xray: Option<&Xray>, place: &Pla
     let known = |name: &str| is_missing(name) || caller_of(xray, name).is_some_and(is_missing);
     if !bare.is_empty() && bare.iter().all(|name| known(name)) {
         let names: Vec<&str> = missing.iter().map(|known| known.hop.name.as_str()).collect();
-        let text = format!("Identities: not judged at {}, because {} has no sidecar: see Propagation", bare.join(", "), names.join(", "));
+        let text = format!(
+            "Identities: not judged at {}, because {} has no sidecar: see Propagation",
+            bare.join(", "),
+            names.join(", ")
+        );
         return vec![Finding::skip(GROUP, "traffic.identity", text).lines(lines)];
     }
     if !bare.is_empty() {
@@ -542,7 +546,8 @@ fn plaintext(bare: &[&str], xray: &Xray) -> (String, String, String) {
     let first = bare.first().copied().unwrap_or_default();
     let is_last = xray.rows.last().is_some_and(|row| row.hop.name == first);
     let is_own = |name: &str| xray.rows.iter().any(|row| row.hop.name == name && row.proxy.is_own_sidecar());
-    let off = |name: &str| format!("mTLS is off for {name}: PeerAuthentication DISABLE, or a DestinationRule with tls.mode DISABLE");
+    let off =
+        |name: &str| format!("mTLS is off for {name}: PeerAuthentication DISABLE, or a DestinationRule with tls.mode DISABLE");
     match middle {
         Some(name) => (
             format!("{name} is called and calls without mTLS, while other hops use it: it has no sidecar"),
@@ -558,18 +563,14 @@ fn plaintext(bare: &[&str], xray: &Xray) -> (String, String, String) {
         ),
         None if is_last => (
             format!("{first} is called without mTLS, while other hops use it"),
-            format!(
-                "{first} has no sidecar (its pod is older than the namespace's label), or {}", off(first)
-            ),
+            format!("{first} has no sidecar (its pod is older than the namespace's label), or {}", off(first)),
             first.to_owned(),
         ),
         None => {
             let caller = caller_of(xray, first).unwrap_or(CALLER);
             (
                 format!("{first} is called without mTLS, while other hops use it"),
-                format!(
-                    "{caller} calls from outside the mesh, or {}", off(first)
-                ),
+                format!("{caller} calls from outside the mesh, or {}", off(first)),
                 first.to_owned(),
             )
         }
