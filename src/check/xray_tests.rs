@@ -379,6 +379,15 @@ fn a_continuing_hop_that_drops_everything_or_one_format_that_it_reads_is_named()
 }
 
 #[test]
+fn a_part_of_a_format_that_is_lost_breaks_it_and_the_part_alone_is_named() {
+    let mut apps = vec![continues(&W3C_FIRST); 3];
+    apps[1].drops = vec!["traceparent", "tracestate", "x-b3-traceid"];
+    let (found, from, to, side, text) = only_failure(&report(&apps, &mesh(None)));
+    assert_eq!((found, from.as_str(), to.as_str(), side), ("propagation.trace", "service2", "service3", Side::Hop), "{text}");
+    assert!(text.contains("x-b3-traceid") && !text.contains("x-b3-*"), "{text}");
+}
+
+#[test]
 fn something_between_two_hops_that_removes_headers_is_told_from_the_hop() {
     for (removes, id, says) in [
         (vec!["traceparent"], "propagation.w3c", "service2 sent traceparent"),
