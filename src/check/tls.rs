@@ -277,7 +277,7 @@ pub(crate) fn past_the_gateway(host: &str) -> Hint {
         "{host} is a hop's own address. Its sidecar takes mutual TLS from the mesh alone (PeerAuthentication STRICT), and this caller is outside the mesh: ask the gateway, or run check in a pod with a sidecar"
     ))
     .run("kubectl get peerauthentication -A")
-    .run("kubectl get virtualservice,httproute -A  # the hosts that the gateway serves")
+    .run("kubectl get virtualservice -A  # the hosts that the gateway serves")
 }
 
 fn reason(error: &CertificateError) -> String {
