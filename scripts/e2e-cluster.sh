@@ -4,7 +4,7 @@
 #
 #   scripts/e2e-cluster.sh [--only PART,...] [--keep]
 #
-#   --only   of: tutorials, traces, security, lanes, scenarios, restarts, components, gateway-api; default: all of them, in this order
+#   --only   of: tutorials, traces, check, security, lanes, scenarios, restarts, components, gateway-api; default: all of them, in this order
 #   --keep   leave everything standing at the end
 #
 # Before: a cluster that kubectl talks to, Istio in it (istioctl install -y -f istio/install.yaml), and the image in the cluster
@@ -16,7 +16,7 @@ set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "$0")/lib.sh"
 
-parts=tutorials,traces,security,lanes,scenarios,restarts,components,gateway-api keep=no
+parts=tutorials,traces,check,security,lanes,scenarios,restarts,components,gateway-api keep=no
 while [ $# -gt 0 ]; do
   case $1 in
     -h | --help) help "$0"; exit 0 ;;
@@ -703,9 +703,13 @@ gateway_api() {
   claim "lanes closed again" soon 30 "base base base" lanes_of /hello/service1 -H 'x-lane: gray'
 }
 
+# shellcheck source=scripts/e2e-cluster-check.sh
+. scripts/e2e-cluster-check.sh
+
 for one in ${parts//,/ }; do
   case $one in
     tutorials | traces | security | lanes | scenarios | restarts | components) "$one" ;;
+    check) checks ;;
     gateway-api) gateway_api ;;
     *) usage_error "no part $one" ;;
   esac

@@ -32,4 +32,12 @@ claim "Jaeger draws who calls whom" becomes "service1>service2=6 service2>servic
 start_chain OTEL_TRACES_EXPORTER=zipkin OTEL_EXPORTER_ZIPKIN_ENDPOINT="$jaeger_zipkin"
 whole_traces "Jaeger, in Zipkin's format"
 claim "Jaeger counts both kinds of reports" becomes "service1>service2=12 service2>service3=12" links
+
+# Whoever looks for a fault reads the same Jaeger. Exit code 0: whole, every hop's spans there, parents right, all sampled.
+checked() { "$HTTPSERVER" check "$front/service1" --expect service1,service2,service3 --traces "$jaeger" --traces-wait "${patience}s" --count 20; }
+start_chain OTEL_TRACES_EXPORTER=otlp OTEL_EXPORTER_OTLP_ENDPOINT="$jaeger_otlp"
+claim "httpserver check reads a healthy chain's trace from Jaeger" checked
+stop_chain
+start_chain OTEL_TRACES_EXPORTER=zipkin OTEL_EXPORTER_ZIPKIN_ENDPOINT="$jaeger_zipkin"
+claim "httpserver check does, in Zipkin's format" checked
 claims_end

@@ -29,10 +29,41 @@ links() {
 }
 claim "Zipkin draws who calls whom" becomes "service1>service2=6 service2>service3=6" links
 
+# Whoever looks for a fault reads the same Zipkin. Exit code 0: whole, every hop's spans there, parents right, all sampled.
+checked() { "$HTTPSERVER" check "$front/service1" --expect service1,service2,service3 --traces "$zipkin" --traces-wait "$1" --count 20; }
+start_chain OTEL_TRACES_EXPORTER=zipkin OTEL_EXPORTER_ZIPKIN_ENDPOINT="$zipkin/api/v2/spans"
+claim "httpserver check reads a healthy chain's trace from Zipkin" checked "${patience}s"
+# Somebody who waits at a terminal sees how far it is, and then a report without a trace of that.
+bar() {
+  python3 - "$logs/terminal.txt" "$HTTPSERVER" check "$front/service1" --count 40 <<'P'
+import os, pty, sys
+seen = b""
+def read(terminal):
+    global seen
+    data = os.read(terminal, 65536)
+    seen += data
+    return data
+os.environ["TERM"] = "xterm"
+with open(os.devnull, "wb") as sink:
+    os.dup2(sink.fileno(), 1)
+status = os.waitstatus_to_exitcode(pty.spawn(sys.argv[2:], read, lambda _: b""))
+open(sys.argv[1], "wb").write(seen)
+last = "█" * 24 + " 40/40 requests\x1b[?7h\r\x1b[2K"
+text = seen.decode()
+sys.exit(status or not (last in text and "█" not in text.split(last)[1] and "Verdict" in text.split(last)[1]))
+P
+}
+claim "on a terminal httpserver check shows its progress, and takes it away again" bar
+no_bar() { checked 5s 2>&1 >/dev/null | { ! grep .; }; }
+claim "elsewhere it writes nothing beside the report" no_bar
+stop_chain
+
 # A check that finds nothing wrong in a chain that is wrong would be worth nothing.
 start_chain OTEL_TRACES_EXPORTER=zipkin OTEL_EXPORTER_ZIPKIN_ENDPOINT="$zipkin/api/v2/spans" \
   DROP_HEADERS=traceparent,x-b3-traceid,x-b3-spanid,x-b3-parentspanid,x-b3-sampled
 send broken
 found_out() { ! whole_trace "$@"; }
 claim "negative control: a chain whose hops lose the trace headers is found out" found_out broken
+told_seam() { ! checked 5s >"$logs/check.txt" && grep -m 1 '✗ Trace broke between service1 and service2' "$logs/check.txt"; }
+claim "negative control: httpserver check says where" told_seam
 claims_end

@@ -8,7 +8,7 @@ mod envoy;
 mod support;
 
 use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::process::Stdio;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -361,6 +361,22 @@ fn plain_http_on_a_tls_port_and_tls_on_a_plain_one_are_told() {
 }
 
 #[test]
+fn a_sidecar_that_refuses_a_caller_from_outside_the_mesh_is_told_from_a_server_with_tls() {
+    let workload = "spiffe://cluster.local/ns/httpserver/sa/service1";
+    let identity = Authority::new().issue(&[], |params| {
+        params.subject_alt_names = vec![rcgen::SanType::URI(workload.try_into().unwrap())];
+    });
+    let front = tls_front(&identity, "127.0.0.1:9".parse().unwrap());
+    let outside = ["PeerAuthentication STRICT", "outside the mesh", "kubectl get peerauthentication -A"];
+    let run = check(&format!("http://{front}/service1"), &[]);
+    let says = format!("A sidecar ({workload}) refuses plain text");
+    run.fails("reach.http", &[&outside[..], &[says.as_str()]].concat());
+    assert_eq!(run.failed().len(), 1, "{:#}", run.json);
+    let run = check(&format!("https://{front}/service1"), &[]);
+    run.fails("reach.certificate", &[&outside[..], &["a sidecar's", workload]].concat());
+}
+
+#[test]
 fn a_handshake_that_is_cut_off_points_at_the_gateways_secret() {
     let cut = serve_streams(|mut stream| {
         let _ = stream.read(&mut [0; 512]);
@@ -553,6 +569,122 @@ fn sampling_at_1_percent_is_named() {
 
 // Traffic.
 
+/// What an Istio gateway at this sampling rate does to the request: a span of its own, and its own word about sampling, even for a
+/// caller that asked to be sampled.
+fn gateway_decides(request: &Request, sampled: bool) -> Request {
+    let flag = if sampled { "01" } else { "00" };
+    let trace = request.header("traceparent").map_or_else(|| "5".repeat(32), |parent| parent[3..35].to_owned());
+    let mut through = request.clone();
+    through.headers.retain(|(name, _)| name != "traceparent");
+    through.headers.push(("traceparent".into(), format!("00-{trace}-7777777777777777-{flag}")));
+    through
+}
+
+#[test]
+fn a_mesh_that_decides_about_sampling_itself_is_one_finding_about_its_rate_and_no_flip() {
+    let demo = Demo::start();
+    let front = fake(|request| {
+        let through = gateway_decides(request, false);
+        let mut one = reply("service1", "v1", "base", &through, vec![]);
+        one["sampled"] = json!(false);
+        one["trace_id"] = json!("5".repeat(32));
+        (200, vec![], one.to_string())
+    });
+    let url = format!("http://{front}/service1");
+    let few = ["--traces", demo.store.as_str(), "--count", "60", "--rate", "500"];
+    let run = check(&url, &few);
+    run.fails(
+        "traces.sampling",
+        &["0 of 60", "100 % promised", "randomSamplingPercentage", "to callers that asked to be sampled, too"],
+    );
+    assert_eq!(run.failed().len(), 1, "one cause, one finding: {:#}", run.json);
+    assert_eq!(run.check("propagation.sampled")["status"], "skip");
+    // Meant so: nothing is wrong.
+    check(&url, &[&few[..], &["--expect-sampling", "0"]].concat()).fine();
+    // Without a backend the rate is not measured, and nobody guesses.
+    check(&url, &["--count", "2"]).fine();
+}
+
+#[test]
+fn sidecars_that_do_not_trace_are_named_with_the_provider_that_the_mesh_lacks() {
+    let demo = Demo::start();
+    let hop = reporting(&demo.store);
+    let chain = Chain::start(&[hop.clone(), hop]);
+    let vouched = "x-forwarded-client-cert: By=spiffe://cluster.local/ns/httpserver/sa/service1;URI=spiffe://cluster.local/ns/istio-system/sa/gateway";
+    let few = ["--traces", demo.store.as_str(), "--count", "2", "--skip", "traces.sampling"];
+    let run = check(&chain.url(), &[&few[..], &["-H", vouched]].concat());
+    run.fails(
+        "traces.proxies",
+        &["service1 report no spans", "extensionProviders", "kubectl get telemetry -A -o yaml", "get configmap istio"],
+    );
+    assert_eq!(run.failed().len(), 1, "{:#}", run.json);
+    // Without any sign of a sidecar there is nobody to report.
+    check(&chain.url(), &few).fine();
+}
+
+/// A chain of three as Istio's sidecars leave it; `left_out` has none.
+fn injected(left_out: Option<usize>) -> SocketAddr {
+    fake(move |request| {
+        let has = |hop: usize| left_out != Some(hop);
+        let mut below: Option<Value> = None;
+        for hop in (1..=3).rev() {
+            let mut one = reply(&format!("service{hop}"), "v1", "base", request, below.take().into_iter().collect());
+            if hop > 1 && has(hop) {
+                one["client"]["ip"] = json!("127.0.0.6");
+            }
+            if has(hop) && (hop == 1 || has(hop - 1)) {
+                one["client"]["identity"] = json!(format!("spiffe://cluster.local/ns/httpserver/sa/service{}", hop - 1));
+            }
+            if hop == 1 {
+                return (200, vec![], one.to_string());
+            }
+            below = Some(call(&format!("service{hop}"), one));
+        }
+        unreachable!("the first hop returns")
+    })
+}
+
+#[test]
+fn a_hop_without_a_sidecar_is_named_once_with_the_command_that_shows_it() {
+    check(&format!("http://{}/service1", injected(None)), &["--count", "5"]).fine();
+    for (left_out, from) in [(1, "check"), (2, "service1"), (3, "service2")] {
+        let hop = format!("service{left_out}");
+        let run = check(&format!("http://{}/service1", injected(Some(left_out))), &["--count", "5"]);
+        run.breaks_at(
+            "propagation.sidecar",
+            from,
+            &hop,
+            None,
+            &[
+                &format!("{hop} has no sidecar, while other hops have one"),
+                "Injection is missing",
+                &format!("kubectl -n httpserver get pod -l app={hop} -o jsonpath="),
+                "kubectl get namespace httpserver --show-labels",
+            ],
+        );
+        assert_eq!(run.failed().len(), 1, "one cause, one finding: {:#}", run.json);
+        let cause = run.check("propagation.sidecar")["cause"].to_string();
+        assert!(!cause.contains("appProtocol"), "{cause}");
+    }
+}
+
+#[test]
+fn hops_that_did_not_answer_are_a_failure_of_the_chain_and_not_of_their_reports() {
+    let demo = Demo::start();
+    let gone = fake(|_| (503, vec![("server", "envoy".into())], "no healthy upstream".into()));
+    let one = serve(
+        "service1",
+        &["--trace-exporter", "zipkin", "--upstream", &format!("http://{gone}/service2")],
+        &[("OTEL_EXPORTER_ZIPKIN_ENDPOINT", &format!("{}/api/v2/spans", demo.store))],
+    );
+    let run = check(
+        &format!("http://{}/service1", one.addr),
+        &["--expect", "service1,service2,service3", "--traces", &demo.store, "--traces-wait", "4s", "--count", "2"],
+    );
+    run.breaks_at("chain.hops", "service1", "service2", None, &["got 503"]);
+    assert!(run.failed().iter().all(|check| check["id"] != "traces.services"), "{:#}", run.json);
+}
+
 /// A front of one hop whose version follows a sequence of 1,000 with exactly `of_v2` of them.
 fn versions(of_v2: u64) -> String {
     let next = AtomicU64::new(0);
@@ -624,7 +756,13 @@ fn an_identity_without_a_proxy_proves_nothing() {
 
 /// A mesh with mTLS whose proxies do not trace: every hop in `with` is called with an identity.
 fn meshed(with: [bool; 4]) -> String {
+    meshed_by_turns(with, with)
+}
+
+/// The same, other pods answering the x-ray's probes than the requests of the statistics, which bring no trace context.
+fn meshed_by_turns(probed: [bool; 4], counted: [bool; 4]) -> String {
     let front = fake(move |request| {
+        let with = if request.header("traceparent").is_some() { probed } else { counted };
         let mut below: Option<Value> = None;
         for n in (1..=4).rev() {
             let upstreams = below.take().map(|reply| call(&format!("service{}", n + 1), reply)).into_iter().collect();
@@ -645,11 +783,21 @@ fn meshed(with: [bool; 4]) -> String {
 #[test]
 fn a_hop_without_a_sidecar_is_named_by_the_plain_text_around_it() {
     let run = check(&meshed([true, false, false, true]), &["--count", "3"]);
+    run.fails("propagation.sidecar", &["service2 has no sidecar", "Injection is missing at service2"]);
+    assert_eq!(run.failed().len(), 1, "one cause, one finding: {:#}", run.json);
+    let text = run.check("traffic.identity")["text"].as_str().unwrap();
+    assert!(text.contains("not judged at service2, service3, because service2 has no sidecar"), "{text}");
+}
+
+#[test]
+fn a_pod_without_a_sidecar_that_the_probe_did_not_meet_is_found_by_the_statistics() {
+    let run = check(&meshed_by_turns([true; 4], [true, false, false, true]), &["--count", "3"]);
     let check = run.fails(
         "traffic.identity",
         &["service2 is called and calls without mTLS", "Injection is missing at service2", "kubectl get pods -n httpserver"],
     );
     assert_eq!(check["hop"], "service2");
+    assert_eq!(run.failed().len(), 1, "{:#}", run.json);
 }
 
 #[test]

@@ -349,7 +349,7 @@ pub(crate) async fn follow(
         return vec![Finding::skip(
             GROUP,
             "traces.arrived",
-            "Trace: skipped, because the request arrived as \"not sampled\" although it asked to be: see Propagation",
+            "Trace: skipped, because the request arrived as \"not sampled\" although it asked to be: see the sampling rate below, or Propagation",
         )];
     }
     if must.is_empty() {
@@ -363,10 +363,7 @@ pub(crate) async fn follow(
         } else {
             (
                 format!("Nobody reports spans: every hop only forwards, and the proxies at {} do not trace", seen.join(", ")),
-                Hint::new("No Telemetry resource turns tracing on, or it names a provider that meshConfig.extensionProviders does not have")
-                    .run("kubectl get telemetry -A -o yaml | grep -A4 providers:")
-                    .run("kubectl get configmap istio -n istio-system -o yaml | grep -A8 extensionProviders")
-                    .run("istioctl analyze -A"),
+                no_tracing(place),
             )
         };
         return vec![Finding::fail(GROUP, "traces.arrived", text, hint)];
@@ -538,16 +535,17 @@ fn judge(seen: &Seen<'_>, expect: Option<&Expect>, place: &Place, waited: Durati
         out.push(Finding::fail(GROUP, "traces.services", text, hint).hop(&hop.name));
     }
     let absent = if ids.len() > 1 { Vec::new() } else { absent(tree, spans, must, expect) };
-    for (hop, forwards) in &absent {
-        let (text, cause) = if *forwards {
-            (
-                format!("{} is not in the trace: it only forwards, and nobody reports for it", hop.name),
-                format!("TRACE_EXPORTER (OTEL_TRACES_EXPORTER) is none at {}, while other hops report", hop.name),
-            )
-        } else {
-            (format!("{} is not in the trace", hop.name), format!("{} did not answer this request: see Chain", hop.name))
-        };
+    for (hop, _) in absent.iter().filter(|(_, forwards)| *forwards) {
+        let text = format!("{} is not in the trace: it only forwards, and nobody reports for it", hop.name);
+        let cause = format!("TRACE_EXPORTER (OTEL_TRACES_EXPORTER) is none at {}, while other hops report", hop.name);
         out.push(Finding::fail(GROUP, "traces.services", text, Hint::new(cause).run(place.settings(hop))).hop(&hop.name));
+    }
+    // Whoever did not answer is a failure of the chain and told there; its absence here is no second one.
+    let unanswered: Vec<&str> = absent.iter().filter(|(_, forwards)| !forwards).map(|(hop, _)| hop.name.as_str()).collect();
+    if !unanswered.is_empty() {
+        let (names, they) = (unanswered.join(", "), if unanswered.len() == 1 { "it" } else { "they" });
+        let text = format!("Spans of {names}: not judged, because {they} did not answer this request: see Chain");
+        out.push(Finding::skip(GROUP, "traces.services", text));
     }
     if silent.is_empty() && unproxied.is_empty() && absent.is_empty() {
         let mut services: Vec<&str> = spans.iter().map(|span| span.service.as_str()).collect();
@@ -585,26 +583,29 @@ fn judge(seen: &Seen<'_>, expect: Option<&Expect>, place: &Place, waited: Durati
         );
     }
     out.push(parents(tree, must, spans));
-    out.extend(silent_proxies(xray));
+    out.extend(silent_proxies(xray, place));
     out.push(explain(must, spans));
     out
 }
 
+/// Why sidecars write no spans.
+fn no_tracing(place: &Place) -> Hint {
+    let hint = Hint::new(
+        "The Telemetry resource names a provider that meshConfig.extensionProviders does not have, or no Telemetry resource turns tracing on",
+    );
+    place.providers().into_iter().fold(hint, Hint::run).run("istioctl analyze -A")
+}
+
 /// Sidecars that vouch for their callers and write no span anywhere. Only certificates prove a sidecar: other proxies may have no
 /// part in tracing.
-fn silent_proxies(xray: &Xray) -> Option<Finding> {
-    let sidecars: Vec<&str> = xray.rows.iter().filter(|row| row.proxy.identity).map(|row| row.hop.name.as_str()).collect();
+fn silent_proxies(xray: &Xray, place: &Place) -> Option<Finding> {
+    let sidecars: Vec<&str> =
+        xray.rows.iter().filter(|row| row.proxy.is_own_sidecar()).map(|row| row.hop.name.as_str()).collect();
     if sidecars.is_empty() || xray.mesh_traces() {
         return None;
     }
-    let hint = Hint::new(
-        "No Telemetry resource turns tracing on, or it names a provider that meshConfig.extensionProviders does not have",
-    )
-    .run("kubectl get telemetry -A -o yaml | grep -A4 providers:")
-    .run("kubectl get configmap istio -n istio-system -o yaml | grep -A8 extensionProviders")
-    .run("istioctl analyze -A");
     let text = format!("The proxies in front of {} report no spans: the trace holds the app's alone", sidecars.join(", "));
-    Some(Finding::fail(GROUP, "traces.proxies", text, hint))
+    Some(Finding::fail(GROUP, "traces.proxies", text, no_tracing(place)))
 }
 
 /// Hops that no span speaks of: those that only forward while others report, and expected ones that never answered.

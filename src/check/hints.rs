@@ -97,6 +97,23 @@ impl Place {
         }
     }
 
+    /// Shows the containers of the hop's pods, where a sidecar is `istio-proxy`: among the init containers in Istio of today.
+    pub(crate) fn containers(&self, hop: &Hop) -> String {
+        format!(
+            "kubectl -n {} get pod -l app={} -o jsonpath='{{range .items[*]}}{{.metadata.name}}: {{.spec.initContainers[*].name}} {{.spec.containers[*].name}}{{\"\\n\"}}{{end}}'",
+            self.namespace_of(hop),
+            hop.name
+        )
+    }
+
+    /// Shows the tracing providers that Telemetry resources name, and those that the mesh has.
+    pub(crate) fn providers(&self) -> Vec<String> {
+        vec![
+            "kubectl get telemetry -A -o yaml | grep -A2 providers:  # must be one of the next".to_owned(),
+            "kubectl -n istio-system get configmap istio -o yaml | grep -A20 extensionProviders: | grep name:".to_owned(),
+        ]
+    }
+
     /// Whether the hop runs at all.
     pub(crate) fn is_up(&self, hop: &Hop) -> Vec<String> {
         let namespace = self.namespace_of(hop);

@@ -263,7 +263,7 @@ async fn checks(args: &CheckArgs, trust: Trust, report: &mut Report, mut stop: s
         Vec::new()
     };
     if args.traces.is_some() && !samples.is_empty() {
-        report.add(traffic::sampling(&samples, args.expect_sampling, &place));
+        report.add(traffic::sampling(&samples, args.expect_sampling, xray.as_ref(), &place));
     }
     if !args.lane.is_empty() && !*stop.borrow() {
         walk_lanes(args, &series, &place, report, &mut stop, &progress).await;

@@ -5,7 +5,7 @@ use crate::reply::Propagation;
 use super::context::{Format, short};
 use super::hints::{Hop, Place, Runner, quoted};
 use super::report::{Finding, Group, Hint, Side};
-use super::xray::{CALLER, Effect, Fault, Probe, RequestId, Row, Xray, table};
+use super::xray::{CALLER, Decided, Effect, Fault, Probe, RequestId, Row, Uninjected, Xray, table};
 
 const GROUP: Group = Group::Propagation;
 
@@ -31,6 +31,7 @@ pub(crate) fn order_for(format: Format) -> &'static str {
 pub(crate) fn findings(probe: &Probe, xray: &Xray, place: &Place) -> Vec<Finding> {
     let mut out = Vec::new();
     out.push(proxies(xray).lines(table(probe, xray)));
+    out.extend(missing_sidecars(xray, place));
     out.extend(coverage(xray, place));
     // One slip in one setting shows at every hop: told once, with the other hops below.
     let (order, others): (Vec<&Fault>, Vec<&Fault>) = xray.faults.iter().partition(|fault| is_order(fault));
@@ -107,22 +108,75 @@ fn is_order(fault: &Fault) -> bool {
     fault.effects.iter().any(|effect| matches!(effect, Effect::Order { .. }))
 }
 
-/// Between two hops no proxy writes spans, while it does between others: nobody there handles the call as HTTP.
-fn coverage(xray: &Xray, place: &Place) -> Option<Finding> {
-    // In ambient mode a waypoint serves some Services and not others; sidecars vouch for callers by certificate.
+/// Hops that injection left out.
+fn missing_sidecars(xray: &Xray, place: &Place) -> Vec<Finding> {
+    let told = |Uninjected { at, hop, is_certain }: Uninjected<'_>| {
+        let name = &hop.name;
+        let namespace = place.namespace_of(hop);
+        let behind = if xray.called_by(at).next().is_some() { ", and none behind it" } else { "" };
+        let text =
+            format!("{name} has no sidecar, while other hops have one: no proxy of its own is seen in front of it{behind}");
+        let or = if is_certain { "" } else { ". Else mTLS is off for it and for what it calls" };
+        let hint = Hint::new(format!(
+            "Injection is missing at {name}: its pod is older than the label of the namespace (restart it), or has the label sidecar.istio.io/inject: \"false\"{or}"
+        ))
+        .run(place.containers(hop))
+        .run(format!("kubectl get namespace {namespace} --show-labels  # istio-injection=enabled, or istio.io/rev"))
+        .run(format!("kubectl get deploy {name} -n {namespace} -o jsonpath='{{.spec.template.metadata}}'  # sidecar.istio.io/inject"));
+        let caller = xray.caller_of(at).map_or(CALLER, |row| row.hop.name.as_str());
+        Finding::fail(GROUP, "propagation.sidecar", text, hint).seam(caller, name, None).hop(name)
+    };
+    xray.without_sidecar().into_iter().map(told).collect()
+}
+
+/// Between two hops no proxy writes spans, while proxies do elsewhere.
+fn coverage(xray: &Xray, place: &Place) -> Vec<Finding> {
+    // In ambient mode a waypoint serves some Services and not others; only sidecars stand everywhere.
     let inner = || xray.rows.iter().enumerate().filter(|(_, row)| row.depth > 0);
-    let sidecars = inner().any(|(_, row)| row.proxy.traces() && row.proxy.identity);
-    let (at, bare) = inner().find(|(_, row)| !row.proxy.traces()).filter(|_| sidecars)?;
-    let caller = xray.rows[..at].iter().rev().find(|row| row.depth + 1 == bare.depth)?;
-    let (from, to) = (&caller.hop.name, &bare.hop.name);
-    let namespace = place.namespace_of(&bare.hop);
-    let hint = Hint::new(format!(
-        "The mesh does not know the port of Service {to} as HTTP, so it passes bytes along: its name must begin with http, or it needs appProtocol: http. Else neither {from} nor {to} has a sidecar"
-    ))
-    .run(format!("kubectl get service {to} -n {namespace} -o jsonpath='{{.spec.ports}}'"))
-    .run(format!("istioctl analyze -n {namespace}"));
-    let text = format!("No proxy traces between {from} and {to}, while proxies trace elsewhere");
-    Some(Finding::fail(GROUP, "propagation.coverage", text, hint).seam(from, to, None).hop(to))
+    let vouching = inner().any(|(_, row)| row.proxy.traces() && row.proxy.identity);
+    let vouched = xray.rows.iter().any(|row| row.proxy.identity);
+    let missing = xray.without_sidecar();
+    let is_missing = |at: usize| missing.iter().any(|known| known.at == at);
+    let mut bytes: Option<(&Row, &Row)> = None;
+    let mut silent: Vec<(&Row, &Row)> = Vec::new();
+    for (at, row) in inner().filter(|(_, row)| !row.proxy.traces() && (row.proxy.sidecar || vouching)) {
+        let Some(caller) = xray.caller_of(at).filter(|_| !is_missing(at) && xray.mesh_traces()) else { continue };
+        if row.proxy.identity {
+            silent.push((caller, row));
+        } else {
+            bytes = bytes.or(Some((caller, row)));
+        }
+    }
+    let mut out = Vec::new();
+    if let Some((caller, row)) = bytes {
+        let (from, to) = (&caller.hop.name, &row.hop.name);
+        let namespace = place.namespace_of(&row.hop);
+        let mut cause = format!(
+            "The mesh does not know the port of Service {to} as HTTP, so it passes bytes along: its name must begin with http, or it needs appProtocol: http"
+        );
+        match (row.proxy.sidecar, vouched) {
+            (true, true) => {}
+            (true, false) => cause.push_str(&format!(". Else no Telemetry resource turns tracing on at {from} and {to}")),
+            (false, _) => cause.push_str(&format!(". Else neither {from} nor {to} has a sidecar")),
+        }
+        let hint = Hint::new(cause)
+            .run(format!("kubectl get service {to} -n {namespace} -o jsonpath='{{.spec.ports}}'"))
+            .run(format!("istioctl analyze -n {namespace}"));
+        let text = format!("No proxy traces between {from} and {to}, while proxies trace elsewhere");
+        out.push(Finding::fail(GROUP, "propagation.coverage", text, hint).seam(from, to, None).hop(to));
+    }
+    if let Some((caller, first)) = silent.first() {
+        let names: Vec<&str> = silent.iter().map(|(_, row)| row.hop.name.as_str()).collect();
+        let namespace = place.namespace_of(&first.hop);
+        let hint = Hint::new(format!(
+            "No Telemetry resource with tracing covers the namespace {namespace}, or the one there names a provider that meshConfig.extensionProviders does not have"
+        ));
+        let hint = place.providers().into_iter().fold(hint, Hint::run);
+        let text = format!("The sidecars in front of {} do not trace, while proxies trace elsewhere", names.join(", "));
+        let (from, to) = (&caller.hop.name, &first.hop.name);
+        out.push(Finding::fail(GROUP, "propagation.coverage", text, hint).seam(from, to, None).hop(to));
+    }
+    out
 }
 
 fn id(fault: &Fault) -> &'static str {
@@ -442,7 +496,20 @@ fn held(xray: &Xray) -> Vec<Finding> {
     if !xray.faults.iter().any(|fault| fault.effects.iter().any(|effect| matches!(effect, Effect::Sampled { .. })))
         && xray.rows.iter().all(|row| row.w3c.as_ref().or(row.b3.as_ref()).is_some_and(|context| context.sampled.is_some()))
     {
-        out.push(Finding::pass(GROUP, "propagation.sampled", format!("The sampling decision {hops} unchanged")));
+        out.push(match xray.decided.first() {
+            None => Finding::pass(GROUP, "propagation.sampled", format!("The sampling decision {hops} unchanged")),
+            Some(Decided { from, to, before, after }) => Finding::skip(
+                GROUP,
+                "propagation.sampled",
+                format!(
+                    "The sampling decision: not judged, because the proxies take it themselves: {} sent {}, {} got {}. That is a question of their sampling rate, which --traces measures",
+                    from.name,
+                    decision(*before),
+                    to.name,
+                    decision(*after)
+                ),
+            ),
+        });
     }
     if !xray.faults.iter().any(|fault| fault.touches("x-request-id"))
         && xray.rows.iter().all(|row| row.request_id != RequestId::Missing)

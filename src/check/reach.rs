@@ -184,20 +184,38 @@ pub(crate) async fn first(
             }
         },
         Err(failure) => {
-            let speaks_tls = client.url.scheme() == "http" && {
-                let (trust, host) = (trust.clone(), client.url.host_str().unwrap_or_default().to_owned());
-                let shaken = tokio::task::spawn_blocking(move || tls::handshake(&trust, &host, address, limit)).await;
-                shaken.is_ok_and(|shaken| shaken.seen.is_some() || shaken.outcome.is_ok())
-            };
-            (vec![no_answer(&failure, speaks_tls, &client.url, place)], None)
+            let tls = if client.url.scheme() == "http" { beneath(client, trust, address, limit).await } else { None };
+            (vec![no_answer(&failure, tls, &client.url, place)], None)
         }
     }
 }
 
-fn no_answer(failure: &Failure, speaks_tls: bool, url: &reqwest::Url, place: &Place) -> Finding {
+/// What a port speaks that does not answer plain HTTP.
+enum Tls {
+    /// TLS, as any server has it.
+    Server,
+    /// TLS with the certificate of a workload in a mesh.
+    Sidecar(String),
+}
+
+/// Tries TLS; `None` when the port does not speak it.
+async fn beneath(client: &Client, trust: &Trust, address: SocketAddr, limit: Duration) -> Option<Tls> {
+    let (trust, host) = (trust.clone(), client.url.host_str().unwrap_or_default().to_owned());
+    let shaken = tokio::task::spawn_blocking(move || tls::handshake(&trust, &host, address, limit)).await.ok()?;
+    match shaken.seen {
+        Some(seen) => Some(seen.leaf.workload().map_or(Tls::Server, |workload| Tls::Sidecar(workload.to_owned()))),
+        None => shaken.outcome.is_ok().then_some(Tls::Server),
+    }
+}
+
+fn no_answer(failure: &Failure, tls: Option<Tls>, url: &reqwest::Url, place: &Place) -> Finding {
     let namespace = &place.namespace;
-    if speaks_tls {
-        let port = url.port_or_known_default().unwrap_or_default();
+    let port = url.port_or_known_default().unwrap_or_default();
+    if let Some(Tls::Sidecar(workload)) = &tls {
+        let text = format!("A sidecar ({workload}) refuses plain text on port {port}: {failure}");
+        return Finding::fail(GROUP, "reach.http", text, tls::past_the_gateway(url.host_str().unwrap_or_default()));
+    }
+    if tls.is_some() {
         let secure = url.as_str().replacen("http://", "https://", 1);
         let hint = Hint::new("The URL says http and the port speaks TLS: write https")
             .run(format!("httpserver check {}", quoted(&secure)));

@@ -467,14 +467,21 @@ fn wrap(text: &str, width: usize) -> Vec<String> {
     lines
 }
 
-/// A progress line on standard error, for a person who waits. Does nothing when standard error is no terminal.
+/// A progress line on standard error, for a person who waits. Does nothing when standard error is no terminal, or one that knows
+/// no control sequences.
 pub(crate) struct Progress {
     on: bool,
+    /// When the line was last drawn.
+    drawn: std::sync::Mutex<Option<std::time::Instant>>,
 }
 
 impl Progress {
-    pub(crate) fn new(on: bool) -> Self {
-        Self { on }
+    /// How long a line stands at least: a terminal at the other end of the world need not draw every request.
+    const STANDS: std::time::Duration = std::time::Duration::from_millis(50);
+
+    pub(crate) fn new(is_terminal: bool) -> Self {
+        let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+        Self { on: is_terminal && !dumb, drawn: std::sync::Mutex::new(None) }
     }
 
     /// `done` of `all`, and what is being done.
@@ -482,15 +489,23 @@ impl Progress {
         if !self.on {
             return;
         }
+        let mut drawn = self.drawn.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if done < all && drawn.is_some_and(|at| at.elapsed() < Self::STANDS) {
+            return;
+        }
+        *drawn = Some(std::time::Instant::now());
         const CELLS: u64 = 24;
         let filled = (CELLS * done.min(all)).checked_div(all).unwrap_or(0);
         let bar: String = (0..CELLS).map(|cell| if cell < filled { '█' } else { '░' }).collect();
-        let _ = write!(std::io::stderr(), "\r\u{1b}[2K  {bar} {done}/{all} {what}");
+        // Without wrapping, so that a window narrower than the line has one line to take away again.
+        let _ = write!(std::io::stderr(), "\r\u{1b}[2K\u{1b}[?7l  {bar} {done}/{all} {what}\u{1b}[?7h");
         let _ = std::io::stderr().flush();
     }
 
+    /// Takes the line away, if there is one.
     pub(crate) fn clear(&self) {
-        if self.on {
+        let mut drawn = self.drawn.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if drawn.take().is_some() {
             let _ = write!(std::io::stderr(), "\r\u{1b}[2K");
             let _ = std::io::stderr().flush();
         }

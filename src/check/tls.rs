@@ -211,6 +211,9 @@ pub(crate) fn explain(seen: &Seen, host: &str, now: i64, has_own: bool, gateway_
     let leaf = &seen.leaf;
     let renew = format!("kubectl get certificate,secret -n {gateway_namespace}");
     let names = leaf.names.join(", ");
+    if let Some(workload) = leaf.workload() {
+        return Some((format!("The certificate is a sidecar's ({workload}), not a gateway's"), past_the_gateway(host)));
+    }
     Some(match error {
         CertificateError::Expired | CertificateError::ExpiredContext { .. } => (
             format!("The certificate expired on {}, {}", x509::date(leaf.not_after), ago(now - leaf.not_after)),
@@ -266,6 +269,15 @@ pub(crate) fn explain(seen: &Seen, host: &str, now: i64, has_own: bool, gateway_
         ),
         other => (format!("The certificate is refused: {}", reason(other)), Hint::new("Not a certificate for a server of this name").run(renew)),
     })
+}
+
+/// Whoever asks a hop's own address meets its sidecar, which wants to know who calls.
+pub(crate) fn past_the_gateway(host: &str) -> Hint {
+    Hint::new(format!(
+        "{host} is a hop's own address. Its sidecar takes mutual TLS from the mesh alone (PeerAuthentication STRICT), and this caller is outside the mesh: ask the gateway, or run check in a pod with a sidecar"
+    ))
+    .run("kubectl get peerauthentication -A")
+    .run("kubectl get virtualservice -A  # the hosts that the gateway serves")
 }
 
 fn reason(error: &CertificateError) -> String {

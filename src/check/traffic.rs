@@ -17,7 +17,7 @@ use super::gateway;
 use super::hints::{Hop, Place, Runner};
 use super::report::{Finding, Group, Hint, Progress};
 use super::stats::{self, ALPHA, TELLING};
-use super::xray::{CALLER, Xray};
+use super::xray::{CALLER, Proxy, Xray};
 
 const GROUP: Group = Group::Traffic;
 
@@ -461,7 +461,10 @@ fn retries(hops: &[(String, Vec<&HopSeen>)]) -> Finding {
 /// Who called whom, where a proxy vouches for it.
 fn identities(hops: &[(String, Vec<&HopSeen>)], xray: Option<&Xray>, place: &Place) -> Vec<Finding> {
     let Some(xray) = xray else { return Vec::new() };
-    let proxied = |name: &str| xray.rows.iter().any(|row| row.hop.name == name && (row.proxy.traces() || row.proxy.envoy));
+    let is = |name: &str, sign: fn(Proxy) -> bool| xray.rows.iter().any(|row| row.hop.name == name && sign(row.proxy));
+    let proxied = |name: &str| is(name, |proxy| proxy.traces() || proxy.envoy);
+    // A sidecar that takes the call for bytes can vouch for nobody, mTLS or not.
+    let has_sidecar = |name: &str| is(name, |proxy| proxy.sidecar);
     let of = |seen: &[&HopSeen]| -> Vec<String> {
         let mut ids: Vec<String> = seen.iter().filter_map(|hop| hop.identity.clone()).collect();
         ids.sort();
@@ -483,7 +486,7 @@ fn identities(hops: &[(String, Vec<&HopSeen>)], xray: Option<&Xray>, place: &Pla
         let ids = of(seen);
         let without = seen.iter().filter(|hop| hop.identity.is_none()).count();
         match (proxied(name), ids.is_empty(), without) {
-            (true, false, 0) => lines.push(format!("{name:<20} called by {}", ids.join(", "))),
+            (_, false, 0) if proxied(name) || has_sidecar(name) => lines.push(format!("{name:<20} called by {}", ids.join(", "))),
             (true, ..) => {
                 lines.push(format!("{name:<20} {without} of {} calls without mTLS", seen.len()));
                 bare.push(name.as_str());
@@ -492,8 +495,22 @@ fn identities(hops: &[(String, Vec<&HopSeen>)], xray: Option<&Xray>, place: &Pla
                 lines.push(format!("{name:<20} reports {}, and no proxy is seen there", ids.join(", ")));
                 unproven.push(name.as_str());
             }
+            (false, true, _) if has_sidecar(name) => lines.push(format!("{name:<20} its sidecar does not tell who calls")),
             (false, true, _) => lines.push(format!("{name:<20} no proxy seen in front")),
         }
+    }
+    // The x-ray saw the hop without a sidecar, and said so: what it is called and calls is in plain text for that reason.
+    let missing = xray.without_sidecar();
+    let is_missing = |name: &str| missing.iter().any(|known| known.hop.name == name);
+    let known = |name: &str| is_missing(name) || caller_of(xray, name).is_some_and(is_missing);
+    if !bare.is_empty() && bare.iter().all(|name| known(name)) {
+        let names: Vec<&str> = missing.iter().map(|known| known.hop.name.as_str()).collect();
+        let text = format!(
+            "Identities: not judged at {}, because {} has no sidecar: see Propagation",
+            bare.join(", "),
+            names.join(", ")
+        );
+        return vec![Finding::skip(GROUP, "traffic.identity", text).lines(lines)];
     }
     if !bare.is_empty() {
         let (text, cause, hop) = plaintext(&bare, xray);
@@ -517,16 +534,20 @@ fn identities(hops: &[(String, Vec<&HopSeen>)], xray: Option<&Xray>, place: &Pla
     vec![Finding::skip(GROUP, "traffic.identity", text).lines(lines)]
 }
 
+/// The hop that calls the one of this name.
+fn caller_of<'a>(xray: &'a Xray, name: &str) -> Option<&'a str> {
+    let at = xray.rows.iter().position(|row| row.hop.name == name)?;
+    xray.caller_of(at).map(|row| row.hop.name.as_str())
+}
+
 /// Plain text into a hop and out of it again: that hop has no sidecar. Plain text into one alone: itself, or its caller.
 fn plaintext(bare: &[&str], xray: &Xray) -> (String, String, String) {
-    let caller_of = |name: &str| {
-        let at = xray.rows.iter().position(|row| row.hop.name == name)?;
-        let depth = xray.rows[at].depth;
-        xray.rows[..at].iter().rev().find(|row| row.depth + 1 == depth).map(|row| row.hop.name.as_str())
-    };
-    let middle = bare.iter().find(|name| bare.iter().any(|other| caller_of(other) == Some(**name)));
+    let middle = bare.iter().find(|name| bare.iter().any(|other| caller_of(xray, other) == Some(**name)));
     let first = bare.first().copied().unwrap_or_default();
     let is_last = xray.rows.last().is_some_and(|row| row.hop.name == first);
+    let is_own = |name: &str| xray.rows.iter().any(|row| row.hop.name == name && row.proxy.is_own_sidecar());
+    let off =
+        |name: &str| format!("mTLS is off for {name}: PeerAuthentication DISABLE, or a DestinationRule with tls.mode DISABLE");
     match middle {
         Some(name) => (
             format!("{name} is called and calls without mTLS, while other hops use it: it has no sidecar"),
@@ -535,20 +556,21 @@ fn plaintext(bare: &[&str], xray: &Xray) -> (String, String, String) {
             ),
             (*name).to_owned(),
         ),
+        None if is_own(first) && caller_of(xray, first).is_some_and(is_own) => (
+            format!("{first} is called without mTLS, while other hops use it"),
+            format!("{}. Else the mesh does not know the port of Service {first} as HTTP (its name, or appProtocol)", off(first)),
+            first.to_owned(),
+        ),
         None if is_last => (
             format!("{first} is called without mTLS, while other hops use it"),
-            format!(
-                "{first} has no sidecar (its pod is older than the namespace's label), or mTLS is off for it: PeerAuthentication DISABLE, or a DestinationRule with tls.mode DISABLE"
-            ),
+            format!("{first} has no sidecar (its pod is older than the namespace's label), or {}", off(first)),
             first.to_owned(),
         ),
         None => {
-            let caller = caller_of(first).unwrap_or(CALLER);
+            let caller = caller_of(xray, first).unwrap_or(CALLER);
             (
                 format!("{first} is called without mTLS, while other hops use it"),
-                format!(
-                    "{caller} calls from outside the mesh, or mTLS is off for {first}: PeerAuthentication DISABLE, or a DestinationRule with tls.mode DISABLE"
-                ),
+                format!("{caller} calls from outside the mesh, or {}", off(first)),
                 first.to_owned(),
             )
         }
@@ -556,7 +578,7 @@ fn plaintext(bare: &[&str], xray: &Xray) -> (String, String, String) {
 }
 
 /// Whether the mesh samples as promised: over requests that brought no decision.
-pub(crate) fn sampling(samples: &[Sample], promised: f64, place: &Place) -> Finding {
+pub(crate) fn sampling(samples: &[Sample], promised: f64, xray: Option<&Xray>, place: &Place) -> Finding {
     let group = Group::Traces;
     let decided: Vec<bool> = samples.iter().filter_map(|sample| sample.sampled).collect();
     if decided.is_empty() {
@@ -574,8 +596,14 @@ pub(crate) fn sampling(samples: &[Sample], promised: f64, place: &Place) -> Find
     let text = format!("{yes} of {all} requests that bring no trace context are sampled ({rate:.1} %)");
     let finding = if p < ALPHA {
         let name = samples.iter().find_map(|sample| sample.hops.first()).map(|seen| seen.hop.clone());
+        // Envoy's Zipkin tracer obeys a caller's decision, its OpenTelemetry tracer does not.
+        let asked = if xray.is_some_and(|xray| !xray.decided.is_empty()) {
+            "The proxies here apply it to callers that asked to be sampled, too"
+        } else {
+            "A caller's own decision overrides it, so a trace asked for by hand still shows"
+        };
         let mut hint = Hint::new(format!(
-            "The sampling rate in force is not {promised} %: randomSamplingPercentage of the Telemetry resource (1 % when nobody sets it), or OTEL_TRACES_SAMPLER. A caller's own decision overrides it, so a trace asked for by hand still shows. --expect-sampling says what is meant"
+            "The sampling rate in force is not {promised} %: randomSamplingPercentage of the Telemetry resource (1 % when nobody sets it), or OTEL_TRACES_SAMPLER. {asked}. --expect-sampling says what is meant"
         ));
         match name {
             Some(hop) if place.runner(&hop) == Runner::Local => hint = hint.run(place.settings(&hop)),

@@ -13,6 +13,15 @@ pub(crate) struct Certificate {
     pub(crate) not_after: i64,
     /// DNS names and IP addresses of the subject alternative name; empty when there is none.
     pub(crate) names: Vec<String>,
+    /// The URIs there: a workload's identity in a mesh is one, `spiffe://…`.
+    pub(crate) uris: Vec<String>,
+}
+
+impl Certificate {
+    /// The identity of the workload that it belongs to, when it is no server's of the public web but a mesh's.
+    pub(crate) fn workload(&self) -> Option<&str> {
+        self.uris.iter().map(String::as_str).find(|uri| uri.starts_with("spiffe://"))
+    }
 }
 
 /// Reads a certificate; `None` when it is not one.
@@ -27,10 +36,10 @@ pub(crate) fn parse(der: &[u8]) -> Option<Certificate> {
     let (not_before, not_after) = (time(validity.next()?)?, time(validity.next()?)?);
     let subject = tbs.expect(SEQUENCE)?;
     tbs.next()?; // public key
-    let mut names = Vec::new();
+    let (mut names, mut uris) = (Vec::new(), Vec::new());
     while let Some((tag, body)) = tbs.next() {
         if tag == 0xa3 {
-            names = san(body).unwrap_or_default();
+            (names, uris) = san(body).unwrap_or_default();
         }
     }
     Some(Certificate {
@@ -40,6 +49,7 @@ pub(crate) fn parse(der: &[u8]) -> Option<Certificate> {
         not_before,
         not_after,
         names,
+        uris,
     })
 }
 
@@ -109,10 +119,10 @@ fn name(der: &[u8]) -> String {
     if parts.is_empty() { "(no name)".to_owned() } else { parts.join(", ") }
 }
 
-/// The DNS names and IP addresses among the extensions.
-fn san(extensions: &[u8]) -> Option<Vec<String>> {
+/// The DNS names and IP addresses among the extensions, and the URIs.
+fn san(extensions: &[u8]) -> Option<(Vec<String>, Vec<String>)> {
     let mut list = Der(extensions).enter(SEQUENCE)?;
-    let mut names = Vec::new();
+    let (mut names, mut uris) = (Vec::new(), Vec::new());
     while let Some((SEQUENCE, extension)) = list.next() {
         let mut extension = Der(extension);
         if extension.expect(OID) != Some(&[0x55, 0x1d, 0x11]) {
@@ -123,13 +133,14 @@ fn san(extensions: &[u8]) -> Option<Vec<String>> {
         while let Some((tag, body)) = general.next() {
             match (tag, body.len()) {
                 (0x82, _) => names.push(String::from_utf8_lossy(body).into_owned()),
+                (0x86, _) => uris.push(String::from_utf8_lossy(body).into_owned()),
                 (0x87, 4) => names.push(<[u8; 4]>::try_from(body).map(std::net::Ipv4Addr::from).ok()?.to_string()),
                 (0x87, 16) => names.push(<[u8; 16]>::try_from(body).map(std::net::Ipv6Addr::from).ok()?.to_string()),
                 _ => {}
             }
         }
     }
-    Some(names)
+    Some((names, uris))
 }
 
 /// UTCTime or GeneralizedTime, in UTC, as seconds since 1970.

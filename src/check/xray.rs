@@ -133,7 +133,13 @@ pub(crate) struct Proxy {
     pub(crate) identity: bool,
     /// Set Envoy's digit in the request id, or counts attempts: a proxy, traced or not.
     pub(crate) envoy: bool,
+    /// Called the app from the address that Istio's sidecars use for nothing else: a sidecar of the hop's own, whether or not it
+    /// knows that the call is HTTP.
+    pub(crate) sidecar: bool,
 }
+
+/// From where an Istio sidecar calls the app that it stands beside.
+const SIDECAR_CALLS_FROM: [&str; 2] = ["127.0.0.6", "::6"];
 
 impl Proxy {
     pub(crate) fn traces(self) -> bool {
@@ -141,7 +147,12 @@ impl Proxy {
     }
 
     pub(crate) fn is_seen(self) -> bool {
-        self.traces() || self.identity || self.envoy
+        self.traces() || self.identity || self.envoy || self.sidecar
+    }
+
+    /// Whether the hop has a sidecar of its own for certain. A traced call proves none: the caller's sidecar may have written it.
+    pub(crate) fn is_own_sidecar(self) -> bool {
+        self.identity || self.sidecar
     }
 }
 
@@ -203,6 +214,29 @@ pub(crate) struct Xray {
     pub(crate) left_out: Vec<(Hop, Format)>,
     /// Calls behind which nothing could be seen: the caller and the called.
     pub(crate) dark: Vec<(Hop, Hop)>,
+    /// Sampling decisions that tracing proxies took instead of the one that came in.
+    pub(crate) decided: Vec<Decided>,
+}
+
+/// A hop that injection left out.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Uninjected<'a> {
+    /// Its row.
+    pub(crate) at: usize,
+    pub(crate) hop: &'a Hop,
+    /// Its call came from another address than sidecars have. Plain text around a hop alone may have another cause: mTLS that
+    /// is switched off.
+    pub(crate) is_certain: bool,
+}
+
+/// A proxy's own word about sampling. One that traces rolls its own dice even for a caller that asked to be sampled, so at a rate
+/// below 100 % this is what it was told to do, and a question of the rate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Decided {
+    pub(crate) from: Hop,
+    pub(crate) to: Hop,
+    pub(crate) before: bool,
+    pub(crate) after: bool,
 }
 
 /// Examines one request.
@@ -220,6 +254,39 @@ impl Xray {
             Format::W3c => row.proxy.w3c,
             Format::B3 => row.proxy.b3,
         })
+    }
+
+    /// The hop that calls the one in this row; `None` for the first.
+    pub(crate) fn caller_of(&self, at: usize) -> Option<&Row> {
+        let depth = self.rows.get(at)?.depth;
+        self.rows[..at].iter().rev().find(|row| row.depth + 1 == depth)
+    }
+
+    /// The hops that this row's calls and that answered.
+    pub(crate) fn called_by(&self, at: usize) -> impl Iterator<Item = &Row> {
+        let depth = self.rows.get(at).map_or(0, |row| row.depth);
+        self.rows.iter().skip(at + 1).take_while(move |row| row.depth > depth).filter(move |row| row.depth == depth + 1)
+    }
+
+    /// Hops without a sidecar of their own in a mesh whose other hops have one: nobody vouches for their caller, and nobody vouches
+    /// for them where they call.
+    pub(crate) fn without_sidecar(&self) -> Vec<Uninjected<'_>> {
+        let addressed = self.rows.iter().any(|row| row.proxy.sidecar);
+        let vouched = self.rows.iter().any(|row| row.proxy.identity);
+        // A sidecar that takes a call for bytes vouches for nobody, so its silence says nothing.
+        let reads = |row: &Row| row.proxy.traces() || row.proxy.envoy || (row.proxy.sidecar && !self.mesh_traces());
+        let mut out: Vec<Uninjected<'_>> = Vec::new();
+        for (at, row) in self.rows.iter().enumerate().filter(|(_, row)| !row.proxy.is_own_sidecar()) {
+            let called: Vec<&Row> = self.called_by(at).collect();
+            // A gateway tells the first hop its own caller's address; and where no sidecar shows the address, they work otherwise.
+            let by_address = addressed && row.depth > 0;
+            let by_silence = vouched && !called.is_empty() && called.iter().all(|next| reads(next));
+            let is_vouched_for = called.iter().any(|next| next.proxy.identity);
+            if (by_address || by_silence) && !is_vouched_for && !out.iter().any(|known| *known.hop == row.hop) {
+                out.push(Uninjected { at, hop: &row.hop, is_certain: by_address });
+            }
+        }
+        out
     }
 
     /// Whether any proxy is seen to trace.
@@ -249,7 +316,16 @@ impl Xray {
         let hop = Hop::of(tree, url);
         let is_edge = path.is_empty();
         let proxy = proxy(sent, tree);
-        let (effects, request_id) = between(sent, &tree.received, is_edge);
+        let (mut effects, request_id) = between(sent, &tree.received, is_edge);
+        if proxy.traces() {
+            effects.retain(|effect| match *effect {
+                Effect::Sampled { before, after } => {
+                    self.decided.push(Decided { from: caller.clone(), to: hop.clone(), before, after });
+                    false
+                }
+                _ => true,
+            });
+        }
         self.fault(caller, &hop, Side::Between, caller_mode, effects);
         self.rows.push(Row {
             hop: hop.clone(),
@@ -380,6 +456,7 @@ fn proxy(sent: &Headers, tree: &Tree) -> Proxy {
         b3: wrote(Format::B3),
         identity: tree.client.identity.is_some(),
         envoy: reason || tree.attempt > 1,
+        sidecar: SIDECAR_CALLS_FROM.contains(&tree.client.ip.as_ref()),
     }
 }
 
@@ -539,16 +616,16 @@ fn continued(tree: &Tree, sent: &Headers, own: bool) -> (Vec<Effect>, Vec<(Forma
     let written: Vec<(Format, Context)> =
         Format::ALL.into_iter().filter_map(|format| Some((format, format.read(sent)?))).collect();
     let trace = trace_of(tree);
-    let names = |format: Format| -> Vec<String> {
-        tree.received.0.iter().map(|(name, _)| name).filter(|name| format.has(name)).cloned().collect()
+    // A format is also lost when a part of it is.
+    let gone = |format: Format| -> Vec<String> {
+        let names = tree.received.0.iter().map(|(name, _)| name);
+        names.filter(|name| format.has(name) && is_empty(sent, name)).cloned().collect()
     };
-    for (format, _) in &received {
-        if !format.is_present(sent) {
-            if written.is_empty() {
-                effects.extend(names(*format).into_iter().map(Effect::Lost));
-            } else {
-                unwritten.push((*format, names(*format)));
-            }
+    for (format, _) in received.iter().filter(|(format, _)| format.read(sent).is_none()) {
+        if written.is_empty() {
+            effects.extend(gone(*format).into_iter().map(Effect::Lost));
+        } else {
+            unwritten.push((*format, gone(*format)));
         }
     }
     for (format, context) in &written {

@@ -53,6 +53,14 @@ struct Between {
     removes: Vec<&'static str>,
     /// Gives every request a new id.
     renames: bool,
+    /// What the tracers decide about sampling, whatever the caller said: at a rate below 100 %.
+    decides: Option<bool>,
+    /// How many of the two sidecars are missing.
+    missing: usize,
+    /// The hop is called by a sidecar of its own, by its address.
+    sidecar: bool,
+    /// mTLS: the proxy tells who calls.
+    vouches: bool,
 }
 
 thread_local! {
@@ -89,7 +97,7 @@ fn write(headers: &mut Headers, format: Format, context: &Context, parent: Optio
 }
 
 /// One Envoy, as measured.
-fn envoy(tracer: Tracer, headers: &mut Headers) {
+fn envoy(tracer: Tracer, decides: Option<bool>, headers: &mut Headers) {
     let (b3, w3c) = (Format::B3.read(headers), Format::W3c.read(headers));
     let (read, formats): (_, &[Format]) = match tracer {
         Tracer::B3 => (b3, &[Format::B3]),
@@ -98,7 +106,7 @@ fn envoy(tracer: Tracer, headers: &mut Headers) {
     };
     let parent = read.as_ref().map(|context| context.span.clone());
     let (trace, sampled) = read.map_or_else(|| (format!("{}{}", id(), id()), Some(true)), |read| (read.trace, read.sampled));
-    let own = Context { trace, span: id(), sampled: sampled.or(Some(true)) };
+    let own = Context { trace, span: id(), sampled: decides.or(sampled).or(Some(true)) };
     for format in formats {
         write(headers, *format, &own, parent.as_deref());
     }
@@ -116,9 +124,9 @@ fn cross(between: &Between, headers: &mut Headers, edge: bool) {
     if edge && between.tracer.is_some() {
         set(headers, "x-request-id", context::fresh_request_id());
     }
-    for _ in 0..2 {
+    for _ in between.missing..2 {
         if let Some(tracer) = between.tracer {
-            envoy(tracer, headers);
+            envoy(tracer, between.decides, headers);
         }
     }
     for name in &between.removes {
@@ -196,6 +204,12 @@ fn travel(probe: &Probe, apps: &[App], between: &[Between]) -> Tree {
     fn from(index: usize, mut headers: Headers, apps: &[App], between: &[Between]) -> Tree {
         cross(&between[index], &mut headers, index == 0);
         let (mut tree, sent) = hop(index, &apps[index], headers);
+        if between[index].sidecar {
+            tree.client.ip = "127.0.0.6".into();
+        }
+        if between[index].vouches {
+            tree.client.identity = Some(format!("spiffe://cluster.local/ns/httpserver/sa/service{index}").into());
+        }
         if index + 1 < apps.len() {
             let reply = from(index + 1, sent.clone(), apps, between);
             tree.upstreams.push(Call {
@@ -233,6 +247,22 @@ fn report(apps: &[App], between: &[Between]) -> Vec<Finding> {
 
 fn mesh(tracer: Option<Tracer>) -> Vec<Between> {
     vec![Between { tracer, ..Between::default() }; 3]
+}
+
+/// Istio with a gateway and mTLS, whose hops have a sidecar or not.
+fn istio(tracer: Option<Tracer>, sidecars: [bool; 3]) -> Vec<Between> {
+    let one = |index: usize| {
+        let caller = index == 0 || sidecars[index - 1];
+        Between {
+            tracer,
+            missing: usize::from(!caller) + usize::from(!sidecars[index]),
+            // A gateway tells the first hop the address of its own caller.
+            sidecar: sidecars[index] && index > 0,
+            vouches: caller && sidecars[index],
+            ..Between::default()
+        }
+    };
+    (0..3).map(one).collect()
 }
 
 /// The only failure, as (id, from, to, side, text).
@@ -346,6 +376,15 @@ fn a_continuing_hop_that_drops_everything_or_one_format_that_it_reads_is_named()
     apps[0].drops = [&["traceparent", "tracestate"][..], &B3].concat();
     let (found, from, to, side, text) = only_failure(&report(&apps, &mesh(None)));
     assert_eq!((found, from.as_str(), to.as_str(), side), ("propagation.trace", "service1", "service2", Side::Hop), "{text}");
+}
+
+#[test]
+fn a_part_of_a_format_that_is_lost_breaks_it_and_the_part_alone_is_named() {
+    let mut apps = vec![continues(&W3C_FIRST); 3];
+    apps[1].drops = vec!["traceparent", "tracestate", "x-b3-traceid"];
+    let (found, from, to, side, text) = only_failure(&report(&apps, &mesh(None)));
+    assert_eq!((found, from.as_str(), to.as_str(), side), ("propagation.trace", "service2", "service3", Side::Hop), "{text}");
+    assert!(text.contains("x-b3-traceid") && !text.contains("x-b3-*"), "{text}");
 }
 
 #[test]
@@ -473,4 +512,96 @@ fn a_call_that_no_sidecar_handles_as_http_is_a_finding_and_a_waypoint_for_some_s
     let seam = failed[0].seam.clone().unwrap();
     assert_eq!((failed[0].id, seam.from.as_str(), seam.to.as_str()), ("propagation.coverage", "service1", "service2"));
     assert!(failed[0].cause.as_ref().unwrap().contains("appProtocol"), "{failed:#?}");
+}
+
+#[test]
+fn a_hop_that_injection_left_out_is_named_and_its_neighbours_are_not() {
+    for tracer in TRACERS.into_iter().map(Some).chain([None]) {
+        for app in [forward(), continues(if tracer == Some(Tracer::B3) { &B3_FIRST } else { &W3C_FIRST })] {
+            let apps = [app.clone(), app.clone(), app];
+            for left_out in [0, 1, 2] {
+                let mut sidecars = [true; 3];
+                sidecars[left_out] = false;
+                let findings = report(&apps, &istio(tracer, sidecars));
+                let failed = failures(&findings);
+                let name = format!("service{}", left_out + 1);
+                assert_eq!(failed.len(), 1, "{name} {tracer:?}: {findings:#?}");
+                let finding = failed[0];
+                assert_eq!((finding.id, finding.hop.as_deref()), ("propagation.sidecar", Some(name.as_str())), "{finding:#?}");
+                assert!(finding.text.starts_with(&format!("{name} has no sidecar")), "{}", finding.text);
+                assert_eq!(finding.text.contains("none behind it"), left_out < 2, "{}", finding.text);
+                assert!(finding.cause.as_ref().unwrap().contains("Injection is missing"), "{finding:#?}");
+                assert!(finding.next[0].starts_with(&format!("kubectl -n httpserver get pod -l app={name} ")), "{finding:#?}");
+                assert!(finding.next.iter().any(|next| next.contains("namespace httpserver --show-labels")), "{finding:#?}");
+            }
+            let findings = report(&apps, &istio(tracer, [true; 3]));
+            assert!(failures(&findings).is_empty(), "{tracer:?}: {findings:#?}");
+        }
+    }
+}
+
+#[test]
+fn sidecars_without_mutual_tls_are_not_called_missing() {
+    for tracer in TRACERS {
+        let mut between = istio(Some(tracer), [true; 3]);
+        between.iter_mut().for_each(|between| between.vouches = false);
+        let findings = report(&[forward(), forward(), forward()], &between);
+        assert!(failures(&findings).is_empty(), "{findings:#?}");
+        // mTLS off for one hop alone.
+        let mut between = istio(Some(tracer), [true; 3]);
+        between[1].vouches = false;
+        let findings = report(&[forward(), forward(), forward()], &between);
+        assert!(failures(&findings).is_empty(), "{findings:#?}");
+    }
+}
+
+#[test]
+fn a_sidecar_that_takes_a_call_for_bytes_points_at_the_ports_name_alone() {
+    for tracer in TRACERS {
+        let mut between = istio(Some(tracer), [true; 3]);
+        between[1].tracer = None;
+        between[1].vouches = false;
+        let findings = report(&[forward(), forward(), forward()], &between);
+        let failed = failures(&findings);
+        assert_eq!(failed.len(), 1, "{findings:#?}");
+        let seam = failed[0].seam.clone().unwrap();
+        assert_eq!((failed[0].id, seam.from.as_str(), seam.to.as_str()), ("propagation.coverage", "service1", "service2"));
+        let cause = failed[0].cause.as_ref().unwrap();
+        assert!(cause.contains("appProtocol") && !cause.contains("no sidecar") && !cause.contains("has a sidecar"), "{cause}");
+    }
+}
+
+#[test]
+fn sidecars_that_do_not_trace_behind_a_gateway_that_does_point_at_the_telemetry() {
+    for tracer in TRACERS {
+        let mut between = istio(Some(tracer), [true; 3]);
+        between[0].missing = 1;
+        between[1].tracer = None;
+        between[2].tracer = None;
+        let findings = report(&[forward(), forward(), forward()], &between);
+        let failed = failures(&findings);
+        assert_eq!(failed.len(), 1, "{findings:#?}");
+        assert!(failed[0].text.contains("sidecars in front of service2, service3 do not trace"), "{}", failed[0].text);
+        assert!(failed[0].cause.as_ref().unwrap().contains("meshConfig.extensionProviders"), "{:#?}", failed[0]);
+        assert!(failed[0].next.iter().any(|next| next.contains("kubectl get telemetry -A")), "{:#?}", failed[0]);
+        assert!(failed[0].next.iter().any(|next| next.contains("extensionProviders")), "{:#?}", failed[0]);
+    }
+}
+
+#[test]
+fn proxies_that_decide_about_sampling_themselves_flip_nothing() {
+    for tracer in TRACERS {
+        let order = if tracer == Tracer::B3 { B3_FIRST } else { W3C_FIRST };
+        for app in [forward(), continues(&order)] {
+            let mut between = istio(Some(tracer), [true; 3]);
+            between.iter_mut().for_each(|between| between.decides = Some(false));
+            let (_, xray) = xray(&[app.clone(), app.clone(), app.clone()], &between);
+            assert_eq!(xray.decided.len(), 1, "{tracer:?}: {:#?}", xray.decided);
+            assert_eq!((xray.decided[0].from.name.as_str(), xray.decided[0].after), (CALLER, false));
+            let findings = report(&[app.clone(), app.clone(), app], &between);
+            assert!(failures(&findings).is_empty(), "{tracer:?}: {findings:#?}");
+            let told = findings.iter().find(|finding| finding.id == "propagation.sampled").unwrap();
+            assert!(told.status == Status::Skip && told.text.contains("sampling rate"), "{told:#?}");
+        }
+    }
 }
