@@ -2,13 +2,15 @@
 //!
 //! A client that sends its next request when the last one was answered slows down with the server and hides an overload. This
 //! one sends on schedule, on as many connections as that takes, and counts a request's time from when it was due. It prints
-//! one JSON object: counts and percentiles by status, errors by kind, and how every second went.
+//! one JSON object: counts and percentiles by status, errors by kind, and how every second went. SIGTERM ends it early, with its
+//! last requests answered and everything told.
 //!
 //! `cargo run --release --example load -- --rate 500 --seconds 10 http://127.0.0.1:8080/hello`
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -16,6 +18,7 @@ use clap::Parser;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio::signal::unix::{SignalKind, signal};
 
 #[derive(Debug, Parser)]
 #[command(about = "Sends requests at a fixed rate and tells how they fared")]
@@ -58,7 +61,7 @@ struct Shared {
     idle: Mutex<Vec<TcpStream>>,
     ended: Mutex<Vec<Ended>>,
     /// Requests that were sent again because a kept connection had been closed before they got there, as every client does.
-    resent: std::sync::atomic::AtomicU64,
+    resent: AtomicU64,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -82,7 +85,7 @@ impl Shared {
                     return Outcome::Status(status);
                 }
                 // Not a byte of an answer: closed while it was idle.
-                Err("closed") => self.resent.fetch_add(1, std::sync::atomic::Ordering::Relaxed),
+                Err("closed") => self.resent.fetch_add(1, Ordering::Relaxed),
                 Err(error) => return Outcome::Error(error),
             };
         }
@@ -167,13 +170,21 @@ fn main() -> ExitCode {
 /// Returns how many requests were due when no connection was left for them.
 async fn drive(args: &Args, shared: &Arc<Shared>, begun: Instant) -> u64 {
     let end = begun + Duration::from_secs_f64(args.seconds);
+    let stopped = Arc::new(AtomicBool::new(false));
+    let mut terminate = signal(SignalKind::terminate()).expect("signals");
+    let stop = stopped.clone();
+    tokio::spawn(async move {
+        terminate.recv().await;
+        stop.store(true, Ordering::Relaxed);
+    });
+    let goes_on = move || Instant::now() < end && !stopped.load(Ordering::Relaxed);
     let mut tasks = tokio::task::JoinSet::new();
     let mut unsent = 0;
     if args.rate <= 0.0 {
         for _ in 0..args.connections {
-            let shared = shared.clone();
+            let (shared, goes_on) = (shared.clone(), goes_on.clone());
             tasks.spawn(async move {
-                while Instant::now() < end {
+                while goes_on() {
                     shared.send(Instant::now()).await;
                 }
             });
@@ -181,10 +192,11 @@ async fn drive(args: &Args, shared: &Arc<Shared>, begun: Instant) -> u64 {
     } else {
         let mut sent = 0_u64;
         let mut turns = tokio::time::interval(Duration::from_millis(1));
-        while Instant::now() < end {
+        while goes_on() {
             turns.tick().await;
             while tasks.try_join_next().is_some() {}
-            let due = (begun.elapsed().as_secs_f64() * args.rate) as u64;
+            // The first is due at once.
+            let due = (begun.elapsed().as_secs_f64() * args.rate) as u64 + 1;
             while sent < due {
                 let due = begun + Duration::from_secs_f64(sent as f64 / args.rate);
                 sent += 1;
@@ -238,7 +250,7 @@ fn report(shared: &Shared, begun: Instant, unsent: u64) -> Value {
         "requests": ended.len(),
         "statuses": by_status.into_iter().map(|(status, took)| (status, summary(took))).collect::<BTreeMap<_, _>>(),
         "errors": errors,
-        "resent": shared.resent.load(std::sync::atomic::Ordering::Relaxed),
+        "resent": shared.resent.load(Ordering::Relaxed),
         "unsent": unsent,
         "seconds": seconds.collect::<Vec<_>>(),
     })

@@ -9,6 +9,7 @@
 #   prometheus   a Prometheus scrapes the hops: histograms, labels, exemplars          scripts/e2e-prometheus.sh
 #   page         the demo's page in a real Chromium, as a person uses it               scripts/e2e-page.sh
 #   envoy        the chain behind a gateway and sidecars: tracers, lanes, restarts     scripts/e2e-envoy.sh
+#   reliability  no request and no span lost over restarts; excess is shed             scripts/e2e-reliability.sh
 #
 #   --install    get what is missing: environments, jars and Go tools under target/, system packages by apt.
 #                Without it, what is missing is listed, nothing is started, and the exit code is 2.
@@ -20,7 +21,7 @@ set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "$0")/lib.sh"
 
-known=(zipkin jaeger prometheus page envoy)
+known=(zipkin jaeger prometheus page envoy reliability)
 install=() parts=()
 for argument; do
   case $argument in

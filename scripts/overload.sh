@@ -2,11 +2,12 @@
 # Four times more requests than a hop takes, for a minute: what is too much must be shed at once, what is accepted must stay fast,
 # probes and metrics must answer, and a second later everything must be as before. On loopback.
 #
-#   scripts/overload.sh [--seconds N] [--latency MS] [--limit N]
+#   scripts/overload.sh [--seconds N] [--latency MS] [--limit N] [--no-times]
 #
 #   --seconds N       how long (default 60)
 #   --latency MS      how long a request of the hop takes (default 250): work that waits, as a hop with upstreams does
 #   --limit N         --max-concurrency of the hop (default: the hop's own, 1024)
+#   --no-times        times are told, but none fails the run: for a machine that is busy with other things
 #
 #   HTTPSERVER        the binary to test; default: target/release/httpserver
 #   LOAD              the load generator; default: built from examples/load.rs
