@@ -9,7 +9,7 @@ reports=${work:?}/check
 
 # checked NAME [OPTION...]: a run of check, of $check_url where that is set; its report is $reports/NAME.json, its exit code ours
 checked() {
-  local name=$1 through=(--resolve "$check_host:$SECURE_INGRESS_PORT:$INGRESS_HOST" --plain-port "$INGRESS_PORT" --cacert "$work/certs/ca.crt" --traces "$jaeger")
+  local name=$1 through=(--resolve "$check_host:$SECURE_INGRESS_PORT:$INGRESS_HOST" --plain-port "$INGRESS_PORT" --cacert "$work/certs/ca.crt" --traces "${jaeger:?}")
   shift
   [ -z "${check_url:-}" ] || through=()
   "$checker" check "${check_url:-https://$check_host:$SECURE_INGRESS_PORT/http/service0}" ${through[@]+"${through[@]}"} \
@@ -98,7 +98,7 @@ tracer_modes() {
     tracer zipkin-b3 && inbound_drained
     claim "check: healthy with Zipkin's B3 and the component b3-first" healthy zipkin-b3 'B3 \(Zipkin tracer\), seen in front of service1, service2, service3'
     deploy sidecar
-    claim "check: without b3-first the order of propagators is what does not fit" named zipkin-b3-order propagation.order,traces.parents,traces.one,traces.orphans \
+    claim "check: without b3-first the order of propagators is what does not fit" named zipkin-b3-order propagation.order \
       'OTEL_PROPAGATORS at service1 does not fit a mesh that speaks B3: set it to b3multi'
   else
     not_run+=("check with Zipkin's B3: the provider \"zipkin-b3\" is not installed")
