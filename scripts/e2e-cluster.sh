@@ -2,10 +2,11 @@
 # Takes the whole chain through a real cluster with Istio, and says claim by claim what held. It installs the hops, Jaeger, the gateway and a
 # certificate, follows the four tutorials, reads traces, applies every overlay, component, lane and scenario, and takes it all away again.
 #
-#   scripts/e2e-cluster.sh [--only PART,...] [--keep]
+#   scripts/e2e-cluster.sh [--only PART,...] [--restarts N] [--keep]
 #
-#   --only   of: tutorials, traces, check, security, lanes, scenarios, restarts, components, gateway-api; default: all of them, in this order
-#   --keep   leave everything standing at the end
+#   --only PART,...  of: tutorials, traces, check, security, lanes, scenarios, restarts, components, gateway-api; default: all of them, in this order
+#   --restarts N     of each Deployment, in the part restarts; default: 1
+#   --keep           leave everything standing at the end
 #
 # Before: a cluster that kubectl talks to, Istio in it (istioctl install -y -f istio/install.yaml), and the image in the cluster
 # (make docker-build docker-load). It refuses to start where a namespace "httpserver" or "tracing" is there already.
@@ -16,11 +17,16 @@ set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "$0")/lib.sh"
 
-parts=tutorials,traces,check,security,lanes,scenarios,restarts,components,gateway-api keep=no
+parts=tutorials,traces,check,security,lanes,scenarios,restarts,components,gateway-api keep=no rounds=1
 while [ $# -gt 0 ]; do
   case $1 in
     -h | --help) help "$0"; exit 0 ;;
     --only) [ $# -ge 2 ] || usage_error "--only needs a value"; parts=$2; shift 2 ;;
+    --restarts)
+      [[ ${2:-} =~ ^[1-9][0-9]*$ ]] || usage_error "--restarts needs a number from 1"
+      rounds=$2
+      shift 2
+      ;;
     --keep) keep=yes; shift ;;
     *) usage_error "unknown option: $1" ;;
   esac
@@ -554,33 +560,76 @@ mtls_refused() { ! request mtls.cncamp.io /hello/golang >/dev/null; }
 
 # ---------------------------------------------------------------- restarts under load
 
-# load SECONDS FILE: a request after the other, four at a time, for that long
+# load FILE: a request after the other, four at a time, until FILE.stop is there; a line each: status, trace id, span id and flags
 load() {
-  local end=$((SECONDS + $1)) i
+  local i
   for i in 1 2 3 4; do
-    while [ $SECONDS -lt "$end" ]; do code service1.cncamp.io /hello/service1; echo; done >"$2.$i" &
+    while [ ! -e "$1.stop" ]; do
+      request service1.cncamp.io /hello/service1 -o /dev/null -w '%{http_code} %header{traceresponse}\n' || true
+    done >"$1.$i" &
   done
   wait
-  cat "$2".[1-4] >"$2"
+  cat "$1".[1-4] >"$1"
+}
+# whole_traces FILE: of 200 requests from all over that load, each has the five spans of the apps, those of ended pods, too
+whole_traces() {
+  python3 - "$jaeger" "$1" <<'P'
+import json, random, sys, time, urllib.error, urllib.request
+
+url, file = sys.argv[1:]
+ids = [line.split()[1].split("-")[1] for line in open(file) if line.startswith("200 ") and "-" in line]
+asked = random.sample(ids, min(200, len(ids)))
+
+
+def spans(trace):
+    try:
+        with urllib.request.urlopen(f"{url}/api/traces/{trace}", timeout=10) as answer:
+            found = json.load(answer)["data"][0]["spans"]
+    except urllib.error.HTTPError:
+        return 0
+    return sum(all((tag["key"], tag["value"]) != ("component", "proxy") for tag in span["tags"]) for span in found)
+
+
+left, end = asked, time.monotonic() + 60
+while left and time.monotonic() < end:
+    left = [trace for trace in left if spans(trace) != 5]
+    time.sleep(1 if left else 0)
+print(f"{len(asked) - len(left)} of {len(asked)} traces have all spans of the apps" + f"; not {left[0]}" * bool(left))
+sys.exit(bool(left) or not asked)
+P
 }
 restarted() { # DEPLOYMENT
-  local answers=$work/load-$1 loader
-  ( load 45 "$answers" ) &
+  local file=$work/load-$1 i total failed ended codes traces watcher loader
+  rm -f "$file.stop"
+  # What a container ended with is told in an event before its pod is gone.
+  k get pods -l "app=$1" --watch -o 'jsonpath={.metadata.name} {.status.containerStatuses[?(@.name=="httpserver")].state.terminated.exitCode}{"\n"}' >"$file.ended" &
+  watcher=$!
+  load "$file" &
   loader=$!
-  sleep 3
-  k rollout restart "deployment/$1" >/dev/null
-  k rollout status "deployment/$1" --timeout=60s >/dev/null
+  sleep 2
+  for ((i = 0; i < rounds; i++)); do
+    k rollout restart "deployment/$1" >/dev/null
+    k rollout status "deployment/$1" --timeout=120s >/dev/null || break
+    eventually 90 "old pods gone" no_pod_is_going || break
+  done
+  touch "$file.stop"
   wait $loader
-  local total failed
-  total=$(wc -l <"$answers") failed=$(grep -cv '^200$' "$answers" || true)
-  [ "$total" -gt 100 ] && [ "$failed" -eq 0 ] || { echo "$failed of $total failed: $(sort "$answers" | uniq -c | paste -sd,)"; return 1; }
-  echo "$total requests, 0 failed"
+  kill $watcher
+  total=$(wc -l <"$file") failed=$(grep -cv '^200 ' "$file" || true)
+  ended=$(awk 'NF == 2 {print $1}' "$file.ended" | sort -u | wc -l) codes=$(awk 'NF == 2 {print $2}' "$file.ended" | sort -u | paste -sd,)
+  [ $i -eq "$rounds" ] && [ "$total" -gt 100 ] && [ "$failed" -eq 0 ] || {
+    echo "$i of $rounds restarts, $failed of $total requests failed: $(cut -d' ' -f1 "$file" | sort | uniq -c | paste -sd,)"
+    return 1
+  }
+  is 0 "$codes" >/dev/null || { echo "exit codes of $ended pods: $codes"; return 1; }
+  traces=$(whole_traces "$file") || { echo "$traces"; return 1; }
+  echo "$rounds x, $total requests, 0 failed, $ended pods ended with 0; $traces"
 }
 restarts() {
   part "rolling restarts under load"
   local name
   for name in service1 service2 service3; do
-    claim "rolling restart of $name under constant load through the gateway: no request fails" restarted "$name"
+    claim "rolling restart of $name under constant load through the gateway: no request fails, no span is lost, exit code 0" restarted "$name"
   done
 }
 
