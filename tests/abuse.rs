@@ -456,3 +456,49 @@ async fn a_flood_of_connections_that_hang_up_at_once_leaves_nothing_behind() {
     let grown = memory(&hop).await - before;
     assert!(grown < 16e6, "memory grew by {grown}");
 }
+
+/// The addresses that a process listens on, as the system tells it.
+fn listening(pid: u32) -> Vec<std::net::IpAddr> {
+    let own: Vec<_> = std::fs::read_dir(format!("/proc/{pid}/fd"))
+        .into_iter()
+        .flatten()
+        .filter_map(|fd| {
+            Some(std::fs::read_link(fd.ok()?.path()).ok()?.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.to_owned())
+        })
+        .collect();
+    let read = |file: &str| std::fs::read_to_string(format!("/proc/{pid}/net/{file}")).unwrap_or_default();
+    let listens = |line: &&str| {
+        let fields: Vec<_> = line.split_whitespace().collect();
+        fields.get(3) == Some(&"0A") && fields.get(9).is_some_and(|inode| own.iter().any(|own| own == inode))
+    };
+    let words = |line: &str| -> Vec<u32> {
+        let address = line.split_whitespace().nth(1).unwrap().split(':').next().unwrap();
+        address.as_bytes().chunks(8).map(|word| u32::from_str_radix(std::str::from_utf8(word).unwrap(), 16).unwrap()).collect()
+    };
+    let mut found = Vec::new();
+    for line in (read("tcp") + &read("tcp6")).lines().filter(listens) {
+        // Each word is in the machine's byte order.
+        let bytes: Vec<u8> = words(line).into_iter().flat_map(u32::to_ne_bytes).collect();
+        found.push(match <[u8; 4]>::try_from(bytes.as_slice()) {
+            Ok(four) => four.into(),
+            Err(_) => <[u8; 16]>::try_from(bytes.as_slice()).unwrap().into(),
+        });
+    }
+    found
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_demo_with_its_store_listens_on_loopback_alone_unless_told_otherwise() {
+    for (flags, loopback) in [(&[][..], true), (&["--listen", "0.0.0.0"], false)] {
+        let mut demo = std::process::Command::new(env!("CARGO_BIN_EXE_httpserver"));
+        demo.args(["demo", "--port", "0", "--store-port", "0"]).args(flags).stdout(std::process::Stdio::null());
+        let mut demo = demo.stderr(std::process::Stdio::null()).spawn().expect("the binary starts");
+        let pid = demo.id();
+        let found =
+            eventually("three hops and the store listen", || async { Some(listening(pid)).filter(|found| found.len() == 4) });
+        let found = found.await;
+        demo.kill().unwrap();
+        demo.wait().unwrap();
+        assert!(found.iter().all(|address| address.is_loopback() == loopback), "{flags:?}: {found:?}");
+    }
+}
