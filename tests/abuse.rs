@@ -456,3 +456,105 @@ async fn a_flood_of_connections_that_hang_up_at_once_leaves_nothing_behind() {
     let grown = memory(&hop).await - before;
     assert!(grown < 16e6, "memory grew by {grown}");
 }
+
+/// One frame of HTTP/2 (RFC 9113, 4.1).
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn floods_of_http_2_frames_cost_bounded_memory_and_slow_nobody_down() {
+    // RFC 9113, 6.
+    let [headers, rst_stream, settings, ping, continuation]: [u8; 5] = [1, 3, 4, 6, 9];
+    const END_STREAM: u8 = 1;
+    const END_HEADERS: u8 = 4;
+    // GET http://hop/ by HPACK's static table.
+    let head = [b"\x82\x86\x84\x41\x03".as_slice(), b"hop"].concat();
+    // Odd numbers, each once.
+    let requests = |reset: bool| -> Vec<u8> {
+        (0..50_000_u32)
+            .flat_map(|i| {
+                let request = frame(headers, END_STREAM | END_HEADERS, 2 * i + 1, &head);
+                let cancel = if reset { frame(rst_stream, 0, 2 * i + 1, &8_u32.to_be_bytes()) } else { Vec::new() };
+                [request, cancel].concat()
+            })
+            .collect()
+    };
+    let open = frame(headers, END_STREAM, 1, &head);
+    let line = [b"\x00\x03x-a\x7f\x00".as_slice(), &[b'x'; 127]].concat();
+    for (what, is_closed, flood) in [
+        ("requests that are taken back at once", true, requests(true)),
+        ("more requests than may be open", true, requests(false)),
+        ("a head without an end", true, [open, frame(continuation, 0, 1, &line).repeat(50_000)].concat()),
+        ("pings whose answers nobody reads", false, frame(ping, 0, 0, &[0; 8]).repeat(200_000)),
+        ("settings whose answers nobody reads", false, frame(settings, 0, 0, &[]).repeat(200_000)),
+        ("a frame of 16 MiB", true, [frame(0, 0, 1, &[0; (1 << 24) - 1]), frame(ping, 0, 0, &[0; 8])].concat()),
+    ] {
+        let hop = Hop::start(&[], &[]);
+        let before = memory(&hop).await;
+        let mut hostile = connect(&hop).await;
+        let sent = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".as_slice(), &frame(settings, 0, 0, &[]), &flood].concat();
+        // Until all is sent, or the hop reads no further or has had enough; it need not take all of it.
+        let _ = tokio::time::timeout(Duration::from_secs(5), hostile.write_all(&sent)).await;
+        let grown = memory(&hop).await - before;
+        assert!(grown < 32e6, "{what}: memory grew by {grown}");
+        let begun = Instant::now();
+        assert_eq!(hop.get("/hello", &[]).await.status, 200, "{what}");
+        assert!(begun.elapsed() < Duration::from_secs(5), "{what}: {:?}", begun.elapsed());
+        if is_closed {
+            until_closed(&mut hostile, PATIENCE).await;
+        }
+        drop(hostile);
+        eventually("nothing of it is left", || async {
+            (hop.metrics().await.sum("http_server_active_requests", &[]) <= 1.0).then_some(())
+        })
+        .await;
+    }
+}
+
+/// The addresses that a process listens on, as the system tells it.
+fn listening(pid: u32) -> Vec<std::net::IpAddr> {
+    let own: Vec<_> = std::fs::read_dir(format!("/proc/{pid}/fd"))
+        .into_iter()
+        .flatten()
+        .filter_map(|fd| {
+            Some(std::fs::read_link(fd.ok()?.path()).ok()?.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.to_owned())
+        })
+        .collect();
+    let read = |file: &str| std::fs::read_to_string(format!("/proc/{pid}/net/{file}")).unwrap_or_default();
+    let listens = |line: &&str| {
+        let fields: Vec<_> = line.split_whitespace().collect();
+        fields.get(3) == Some(&"0A") && fields.get(9).is_some_and(|inode| own.iter().any(|own| own == inode))
+    };
+    let words = |line: &str| -> Vec<u32> {
+        let address = line.split_whitespace().nth(1).unwrap().split(':').next().unwrap();
+        address.as_bytes().chunks(8).map(|word| u32::from_str_radix(std::str::from_utf8(word).unwrap(), 16).unwrap()).collect()
+    };
+    let mut found = Vec::new();
+    for line in (read("tcp") + &read("tcp6")).lines().filter(listens) {
+        // Each word is in the machine's byte order.
+        let bytes: Vec<u8> = words(line).into_iter().flat_map(u32::to_ne_bytes).collect();
+        found.push(match <[u8; 4]>::try_from(bytes.as_slice()) {
+            Ok(four) => four.into(),
+            Err(_) => <[u8; 16]>::try_from(bytes.as_slice()).unwrap().into(),
+        });
+    }
+    found
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_demo_with_its_store_listens_on_loopback_alone_unless_told_otherwise() {
+    for (flags, loopback) in [(&[][..], true), (&["--listen", "0.0.0.0"], false)] {
+        let mut demo = std::process::Command::new(env!("CARGO_BIN_EXE_httpserver"));
+        demo.args(["demo", "--port", "0", "--store-port", "0"]).args(flags).stdout(std::process::Stdio::null());
+        let mut demo = demo.stderr(std::process::Stdio::null()).spawn().expect("the binary starts");
+        let pid = demo.id();
+        let found =
+            eventually("three hops and the store listen", || async { Some(listening(pid)).filter(|found| found.len() == 4) });
+        let found = found.await;
+        demo.kill().unwrap();
+        demo.wait().unwrap();
+        assert!(found.iter().all(|address| address.is_loopback() == loopback), "{flags:?}: {found:?}");
+    }
+}

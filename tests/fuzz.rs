@@ -5,8 +5,8 @@ use std::path::Path;
 
 use httpserver::fuzzing::{PARSERS, run};
 
-/// Mutations of each saved input.
-const MUTATIONS: usize = 2_000;
+/// Damaged inputs for each parser.
+const MUTATIONS: usize = 20_000;
 
 /// xorshift64*: the same numbers on every run, so that a failure comes back.
 struct Numbers(u64);
@@ -67,7 +67,7 @@ fn no_parser_panics_or_breaks_its_promises_on_the_corpus_and_on_damaged_copies_o
         let mut numbers = Numbers(0x9e37_79b9_7f4a_7c15);
         for (i, input) in inputs.iter().enumerate() {
             run(parser, input);
-            for _ in 0..MUTATIONS {
+            for _ in 0..MUTATIONS.div_ceil(inputs.len()) {
                 let mut damaged = input.clone();
                 numbers.damage(&mut damaged, &inputs[(i + 1) % inputs.len()]);
                 let result = std::panic::catch_unwind(|| run(parser, &damaged));

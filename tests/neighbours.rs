@@ -3,12 +3,13 @@
 
 mod common;
 
+use std::net::SocketAddr;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use common::{Act, Hop, PATIENCE, Upstream, answer, eventually, exchange, free_addr};
+use common::{Act, Answer, Hop, PATIENCE, Upstream, answer, eventually, exchange, free_addr, read_answer};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 
 async fn memory(hop: &Hop) -> f64 {
     hop.metrics().await.sum("process_resident_memory_bytes", &[])
@@ -155,6 +156,77 @@ async fn a_hop_that_is_killed_loses_its_own_requests_and_the_front_says_which_it
     assert!(error.contains("cannot connect") || error.contains("broken answer"), "{last:#}");
     assert_eq!(hops[0].get("/hello", &[]).await.status, 200, "the others go on");
     assert_eq!(hops[1].get("/hello", &[]).await.status, 200);
+}
+
+/// Sends a request on a connection of its own; what comes back, `None` when the connection ends without a whole answer.
+fn in_flight(addr: SocketAddr, path: &str) -> tokio::task::JoinHandle<Option<Answer>> {
+    let request = format!("GET {path} HTTP/1.1\r\nhost: hop\r\naccept: application/json\r\n\r\n");
+    tokio::spawn(async move {
+        let mut stream = TcpStream::connect(addr).await.expect("the hop listens");
+        stream.write_all(request.as_bytes()).await.expect("the hop reads");
+        read_answer(&mut stream, false).await
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kill_9_of_any_hop_fails_what_was_in_flight_there_and_nothing_else_and_it_can_come_back() {
+    const MANY: usize = 10;
+    for killed in 0..3 {
+        // The last hop's answer never comes, so whatever was sent down the chain is in every hop when one is killed.
+        let last = Hop::start(&["--name", "service3", "--latency", "10m"], &[]);
+        let calling = |name: &str, below: &Hop| {
+            let flags = ["--name", name, "--upstream", &below.url(""), "--upstream-timeout", "10m", "--latency", "1s"];
+            Hop::start(&flags, &[])
+        };
+        let middle = calling("service2", &last);
+        let front = calling("service1", &middle);
+        let mut hops = [front, middle, last];
+        let down_the_chain: Vec<_> = (0..MANY).map(|_| in_flight(hops[0].addr, "/service1")).collect();
+        eventually("all of them are at the end of the chain", || async {
+            // The scrape is one, too.
+            (hops[2].metrics().await.sum("http_server_active_requests", &[]) > MANY as f64).then_some(())
+        })
+        .await;
+        // They take a second, and have nothing to do with the one that is killed.
+        let others: Vec<_> = (0..2)
+            .filter(|hop| *hop != killed)
+            .flat_map(|hop| [(); MANY].map(|()| in_flight(hops[hop].addr, "/hello")))
+            .collect();
+        hops[killed].signal("KILL");
+        assert_eq!(hops[killed].ended().code(), None, "it had no time to say anything");
+        for answer in down_the_chain {
+            let answer = tokio::time::timeout(PATIENCE, answer).await.expect("its end is seen at once").unwrap();
+            let Some(answer) = answer else {
+                assert_eq!(killed, 0, "only who called the killed hop itself gets no answer");
+                continue;
+            };
+            assert_eq!(answer.status, 502);
+            let reply = answer.json();
+            let mut call = &reply["upstreams"][0];
+            for _ in 1..killed {
+                assert_eq!(call["status"], 502, "a hop above it answers: {call:#}");
+                call = &call["reply"]["upstreams"][0];
+            }
+            assert_eq!((&call["status"], &call["reply"]), (&serde_json::Value::Null, &serde_json::Value::Null), "{call:#}");
+            let (url, error) = (call["url"].as_str().unwrap(), call["error"].as_str().unwrap());
+            assert!(url.contains(&hops[killed].addr.to_string()), "the killed hop is named: {call:#}");
+            assert!(error.contains("broken answer") || error.contains("cannot connect"), "{error}");
+        }
+        for answer in others {
+            assert_eq!(answer.await.unwrap().expect("an answer").status, 200, "another hop's request is not touched");
+        }
+        // At its old address, as a container that is started again.
+        let addr = hops[killed].addr.to_string();
+        let flags = ["--addr", &addr, "--name", "again"];
+        let below = hops.get(killed + 1).map(|hop| hop.url(""));
+        let flags: Vec<_> = flags.into_iter().chain(below.iter().flat_map(|url| ["--upstream", url])).collect();
+        hops[killed] = Hop::start(&flags, &[]);
+        if killed == 2 {
+            assert_eq!(in_flight(hops[0].addr, "/service1").await.unwrap().expect("an answer").status, 200);
+        } else {
+            assert_eq!(hops[killed].get("/hello", &[]).await.status, 200);
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
