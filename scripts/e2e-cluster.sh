@@ -48,6 +48,7 @@ jaeger_is_ours=no forward=""
 
 wanted() { [[ ,$parts, == *,$1,* ]]; }
 part() { printf '\n-- %s\n' "$1"; }
+# Not for what runs in the background: kill would end the shell around the function, and kubectl would live on.
 k() { kubectl -n httpserver "$@"; }
 
 # request HOST PATH [curl arguments]: through the HTTPS gateway
@@ -316,7 +317,7 @@ denied_to_others() {
     --overrides='{"spec":{"securityContext":{"runAsNonRoot":true,"runAsUser":65532}}}' >/dev/null
   k wait --for=condition=Ready pod/intruder --timeout=60s >/dev/null
   port=$(free_port)
-  k port-forward --address 127.0.0.1 pod/intruder "$port:8080" >/dev/null 2>&1 &
+  kubectl -n httpserver port-forward --address 127.0.0.1 pod/intruder "$port:8080" >/dev/null 2>&1 &
   local forwarding=$!
   eventually 20 "the intruder's port" curl -s "http://127.0.0.1:$port/healthz" >/dev/null
   out=$(curl -s -H 'accept: application/json' "http://127.0.0.1:$port/service9" | py 'r["upstreams"][0]["status"]')
@@ -606,7 +607,7 @@ restarted() { # DEPLOYMENT
   local file=$work/load-$1 i total failed ended codes traces watcher loader
   rm -f "$file.stop"
   # What a container ended with is told in an event before its pod is gone.
-  k get pods -l "app=$1" --watch -o 'jsonpath={.metadata.name} {.status.containerStatuses[?(@.name=="httpserver")].state.terminated.exitCode}{"\n"}' >"$file.ended" &
+  kubectl -n httpserver get pods -l "app=$1" --watch -o 'jsonpath={.metadata.name} {.status.containerStatuses[?(@.name=="httpserver")].state.terminated.exitCode}{"\n"}' >"$file.ended" 2>/dev/null &
   watcher=$!
   load "$file" &
   loader=$!
@@ -704,7 +705,7 @@ refused_by_profile() {
 plain_trace() {
   local port id
   port=$(free_port)
-  k port-forward --address 127.0.0.1 deployment/service1 "$port:8080" >/dev/null 2>&1 &
+  kubectl -n httpserver port-forward --address 127.0.0.1 deployment/service1 "$port:8080" >/dev/null 2>&1 &
   local forwarding=$!
   eventually 20 "service1's port" curl -s "http://127.0.0.1:$port/healthz" >/dev/null
   curl -s -H 'accept: application/json' "http://127.0.0.1:$port/hello/service1" >"$work/plain.json"
