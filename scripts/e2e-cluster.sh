@@ -599,7 +599,7 @@ left, end = asked, time.monotonic() + 60
 while left and time.monotonic() < end:
     left = [trace for trace in left if spans(trace) != 5]
     time.sleep(1 if left else 0)
-print(f"{len(asked) - len(left)} of {len(asked)} traces have all spans of the apps" + f"; not {left[0]}" * bool(left))
+print(f"{len(asked) - len(left)} of {len(asked)} traces have all spans of the apps", *(f"not {trace}" for trace in left[:3]))
 sys.exit(bool(left) or not asked)
 P
 }
