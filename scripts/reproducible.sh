@@ -24,7 +24,7 @@ for build in one two; do
   flags="$image --remap-path-prefix=$work/$build=. --remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=cargo"
   (cd "$work/$build" && REVISION=$revision RUSTFLAGS=$flags CARGO_TARGET_DIR="$work/$build/target" \
     cargo build --quiet --release --locked --bin httpserver --target "$target")
-  sha256sum <"$work/$build/target/$target/release/httpserver" >"$work/$build.sum"
-  printf '%s%s bytes, commit %s, %s\n' "$(cat "$work/$build.sum")" "$(stat -c %s "$work/$build/target/$target/release/httpserver")" "$revision" "$(rustc --version)"
+  binary=$work/$build/target/$target/release/httpserver
+  printf '%s  %s bytes, commit %s, %s\n' "$(sha256sum <"$binary" | cut -d " " -f 1)" "$(stat -c %s "$binary")" "$revision" "$(rustc --version)"
 done
-cmp -s "$work/one.sum" "$work/two.sum" || die "two builds of the same commit differ"
+cmp "$work/one/target/$target/release/httpserver" "$binary" || die "two builds of the same commit differ"
