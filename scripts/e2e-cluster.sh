@@ -57,17 +57,6 @@ request() {
 }
 json() { request "$@" -H 'accept: application/json'; }
 code() { request "$@" -o /dev/null -w '%{http_code}'; }
-# py EXPRESSION [ARGUMENT...]: of the JSON on stdin, called r; hops(r) is the chain, flat
-py() {
-  python3 -c '
-import json, sys
-def hops(r):
-    return [r] + [h for u in r["upstreams"] if u["reply"] for h in hops(u["reply"])]
-r = json.load(sys.stdin)
-print(eval(sys.argv[1]))' "$@"
-}
-# is WANTED ACTUAL
-is() { [ "$1" = "$2" ] || { printf 'wanted: %s\ngot:    %s\n' "$1" "$2"; return 1; }; echo "$2"; }
 # between LOW HIGH ACTUAL
 between() { [ "$3" -ge "$1" ] && [ "$3" -le "$2" ] || { printf 'wanted: %s to %s\ngot:    %s\n' "$1" "$2" "$3"; return 1; }; echo "$3"; }
 # codes COUNT HOST PATH [curl arguments]: "200 x 17, 503 x 3"

@@ -46,15 +46,6 @@ cleanup() {
 }
 trap cleanup EXIT
 
-py() {
-  python3 -c '
-import json, sys
-def hops(r):
-    return [r] + [h for u in r["upstreams"] if u["reply"] for h in hops(u["reply"])]
-r = json.load(sys.stdin)
-print(eval(sys.argv[1]))' "$@"
-}
-is() { [ "$1" = "$2" ] || { printf 'wanted: %s\ngot:    %s\n' "$1" "$2"; return 1; }; echo "$2"; }
 at_most() { [ "$2" -le "$1" ] || { printf 'wanted: at most %s\ngot:    %s\n' "$1" "$2"; return 1; }; echo "$2${3:+ $3}"; }
 # run NAME [docker arguments]: a hop in the background; prints its address on loopback
 run() {

@@ -57,3 +57,24 @@ claims_end() {
   printf '\n| claim | result |\n|---|---|\n%s\n%s claims, %s failed\n' "$claims_table" "$claims_total" "$claims_failed"
   [ $claims_failed -eq 0 ]
 }
+
+# is WANTED ACTUAL: prints it, or what was wanted and what came
+is() { [ "$1" = "$2" ] || { printf 'wanted: %s\ngot:    %s\n' "$1" "$2"; return 1; }; echo "$2"; }
+
+# py EXPRESSION [ARGUMENT...]: of the JSON on stdin, called r; hops(r) is the chain of a reply, flat
+py() {
+  python3 -c '
+import json, sys
+def hops(r):
+    return [r] + [h for u in r["upstreams"] if u["reply"] for h in hops(u["reply"])]
+r = json.load(sys.stdin)
+print(eval(sys.argv[1]))' "$@"
+}
+
+# find_envoy: sets ENVOY, unless it is set, to the one of the Python package that scripts/e2e-envoy.sh --install gets; false where it is not
+envoy_python=$top/target/venv-envoy/bin/python
+find_envoy() {
+  [ -z "${ENVOY:-}" ] || return 0
+  [ -x "$envoy_python" ] || return 1
+  ENVOY=$("$envoy_python" -c 'import envoy, os; print(os.path.join(os.path.dirname(envoy.__file__), "_bin", "envoy"))')
+}

