@@ -22,10 +22,12 @@ build() { # what, command…: a contender that does not build is a row that says
   "$@" > "$out/build-$what.log" 2>&1 || { echo "bench: $what does not build, see $out/build-$what.log" >&2; return 1; }
 }
 
-# As the Dockerfile builds what users run: static, at a fixed address. The target is named although it is the host's own: without a
+# As the Dockerfile builds what users run, with its flags. The target is named although it is the host's own: without a
 # name the flags would also hit build scripts and macros, which cannot be static. Every Rust contender is built the same way.
 target=$(rustc -vV | sed -n 's/^host: //p')
-export RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static" CARGO_BUILD_TARGET=$target
+RUSTFLAGS=$(sed -n 's/.*RUSTFLAGS="\([^"]*\)".*/\1/p' Dockerfile)
+[ -n "$RUSTFLAGS" ] || { echo "bench: the Dockerfile sets no RUSTFLAGS" >&2; exit 1; }
+export RUSTFLAGS CARGO_BUILD_TARGET=$target
 build httpserver cargo build --release --locked --bin httpserver --target-dir "$out/rust"
 build contenders cargo build --release --locked --manifest-path benches/contenders/Cargo.toml --target-dir "$out/rust-contenders"
 # A hop without any telemetry shares the compiled packages with the product: the same versions, so the same lock file, and the same profile.
