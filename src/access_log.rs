@@ -3,7 +3,8 @@
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
-use crate::lines::{LineWriter, push_address, push_escaped, push_milliseconds, push_number, push_time};
+use crate::json::push_escaped;
+use crate::lines::{LineWriter, push_address, push_milliseconds, push_number, push_time};
 use crate::propagation::{Context, push_hex};
 
 /// `--log-format`.

@@ -7,13 +7,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 
-use axum::Router;
-use axum::response::IntoResponse as _;
 use bytes::Bytes;
+use http::header::{CONTENT_TYPE, HeaderValue};
 use http::{Request, Response};
 use hyper::body::Incoming;
 use tokio::net::TcpListener;
-use tower_service::Service as _;
 
 use crate::access_log::AccessLog;
 use crate::config::{Config, Listen};
@@ -151,7 +149,7 @@ impl App {
     /// Serves until `shutdown` resolves; then drains, flushes and returns.
     pub async fn run(self, shutdown: impl Future<Output = Stop>) -> Ended {
         let Self { listener, node, pipeline, connections, tls, drain, addr } = self;
-        let hop = Hop { router: routes::router(node.clone()), node: node.clone() };
+        let hop = Hop { node: node.clone() };
         node.phase.set_ready();
         tracing::info!(
             address = %addr,
@@ -221,7 +219,6 @@ pub(crate) async fn listen(listen: Listen) -> Result<TcpListener, String> {
 #[derive(Clone)]
 struct Hop {
     node: Arc<Node>,
-    router: Router,
 }
 
 impl server::Handler for Hop {
@@ -253,10 +250,10 @@ impl server::Handler for Hop {
 impl Hop {
     async fn admitted(
         &self,
-        exchange: &Arc<Exchange>,
+        exchange: &Exchange,
         anonymous: bool,
-        request: Request<Incoming>,
-    ) -> Result<axum::response::Response, Error> {
+        mut request: Request<Incoming>,
+    ) -> Result<Response<Bytes>, Error> {
         // hyper looks at its limit only when it has to read again: a larger head that came at once passes it. HTTP/2 does not
         // count fields.
         if exchange.head_bytes > connection::MAX_HEAD || request.headers().len() > connection::MAX_FIELDS {
@@ -272,7 +269,7 @@ impl Hop {
         // Overload is answered at once, before anything is waited for.
         let _permit = Permit::acquire(&self.node, exchange.route)?;
         // The body is off the connection before the answer is begun.
-        let mut request = limits::take_body(request).await?;
+        limits::take_body(request.body_mut()).await?;
         // Latency and faults come before the work, as they would in a slow or broken service.
         if exchange.route.is_work() {
             let draw = self.node.faults.draw();
@@ -281,11 +278,12 @@ impl Hop {
                 tokio::time::sleep(draw.wait).await;
             }
             if let Some(status) = draw.abort.filter(|_| !exchange.route.is_chain()) {
-                return Ok((status, format!("injected: abort {}\n", status.as_u16())).into_response());
+                let mut response = Response::new(format!("injected: abort {}\n", status.as_u16()).into());
+                response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+                *response.status_mut() = status;
+                return Ok(response);
             }
         }
-        request.extensions_mut().insert(exchange.clone());
-        // The router never fails; its error type has no value.
-        Ok(self.router.clone().call(request).await.unwrap_or_else(|never| match never {}))
+        Ok(routes::answer(exchange, &request).await)
     }
 }

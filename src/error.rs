@@ -1,7 +1,7 @@
 //! The ways a request fails, and the only place where a failure becomes a response.
 
-use axum::response::{IntoResponse, Response};
-use http::{HeaderValue, StatusCode, header};
+use bytes::Bytes;
+use http::{HeaderValue, Response, StatusCode, header};
 
 /// A failure of ours, answered as `application/problem+json` (RFC 9457).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,13 +67,9 @@ impl Error {
         let title = status.canonical_reason().unwrap_or_default();
         format!("{{\"type\":\"about:blank\",\"title\":\"{title}\",\"status\":{},\"detail\":\"{detail}\"}}", status.as_u16())
     }
-}
 
-/// The media type of problem documents.
-pub(crate) const PROBLEM_JSON: &str = "application/problem+json";
-
-impl IntoResponse for Error {
-    fn into_response(self) -> Response {
+    /// The answer.
+    pub(crate) fn into_response(self) -> Response<Bytes> {
         let mut response = Response::new(self.problem().into());
         *response.status_mut() = self.parts().0;
         let headers = response.headers_mut();
@@ -90,6 +86,9 @@ impl IntoResponse for Error {
         response
     }
 }
+
+/// The media type of problem documents.
+pub(crate) const PROBLEM_JSON: &str = "application/problem+json";
 
 /// An error with everything below it, on one line.
 pub(crate) fn causes(error: &dyn std::error::Error) -> String {

@@ -18,7 +18,8 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::ids;
-use crate::lines::{LineWriter, push_escaped, push_number};
+use crate::json::push_escaped;
+use crate::lines::{LineWriter, push_number};
 use crate::metrics::Metrics;
 use crate::propagation::{Sampling, push_hex};
 use crate::tls;

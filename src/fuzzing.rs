@@ -10,12 +10,12 @@ use crate::config::{Listen, pairs};
 use crate::demo::store::{Limits, Store};
 use crate::demo::zipkin::decode;
 use crate::fault::{Fault, Latency, parse_duration};
-use crate::lines::push_escaped;
+use crate::json::push_escaped;
 use crate::observe::{caller_uri, host_and_port};
 use crate::propagation::{Carried, Propagator, Sampling, is_valid_request_id};
-use crate::reply::Tree;
+use crate::reply::{Tree, is_reply};
 use crate::routes::prefers_json;
-use crate::upstream::{Target, is_reply};
+use crate::upstream::Target;
 
 /// A parser by its name, and how to give it bytes.
 pub type Parser = (&'static str, fn(&[u8]));

@@ -28,6 +28,7 @@ pub mod fault;
 #[doc(hidden)]
 pub mod fuzzing;
 mod ids;
+mod json;
 pub mod lifecycle;
 mod limits;
 pub mod lines;

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use http::Request;
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
@@ -44,22 +43,20 @@ impl Drop for Permit {
 }
 
 /// Takes the request's body off the connection, so that an answer never overtakes it. Nearly every request has none.
-pub(crate) async fn take_body(request: Request<Incoming>) -> Result<Request<axum::body::Body>, Error> {
-    let (parts, body) = request.into_parts();
-    if !body.is_end_stream() {
-        if body.size_hint().lower() > MAX_BODY as u64 {
-            return Err(Error::ContentTooLarge);
-        }
-        match tokio::time::timeout(BODY_TIMEOUT, thrown_away(body)).await {
-            Err(_) => return Err(Error::RequestTimeout),
-            Ok(taken) => taken?,
-        }
+pub(crate) async fn take_body(body: &mut Incoming) -> Result<(), Error> {
+    if body.is_end_stream() {
+        return Ok(());
     }
-    Ok(Request::from_parts(parts, axum::body::Body::empty()))
+    if body.size_hint().lower() > MAX_BODY as u64 {
+        return Err(Error::ContentTooLarge);
+    }
+    // Boxed, because its size would be every request's.
+    let taken = tokio::time::timeout(BODY_TIMEOUT, thrown_away(body));
+    Box::pin(taken).await.unwrap_or(Err(Error::RequestTimeout))
 }
 
 /// Reads a body to its end and keeps nothing of it.
-async fn thrown_away(mut body: Incoming) -> Result<(), Error> {
+async fn thrown_away(body: &mut Incoming) -> Result<(), Error> {
     let mut length = 0;
     while let Some(frame) = body.frame().await {
         // Broken off or malformed: there is nobody to tell, or hyper tells.

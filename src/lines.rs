@@ -138,18 +138,23 @@ impl io::Write for LineWriter {
 
 /// Appends a number. Lines are made of many small ones, and `write!` takes longer for its own machinery than for the digits.
 pub(crate) fn push_number(out: &mut Vec<u8>, number: u64) {
-    let mut digits = [0; 20];
-    let mut start = digits.len();
-    let mut rest = number;
-    loop {
-        start -= 1;
-        digits[start] = b'0' + (rest % 10) as u8;
-        rest /= 10;
-        if rest == 0 {
-            break;
+    // Most are a byte of an address or a status.
+    match number {
+        0..10 => out.push(b'0' + number as u8),
+        10..100 => push_digits::<2>(out, number as u32),
+        100..1000 => push_digits::<3>(out, number as u32),
+        _ => {
+            let mut digits = [0; 20];
+            let mut start = digits.len();
+            let mut rest = number;
+            while rest > 0 {
+                start -= 1;
+                digits[start] = b'0' + (rest % 10) as u8;
+                rest /= 10;
+            }
+            out.extend_from_slice(&digits[start..]);
         }
     }
-    out.extend_from_slice(&digits[start..]);
 }
 
 /// Appends the last `N` digits of a number, with leading zeros.
@@ -218,41 +223,9 @@ pub(crate) fn push_time(out: &mut Vec<u8>, time: SystemTime) {
     out.push(b'Z');
 }
 
-/// Appends text as part of a line that stays one line: what could end it, forge another one or move a terminal's cursor is
-/// escaped, and so are quotes and backslashes. The result is also a valid JSON string's inside.
-pub(crate) fn push_escaped(out: &mut Vec<u8>, text: &[u8]) {
-    let plain = |byte: u8| (0x20..0x7f).contains(&byte) && byte != b'"' && byte != b'\\';
-    if text.iter().all(|byte| plain(*byte)) {
-        out.extend_from_slice(text);
-        return;
-    }
-    for c in String::from_utf8_lossy(text).chars() {
-        match c {
-            '"' | '\\' => out.extend_from_slice(&[b'\\', c as u8]),
-            // U+2028 and U+2029 end a line for some readers; C1 controls move some terminals' cursors.
-            c if c.is_control()
-                || matches!(c, '\u{2028}' | '\u{2029}' | '\u{200e}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}') =>
-            {
-                let _ = write!(out, "\\u{:04x}", c as u32);
-            }
-            c => out.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes()),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn an_escaped_text_cannot_end_its_line_and_is_json() {
-        let mut out = Vec::new();
-        push_escaped(&mut out, "a\r\nb\"c\\d\u{1b}[31m\u{9b}\u{2028}\u{202e}ü".as_bytes());
-        let text = String::from_utf8(out).unwrap();
-        assert!(!text.chars().any(|c| c.is_control() || c == '\u{2028}'), "{text}");
-        let json: String = serde_json::from_str(&format!("\"{text}\"")).unwrap();
-        assert_eq!(json, "a\r\nb\"c\\d\u{1b}[31m\u{9b}\u{2028}\u{202e}ü");
-    }
 
     #[test]
     fn times_are_written_as_humantime_writes_them() {

@@ -4,6 +4,7 @@
 //! [`Exchange`]; it tells what it saw when it is dropped, so that requests that time out, panic or whose caller hangs up
 //! are counted and logged like any other.
 
+use std::convert::Infallible;
 use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -12,7 +13,6 @@ use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use std::task::{Context as TaskContext, Poll};
 use std::time::{Duration, Instant, SystemTime};
 
-use axum::body::Body;
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::PathAndQuery;
@@ -161,11 +161,15 @@ impl Exchange {
     }
 
     /// The headers that every answer carries, and the body that tells the exchange how much of it was sent.
-    pub(crate) fn answer(self: Arc<Self>, response: Response<Body>) -> Response<ObservedBody> {
-        let (mut parts, body) = response.into_parts();
-        self.status.store(parts.status.as_u16(), Ordering::Relaxed);
-        self.write_headers(&mut parts.headers);
-        Response::from_parts(parts, ObservedBody { body, exchange: Some(self) })
+    pub(crate) fn answer(self: Arc<Self>, mut response: Response<Bytes>) -> Response<ObservedBody> {
+        self.status.store(response.status().as_u16(), Ordering::Relaxed);
+        if self.method == Method::HEAD {
+            let length = HeaderValue::from(response.body().len());
+            response.headers_mut().insert(header::CONTENT_LENGTH, length);
+            *response.body_mut() = Bytes::new();
+        }
+        self.write_headers(response.headers_mut());
+        response.map(|data| ObservedBody { data, exchange: Some(self) })
     }
 
     fn write_headers(&self, headers: &mut HeaderMap) {
@@ -323,33 +327,28 @@ pub(crate) fn host_and_port(host: &str) -> (&str, u16) {
 
 /// An answer's body that keeps its exchange until everything was handed to the connection, or until nobody wants it.
 pub(crate) struct ObservedBody {
-    body: Body,
+    data: Bytes,
     exchange: Option<Arc<Exchange>>,
 }
 
 impl HttpBody for ObservedBody {
     type Data = Bytes;
-    type Error = axum::Error;
+    type Error = Infallible;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let polled = Pin::new(&mut self.body).poll_frame(cx);
-        if let Poll::Ready(Some(Ok(frame))) = &polled
-            && let (Some(data), Some(exchange)) = (frame.data_ref(), &self.exchange)
-        {
-            exchange.sent_bytes.fetch_add(data.len() as u64, Ordering::Relaxed);
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut TaskContext<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let data = std::mem::take(&mut self.data);
+        if let Some(exchange) = self.exchange.take() {
+            exchange.sent_bytes.store(data.len() as u64, Ordering::Relaxed);
         }
-        if matches!(polled, Poll::Ready(None)) || self.body.is_end_stream() {
-            self.exchange = None;
-        }
-        polled
+        Poll::Ready((!data.is_empty()).then(|| Ok(Frame::data(data))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.data.is_empty()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        SizeHint::with_exact(self.data.len() as u64)
     }
 }
 

@@ -11,8 +11,8 @@ use std::str::FromStr;
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue};
 use opentelemetry::trace::{SpanId, TraceId};
-use serde::ser::SerializeMap;
-use serde::{Serialize, Serializer};
+
+use crate::json::push_text;
 
 /// What a carried header is to the hop: decides what happens to it when the hop continues a trace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -123,15 +123,11 @@ pub fn is_secret(name: &str) -> bool {
 
 /// A header's value as it is shown to people and in JSON: masked when it is a secret, lossy when it is not UTF-8.
 pub(crate) fn shown<'a>(name: &HeaderName, value: &'a HeaderValue) -> Cow<'a, str> {
-    if is_secret(name.as_str()) { MASK.into() } else { lossy(value) }
+    if is_secret(name.as_str()) { MASK.into() } else { String::from_utf8_lossy(value.as_bytes()) }
 }
 
 /// What is shown instead of a secret.
 const MASK: &str = "***";
-
-fn lossy(value: &HeaderValue) -> Cow<'_, str> {
-    String::from_utf8_lossy(value.as_bytes())
-}
 
 /// A wire format for trace context.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -436,30 +432,32 @@ impl<'a> Shown<'a> {
     pub(crate) fn sent(propagator: &'a Propagator, outgoing: &'a Outgoing) -> Self {
         Self { propagator, entries: &outgoing.0 }
     }
-}
 
-impl Serialize for Shown<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        /// All values of one name.
-        struct Values<'a>(Place, &'a HeaderName, &'a [(Place, HeaderValue)]);
-        impl Serialize for Values<'_> {
-            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                let Self(place, name, entries) = self;
-                // No row of the table is a secret, a test says; a search through the name is for the extra ones alone.
-                let secret = usize::from(*place) >= TABLE.len() && is_secret(name.as_str());
-                let values = entries.iter().filter(|(at, _)| at == place);
-                serializer.collect_seq(values.map(|(_, value)| if secret { MASK.into() } else { lossy(value) }))
-            }
-        }
-        let mut map = serializer.serialize_map(None)?;
+    /// Appends the object.
+    pub(crate) fn push_json(&self, out: &mut Vec<u8>) {
+        out.push(b'{');
         for (i, (place, _)) in self.entries.iter().enumerate() {
             // A name is written where it is met first; the lists are short, so looking back costs less than a set.
-            if !self.entries[..i].iter().any(|(earlier, _)| earlier == place) {
-                let name = self.propagator.name(*place);
-                map.serialize_entry(name.as_str(), &Values(*place, name, self.entries))?;
+            if self.entries[..i].iter().any(|(earlier, _)| earlier == place) {
+                continue;
             }
+            let name = self.propagator.name(*place).as_str();
+            // No row of the table is a secret, a test says; a search through the name is for the extra ones alone.
+            let secret = usize::from(*place) >= TABLE.len() && is_secret(name);
+            // A header's name needs no escaping.
+            out.reserve(name.len() + 8);
+            out.extend_from_slice(if i == 0 { b"\"" } else { b",\"" });
+            out.extend_from_slice(name.as_bytes());
+            out.extend_from_slice(b"\":");
+            let mut separator = b'[';
+            for (_, value) in self.entries[i..].iter().filter(|(at, _)| at == place) {
+                out.push(separator);
+                push_text(out, if secret { MASK.as_bytes() } else { value.as_bytes() });
+                separator = b',';
+            }
+            out.push(b']');
         }
-        map.end()
+        out.push(b'}');
     }
 }
 
@@ -627,20 +625,15 @@ fn value(ascii: Bytes) -> HeaderValue {
     HeaderValue::from_maybe_shared(ascii).unwrap_or_else(|_| HeaderValue::from_static(""))
 }
 
-/// Appends lower-case hex digits.
+/// Appends lower-case hex digits. `format!` would take its way through `u128`, at ten times the price.
 pub(crate) fn push_hex(out: &mut Vec<u8>, bytes: &[u8]) {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    out.reserve(bytes.len() * 2);
-    for byte in bytes {
-        out.extend_from_slice(&[DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]);
+    let start = out.len();
+    out.resize(start + 2 * bytes.len(), 0);
+    let (pairs, _) = out[start..].as_chunks_mut();
+    for (pair, byte) in pairs.iter_mut().zip(bytes) {
+        *pair = [DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]];
     }
-}
-
-/// An id as text. `format!` would take its way through `u128`, at ten times the price.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    let mut text = Vec::new();
-    push_hex(&mut text, bytes);
-    String::from_utf8(text).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -771,8 +764,9 @@ mod tests {
     fn equal_names_are_shown_together_and_secrets_masked() {
         let propagator = Propagator::new(Propagators::default(), vec![HeaderName::from_static("authorization")], vec![]);
         let carried = carried(&propagator, &[("baggage", "a=1"), ("authorization", "Bearer x"), ("baggage", "b=2")]);
-        let json = serde_json::to_string(&Shown::received(&propagator, &carried)).unwrap();
-        assert_eq!(json, r#"{"baggage":["a=1","b=2"],"authorization":["***"]}"#);
+        let mut json = Vec::new();
+        Shown::received(&propagator, &carried).push_json(&mut json);
+        assert_eq!(String::from_utf8(json).unwrap(), r#"{"baggage":["a=1","b=2"],"authorization":["***"]}"#);
     }
 
     #[test]

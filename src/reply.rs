@@ -1,121 +1,294 @@
 //! The reply of the chain: one shape for the hop that writes it, the hop that nests it and the people and tools that read it.
 //!
-//! A hop serializes a [`Reply`] that borrows its headers and splices what the next hop answered in as raw JSON, so that a
-//! long chain is not parsed and written again at every hop. `check`, `demo` and the text form read the same JSON back as a [`Tree`].
+//! A hop writes a [`Reply`] that borrows everything, with what the next hop answered spliced in as it came, so that a long
+//! chain is not parsed and written again at every hop. `check`, `demo` and the text form read the same JSON back as a [`Tree`].
+//! A field is a line in [`Reply::to_json`], one in [`FIELDS`] and one in [`Tree`]; the tests hold the three together.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
+use std::net::IpAddr;
+use std::time::{Duration, SystemTime};
 
 use serde::de::{MapAccess, Visitor};
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// What one hop answers to `GET /service<N>`.
-///
-/// `H` is how header maps are held (`received`, `sent`), `N` how the next hop's reply is held; see [`Tree`] for the owned form.
+use crate::json::{members, push_optional, push_text};
+use crate::lines::{push_address, push_milliseconds, push_number, push_time};
+use crate::propagation::{Context, Sampling, Shown, push_hex};
+
+/// What one hop answers to `GET /service<N>`, as it is written. [`Tree`] says what each field means.
+pub(crate) struct Reply<'a> {
+    pub(crate) service: &'a str,
+    pub(crate) version: &'a str,
+    pub(crate) lane: &'a str,
+    pub(crate) hostname: &'a str,
+    pub(crate) path: &'a str,
+    pub(crate) status: u16,
+    pub(crate) started_at: SystemTime,
+    pub(crate) duration: Duration,
+    pub(crate) request_id: &'a [u8],
+    pub(crate) context: Option<&'a Context>,
+    pub(crate) propagation: Propagation,
+    pub(crate) received: Shown<'a>,
+    pub(crate) client: IpAddr,
+    pub(crate) identity: Option<&'a str>,
+    pub(crate) attempt: u32,
+    pub(crate) injected: Option<Injected>,
+}
+
+/// One call to a next hop, as it is written. [`Call`] says what each field means.
+pub(crate) struct ReplyCall<'a> {
+    pub(crate) url: &'a str,
+    pub(crate) status: Option<u16>,
+    pub(crate) duration: Duration,
+    pub(crate) error: Option<String>,
+    pub(crate) sent: Shown<'a>,
+    /// JSON, spliced in as it is.
+    pub(crate) reply: Option<&'a [u8]>,
+}
+
+/// The text before a member's value, first members apart.
+macro_rules! key {
+    ($name:literal) => {
+        concat!(",\"", $name, "\":").as_bytes()
+    };
+}
+
+impl Reply<'_> {
+    /// The reply as JSON, with `calls` as its `upstreams`.
+    pub(crate) fn to_json<'c>(&self, calls: impl Iterator<Item = ReplyCall<'c>>) -> Vec<u8> {
+        // A leaf's reply, with the headers that a mesh sends, has about 1,000 bytes.
+        let mut json = Vec::with_capacity(2048);
+        let out = &mut json;
+        out.extend_from_slice(b"{\"service\":");
+        push_text(out, self.service.as_bytes());
+        out.extend_from_slice(key!("version"));
+        push_text(out, self.version.as_bytes());
+        out.extend_from_slice(key!("lane"));
+        push_text(out, self.lane.as_bytes());
+        out.extend_from_slice(key!("hostname"));
+        push_text(out, self.hostname.as_bytes());
+        out.extend_from_slice(key!("message"));
+        push_text(out, b"Hello, ");
+        out.pop();
+        crate::json::push_escaped(out, self.service.as_bytes());
+        out.extend_from_slice(b"!\"");
+        out.extend_from_slice(key!("path"));
+        push_text(out, self.path.as_bytes());
+        out.extend_from_slice(key!("status"));
+        push_number(out, self.status.into());
+        out.extend_from_slice(b",\"started_at\":\"");
+        push_time(out, self.started_at);
+        out.extend_from_slice(b"\",\"duration_ms\":");
+        push_milliseconds(out, self.duration);
+        out.extend_from_slice(key!("request_id"));
+        push_text(out, self.request_id);
+        out.extend_from_slice(key!("trace_id"));
+        push_id(out, self.context.map(|context| context.trace_id.to_bytes()));
+        out.extend_from_slice(key!("span_id"));
+        push_id(out, self.context.map(|context| context.span_id.to_bytes()));
+        out.extend_from_slice(key!("parent_span_id"));
+        push_id(out, self.context.and_then(|context| Some(context.parent_id?.to_bytes())));
+        out.extend_from_slice(key!("sampled"));
+        out.extend_from_slice(match self.context.map(|context| context.sampling) {
+            None | Some(Sampling::Deferred) => b"null",
+            Some(decided) if decided.is_sampled() => b"true",
+            Some(_) => b"false",
+        });
+        out.extend_from_slice(key!("propagation"));
+        push_text(out, self.propagation.name().as_bytes());
+        out.extend_from_slice(key!("received"));
+        self.received.push_json(out);
+        out.extend_from_slice(b",\"client\":{\"ip\":\"");
+        push_address(out, self.client);
+        out.extend_from_slice(b"\",\"identity\":");
+        push_optional(out, self.identity.map(str::as_bytes));
+        out.extend_from_slice(b"},\"attempt\":");
+        push_number(out, self.attempt.into());
+        out.extend_from_slice(key!("injected"));
+        match self.injected {
+            // Rare, and writing into memory does not fail.
+            Some(injected) => _ = serde_json::to_writer(&mut *out, &injected),
+            None => out.extend_from_slice(b"null"),
+        }
+        out.extend_from_slice(key!("upstreams"));
+        out.push(b'[');
+        for (i, call) in calls.enumerate() {
+            if i > 0 {
+                out.push(b',');
+            }
+            call.push_json(out);
+        }
+        out.extend_from_slice(b"]}");
+        json
+    }
+}
+
+impl ReplyCall<'_> {
+    fn push_json(&self, out: &mut Vec<u8>) {
+        let reply = self.reply.unwrap_or(b"null");
+        out.reserve(1024 + reply.len());
+        out.extend_from_slice(b"{\"url\":");
+        push_text(out, self.url.as_bytes());
+        out.extend_from_slice(key!("status"));
+        match self.status {
+            Some(status) => push_number(out, status.into()),
+            None => out.extend_from_slice(b"null"),
+        }
+        out.extend_from_slice(key!("duration_ms"));
+        push_milliseconds(out, self.duration);
+        out.extend_from_slice(key!("error"));
+        push_optional(out, self.error.as_deref().map(str::as_bytes));
+        out.extend_from_slice(key!("sent"));
+        self.sent.push_json(out);
+        out.extend_from_slice(key!("reply"));
+        out.extend_from_slice(reply);
+        out.push(b'}');
+    }
+}
+
+/// Appends an id in quotes, or null.
+fn push_id<const N: usize>(out: &mut Vec<u8>, id: Option<[u8; N]>) {
+    match id {
+        Some(id) => {
+            out.push(b'"');
+            push_hex(out, &id);
+            out.push(b'"');
+        }
+        None => out.extend_from_slice(b"null"),
+    }
+}
+
+/// What a member of a reply may hold, told from the value's text: it is JSON already.
+type Holds = fn(&[u8]) -> bool;
+
+/// The members of a reply in the order in which a hop writes them, and what each may hold.
+const FIELDS: [(&str, Holds); 20] = [
+    ("service", is_text),
+    ("version", is_text),
+    ("lane", is_text),
+    ("hostname", is_text),
+    ("message", is_text),
+    ("path", is_text),
+    ("status", is_number::<u16>),
+    ("started_at", is_text),
+    ("duration_ms", is_number::<f64>),
+    ("request_id", is_text),
+    ("trace_id", |value| is_null(value) || is_text(value)),
+    ("span_id", |value| is_null(value) || is_text(value)),
+    ("parent_span_id", |value| is_null(value) || is_text(value)),
+    ("sampled", |value| matches!(value, b"null" | b"true" | b"false")),
+    ("propagation", |value| matches!(value, b"\"forward\"" | b"\"continue\"")),
+    ("received", |value| value.starts_with(b"{")),
+    ("client", |value| value.starts_with(b"{")),
+    ("attempt", is_number::<u32>),
+    ("injected", |value| is_null(value) || serde_json::from_slice::<Injected>(value).is_ok()),
+    ("upstreams", |value| value.starts_with(b"[")),
+];
+
+fn is_null(value: &[u8]) -> bool {
+    value == b"null"
+}
+
+fn is_text(value: &[u8]) -> bool {
+    value.starts_with(b"\"")
+}
+
+fn is_number<T: std::str::FromStr>(value: &[u8]) -> bool {
+    value.first().is_some_and(|first| matches!(first, b'-' | b'0'..=b'9'))
+        && std::str::from_utf8(value).is_ok_and(|text| text.parse::<T>().is_ok())
+}
+
+/// Whether a body is a hop's reply: valid JSON throughout, every field there once and of its type. What is further down was
+/// checked by the hop that nested it.
+pub(crate) fn is_reply(body: &[u8]) -> bool {
+    let mut seen = [false; FIELDS.len()];
+    let mut next = 0;
+    let read = members(body, |name, value| {
+        // In order, most likely: then one look is enough.
+        let is = |place: &usize| FIELDS.get(*place).is_some_and(|(field, _)| field.as_bytes() == name);
+        if let Some(place) = Some(next).filter(is).or_else(|| (0..FIELDS.len()).find(is)) {
+            if seen[place] || !FIELDS[place].1(value) {
+                return None;
+            }
+            seen[place] = true;
+            next = place + 1;
+        }
+        Some(())
+    });
+    read.is_some() && seen == [true; FIELDS.len()]
+}
+
+/// A reply with everything below it, owned: what `check`, `demo` and the text form work on.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Reply<'a, H, N> {
+pub struct Tree {
     /// The hop's name (`--name`).
-    pub service: Cow<'a, str>,
+    pub service: String,
     /// The hop's version label (`--service-version`).
-    pub version: Cow<'a, str>,
+    pub version: String,
     /// The hop's lane label (`--lane`).
-    pub lane: Cow<'a, str>,
+    pub lane: String,
     /// The host (in Kubernetes: the pod) that answered.
-    pub hostname: Cow<'a, str>,
+    pub hostname: String,
     /// A greeting, for people.
-    pub message: Cow<'a, str>,
+    pub message: String,
     /// The path that arrived at this hop, after every rewrite on the way.
-    pub path: Cow<'a, str>,
+    pub path: String,
     /// The HTTP status of this answer.
     pub status: u16,
     /// When the request arrived: RFC 3339, UTC, microseconds.
-    pub started_at: Cow<'a, str>,
+    pub started_at: String,
     /// How long this hop took until it had its answer, milliseconds.
     pub duration_ms: f64,
     /// The request id that this hop received or made.
-    pub request_id: Cow<'a, str>,
+    pub request_id: String,
     /// 32 lower-case hex digits; with no exporter, what arrived.
-    pub trace_id: Option<Cow<'a, str>>,
+    pub trace_id: Option<String>,
     /// 16 lower-case hex digits: this hop's own server span, or with no exporter what arrived.
-    pub span_id: Option<Cow<'a, str>>,
+    pub span_id: Option<String>,
     /// 16 lower-case hex digits: the caller's span.
-    pub parent_span_id: Option<Cow<'a, str>>,
+    pub parent_span_id: Option<String>,
     /// The sampling decision; null when nobody has made one.
     pub sampled: Option<bool>,
     /// Whether this hop passes trace headers on untouched or continues the trace with spans of its own.
     pub propagation: Propagation,
     /// The carried headers as they arrived here.
-    pub received: H,
+    pub received: Headers,
     /// Who called, as reported by the caller or a proxy before it.
-    pub client: Client<'a>,
+    pub client: Client,
     /// `x-envoy-attempt-count`, or 1.
     pub attempt: u32,
     /// What a fault did to this request; null when none struck.
     pub injected: Option<Injected>,
     /// One entry per call to a next hop, in the configured order.
-    pub upstreams: Vec<Call<'a, H, N>>,
-}
-
-impl<H: Serialize> Reply<'_, H, ()> {
-    /// The reply as JSON, with the calls and what the next hops answered, which is spliced in as it came: it must be JSON.
-    ///
-    /// `upstreams` of the reply and `reply` of the calls are their last fields and written empty; their place is taken.
-    /// (`serde_json`'s raw values would be the way without that trick, but they parse every reply once more.)
-    pub(crate) fn to_json<'c>(&self, calls: impl ExactSizeIterator<Item = (Call<'c, H, ()>, Option<&'c [u8]>)> + Clone) -> Vec<u8>
-    where
-        H: 'c,
-    {
-        let below: usize = calls.clone().map(|(_, reply)| 1024 + reply.map_or(0, <[u8]>::len)).sum();
-        let mut json = Vec::with_capacity(1024 + below);
-        // Writing into memory fails only for a map key that is no text, and there is none.
-        let _ = serde_json::to_writer(&mut json, self);
-        cut(&mut json, b"]}");
-        for (i, (call, reply)) in calls.enumerate() {
-            if i > 0 {
-                json.push(b',');
-            }
-            let _ = serde_json::to_writer(&mut json, &call);
-            if let Some(reply) = reply {
-                cut(&mut json, b"null}");
-                json.extend_from_slice(reply);
-                json.push(b'}');
-            }
-        }
-        json.extend_from_slice(b"]}");
-        json
-    }
-}
-
-fn cut(json: &mut Vec<u8>, end: &[u8]) {
-    debug_assert!(json.ends_with(end), "a field was added behind the last one: {}", String::from_utf8_lossy(json));
-    json.truncate(json.len() - end.len());
+    pub upstreams: Vec<Call>,
 }
 
 /// One call to a next hop.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Call<'a, H, N> {
+pub struct Call {
     /// The URL that was called.
-    pub url: Cow<'a, str>,
+    pub url: String,
     /// The status of the answer; null when there was none.
     pub status: Option<u16>,
     /// How long the call took, whole answer included, milliseconds.
     pub duration_ms: f64,
     /// Why the call counts as failed; null when it does not.
-    pub error: Option<Cow<'a, str>>,
+    pub error: Option<String>,
     /// The carried headers as they were written to this call.
-    pub sent: H,
+    pub sent: Headers,
     /// The next hop's own reply; null when the answer was not one.
-    pub reply: Option<N>,
+    pub reply: Option<Box<Tree>>,
 }
 
 /// Who called this hop. As reported: without a proxy in front it proves nothing.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Client<'a> {
+pub struct Client {
     /// `X-Real-IP`, else the first of `X-Forwarded-For`, else the peer.
-    pub ip: Cow<'a, str>,
+    pub ip: String,
     /// The URI of the caller's certificate from `x-forwarded-client-cert`.
-    pub identity: Option<Cow<'a, str>>,
+    pub identity: Option<String>,
 }
 
 /// What a hop does with the trace headers that it receives.
@@ -126,6 +299,15 @@ pub enum Propagation {
     Forward,
     /// Own spans, own ids.
     Continue,
+}
+
+impl Propagation {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Forward => "forward",
+            Self::Continue => "continue",
+        }
+    }
 }
 
 /// What a fault did to a request.
@@ -185,14 +367,6 @@ impl<'de> Deserialize<'de> for Headers {
     }
 }
 
-/// A reply with everything below it, owned: what `check`, `demo` and the text form work on.
-pub type Tree = Reply<'static, Headers, Nested>;
-
-/// The link from a [`Tree`] to the next hop's.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Nested(pub Box<Tree>);
-
 impl Tree {
     /// Reads a reply from the body of an answer. Errors: `serde_json`'s, when the body is not a reply of this shape
     /// or nests deeper than 128 levels.
@@ -246,7 +420,7 @@ impl Tree {
             let last = i + 1 == self.upstreams.len();
             let (branch, under) = if last { ("└─ ", "   ") } else { ("├─ ", "│  ") };
             match &call.reply {
-                Some(Nested(reply)) => {
+                Some(reply) => {
                     reply.write_text(out, &format!("{below}{branch}"), &format!("{below}{under}"));
                     if let Some(error) = &call.error {
                         let _ = writeln!(out, "{below}{under}✗ {}", plain(error));
@@ -298,6 +472,9 @@ pub(crate) fn plain(text: &str) -> Cow<'_, str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::propagation::{Carried, Outgoing, Propagator, Propagators};
+    use http::{HeaderName, HeaderValue};
+    use opentelemetry::trace::{SpanId, TraceId};
 
     const LEAF: &str = r#"{"service":"service2","version":"v1","lane":"gray","hostname":"h2","message":"Hello, service2!","path":"/service2",
         "status":200,"started_at":"2026-01-02T03:04:05.678901Z","duration_ms":9.0,"request_id":"r","trace_id":null,"span_id":null,
@@ -310,6 +487,137 @@ mod tests {
         assert_eq!(tree.received.get("b3"), ["a\u{1b}[31m", "b"]);
         let again: serde_json::Value = serde_json::to_value(&tree).unwrap();
         assert_eq!(again, serde_json::from_str::<serde_json::Value>(LEAF).unwrap());
+    }
+
+    /// What a hop writes: everything there, or as little as there may be.
+    fn written(context: Option<&Context>, full: bool, calls: Vec<ReplyCall<'_>>) -> Vec<u8> {
+        let mut propagator = Propagator::default();
+        let mut carried = Carried::default();
+        if full {
+            propagator = Propagator::new(Propagators::default(), vec![HeaderName::from_static("x-api-key")], vec![]);
+            for (name, value) in [("x-request-id", "r-1"), ("baggage", "a=\"1\""), ("x-api-key", "k"), ("baggage", "b=2")] {
+                propagator.take(&mut carried, &HeaderName::from_static(name), &HeaderValue::from_static(value));
+            }
+        }
+        let reply = Reply {
+            service: "service1",
+            version: "v1",
+            lane: "gray",
+            hostname: "host-1",
+            path: "/service1\u{1b}",
+            status: 502,
+            started_at: SystemTime::UNIX_EPOCH + Duration::from_micros(1_767_323_045_678_901),
+            duration: Duration::from_micros(12_345),
+            request_id: b"r-1",
+            context,
+            propagation: Propagation::Continue,
+            received: Shown::received(&propagator, &carried),
+            client: "2001:db8::1".parse().unwrap(),
+            identity: full.then_some("spiffe://cluster.local/ns/a/sa/\"b\""),
+            attempt: 3,
+            injected: full.then_some(Injected { delay_ms: Some(2000), abort_status: None }),
+        };
+        reply.to_json(calls.into_iter())
+    }
+
+    fn call<'a>(
+        propagator: &'a Propagator,
+        outgoing: &'a Outgoing,
+        error: Option<&str>,
+        reply: Option<&'a [u8]>,
+    ) -> ReplyCall<'a> {
+        ReplyCall {
+            url: "http://service2/service2",
+            status: reply.map(|_| 200),
+            duration: Duration::from_micros(9_500),
+            error: error.map(str::to_owned),
+            sent: Shown::sent(propagator, outgoing),
+            reply,
+        }
+    }
+
+    #[test]
+    fn a_tree_reads_every_field_that_a_hop_writes() {
+        let context = Context {
+            trace_id: TraceId::from(0x463a_c35c_9f64_13ad_4848_5a39_53bb_6124),
+            short_trace_id: false,
+            span_id: SpanId::from(0xa2fb_4a1d_1a96_d312),
+            parent_id: Some(SpanId::from(7)),
+            sampling: Sampling::Sample,
+        };
+        let (propagator, outgoing) = (Propagator::default(), Outgoing::default());
+        let leaf = written(None, false, vec![]);
+        let calls = vec![
+            call(&propagator, &outgoing, None, Some(&leaf)),
+            call(&propagator, &outgoing, Some("connection \"refused\""), None),
+        ];
+        let json = written(Some(&context), true, calls);
+        assert!(is_reply(&json) && is_reply(&leaf), "{}", String::from_utf8_lossy(&json));
+        let text = String::from_utf8(json.clone()).unwrap();
+        let members: Vec<_> =
+            serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(&json).unwrap().into_iter().collect();
+        assert_eq!(members.len(), FIELDS.len(), "{text}");
+        let tree = Tree::parse(&json).unwrap();
+        let again = serde_json::json!({
+            "service": "service1", "version": "v1", "lane": "gray", "hostname": "host-1", "message": "Hello, service1!",
+            "path": "/service1\u{1b}", "status": 502, "started_at": "2026-01-02T03:04:05.678901Z", "duration_ms": 12.345,
+            "request_id": "r-1", "trace_id": "463ac35c9f6413ad48485a3953bb6124", "span_id": "a2fb4a1d1a96d312",
+            "parent_span_id": "0000000000000007", "sampled": true, "propagation": "continue",
+            "received": {"x-request-id": ["r-1"], "baggage": ["a=\"1\"", "b=2"], "x-api-key": ["***"]},
+            "client": {"ip": "2001:db8::1", "identity": "spiffe://cluster.local/ns/a/sa/\"b\""}, "attempt": 3,
+            "injected": {"delay_ms": 2000},
+            "upstreams": [
+                {"url": "http://service2/service2", "status": 200, "duration_ms": 9.5, "error": null, "sent": {},
+                 "reply": serde_json::from_slice::<serde_json::Value>(&leaf).unwrap()},
+                {"url": "http://service2/service2", "status": null, "duration_ms": 9.5, "error": "connection \"refused\"",
+                 "sent": {}, "reply": null},
+            ],
+        });
+        assert_eq!(serde_json::to_value(&tree).unwrap(), again, "{text}");
+        let leaf = tree.upstreams[0].reply.as_ref().unwrap();
+        assert_eq!((&leaf.trace_id, leaf.sampled, &leaf.client.identity, leaf.injected), (&None, None, &None, None));
+    }
+
+    #[test]
+    fn only_a_whole_reply_is_one() {
+        let leaf: serde_json::Value = serde_json::from_str(LEAF).unwrap();
+        assert!(is_reply(LEAF.as_bytes()));
+        for (field, _) in FIELDS {
+            let mut other = leaf.clone();
+            other.as_object_mut().unwrap().remove(field);
+            assert!(!is_reply(other.to_string().as_bytes()), "without {field}");
+            let twice = LEAF.replacen('{', &format!("{{\"{field}\":{},", leaf[field]), 1);
+            assert!(!is_reply(twice.as_bytes()), "{field} twice");
+            // What it can hold is what `Tree` can read there.
+            for value in [
+                "null",
+                "true",
+                "1",
+                "-1",
+                "1.5",
+                "70000",
+                "5000000000",
+                "\"x\"",
+                "\"forward\"",
+                "[]",
+                "{}",
+                "{\"delay_ms\":\"x\"}",
+            ] {
+                let value: serde_json::Value = serde_json::from_str(value).unwrap();
+                let mut other = leaf.clone();
+                other[field] = value.clone();
+                let other = other.to_string();
+                // The maps and the calls are looked into by the hop that nested them.
+                if !matches!(field, "received" | "client" | "upstreams") {
+                    assert_eq!(is_reply(other.as_bytes()), Tree::parse(other.as_bytes()).is_ok(), "{field}: {value}");
+                }
+            }
+        }
+        let more = LEAF.replacen('{', "{\"new\":[1],", 1);
+        assert!(is_reply(more.as_bytes()), "a field of a newer version");
+        for other in ["hello", "{}", "[]", "null", "{\"service\":\"x\"}", &LEAF[1..], &LEAF[..LEAF.len() - 1]] {
+            assert!(!is_reply(other.as_bytes()), "{other}");
+        }
     }
 
     #[test]

@@ -1,111 +1,84 @@
-//! Every endpoint. A handler finds what is known of its request in the [`Exchange`]; it never reads or writes trace headers.
+//! Every endpoint. An endpoint finds what is known of its request in the [`Exchange`]; it never reads or writes trace headers.
 
-use std::sync::Arc;
+use std::any::Any;
+use std::panic::AssertUnwindSafe;
 
-use axum::Router;
-use axum::body::Body;
-use axum::extract::rejection::PathRejection;
-use axum::extract::{Path, Request, State};
-use axum::response::{IntoResponse, Response};
-use axum::routing::{MethodRouter, get};
-use http::StatusCode;
+use bytes::Bytes;
+use futures_util::FutureExt as _;
 use http::header::{self, HeaderMap, HeaderValue};
+use http::{Method, Request, Response, StatusCode};
+use percent_encoding::percent_decode_str;
 use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
-use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::access_log::AccessLog;
 use crate::error::Error;
-use crate::lines::{push_address, push_time};
 use crate::observe::Exchange;
-use crate::propagation::{Shown, hex, shown};
-use crate::reply::{Call, Client, Propagation, Reply, Tree, milliseconds};
+use crate::propagation::{Shown, shown};
+use crate::reply::{Propagation, Reply, Tree};
 use crate::route::Route;
 use crate::state::Node;
 use crate::upstream::{Called, Upstreams};
 
-/// The router of one hop. An endpoint is a line here and a variant of [`Route`].
-pub(crate) fn router(node: Arc<Node>) -> Router {
-    let at = |route: Route, endpoint: MethodRouter<Arc<Node>>| (route.template(), endpoint.fallback(method_not_allowed));
-    [
-        at(Route::Root, get(root)),
-        at(Route::Hello, get(hello)),
-        // `/hello/service<N>` is told from `/hello/<who>` by the exchange: one pattern cannot, `/hello/servicex` is a who.
-        at(Route::HelloWho, get(hello_who)),
-        at(Route::Service, get(service)),
-        at(Route::Headers, get(headers)),
-        at(Route::Healthz, get(healthz)),
-        at(Route::Readyz, get(readyz)),
-        at(Route::Metrics, get(metrics)),
-    ]
-    .into_iter()
-    .fold(Router::new(), |router, (template, endpoint)| router.route(template, endpoint))
-    .fallback(not_found)
+/// Answers a request that was let in, whatever happens.
+pub(crate) async fn answer<B>(exchange: &Exchange, request: &Request<B>) -> Response<Bytes> {
     // Inside the measuring, so that a panic is an answer that is counted and logged.
-    .layer(CatchPanicLayer::custom(panicked))
-    .with_state(node)
+    match AssertUnwindSafe(endpoint(exchange, request.method(), request.headers())).catch_unwind().await {
+        Ok(Ok(response)) => response,
+        Ok(Err(error)) => error.into_response(),
+        Err(panic) => panicked(&*panic),
+    }
 }
 
-async fn not_found() -> Error {
-    Error::NotFound
+/// An endpoint is a line here and a variant of [`Route`].
+async fn endpoint(exchange: &Exchange, method: &Method, headers: &HeaderMap) -> Result<Response<Bytes>, Error> {
+    let node = &*exchange.node;
+    match exchange.route {
+        Route::Unmatched => Err(Error::NotFound),
+        _ if !matches!(*method, Method::GET | Method::HEAD) => Err(Error::MethodNotAllowed),
+        Route::Root => Ok(root(node)),
+        Route::Hello => Ok(hello(node)),
+        Route::HelloWho => hello_who(exchange.path()),
+        Route::Service | Route::HelloService => chain(node, exchange, headers).await,
+        Route::Headers => Ok(all_headers(headers)),
+        Route::Healthz => Ok(text("ok\n")),
+        Route::Readyz => Ok(readyz(node)),
+        Route::Metrics => Ok(metrics(node, headers)),
+    }
 }
 
-async fn method_not_allowed() -> Error {
-    Error::MethodNotAllowed
-}
-
-fn panicked(panic: Box<dyn std::any::Any + Send>) -> Response {
+fn panicked(panic: &(dyn Any + Send)) -> Response<Bytes> {
     let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    tracing::error!(panic = text.unwrap_or("not a text"), "a handler panicked");
+    tracing::error!(panic = text.unwrap_or("not a text"), "an endpoint panicked");
     Error::Internal.into_response()
 }
 
-fn text(body: impl Into<Body>) -> Response {
+fn text(body: impl Into<Bytes>) -> Response<Bytes> {
     typed("text/plain; charset=utf-8", body)
 }
 
-fn typed(content_type: &'static str, body: impl Into<Body>) -> Response {
+fn typed(content_type: &'static str, body: impl Into<Bytes>) -> Response<Bytes> {
     let mut response = Response::new(body.into());
+    // Four more are written by the exchange, two by hyper.
+    response.headers_mut().reserve(7);
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
 }
 
-/// The exchange that `observe` put beside the request.
-fn exchange(request: &Request) -> Arc<Exchange> {
-    request.extensions().get::<Arc<Exchange>>().cloned().expect("every request passes observe")
-}
-
-async fn root(State(node): State<Arc<Node>>) -> Response {
-    text(format!("You've hit {} {}\n", node.identity.version, node.identity.hostname))
-}
-
-async fn hello(State(node): State<Arc<Node>>) -> Response {
+fn root(node: &Node) -> Response<Bytes> {
     let who = &node.identity;
-    text(format!("Hello from {} {} ({})\n", who.name, who.version, who.hostname))
+    text(["You've hit ", &who.version, " ", &who.hostname, "\n"].concat())
 }
 
-async fn hello_who(
-    State(node): State<Arc<Node>>,
-    who: Result<Path<String>, PathRejection>,
-    request: Request,
-) -> Result<Response, Error> {
-    let exchange = exchange(&request);
-    if exchange.route == Route::HelloService {
-        return Ok(chain(&node, &exchange, request.headers()).await);
-    }
+fn hello(node: &Node) -> Response<Bytes> {
+    let who = &node.identity;
+    text(["Hello from ", &who.name, " ", &who.version, " (", &who.hostname, ")\n"].concat())
+}
+
+fn hello_who(path: &str) -> Result<Response<Bytes>, Error> {
     // What does not decode to text names nobody.
-    let Path(who) = who.map_err(|_| Error::NotFound)?;
+    let who = percent_decode_str(path.trim_start_matches("/hello/")).decode_utf8().map_err(|_| Error::NotFound)?;
     Ok(text(format!("Hello, {}!\n", capitalized(&who))))
-}
-
-async fn service(State(node): State<Arc<Node>>, request: Request) -> Result<Response, Error> {
-    let exchange = exchange(&request);
-    // As the exchange reads the path, not as the router does, which decodes `/service%31` first: a request that is measured,
-    // delayed and faulted as one route may not be answered as another.
-    if exchange.route != Route::Service {
-        return Err(Error::NotFound);
-    }
-    Ok(chain(&node, &exchange, request.headers()).await)
 }
 
 fn capitalized(who: &str) -> String {
@@ -114,9 +87,9 @@ fn capitalized(who: &str) -> String {
 }
 
 /// Calls the next hops and answers with the tree of all replies.
-async fn chain(node: &Node, exchange: &Exchange, headers: &HeaderMap) -> Response {
+async fn chain(node: &Node, exchange: &Exchange, headers: &HeaderMap) -> Result<Response<Bytes>, Error> {
     if exchange.hops >= node.max_hops {
-        return Error::LoopDetected.into_response();
+        return Err(Error::LoopDetected);
     }
     let abort = exchange.draw().abort;
     let calls = match abort {
@@ -139,48 +112,30 @@ async fn chain(node: &Node, exchange: &Exchange, headers: &HeaderMap) -> Respons
         }
     };
     *response.status_mut() = status;
-    response
+    Ok(response)
 }
 
 fn reply(node: &Node, exchange: &Exchange, calls: &[Called], status: StatusCode) -> Vec<u8> {
     let who = &node.identity;
-    let context = exchange.context.as_ref();
     let reply = Reply {
-        service: who.name.as_str().into(),
-        version: who.version.as_str().into(),
-        lane: who.lane.as_str().into(),
-        hostname: who.hostname.as_str().into(),
-        message: format!("Hello, {}!", who.name).into(),
-        path: exchange.path().into(),
+        service: &who.name,
+        version: &who.version,
+        lane: &who.lane,
+        hostname: &who.hostname,
+        path: exchange.path(),
         status: status.as_u16(),
-        started_at: text_of(|out| push_time(out, exchange.started_at)).into(),
-        duration_ms: milliseconds(exchange.elapsed()),
-        request_id: exchange.request_id.to_str().unwrap_or_default().into(),
-        trace_id: context.map(|context| hex(&context.trace_id.to_bytes()).into()),
-        span_id: context.map(|context| hex(&context.span_id.to_bytes()).into()),
-        parent_span_id: context.and_then(|context| context.parent_id).map(|parent| hex(&parent.to_bytes()).into()),
-        sampled: context.and_then(|context| match context.sampling {
-            crate::propagation::Sampling::Deferred => None,
-            decided => Some(decided.is_sampled()),
-        }),
+        started_at: exchange.started_at,
+        duration: exchange.elapsed(),
+        request_id: exchange.request_id.as_bytes(),
+        context: exchange.context.as_ref(),
         propagation: if node.tracer.is_some() { Propagation::Continue } else { Propagation::Forward },
         received: Shown::received(&node.propagator, &exchange.carried),
-        client: Client {
-            ip: text_of(|out| push_address(out, exchange.client)).into(),
-            identity: exchange.identity.as_deref().map(Into::into),
-        },
+        client: exchange.client,
+        identity: exchange.identity.as_deref(),
         attempt: exchange.attempt,
         injected: exchange.draw().injected,
-        upstreams: Vec::<Call<'_, _, ()>>::new(),
     };
-    let calls = calls.iter().map(|call| (node.upstreams.shown(&node.propagator, call), call.reply()));
-    reply.to_json(calls)
-}
-
-fn text_of(write: impl FnOnce(&mut Vec<u8>)) -> String {
-    let mut text = Vec::with_capacity(32);
-    write(&mut text);
-    String::from_utf8(text).unwrap_or_default()
+    reply.to_json(calls.iter().map(|call| node.upstreams.shown(&node.propagator, call)))
 }
 
 /// Whether `Accept` names JSON and ranks no text above it.
@@ -205,7 +160,7 @@ pub(crate) fn prefers_json(headers: &HeaderMap) -> bool {
     json > 0.0 && json >= text
 }
 
-async fn headers(request: Request) -> Response {
+fn all_headers(headers: &HeaderMap) -> Response<Bytes> {
     /// A JSON object of arrays, secrets masked.
     struct All<'a>(&'a HeaderMap);
     impl Serialize for All<'_> {
@@ -218,14 +173,10 @@ async fn headers(request: Request) -> Response {
             map.end()
         }
     }
-    typed("application/json", serde_json::to_vec(&All(request.headers())).unwrap_or_default())
+    typed("application/json", serde_json::to_vec(&All(headers)).unwrap_or_default())
 }
 
-async fn healthz() -> Response {
-    text("ok\n")
-}
-
-async fn readyz(State(node): State<Arc<Node>>) -> Response {
+fn readyz(node: &Node) -> Response<Bytes> {
     match node.phase.readiness() {
         Ok(()) => text("ok\n"),
         Err(reason) => {
@@ -245,7 +196,7 @@ fn accepts_openmetrics(accept: &str) -> bool {
     })
 }
 
-async fn metrics(State(node): State<Arc<Node>>, headers: HeaderMap) -> Response {
+fn metrics(node: &Node, headers: &HeaderMap) -> Response<Bytes> {
     static OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     let openmetrics =
         accepts_openmetrics(headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default());

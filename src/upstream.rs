@@ -14,14 +14,13 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use rustls::ClientConfig;
-use serde::de::{Deserialize, Deserializer, IgnoredAny, SeqAccess, Visitor};
 
 use crate::error::causes;
 use crate::ids;
 use crate::metrics::Metrics;
 use crate::observe::Exchange;
 use crate::propagation::{Context, Outgoing, Propagator, Shown, X_HOP_COUNT};
-use crate::reply;
+use crate::reply::{ReplyCall, is_reply};
 use crate::trace::{FinishedSpan, SpanKind, Tracer};
 
 /// The largest answer of a next hop.
@@ -295,25 +294,21 @@ impl Upstreams {
         }
     }
 
-    /// How a call looks in the reply, without the next hop's own reply.
-    pub(crate) fn shown<'a>(&'a self, propagator: &'a Propagator, call: &'a Called) -> reply::Call<'a, Shown<'a>, ()> {
-        reply::Call {
-            url: call.url.as_deref().unwrap_or(&self.targets[call.target].url).into(),
+    /// How a call looks in the reply.
+    pub(crate) fn shown<'a>(&'a self, propagator: &'a Propagator, call: &'a Called) -> ReplyCall<'a> {
+        ReplyCall {
+            url: call.url.as_deref().unwrap_or(&self.targets[call.target].url),
             status: call.status.map(|status| status.as_u16()),
-            duration_ms: reply::milliseconds(call.duration),
-            error: call.failure.as_ref().map(|failure| failure.to_string().into()),
+            duration: call.duration,
+            error: call.failure.as_ref().map(CallError::to_string),
             sent: Shown::sent(propagator, &call.sent),
-            reply: None,
+            // Checked to be one.
+            reply: call.reply.as_deref(),
         }
     }
 }
 
 impl Called {
-    /// The next hop's own reply: JSON that was checked to be one.
-    pub(crate) fn reply(&self) -> Option<&[u8]> {
-        self.reply.as_deref()
-    }
-
     /// The status for the access line, and whether the call failed.
     pub(crate) fn outcome(&self) -> (Option<u16>, bool) {
         (self.status.map(|status| status.as_u16()), self.failure.is_some())
@@ -370,84 +365,6 @@ impl Drop for Measured<'_> {
     }
 }
 
-/// Whether a body is a hop's reply: valid JSON throughout, its own fields checked by type. The types below were checked by the
-/// hop that wrote it.
-pub(crate) fn is_reply(body: &[u8]) -> bool {
-    #[derive(serde::Deserialize)]
-    #[expect(dead_code, reason = "the fields are there to be checked")]
-    struct Shape {
-        service: Text,
-        version: Text,
-        lane: Text,
-        hostname: Text,
-        message: Text,
-        path: Text,
-        status: u16,
-        started_at: Text,
-        duration_ms: f64,
-        request_id: Text,
-        trace_id: Option<Text>,
-        span_id: Option<Text>,
-        parent_span_id: Option<Text>,
-        sampled: Option<bool>,
-        propagation: reply::Propagation,
-        received: Map,
-        client: Map,
-        attempt: u32,
-        injected: Option<reply::Injected>,
-        upstreams: Array,
-    }
-    // Strings that are skipped are not looked at as UTF-8.
-    std::str::from_utf8(body).is_ok_and(|text| serde_json::from_str::<Shape>(text).is_ok())
-}
-
-/// A JSON value of one kind that is checked and thrown away.
-macro_rules! checked {
-    ($name:ident, $deserialize:ident, $expecting:literal, $visit:item) => {
-        struct $name;
-        impl<'de> Deserialize<'de> for $name {
-            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                struct Check;
-                impl<'de> Visitor<'de> for Check {
-                    type Value = $name;
-                    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                        f.write_str($expecting)
-                    }
-                    $visit
-                }
-                deserializer.$deserialize(Check)
-            }
-        }
-    };
-}
-
-checked!(
-    Text,
-    deserialize_str,
-    "a string",
-    fn visit_str<E>(self, _: &str) -> Result<Text, E> {
-        Ok(Text)
-    }
-);
-checked!(
-    Array,
-    deserialize_seq,
-    "an array",
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Array, A::Error> {
-        while seq.next_element::<IgnoredAny>()?.is_some() {}
-        Ok(Array)
-    }
-);
-checked!(
-    Map,
-    deserialize_map,
-    "an object",
-    fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<Map, A::Error> {
-        while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
-        Ok(Map)
-    }
-);
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -498,14 +415,5 @@ mod tests {
         {
             assert!(bad.parse::<Target>().is_err(), "{bad}");
         }
-    }
-
-    #[test]
-    fn only_a_reply_is_nested() {
-        assert!(!is_reply(b"hello"));
-        assert!(!is_reply(br#"{"service":"x"}"#));
-        assert!(!is_reply(b"[]"));
-        let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
-        assert!(!is_reply(deep.as_bytes()));
     }
 }

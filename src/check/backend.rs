@@ -10,7 +10,7 @@ use serde::Deserialize;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::reply::{Nested, Propagation, Tree};
+use crate::reply::{Propagation, Tree};
 
 use super::client::Client;
 use super::context::{self, Format, short};
@@ -291,7 +291,7 @@ fn walk<'a>(tree: &Tree, url: &str, rows: &mut impl Iterator<Item = &'a super::x
                 role: Role::Call,
             });
         }
-        if let Some(Nested(reply)) = &call.reply {
+        if let Some(reply) = &call.reply {
             walk(reply, &call.url, rows, out);
         }
     }
@@ -614,7 +614,7 @@ fn absent(tree: &Tree, spans: &[Span], must: &[Must], expect: Option<&Expect>) -
     let mut out = Vec::new();
     let mut answered = Vec::new();
     super::chain::visit(tree, "", 0, &mut |hop, url, _| {
-        answered.push(hop.service.clone().into_owned());
+        answered.push(hop.service.clone());
         let named = spans.iter().any(|span| is_named(&span.service, &hop.service));
         if reporters && hop.propagation == Propagation::Forward && !named {
             out.push((Hop::of(hop, url), true));
@@ -664,7 +664,7 @@ fn below(tree: &Tree, above: Option<(&str, &str)>, spans: &[Span], wrong: &mut V
         wrong.push(format!("{}: not below {caller}", tree.service));
     }
     for call in &tree.upstreams {
-        if let Some(Nested(reply)) = &call.reply {
+        if let Some(reply) = &call.reply {
             let next = own.map(|own| (tree.service.as_ref(), own)).or(above);
             below(reply, next, spans, wrong);
         }

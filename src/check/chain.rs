@@ -1,6 +1,6 @@
 //! The chain itself: the hops in the expected order, and where a failed request broke.
 
-use crate::reply::{Call, Headers, Nested, Tree};
+use crate::reply::{Call, Tree};
 
 use super::expect::{Expect, is_named};
 use super::gateway;
@@ -150,18 +150,16 @@ fn walk(caller: &Hop, tree: &Tree, url: &str, above: &mut Vec<String>, out: &mut
         return;
     }
     let before = out.len();
-    above.push(tree.service.clone().into_owned());
+    above.push(tree.service.clone());
     for call in &tree.upstreams {
         let failed = call.error.is_some() || !call.status.is_some_and(is_ok);
         match &call.reply {
-            Some(Nested(reply))
-                if above.iter().any(|name| *name == reply.service) && (tree.status == 508 || call.status == Some(508)) =>
-            {
+            Some(reply) if above.contains(&reply.service) && (tree.status == 508 || call.status == Some(508)) => {
                 out.push(Break { from: hop.clone(), to: Hop::of(reply, &call.url), why: Why::Loop });
             }
-            Some(Nested(reply)) => walk(&hop, reply, &call.url, above, out),
+            Some(reply) => walk(&hop, reply, &call.url, above, out),
             None if failed => {
-                let to = Hop { name: name_of(&call.url), hostname: String::new(), url: call.url.clone().into_owned() };
+                let to = Hop { name: name_of(&call.url), hostname: String::new(), url: call.url.clone() };
                 let why = if call.status == Some(508) && above.contains(&to.name) { Why::Loop } else { why(call) };
                 out.push(Break { from: hop.clone(), to, why });
             }
@@ -170,7 +168,7 @@ fn walk(caller: &Hop, tree: &Tree, url: &str, above: &mut Vec<String>, out: &mut
         // The reply looks fine and the call does not: a caller that gave up, or a proxy that turned the answer.
         if failed
             && out.len() == before
-            && let Some(Nested(reply)) = &call.reply
+            && let Some(reply) = &call.reply
         {
             out.push(Break { from: hop.clone(), to: Hop::of(reply, &call.url), why: why(call) });
         }
@@ -181,7 +179,7 @@ fn walk(caller: &Hop, tree: &Tree, url: &str, above: &mut Vec<String>, out: &mut
     }
 }
 
-fn why(call: &Call<'_, Headers, Nested>) -> Why {
+fn why(call: &Call) -> Why {
     let error = call.error.as_deref().unwrap_or("");
     let lower = error.to_ascii_lowercase();
     let has = |parts: &[&str]| parts.iter().any(|part| lower.contains(part));
@@ -206,7 +204,7 @@ pub(crate) fn outline(tree: &Tree) -> String {
         .upstreams
         .iter()
         .map(|call| match &call.reply {
-            Some(Nested(reply)) => outline(reply),
+            Some(reply) => outline(reply),
             None => format!("{} (no reply)", name_of(&call.url)),
         })
         .collect();
@@ -219,14 +217,14 @@ pub(crate) fn outline(tree: &Tree) -> String {
 
 /// How many hops answered.
 pub(crate) fn hops(tree: &Tree) -> usize {
-    1 + tree.upstreams.iter().filter_map(|call| call.reply.as_ref()).map(|Nested(reply)| hops(reply)).sum::<usize>()
+    1 + tree.upstreams.iter().filter_map(|call| call.reply.as_ref()).map(|reply| hops(reply)).sum::<usize>()
 }
 
 /// Every hop that answered, in order, with the path to it.
 pub(crate) fn visit<'a>(tree: &'a Tree, url: &'a str, depth: usize, see: &mut dyn FnMut(&'a Tree, &'a str, usize)) {
     see(tree, url, depth);
     for call in &tree.upstreams {
-        if let Some(Nested(reply)) = &call.reply {
+        if let Some(reply) = &call.reply {
             visit(reply, &call.url, depth + 1, see);
         }
     }
@@ -318,7 +316,7 @@ fn compare(expect: &Expect, caller: &Hop, tree: &Tree, url: &str, place: &Place,
                         .hop(&below.name),
                 );
             }
-            Some(Call { url, reply: Some(Nested(reply)), .. }) => compare(below, &hop, reply, url, place, out),
+            Some(Call { url, reply: Some(reply), .. }) => compare(below, &hop, reply, url, place, out),
             // Told by the failed call itself, or as a stranger.
             Some(_) => {}
         }

@@ -34,7 +34,7 @@ pub(crate) struct Hop {
 
 impl Hop {
     pub(crate) fn of(tree: &Tree, url: &str) -> Self {
-        Self { name: tree.service.clone().into_owned(), hostname: tree.hostname.clone().into_owned(), url: url.to_owned() }
+        Self { name: tree.service.clone(), hostname: tree.hostname.clone(), url: url.to_owned() }
     }
 }
 

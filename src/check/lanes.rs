@@ -1,6 +1,6 @@
 //! Swim lanes: which hop answers from which lane, for requests of the lane and for the baseline's.
 
-use crate::reply::{Headers, Nested, Tree};
+use crate::reply::{Headers, Tree};
 
 use super::expect::BASE_LANE;
 use super::hints::{Hop, Place, Runner};
@@ -174,7 +174,7 @@ pub(crate) fn walk(lane: &str, samples: &[Sample], lost_at: Option<(Hop, Hop)>, 
 /// The first seam at which `x-lane` is gone, behind the first hop: what arrives there is the gateway's business.
 pub(crate) fn lost(tree: &Tree, url: &str) -> Option<(Hop, Hop)> {
     for call in &tree.upstreams {
-        let Some(Nested(reply)) = &call.reply else { continue };
+        let Some(reply) = &call.reply else { continue };
         if tree.received.first("x-lane").is_some() && reply.received.first("x-lane").is_none() {
             return Some((Hop::of(tree, url), Hop::of(reply, &call.url)));
         }

@@ -181,8 +181,8 @@ fn seen(tree: &Tree, url: &str) -> HopSeen {
     let below = if sum <= tree.duration_ms { sum } else { longest };
     HopSeen {
         hop: Hop::of(tree, url),
-        version: tree.version.clone().into_owned(),
-        lane: tree.lane.clone().into_owned(),
+        version: tree.version.clone(),
+        lane: tree.lane.clone(),
         attempt: tree.attempt,
         identity: tree.client.identity.as_deref().map(str::to_owned),
         own_ms: (tree.duration_ms - below).max(0.0),

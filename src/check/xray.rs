@@ -8,7 +8,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::reply::{Headers, Nested, Propagation, Tree};
+use crate::reply::{Headers, Propagation, Tree};
 
 use super::context::{self, Context, Format, short};
 use super::expect::BASE_LANE;
@@ -346,8 +346,8 @@ impl Xray {
         }
         for (index, call) in tree.upstreams.iter().enumerate() {
             let next = match &call.reply {
-                Some(Nested(reply)) => Hop::of(reply, &call.url),
-                None => Hop { name: name_of(&call.url), hostname: String::new(), url: call.url.clone().into_owned() },
+                Some(reply) => Hop::of(reply, &call.url),
+                None => Hop { name: name_of(&call.url), hostname: String::new(), url: call.url.clone() },
             };
             let mut effects = verbatim(&tree.received, &call.sent, tree.propagation);
             if tree.propagation == Propagation::Continue {
@@ -363,7 +363,7 @@ impl Xray {
             }
             self.fault(&hop, &next, Side::Hop, Some(tree.propagation), effects);
             match &call.reply {
-                Some(Nested(reply)) => {
+                Some(reply) => {
                     path.push(index);
                     self.hop(&hop, &call.sent, Some(tree.propagation), reply, &call.url, path);
                     path.pop();
@@ -393,7 +393,7 @@ impl Xray {
 
 /// The hop at a path, counted from the first hop.
 fn at<'a>(tree: &'a Tree, path: &[usize]) -> Option<&'a Tree> {
-    path.iter().try_fold(tree, |hop, index| hop.upstreams.get(*index)?.reply.as_ref().map(|Nested(reply)| &**reply))
+    path.iter().try_fold(tree, |hop, index| hop.upstreams.get(*index)?.reply.as_deref())
 }
 
 /// Whether a hop continues a trace that came in `format` alone; `None` when something else came too.

@@ -141,16 +141,16 @@ fn cross(between: &Between, headers: &mut Headers, edge: bool) {
 fn hop(index: usize, app: &App, received: Headers) -> (Tree, Headers) {
     let mut sent = Headers(received.0.iter().filter(|(name, _)| !is_empty(&received, name)).cloned().collect());
     let mut tree = Tree {
-        service: format!("service{}", index + 1).into(),
+        service: format!("service{}", index + 1),
         version: "v1".into(),
         lane: "base".into(),
-        hostname: format!("host{}", index + 1).into(),
+        hostname: format!("host{}", index + 1),
         message: "".into(),
         path: "/".into(),
         status: 200,
         started_at: "".into(),
         duration_ms: 1.0,
-        request_id: received.first("x-request-id").unwrap_or("made").to_owned().into(),
+        request_id: received.first("x-request-id").unwrap_or("made").to_owned(),
         trace_id: None,
         span_id: None,
         parent_span_id: None,
@@ -171,9 +171,9 @@ fn hop(index: usize, app: &App, received: Headers) -> (Tree, Headers) {
         let read = read.unwrap_or_else(|| Context { trace: format!("{}{}", id(), id()), span: String::new(), sampled: None });
         let sampled = Some(if app.unsamples { false } else { read.sampled.unwrap_or(true) });
         let (server, client) = (id(), id());
-        tree.trace_id = Some(read.trace.clone().into());
-        tree.span_id = Some(server.clone().into());
-        tree.parent_span_id = Some(read.span.clone()).filter(|span| !span.is_empty()).map(Into::into);
+        tree.trace_id = Some(read.trace.clone());
+        tree.span_id = Some(server.clone());
+        tree.parent_span_id = Some(read.span.clone()).filter(|span| !span.is_empty());
         tree.sampled = sampled;
         let spoken: Vec<Format> = Format::ALL.into_iter().filter(|format| format.is_present(&received)).collect();
         for name in ["traceparent", "x-b3-traceid", "x-b3-spanid", "x-b3-parentspanid", "x-b3-sampled"] {
@@ -189,8 +189,8 @@ fn hop(index: usize, app: &App, received: Headers) -> (Tree, Headers) {
             }
         }
     } else if let Some(context) = Format::W3c.read(&received).or_else(|| Format::B3.read(&received)) {
-        tree.trace_id = Some(context.trace.into());
-        tree.span_id = Some(context.span.into());
+        tree.trace_id = Some(context.trace);
+        tree.span_id = Some(context.span);
         tree.sampled = context.sampled;
     }
     for name in &app.drops {
@@ -208,17 +208,17 @@ fn travel(probe: &Probe, apps: &[App], between: &[Between]) -> Tree {
             tree.client.ip = "127.0.0.6".into();
         }
         if between[index].vouches {
-            tree.client.identity = Some(format!("spiffe://cluster.local/ns/httpserver/sa/service{index}").into());
+            tree.client.identity = Some(format!("spiffe://cluster.local/ns/httpserver/sa/service{index}"));
         }
         if index + 1 < apps.len() {
             let reply = from(index + 1, sent.clone(), apps, between);
             tree.upstreams.push(Call {
-                url: format!("http://service{0}/service{0}", index + 2).into(),
+                url: format!("http://service{0}/service{0}", index + 2),
                 status: Some(200),
                 duration_ms: 1.0,
                 error: None,
                 sent,
-                reply: Some(Nested(Box::new(reply))),
+                reply: Some(Box::new(reply)),
             });
         }
         tree
@@ -503,8 +503,8 @@ fn a_call_that_no_sidecar_handles_as_http_is_a_finding_and_a_waypoint_for_some_s
     };
     let findings = propagation::findings(&probe, &examine(&probe, &tree, "http://x/service1"), &place);
     assert!(failures(&findings).is_empty(), "{findings:#?}");
-    let Some(Nested(two)) = &mut tree.upstreams[0].reply else { panic!() };
-    let Some(Nested(three)) = &mut two.upstreams[0].reply else { panic!() };
+    let Some(two) = &mut tree.upstreams[0].reply else { panic!() };
+    let Some(three) = &mut two.upstreams[0].reply else { panic!() };
     three.client.identity = Some("spiffe://cluster.local/ns/httpserver/sa/service2".into());
     let findings = propagation::findings(&probe, &examine(&probe, &tree, "http://x/service1"), &place);
     let failed = failures(&findings);

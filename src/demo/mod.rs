@@ -36,7 +36,7 @@ use crate::export::Exporter;
 use crate::fault::Plan;
 use crate::lifecycle::{DrainOptions, Stop};
 use crate::lines::LineWriter;
-use crate::reply::{Nested, Tree};
+use crate::reply::Tree;
 use crate::server::{self, Entrance, InUse};
 use crate::upstream::Target;
 use control::{Access, Peer};
@@ -415,7 +415,7 @@ fn seams(reply: &Tree) -> Vec<String> {
     const CONTEXTS: [&str; 3] = ["traceparent", "b3", "x-b3-traceid"];
     let mut found = Vec::new();
     for call in &reply.upstreams {
-        let Some(Nested(below)) = &call.reply else { continue };
+        let Some(below) = &call.reply else { continue };
         if below.trace_id != reply.trace_id {
             let (caller, callee) = (&reply.service, &below.service);
             let sent: Vec<_> = CONTEXTS.into_iter().filter(|name| !call.sent.get(name).is_empty()).collect();
@@ -440,7 +440,7 @@ fn trace_ids(reply: &Tree) -> Vec<TraceId> {
         {
             ids.push(id);
         }
-        for Nested(below) in reply.upstreams.iter().filter_map(|call| call.reply.as_ref()) {
+        for below in reply.upstreams.iter().filter_map(|call| call.reply.as_ref()) {
             collect(below, ids);
         }
     }

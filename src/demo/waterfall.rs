@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::store::Store;
 use super::zipkin::{Kind, Parent, Span, SpanId, TraceId, parents};
-use crate::reply::{Nested, Tree};
+use crate::reply::Tree;
 
 /// Rows of a waterfall, and calls explained below it; more are counted, not drawn. Beyond this nobody scrolls back.
 const MAX_ROWS: usize = 200;
@@ -118,7 +118,7 @@ impl Trace {
                 if let Some(sender) = sender {
                     self.sent.insert(sender, headers);
                 }
-                if let Some(Nested(reply)) = &call.reply {
+                if let Some(reply) = &call.reply {
                     hops.push(reply);
                 }
             }
