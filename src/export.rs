@@ -18,8 +18,8 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::ids;
-use crate::json::push_escaped;
-use crate::lines::{LineWriter, push_number};
+use crate::json::{push_escaped, push_text};
+use crate::lines::{LineWriter, push_address, push_number};
 use crate::metrics::Metrics;
 use crate::propagation::{Sampling, push_hex};
 use crate::tls;
@@ -79,7 +79,7 @@ pub struct ResourceOptions {
 /// Where a batch is sent.
 #[derive(Debug)]
 enum Sink {
-    Zipkin { client: reqwest::Client, endpoint: String, resource: ResourceOptions },
+    Zipkin { client: reqwest::Client, endpoint: String, resource: ZipkinResource },
     Otlp(Box<opentelemetry_otlp::SpanExporter>),
     Console { out: LineWriter, service: String },
 }
@@ -116,7 +116,9 @@ impl Pipeline {
         let sink = match exporter {
             Exporter::None => return Ok(None),
             Exporter::Console => Sink::Console { out: console.clone(), service: resource.service_name },
-            Exporter::Zipkin { endpoint } => Sink::Zipkin { client: http_client(TIMEOUT)?, endpoint, resource },
+            Exporter::Zipkin { endpoint } => {
+                Sink::Zipkin { client: http_client(TIMEOUT)?, endpoint, resource: ZipkinResource::new(&resource) }
+            }
             Exporter::Otlp(options) => Sink::Otlp(Box::new(otlp_exporter(options, resource)?)),
         };
         let (stop, stopped) = watch::channel(false);
@@ -297,6 +299,7 @@ fn otlp_span(batch: &Batch, span: &Span) -> SpanData {
         attributes.push(match value {
             Value::Text(text) => KeyValue::new(name, text.to_owned()),
             Value::Int(number) => KeyValue::new(name, i64::from(number)),
+            Value::Address(address) => KeyValue::new(name, address.to_string()),
         });
     });
     let failure = batch.failure(span);
@@ -324,9 +327,36 @@ fn otlp_span(batch: &Batch, span: &Span) -> SpanData {
     }
 }
 
+/// What all spans of a hop say in Zipkin's JSON, written once.
+#[derive(Debug)]
+struct ZipkinResource {
+    /// The member `localEndpoint`, with the comma before it.
+    local_endpoint: Vec<u8>,
+    /// The first members of `tags`, without a comma behind them.
+    tags: Vec<u8>,
+}
+
+impl ZipkinResource {
+    fn new(resource: &ResourceOptions) -> Self {
+        let mut local_endpoint = b",\"localEndpoint\":{\"serviceName\":".to_vec();
+        push_text(&mut local_endpoint, resource.service_name.as_bytes());
+        local_endpoint.push(b'}');
+        let mut tags = Vec::new();
+        for (name, value) in &resource.attributes {
+            if !tags.is_empty() {
+                tags.push(b',');
+            }
+            push_text(&mut tags, name.as_bytes());
+            tags.push(b':');
+            push_text(&mut tags, value.as_bytes());
+        }
+        Self { local_endpoint, tags }
+    }
+}
+
 /// Zipkin v2 JSON. Ours because `opentelemetry-zipkin` sends `"localEndpoint":{}`: no service name
 /// (`tests/zipkin_crate.rs` tells when that is mended).
-fn zipkin_json(resource: &ResourceOptions, batch: &Batch, spans: &[Span]) -> Vec<u8> {
+fn zipkin_json(resource: &ZipkinResource, batch: &Batch, spans: &[Span]) -> Vec<u8> {
     let mut out = Vec::with_capacity(spans.len() * 640);
     for (i, span) in spans.iter().enumerate() {
         let context = &span.context;
@@ -353,27 +383,26 @@ fn zipkin_json(resource: &ResourceOptions, batch: &Batch, spans: &[Span]) -> Vec
         push_number(&mut out, micros(since));
         out.extend_from_slice(b",\"duration\":");
         push_number(&mut out, micros(span.duration).max(1));
-        out.extend_from_slice(b",\"localEndpoint\":{\"serviceName\":\"");
-        push_escaped(&mut out, resource.service_name.as_bytes());
-        out.extend_from_slice(b"\"}");
+        out.extend_from_slice(&resource.local_endpoint);
         if context.sampling == Sampling::Debug {
             out.extend_from_slice(b",\"debug\":true");
         }
         out.extend_from_slice(b",\"tags\":{");
-        let tags = out.len();
+        out.extend_from_slice(&resource.tags);
+        let mut first = resource.tags.is_empty();
+        // The names are ours: they need no escaping.
         let mut tag = |name: &str, value: Value<'_>| {
-            out.extend_from_slice(if out.len() == tags { b"\"" } else { b",\"" });
-            push_escaped(&mut out, name.as_bytes());
+            out.extend_from_slice(if first { b"\"" } else { b",\"" });
+            first = false;
+            out.extend_from_slice(name.as_bytes());
             out.extend_from_slice(b"\":\"");
             match value {
                 Value::Text(text) => push_escaped(&mut out, text.as_bytes()),
                 Value::Int(number) => push_number(&mut out, number.into()),
+                Value::Address(address) => push_address(&mut out, address),
             }
             out.push(b'"');
         };
-        for (name, value) in &resource.attributes {
-            tag(name, Value::Text(value));
-        }
         batch.attributes(span, &mut tag);
         if let Some(failure) = batch.failure(span) {
             let failure = failure.to_string();
@@ -411,6 +440,9 @@ fn console_line(line: &mut Vec<u8>, service: &str, batch: &Batch, span: &Span) {
         }
         Value::Int(number) => {
             let _ = write!(line, " {name}={number}");
+        }
+        Value::Address(address) => {
+            let _ = write!(line, " {name}={address}");
         }
     });
     if let Some(failure) = batch.failure(span) {

@@ -34,6 +34,7 @@ mod limits;
 pub mod lines;
 mod metrics;
 mod observe;
+mod pool;
 pub mod propagation;
 pub mod reply;
 mod route;

@@ -138,23 +138,7 @@ impl io::Write for LineWriter {
 
 /// Appends a number. Lines are made of many small ones, and `write!` takes longer for its own machinery than for the digits.
 pub(crate) fn push_number(out: &mut Vec<u8>, number: u64) {
-    // Most are a byte of an address or a status.
-    match number {
-        0..10 => out.push(b'0' + number as u8),
-        10..100 => push_digits::<2>(out, number as u32),
-        100..1000 => push_digits::<3>(out, number as u32),
-        _ => {
-            let mut digits = [0; 20];
-            let mut start = digits.len();
-            let mut rest = number;
-            while rest > 0 {
-                start -= 1;
-                digits[start] = b'0' + (rest % 10) as u8;
-                rest /= 10;
-            }
-            out.extend_from_slice(&digits[start..]);
-        }
-    }
+    out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
 }
 
 /// Appends the last `N` digits of a number, with leading zeros.

@@ -369,7 +369,8 @@ impl Propagator {
     fn keeps_tracestate(&self, carried: &Carried, context: &Context) -> bool {
         const MAX_MEMBERS: usize = 32;
         let members = |value: &[u8]| value.split(|byte| *byte == b',').filter(|member| !member.trim_ascii().is_empty()).count();
-        self.propagators.formats.contains(&Format::TraceContext)
+        carried.all(Kind::TraceState).next().is_some()
+            && self.propagators.formats.contains(&Format::TraceContext)
             && carried.all(Kind::TraceState).map(|value| members(value.as_bytes())).sum::<usize>() <= MAX_MEMBERS
             && carried.only(Kind::TraceParent).and_then(parse_traceparent).is_some_and(|w3c| w3c.trace_id == context.trace_id)
     }

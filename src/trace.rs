@@ -14,7 +14,6 @@ use opentelemetry_semantic_conventions::attribute as key;
 use tokio::sync::Notify;
 
 use crate::ids;
-use crate::lines::push_address;
 use crate::propagation::{Context, Incoming, Sampling};
 
 /// `OTEL_TRACES_SAMPLER`: who decides whether a trace is recorded.
@@ -131,7 +130,7 @@ pub(crate) struct Span {
     status: u16,
     error: Option<&'static str>,
     path: Text,
-    client: Text,
+    client: Option<IpAddr>,
     server: Text,
     server_port: u16,
     request_id: Text,
@@ -151,14 +150,15 @@ pub(crate) enum Value<'a> {
     Text(&'a str),
     /// A number.
     Int(u16),
+    /// An address, shown as a text.
+    Address(IpAddr),
 }
 
 /// Finished spans on their way to the exporter.
 #[derive(Debug, Default)]
 pub(crate) struct Batch {
     pub(crate) spans: Vec<Span>,
-    /// UTF-8.
-    text: Vec<u8>,
+    text: String,
 }
 
 impl Batch {
@@ -172,7 +172,7 @@ impl Batch {
 
     fn copy(&mut self, text: &str) -> Text {
         let start = self.text.len() as u32;
-        self.text.extend_from_slice(&text.as_bytes()[..text.floor_char_boundary(Self::MAX_TEXT)]);
+        self.text.push_str(&text[..text.floor_char_boundary(Self::MAX_TEXT)]);
         Text { start, end: self.text.len() as u32 }
     }
 
@@ -180,10 +180,6 @@ impl Batch {
         let path = self.copy(span.path);
         let request_id = self.copy(span.request_id);
         let server = self.copy(span.server.map_or("", |(host, _)| host));
-        let start = self.text.len() as u32;
-        if let Some(client) = span.client {
-            push_address(&mut self.text, client);
-        }
         self.spans.push(Span {
             kind: span.kind,
             context: *span.context,
@@ -194,7 +190,7 @@ impl Batch {
             status: span.status,
             error: span.error,
             path,
-            client: Text { start, end: self.text.len() as u32 },
+            client: span.client,
             server,
             server_port: span.server.map_or(0, |(_, port)| port),
             request_id,
@@ -202,7 +198,7 @@ impl Batch {
     }
 
     fn text(&self, text: Text) -> &str {
-        str::from_utf8(&self.text[text.start as usize..text.end as usize]).unwrap_or_default()
+        &self.text[text.start as usize..text.end as usize]
     }
 
     /// The span's name: method and route of a server span, the method alone of a client span; a method that a caller made up
@@ -230,9 +226,11 @@ impl Batch {
         text(key::HTTP_REQUEST_METHOD, span.method);
         text(key::HTTP_ROUTE, span.route);
         text(key::URL_PATH, self.text(span.path));
-        text(key::CLIENT_ADDRESS, self.text(span.client));
         text(key::SERVER_ADDRESS, self.text(span.server));
         text("request.id", self.text(span.request_id));
+        if let Some(client) = span.client {
+            visit(key::CLIENT_ADDRESS, Value::Address(client));
+        }
         if span.server_port != 0 {
             visit(key::SERVER_PORT, Value::Int(span.server_port));
         }
@@ -437,7 +435,7 @@ mod tests {
         let mut seen = Vec::new();
         batch.attributes(&batch.spans[0], |name, value| seen.push((name, value)));
         assert!(seen.contains(&("http.response.status_code", Value::Int(503))), "{seen:?}");
-        assert!(seen.contains(&("client.address", Value::Text("127.0.0.1"))), "{seen:?}");
+        assert!(seen.contains(&("client.address", Value::Address([127, 0, 0, 1].into()))), "{seen:?}");
         assert_eq!(batch.text(batch.spans[0].path).len(), 1023);
         assert_eq!(batch.failure(&batch.spans[0]), Some(Failure::Status(503)));
     }

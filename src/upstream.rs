@@ -9,16 +9,15 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::PathAndQuery;
 use http::{Request, StatusCode, Uri};
 use http_body_util::{BodyExt as _, Empty, LengthLimitError, Limited};
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::client::legacy::Client;
+use hyper_rustls::HttpsConnectorBuilder;
 use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
 use rustls::ClientConfig;
 
 use crate::error::causes;
 use crate::ids;
 use crate::metrics::Metrics;
 use crate::observe::Exchange;
+use crate::pool::{Failure, Pool};
 use crate::propagation::{Context, Outgoing, Propagator, Shown, X_HOP_COUNT};
 use crate::reply::{ReplyCall, is_reply};
 use crate::trace::{FinishedSpan, SpanKind, Tracer};
@@ -33,27 +32,23 @@ pub struct Target {
     /// As it is shown.
     url: String,
     has_path: bool,
+    host: String,
+    port: u16,
+    /// What the `host` header says.
+    authority: HeaderValue,
 }
 
 impl Target {
-    /// Where a request for `/service<n>` goes on to: a URL without a path gets the path `/service<n+1>`.
-    pub(crate) fn url(&self, n: u16) -> (Uri, Option<String>) {
+    /// Where a request for `/service<n>` goes on to: path and query, and the whole URL if it is not the target's own. A URL
+    /// without a path gets the path `/service<n+1>`.
+    pub(crate) fn path(&self, n: u16) -> (PathAndQuery, Option<String>) {
+        let own = || self.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
         if self.has_path {
-            return (self.uri.clone(), None);
+            return (own(), None);
         }
-        let url = format!("{}/service{}", self.url, n + 1);
-        match url.parse() {
-            Ok(uri) => (uri, Some(url)),
-            Err(_) => (self.uri.clone(), None),
-        }
-    }
-
-    fn host(&self) -> &str {
-        self.uri.host().unwrap_or_default()
-    }
-
-    fn port(&self) -> u16 {
-        self.uri.port_u16().unwrap_or(if self.uri.scheme_str() == Some("https") { 443 } else { 80 })
+        let path = format!("/service{}", n + 1);
+        let url = format!("{}{path}", self.url);
+        PathAndQuery::try_from(path).map_or_else(|_| (own(), None), |path| (path, Some(url)))
     }
 }
 
@@ -82,7 +77,12 @@ impl FromStr for Target {
         }
         let url = text.trim();
         let has_path = uri.path() != "/" || uri.query().is_some() || url.ends_with('/');
-        Ok(Self { url: url.to_owned(), uri, has_path })
+        let host = uri.host().unwrap_or_default().to_owned();
+        let usual = if uri.scheme_str() == Some("https") { 443 } else { 80 };
+        let port = uri.port_u16().unwrap_or(usual);
+        let authority = if port == usual { host.clone() } else { format!("{host}:{port}") };
+        let authority = HeaderValue::from_str(&authority).map_err(|_| FORM.to_owned())?;
+        Ok(Self { url: url.to_owned(), uri, has_path, host, port, authority })
     }
 }
 
@@ -99,8 +99,8 @@ pub enum FanOut {
 /// The next hops of a node and the client that calls them.
 #[derive(Debug)]
 pub(crate) struct Upstreams {
-    client: Client<HttpsConnector<HttpConnector>, Empty<Bytes>>,
-    targets: Vec<Target>,
+    /// Each next hop with the connections to it.
+    targets: Vec<(Target, Pool)>,
     fan_out: FanOut,
     timeout: Duration,
     user_agent: HeaderValue,
@@ -169,14 +169,15 @@ impl Upstreams {
         http.enforce_http(false);
         http.set_nodelay(true);
         http.set_connect_timeout(Some(timeout));
-        let connector = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1();
-        let client = Client::builder(TokioExecutor::new())
-            .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(Duration::from_secs(60))
-            .build(connector.wrap_connector(http));
+        let connector = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().wrap_connector(http);
+        let targets = targets.into_iter().map(|target| {
+            let pool = Pool::new(connector.clone(), target.uri.clone());
+            (target, pool)
+        });
+        let targets = targets.collect();
         let user_agent = HeaderValue::from_str(&format!("httpserver/{version}"));
         let user_agent = user_agent.unwrap_or_else(|_| HeaderValue::from_static("httpserver"));
-        Self { client, targets, fan_out, timeout, user_agent }
+        Self { targets, fan_out, timeout, user_agent }
     }
 
     /// Calls every next hop; what became of them is in the configured order.
@@ -198,7 +199,7 @@ impl Upstreams {
     }
 
     async fn call(&self, exchange: &Exchange, index: usize) -> Called {
-        let target = &self.targets[index];
+        let (target, pool) = &self.targets[index];
         let node = &exchange.node;
         let tracer = node.tracer.as_ref();
         let context = tracer.and(exchange.context.as_ref()).map(|server| server.child(ids::span_id()));
@@ -215,10 +216,10 @@ impl Upstreams {
             error: Some("cancelled"),
             path: None,
         };
-        let (uri, url) = target.url(exchange.service_number());
-        measured.path = uri.path_and_query().cloned();
-        let request = self.request(uri, node.propagator.written(&sent), exchange.hops);
-        let answered = tokio::time::timeout(self.timeout, self.exchange(request, &mut measured.status)).await;
+        let (path, url) = target.path(exchange.service_number());
+        measured.path = Some(path.clone());
+        let request = self.request(target, path, node.propagator.written(&sent), exchange.hops);
+        let answered = tokio::time::timeout(self.timeout, exchanged(pool, request, &mut measured.status)).await;
         let (reply, failure) = match answered {
             Ok(Ok(reply)) => (reply, measured.status.and_then(|status| failed_status(status, None))),
             Ok(Err((reply, failure))) => (reply, Some(failure)),
@@ -230,15 +231,16 @@ impl Upstreams {
 
     fn request<'a>(
         &self,
-        uri: Uri,
+        target: &Target,
+        path: PathAndQuery,
         carried: impl ExactSizeIterator<Item = (&'a HeaderName, &'a HeaderValue)>,
         hops: u32,
     ) -> Request<Empty<Bytes>> {
         let mut request = Request::new(Empty::new());
-        *request.uri_mut() = uri;
+        *request.uri_mut() = Uri::from(path);
         let headers: &mut HeaderMap = request.headers_mut();
-        // Four are written here and by the client.
         headers.reserve(carried.len() + 4);
+        headers.insert(header::HOST, target.authority.clone());
         headers.insert(header::ACCEPT, HeaderValue::from_static("application/json"));
         headers.insert(header::USER_AGENT, self.user_agent.clone());
         headers.insert(X_HOP_COUNT.clone(), HeaderValue::from(hops.saturating_add(1)));
@@ -246,35 +248,6 @@ impl Upstreams {
             headers.append(name.clone(), value.clone());
         }
         request
-    }
-
-    /// One request and its whole answer. `status` is told as soon as it is known, so that a call that times out later still
-    /// has it.
-    async fn exchange(
-        &self,
-        request: Request<Empty<Bytes>>,
-        status: &mut Option<StatusCode>,
-    ) -> Result<Option<Bytes>, (Option<Bytes>, CallError)> {
-        let answer = self.client.request(request).await.map_err(|error| {
-            let connect = error.is_connect();
-            let reason = causes(&error).trim_start_matches("client error (Connect): ").to_owned();
-            (None, if connect { CallError::Connect(reason) } else { CallError::Broken(reason) })
-        })?;
-        *status = Some(answer.status());
-        let redirect = answer.status().is_redirection();
-        let location = redirect.then(|| answer.headers().get(header::LOCATION).cloned()).flatten();
-        let body = Limited::new(answer.into_body(), MAX_ANSWER).collect().await.map_err(|error| {
-            let failure = match error.is::<LengthLimitError>() {
-                true => CallError::TooLarge,
-                false => CallError::Broken(causes(&*error)),
-            };
-            (None, failure)
-        })?;
-        let reply = Some(body.to_bytes()).filter(|body| is_reply(body));
-        match status.and_then(|status| failed_status(status, location.as_ref())) {
-            Some(failure) => Err((reply, failure)),
-            None => Ok(reply),
-        }
     }
 
     /// The status of a hop whose calls ended so: 508 if any did; else 504 if every failed one ran out of time; else 502.
@@ -297,7 +270,7 @@ impl Upstreams {
     /// How a call looks in the reply.
     pub(crate) fn shown<'a>(&'a self, propagator: &'a Propagator, call: &'a Called) -> ReplyCall<'a> {
         ReplyCall {
-            url: call.url.as_deref().unwrap_or(&self.targets[call.target].url),
+            url: call.url.as_deref().unwrap_or(&self.targets[call.target].0.url),
             status: call.status.map(|status| status.as_u16()),
             duration: call.duration,
             error: call.failure.as_ref().map(CallError::to_string),
@@ -305,6 +278,34 @@ impl Upstreams {
             // Checked to be one.
             reply: call.reply.as_deref(),
         }
+    }
+}
+
+/// One request and its whole answer. `status` is told as soon as it is known, so that a call that times out later still has it.
+async fn exchanged(
+    pool: &Pool,
+    request: Request<Empty<Bytes>>,
+    status: &mut Option<StatusCode>,
+) -> Result<Option<Bytes>, (Option<Bytes>, CallError)> {
+    let (answer, connection) = pool.send(request).await.map_err(|failure| match failure {
+        Failure::Connect(reason) => (None, CallError::Connect(reason)),
+        Failure::Broken(reason) => (None, CallError::Broken(reason)),
+    })?;
+    *status = Some(answer.status());
+    let redirect = answer.status().is_redirection();
+    let location = redirect.then(|| answer.headers().get(header::LOCATION).cloned()).flatten();
+    let body = Limited::new(answer.into_body(), MAX_ANSWER).collect().await.map_err(|error| {
+        let failure = match error.is::<LengthLimitError>() {
+            true => CallError::TooLarge,
+            false => CallError::Broken(causes(&*error)),
+        };
+        (None, failure)
+    })?;
+    connection.done();
+    let reply = Some(body.to_bytes()).filter(|body| is_reply(body));
+    match status.and_then(|status| failed_status(status, location.as_ref())) {
+        Some(failure) => Err((reply, failure)),
+        None => Ok(reply),
     }
 }
 
@@ -345,7 +346,7 @@ impl Drop for Measured<'_> {
         let took = self.begun.elapsed();
         let sampled = self.context.filter(|context| context.sampling.is_sampled()).map(|context| context.trace_id);
         let status = self.status.as_ref().map_or("", StatusCode::as_str);
-        self.metrics.call(self.target.host(), status).observe(took, sampled);
+        self.metrics.call(&self.target.host, status).observe(took, sampled);
         if let Some((tracer, context)) = self.tracer.zip(self.context.as_ref()) {
             tracer.record(&FinishedSpan {
                 kind: SpanKind::Client,
@@ -358,7 +359,7 @@ impl Drop for Measured<'_> {
                 error: self.error,
                 path: self.path.as_ref().map_or("", PathAndQuery::path),
                 client: None,
-                server: Some((self.target.host(), self.target.port())),
+                server: Some((&self.target.host, self.target.port)),
                 request_id: self.exchange.request_id.to_str().unwrap_or_default(),
             });
         }
@@ -404,7 +405,13 @@ mod tests {
 
     #[test]
     fn a_url_without_a_path_gets_the_next_service() {
-        let url = |text: &str| text.parse::<Target>().unwrap().url(1).0.to_string();
+        let url = |text: &str| {
+            let target = text.parse::<Target>().unwrap();
+            let (path, url) = target.path(1);
+            let url = url.unwrap_or(target.url);
+            assert!(url.ends_with(path.as_str()), "{url} {path}");
+            url
+        };
         assert_eq!(url("http://service2"), "http://service2/service2");
         assert_eq!(url("http://service2:8080"), "http://service2:8080/service2");
         assert_eq!(url("http://service2/"), "http://service2/");
