@@ -1,6 +1,6 @@
 //! JSON on the request path: texts are written, and what a next hop answered is checked, without building anything.
 //!
-//! `serde_json` reads and writes everything else. Here it would be a fifth of what a hop of the chain does
+//! `serde_json` reads and writes everything else. Here it would be a quarter of what a hop of the chain does
 //! (`ARCHITECTURE.md`, "What is deliberately not here"); the tests hold both to the same results.
 
 use std::io::Write as _;

@@ -3,6 +3,7 @@
 //! A request never waits for whoever reads the output. When nobody does, the buffer fills, and further lines are dropped and
 //! counted.
 
+use std::cell::Cell;
 use std::io::{self, Write};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -73,19 +74,27 @@ impl LineWriter {
         Self(shared)
     }
 
-    /// Hands over one line, which `write` appends with its line end. `write` must not fail half-way and must not log.
+    /// Hands over one line, which `write` appends with its line end.
     pub(crate) fn line(&self, write: impl FnOnce(&mut Vec<u8>)) {
+        thread_local! {
+            static LINE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+        }
+        // Written aside, so that nobody waits for the lock while words are put together.
+        let mut line = LINE.take();
+        line.clear();
+        write(&mut line);
         let mut buffer = self.0.lock();
         if buffer.len() >= MAX_BUFFERED {
             self.0.dropped.fetch_add(1, Ordering::Relaxed);
-            return;
+        } else {
+            let was_empty = buffer.is_empty();
+            buffer.extend_from_slice(&line);
+            drop(buffer);
+            if was_empty {
+                self.0.filled.notify_one();
+            }
         }
-        let was_empty = buffer.is_empty();
-        write(&mut buffer);
-        drop(buffer);
-        if was_empty {
-            self.0.filled.notify_one();
-        }
+        LINE.set(line);
     }
 
     /// How many lines were dropped because nobody read.

@@ -1,6 +1,6 @@
 //! The paths that a hop knows, as the templates that metrics and spans show.
 
-/// A known path. The router in `routes.rs` is built from the same templates.
+/// A known path. `routes.rs` has the endpoint of each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Route {
     Root,

@@ -25,6 +25,9 @@ use crate::trace::{FinishedSpan, SpanKind, Tracer};
 /// The largest answer of a next hop.
 const MAX_ANSWER: usize = 1 << 20;
 
+/// How long a connection to a next hop is kept that nobody uses. Servers and proxies keep theirs for longer.
+const KEEP_IDLE: Duration = Duration::from_secs(60);
+
 /// A next hop.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Target {
@@ -171,7 +174,7 @@ impl Upstreams {
         http.set_connect_timeout(Some(timeout));
         let connector = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().wrap_connector(http);
         let targets = targets.into_iter().map(|target| {
-            let pool = Pool::new(connector.clone(), target.uri.clone());
+            let pool = Pool::new(connector.clone(), target.uri.clone(), KEEP_IDLE);
             (target, pool)
         });
         let targets = targets.collect();
