@@ -90,10 +90,12 @@ fn main() {
     measure("/service1, calls one hop, all off", OFF, "/service1", B3, true);
     measure("/service1, calls one hop, all on", ON, "/service1", B3, true);
     println!();
-    println!("{:<44}{:>12.2}", "B3 and request id, carried", b3 - off);
-    println!("{:<44}{:>12.2}", "access line", log - b3);
-    println!("{:<44}{:>12.2}", "server span and its traceresponse header", spans - b3);
-    println!("{:<44}{:>12.2}", "all telemetry of /hello", on - off);
+    // Rounded first, so that a warm cache that saves a thousandth is no "-0.00".
+    let more = |what: &str, allocations: f64| println!("{what:<44}{:>12.2}", (allocations * 100.0).round() / 100.0 + 0.0);
+    more("B3 and request id, carried", b3 - off);
+    more("access line", log - b3);
+    more("server span and its traceresponse header", spans - b3);
+    more("all telemetry of /hello", on - off);
 }
 
 /// Allocations and allocated bytes per request of one hop.
