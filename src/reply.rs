@@ -1,8 +1,8 @@
 //! The reply of the chain: one shape for the hop that writes it, the hop that nests it and the people and tools that read it.
 //!
-//! A hop writes a [`Reply`] that borrows everything, with what the next hop answered spliced in as it came, so that a long
+//! A hop writes a `Reply` that borrows everything, with what the next hop answered spliced in as it came, so that a long
 //! chain is not parsed and written again at every hop. `check`, `demo` and the text form read the same JSON back as a [`Tree`].
-//! A field is a line in [`Reply::to_json`], one in [`FIELDS`] and one in [`Tree`]; the tests hold the three together.
+//! A field is a line in `Reply::to_json`, one in `FIELDS` and one in [`Tree`]; the tests hold the three together.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
