@@ -13,7 +13,7 @@ use serde::de::{MapAccess, Visitor};
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::json::{members, push_optional, push_text};
+use crate::json::{members, push_escaped, push_optional, push_text};
 use crate::lines::{push_address, push_milliseconds, push_number, push_time};
 use crate::propagation::{Context, Sampling, Shown, push_hex};
 
@@ -48,7 +48,7 @@ pub(crate) struct ReplyCall<'a> {
     pub(crate) reply: Option<&'a [u8]>,
 }
 
-/// The text before a member's value, first members apart.
+/// What stands between a member's value and the value of the member before it.
 macro_rules! key {
     ($name:literal) => {
         concat!(",\"", $name, "\":").as_bytes()
@@ -69,10 +69,8 @@ impl Reply<'_> {
         push_text(out, self.lane.as_bytes());
         out.extend_from_slice(key!("hostname"));
         push_text(out, self.hostname.as_bytes());
-        out.extend_from_slice(key!("message"));
-        push_text(out, b"Hello, ");
-        out.pop();
-        crate::json::push_escaped(out, self.service.as_bytes());
+        out.extend_from_slice(b",\"message\":\"Hello, ");
+        push_escaped(out, self.service.as_bytes());
         out.extend_from_slice(b"!\"");
         out.extend_from_slice(key!("path"));
         push_text(out, self.path.as_bytes());

@@ -76,8 +76,9 @@ fn hello(node: &Node) -> Response<Bytes> {
 }
 
 fn hello_who(path: &str) -> Result<Response<Bytes>, Error> {
+    let who = path.strip_prefix("/hello/").ok_or(Error::NotFound)?;
     // What does not decode to text names nobody.
-    let who = percent_decode_str(path.trim_start_matches("/hello/")).decode_utf8().map_err(|_| Error::NotFound)?;
+    let who = percent_decode_str(who).decode_utf8().map_err(|_| Error::NotFound)?;
     Ok(text(format!("Hello, {}!\n", capitalized(&who))))
 }
 
