@@ -99,7 +99,7 @@ pub enum FanOut {
     Sequential,
 }
 
-/// The next hops of a node and the client that calls them.
+/// The next hops of a node and how they are called.
 #[derive(Debug)]
 pub(crate) struct Upstreams {
     /// Each next hop with the connections to it.
