@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HeaderValue};
 use http::{Request, Response};
 use hyper::body::Incoming;
 use tokio::net::TcpListener;
@@ -278,8 +277,7 @@ impl Hop {
                 tokio::time::sleep(draw.wait).await;
             }
             if let Some(status) = draw.abort.filter(|_| !exchange.route.is_chain()) {
-                let mut response = Response::new(format!("injected: abort {}\n", status.as_u16()).into());
-                response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+                let mut response = routes::text(format!("injected: abort {}\n", status.as_u16()));
                 *response.status_mut() = status;
                 return Ok(response);
             }

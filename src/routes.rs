@@ -22,8 +22,12 @@ use crate::upstream::{Called, Upstreams};
 
 /// Answers a request that was let in, whatever happens.
 pub(crate) async fn answer<B>(exchange: &Exchange, request: &Request<B>) -> Response<Bytes> {
-    // Inside the measuring, so that a panic is an answer that is counted and logged.
-    match AssertUnwindSafe(endpoint(exchange, request.method(), request.headers())).catch_unwind().await {
+    caught(endpoint(exchange, request.method(), request.headers())).await
+}
+
+/// Inside the measuring, so that a panic is an answer that is counted and logged.
+async fn caught(answer: impl Future<Output = Result<Response<Bytes>, Error>>) -> Response<Bytes> {
+    match AssertUnwindSafe(answer).catch_unwind().await {
         Ok(Ok(response)) => response,
         Ok(Err(error)) => error.into_response(),
         Err(panic) => panicked(&*panic),
@@ -53,14 +57,14 @@ fn panicked(panic: &(dyn Any + Send)) -> Response<Bytes> {
     Error::Internal.into_response()
 }
 
-fn text(body: impl Into<Bytes>) -> Response<Bytes> {
+pub(crate) fn text(body: impl Into<Bytes>) -> Response<Bytes> {
     typed("text/plain; charset=utf-8", body)
 }
 
 fn typed(content_type: &'static str, body: impl Into<Bytes>) -> Response<Bytes> {
     let mut response = Response::new(body.into());
-    // Four more are written by the exchange, two by hyper.
-    response.headers_mut().reserve(7);
+    // This one, four that the exchange writes, and `connection` while it drains.
+    response.headers_mut().reserve(6);
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
 }
@@ -235,6 +239,22 @@ mod tests {
             assert!(!prefers(accept), "{accept}");
         }
         assert!(!prefers_json(&HeaderMap::new()));
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_an_answer() {
+        for text in [None, Some("a text".to_owned())] {
+            let response = caught(async {
+                match text {
+                    Some(text) => std::panic::panic_any(text),
+                    None => panic!("a literal"),
+                }
+            });
+            let response = response.await;
+            assert_eq!(response.status(), 500);
+            let problem: serde_json::Value = serde_json::from_slice(response.body()).unwrap();
+            assert_eq!(problem["status"], 500);
+        }
     }
 
     #[test]
