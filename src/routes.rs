@@ -63,8 +63,8 @@ pub(crate) fn text(body: impl Into<Bytes>) -> Response<Bytes> {
 
 fn typed(content_type: &'static str, body: impl Into<Bytes>) -> Response<Bytes> {
     let mut response = Response::new(body.into());
-    // This one, four that the exchange writes, and `connection` while it drains.
-    response.headers_mut().reserve(6);
+    // This one, four that the exchange writes, and `connection` while it drains. Asked for six, the map grows on the way.
+    response.headers_mut().reserve(7);
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
 }
