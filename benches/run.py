@@ -11,7 +11,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -21,6 +20,9 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
+sys.path.append(str(ROOT / "scripts"))
+from ports import free_port  # noqa: E402
+
 # What a mesh's ingress adds to a request: every contender gets the same. The trace is sampled.
 HEADERS = [
     "x-request-id: 5f0c2a52-6a5f-4b53-b0f6-6a1c5c2d7b11",
@@ -37,12 +39,6 @@ QUEUE = {"OTEL_BSP_MAX_QUEUE_SIZE": "16384", "OTEL_BSP_SCHEDULE_DELAY": "1000"}
 def built(name):
     """What scripts/bench.sh built; a path that does not exist where it did not."""
     return next((ROOT / "target/bench").glob(f"rust*/*/release/{name}"), ROOT / "target/bench" / name)
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def fetch(url, headers=()):

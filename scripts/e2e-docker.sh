@@ -108,7 +108,7 @@ claim "httpserver_build_info has version and revision" sh -c \
 # A server with a certificate of nobody: the call must fail, and say why.
 tls_refused() {
   local port pid address status
-  port=$(free_port)
+  port=$(free_ports)
   scripts/certificate.sh --local --dir "$work/certs" 2>/dev/null
   (cd "$work/certs" && exec openssl s_server -quiet -accept "$port" -cert tls.crt -key tls.key -www >/dev/null 2>&1) &
   pid=$!
@@ -177,7 +177,7 @@ docker rm -f "$prefix-service2" "$prefix-service3" >/dev/null
 while read -r name; do
   docker image inspect "$name" >/dev/null 2>&1 || docker pull -q "$name" >/dev/null || { say "no image $name, and it cannot be pulled"; exit 2; }
 done < <(sed -n 's/^    image: \([a-z].*\)$/\1/p' compose.yaml)
-HTTPS_PORT=$(free_port) HTTP_PORT=$(free_port) JAEGER_PORT=$(free_port)
+read -r HTTPS_PORT HTTP_PORT JAEGER_PORT < <(free_ports 3)
 export HTTPS_PORT HTTP_PORT JAEGER_PORT
 compose_is_up=yes
 claim "make compose-up" make compose-up

@@ -34,8 +34,8 @@ eventually() {
   done
 }
 
-# free_port: a TCP port of loopback that nobody listens on now
-free_port() { python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
+# free_ports [COUNT]: different TCP ports of loopback that nobody listens on now (ports.py)
+free_ports() { python3 "$top/scripts/ports.py" "$@"; }
 
 # claim TEXT COMMAND...: one line of the table of claims; the run goes on, `claims_end` says how it went
 claims_failed=0 claims_total=0 claims_table=""

@@ -11,11 +11,9 @@ import datetime
 import http.server
 import json
 import os
-import random
 import re
 import shlex
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -23,6 +21,8 @@ import tempfile
 import threading
 import time
 import urllib.request
+
+from ports import free_port
 
 HOPS, COPIES = 3, 2
 SPANS_A_REQUEST = 2 * HOPS - 1
@@ -35,20 +35,6 @@ PATIENCE = 120
 LONG, TYPICAL, WORST, PEAK = 240, 1536, 6 << 10, 64 << 10
 # What must not outlive this process.
 running = []
-
-
-def free_port():
-    """A port that nobody listens on, outside the range from which connections get theirs: a hop that restarts finds it free."""
-    with open("/proc/sys/net/ipv4/ip_local_port_range") as limits:
-        end = int(limits.read().split()[0])
-    while True:
-        port = random.randrange(min(20000, end - 1000), end)
-        with socket.socket() as s:
-            try:
-                s.bind(("127.0.0.1", port))
-                return port
-            except OSError:
-                pass
 
 
 def eventually(what, condition):

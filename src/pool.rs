@@ -274,9 +274,10 @@ mod tests {
 
     #[tokio::test]
     async fn failures_say_what_could_not_be_done() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let addr = listener.local_addr().unwrap();
-        drop(listener);
+        // Bound, so that it stays ours, and deaf.
+        let nobody = tokio::net::TcpSocket::new_v4().unwrap();
+        nobody.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let addr = nobody.local_addr().unwrap();
         let request = || Request::builder().uri("/").header("host", "x").body(Empty::new()).unwrap();
         match pool(addr, MINUTE).send(request()).await {
             Err(Failure::Connect(reason)) => assert!(reason.contains("refused"), "{reason}"),

@@ -5,7 +5,8 @@ mod common;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use common::{Act, Hop, Upstream, answer, chain, eventually, exchange, free_addr};
+use common::ports::free_addr;
+use common::{Act, Hop, Upstream, answer, chain, eventually, exchange};
 use serde_json::{Value, json};
 
 #[tokio::test]
@@ -118,7 +119,7 @@ async fn a_tree_may_have_branches_of_chains() {
 
 #[tokio::test]
 async fn a_chain_that_calls_itself_ends_with_508_at_the_front() {
-    let addr = free_addr().await.to_string();
+    let addr = free_addr().to_string();
     let hop = Hop::start(&["--addr", &addr, "--max-hops", "3", "--upstream", &format!("http://{addr}/service1")], &[]);
     for (count, depth) in [(None, 3), (Some("0"), 3), (Some("2"), 1), (Some("x"), 3), (Some("-1"), 3), (Some(""), 3)] {
         let before = hop.metrics().await.sum("http_server_request_duration_seconds_count", &[("http_route", "/service{n}")]);
@@ -235,7 +236,7 @@ async fn every_way_an_upstream_fails_is_told_from_the_front() {
 
 #[tokio::test]
 async fn an_upstream_that_is_not_there_is_a_502_that_says_so() {
-    let nobody = free_addr().await;
+    let nobody = free_addr();
     let front = Hop::start(&["--upstream", &format!("http://{nobody}")], &[]);
     let (status, reply) = front.json("/service1", &[]).await;
     assert_eq!(status, 502);

@@ -4,6 +4,8 @@
 
 #[path = "check/envoy.rs"]
 mod envoy;
+#[path = "common/ports.rs"]
+mod ports;
 #[path = "check/support.rs"]
 mod support;
 
@@ -14,6 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use ports::free_addr;
 use serde_json::{Value, json};
 use support::*;
 
@@ -242,12 +245,11 @@ fn an_upstream_that_is_no_hop_is_a_failure_where_one_was_expected_and_told_other
 
 #[test]
 fn a_chain_that_calls_itself_is_a_loop() {
-    // A free port is taken twice: first to know it, then by the hop that calls it.
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let back = format!("http://127.0.0.1:{port}/service1");
+    let addr = free_addr();
+    let back = format!("http://{addr}/service1");
     let two = serve("service2", &["--upstream", &back], &[]);
     let next = format!("http://{}/service2", two.addr);
-    let one = serve_at(&format!("127.0.0.1:{port}"), "service1", &["--upstream", &next], &[]);
+    let one = serve_at(&addr.to_string(), "service1", &["--upstream", &next], &[]);
     let run = check(&format!("http://{}/service1", one.addr), &["--count", "1"]);
     run.fails("chain.hops", &["The chain calls itself", "UPSTREAM"]);
 }
@@ -445,7 +447,7 @@ fn a_redirect_loop_is_a_loop_and_a_redirect_names_its_end() {
 
 #[test]
 fn nothing_there_is_told_by_the_step_that_failed() {
-    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let closed = free_addr();
     check(&format!("http://{closed}/service1"), &[]).fails("reach.tcp", &["refuses the connection"]);
     check("http://no-such-host.invalid/service1", &[]).fails("reach.dns", &["does not resolve", "--resolve"]);
     let silent = serve_streams(|mut stream| {

@@ -7,7 +7,8 @@ use std::net::SocketAddr;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use common::{Act, Answer, Hop, PATIENCE, Upstream, answer, eventually, exchange, free_addr, read_answer};
+use common::ports::free_addr;
+use common::{Act, Answer, Hop, PATIENCE, Upstream, answer, eventually, exchange, read_answer};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -236,7 +237,7 @@ async fn a_collector_that_never_reads_or_floods_costs_counted_spans_bounded_memo
     // Takes connections into its queue and never reads from one.
     let deaf = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let deaf_url = format!("http://{}/", deaf.local_addr().unwrap());
-    let gone = format!("http://{}/", free_addr().await);
+    let gone = format!("http://{}/", free_addr());
     for (what, endpoint) in [("floods", flood.as_str()), ("never reads", &deaf_url), ("is gone", &gone)] {
         let env = [
             ("OTEL_TRACES_EXPORTER", "zipkin"),

@@ -5,14 +5,15 @@ mod common;
 
 use std::time::{Duration, Instant};
 
-use common::{Act, Hop, Mood, Sink, Span, Upstream, answer, chain, eventually, export_env, free_addr};
+use common::ports::free_addr;
+use common::{Act, Hop, Mood, Sink, Span, Upstream, answer, chain, eventually, export_env};
 use tokio::io::AsyncWriteExt as _;
 
 const T: &str = "463ac35c9f6413ad48485a3953bb6124";
 const S: &str = "a2fb4a1d1a96d312";
 
 async fn sink(exporter: &'static str) -> Sink {
-    Sink::start(free_addr().await, exporter).await
+    Sink::start(free_addr(), exporter).await
 }
 
 fn borrowed<'a>(env: &'a [(&'static str, String)]) -> Vec<(&'a str, &'a str)> {
@@ -247,7 +248,7 @@ async fn slowest(hop: &Hop, count: usize) -> Duration {
 #[tokio::test]
 async fn a_collector_that_is_down_costs_no_request_and_gets_its_spans_when_it_comes_back() {
     for exporter in ["zipkin", "otlp"] {
-        let addr = free_addr().await;
+        let addr = free_addr();
         let env = export_env(exporter, addr);
         let hop = Hop::start(&[], &borrowed(&env));
         assert!(slowest(&hop, 20).await < Duration::from_secs(1));

@@ -207,14 +207,6 @@ clean_up() {
   exit "$status"
 }
 
-# free_ports COUNT: different TCP ports of loopback that nobody listens on now
-free_ports() {
-  python3 -c '
-import socket, sys
-held = [socket.create_server(("127.0.0.1", 0)) for _ in range(int(sys.argv[1]))]
-print(*(one.getsockname()[1] for one in held))' "$1"
-}
-
 # said FILE PATTERN: the first group of an extended pattern in what a process wrote; fails as long as it has not
 said() { sed -nE "s#.*$2.*#\\1#p" "$1" | head -n 1 | grep .; }
 

@@ -2,10 +2,11 @@
 //!
 //!     ENVOY=/path/to/envoy cargo test --test check -- --ignored envoy
 
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use super::ports::free_addr;
 use super::support::*;
 
 /// A sidecar, gone when dropped.
@@ -19,10 +20,6 @@ impl Drop for Envoy {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-fn free() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 /// Three hops, each with a sidecar; the front's URL.
@@ -55,7 +52,7 @@ fn mesh(tracer: &str, store: &str, hop: impl Fn(usize) -> Hop) -> Mesh {
     let mut next: Option<u16> = None;
     for n in (1..=3).rev() {
         let name = format!("service{n}");
-        let (inbound, outbound) = (free(), free());
+        let (inbound, outbound) = (free_addr().port(), free_addr().port());
         let Hop { mut args, vars } = hop(n);
         if next.is_some() {
             args.extend(["--upstream".into(), format!("http://127.0.0.1:{outbound}/service{}", n + 1)]);
