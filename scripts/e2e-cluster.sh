@@ -41,7 +41,6 @@ done
 
 work=$top/target/e2e-cluster
 rm -rf "$work" && mkdir -p "$work"
-not_run=()
 jaeger_is_ours=no forward=""
 
 # ---------------------------------------------------------------- helpers
@@ -154,7 +153,7 @@ say "the gateway is $INGRESS_HOST, HTTPS at $SECURE_INGRESS_PORT"
 claim "the chain answers through the gateway" soon 60 200 code service1.cncamp.io /hello/service1
 
 # Jaeger's query API, through a port of our own
-jaeger_port=$(free_ports)
+jaeger_port=$(free_ports 1)
 kubectl -n istio-system port-forward --address 127.0.0.1 service/tracing "$jaeger_port:80" >"$work/port-forward.log" 2>&1 &
 forward=$!
 jaeger=http://127.0.0.1:$jaeger_port/jaeger
@@ -305,7 +304,7 @@ denied_to_others() {
   k run intruder --image="$(k get deployment service1 -o jsonpath='{.spec.template.spec.containers[0].image}')" --env=UPSTREAM=http://service3/service3 \
     --overrides='{"spec":{"securityContext":{"runAsNonRoot":true,"runAsUser":65532}}}' >/dev/null
   k wait --for=condition=Ready pod/intruder --timeout=60s >/dev/null
-  port=$(free_ports)
+  port=$(free_ports 1)
   kubectl -n httpserver port-forward --address 127.0.0.1 pod/intruder "$port:8080" >/dev/null 2>&1 &
   local forwarding=$!
   eventually 20 "the intruder's port" curl -s "http://127.0.0.1:$port/healthz" >/dev/null
@@ -693,7 +692,7 @@ refused_by_profile() {
 }
 plain_trace() {
   local port id
-  port=$(free_ports)
+  port=$(free_ports 1)
   kubectl -n httpserver port-forward --address 127.0.0.1 deployment/service1 "$port:8080" >/dev/null 2>&1 &
   local forwarding=$!
   eventually 20 "service1's port" curl -s "http://127.0.0.1:$port/healthz" >/dev/null
@@ -758,6 +757,4 @@ for one in ${parts//,/ }; do
   esac
 done
 not_run+=("ACME and a cloud's load balancer: need the internet and a cloud")
-printf '\nnot run here:\n'
-printf '  %s\n' "${not_run[@]}"
 claims_end

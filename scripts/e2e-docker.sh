@@ -33,7 +33,6 @@ prefix=httpserver-e2e-$$
 work=$top/target/e2e-docker
 rm -rf "$work" && mkdir -p "$work"
 hardened=(--read-only --cap-drop ALL --security-opt no-new-privileges --network "$prefix")
-not_run=()
 compose_is_up=no
 
 cleanup() {
@@ -108,7 +107,7 @@ claim "httpserver_build_info has version and revision" sh -c \
 # A server with a certificate of nobody: the call must fail, and say why.
 tls_refused() {
   local port pid address status
-  port=$(free_ports)
+  port=$(free_ports 1)
   scripts/certificate.sh --local --dir "$work/certs" 2>/dev/null
   (cd "$work/certs" && exec openssl s_server -quiet -accept "$port" -cert tls.crt -key tls.key -www >/dev/null 2>&1) &
   pid=$!
@@ -199,5 +198,4 @@ claim "make compose-up works twice in a row" make compose-up
 claim "make compose-down" make compose-down
 compose_is_up=no
 
-[ ${#not_run[@]} -eq 0 ] || { printf '\nnot run here:\n'; printf '  %s\n' "${not_run[@]}"; }
 claims_end

@@ -34,11 +34,12 @@ eventually() {
   done
 }
 
-# free_ports [COUNT]: different TCP ports of loopback that nobody listens on now (ports.py)
+# free_ports COUNT: different TCP ports of loopback that nobody listens on now (ports.py)
 free_ports() { python3 "$top/scripts/ports.py" "$@"; }
 
 # claim TEXT COMMAND...: one line of the table of claims; the run goes on, `claims_end` says how it went
-claims_failed=0 claims_total=0 claims_table=""
+# What cannot be shown here goes to not_run, a line each with the reason.
+claims_failed=0 claims_total=0 claims_table="" not_run=()
 claim() {
   local text=$1 out
   shift
@@ -52,9 +53,13 @@ claim() {
     claims_table+="| $text | **failed** |"$'\n'
   fi
 }
-# claims_end: the table, and exit 1 if a claim failed
+# claims_end: what could not be run here, the table, and exit 1 if a claim failed
 claims_end() {
-  printf '\n| claim | result |\n|---|---|\n%s\n%s claims, %s failed\n' "$claims_table" "$claims_total" "$claims_failed"
+  [ ${#not_run[@]} -eq 0 ] || { printf '\nnot run here:\n'; printf '  %s\n' "${not_run[@]}"; }
+  printf '\n| claim | result |\n|---|---|\n%s\n%s claims, %s failed' "$claims_table" "$claims_total" "$claims_failed"
+  # Whoever reads the last line alone must not take it for everything.
+  [ ${#not_run[@]} -eq 0 ] || printf '; %s not run here, listed above the table' "${#not_run[@]}"
+  echo
   [ $claims_failed -eq 0 ]
 }
 

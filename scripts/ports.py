@@ -1,4 +1,4 @@
-"""Ports for servers that cannot pick one themselves: `free_port()` here, or `ports.py [COUNT]` for a shell.
+"""Ports for servers that cannot pick one themselves: `free_port()` here, or `ports.py COUNT` for a shell.
 
 They are taken from below the range that the system gives to connections and to whoever asks for port 0, so that nothing else gets one of
 them between our choice and the server's start, or while a server restarts; and no port is given out twice by one process.
@@ -42,4 +42,4 @@ def free_port():
 
 
 if __name__ == "__main__":
-    print(*(free_port() for _ in range(int(sys.argv[1]) if len(sys.argv) > 1 else 1)))
+    print(*(free_port() for _ in range(int(sys.argv[1]))))

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::response::Parts;
 use http::uri::PathAndQuery;
 use http::{Request, StatusCode, Uri};
 use http_body_util::{BodyExt as _, Empty, LengthLimitError, Limited};
@@ -20,6 +21,7 @@ use crate::observe::Exchange;
 use crate::pool::{Failure, Pool};
 use crate::propagation::{Context, Outgoing, Propagator, Shown, X_HOP_COUNT};
 use crate::reply::{ReplyCall, is_reply};
+use crate::stranger::Stranger;
 use crate::trace::{FinishedSpan, SpanKind, Tracer};
 
 /// The largest answer of a next hop.
@@ -132,8 +134,8 @@ enum CallError {
     Broken(String),
     /// Redirects are not followed: a hop calls what it was told to call.
     Redirect(StatusCode, String),
-    /// Any other status outside 2xx.
-    Status(StatusCode),
+    /// Any other status outside 2xx, and what was said with it by somebody who is no hop.
+    Status(StatusCode, Option<Stranger>),
     /// More than [`MAX_ANSWER`].
     TooLarge,
 }
@@ -145,7 +147,8 @@ impl fmt::Display for CallError {
             Self::Connect(reason) => write!(f, "cannot connect: {reason}"),
             Self::Broken(reason) => write!(f, "broken answer: {reason}"),
             Self::Redirect(status, to) => write!(f, "redirect {} to {to} is not followed", status.as_u16()),
-            Self::Status(status) => write!(f, "answered {status}"),
+            Self::Status(status, None) => write!(f, "answered {status}"),
+            Self::Status(status, Some(stranger)) => write!(f, "answered {status}{stranger}"),
             Self::TooLarge => f.write_str("too large"),
         }
     }
@@ -160,7 +163,7 @@ impl CallError {
             Self::Broken(_) => Some("broken_answer"),
             Self::TooLarge => Some("too_large"),
             Self::Redirect(..) => Some("redirect"),
-            Self::Status(_) => None,
+            Self::Status(..) => None,
         }
     }
 }
@@ -224,7 +227,7 @@ impl Upstreams {
         let request = self.request(target, path, node.propagator.written(&sent), exchange.hops);
         let answered = tokio::time::timeout(self.timeout, exchanged(pool, request, &mut measured.status)).await;
         let (reply, failure) = match answered {
-            Ok(Ok(reply)) => (reply, measured.status.and_then(|status| failed_status(status, None))),
+            Ok(Ok(reply)) => (reply, None),
             Ok(Err((reply, failure))) => (reply, Some(failure)),
             Err(_) => (None, Some(CallError::Timeout(self.timeout))),
         };
@@ -295,9 +298,8 @@ async fn exchanged(
         Failure::Broken(reason) => (None, CallError::Broken(reason)),
     })?;
     *status = Some(answer.status());
-    let redirect = answer.status().is_redirection();
-    let location = redirect.then(|| answer.headers().get(header::LOCATION).cloned()).flatten();
-    let body = Limited::new(answer.into_body(), MAX_ANSWER).collect().await.map_err(|error| {
+    let (head, body) = answer.into_parts();
+    let body = Limited::new(body, MAX_ANSWER).collect().await.map_err(|error| {
         let failure = match error.is::<LengthLimitError>() {
             true => CallError::TooLarge,
             false => CallError::Broken(causes(&*error)),
@@ -305,8 +307,11 @@ async fn exchanged(
         (None, failure)
     })?;
     connection.done();
-    let reply = Some(body.to_bytes()).filter(|body| is_reply(body));
-    match status.and_then(|status| failed_status(status, location.as_ref())) {
+    let body = body.to_bytes();
+    let is_reply = is_reply(&body);
+    let failure = failed_status(&head, || (!is_reply).then(|| Stranger::read(&head.headers, &body)));
+    let reply = is_reply.then_some(body);
+    match failure {
         Some(failure) => Err((reply, failure)),
         None => Ok(reply),
     }
@@ -319,14 +324,13 @@ impl Called {
     }
 }
 
-fn failed_status(status: StatusCode, location: Option<&HeaderValue>) -> Option<CallError> {
-    match status {
-        status if status.is_success() => None,
-        status if status.is_redirection() && location.is_some() => {
-            let to = location.map_or_else(String::new, |to| String::from_utf8_lossy(to.as_bytes()).into_owned());
-            Some(CallError::Redirect(status, to))
+fn failed_status(head: &Parts, stranger: impl FnOnce() -> Option<Stranger>) -> Option<CallError> {
+    match (head.status, head.headers.get(header::LOCATION)) {
+        (status, _) if status.is_success() => None,
+        (status, Some(to)) if status.is_redirection() => {
+            Some(CallError::Redirect(status, String::from_utf8_lossy(to.as_bytes()).into_owned()))
         }
-        status => Some(CallError::Status(status)),
+        (status, _) => Some(CallError::Status(status, stranger())),
     }
 }
 
@@ -386,7 +390,9 @@ mod tests {
     }
 
     fn answered(status: u16) -> Called {
-        called(Some(status), failed_status(StatusCode::from_u16(status).unwrap(), None))
+        let (mut head, ()) = http::Response::new(()).into_parts();
+        head.status = StatusCode::from_u16(status).unwrap();
+        called(Some(status), failed_status(&head, || None))
     }
 
     fn timed_out() -> Called {

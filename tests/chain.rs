@@ -151,6 +151,11 @@ async fn scripted(part: usize) -> Upstream {
         match case.as_str() {
             "302" => vec![Act::Send(answer("302 Found", "location: /gone\r\n", ""))],
             "304" => vec![Act::Send(answer("304 Not Modified", "", ""))],
+            "no-pod" => {
+                let head = "content-type: text/plain\r\nserver: envoy\r\n";
+                vec![Act::Send(answer("503 Service Unavailable", head, "no healthy upstream"))]
+            }
+            "page" => vec![Act::Send(answer("502 Bad Gateway", "content-type: text/html\r\nserver: nginx\r\n", "<h1>502</h1>"))],
             "text" => vec![Act::Send(answer("200 OK", "content-type: text/plain\r\n", "hello"))],
             "other-json" => vec![Act::Send(answer("200 OK", "content-type: application/json\r\n", "{\"service\":\"me\"}"))],
             "broken-json" => vec![Act::Send(answer("200 OK", "content-type: application/json\r\n", "{\"service\":"))],
@@ -204,7 +209,9 @@ async fn every_way_an_upstream_fails_is_told_from_the_front() {
         ("404", 502, Some(404), "404"),
         ("429", 502, Some(429), "429"),
         ("500", 502, Some(500), "500"),
-        ("503", 502, Some(503), "503"),
+        ("503", 502, Some(503), "answered 503 Service Unavailable, empty body"),
+        ("no-pod", 502, Some(503), "answered 503 Service Unavailable: no healthy upstream [server envoy]"),
+        ("page", 502, Some(502), "answered 502 Bad Gateway [server nginx]"),
         ("504", 504, Some(504), "504"),
         ("508", 508, Some(508), "508"),
         ("599", 502, Some(599), "599"),

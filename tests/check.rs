@@ -514,13 +514,7 @@ fn jaeger_over(store: &str) -> String {
                 _ => (404, vec![], json!({"data": null, "errors": [{"code": 404}]}).to_string()),
             };
         };
-        let mut stream = TcpStream::connect(&address).unwrap();
-        // HTTP/1.0, so that the answer does not come in chunks.
-        write!(stream, "GET /api/v2/trace/{id} HTTP/1.0\r\nhost: {address}\r\n\r\n").unwrap();
-        let mut text = String::new();
-        stream.read_to_string(&mut text).unwrap();
-        let body = text.split_once("\r\n\r\n").unwrap().1;
-        let Ok(Value::Array(zipkin)) = serde_json::from_str::<Value>(body) else {
+        let Value::Array(zipkin) = get(&address, &format!("/api/v2/trace/{id}")) else {
             return (404, vec![], json!({"data": null}).to_string());
         };
         let mut processes = serde_json::Map::new();
@@ -670,10 +664,86 @@ fn a_hop_without_a_sidecar_is_named_once_with_the_command_that_shows_it() {
     }
 }
 
+/// The JSON at a path; null when there is none.
+fn get(address: &str, path: &str) -> Value {
+    let mut stream = TcpStream::connect(address).unwrap();
+    // HTTP/1.0, so that the answer does not come in chunks.
+    write!(stream, "GET {path} HTTP/1.0\r\nhost: {address}\r\naccept: application/json\r\n\r\n").unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    serde_json::from_str(text.split_once("\r\n\r\n").unwrap().1).unwrap_or(Value::Null)
+}
+
+/// Checks a hop whose next hop answers so, as if both were pods.
+fn between_pods(status: u16, headers: &[(&'static str, &str)], body: &str) -> Run {
+    let (headers, body): (Vec<_>, _) =
+        (headers.iter().map(|(name, value)| (*name, (*value).to_owned())).collect(), body.to_owned());
+    let proxy = fake(move |_| (status, headers.clone(), body.clone()));
+    let one = serve("service1", &["--upstream", &format!("http://{proxy}/service2")], &[]);
+    let mut upstreams = get(&one.addr.to_string(), "/service1")["upstreams"].take();
+    upstreams[0]["url"] = json!("http://service2/service2");
+    let front = fake(move |request| {
+        let mut hop = reply("service1", "v1", "base", request, upstreams.as_array().unwrap().clone());
+        hop["hostname"] = json!("service1-7d4b9c6f5-x2x5z");
+        hop["status"] = json!(502);
+        (502, vec![], hop.to_string())
+    });
+    check(&format!("http://{front}/service1"), &["--count", "1"])
+}
+
+#[test]
+fn what_a_proxy_answers_between_two_hops_is_read_for_what_it_means() {
+    let envoy = &[("server", "envoy"), ("content-type", "text/plain")][..];
+    let reset = "upstream connect error or disconnect/reset before headers. reset reason:";
+    for (status, body, says) in [
+        (404, "", ["404 without a hop's reply, empty body", "NR"]),
+        (503, "no healthy upstream", ["503 without a hop's reply: no healthy upstream [server envoy]", "UH"]),
+        (503, "", ["503 without a hop's reply, empty body", "NC"]),
+        (503, &format!("{reset} connection timeout"), ["connection timeout", "UF or UC"]),
+        (503, &format!("{reset} overflow"), ["overflow", "UO"]),
+        (503, &format!("{reset} connection failure, transport failure reason: TLS_error"), ["TLS_error", "do not agree on TLS"]),
+        (418, "fault filter abort", ["418", "on purpose (flag FI)"]),
+        (403, "RBAC: access denied", ["RBAC: access denied", "An AuthorizationPolicy at service2 denies service1"]),
+        (429, "local_rate_limited", ["local_rate_limited", "rate limit at service2"]),
+        (504, "upstream request timeout", ["upstream request timeout", "UT"]),
+        (500, "what else", ["what else", "something that is no hop"]),
+    ] {
+        between_pods(status, envoy, body).breaks_at("chain.hops", "service1", "service2", None, &says);
+    }
+    // Not Envoy's, and not quoted: all that is left is what it may be.
+    let page = between_pods(503, &[("content-type", "text/html")], "<h1>Gone</h1>");
+    page.breaks_at("chain.hops", "service1", "service2", None, &["503 without a hop's reply", "(UH)", "(NC)", "(UF)"]);
+    assert!(!page.check("chain.hops")["text"].to_string().contains("Gone"));
+}
+
+#[test]
+fn a_hop_that_is_overloaded_or_called_by_a_wrong_path_says_so_itself() {
+    let two = serve("service2", &["--max-concurrency", "1", "--latency", "60s"], &[]);
+    let one = serve("service1", &["--upstream", &format!("http://{}/service2", two.addr), "--upstream-timeout", "1s"], &[]);
+    let (busy, url) = (two.addr.to_string(), format!("http://{}/service1", one.addr));
+    // Holds the only place until the hop is gone.
+    let holder = std::thread::spawn(move || get(&busy, "/service2"));
+    let says = |run: &Run| run.check("chain.hops")["text"].to_string();
+    let run =
+        (0..30).map(|_| check(&url, &["--count", "1"])).find(|run| says(run).contains("got 503")).expect("a call that is shed");
+    run.fails("chain.hops", &["without a hop's reply: The hop has as many", "service2 is overloaded", "MAX_CONCURRENCY"]);
+    drop((one, two));
+    let _ = holder.join();
+
+    let two = serve("service2", &[], &[]);
+    let one = serve("service1", &["--upstream", &format!("http://{}/reviews", two.addr)], &[]);
+    let run = check(&format!("http://{}/service1", one.addr), &["--count", "1"]);
+    run.fails(
+        "chain.hops",
+        &["got 404 without a hop's reply: There is no such path here", "does not serve this path", "UPSTREAM of service1"],
+    );
+}
+
 #[test]
 fn hops_that_did_not_answer_are_a_failure_of_the_chain_and_not_of_their_reports() {
     let demo = Demo::start();
-    let gone = fake(|_| (503, vec![("server", "envoy".into())], "no healthy upstream".into()));
+    let gone =
+        fake(|_| (503, vec![("server", "envoy".into()), ("content-type", "text/plain".into())], "no healthy upstream".into()));
     let one = serve(
         "service1",
         &["--trace-exporter", "zipkin", "--upstream", &format!("http://{gone}/service2")],
@@ -683,7 +753,7 @@ fn hops_that_did_not_answer_are_a_failure_of_the_chain_and_not_of_their_reports(
         &format!("http://{}/service1", one.addr),
         &["--expect", "service1,service2,service3", "--traces", &demo.store, "--traces-wait", "4s", "--count", "2"],
     );
-    run.breaks_at("chain.hops", "service1", "service2", None, &["got 503"]);
+    run.breaks_at("chain.hops", "service1", "service2", None, &["got 503 without a hop's reply: no healthy upstream"]);
     assert!(run.failed().iter().all(|check| check["id"] != "traces.services"), "{:#}", run.json);
 }
 

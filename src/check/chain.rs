@@ -1,6 +1,7 @@
 //! The chain itself: the hops in the expected order, and where a failed request broke.
 
 use crate::reply::{Call, Tree};
+use crate::stranger::Stranger;
 
 use super::expect::{Expect, is_named};
 use super::gateway;
@@ -21,8 +22,8 @@ pub(crate) enum Why {
     Closed,
     /// Another transport error.
     Transport(String),
-    /// An answer of this status that is no hop's reply.
-    Answered(u16),
+    /// An answer of this status that is no hop's reply, and what it says.
+    Answered(u16, Stranger),
     /// A 2xx answer that is no hop's reply and yet counts as failed.
     NoReply(String),
     /// The hop's own fault injection.
@@ -51,7 +52,7 @@ impl Break {
             Why::TimedOut => format!("{to} did not answer {from} in time"),
             Why::Closed => format!("The connection from {from} to {to} ended before an answer"),
             Why::Transport(error) => format!("{from} cannot call {to}: {error}"),
-            Why::Answered(status) => format!("{from} called {to} and got {status} without a hop's reply"),
+            Why::Answered(status, stranger) => format!("{from} called {to} and got {status} without a hop's reply{stranger}"),
             Why::NoReply(error) => format!("{from} called {to} and could not read the answer: {error}"),
             Why::Injected(status) => format!("{to} answered {status} by its own fault injection"),
             Why::Itself(status) => format!("{to} answered {status} itself"),
@@ -67,7 +68,7 @@ impl Break {
             Why::TimedOut => "timed out".to_owned(),
             Why::Closed => "connection closed".to_owned(),
             Why::Transport(error) => error.clone(),
-            Why::Answered(status) => format!("{status} without a reply"),
+            Why::Answered(status, stranger) => format!("{status} without a reply{stranger}"),
             Why::NoReply(_) => "no reply of a hop".to_owned(),
             Why::Injected(status) => format!("{status} by its fault injection"),
             Why::Itself(status) => format!("{status} by itself"),
@@ -116,7 +117,7 @@ impl Break {
             Why::Closed => up(format!("{name} stopped or crashed while it answered")),
             Why::Transport(_) => up(format!("The connection to {name} does not work")),
             Why::NoReply(_) => Hint::new(format!("The UPSTREAM of {} leads to something that is not a hop of this chain", from.name)).run(place.settings(from)),
-            Why::Answered(status) => gateway::inside(*status, from, to, place),
+            Why::Answered(status, stranger) => gateway::inside(*status, stranger, from, to, place),
             Why::Injected(_) => Hint::new(format!("FAULT (--fault) is set at {name}")).run(place.settings(to)),
             Why::Itself(503) => Hint::new(format!("{name} is overloaded (MAX_CONCURRENCY) or draining: its log says which")).run(place.logs(to)),
             Why::Itself(508) => Hint::new(format!("The chain is longer than MAX_HOPS at {name}, or calls itself")).run(place.settings(to)),
@@ -189,7 +190,7 @@ fn why(call: &Call) -> Why {
             Why::TimedOut
         }
         Some(status) if is_ok(status) => Why::NoReply(error.to_owned()),
-        Some(status) => Why::Answered(status),
+        Some(status) => Why::Answered(status, Stranger::told(error)),
         None if has(&["refused"]) => Why::Refused,
         None if has(&["dns", "lookup", "resolve", "name or service not known"]) => Why::NoSuchHost,
         None if has(&["closed", "reset", "eof", "incomplete", "broken pipe", "canceled"]) => Why::Closed,
