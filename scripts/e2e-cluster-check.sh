@@ -158,9 +158,20 @@ print(json.dumps(r))')
   claim "check: subset without pods at service1" named subset-front reach.http 'no pod to send it to \(503, flag UH\).*subset that the route names selects no ready pod'
   sed '/name: service2/,$s/version: v1/version: v9/' istio/destination-rules.yaml | sed '/name: service3/,$s/version: v9/version: v1/' | kubectl apply -f - >/dev/null
   reached 60 "502 by service1" soon 1 502 code "$check_host" /http/service0
-  claim "check: subset without pods at service2" named subset chain.hops,traffic.success 'service1 called service2 and got 503.*subset without pods \(UH\)'
+  claim "check: subset without pods at service2" named subset chain.hops,traffic.success 'service1 called service2 and got 503 without a hop.s reply: no healthy upstream.*No ready pod stands behind service2 \(flag UH\)'
   kubectl apply -f istio/destination-rules.yaml >/dev/null
   claim "check: subset undone" again subset
+
+  # What the mesh answers in place of a hop: a subset that no DestinationRule has, and a fault on purpose.
+  sed '/name: service2$/,/^---/s/subset: base/subset: bass/' istio/routes.yaml | kubectl apply -f - >/dev/null
+  reached 60 "502 by service1" soon 1 502 code "$check_host" /http/service0
+  claim "check: subset misspelt at service2" named subset-misspelt chain.hops,traffic.success 'service1 called service2 and got 503 without a hop.s reply, empty body.*Service or subset that does not exist \(flag NC\)'
+  kubectl apply -f istio/routes.yaml >/dev/null
+  sed 's/value: 50/value: 100/' istio/scenarios/abort.yaml | kubectl apply -f - >/dev/null
+  reached 60 "a fault in front of service3" speaks 'len(hops(r)) == 2'
+  claim "check: the mesh's fault injection" named abort chain.hops,traffic.success 'service2 called service3 and got 503 without a hop.s reply: fault filter abort.*aborts calls from service2 to service3 on purpose \(flag FI\)'
+  kubectl apply -f istio/routes.yaml >/dev/null
+  claim "check: fault injection undone" again abort
 
   # The port's name is no protocol that the mesh knows as HTTP. A connection that is there is used as it was, so the caller is started anew.
   k patch service service2 --type json -p '[{"op":"replace","path":"/spec/ports/0/name","value":"tcp-web"},{"op":"remove","path":"/spec/ports/0/appProtocol"}]' >/dev/null
@@ -211,7 +222,7 @@ spec:
             principals: ["*"]
 Y
   reached 60 "502 by service1" soon 1 502 code "$check_host" /http/service0
-  claim "check: authorization denies service2" named authorization chain.hops,traffic.success 'service1 called service2 and got 403.*AuthorizationPolicy at service2 denies service1'
+  claim "check: authorization denies service2" named authorization chain.hops,traffic.success 'service1 called service2 and got 403 without a hop.s reply: RBAC: access denied.*AuthorizationPolicy at service2 denies service1'
   k delete authorizationpolicy nobody-calls-service2 >/dev/null
   claim "check: authorization undone" again authorization
 
