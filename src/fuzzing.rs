@@ -3,25 +3,26 @@
 //! Each one is given any bytes. It must not panic, and what it accepts must have the properties that the rest of the code
 //! relies on. Nothing in the server calls this.
 
-use http::header::{ACCEPT, HeaderMap, HeaderName, HeaderValue};
+use http::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, SERVER};
 use opentelemetry::trace::{SpanId, TraceId};
 
 use crate::config::{Listen, pairs};
 use crate::demo::store::{Limits, Store};
 use crate::demo::zipkin::decode;
 use crate::fault::{Fault, Latency, parse_duration};
-use crate::json::push_escaped;
+use crate::json::{misleads, push_escaped};
 use crate::observe::{caller_uri, host_and_port};
 use crate::propagation::{Carried, Propagator, Sampling, is_valid_request_id};
 use crate::reply::{Tree, is_reply};
 use crate::routes::prefers_json;
+use crate::stranger::Stranger;
 use crate::upstream::Target;
 
 /// A parser by its name, and how to give it bytes.
 pub type Parser = (&'static str, fn(&[u8]));
 
 /// The parsers.
-pub const PARSERS: [Parser; 15] = [
+pub const PARSERS: [Parser; 16] = [
     ("b3", |data| trace_headers(&[("b3", data)])),
     ("b3_multi", b3_multi),
     ("traceparent", |data| trace_headers(&[("traceparent", data)])),
@@ -35,6 +36,7 @@ pub const PARSERS: [Parser; 15] = [
     ("attributes", attributes),
     ("zipkin", zipkin),
     ("reply", reply),
+    ("stranger", stranger),
     ("log_line", log_line),
     ("certificate", certificate),
 ];
@@ -194,8 +196,29 @@ fn reply(data: &[u8]) {
     }
     if let Ok(tree) = Tree::parse(data) {
         let text = tree.to_text();
-        assert!(!text.chars().any(|c| c.is_control() && c != '\n'), "{text:?}");
+        assert!(!text.chars().any(|c| misleads(c) && c != '\n'), "{text:?}");
     }
+}
+
+/// Three parts, the first two a line each: `content-type`, `server`, and the body of a failed answer.
+fn stranger(data: &[u8]) {
+    let mut parts = data.splitn(3, |byte| *byte == b'\n');
+    let mut headers = HeaderMap::new();
+    for name in [CONTENT_TYPE, SERVER] {
+        if let Ok(value) = HeaderValue::from_bytes(parts.next().unwrap_or_default()) {
+            headers.insert(name, value);
+        }
+    }
+    let stranger = Stranger::read(&headers, parts.next().unwrap_or_default());
+    let error = format!("answered 503 Service Unavailable{stranger}");
+    assert!(error.len() < 512 && !error.chars().any(misleads), "{error:?}");
+    let told = Stranger::told(&error);
+    // Without a server to end it, a text may look as if it named one.
+    if !stranger.server.is_empty() || !error.ends_with(']') {
+        assert_eq!(told, stranger, "{error}");
+    }
+    // It also reads what other hops wrote.
+    Stranger::told(text(data));
 }
 
 fn log_line(data: &[u8]) {

@@ -38,6 +38,13 @@ fn is_plain(text: &[u8]) -> bool {
     found == 0
 }
 
+/// Whether a character could end a line, forge another one, move a terminal's cursor or turn the direction of reading.
+pub(crate) fn misleads(c: char) -> bool {
+    // U+2028 and U+2029 end a line for some readers; C1 controls move some terminals' cursors.
+    c.is_control()
+        || matches!(c, '\u{2028}' | '\u{2029}' | '\u{200e}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
 /// Appends a text as a JSON string's inside, and so that a line stays one line: what could end it, forge another one or move a
 /// terminal's cursor is escaped, and so are quotes and backslashes. What is not UTF-8 is replaced.
 pub(crate) fn push_escaped(out: &mut Vec<u8>, text: &[u8]) {
@@ -48,10 +55,7 @@ pub(crate) fn push_escaped(out: &mut Vec<u8>, text: &[u8]) {
     for c in String::from_utf8_lossy(text).chars() {
         match c {
             '"' | '\\' => out.extend_from_slice(&[b'\\', c as u8]),
-            // U+2028 and U+2029 end a line for some readers; C1 controls move some terminals' cursors.
-            c if c.is_control()
-                || matches!(c, '\u{2028}' | '\u{2029}' | '\u{200e}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}') =>
-            {
+            c if misleads(c) => {
                 let _ = write!(out, "\\u{:04x}", c as u32);
             }
             c => out.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes()),

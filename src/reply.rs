@@ -13,7 +13,7 @@ use serde::de::{MapAccess, Visitor};
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::json::{members, push_escaped, push_optional, push_text};
+use crate::json::{members, misleads, push_escaped, push_optional, push_text};
 use crate::lines::{push_address, push_milliseconds, push_number, push_time};
 use crate::propagation::{Context, Sampling, Shown, push_hex};
 
@@ -458,10 +458,10 @@ pub(crate) fn milliseconds(duration: std::time::Duration) -> f64 {
     duration.as_micros() as f64 / 1e3
 }
 
-/// Text of others on a terminal: control characters are shown, never sent.
+/// Text of others on a terminal: what could mislead its reader is shown, never sent.
 pub(crate) fn plain(text: &str) -> Cow<'_, str> {
-    if text.chars().any(char::is_control) {
-        Cow::Owned(text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect())
+    if text.chars().any(misleads) {
+        Cow::Owned(text.chars().flat_map(|c| if misleads(c) { c.escape_default().collect() } else { vec![c] }).collect())
     } else {
         Cow::Borrowed(text)
     }

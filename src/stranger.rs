@@ -6,6 +6,7 @@ use std::fmt;
 use http::{HeaderMap, header};
 
 use crate::error::PROBLEM_JSON;
+use crate::json::misleads;
 
 /// Longer texts are pages and dumps, and could repeat what somebody sent; Envoy's own sentences are shorter.
 const MAX_WORDS: usize = 400;
@@ -73,9 +74,9 @@ pub(crate) fn detail(body: &[u8]) -> Option<String> {
     problem.get("detail").or_else(|| problem.get("title"))?.as_str().map(str::to_owned)
 }
 
-/// Control characters and runs of spaces are one space each: what is shown in a terminal and in a log line stays one line.
+/// What could mislead a reader, and runs of spaces, are one space each.
 fn one_line(text: &str) -> String {
-    let printable: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let printable: String = text.chars().map(|c| if misleads(c) { ' ' } else { c }).collect();
     printable.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
@@ -114,7 +115,7 @@ mod tests {
             ": Too much: wait.",
         );
         says("application/problem+json", "", r#"{"title":"Service Unavailable"}"#, ": Service Unavailable");
-        says("text/plain; charset=utf-8", "", "two\r\n  lines\u{1b}[31m\n", ": two lines [31m");
+        says("text/plain; charset=utf-8", "", "two\r\n  lines\u{1b}[31m\u{202e}\n", ": two lines [31m");
     }
 
     #[test]

@@ -1,5 +1,5 @@
 //! One parser of `httpserver::fuzzing::PARSERS`: the one that the variable `PARSER` names. One binary for all, because
-//! building fifteen takes longer than running them.
+//! building one for each takes longer than running them.
 #![no_main]
 
 use std::sync::LazyLock;
