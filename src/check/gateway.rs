@@ -215,47 +215,44 @@ pub(crate) fn inside(status: u16, stranger: &Stranger, from: &Hop, to: &Hop, pla
     let endpoints = format!("istioctl proxy-config endpoints {pod} -n {namespace} | grep {called}");
     let pods = format!("kubectl get pods -n {namespace} -l app={called} --show-labels");
     let analyze = format!("istioctl analyze -n {namespace}");
-    match flag(status, stranger.server.contains("envoy"), words.unwrap_or(NOT_TOLD)) {
-        Some(Flag::NoRoute) => return Hint::new(format!("The mesh has no route from {caller} for this host or path (flag NR)"))
+    match (status, flag(status, stranger.server.contains("envoy"), words.unwrap_or(NOT_TOLD))) {
+        (_, Some(Flag::NoRoute)) => Hint::new(format!("The mesh has no route from {caller} for this host or path (flag NR)"))
             .run(format!("istioctl proxy-config routes {pod} -n {namespace} | grep {called}"))
             .run(analyze),
-        Some(Flag::NoHealthyUpstream) => return Hint::new(format!("No ready pod stands behind {called} (flag UH): its Deployment has none, the subset that the route names selects none, or outlier detection ejected them all"))
+        (_, Some(Flag::NoHealthyUpstream)) => Hint::new(format!("No ready pod stands behind {called} (flag UH): its Deployment has none, the subset that the route names selects none, or outlier detection ejected them all"))
             .run(pods)
             .run(endpoints)
             .run(format!("kubectl get destinationrule -n {namespace} -o yaml | grep -A6 subsets:")),
-        Some(Flag::Overflow) => return Hint::new(format!("A circuit breaker between {caller} and {called} is open (flag UO): connectionPool limits in a DestinationRule are lower than this load"))
+        (_, Some(Flag::Overflow)) => Hint::new(format!("A circuit breaker between {caller} and {called} is open (flag UO): connectionPool limits in a DestinationRule are lower than this load"))
             .run(format!("kubectl get destinationrule -n {namespace} -o yaml | grep -A8 connectionPool:")),
-        Some(Flag::Tls) => return Hint::new(format!("{caller} and {called} do not agree on TLS (flag UF): a DestinationRule's tls.mode, or a PeerAuthentication that one of them has no sidecar for"))
+        (_, Some(Flag::Tls)) => Hint::new(format!("{caller} and {called} do not agree on TLS (flag UF): a DestinationRule's tls.mode, or a PeerAuthentication that one of them has no sidecar for"))
             .run(format!("kubectl get destinationrule,peerauthentication -n {namespace}"))
             .run(proxy_log),
-        Some(Flag::Unreachable) => return Hint::new(format!("The pod of {called} cannot be reached or hung up (flag UF or UC): it is not ready, its port is not the Service's targetPort, or mTLS is on one side only"))
+        (_, Some(Flag::Unreachable)) => Hint::new(format!("The pod of {called} cannot be reached or hung up (flag UF or UC): it is not ready, its port is not the Service's targetPort, or mTLS is on one side only"))
             .run(pods)
             .run(endpoints)
             .run(proxy_log),
-        Some(Flag::NoCluster) => return Hint::new(format!("The route from {caller} leads to a Service or subset that does not exist (flag NC): a host in a VirtualService is misspelt, or the subset has no DestinationRule"))
+        (_, Some(Flag::NoCluster)) => Hint::new(format!("The route from {caller} leads to a Service or subset that does not exist (flag NC): a host in a VirtualService is misspelt, or the subset has no DestinationRule"))
             .run("kubectl get virtualservice -A -o yaml | grep -A3 'destination:'")
             .run(analyze),
-        Some(Flag::Fault) => return Hint::new(format!("A VirtualService aborts calls from {caller} to {called} on purpose (flag FI)")).run(FAULTS),
-        Some(Flag::Timeout) | None => {}
-    }
-    match status {
-        403 => Hint::new(format!("An AuthorizationPolicy at {called} denies {caller} (RBAC): its principal, path or method is not allowed"))
+        (_, Some(Flag::Fault)) => Hint::new(format!("A VirtualService aborts calls from {caller} to {called} on purpose (flag FI)")).run(FAULTS),
+        (403, _) => Hint::new(format!("An AuthorizationPolicy at {called} denies {caller} (RBAC): its principal, path or method is not allowed"))
             .run(format!("kubectl get authorizationpolicy -n {namespace}"))
             .run(format!("istioctl x authz check $(kubectl get pod -n {namespace} -l app={called} -o name | head -1 | cut -d/ -f2) -n {namespace}")),
-        404 => Hint::new(format!("The mesh has no route from {caller} for this host or path (flag NR), or {called} does not serve the path"))
+        (404, _) => Hint::new(format!("The mesh has no route from {caller} for this host or path (flag NR), or {called} does not serve the path"))
             .run(format!("istioctl proxy-config routes {pod} -n {namespace} | grep {called}"))
             .run(analyze),
-        429 => Hint::new(format!("A rate limit at {called} is lower than this load")).run(format!("kubectl get envoyfilter -n {namespace}")),
-        502 | 503 => Hint::new(format!(
+        (429, _) => Hint::new(format!("A rate limit at {called} is lower than this load")).run(format!("kubectl get envoyfilter -n {namespace}")),
+        (502 | 503, _) => Hint::new(format!(
             "The proxy at {caller} answered for {called}: no ready pod or a subset without pods (UH), a Service or subset that does not exist (NC), or a refused connection (UF): not ready, wrong port, mTLS on one side only"
         ))
         .run(pods)
         .run(endpoints)
         .run(proxy_log),
-        504 => Hint::new(format!("The proxy at {caller} gave up waiting for {called} (UT): a VirtualService timeout is shorter than {called} takes"))
+        (504, _) => Hint::new(format!("The proxy at {caller} gave up waiting for {called} (UT): a VirtualService timeout is shorter than {called} takes"))
             .run(format!("kubectl get virtualservice -n {namespace} -o yaml | grep -i timeout"))
             .run(proxy_log),
-        300..=399 => Hint::new(redirected).run(place.settings(from)),
+        (300..=399, _) => Hint::new(redirected).run(place.settings(from)),
         _ => Hint::new(format!("A proxy, or something that is no hop, answered {caller} in place of {called}")).run(proxy_log),
     }
 }
