@@ -263,7 +263,7 @@ async fn at_the_cap_the_connection_idle_for_longest_makes_room_and_one_in_a_requ
 
 #[tokio::test(flavor = "multi_thread")]
 async fn more_requests_than_the_limit_are_shed_at_once_with_retry_after_and_probes_still_answer() {
-    let hop = Hop::start(&["--max-concurrency", "2", "--latency", "2s"], &[]);
+    let hop = Hop::start(&["--max-concurrency", "2", "--latency", "4s"], &[]);
     let addr = hop.addr;
     let get = |path: &'static str| {
         tokio::spawn(async move { exchange(addr, format!("GET {path} HTTP/1.1\r\nhost: hop\r\n\r\n").as_bytes()).await })
@@ -277,7 +277,7 @@ async fn more_requests_than_the_limit_are_shed_at_once_with_retry_after_and_prob
     let shed = get("/hello").await.unwrap();
     shed.assert_problem(503);
     assert!(shed.header("retry-after").is_some());
-    assert!(begun.elapsed() < Duration::from_secs(1), "at once: {:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(3), "at once: {:?}", begun.elapsed());
     for path in ["/healthz", "/readyz", "/metrics"] {
         assert_eq!(get(path).await.unwrap().status, 200, "{path}");
     }

@@ -12,6 +12,9 @@ use tokio::io::AsyncWriteExt as _;
 const T: &str = "463ac35c9f6413ad48485a3953bb6124";
 const S: &str = "a2fb4a1d1a96d312";
 
+/// Half of what an export may take: a request that is slower has waited for one.
+const WAITED: Duration = Duration::from_secs(5);
+
 async fn sink(exporter: &'static str) -> Sink {
     Sink::start(free_addr(), exporter).await
 }
@@ -251,7 +254,7 @@ async fn a_collector_that_is_down_costs_no_request_and_gets_its_spans_when_it_co
         let addr = free_addr();
         let env = export_env(exporter, addr);
         let hop = Hop::start(&[], &borrowed(&env));
-        assert!(slowest(&hop, 20).await < Duration::from_secs(1));
+        assert!(slowest(&hop, 20).await < WAITED);
         eventually("the log says so", || async {
             hop.stderr().into_iter().find(|line| line.contains("the span collector does not take spans; trying again"))
         })
@@ -274,7 +277,7 @@ async fn a_collector_that_hangs_costs_spans_that_are_counted_and_never_a_request
         let hop = Hop::start(&[], &[&sink.env()[..], &[("OTEL_BSP_MAX_QUEUE_SIZE", "16")]].concat());
         hop.get("/hello", &[]).await;
         eventually("an export hangs", || async { (!sink.requests().is_empty()).then_some(()) }).await;
-        assert!(slowest(&hop, 50).await < Duration::from_secs(1));
+        assert!(slowest(&hop, 50).await < WAITED);
         assert_eq!(dropped(&hop, "queue_full").await, 34.0, "50 requests, 16 places");
         assert_eq!(exported(&hop).await, 0.0);
         assert_eq!(sink.requests().len(), 1, "one export at a time");
@@ -287,7 +290,7 @@ async fn a_collector_that_answers_500_is_asked_again_until_it_takes_the_spans() 
         let sink = sink(exporter).await;
         sink.set(Mood::Answers(500));
         let hop = Hop::start(&[], &sink.env());
-        assert!(slowest(&hop, 5).await < Duration::from_secs(1));
+        assert!(slowest(&hop, 5).await < WAITED);
         eventually("it is asked again", || async { (sink.requests().len() >= 2).then_some(()) }).await;
         sink.set(Mood::Takes);
         eventually("the spans arrive", || async { (exported(&hop).await == 5.0).then_some(()) }).await;

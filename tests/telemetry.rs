@@ -306,7 +306,8 @@ async fn a_stdout_that_nobody_reads_stops_nothing_and_the_losses_are_counted() {
         assert_eq!(hop.get(&path, &[]).await.status, 200);
         slowest = slowest.max(begun.elapsed());
     }
-    assert!(slowest < Duration::from_secs(1), "{slowest:?}");
+    // A line that waited would wait for ever.
+    assert!(slowest < Duration::from_secs(5), "{slowest:?}");
     let dropped = hop.metrics().await.sum("httpserver_log_lines_dropped_total", &[]);
     // 64 KiB in the pipe, at most 1 MiB being written and 1 MiB waiting: about 132 lines of 300 fit at most.
     assert!((150.0..300.0).contains(&dropped), "{dropped}");
