@@ -96,6 +96,9 @@ export async function sendOne(page, spans = 5) {
   const before = await openId(page);
   await page.click('#one');
   await eventually(async () => { const now = await openId(page); return now && now !== before; }, 'another trace is open');
-  if (spans) await eventually(async () => (await page.getAttribute('#view-time [role=tree]', 'aria-label'))?.endsWith(` ${spans}`), `${spans} spans`);
-  return openId(page);
+  const id = await openId(page);
+  // The address is the new trace's before anything of it is drawn, and the tree still the old one's: with as many spans, often.
+  const drawn = ([id, spans]) => document.querySelector(`#links a[href="/api/v2/trace/${id}"]`) && document.querySelector('#view-time [role=tree]').getAttribute('aria-label').endsWith(` ${spans}`);
+  if (spans) await eventually(() => page.evaluate(drawn, [id, spans]), `${spans} spans of ${id}`);
+  return id;
 }

@@ -281,14 +281,15 @@ withDemo('sliders make a hop slow and broken while it runs, and the effect is se
   const second = async () => { const [plan] = await page.evaluate(async () => [document.querySelectorAll('.altered')[1].textContent]); return plan; };
   assert.equal(await second(), 'changed');
   await eventually(async () => { const id = await sendOne(page); const spans = await demo.get(`/api/v2/trace/${id}`); return spans.find((s) => s.localEndpoint.serviceName === 'service2' && s.kind === 'SERVER').duration > 400_000; }, 'service2 takes 400 ms');
-  assert.match(await page.locator('.rows .row .sr').nth(2).textContent(), /^service2, .*, server, 4\d\d ms/);
-  await eventually(async () => /^4\d\d ms$/.test(await figure(page, 2, 'p99')), 'p99 says so');
+  // The store has the trace before the page has drawn it; and a busy machine adds to the 400 ms.
+  await eventually(async () => /^service2, .*, server, ([4-9]\d\d ms|[\d.]+ s)/.test(await page.locator('.rows .row .sr').nth(2).textContent()), 'the waterfall says so');
+  await eventually(async () => /^([4-9]\d\d ms|[\d.]+ s)$/.test(await figure(page, 2, 'p99')), 'p99 says so');
   await page.getByRole('slider', { name: 'service2: answers 503' }).focus();
   await page.keyboard.press('End');
   await eventually(async () => (await page.locator('.altered.bad').innerText()) === 'faults on');
   await eventually(async () => { await page.click('#one'); return (await page.locator('.rows .mark').count()) >= 3; }, 'the failed spans are marked');
-  assert.match(await text(page.locator('.story')), /A fault struck service2: it answered 503 and called nobody/);
-  assert.match(await page.locator('.rows .row .sr').nth(2).textContent(), /^service2, .*failed/);
+  await eventually(async () => /A fault struck service2: it answered 503 and called nobody/.test(await text(page.locator('.story'))), 'the story says why');
+  await eventually(async () => /^service2, .*failed/.test(await page.locator('.rows .row .sr').nth(2).textContent()), 'its row is failed');
   await eventually(async () => Number((await figure(page, 2, 'errors')).replace('%', '')) > 0);
   await page.waitForSelector('.list a.bad');
   // Another page that is open sees the sliders where they are now.
