@@ -24,6 +24,7 @@ pub(crate) struct Stranger {
 }
 
 impl Stranger {
+    /// Of a failed answer with these headers and this body.
     pub(crate) fn read(headers: &HeaderMap, body: &[u8]) -> Self {
         let text = |name| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
         let server = text(header::SERVER).chars().filter(|c| c.is_ascii_alphanumeric() || "-_./ ()".contains(*c));

@@ -40,6 +40,8 @@ const NOT_TOLD: &str = "-";
 /// Shows the faults that are injected on purpose.
 const FAULTS: &str = "kubectl get virtualservice -A -o yaml | grep -A6 fault:";
 
+/// The flag that explains an answer; none when it may be anybody's. `envoy`: the answer says that Envoy gave it; `words`: its whole body,
+/// or [`NOT_TOLD`].
 fn flag(status: u16, envoy: bool, words: &str) -> Option<Flag> {
     let words = words.to_ascii_lowercase();
     let says = |part: &str| words.contains(part);
