@@ -8,10 +8,10 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use crate::app::{App, Output};
 use crate::config::{Command, Config, DemoArgs, HealthArgs, ServeArgs, Usage, Verbosity, check_environment, parse};
 use crate::demo::{Demo, Unbound};
-use crate::lifecycle::{Signals, Stop};
+use crate::hop::app::{App, Output};
+use crate::server::shutdown::{Signals, Stop};
 
 /// Wrong usage or configuration.
 const USAGE: u8 = 2;
@@ -181,7 +181,8 @@ async fn health(args: HealthArgs) -> ExitCode {
         format!("{scheme}://{}/healthz", std::net::SocketAddr::new(host, args.addr.port))
     });
     // On loopback it is this very hop, and its certificate names the service, not 127.0.0.1.
-    let tls = if is_loopback(&url) { crate::tls::unverified_client_config() } else { crate::tls::client_config() };
+    let tls =
+        if is_loopback(&url) { crate::server::tls::unverified_client_config() } else { crate::server::tls::client_config() };
     let client = reqwest::Client::builder()
         .no_proxy()
         .redirect(reqwest::redirect::Policy::none())
@@ -198,6 +199,6 @@ async fn health(args: HealthArgs) -> ExitCode {
         Err(error) if error.is_builder() => {
             wrong(&format!("invalid value '{}' for URL: accepted is http://host:port/path", url.escape_debug()))
         }
-        Err(error) => stopped(&format!("{url}: {}", crate::error::causes(&error))),
+        Err(error) => stopped(&format!("{url}: {}", crate::hop::error::causes(&error))),
     }
 }

@@ -8,15 +8,15 @@ use opentelemetry::trace::{SpanId, TraceId};
 
 use crate::config::{Listen, pairs};
 use crate::demo::store::{Limits, Store};
-use crate::demo::zipkin::decode;
-use crate::fault::{Fault, Latency, parse_duration};
-use crate::json::{misleads, push_escaped};
-use crate::observe::{caller_uri, host_and_port};
-use crate::propagation::{Carried, Propagator, Sampling, is_valid_request_id};
-use crate::reply::{Tree, is_reply};
-use crate::routes::prefers_json;
-use crate::stranger::Stranger;
+use crate::hop::exchange::{caller_uri, host_and_port};
+use crate::hop::fault::{Fault, Latency, parse_duration};
+use crate::hop::reply::{Tree, is_reply};
+use crate::hop::routes::prefers_json;
+use crate::text::json::{misleads, push_escaped};
+use crate::trace_context::{Carried, Propagator, Sampling, is_valid_request_id};
+use crate::traces::zipkin::decode;
 use crate::upstream::Target;
+use crate::upstream::foreign_response::Stranger;
 
 /// A parser by its name, and how to give it bytes.
 pub type Parser = (&'static str, fn(&[u8]));
@@ -69,7 +69,7 @@ fn trace_headers(lines: &[(&str, &[u8])]) {
     assert!(!context.short_trace_id || context.trace_id.to_bytes()[..8] == [0; 8]);
     // The receiver has decided by now.
     let sampling = if context.sampling == Sampling::Deferred { Sampling::Sample } else { context.sampling };
-    let child = crate::propagation::Context { sampling, ..context.child(SpanId::from(0x0123_4567_89ab_cdef)) };
+    let child = crate::trace_context::Context { sampling, ..context.child(SpanId::from(0x0123_4567_89ab_cdef)) };
     let mut arrived = Carried::default();
     for (name, value) in propagator.written(&propagator.outgoing(&carried, &id, Some(&child), false)) {
         propagator.take(&mut arrived, name, value);
@@ -231,7 +231,7 @@ fn log_line(data: &[u8]) {
 }
 
 fn certificate(data: &[u8]) {
-    if let Some(certificate) = crate::check::x509::parse(data) {
+    if let Some(certificate) = crate::check::target::x509::parse(data) {
         assert!(certificate.names.len() <= data.len());
     }
 }

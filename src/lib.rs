@@ -16,33 +16,16 @@
 //!
 //! Configuration stops at `app`: parts own their option types. `state` holds what requests share and knows no handler.
 
-mod access_log;
-pub mod app;
 pub mod check;
 pub mod cli;
 pub mod config;
-mod connection;
 pub mod demo;
-mod error;
-pub mod export;
-pub mod fault;
 #[doc(hidden)]
 pub mod fuzzing;
-mod ids;
-mod json;
-pub mod lifecycle;
-mod limits;
-pub mod lines;
-mod metrics;
-mod observe;
-mod pool;
-pub mod propagation;
-pub mod reply;
-mod route;
-mod routes;
+pub mod hop;
 pub mod server;
-pub mod state;
-mod stranger;
-pub mod tls;
-pub mod trace;
+pub mod telemetry;
+mod text;
+pub mod trace_context;
+pub mod traces;
 pub mod upstream;

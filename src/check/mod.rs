@@ -14,22 +14,12 @@
 //! Only `client` talks to the target, only with GET, never faster than `--rate`.
 
 mod backend;
-mod chain;
-mod client;
-mod context;
-pub mod expect;
-mod gateway;
-mod hints;
-mod lanes;
+pub mod chain;
+mod envoy;
 mod propagation;
-mod reach;
 mod report;
-mod stats;
-mod tls;
+pub(crate) mod target;
 mod traffic;
-mod watch;
-pub(crate) mod x509;
-mod xray;
 
 use std::io::IsTerminal as _;
 use std::net::SocketAddr;
@@ -41,22 +31,22 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use reqwest::Url;
 use tokio::sync::watch as signal;
 
-use crate::reply::Tree;
+use crate::hop::reply::Tree;
 
-use client::{Answer, Client};
-use expect::{Expect, Resolve, Split};
-use hints::{Hop, Place, is_loopback};
+use chain::expect::{Expect, Resolve, Split};
+use chain::xray::{Probe, Xray};
+use envoy::hints::{Hop, Place, is_loopback};
 pub use report::Output;
 use report::{Finding, Group, Progress, Report};
-use tls::Trust;
+use target::client::{Answer, Client};
+use target::tls::Trust;
 use traffic::{Promise, Sample, Series};
-use xray::{Probe, Xray};
 
 /// Options of `httpserver check`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct CheckArgs {
     /// The chain's URL, as a user would call it
-    #[arg(value_parser = expect::url)]
+    #[arg(value_parser = chain::expect::url)]
     pub url: Url,
     /// Connect to ADDRESS for this host and port, like curl (repeatable)
     #[arg(long, value_name = "HOST:PORT:ADDRESS")]
@@ -68,40 +58,40 @@ pub struct CheckArgs {
     #[arg(short = 'k', long)]
     pub insecure: bool,
     /// Send this header with every request (repeatable)
-    #[arg(short = 'H', long = "header", value_name = "NAME: VALUE", value_parser = expect::header)]
+    #[arg(short = 'H', long = "header", value_name = "NAME: VALUE", value_parser = chain::expect::header)]
     pub headers: Vec<(HeaderName, HeaderValue)>,
     /// The hops in order: `service1,service2,service3`; a fan-out: `service1(service2,service3)`
     #[arg(long, value_name = "HOPS")]
     pub expect: Option<Expect>,
     /// Read the trace from this Jaeger query API or Zipkin v2 API
-    #[arg(long, value_name = "URL", value_parser = expect::url)]
+    #[arg(long, value_name = "URL", value_parser = chain::expect::url)]
     pub traces: Option<Url>,
     /// How long a trace may take to arrive
-    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = expect::duration)]
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = chain::expect::duration)]
     pub traces_wait: Duration,
     /// How many of the requests without trace context should be sampled, percent (judged with --traces)
-    #[arg(long, value_name = "PERCENT", default_value = "100", value_parser = expect::percent)]
+    #[arg(long, value_name = "PERCENT", default_value = "100", value_parser = chain::expect::percent)]
     pub expect_sampling: f64,
     /// Walk this lane and the baseline (repeatable)
-    #[arg(long, value_name = "LANE", value_parser = expect::lane)]
+    #[arg(long, value_name = "LANE", value_parser = chain::expect::lane)]
     pub lane: Vec<String>,
     /// Requests for the statistics; 0 for none
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u64).range(0..=1_000_000))]
     pub count: u64,
     /// How many of them should succeed, percent
-    #[arg(long, value_name = "PERCENT", default_value = "100", value_parser = expect::percent)]
+    #[arg(long, value_name = "PERCENT", default_value = "100", value_parser = chain::expect::percent)]
     pub expect_success: f64,
     /// The promised split over versions: `v1=90,v2=10`, or `service2:v1=90,v2=10` (repeatable)
     #[arg(long, value_name = "SPLIT")]
     pub expect_split: Vec<Split>,
     /// Keep up a constant load for this long and report every failure: restart a Deployment meanwhile
-    #[arg(long, value_name = "TIME", value_parser = expect::duration)]
+    #[arg(long, value_name = "TIME", value_parser = chain::expect::duration)]
     pub watch: Option<Duration>,
     /// Requests per second, at most
-    #[arg(long, value_name = "RATE", default_value = "50", value_parser = expect::rate)]
+    #[arg(long, value_name = "RATE", default_value = "50", value_parser = chain::expect::rate)]
     pub rate: f64,
     /// How long one request may take
-    #[arg(long, value_name = "TIME", default_value = "15s", value_parser = expect::duration)]
+    #[arg(long, value_name = "TIME", default_value = "15s", value_parser = chain::expect::duration)]
     pub timeout: Duration,
     /// Where the gateway's plain HTTP is [default: 80 when the URL's port is 443]
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
@@ -175,11 +165,9 @@ fn validate(args: &CheckArgs) -> Result<Trust, String> {
     }
     if let Some(expect) = &args.expect {
         for split in &args.expect_split {
-            if let Some(hop) = split
-                .hop
-                .as_deref()
-                .filter(|hop| !expect.names().iter().any(|name| expect::is_named(hop, name) || expect::is_named(name, hop)))
-            {
+            if let Some(hop) = split.hop.as_deref().filter(|hop| {
+                !expect.names().iter().any(|name| chain::expect::is_named(hop, name) || chain::expect::is_named(name, hop))
+            }) {
                 return Err(format!(
                     "--expect-split {hop}:{split}: no such hop in --expect; accepted: one of {}",
                     expect.names().join(", ")
@@ -223,7 +211,7 @@ async fn checks(args: &CheckArgs, trust: Trust, report: &mut Report, mut stop: s
         return;
     };
     tokio::select! {
-        findings = reach::hardening(&client, &answer, args.plain_port) => report.extend(findings),
+        findings = target::reach::hardening(&client, &answer, args.plain_port) => report.extend(findings),
         _ = stop.wait_for(|stop| *stop) => return,
     }
     report.extend(chain::findings(&tree, &place.url, args.expect.as_ref(), &place));
@@ -243,7 +231,8 @@ async fn checks(args: &CheckArgs, trust: Trust, report: &mut Report, mut stop: s
 
     let progress = Progress::new(std::io::stderr().is_terminal());
     let client = Arc::new(client);
-    let series = |lane: Option<&str>| Series { client: client.clone(), place: place.clone(), headers: lanes::headers(lane) };
+    let series =
+        |lane: Option<&str>| Series { client: client.clone(), place: place.clone(), headers: traffic::lanes::headers(lane) };
 
     // The statistics' requests bring no trace context, so they also tell the mesh's own sampling rate. The order of the
     // report is the reader's: the backend before the traffic.
@@ -280,7 +269,7 @@ async fn checks(args: &CheckArgs, trust: Trust, report: &mut Report, mut stop: s
         }
         let started = tokio::time::Instant::now();
         let samples: Vec<Sample> = series(None).run_for(span, args.rate, &mut stop, &progress, "requests, watching").await;
-        report.extend(watch::findings(&samples, span.min(started.elapsed()), &place));
+        report.extend(report::watch::findings(&samples, span.min(started.elapsed()), &place));
     }
 }
 
@@ -298,13 +287,13 @@ async fn reach(
 ) -> Option<(Client, Tree, Answer)> {
     const CONNECT: Duration = Duration::from_secs(5);
     let limit = CONNECT.min(args.timeout);
-    let (findings, addresses) = reach::resolve(&args.url, &args.resolve).await;
+    let (findings, addresses) = target::reach::resolve(&args.url, &args.resolve).await;
     report.extend(findings);
-    let (finding, address): (Finding, Option<SocketAddr>) = reach::connect(&addresses?, place, limit).await;
+    let (finding, address): (Finding, Option<SocketAddr>) = target::reach::connect(&addresses?, place, limit).await;
     report.add(finding);
     let address = address?;
     if args.url.scheme() == "https" {
-        let (findings, go_on) = reach::tls(trust, host, address, place, limit).await;
+        let (findings, go_on) = target::reach::tls(trust, host, address, place, limit).await;
         report.extend(findings);
         if !go_on {
             return None;
@@ -323,18 +312,18 @@ async fn reach(
             return None;
         }
     };
-    let (findings, first) = reach::first(&client, trust, address, place, limit).await;
+    let (findings, first) = target::reach::first(&client, trust, address, place, limit).await;
     report.extend(findings);
     first.map(|(tree, answer)| (client, tree, answer))
 }
 
 /// The x-ray's probes. A fault on the way hides the hops behind it, so the most complete of a few answers counts.
 async fn probe(client: &Client, place: &Place) -> Option<(Probe, Xray)> {
-    let (probe, tree) = deepest(client, &context::Format::ALL).await?;
-    let mut xray = xray::examine(&probe, &tree, &place.url);
+    let (probe, tree) = deepest(client, &propagation::context::Format::ALL).await?;
+    let mut xray = chain::xray::examine(&probe, &tree, &place.url);
     if !xray.unwritten.is_empty() {
         let mut answers = Vec::new();
-        for format in context::Format::ALL {
+        for format in propagation::context::Format::ALL {
             answers.push((format, deepest(client, &[format]).await.map(|(_, tree)| tree)));
         }
         xray.settle(|format| answers.iter().find(|(of, _)| *of == format).and_then(|(_, tree)| tree.clone()));
@@ -342,7 +331,7 @@ async fn probe(client: &Client, place: &Place) -> Option<(Probe, Xray)> {
     Some((probe, xray))
 }
 
-async fn deepest(client: &Client, formats: &[context::Format]) -> Option<(Probe, Tree)> {
+async fn deepest(client: &Client, formats: &[propagation::context::Format]) -> Option<(Probe, Tree)> {
     const TRIES: usize = 5;
     let mut best: Option<(usize, Probe, Tree)> = None;
     for _ in 0..TRIES {
@@ -372,7 +361,7 @@ async fn walk_lanes(
 ) {
     const REQUESTS: u64 = 20;
     let base = series(None).run(REQUESTS, stop, progress, "requests in the baseline").await;
-    report.extend(lanes::baseline(&base, place));
+    report.extend(traffic::lanes::baseline(&base, place));
     for lane in &args.lane {
         if *stop.borrow() {
             return;
@@ -380,12 +369,12 @@ async fn walk_lanes(
         let walking = series(Some(lane));
         let samples = walking.run(REQUESTS, stop, progress, "requests in the lane").await;
         let lost = lost_lane(&walking, lane).await;
-        report.extend(lanes::walk(lane, &samples, lost, place));
+        report.extend(traffic::lanes::walk(lane, &samples, lost, place));
     }
 }
 
 /// The seam at which `x-lane` is lost, in a request of this lane.
 async fn lost_lane(series: &Series, lane: &str) -> Option<(Hop, Hop)> {
-    let tree = series.client.get(&lanes::headers(Some(lane))).await.ok()?.tree()?;
-    lanes::lost(&tree, &series.place.url)
+    let tree = series.client.get(&traffic::lanes::headers(Some(lane))).await.ok()?.tree()?;
+    traffic::lanes::lost(&tree, &series.place.url)
 }

@@ -5,16 +5,9 @@
 //! what it shows of requests as they pass and what it changes are handles to the hops, in `panel`.
 
 mod control;
-mod events;
-mod forward;
-mod live;
 mod page;
-mod panel;
 pub mod store;
-pub mod waterfall;
-pub(crate) mod zipkin;
-
-pub use zipkin::{Annotation, BadId, Endpoint, Kind, Span, SpanId, TraceId};
+pub mod terminal;
 
 use std::collections::HashMap;
 use std::io::IsTerminal as _;
@@ -29,21 +22,22 @@ use tokio::sync::{broadcast, watch};
 use tokio::task::JoinSet;
 use tower_service::Service as _;
 
-use crate::access_log::LogFormat;
-use crate::app::{App, Output, listen};
 use crate::config::{Config, DemoArgs, Listen};
-use crate::export::Exporter;
-use crate::fault::Plan;
-use crate::lifecycle::{DrainOptions, Stop};
-use crate::lines::LineWriter;
-use crate::reply::Tree;
-use crate::server::{self, Entrance, InUse};
+use crate::hop::app::{App, Output, listen};
+use crate::hop::fault::Plan;
+use crate::hop::reply::Tree;
+use crate::server::listener::{self, Entrance, InUse};
+use crate::server::shutdown::{DrainOptions, Stop};
+use crate::telemetry::access_log::LogFormat;
+use crate::telemetry::export::Exporter;
+use crate::telemetry::line_writer::LineWriter;
+use crate::traces::TraceId;
 use crate::upstream::Target;
-use control::{Access, Peer};
-use live::Gauge;
-use panel::{Links, Panel, Seat, Sender};
+use control::live::Gauge;
+use control::orders::{Access, Peer};
+use control::panel::{Links, Panel, Seat, Sender};
 use store::Store;
-use waterfall::{Expectation, Style, Trace, Verdict, render, render_rows};
+use terminal::waterfall::{Expectation, Style, Trace, Verdict, render, render_rows};
 
 /// How often the hops hand over their spans: a person waits for the picture.
 const EXPORT_EVERY: Duration = Duration::from_millis(100);
@@ -156,12 +150,12 @@ impl Demo {
         }
         tokio::spawn(panel.clone().tick(stopped.clone()));
         if let Some(zipkin) = panel.links.zipkin.clone() {
-            running.spawn(forward::forward(panel.store.clone(), zipkin, stopped.clone()));
+            running.spawn(store::forward::forward(panel.store.clone(), zipkin, stopped.clone()));
         }
         // The store outlives the hops, which flush their last spans into it.
         let (stop_store, store_stopped) = watch::channel(false);
         let handler = StoreHandler(panel.store.router().merge(page::router(panel.clone(), access, stopped.clone())));
-        let serving = server::serve(Entrance::plain(store_listener), handler, until(store_stopped), Duration::from_secs(1));
+        let serving = listener::serve(Entrance::plain(store_listener), handler, until(store_stopped), Duration::from_secs(1));
         let serving = tokio::spawn(serving);
 
         let mut shutdown = std::pin::pin!(shutdown);
@@ -291,7 +285,7 @@ fn style() -> Style {
 #[derive(Clone)]
 struct StoreHandler(Router);
 
-impl server::Handler for StoreHandler {
+impl listener::Handler for StoreHandler {
     type Body = axum::body::Body;
 
     async fn handle(&self, in_use: InUse, peer: IpAddr, mut request: Request<Incoming>) -> Response<axum::body::Body> {

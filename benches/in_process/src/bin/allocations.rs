@@ -12,10 +12,10 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use httpserver::app::{App, Output};
+use httpserver::hop::app::{App, Output};
 use httpserver::config::{Cli, Command, Config, parse};
-use httpserver::export::Exporter;
-use httpserver::lines::LineWriter;
+use httpserver::telemetry::export::Exporter;
+use httpserver::telemetry::line_writer::LineWriter;
 
 /// Counts the calls made by threads that ask to be counted.
 struct Counting;

@@ -1,8 +1,8 @@
 //! `serve` with all telemetry off. It takes the same options; only the library can switch the access log off.
 
-use httpserver::app::{App, Output};
+use httpserver::hop::app::{App, Output};
 use httpserver::config::{Cli, Command, Config, parse};
-use httpserver::export::Exporter;
+use httpserver::telemetry::export::Exporter;
 
 #[tokio::main]
 async fn main() {

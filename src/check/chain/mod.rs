@@ -1,0 +1,337 @@
+//! The chain itself: the hops in the expected order, and where a failed request broke.
+
+pub mod expect;
+pub(crate) mod xray;
+
+use crate::hop::reply::{Call, Tree};
+use crate::upstream::foreign_response::Stranger;
+
+use crate::check::chain::expect::{Expect, is_named};
+use crate::check::chain::xray::CALLER;
+use crate::check::envoy::gateway;
+use crate::check::envoy::hints::{Hop, Place, Runner, host_of, name_of};
+use crate::check::report::{Finding, Group, Hint};
+
+/// Why a call failed, or a hop.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Why {
+    /// No connection: nothing listens.
+    Refused,
+    /// The name does not resolve.
+    NoSuchHost,
+    /// No whole answer in the caller's time.
+    TimedOut,
+    /// The connection ended early.
+    Closed,
+    /// Another transport error.
+    Transport(String),
+    /// An answer of this status that is no hop's reply, and what it says.
+    Answered(u16, Stranger),
+    /// A 2xx answer that is no hop's reply and yet counts as failed.
+    NoReply(String),
+    /// The hop's own fault injection.
+    Injected(u16),
+    /// The hop's own status, with every call below it fine.
+    Itself(u16),
+    /// The request went in a circle.
+    Loop,
+}
+
+/// Where a request broke: the deepest point that the tree shows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Break {
+    pub(crate) from: Hop,
+    pub(crate) to: Hop,
+    pub(crate) why: Why,
+}
+
+impl Break {
+    /// What happened, as one sentence.
+    pub(crate) fn text(&self) -> String {
+        let (from, to) = (&self.from.name, &self.to.name);
+        match &self.why {
+            Why::Refused => format!("{from} cannot reach {to}: connection refused at {}", self.to.url),
+            Why::NoSuchHost => format!("{from} cannot reach {to}: {} does not resolve", host_of(&self.to.url)),
+            Why::TimedOut => format!("{to} did not answer {from} in time"),
+            Why::Closed => format!("The connection from {from} to {to} ended before an answer"),
+            Why::Transport(error) => format!("{from} cannot call {to}: {error}"),
+            Why::Answered(status, stranger) => format!("{from} called {to} and got {status} without a hop's reply{stranger}"),
+            Why::NoReply(error) => format!("{from} called {to} and could not read the answer: {error}"),
+            Why::Injected(status) => format!("{to} answered {status} by its own fault injection"),
+            Why::Itself(status) => format!("{to} answered {status} itself"),
+            Why::Loop => format!("The chain calls itself: {from} calls {to}, which is above it"),
+        }
+    }
+
+    /// The same in a few words, for counting.
+    pub(crate) fn key(&self) -> String {
+        let why = match &self.why {
+            Why::Refused => "connection refused".to_owned(),
+            Why::NoSuchHost => "name does not resolve".to_owned(),
+            Why::TimedOut => "timed out".to_owned(),
+            Why::Closed => "connection closed".to_owned(),
+            Why::Transport(error) => error.clone(),
+            Why::Answered(status, stranger) => format!("{status} without a reply{stranger}"),
+            Why::NoReply(_) => "no reply of a hop".to_owned(),
+            Why::Injected(status) => format!("{status} by its fault injection"),
+            Why::Itself(status) => format!("{status} by itself"),
+            Why::Loop => "loop".to_owned(),
+        };
+        format!("{}: {why}", self.at())
+    }
+
+    /// The hop or the seam, for a line.
+    pub(crate) fn at(&self) -> String {
+        match self.why {
+            Why::Injected(_) | Why::Itself(_) => self.to.name.clone(),
+            _ => format!("{} -> {}", self.from.name, self.to.name),
+        }
+    }
+
+    /// The host that answered with the failure; the caller's when none did.
+    pub(crate) fn instance(&self) -> &str {
+        if self.to.hostname.is_empty() { &self.from.hostname } else { &self.to.hostname }
+    }
+
+    pub(crate) fn hint(&self, place: &Place) -> Hint {
+        let (from, to) = (&self.from, &self.to);
+        let name = &to.name;
+        let kubernetes = place.runner(to) == Runner::Kubernetes || place.runner(from) == Runner::Kubernetes;
+        let up = |cause: String| place.is_up(to).into_iter().fold(Hint::new(cause), Hint::run);
+        match &self.why {
+            Why::Refused => up(format!("{name} is not running there, or listens on another port")),
+            Why::NoSuchHost if kubernetes => Hint::new(format!("No Service has this name: UPSTREAM of {} is misspelt, or {name} is in another namespace", from.name))
+                .run(format!("kubectl get service -n {}", place.namespace_of(to)))
+                .run(place.settings(from)),
+            Why::NoSuchHost => up(format!("The UPSTREAM of {} names a host that nobody has", from.name)),
+            Why::TimedOut => {
+                let cause = format!(
+                    "{name} hangs or is slower than the UPSTREAM_TIMEOUT of {}. If a hop below {name} is the slow one, {name} waits longer than {} does: timeouts must fall along the chain",
+                    from.name, from.name
+                );
+                Hint::new(cause).run(place.logs(to)).run(place.settings(from))
+            }
+            Why::Closed if kubernetes => Hint::new(format!(
+                "{name} stopped while it answered, or refuses plain text (STRICT mTLS) because {} has no sidecar",
+                from.name
+            ))
+            .run(format!("kubectl get pods -n {} -o custom-columns=POD:.metadata.name,CONTAINERS:.spec.containers[*].name,INIT:.spec.initContainers[*].name", place.namespace_of(to)))
+            .run("kubectl get peerauthentication -A"),
+            Why::Closed => up(format!("{name} stopped or crashed while it answered")),
+            Why::Transport(_) => up(format!("The connection to {name} does not work")),
+            Why::NoReply(_) => Hint::new(format!("The UPSTREAM of {} leads to something that is not a hop of this chain", from.name)).run(place.settings(from)),
+            Why::Answered(status, stranger) => gateway::inside(*status, stranger, from, to, place),
+            Why::Injected(_) => Hint::new(format!("FAULT (--fault) is set at {name}")).run(place.settings(to)),
+            Why::Itself(503) => Hint::new(format!("{name} is overloaded (MAX_CONCURRENCY) or draining: its log says which")).run(place.logs(to)),
+            Why::Itself(508) => Hint::new(format!("The chain is longer than MAX_HOPS at {name}, or calls itself")).run(place.settings(to)),
+            Why::Itself(_) => Hint::new(format!("{name} itself fails; its log says why")).run(place.logs(to)),
+            Why::Loop => Hint::new(format!("The UPSTREAM of {} leads back up the chain: it should name the next hop, or nobody", from.name)).run(place.settings(from)),
+        }
+    }
+
+    pub(crate) fn finding(&self, group: Group, id: &'static str, place: &Place) -> Finding {
+        Finding::fail(group, id, self.text(), self.hint(place)).seam(&self.from.name, &self.to.name, None).hop(&self.to.name)
+    }
+}
+
+fn is_ok(status: u16) -> bool {
+    (200..300).contains(&status)
+}
+
+/// Every deepest point at which this request broke; empty when it did not.
+pub(crate) fn breaks(tree: &Tree, url: &str) -> Vec<Break> {
+    let caller = Hop { name: CALLER.to_owned(), hostname: String::new(), url: String::new() };
+    let mut out = Vec::new();
+    walk(&caller, tree, url, &mut vec![], &mut out);
+    out.dedup();
+    out
+}
+
+fn walk(caller: &Hop, tree: &Tree, url: &str, above: &mut Vec<String>, out: &mut Vec<Break>) {
+    let hop = Hop::of(tree, url);
+    if let Some(status) = tree.injected.and_then(|injected| injected.abort_status) {
+        out.push(Break { from: caller.clone(), to: hop, why: Why::Injected(status) });
+        return;
+    }
+    let before = out.len();
+    above.push(tree.service.clone());
+    for call in &tree.upstreams {
+        let failed = call.error.is_some() || !call.status.is_some_and(is_ok);
+        match &call.reply {
+            Some(reply) if above.contains(&reply.service) && (tree.status == 508 || call.status == Some(508)) => {
+                out.push(Break { from: hop.clone(), to: Hop::of(reply, &call.url), why: Why::Loop });
+            }
+            Some(reply) => walk(&hop, reply, &call.url, above, out),
+            None if failed => {
+                let to = Hop { name: name_of(&call.url), hostname: String::new(), url: call.url.clone() };
+                let why = if call.status == Some(508) && above.contains(&to.name) { Why::Loop } else { why(call) };
+                out.push(Break { from: hop.clone(), to, why });
+            }
+            None => {}
+        }
+        // The reply looks fine and the call does not: a caller that gave up, or a proxy that turned the answer.
+        if failed
+            && out.len() == before
+            && let Some(reply) = &call.reply
+        {
+            out.push(Break { from: hop.clone(), to: Hop::of(reply, &call.url), why: why(call) });
+        }
+    }
+    above.pop();
+    if !is_ok(tree.status) && out.len() == before {
+        out.push(Break { from: caller.clone(), to: hop, why: Why::Itself(tree.status) });
+    }
+}
+
+fn why(call: &Call) -> Why {
+    let error = call.error.as_deref().unwrap_or("");
+    let lower = error.to_ascii_lowercase();
+    let has = |parts: &[&str]| parts.iter().any(|part| lower.contains(part));
+    match call.status {
+        // The status may have come in time and the rest of the answer not.
+        status if status.is_none_or(is_ok) && has(&["timed out", "timeout", "deadline", "no whole answer within"]) => {
+            Why::TimedOut
+        }
+        Some(status) if is_ok(status) => Why::NoReply(error.to_owned()),
+        Some(status) => Why::Answered(status, Stranger::told(error)),
+        None if has(&["refused"]) => Why::Refused,
+        None if has(&["dns", "lookup", "resolve", "name or service not known"]) => Why::NoSuchHost,
+        None if has(&["closed", "reset", "eof", "incomplete", "broken pipe", "canceled"]) => Why::Closed,
+        None => Why::Transport(error.to_owned()),
+    }
+}
+
+/// The chain as one line: `service1 v1 -> service2 v1 -> service3 v1`, a fan-out in brackets.
+pub(crate) fn outline(tree: &Tree) -> String {
+    let own = format!("{} {}", tree.service, tree.version);
+    let below: Vec<String> = tree
+        .upstreams
+        .iter()
+        .map(|call| match &call.reply {
+            Some(reply) => outline(reply),
+            None => format!("{} (no reply)", name_of(&call.url)),
+        })
+        .collect();
+    match below.as_slice() {
+        [] => own,
+        [one] => format!("{own} -> {one}"),
+        many => format!("{own} -> ({})", many.join(", ")),
+    }
+}
+
+/// How many hops answered.
+pub(crate) fn hops(tree: &Tree) -> usize {
+    1 + tree.upstreams.iter().filter_map(|call| call.reply.as_ref()).map(|reply| hops(reply)).sum::<usize>()
+}
+
+/// Every hop that answered, in order, with the path to it.
+pub(crate) fn visit<'a>(tree: &'a Tree, url: &'a str, depth: usize, see: &mut dyn FnMut(&'a Tree, &'a str, usize)) {
+    see(tree, url, depth);
+    for call in &tree.upstreams {
+        if let Some(reply) = &call.reply {
+            visit(reply, &call.url, depth + 1, see);
+        }
+    }
+}
+
+/// The findings of the group.
+pub(crate) fn findings(tree: &Tree, url: &str, expect: Option<&Expect>, place: &Place) -> Vec<Finding> {
+    let mut out: Vec<Finding> =
+        breaks(tree, url).iter().map(|broken| broken.finding(Group::Chain, "chain.hops", place)).collect();
+    if let Some(expect) = expect {
+        let caller = Hop { name: CALLER.to_owned(), hostname: String::new(), url: String::new() };
+        compare(expect, &caller, tree, url, place, &mut out);
+    }
+    let mut table = Vec::new();
+    visit(tree, url, 0, &mut |hop, _, depth| {
+        let lane = if hop.lane == "base" { String::new() } else { format!("  lane {}", hop.lane) };
+        let name = format!("{}{}", "  ".repeat(depth.min(8)), hop.service);
+        table.push(format!("{name:<20} {:<8} {:<28} {:>8.1} ms{lane}", hop.version, hop.hostname, hop.duration_ms));
+    });
+    if out.is_empty() {
+        let count = hops(tree);
+        let plural = if count == 1 { "hop" } else { "hops" };
+        let text = match expect {
+            Some(expect) => format!("The {count} expected {plural} answered in order: {expect}"),
+            None => format!("{count} {plural} answered: {}", outline(tree)),
+        };
+        out.push(Finding::pass(Group::Chain, "chain.hops", text).lines(table));
+    } else if let Some(first) = out.first_mut() {
+        first.detail.extend(table);
+    }
+    let mut strangers = Vec::new();
+    visit(tree, url, 0, &mut |hop, url, _| {
+        for call in &hop.upstreams {
+            if call.reply.is_none() && call.error.is_none() && call.status.is_some_and(is_ok) {
+                strangers.push((Hop::of(hop, url), call.url.clone()));
+            }
+        }
+    });
+    for (hop, stranger) in strangers {
+        let text = format!(
+            "{} is no hop of this chain: {} called it and it answered, but without a reply to look into",
+            stranger, hop.name
+        );
+        let expected = expect.is_some_and(|expect| expect.has_below(&hop.name));
+        out.push(if expected {
+            let cause = format!("The UPSTREAM of {} leads to another server: a wrong port, path or Service", hop.name);
+            Finding::fail(Group::Chain, "chain.stranger", text, Hint::new(cause).run(place.settings(&hop))).seam(
+                &hop.name,
+                &name_of(&stranger),
+                None,
+            )
+        } else {
+            Finding::skip(Group::Chain, "chain.stranger", format!("{text}; nothing behind it is judged"))
+        });
+    }
+    out
+}
+
+fn compare(expect: &Expect, caller: &Hop, tree: &Tree, url: &str, place: &Place, out: &mut Vec<Finding>) {
+    let hop = Hop::of(tree, url);
+    if !is_named(&tree.service, &expect.name) {
+        let text = format!("Expected {} behind {}, and {} answered", expect.name, caller.name, tree.service);
+        let cause = if caller.name == CALLER {
+            format!(
+                "The route of this URL leads to {}, not to {}: its destination, or a rewrite of the path",
+                tree.service, expect.name
+            )
+        } else {
+            format!("The UPSTREAM of {} names another hop, or SERVICE_NAME there is not what its Service is called", caller.name)
+        };
+        let hint = Hint::new(cause).run(place.settings(if caller.name == CALLER { &hop } else { caller }));
+        out.push(
+            Finding::fail(Group::Chain, "chain.order", text, hint).seam(&caller.name, &expect.name, None).hop(&tree.service),
+        );
+        return;
+    }
+    // An abort calls nobody: what is missing below it is not missing by configuration.
+    if tree.injected.is_some_and(|injected| injected.abort_status.is_some()) {
+        return;
+    }
+    for (index, below) in expect.below.iter().enumerate() {
+        match tree.upstreams.get(index) {
+            None => {
+                let text = format!("{} does not call {}", tree.service, below.name);
+                let cause = format!("UPSTREAM of {} is not set, or lacks {}", tree.service, below.name);
+                out.push(
+                    Finding::fail(Group::Chain, "chain.order", text, Hint::new(cause).run(place.settings(&hop)))
+                        .seam(&tree.service, &below.name, None)
+                        .hop(&below.name),
+                );
+            }
+            Some(Call { url, reply: Some(reply), .. }) => compare(below, &hop, reply, url, place, out),
+            // Told by the failed call itself, or as a stranger.
+            Some(_) => {}
+        }
+    }
+    for call in tree.upstreams.iter().skip(expect.below.len()) {
+        let text = format!("{} also calls {}, which is not expected", tree.service, call.url);
+        let cause = format!("UPSTREAM of {} names more hops than --expect, or --expect is too short", tree.service);
+        out.push(Finding::fail(Group::Chain, "chain.order", text, Hint::new(cause).run(place.settings(&hop))).seam(
+            &tree.service,
+            &name_of(&call.url),
+            None,
+        ));
+    }
+}

@@ -1,0 +1,222 @@
+//! The client of `check`: GET and nothing else, never faster than `--rate`, no proxy, no redirect, a connection per request.
+//!
+//! A connection per request, because each stands for a caller of its own: kept connections hide how a load balancer without a
+//! mesh spreads callers, and what a rollout does to those who connect.
+
+use std::net::SocketAddr;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, HeaderName, HeaderValue};
+use reqwest::Url;
+use tokio::time::Instant;
+
+use crate::hop::reply::{Headers, Tree};
+
+use crate::check::target::tls::Trust;
+
+/// The longest answer that is read, bytes.
+const MAX_BODY: usize = 16 << 20;
+
+/// Lets one caller pass every `1 / rate` seconds.
+pub(crate) struct Pacer {
+    every: Duration,
+    next: Mutex<Option<Instant>>,
+}
+
+impl Pacer {
+    pub(crate) fn new(rate: f64) -> Self {
+        Self { every: Duration::from_secs_f64(1.0 / rate), next: Mutex::new(None) }
+    }
+
+    /// Waits for the next turn.
+    pub(crate) async fn turn(&self) {
+        let at = {
+            let mut next = self.next.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let now = Instant::now();
+            let at = next.map_or(now, |next| next.max(now));
+            *next = Some(at + self.every);
+            at
+        };
+        tokio::time::sleep_until(at).await;
+    }
+}
+
+/// One answer.
+#[derive(Debug, Clone)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
+    /// From the connect to the last byte.
+    pub(crate) took: Duration,
+}
+
+impl Answer {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name)?.to_str().ok()
+    }
+
+    pub(crate) fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+
+    /// The reply of the chain; `None` when something else answered.
+    pub(crate) fn tree(&self) -> Option<Tree> {
+        Tree::parse(&self.body).ok()
+    }
+}
+
+/// Why there is no answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Failure {
+    TimedOut,
+    /// No connection.
+    Connect(String),
+    /// The connection ended before the answer did.
+    Closed(String),
+    /// What came is no HTTP.
+    NotHttp(String),
+    TooLarge,
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::TimedOut => f.write_str("no whole answer in time"),
+            Self::Connect(why) => write!(f, "no connection: {why}"),
+            Self::Closed(why) => write!(f, "connection closed before an answer ({why})"),
+            Self::NotHttp(why) => write!(f, "the answer is no HTTP ({why})"),
+            Self::TooLarge => write!(f, "the answer is longer than {} MiB", MAX_BODY >> 20),
+        }
+    }
+}
+
+impl Failure {
+    fn of(error: &reqwest::Error) -> Self {
+        let mut texts = Vec::new();
+        let mut source: Option<&dyn std::error::Error> = Some(error);
+        let mut reset = false;
+        while let Some(inner) = source {
+            texts.push(inner.to_string());
+            if let Some(io) = inner.downcast_ref::<std::io::Error>() {
+                use std::io::ErrorKind;
+                reset |= matches!(io.kind(), ErrorKind::ConnectionReset | ErrorKind::UnexpectedEof | ErrorKind::BrokenPipe);
+            }
+            source = inner.source();
+        }
+        let last = texts.pop().unwrap_or_default();
+        let all = texts.join(": ") + &last;
+        if error.is_timeout() {
+            Self::TimedOut
+        } else if error.is_connect() {
+            Self::Connect(last)
+        } else if reset || ["closed", "reset", "incomplete", "eof"].iter().any(|word| all.to_ascii_lowercase().contains(word)) {
+            Self::Closed(last)
+        } else {
+            Self::NotHttp(last)
+        }
+    }
+}
+
+/// Sends requests to the target.
+pub(crate) struct Client {
+    http: reqwest::Client,
+    pub(crate) url: Url,
+    extra: HeaderMap,
+    pacer: Pacer,
+}
+
+impl Client {
+    /// A client for `url`, whose host leads to `address` whatever DNS says. Errors: rustls's and reqwest's, about the setup.
+    pub(crate) fn new(
+        url: Url,
+        address: SocketAddr,
+        trust: &Trust,
+        timeout: Duration,
+        rate: f64,
+        extra: HeaderMap,
+    ) -> Result<Self, String> {
+        let (tls, _) = trust.config()?;
+        let host = url.host_str().unwrap_or_default().to_owned();
+        let http = reqwest::Client::builder()
+            .no_proxy()
+            .redirect(reqwest::redirect::Policy::none())
+            .http1_only()
+            .pool_max_idle_per_host(0)
+            .timeout(timeout)
+            .tls_backend_preconfigured(tls)
+            .user_agent(concat!("httpserver-check/", env!("CARGO_PKG_VERSION")))
+            .resolve(&host, address)
+            .build()
+            .map_err(|error| error.to_string())?;
+        Ok(Self { http, url, extra, pacer: Pacer::new(rate) })
+    }
+
+    /// Waits for this request's turn; [`Client::send`] then sends it.
+    pub(crate) async fn turn(&self) {
+        self.pacer.turn().await;
+    }
+
+    /// One GET of the target, in its turn.
+    pub(crate) async fn get(&self, headers: &Headers) -> Result<Answer, Failure> {
+        self.turn().await;
+        self.send(self.url.clone(), headers).await
+    }
+
+    /// One GET of another URL of the target's host, in its turn.
+    pub(crate) async fn get_at(&self, url: Url) -> Result<Answer, Failure> {
+        self.turn().await;
+        self.send(url, &Headers::default()).await
+    }
+
+    /// Sends at once. Only after a [`Client::turn`].
+    pub(crate) async fn send(&self, url: Url, headers: &Headers) -> Result<Answer, Failure> {
+        let mut request = self.http.get(url).header(http::header::ACCEPT, "application/json").headers(self.extra.clone());
+        for (name, values) in &headers.0 {
+            for value in values {
+                if let (Ok(name), Ok(value)) = (name.parse::<HeaderName>(), HeaderValue::from_str(value)) {
+                    request = request.header(name, value);
+                }
+            }
+        }
+        let started = Instant::now();
+        let mut response = request.send().await.map_err(|error| Failure::of(&error))?;
+        let mut body = BytesMut::new();
+        while let Some(part) = response.chunk().await.map_err(|error| Failure::of(&error))? {
+            if body.len() + part.len() > MAX_BODY {
+                return Err(Failure::TooLarge);
+            }
+            body.extend_from_slice(&part);
+        }
+        Ok(Answer {
+            status: response.status().as_u16(),
+            headers: response.headers().clone(),
+            body: body.freeze(),
+            took: started.elapsed(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_pacer_never_lets_more_pass_than_the_rate() {
+        let pacer = Pacer::new(500.0);
+        let start = Instant::now();
+        for _ in 0..51 {
+            pacer.turn().await;
+        }
+        assert!(start.elapsed() >= Duration::from_millis(100), "{:?}", start.elapsed());
+        // A pause is not made up for by a burst.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let again = Instant::now();
+        for _ in 0..11 {
+            pacer.turn().await;
+        }
+        assert!(again.elapsed() >= Duration::from_millis(20), "{:?}", again.elapsed());
+    }
+}

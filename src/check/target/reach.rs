@@ -1,0 +1,409 @@
+//! Whether the target can be reached at all: DNS, TCP, TLS, HTTP; port 80 and HSTS.
+
+use std::net::SocketAddr;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout};
+
+use crate::hop::reply::Tree;
+
+use crate::check::chain::expect::Resolve;
+use crate::check::chain::xray::Probe;
+use crate::check::envoy::gateway;
+use crate::check::envoy::hints::{Place, is_loopback, quoted};
+use crate::check::report::{Finding, Group, Hint};
+use crate::check::target::client::{Answer, Client, Failure};
+use crate::check::target::tls::{self, Trust};
+use crate::check::target::x509;
+
+const GROUP: Group = Group::Reach;
+
+/// Fewer days of validity left fail the certificate's check, unless it lives so short anyway: what renews it should have done so.
+const RENEWED_BY_DAYS: i64 = 7;
+
+/// The first findings: the address of the target, unless it has none.
+pub(crate) async fn resolve(url: &reqwest::Url, resolves: &[Resolve]) -> (Vec<Finding>, Option<Vec<SocketAddr>>) {
+    let host = url.host_str().unwrap_or_default().trim_start_matches('[').trim_end_matches(']').to_owned();
+    let port = url.port_or_known_default().unwrap_or_default();
+    let given = resolves.iter().find(|resolve| resolve.host == host && resolve.port == port);
+    let name = given.map_or(host.as_str(), |resolve| resolve.address.as_str()).to_owned();
+    let how = if given.is_some() { " (--resolve)" } else { "" };
+    match lookup(&name, port).await {
+        Ok(addresses) if !addresses.is_empty() => {
+            let mut list: Vec<String> = addresses.iter().map(|address| address.ip().to_string()).collect();
+            list.dedup();
+            let text = if list.len() == 1 && list[0] == host {
+                format!("{host} is an address: no DNS needed")
+            } else {
+                format!("{host} is {}{how}", list.join(", "))
+            };
+            (vec![Finding::pass(GROUP, "reach.dns", text)], Some(addresses))
+        }
+        failed => {
+            let why = match failed {
+                Err(error) => error.to_string(),
+                Ok(_) => "no address".to_owned(),
+            };
+            let mut hint = Hint::new(format!("Nobody published {name} in DNS; the tutorials' hosts never are"));
+            hint = hint
+                .run("kubectl get service istio-ingressgateway -n istio-system  # its address")
+                .run(format!("httpserver check {} --resolve {host}:{port}:ADDRESS", quoted(url.as_str())));
+            let mut findings = vec![Finding::fail(GROUP, "reach.dns", format!("{name} does not resolve: {why}"), hint)];
+            // A --resolve for another port is a common slip; say it.
+            if let Some(other) = resolves.iter().find(|resolve| resolve.host == host && resolve.port != port) {
+                findings[0].detail.push(format!("--resolve names port {}, the URL port {port}", other.port));
+            }
+            (findings, None)
+        }
+    }
+}
+
+async fn lookup(name: &str, port: u16) -> std::io::Result<Vec<SocketAddr>> {
+    Ok(tokio::net::lookup_host((name, port)).await?.collect())
+}
+
+/// Connects to the first address that answers.
+pub(crate) async fn connect(addresses: &[SocketAddr], place: &Place, limit: Duration) -> (Finding, Option<SocketAddr>) {
+    let started = Instant::now();
+    let mut last = String::new();
+    let mut refused = false;
+    for address in addresses {
+        match timeout(limit, TcpStream::connect(address)).await {
+            Ok(Ok(_)) => {
+                let ms = started.elapsed().as_secs_f64() * 1000.0;
+                return (Finding::pass(GROUP, "reach.tcp", format!("TCP {address} accepts, in {ms:.1} ms")), Some(*address));
+            }
+            Ok(Err(error)) => {
+                refused = error.kind() == std::io::ErrorKind::ConnectionRefused;
+                last = if refused { format!("{address} refuses the connection") } else { format!("{address}: {error}") };
+            }
+            Err(_) => last = format!("{address} does not answer"),
+        }
+    }
+    let gateway = &place.gateway_namespace;
+    let hint = match (refused, place.loopback) {
+        (true, true) => {
+            Hint::new("Nothing listens on that port of this machine: the server, the port-forward or the demo is not running")
+                .run("httpserver demo")
+                .run(format!("kubectl port-forward -n {gateway} svc/istio-ingressgateway 8443:443"))
+        }
+        (true, false) => Hint::new("No Gateway opens this port: its `servers` lack it, or its `selector` matches no gateway pod")
+            .run("kubectl get gateway -A -o yaml | grep -A4 -E 'selector:|number:'")
+            .run(format!("kubectl get pods,service -n {gateway} --show-labels"))
+            .run(format!("istioctl proxy-config listeners deploy/istio-ingressgateway -n {gateway}")),
+        (false, _) => Hint::new("A firewall or security group drops it, or the address is not the gateway's any more")
+            .run(format!("kubectl get service istio-ingressgateway -n {gateway}")),
+    };
+    (Finding::fail(GROUP, "reach.tcp", format!("TCP {last}"), hint), None)
+}
+
+/// TLS and the certificate. `true`: go on.
+pub(crate) async fn tls(trust: &Trust, host: &str, address: SocketAddr, place: &Place, limit: Duration) -> (Vec<Finding>, bool) {
+    let (owned, name) = (trust.clone(), host.to_owned());
+    let Ok(shaken) = tokio::task::spawn_blocking(move || tls::handshake(&owned, &name, address, limit)).await else {
+        return (vec![Finding::skip(GROUP, "reach.tls", "TLS: skipped, because the handshake was aborted")], false);
+    };
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX));
+    let mut findings = Vec::new();
+    let sni = if host.parse::<std::net::IpAddr>().is_ok() {
+        "no SNI, because the host is an address".to_owned()
+    } else {
+        format!("SNI {host}")
+    };
+    let ms = shaken.took.as_secs_f64() * 1000.0;
+    match (&shaken.outcome, &shaken.seen) {
+        (Ok(version), _) => findings.push(Finding::pass(GROUP, "reach.tls", format!("{version}, {sni}, in {ms:.1} ms"))),
+        (Err(_), Some(seen)) if seen.error.is_some() => {}
+        (Err(error), _) => {
+            let (text, hint) = tls::why_no_handshake(error, host, address.port(), &place.gateway_namespace);
+            return (vec![Finding::fail(GROUP, "reach.tls", text, hint)], false);
+        }
+    }
+    let Some(seen) = shaken.seen else { return (findings, true) };
+    let explained = tls::explain(&seen, host, now, trust.has_own(), &place.gateway_namespace);
+    let finding = match explained {
+        Some((text, hint)) if trust.is_insecure() => {
+            let mut finding =
+                Finding::fail(GROUP, "reach.certificate", format!("Certificate not verified (--insecure). {text}"), hint)
+                    .only_told();
+            finding.next.clear();
+            finding
+        }
+        Some((text, hint)) => Finding::fail(GROUP, "reach.certificate", text, hint),
+        None => {
+            let days = (seen.leaf.not_after - now) / 86_400;
+            let text = format!(
+                "Certificate for {}, issued by {}, expires on {}, in {days} days",
+                seen.leaf.names.join(", "),
+                seen.leaf.issuer,
+                x509::date(seen.leaf.not_after)
+            );
+            let lifetime = (seen.leaf.not_after - seen.leaf.not_before) / 86_400;
+            if days < RENEWED_BY_DAYS.min(lifetime / 10) {
+                let hint = Hint::new("Nobody renews it, or only just before the end")
+                    .run(format!("kubectl get certificate,secret -n {}", place.gateway_namespace));
+                Finding::fail(GROUP, "reach.certificate", text, hint)
+            } else {
+                Finding::pass(GROUP, "reach.certificate", text)
+            }
+        }
+    };
+    findings.push(finding.data(serde_json::json!({
+        "subject": seen.leaf.subject, "issuer": seen.leaf.issuer, "names": seen.leaf.names,
+        "not_after": x509::date(seen.leaf.not_after), "chain": seen.chain,
+    })));
+    let go_on = shaken.outcome.is_ok();
+    (findings, go_on)
+}
+
+/// The first request. What it brings is the chain's.
+pub(crate) async fn first(
+    client: &Client,
+    trust: &Trust,
+    address: SocketAddr,
+    place: &Place,
+    limit: Duration,
+) -> (Vec<Finding>, Option<(Tree, Answer)>) {
+    let probe = Probe::ordinary();
+    match client.get(&probe.headers).await {
+        Ok(answer) if (300..400).contains(&answer.status) => (vec![redirected(client, answer, place).await], None),
+        Ok(answer) => match answer.tree() {
+            Some(tree) => {
+                let ms = answer.took.as_secs_f64() * 1000.0;
+                let text = if answer.status < 300 {
+                    format!("HTTP {} with the chain's reply, in {ms:.1} ms", answer.status)
+                } else {
+                    format!("HTTP {} with the chain's reply, in {ms:.1} ms; what broke stands under Chain", answer.status)
+                };
+                (vec![Finding::pass(GROUP, "reach.http", text)], Some((tree, answer)))
+            }
+            None => {
+                let (text, hint) = gateway::front(&answer, place);
+                (vec![Finding::fail(GROUP, "reach.http", text, hint).data(serde_json::json!({"status": answer.status}))], None)
+            }
+        },
+        Err(failure) => {
+            let tls = if client.url.scheme() == "http" { beneath(client, trust, address, limit).await } else { None };
+            (vec![no_answer(&failure, tls, &client.url, place)], None)
+        }
+    }
+}
+
+/// What a port speaks that does not answer plain HTTP.
+enum Tls {
+    /// TLS, as any server has it.
+    Server,
+    /// TLS with the certificate of a workload in a mesh.
+    Sidecar(String),
+}
+
+/// Tries TLS; `None` when the port does not speak it.
+async fn beneath(client: &Client, trust: &Trust, address: SocketAddr, limit: Duration) -> Option<Tls> {
+    let (trust, host) = (trust.clone(), client.url.host_str().unwrap_or_default().to_owned());
+    let shaken = tokio::task::spawn_blocking(move || tls::handshake(&trust, &host, address, limit)).await.ok()?;
+    match shaken.seen {
+        Some(seen) => Some(seen.leaf.workload().map_or(Tls::Server, |workload| Tls::Sidecar(workload.to_owned()))),
+        None => shaken.outcome.is_ok().then_some(Tls::Server),
+    }
+}
+
+fn no_answer(failure: &Failure, tls: Option<Tls>, url: &reqwest::Url, place: &Place) -> Finding {
+    let namespace = &place.namespace;
+    let port = url.port_or_known_default().unwrap_or_default();
+    if let Some(Tls::Sidecar(workload)) = &tls {
+        let text = format!("A sidecar ({workload}) refuses plain text on port {port}: {failure}");
+        return Finding::fail(GROUP, "reach.http", text, tls::past_the_gateway(url.host_str().unwrap_or_default()));
+    }
+    if tls.is_some() {
+        let secure = url.as_str().replacen("http://", "https://", 1);
+        let hint = Hint::new("The URL says http and the port speaks TLS: write https")
+            .run(format!("httpserver check {}", quoted(&secure)));
+        return Finding::fail(GROUP, "reach.http", format!("Plain HTTP to port {port}, which speaks TLS"), hint);
+    }
+    let (text, hint) = match failure {
+        Failure::TimedOut => (
+            "No whole answer in time (--timeout)".to_owned(),
+            Hint::new("The gateway accepts and nobody answers: a hop hangs and no timeout on the way ends it, or the chain is slower than --timeout")
+                .run("kubectl get virtualservice -A -o yaml | grep -i timeout")
+                .run(format!("kubectl get pods -n {namespace}")),
+        ),
+        Failure::Closed(why) => (
+            format!("The server closed the connection without an answer ({why})"),
+            Hint::new("A sidecar refuses plain text (STRICT mTLS) from a caller outside the mesh, the server crashed, or the port speaks another protocol")
+                .run("kubectl get peerauthentication -A")
+                .run(format!("kubectl get pods -n {namespace}"))
+                .run("httpserver check https://HOST/…  # through the gateway, which is in the mesh"),
+        ),
+        Failure::Connect(why) => (format!("No connection for the request: {why}"), Hint::new("The port accepted a moment ago: the server restarts, or limits connections").run(format!("kubectl get pods -n {namespace}"))),
+        Failure::NotHttp(why) => (format!("The answer is no HTTP/1.1 ({why})"), Hint::new("The port speaks another protocol: gRPC, a database, HTTP/2 alone").run(format!("curl -v {}", quoted(url.as_str())))),
+        Failure::TooLarge => (failure.to_string(), Hint::new("Not a reply of the chain").run(format!("curl -sv -o /dev/null {}", quoted(url.as_str())))),
+    };
+    Finding::fail(GROUP, "reach.http", text, hint)
+}
+
+/// A redirect is no answer of the chain: where does it lead, and does it lead anywhere?
+async fn redirected(client: &Client, mut answer: Answer, place: &Place) -> Finding {
+    const MOST: usize = 10;
+    let first = answer.status;
+    let mut at = client.url.clone();
+    let mut seen = vec![at.clone()];
+    loop {
+        let location = answer.header("location").and_then(|to| at.join(to).ok());
+        let Some(next) = location else {
+            return Finding::fail(
+                GROUP,
+                "reach.http",
+                format!("HTTP {} without a place to go to (Location)", answer.status),
+                Hint::new("A broken redirect rule").run(format!("curl -sv {}", quoted(at.as_str()))),
+            );
+        };
+        let looped = seen.contains(&next);
+        if looped || seen.len() > MOST {
+            let hint = Hint::new(
+                "Something in front ends TLS and speaks plain HTTP to a gateway that redirects plain HTTP to https (tls.httpsRedirect), or two rules send the request to each other",
+            )
+            .run("kubectl get gateway -A -o yaml | grep -B6 httpsRedirect")
+            .run(format!("curl -svL --max-redirs 5 {}", quoted(client.url.as_str())));
+            let path: Vec<&str> = seen.iter().map(reqwest::Url::as_str).chain([next.as_str()]).collect();
+            let shown = path.iter().take(4).map(|url| format!("-> {url}"));
+            return Finding::fail(
+                GROUP,
+                "reach.http",
+                "Redirect loop: the answer leads back to a URL that was asked before",
+                hint,
+            )
+            .lines(shown.map(|line| gateway::clip(&line)));
+        }
+        let same_host = next.host_str() == client.url.host_str()
+            && next.scheme() == at.scheme()
+            && next.port_or_known_default() == at.port_or_known_default();
+        let from_plain = at.scheme() == "http";
+        let end = |next: &reqwest::Url| {
+            let mut hint =
+                Hint::new("This is not the chain's own URL").run(format!("httpserver check {}", quoted(next.as_str())));
+            if next.scheme() == "https" && from_plain {
+                hint = Hint::new("The gateway sends plain HTTP to https: check the https URL")
+                    .run(format!("httpserver check {}", quoted(next.as_str())));
+            }
+            Finding::fail(GROUP, "reach.http", format!("HTTP {first}: redirected to {next}"), hint)
+        };
+        if !same_host {
+            return end(&next);
+        }
+        seen.push(next.clone());
+        at = next;
+        match client.get_at(at.clone()).await {
+            Ok(more) if (300..400).contains(&more.status) => answer = more,
+            Ok(more) if more.tree().is_some() || more.status < 300 => return end(&at),
+            Ok(more) => {
+                let (text, hint) = gateway::front(&more, place);
+                return Finding::fail(GROUP, "reach.http", format!("HTTP {first}: redirected to {at}. {text}"), hint);
+            }
+            Err(failure) => {
+                return Finding::fail(
+                    GROUP,
+                    "reach.http",
+                    format!("HTTP {first}: redirected to {at}, and there {failure}"),
+                    Hint::new("The redirect leads to a server that does not answer")
+                        .run(format!("curl -sv {}", quoted(at.as_str()))),
+                );
+            }
+        }
+    }
+}
+
+/// HSTS in the answer, and what the plain port does.
+pub(crate) async fn hardening(client: &Client, answer: &Answer, plain_port: Option<u16>) -> Vec<Finding> {
+    let url = &client.url;
+    if url.scheme() != "https" {
+        return vec![Finding::skip(
+            GROUP,
+            "reach.redirect",
+            "Redirect to https and HSTS: skipped, because the URL is plain HTTP",
+        )];
+    }
+    let mut findings = vec![plain(client, plain_port).await];
+    let host = url.host_str().unwrap_or_default();
+    let is_address = host.trim_start_matches('[').trim_end_matches(']').parse::<std::net::IpAddr>().is_ok();
+    findings.push(match answer.header("strict-transport-security") {
+        Some(value) if max_age(value).is_some_and(|age| age > 0) => Finding::pass(GROUP, "reach.hsts", format!("HSTS: {}", gateway::clip(value))),
+        Some(value) => Finding::fail(GROUP, "reach.hsts", format!("HSTS without effect: {}", gateway::clip(value)), Hint::new("max-age is missing or 0, which tells browsers to forget it")),
+        None if is_address || is_loopback(host) => {
+            Finding::skip(GROUP, "reach.hsts", "HSTS: skipped, because browsers ignore it for an address or localhost")
+        }
+        None => Finding::fail(
+            GROUP,
+            "reach.hsts",
+            "No HSTS: the answer has no strict-transport-security header",
+            Hint::new("Browsers go on trying plain HTTP first. Add it in the route: headers.response.set of the VirtualService; --skip reach.hsts if that is meant so")
+                .run("kubectl get virtualservice -A -o yaml | grep -i strict-transport-security"),
+        ),
+    });
+    findings
+}
+
+fn max_age(value: &str) -> Option<u64> {
+    value
+        .split(';')
+        .find_map(|part| part.trim().to_ascii_lowercase().strip_prefix("max-age=").map(|age| age.trim_matches('"').to_owned()))?
+        .parse()
+        .ok()
+}
+
+async fn plain(client: &Client, plain_port: Option<u16>) -> Finding {
+    let port = match (plain_port, client.url.port_or_known_default()) {
+        (Some(port), _) => port,
+        (None, Some(443)) => 80,
+        (None, port) => {
+            let port = port.unwrap_or_default();
+            return Finding::skip(
+                GROUP,
+                "reach.redirect",
+                format!(
+                    "Redirect to https: skipped, because the URL names port {port}; --plain-port says where its plain HTTP is"
+                ),
+            );
+        }
+    };
+    let mut url = client.url.clone();
+    if url.set_scheme("http").is_err() || url.set_port(Some(port)).is_err() {
+        return Finding::skip(GROUP, "reach.redirect", "Redirect to https: skipped, because the URL has no plain form");
+    }
+    match client.get_at(url.clone()).await {
+        Ok(answer) if (300..400).contains(&answer.status) => {
+            let to = answer.header("location").unwrap_or_default();
+            if to.starts_with("https://") {
+                Finding::pass(
+                    GROUP,
+                    "reach.redirect",
+                    format!("Plain HTTP on port {port} is redirected to https ({})", answer.status),
+                )
+            } else {
+                let hint = Hint::new("A redirect, and not to TLS").run("kubectl get gateway -A -o yaml | grep -B6 httpsRedirect");
+                Finding::fail(
+                    GROUP,
+                    "reach.redirect",
+                    format!("Plain HTTP on port {port} is redirected to {}", gateway::clip(to)),
+                    hint,
+                )
+            }
+        }
+        Ok(answer) if answer.status < 300 => {
+            let hint = Hint::new("The Gateway's server for port 80 lacks tls.httpsRedirect: true, and a route serves it: what should be secret travels in the clear")
+                .run("kubectl get gateway -A -o yaml | grep -B4 -A6 'number: 80'");
+            Finding::fail(GROUP, "reach.redirect", format!("Plain HTTP on port {port} is served, not redirected to https"), hint)
+        }
+        Ok(answer) => Finding::skip(
+            GROUP,
+            "reach.redirect",
+            format!("Redirect to https: skipped, because port {port} answers {}: it serves nothing there", answer.status),
+        ),
+        Err(Failure::Connect(_) | Failure::TimedOut) => {
+            Finding::skip(GROUP, "reach.redirect", format!("Redirect to https: skipped, because nothing answers on port {port}"))
+        }
+        Err(failure) => {
+            Finding::skip(GROUP, "reach.redirect", format!("Redirect to https: skipped, because on port {port} {failure}"))
+        }
+    }
+}

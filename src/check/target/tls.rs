@@ -1,0 +1,340 @@
+//! TLS as `check` speaks it: rustls with ring, public roots plus `--cacert`, and a verifier that remembers what it saw, so that a
+//! refused certificate can be explained.
+
+use std::net::{SocketAddr, TcpStream};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{
+    AlertDescription, CertificateError, ClientConfig, ClientConnection, DigitallySignedStruct, InvalidMessage, RootCertStore,
+    SignatureScheme,
+};
+
+use crate::check::report::Hint;
+use crate::check::target::x509::{self, Certificate};
+
+/// Whom to trust.
+#[derive(Debug, Clone)]
+pub(crate) struct Trust {
+    roots: Arc<RootCertStore>,
+    /// The certificates of `--cacert`: a server that presents one of them itself is trusted too, as curl does.
+    own: Vec<CertificateDer<'static>>,
+    insecure: bool,
+}
+
+impl Trust {
+    /// Public roots, and those in the PEM file. Errors: the file cannot be read, or holds no certificate.
+    pub(crate) fn new(cacert: Option<&std::path::Path>, insecure: bool) -> Result<Self, String> {
+        let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
+        let mut own = Vec::new();
+        if let Some(path) = cacert {
+            let certificates = CertificateDer::pem_file_iter(path)
+                .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+                .map_err(|error| error.to_string())?;
+            if certificates.is_empty() {
+                return Err("no certificate in it".to_owned());
+            }
+            for certificate in certificates {
+                roots.add(certificate.clone()).map_err(|error| format!("a certificate in it cannot be read: {error}"))?;
+                own.push(certificate);
+            }
+        }
+        Ok(Self { roots: Arc::new(roots), own, insecure })
+    }
+
+    pub(crate) fn is_insecure(&self) -> bool {
+        self.insecure
+    }
+
+    pub(crate) fn has_own(&self) -> bool {
+        !self.own.is_empty()
+    }
+
+    /// A client's configuration, and the memory of the certificates that it sees. Errors: rustls's, about the roots.
+    pub(crate) fn config(&self) -> Result<(ClientConfig, Arc<Verifier>), String> {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let webpki = WebPkiServerVerifier::builder_with_provider(self.roots.clone(), provider.clone())
+            .build()
+            .map_err(|error| error.to_string())?;
+        let verifier = Arc::new(Verifier { webpki, provider: provider.clone(), trust: self.clone(), seen: Mutex::new(None) });
+        let config = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(|error| error.to_string())?
+            .dangerous()
+            .with_custom_certificate_verifier(verifier.clone())
+            .with_no_client_auth();
+        Ok((config, verifier))
+    }
+}
+
+/// The certificates of one handshake, and what is wrong with them.
+#[derive(Debug, Clone)]
+pub(crate) struct Seen {
+    pub(crate) leaf: Certificate,
+    /// How many certificates the server sent.
+    pub(crate) chain: usize,
+    pub(crate) error: Option<CertificateError>,
+}
+
+/// webpki's verdict, remembered.
+#[derive(Debug)]
+pub(crate) struct Verifier {
+    webpki: Arc<WebPkiServerVerifier>,
+    provider: Arc<CryptoProvider>,
+    trust: Trust,
+    seen: Mutex<Option<Seen>>,
+}
+
+impl Verifier {
+    /// Takes what the last handshake showed.
+    pub(crate) fn take(&self) -> Option<Seen> {
+        self.seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take()
+    }
+
+    fn judge(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<(), rustls::Error> {
+        let verdict = self.webpki.verify_server_cert(end_entity, intermediates, name, ocsp, now).map(|_| ());
+        if verdict.is_err() && self.trust.own.iter().any(|own| own.as_ref() == end_entity.as_ref()) {
+            // The very certificate that the user trusts, marked as a CA (openssl's default for -x509): name and dates still count.
+            let leaf = x509::parse(end_entity).unwrap_or_default();
+            let at = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+            if at > leaf.not_after {
+                return Err(CertificateError::Expired.into());
+            }
+            if at < leaf.not_before {
+                return Err(CertificateError::NotValidYet.into());
+            }
+            let parsed = rustls::server::ParsedCertificate::try_from(end_entity)?;
+            return rustls::client::verify_server_name(&parsed, name);
+        }
+        verdict
+    }
+}
+
+impl ServerCertVerifier for Verifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let verdict = self.judge(end_entity, intermediates, server_name, ocsp_response, now);
+        let error = match &verdict {
+            Ok(()) => None,
+            Err(rustls::Error::InvalidCertificate(error)) => Some(error.clone()),
+            Err(_) => Some(CertificateError::BadEncoding),
+        };
+        let seen = Seen { leaf: x509::parse(end_entity).unwrap_or_default(), chain: 1 + intermediates.len(), error };
+        *self.seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(seen);
+        if self.trust.insecure { Ok(ServerCertVerified::assertion()) } else { verdict.map(|()| ServerCertVerified::assertion()) }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls12_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// How a handshake ended.
+#[derive(Debug)]
+pub(crate) struct Handshake {
+    /// `TLS 1.3, TLS13_AES_256_GCM_SHA384`, or why there is no connection.
+    pub(crate) outcome: Result<String, std::io::Error>,
+    pub(crate) seen: Option<Seen>,
+    pub(crate) took: Duration,
+}
+
+/// Shakes hands with `address` for `host`. Blocking.
+pub(crate) fn handshake(trust: &Trust, host: &str, address: SocketAddr, timeout: Duration) -> Handshake {
+    let started = Instant::now();
+    let mut memory = None;
+    let outcome = (|| {
+        let (config, verifier) = trust.config().map_err(std::io::Error::other)?;
+        memory = Some(verifier);
+        let name = ServerName::try_from(host.to_owned()).map_err(std::io::Error::other)?;
+        let mut tls = ClientConnection::new(Arc::new(config), name).map_err(std::io::Error::other)?;
+        let mut socket = TcpStream::connect_timeout(&address, timeout)?;
+        socket.set_read_timeout(Some(timeout))?;
+        socket.set_write_timeout(Some(timeout))?;
+        while tls.is_handshaking() {
+            if started.elapsed() > timeout {
+                return Err(std::io::ErrorKind::TimedOut.into());
+            }
+            tls.complete_io(&mut socket)?;
+        }
+        let version = match tls.protocol_version() {
+            Some(rustls::ProtocolVersion::TLSv1_3) => "TLS 1.3".to_owned(),
+            Some(rustls::ProtocolVersion::TLSv1_2) => "TLS 1.2".to_owned(),
+            other => format!("{other:?}"),
+        };
+        let suite = tls.negotiated_cipher_suite().map_or_else(String::new, |suite| format!(", {:?}", suite.suite()));
+        tls.send_close_notify();
+        let _ = tls.complete_io(&mut socket);
+        Ok(format!("{version}{suite}"))
+    })();
+    Handshake { outcome, seen: memory.and_then(|verifier| verifier.take()), took: started.elapsed() }
+}
+
+/// What is wrong with a certificate, and what to do about it.
+pub(crate) fn explain(seen: &Seen, host: &str, now: i64, has_own: bool, gateway_namespace: &str) -> Option<(String, Hint)> {
+    let error = seen.error.as_ref()?;
+    let leaf = &seen.leaf;
+    let renew = format!("kubectl get certificate,secret -n {gateway_namespace}");
+    let names = leaf.names.join(", ");
+    if let Some(workload) = leaf.workload() {
+        return Some((format!("The certificate is a sidecar's ({workload}), not a gateway's"), past_the_gateway(host)));
+    }
+    Some(match error {
+        CertificateError::Expired | CertificateError::ExpiredContext { .. } => (
+            format!("The certificate expired on {}, {}", x509::date(leaf.not_after), ago(now - leaf.not_after)),
+            Hint::new("Nobody renewed it: cert-manager is not running or its challenge fails, or it was made by hand")
+                .run(renew)
+                .run("kubectl describe challenge -A"),
+        ),
+        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => (
+            format!("The certificate is not valid before {}", x509::date(leaf.not_before)),
+            Hint::new("The clock here or where the certificate was made is wrong").run("date -u"),
+        ),
+        CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } if leaf.names.is_empty() => (
+            format!("The certificate has no subject alternative name (SAN); its subject is {}", leaf.subject),
+            Hint::new("Clients ignore the common name since years: make the certificate with a SAN")
+                .run(format!("openssl req -x509 -newkey rsa:2048 -nodes -days 90 -subj /CN={host} -addext subjectAltName={} -keyout tls.key -out tls.crt", san_of(host))),
+        ),
+        CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => (
+            format!("The certificate is not for {host}: it names {names}"),
+            Hint::new("The Gateway's credentialName is another host's secret, or the URL (with --resolve) should name a host of the certificate")
+                .run("kubectl get gateway -A -o yaml | grep -B8 credentialName")
+                .run(format!("kubectl get secret -n {gateway_namespace}")),
+        ),
+        CertificateError::UnknownIssuer if leaf.is_self_issued => (
+            format!("The certificate is self-signed ({}) and not trusted here", leaf.subject),
+            Hint::new("Nobody but its maker vouches for it. Give that very certificate, or the CA that signed it, with --cacert; --insecure goes on without verifying")
+                .run("httpserver check … --cacert tls.crt"),
+        ),
+        CertificateError::UnknownIssuer if has_own => (
+            format!("The certificate was issued by {}, which is neither public nor in --cacert", leaf.issuer),
+            Hint::new(if seen.chain == 1 {
+                "--cacert is another CA's, or the server sends its own certificate without the intermediate one"
+            } else {
+                "--cacert is another CA's"
+            })
+            .run(format!("openssl s_client -connect {host}:443 -servername {host} -showcerts </dev/null")),
+        ),
+        CertificateError::UnknownIssuer => (
+            format!("The certificate was issued by {}, which is not trusted here", leaf.issuer),
+            Hint::new(if seen.chain == 1 {
+                "A private CA: give it with --cacert. For a public CA, the server sends its certificate without the intermediate one"
+            } else {
+                "A private CA: give it with --cacert"
+            })
+            .run(format!("openssl s_client -connect {host}:443 -servername {host} -showcerts </dev/null")),
+        ),
+        CertificateError::BadSignature => (
+            format!("The certificate's signature is not by {}", leaf.issuer),
+            Hint::new("--cacert holds a CA of the same name with another key: an old one").run(renew),
+        ),
+        other if leaf.is_self_issued => (
+            format!("The certificate is self-signed ({}) and not trusted here ({})", leaf.subject, reason(other)),
+            Hint::new("Give that very certificate with --cacert; --insecure goes on without verifying").run("httpserver check … --cacert tls.crt"),
+        ),
+        other => (format!("The certificate is refused: {}", reason(other)), Hint::new("Not a certificate for a server of this name").run(renew)),
+    })
+}
+
+/// Whoever asks a hop's own address meets its sidecar, which wants to know who calls.
+pub(crate) fn past_the_gateway(host: &str) -> Hint {
+    Hint::new(format!(
+        "{host} is a hop's own address. Its sidecar takes mutual TLS from the mesh alone (PeerAuthentication STRICT), and this caller is outside the mesh: ask the gateway, or run check in a pod with a sidecar"
+    ))
+    .run("kubectl get peerauthentication -A")
+    .run("kubectl get virtualservice -A  # the hosts that the gateway serves")
+}
+
+fn reason(error: &CertificateError) -> String {
+    error.to_string()
+}
+
+fn san_of(host: &str) -> String {
+    if host.parse::<std::net::IpAddr>().is_ok() { format!("IP:{host}") } else { format!("DNS:{host}") }
+}
+
+/// A span of time in days, or hours when it is short.
+pub(crate) fn ago(seconds: i64) -> String {
+    match seconds / 86_400 {
+        0 => format!("{} hours ago", (seconds / 3600).max(0)),
+        1 => "1 day ago".to_owned(),
+        days => format!("{days} days ago"),
+    }
+}
+
+/// Why a handshake failed before any certificate was judged.
+pub(crate) fn why_no_handshake(error: &std::io::Error, host: &str, port: u16, gateway_namespace: &str) -> (String, Hint) {
+    use std::io::ErrorKind;
+    let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    let secret = |hint: Hint| {
+        hint.run("kubectl get gateway -A -o yaml | grep -A6 -E 'hosts:|credentialName'")
+            .run(format!("kubectl get secret -n {gateway_namespace}"))
+            .run(format!("istioctl proxy-config secret deploy/istio-ingressgateway -n {gateway_namespace}"))
+    };
+    match tls {
+        Some(rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType | InvalidMessage::UnknownProtocolVersion | InvalidMessage::MessageTooLarge)) => (
+            format!("Port {port} speaks plain HTTP, not TLS"),
+            Hint::new("The URL says https and the server there has no TLS: write http, or the Gateway's server on this port lacks `tls:` (protocol: HTTPS)")
+                .run(format!("curl -v http://{host}:{port}/")),
+        ),
+        Some(rustls::Error::AlertReceived(AlertDescription::ProtocolVersion)) | Some(rustls::Error::PeerIncompatible(_)) => (
+            "The server speaks no TLS version above 1.1, or no cipher suite of today".to_owned(),
+            Hint::new("Its minimum or maximum version is set too low: minProtocolVersion: TLSV1_2 in the Gateway").run(format!("openssl s_client -connect {host}:{port} -servername {host} </dev/null")),
+        ),
+        Some(rustls::Error::AlertReceived(AlertDescription::CertificateRequired | AlertDescription::BadCertificate)) => (
+            "The server wants a client's certificate (mutual TLS)".to_owned(),
+            Hint::new("The Gateway's tls.mode is MUTUAL; `check` has no client certificate to give").run("kubectl get gateway -A -o yaml | grep -A3 tls:"),
+        ),
+        Some(rustls::Error::AlertReceived(AlertDescription::UnrecognisedName)) => (
+            format!("The server has no certificate for the name {host} (SNI)"),
+            secret(Hint::new("No server of the Gateway has this host, or the URL's host is not the published one (use --resolve)")),
+        ),
+        Some(rustls::Error::AlertReceived(alert)) => (format!("The server refused the TLS handshake: {alert:?}"), secret(Hint::new("The server's log says why"))),
+        Some(error) => (format!("TLS failed: {error}"), Hint::new("What answers there does not speak TLS as it should").run(format!("openssl s_client -connect {host}:{port} -servername {host} </dev/null"))),
+        None if matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::WouldBlock) => (
+            "The server accepted the connection and sent no TLS answer in time".to_owned(),
+            Hint::new("Something between accepts connections for a server that is not there, or the port speaks another protocol").run(format!("curl -v http://{host}:{port}/")),
+        ),
+        None => (
+            format!("The server closed the connection in the TLS handshake, before any certificate ({})", error.kind()),
+            secret(Hint::new(format!(
+                "Envoy does that when no server of the Gateway matches the name {host} (SNI), or when the Gateway's secret is missing: it must be in the namespace of the gateway's pod ({gateway_namespace}), under the name in credentialName"
+            ))),
+        ),
+    }
+}

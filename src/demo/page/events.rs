@@ -1,0 +1,187 @@
+//! The stream that keeps the page up to date: the chain, what passes it, its figures, and every trace as it comes in.
+//!
+//! Server-sent events, each with one line of JSON. A stream begins with everything, so a page that connects again has missed
+//! nothing:
+//!
+//! | event | data |
+//! |---|---|
+//! | `chain` | hops with their addresses, plans and calls; again when one of them is changed |
+//! | `passed` | per hop how many requests began, ended and failed since its start; grows while requests pass |
+//! | `ticked` | per hop health and figures over the last ten seconds; once a second |
+//! | `traces` | what is known of traces that are new or have grown |
+
+use std::collections::HashSet;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use futures_util::stream;
+use http::{HeaderValue, StatusCode, header};
+use serde::Serialize;
+use tokio::sync::broadcast::error::{RecvError, TryRecvError};
+use tokio::sync::{OwnedSemaphorePermit, broadcast, mpsc, watch};
+
+use crate::demo::control::panel::Panel;
+use crate::demo::terminal::waterfall::Trace;
+use crate::demo::until;
+use crate::traces::TraceId;
+
+/// Streams at once; each costs a task.
+pub(crate) const STREAMS: usize = 32;
+/// Traces that a stream begins with, and the most in one event.
+const TRACES: usize = 100;
+/// What happens within this time is told in one event. Below what an eye can tell apart.
+const TOGETHER: Duration = Duration::from_millis(25);
+/// The longest text of somebody else in a summary, characters.
+const MAX_TEXT: usize = 120;
+/// Services named in a summary.
+const MAX_SERVICES: usize = 12;
+
+/// What the list shows of a trace.
+#[derive(Debug, Serialize)]
+struct Summary {
+    id: TraceId,
+    start_us: u64,
+    duration_us: u64,
+    name: Option<String>,
+    services: Vec<String>,
+    spans: usize,
+    errors: usize,
+    orphans: usize,
+    roots: usize,
+}
+
+impl Summary {
+    fn of(trace: &Trace) -> Self {
+        let short = |text: &str| text.chars().take(MAX_TEXT).collect::<String>();
+        Self {
+            id: trace.id(),
+            start_us: trace.start_us(),
+            duration_us: trace.duration_us(),
+            name: trace.rows().first().and_then(|row| row.span.name.as_deref()).map(short),
+            services: trace.services().iter().take(MAX_SERVICES).map(|name| short(name)).collect(),
+            spans: trace.rows().len(),
+            errors: trace.errors(),
+            orphans: trace.orphans(),
+            roots: trace.roots(),
+        }
+    }
+}
+
+/// Answers `/demo/events`. `watching_only` says why this viewer may change nothing.
+pub(crate) fn events(
+    panel: Arc<Panel>,
+    watching_only: Option<&'static str>,
+    place: OwnedSemaphorePermit,
+    stopped: watch::Receiver<bool>,
+) -> Response {
+    let (tx, rx) = mpsc::channel::<Bytes>(4);
+    tokio::spawn(async move {
+        let feed = Feed { panel, tx, watching_only };
+        tokio::select! {
+            _ = feed.run() => {}
+            () = until(stopped) => {}
+        }
+        drop(place);
+    });
+    let body = stream::unfold(rx, |mut rx| async { rx.recv().await.map(|bytes| (Ok::<_, Infallible>(bytes), rx)) });
+    let headers = [
+        (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
+        (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
+    ];
+    (StatusCode::OK, headers, Body::from_stream(body)).into_response()
+}
+
+struct Feed {
+    panel: Arc<Panel>,
+    tx: mpsc::Sender<Bytes>,
+    watching_only: Option<&'static str>,
+}
+
+/// The page is gone.
+struct Gone;
+
+impl Feed {
+    async fn run(&self) -> Result<(), Gone> {
+        // Subscribed before anything is told: what happens in between comes twice rather than never.
+        let panel = &self.panel;
+        let mut altered = panel.altered.subscribe();
+        let mut passed = panel.passed.subscribe();
+        let mut ticked = panel.ticked.subscribe();
+        ticked.mark_unchanged();
+        let mut arrivals = panel.store.subscribe();
+        panel.prompt.notify_one();
+        self.tell("chain", &panel.chain(self.watching_only)).await?;
+        self.tell("passed", &panel.passed()).await?;
+        self.traces(panel.store.trace_ids()).await?;
+        loop {
+            tokio::select! {
+                Ok(()) = altered.changed() => self.tell("chain", &panel.chain(self.watching_only)).await?,
+                Ok(()) = passed.changed() => {
+                    tokio::time::sleep(TOGETHER).await;
+                    passed.mark_unchanged();
+                    self.tell("passed", &panel.passed()).await?;
+                }
+                Ok(()) = ticked.changed() => {
+                    let figures = ticked.borrow_and_update().clone();
+                    self.tell("ticked", &figures).await?;
+                }
+                arrived = arrivals.recv() => {
+                    let ids = match arrived {
+                        Ok(first) => {
+                            tokio::time::sleep(TOGETHER).await;
+                            drain(first, &mut arrivals)
+                        }
+                        Err(RecvError::Lagged(_)) => None,
+                        Err(RecvError::Closed) => return Ok(()),
+                    };
+                    self.traces(ids.unwrap_or_else(|| panel.store.trace_ids())).await?;
+                }
+                // The page may be gone while nothing happens here.
+                () = self.tx.closed() => return Err(Gone),
+            }
+        }
+    }
+
+    /// Tells of the first of these traces that are still there.
+    async fn traces(&self, ids: Vec<TraceId>) -> Result<(), Gone> {
+        let load = |id| Trace::load(&self.panel.store, id).map(|trace| Summary::of(&trace));
+        let summaries: Vec<_> = ids.into_iter().take(TRACES).filter_map(load).collect();
+        self.tell("traces", &serde_json::to_vec(&summaries).unwrap_or_default()).await
+    }
+
+    async fn tell(&self, event: &str, json: &[u8]) -> Result<(), Gone> {
+        let mut text = Vec::with_capacity(json.len() + event.len() + 20);
+        text.extend_from_slice(b"event: ");
+        text.extend_from_slice(event.as_bytes());
+        // JSON as it is written here is one line: serde_json escapes every line break in a text.
+        text.extend_from_slice(b"\ndata: ");
+        text.extend_from_slice(json);
+        text.extend_from_slice(b"\n\n");
+        self.tx.send(text.into()).await.map_err(|_| Gone)
+    }
+}
+
+/// Every trace that has arrived by now, each once; `None` when some were missed.
+fn drain(first: TraceId, arrivals: &mut broadcast::Receiver<TraceId>) -> Option<Vec<TraceId>> {
+    let mut seen = HashSet::from([first]);
+    let mut ids = vec![first];
+    loop {
+        match arrivals.try_recv() {
+            Ok(id) => {
+                if seen.insert(id) {
+                    ids.push(id);
+                }
+            }
+            Err(TryRecvError::Lagged(_)) => return None,
+            Err(TryRecvError::Empty | TryRecvError::Closed) => {
+                // The newest are what is looked at when they are too many.
+                ids.reverse();
+                return Some(ids);
+            }
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! The demo's page: its files from the binary, its stream of events, its control, beside the store's API on one port.
+//!
+//! The files are served under a policy that lets the page load nothing but them and talk to nobody but this server, and that
+//! makes the browser refuse every attempt to turn a text into HTML or script.
+
+pub(crate) mod events;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{Path, Request};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{any, get};
+use http::{HeaderName, HeaderValue, StatusCode, header};
+use tokio::sync::{Semaphore, watch};
+use tower_http::set_header::SetResponseHeaderLayer;
+
+use crate::demo::control::orders::{self, Access, Peer};
+use crate::demo::control::panel::Panel;
+use crate::demo::page::events::STREAMS;
+
+/// What the browser lets the page do.
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
+                      base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'";
+
+const HTML: &str = "text/html; charset=utf-8";
+const CSS: &str = "text/css; charset=utf-8";
+const SCRIPT: &str = "text/javascript; charset=utf-8";
+const SVG: &str = "image/svg+xml";
+
+/// A file of the page: its path, its type, its text.
+type File = (&'static str, &'static str, &'static str);
+
+macro_rules! script {
+    ($name:literal) => {
+        (concat!("/page/", $name), SCRIPT, include_str!($name))
+    };
+}
+
+/// Every file of the page.
+const FILES: [File; 11] = [
+    ("/", HTML, include_str!("index.html")),
+    ("/page/style.css", CSS, include_str!("style.css")),
+    ("/page/icon.svg", SVG, include_str!("icon.svg")),
+    script!("main.js"),
+    script!("dom.js"),
+    script!("chain.js"),
+    script!("send.js"),
+    script!("list.js"),
+    script!("trace.js"),
+    script!("waterfall.js"),
+    script!("headers.js"),
+];
+
+/// The page's part of the store's port. `stopped` ends the streams of events.
+pub(crate) fn router(panel: Arc<Panel>, access: Access, stopped: watch::Receiver<bool>) -> Router {
+    let mut router = Router::new();
+    for (path, kind, text) in FILES {
+        let answer = move || async move { ([(header::CONTENT_TYPE, HeaderValue::from_static(kind))], text) };
+        router = router.route(path, get(answer));
+    }
+    let places = Arc::new(Semaphore::new(STREAMS));
+    let for_events = panel.clone();
+    let for_exchange = panel.clone();
+    router = router
+        .route(
+            "/demo/events",
+            get(move |request: Request| async move {
+                let Ok(place) = places.try_acquire_owned() else {
+                    return (StatusCode::SERVICE_UNAVAILABLE, "too many pages are open\n").into_response();
+                };
+                let peer = request.extensions().get::<Peer>().map(|peer| peer.0);
+                let watching_only = peer.map_or(Some("the caller's address is unknown"), |peer| access.watching_only(peer));
+                events::events(for_events, watching_only, place, stopped)
+            }),
+        )
+        .route("/demo/exchange/{trace_id}", get(move |Path(id): Path<String>| async move { exchange(&for_exchange, &id) }))
+        .route("/demo/control", any(move |request: Request| orders::control(panel, access, request)));
+    let set =
+        |name: HeaderName, value: &'static str| SetResponseHeaderLayer::if_not_present(name, HeaderValue::from_static(value));
+    router
+        .layer(set(header::CONTENT_SECURITY_POLICY, POLICY))
+        .layer(set(header::X_CONTENT_TYPE_OPTIONS, "nosniff"))
+        .layer(set(header::REFERRER_POLICY, "no-referrer"))
+        .layer(set(HeaderName::from_static("cross-origin-resource-policy"), "same-origin"))
+        // Another version of the demo may be at the same address a minute later.
+        .layer(set(header::CACHE_CONTROL, "no-cache"))
+}
+
+/// What the demo remembers of the request that a trace is of: only those that it sent itself.
+fn exchange(panel: &Panel, id: &str) -> Response {
+    let json = [(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))];
+    match id.parse().ok().and_then(|id| panel.exchange(id)) {
+        Some(body) => (json, body).into_response(),
+        // Not an error: the page asks for every trace, and a browser would write a line in red for each 404.
+        None => (json, "null").into_response(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_whole_page_is_under_100_kilobytes() {
+        let bytes: usize = FILES.iter().map(|(_, _, text)| text.len()).sum();
+        assert!(bytes < 100_000, "{bytes} bytes");
+    }
+
+    #[test]
+    fn no_file_has_a_script_or_a_style_inside_or_an_address_outside() {
+        for (path, kind, text) in FILES {
+            for forbidden in ["innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "http-equiv"] {
+                assert!(!text.contains(forbidden), "{path}: {forbidden}");
+            }
+            if kind == HTML {
+                assert!(!text.contains("<style") && !text.contains(" style=") && !text.contains(" onclick="), "{path}");
+                assert_eq!(text.matches("<script").count(), text.matches("<script type=\"module\" src=").count(), "{path}");
+            }
+            // A namespace is a name that looks like an address; nothing is loaded from it.
+            let outside = text.replace("http://www.w3.org/2000/svg", "");
+            assert!(!outside.contains("https://") && !outside.contains("url("), "{path}");
+        }
+    }
+}

@@ -1,0 +1,287 @@
+//! The composition root: takes the configuration apart, binds, stacks the onion, runs, drains, flushes.
+//!
+//! This is the only place that knows both the configuration and the parts.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use hyper::body::Incoming;
+use tokio::net::TcpListener;
+
+use crate::config::{Config, Listen};
+use crate::hop::error::Error;
+use crate::hop::exchange::{Exchange, ObservedBody};
+use crate::hop::fault::Faults;
+use crate::hop::limits::{self, Permit};
+use crate::hop::route::Route;
+use crate::hop::routes;
+use crate::hop::state::{Node, Watch};
+use crate::server::connection;
+use crate::server::listener::{self, ConnectionOptions, InUse};
+use crate::server::shutdown::{DrainOptions, Phase, Stop};
+use crate::server::tls::{ServerTls, hop_client_config};
+use crate::telemetry::access_log::AccessLog;
+use crate::telemetry::export::{Exporter, Pipeline};
+use crate::telemetry::ids;
+use crate::telemetry::line_writer::LineWriter;
+use crate::telemetry::metrics::{Build, Metrics};
+use crate::telemetry::tracer::{SpanQueue, Tracer};
+use crate::trace_context::{Propagator, is_never_carried};
+use crate::upstream::Upstreams;
+
+/// One hop: bound, not yet serving.
+#[derive(Debug)]
+pub struct App {
+    listener: TcpListener,
+    addr: SocketAddr,
+    node: Arc<Node>,
+    pipeline: Option<Pipeline>,
+    connections: ConnectionOptions,
+    tls: Option<ServerTls>,
+    drain: DrainOptions,
+}
+
+/// Where the lines of a process go: shared by all hops in it.
+#[derive(Debug, Clone)]
+pub struct Output {
+    /// Access lines.
+    pub stdout: LineWriter,
+    /// Diagnostics, and spans of the console exporter.
+    pub stderr: LineWriter,
+}
+
+impl Output {
+    /// The process's own stdout and stderr.
+    pub fn new() -> Self {
+        Self { stdout: LineWriter::stdout(), stderr: LineWriter::stderr() }
+    }
+}
+
+impl Default for Output {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Ended {
+    /// Requests that were still in flight when the drain timeout was over.
+    pub requests_cut: usize,
+    /// Spans that could not be handed over.
+    pub spans_lost: usize,
+}
+
+impl App {
+    /// Takes the address and starts the exporter; nothing is served before [`App::run`]. Errors: one line that names what
+    /// cannot be had, the address most likely.
+    pub async fn bind(config: Config, output: &Output) -> Result<Self, String> {
+        let listener = listen(config.listen).await?;
+        let addr = listener.local_addr().map_err(|error| format!("cannot tell the address of {}: {error}", config.listen))?;
+
+        let identity = config.identity;
+        let build = Build { service: &identity.name, service_version: &identity.version, lane: &identity.lane };
+        let metrics = Arc::new(Metrics::new(&build, Route::COUNT));
+        let span_queue = Arc::new(SpanQueue::new(config.span_queue));
+        let tracer = (config.exporter != Exporter::None).then(|| Tracer::new(config.sampler, span_queue.clone()));
+        let pipeline = Pipeline::start(
+            config.exporter,
+            config.resource,
+            span_queue.clone(),
+            config.schedule_delay,
+            metrics.clone(),
+            &output.stderr,
+        )?;
+        for name in config.forward_headers.iter().filter(|name| is_never_carried(name.as_str())) {
+            tracing::warn!(header = name.as_str(), "this header belongs to one connection or proxy and is not carried");
+        }
+        if !config.drop_headers.is_empty() {
+            let names: Vec<_> = config.drop_headers.iter().map(http::HeaderName::as_str).collect();
+            tracing::warn!(headers = names.join(","), "this hop loses headers on purpose (--drop-header)");
+        }
+        let node = Node {
+            version_header: http::HeaderValue::from_str(&identity.version)
+                .map_err(|_| format!("the version '{}' cannot be a header's value", identity.version.escape_debug()))?,
+            propagator: Propagator::new(config.propagators, config.forward_headers, config.drop_headers),
+            tracer,
+            span_queue,
+            metrics,
+            access_log: config.access_log.map(|format| AccessLog { lines: output.stdout.clone(), format }),
+            faults: Faults::new(config.faults),
+            upstreams: Upstreams::new(
+                config.upstreams,
+                config.fan_out,
+                config.upstream_timeout,
+                &identity.version,
+                hop_client_config(config.upstream_roots, config.tls.clone()),
+            ),
+            max_hops: config.max_hops,
+            max_concurrency: config.max_concurrency,
+            in_flight: 0.into(),
+            phase: Phase::default(),
+            watch: std::sync::OnceLock::new(),
+            identity,
+        };
+        let Config { connections, tls, drain, .. } = config;
+        Ok(Self { listener, addr, node: Arc::new(node), pipeline, connections, tls, drain })
+    }
+
+    /// The address that was taken.
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// The handle to this hop's latency and faults.
+    pub fn faults(&self) -> Faults {
+        self.node.faults.clone()
+    }
+
+    /// Tells `watch` of every request of the chain. The first who watches stays the only one.
+    pub fn watch(&self, watch: Arc<dyn Watch>) {
+        let _ = self.node.watch.set(watch);
+    }
+
+    /// Serves until `shutdown` resolves; then drains, flushes and returns.
+    pub async fn run(self, shutdown: impl Future<Output = Stop>) -> Ended {
+        let Self { listener, node, pipeline, connections, tls, drain, addr } = self;
+        let hop = Hop { node: node.clone() };
+        node.phase.set_ready();
+        tracing::info!(
+            address = %addr,
+            name = node.identity.name,
+            version = node.identity.version,
+            lane = node.identity.lane,
+            tls = tls.is_some(),
+            "serving"
+        );
+        let following = tls.clone().map(|tls| tokio::spawn(tls.follow()));
+        let phase = &node.phase;
+        let stop = async {
+            let stop = shutdown.await;
+            // From here on /readyz says no and every answer says `connection: close`, so callers go elsewhere while they
+            // are still served.
+            phase.set_draining();
+            if stop == Stop::Graceful && !drain.delay.is_zero() {
+                tracing::info!(delay = ?drain.delay, "draining: not ready, still serving");
+                tokio::time::sleep(drain.delay).await;
+            }
+            tracing::info!(timeout = ?drain.timeout, "draining: no longer accepting, finishing what is in flight");
+        };
+        let entrance = listener::Entrance { listener, options: connections, tls, phase: phase.clone() };
+        let requests_cut = listener::serve(entrance, hop, stop, drain.timeout).await;
+        if let Some(following) = following {
+            following.abort();
+        }
+        if requests_cut > 0 {
+            tracing::warn!(requests = requests_cut, "requests were cut off at the drain timeout");
+        }
+        let flush = Instant::now();
+        let spans_lost = match pipeline {
+            Some(pipeline) => pipeline.finish(drain.flush_timeout).await,
+            None => 0,
+        };
+        if spans_lost > 0 {
+            tracing::warn!(spans = spans_lost, "spans were not handed over before the flush timeout");
+        }
+        tracing::info!("stopped");
+        if let Some(log) = &node.access_log {
+            let left = drain.flush_timeout.saturating_sub(flush.elapsed());
+            let lines = log.lines.clone();
+            // Blocks on a reader that may never come, so not on a thread that others need.
+            let _ = tokio::task::spawn_blocking(move || lines.flush(left)).await;
+        }
+        Ended { requests_cut, spans_lost }
+    }
+}
+
+/// Binds. A port without a host is taken on every address of both families, where the system has them.
+pub(crate) async fn listen(listen: Listen) -> Result<TcpListener, String> {
+    let Listen { host, port } = listen;
+    let bound = match host {
+        Some(host) => TcpListener::bind((host, port)).await,
+        None => match TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).await {
+            Err(error) if error.kind() != io::ErrorKind::AddrInUse => TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).await,
+            bound => bound,
+        },
+    };
+    bound.map_err(|error| match error.kind() {
+        io::ErrorKind::AddrInUse => format!("cannot listen on {listen}: the port is taken; another one is set by --addr (ADDR)"),
+        _ => format!("cannot listen on {listen}: {error}; another address is set by --addr (ADDR)"),
+    })
+}
+
+/// What a connection calls for each request.
+#[derive(Clone)]
+struct Hop {
+    node: Arc<Node>,
+}
+
+impl listener::Handler for Hop {
+    type Body = ObservedBody;
+
+    /// The onion, outermost first.
+    async fn handle(&self, in_use: InUse, peer: IpAddr, request: Request<Incoming>) -> Response<ObservedBody> {
+        // Measuring is outside everything: what is shed, times out or panics is counted and logged too.
+        let anonymous = in_use.is_anonymous();
+        let exchange = Exchange::begin(&self.node, in_use, peer, &request);
+        let response = match self.admitted(&exchange, anonymous, request).await {
+            Ok(response) => response,
+            Err(error) => error.into_response(),
+        };
+        exchange.answer(response)
+    }
+
+    fn malformed(&self, error: Error) -> Bytes {
+        // There is no request to log, but whoever counts errors finds it.
+        let route = (Route::Unmatched as usize, "unmatched");
+        let status = error.parts().0.as_u16();
+        self.node.metrics.request(&http::Method::GET, route, status, std::time::Duration::ZERO, None);
+        let text = |value: &http::HeaderValue| value.to_str().unwrap_or_default().to_owned();
+        let (version, id) = (text(&self.node.version_header), text(&ids::request_id()));
+        listener::refusal(error, &format!("version: {version}\r\nx-request-id: {id}\r\n"))
+    }
+}
+
+impl Hop {
+    async fn admitted(
+        &self,
+        exchange: &Exchange,
+        anonymous: bool,
+        mut request: Request<Incoming>,
+    ) -> Result<Response<Bytes>, Error> {
+        // hyper looks at its limit only when it has to read again: a larger head that came at once passes it. HTTP/2 does not
+        // count fields.
+        if exchange.head_bytes > connection::MAX_HEAD || request.headers().len() > connection::MAX_FIELDS {
+            return Err(Error::HeadTooLarge);
+        }
+        if exchange.is_ambiguous {
+            return Err(Error::BadRequest);
+        }
+        // A kubelet that probes has no certificate; everybody else needs one where one is wanted.
+        if anonymous && !matches!(exchange.route, Route::Healthz | Route::Readyz) {
+            return Err(Error::CertificateRequired);
+        }
+        // Overload is answered at once, before anything is waited for.
+        let _permit = Permit::acquire(&self.node, exchange.route)?;
+        // The body is off the connection before the answer is begun.
+        limits::take_body(request.body_mut()).await?;
+        // Latency and faults come before the work, as they would in a slow or broken service.
+        if exchange.route.is_work() {
+            let draw = self.node.faults.draw();
+            exchange.set_draw(draw);
+            if !draw.wait.is_zero() {
+                tokio::time::sleep(draw.wait).await;
+            }
+            if let Some(status) = draw.abort.filter(|_| !exchange.route.is_chain()) {
+                let mut response = routes::text(format!("injected: abort {}\n", status.as_u16()));
+                *response.status_mut() = status;
+                return Ok(response);
+            }
+        }
+        Ok(routes::answer(exchange, &request).await)
+    }
+}

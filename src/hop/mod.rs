@@ -1,0 +1,11 @@
+//! One hop: its composition, its endpoints, the exchange of one request, faults, the reply and the errors.
+
+pub mod app;
+pub(crate) mod error;
+pub(crate) mod exchange;
+pub mod fault;
+pub(crate) mod limits;
+pub mod reply;
+pub(crate) mod route;
+pub(crate) mod routes;
+pub mod state;

@@ -1,0 +1,62 @@
+//! What one hop shares between its requests. Nothing here is process-global: two nodes in one process are two services.
+
+use std::fmt;
+use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use http::HeaderValue;
+
+use crate::hop::fault::Faults;
+use crate::server::shutdown::Phase;
+use crate::telemetry::access_log::AccessLog;
+use crate::telemetry::metrics::Metrics;
+use crate::telemetry::tracer::{SpanQueue, Tracer};
+use crate::trace_context::Propagator;
+use crate::upstream::Upstreams;
+
+/// Who a hop is: shown in replies, logs and metrics.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Identity {
+    /// `--name`.
+    pub name: String,
+    /// `--service-version`.
+    pub version: String,
+    /// `--lane`; `base` is the baseline.
+    pub lane: String,
+    /// The host's name; in Kubernetes the pod's.
+    pub hostname: String,
+}
+
+/// Somebody who wants to know of every request of the chain as it begins and as it ends. Called on the request's path, so it
+/// has to be quick and must not wait.
+pub trait Watch: fmt::Debug + Send + Sync {
+    /// A request arrived.
+    fn began(&self);
+    /// It is over: the status that was answered (499 when the caller hung up first) and how long it took.
+    fn ended(&self, status: u16, took: Duration);
+}
+
+/// One hop.
+#[derive(Debug)]
+pub(crate) struct Node {
+    pub(crate) identity: Identity,
+    /// `identity.version` as every answer carries it.
+    pub(crate) version_header: HeaderValue,
+    pub(crate) propagator: Propagator,
+    /// `None`: no exporter, trace headers pass through untouched.
+    pub(crate) tracer: Option<Tracer>,
+    pub(crate) span_queue: Arc<SpanQueue>,
+    pub(crate) metrics: Arc<Metrics>,
+    /// `None`: no access lines.
+    pub(crate) access_log: Option<AccessLog>,
+    pub(crate) faults: Faults,
+    pub(crate) upstreams: Upstreams,
+    pub(crate) max_hops: u32,
+    pub(crate) max_concurrency: usize,
+    /// Requests that count against `max_concurrency`.
+    pub(crate) in_flight: AtomicUsize,
+    pub(crate) phase: Phase,
+    /// Empty outside the demo, whose page shows requests as they pass.
+    pub(crate) watch: OnceLock<Arc<dyn Watch>>,
+}

@@ -1,0 +1,511 @@
+//! One connection: what it is doing, its socket, its protocol.
+//!
+//! What a connection does is one word that the sweep in `server` reads; the request path pays a few relaxed stores for it.
+//! The sweep only judges. The connection's own task looks again before it closes, because a request may have begun since.
+
+use std::io::{self, IoSlice};
+use std::net::IpAddr;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf as _, Bytes, BytesMut};
+use futures_util::task::AtomicWaker;
+use http::header::{CONNECTION, CONTENT_TYPE, HeaderValue, TRANSFER_ENCODING};
+use http::{Request, Response, StatusCode};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+use crate::hop::error::{Error, PROBLEM_JSON, causes};
+use crate::server::listener::Handler;
+use crate::server::tls::Accepting;
+
+/// The largest request head.
+pub(crate) const MAX_HEAD: usize = 32 << 10;
+/// How many header fields a head may have.
+pub(crate) const MAX_FIELDS: usize = 100;
+/// How many requests one HTTP/2 connection may have in flight.
+const MAX_STREAMS: u32 = 256;
+/// What a client of HTTP/2 sends first (RFC 9113, 3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// How much of a refused request is still read and thrown away.
+const MAX_LINGER: usize = 4 << 20;
+
+/// What a connection does while no request is being answered on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Doing {
+    /// Nothing was asked yet: a handshake, a first head, or silence.
+    New = 0,
+    /// Waiting for the first byte of its next request.
+    Idle = 1,
+    /// The head of a further request has begun.
+    Head = 2,
+    /// Refused and answered. What the caller still sends is read and thrown away for a moment: closing a socket with unread
+    /// bytes resets it, and a reset can overtake the answer.
+    Lingering = 3,
+}
+
+/// Nothing was judged.
+const NONE: u64 = 0;
+/// Close, whatever it is doing.
+const CUT: u64 = u64::MAX;
+/// Take no further request. Only HTTP/2 can say so (GOAWAY) without an answer to write it on.
+const RETIRE: u64 = u64::MAX - 1;
+
+/// One connection, as the sweep sees it. Times are milliseconds on the sweep's coarse clock.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    /// What it is doing (two bits) and since when. One word, so that nobody sees the one without the other.
+    state: AtomicU64,
+    /// How many requests are being answered: at most one, unless it speaks HTTP/2.
+    requests: AtomicUsize,
+    /// When a write began to wait for its reader; 0 when none waits.
+    stalled_since: AtomicU64,
+    /// Speaks HTTP/2.
+    multiplexed: AtomicBool,
+    /// Was told to take no further request.
+    retired: AtomicBool,
+    /// A request was refused before all of it was read.
+    refused: AtomicBool,
+    /// The caller showed no certificate where one is wanted.
+    anonymous: AtomicBool,
+    clock: Arc<AtomicU64>,
+    /// [`NONE`], [`CUT`], [`RETIRE`], or the state in which it deserves to be closed.
+    verdict: AtomicU64,
+    waker: AtomicWaker,
+}
+
+impl Connection {
+    pub(crate) fn new(clock: Arc<AtomicU64>) -> Self {
+        let connection = Self {
+            state: AtomicU64::new(0),
+            requests: AtomicUsize::new(0),
+            stalled_since: AtomicU64::new(0),
+            multiplexed: AtomicBool::new(false),
+            retired: AtomicBool::new(false),
+            refused: AtomicBool::new(false),
+            anonymous: AtomicBool::new(false),
+            clock,
+            verdict: AtomicU64::new(NONE),
+            waker: AtomicWaker::new(),
+        };
+        connection.begin(Doing::New);
+        connection
+    }
+
+    fn now(&self) -> u64 {
+        self.clock.load(Ordering::Relaxed)
+    }
+
+    fn begin(&self, doing: Doing) {
+        self.state.store(self.now() << 2 | doing as u64, Ordering::Release);
+    }
+
+    /// What it is doing and since when, as one word for [`Self::judge`].
+    pub(crate) fn state(&self) -> u64 {
+        self.state.load(Ordering::Acquire)
+    }
+
+    /// Takes a state apart.
+    pub(crate) fn read_state(state: u64) -> (Doing, u64) {
+        let doing = match state & 3 {
+            0 => Doing::New,
+            1 => Doing::Idle,
+            2 => Doing::Head,
+            _ => Doing::Lingering,
+        };
+        (doing, state >> 2)
+    }
+
+    /// When a write began to wait for its reader.
+    pub(crate) fn stalled_since(&self) -> Option<u64> {
+        Some(self.stalled_since.load(Ordering::Relaxed)).filter(|since| *since != 0)
+    }
+
+    /// A request or an answer is under way.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.requests.load(Ordering::Acquire) > 0 || self.stalled_since().is_some()
+    }
+
+    /// Speaks HTTP/2: GOAWAY is its way to end.
+    pub(crate) fn is_multiplexed(&self) -> bool {
+        self.multiplexed.load(Ordering::Relaxed)
+    }
+
+    /// Was told to take no further request.
+    pub(crate) fn is_retired(&self) -> bool {
+        self.retired.load(Ordering::Relaxed)
+    }
+
+    fn sentence(&self, verdict: u64) {
+        self.verdict.store(verdict, Ordering::Release);
+        self.waker.wake();
+    }
+
+    /// Closes the connection, unless it is no longer in this state.
+    pub(crate) fn judge(&self, state: u64) {
+        self.sentence(state);
+    }
+
+    /// Lets the connection finish its requests and take no other.
+    pub(crate) fn retire(&self) {
+        self.retired.store(true, Ordering::Relaxed);
+        self.sentence(RETIRE);
+    }
+
+    /// Closes the connection, whatever it is doing.
+    pub(crate) fn cut(&self) {
+        self.sentence(CUT);
+    }
+
+    /// Runs the connection's future until it ends or the sweep's verdict on the connection holds.
+    async fn while_wanted(&self, run: impl Future<Output = ()>) {
+        let mut run = pin!(run);
+        std::future::poll_fn(|cx| {
+            loop {
+                if run.as_mut().poll(cx).is_ready() {
+                    return Poll::Ready(());
+                }
+                self.waker.register(cx.waker());
+                if self.verdict.load(Ordering::Acquire) == NONE {
+                    return Poll::Pending;
+                }
+                match self.verdict.swap(NONE, Ordering::AcqRel) {
+                    CUT => return Poll::Ready(()),
+                    // Once more, for HTTP/2 to see it.
+                    RETIRE => {}
+                    state if !self.is_busy() && self.state() == state => return Poll::Ready(()),
+                    _ => return Poll::Pending,
+                }
+            }
+        })
+        .await;
+    }
+}
+
+/// Marks a connection as busy for as long as a request on it lives.
+#[derive(Debug)]
+pub(crate) struct InUse(Arc<Connection>);
+
+impl InUse {
+    fn new(connection: &Arc<Connection>) -> Self {
+        connection.requests.fetch_add(1, Ordering::AcqRel);
+        Self(connection.clone())
+    }
+
+    /// Client certificates are wanted (`--tls-client-ca`) and this caller showed none.
+    pub(crate) fn is_anonymous(&self) -> bool {
+        self.0.anonymous.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for InUse {
+    fn drop(&mut self) {
+        // In this order: whoever sees no request sees since when.
+        self.0.begin(Doing::Idle);
+        self.0.requests.fetch_sub(1, Ordering::Release);
+    }
+}
+
+/// Serves one connection until it ends or deserves to.
+pub(crate) async fn serve<H: Handler>(
+    connection: Arc<Connection>,
+    stream: TcpStream,
+    peer: IpAddr,
+    tls: Option<Arc<Accepting>>,
+    handler: H,
+) {
+    let socket = Socket { stream, connection: &connection, prefix: Bytes::new() };
+    let ended = connection.while_wanted(async {
+        // The ways that are rare are boxed: their size would be every connection's.
+        let ended = match tls {
+            None => plain(socket, &connection, peer, handler).await,
+            Some(tls) => Box::pin(encrypted(socket, &tls, &connection, peer, handler)).await,
+        };
+        // What goes wrong on a connection is the caller's business: it hung up, or did not speak HTTP.
+        if let Err(error) = ended {
+            tracing::debug!(%peer, error, "connection ended");
+        }
+    });
+    ended.await;
+}
+
+/// Without TLS the first bytes tell HTTP/2 (prior knowledge, RFC 9113, 3.3) from HTTP/1.1.
+async fn plain<H: Handler>(mut socket: Socket<'_>, connection: &Arc<Connection>, peer: IpAddr, handler: H) -> Result<(), String> {
+    // As much as a usual head takes, so that telling costs no further read.
+    let mut first = BytesMut::with_capacity(2048);
+    loop {
+        if socket.read_buf(&mut first).await.map_err(|error| causes(&error))? == 0 {
+            return Ok(());
+        }
+        let known = first.len().min(PREFACE.len());
+        if first[..known] != PREFACE[..known] {
+            socket.prefix = first.freeze();
+            return http1(socket, connection, peer, handler).await;
+        }
+        if known == PREFACE.len() {
+            socket.prefix = first.freeze();
+            return Box::pin(http2(socket, connection, peer, handler)).await;
+        }
+    }
+}
+
+/// With TLS the handshake tells (ALPN).
+async fn encrypted<H: Handler>(
+    socket: Socket<'_>,
+    tls: &Accepting,
+    connection: &Arc<Connection>,
+    peer: IpAddr,
+    handler: H,
+) -> Result<(), String> {
+    let accepted = tokio_rustls::TlsAcceptor::from(tls.config.clone()).accept(socket).await;
+    let stream = accepted.map_err(|error| format!("TLS: {}", causes(&error)))?;
+    let session = stream.get_ref().1;
+    connection.anonymous.store(tls.wants_client && session.peer_certificates().is_none(), Ordering::Relaxed);
+    match session.alpn_protocol() {
+        Some(b"h2") => http2(stream, connection, peer, handler).await,
+        _ => http1(stream, connection, peer, handler).await,
+    }
+}
+
+async fn http1<H: Handler>(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    connection: &Arc<Connection>,
+    peer: IpAddr,
+    handler: H,
+) -> Result<(), String> {
+    let service = service_fn(|request: Request<hyper::body::Incoming>| {
+        let in_use = InUse::new(connection);
+        let handler = &handler;
+        // A length beside it is ignored by hyper and gone by now, and another server may have gone by the length: whatever
+        // follows on this connection is not taken for a request (RFC 9112, 6.1).
+        let chunked = request.headers().contains_key(TRANSFER_ENCODING);
+        async move {
+            let mut response = handler.handle(in_use, peer, request).await;
+            if chunked || is_refusal(&response) {
+                connection.refused.store(true, Ordering::Relaxed);
+                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok::<_, std::convert::Infallible>(response)
+        }
+    });
+    let malformed = |error| handler.malformed(error);
+    let io = Http1 { stream, connection, malformed: &malformed, said: Bytes::new(), shut: false, lingered: 0 };
+    let mut http = hyper::server::conn::http1::Builder::new();
+    // hyper's own timeout is off: see the top of `server`.
+    http.timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(MAX_HEAD).max_headers(MAX_FIELDS);
+    http.serve_connection(TokioIo::new(io), service).await.map_err(|error| causes(&error))
+}
+
+/// The request was answered before all of it was read. A fault may have the same status, but is no problem document.
+fn is_refusal<B>(response: &Response<B>) -> bool {
+    let status = response.status();
+    matches!(
+        status,
+        StatusCode::BAD_REQUEST
+            | StatusCode::REQUEST_TIMEOUT
+            | StatusCode::PAYLOAD_TOO_LARGE
+            | StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE
+    ) && response.headers().get(CONTENT_TYPE).is_some_and(|value| value == PROBLEM_JSON)
+}
+
+async fn http2<H: Handler>(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    connection: &Arc<Connection>,
+    peer: IpAddr,
+    handler: H,
+) -> Result<(), String> {
+    connection.multiplexed.store(true, Ordering::Relaxed);
+    // The handshake is done. From here on requests tell what it does: frames that are no request (PING, WINDOW_UPDATE) come
+    // at any time.
+    connection.begin(Doing::Idle);
+    let service = service_fn(|request: Request<hyper::body::Incoming>| {
+        let in_use = InUse::new(connection);
+        let handler = handler.clone();
+        async move { Ok::<_, std::convert::Infallible>(handler.handle(in_use, peer, request).await) }
+    });
+    let mut http = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+    http.timer(TokioTimer::new()).max_header_list_size(MAX_HEAD as u32).max_concurrent_streams(MAX_STREAMS);
+    let mut serving = pin!(http.serve_connection(TokioIo::new(stream), service));
+    let mut told = false;
+    let ended = std::future::poll_fn(|cx| {
+        if !told && connection.is_retired() {
+            told = true;
+            serving.as_mut().graceful_shutdown();
+        }
+        serving.as_mut().poll(cx)
+    });
+    ended.await.map_err(|error| causes(&error))
+}
+
+/// A socket that tells its connection when a write waits.
+struct Socket<'a> {
+    stream: TcpStream,
+    connection: &'a Connection,
+    /// What was read to tell the protocol.
+    prefix: Bytes,
+}
+
+impl Socket<'_> {
+    fn wrote<T>(&self, polled: Poll<T>) -> Poll<T> {
+        let stalled = &self.connection.stalled_since;
+        match &polled {
+            Poll::Pending if stalled.load(Ordering::Relaxed) == 0 => stalled.store(self.connection.now(), Ordering::Relaxed),
+            Poll::Ready(_) if stalled.load(Ordering::Relaxed) != 0 => stalled.store(0, Ordering::Relaxed),
+            _ => {}
+        }
+        polled
+    }
+}
+
+impl AsyncRead for Socket<'_> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if !self.prefix.is_empty() {
+            let length = self.prefix.len().min(buf.remaining());
+            buf.put_slice(&self.prefix[..length]);
+            self.prefix.advance(length);
+            if self.prefix.is_empty() {
+                // Gives the memory back.
+                self.prefix = Bytes::new();
+            }
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Socket<'_> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.stream).poll_write(cx, buf);
+        self.wrote(polled)
+    }
+
+    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        self.wrote(polled)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+/// A stream of HTTP/1.1: tells its connection when a head begins, words hyper's own answers, and lingers after a refusal.
+struct Http1<'a, S> {
+    stream: S,
+    connection: &'a Connection,
+    /// The whole answer to a request that could not be read.
+    malformed: &'a (dyn Fn(Error) -> Bytes + Sync),
+    /// What is left to write of such an answer.
+    said: Bytes,
+    shut: bool,
+    lingered: usize,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Http1<'_, S> {
+    /// hyper answers a head that it cannot read with a bare status; it becomes a problem document like any other. Ours have
+    /// a body, so the two cannot be mistaken.
+    fn reword(&mut self, answer: &[u8]) -> bool {
+        if self.connection.requests.load(Ordering::Relaxed) > 0 {
+            return false;
+        }
+        let error = match answer.get(..12) {
+            Some(b"HTTP/1.1 431" | b"HTTP/1.0 431" | b"HTTP/1.1 414" | b"HTTP/1.0 414") => Error::HeadTooLarge,
+            Some(b"HTTP/1.1 400" | b"HTTP/1.0 400") => Error::BadRequest,
+            _ => return false,
+        };
+        let bare = answer.windows(21).any(|line| line.eq_ignore_ascii_case(b"\r\ncontent-length: 0\r\n"));
+        if bare {
+            self.said = (self.malformed)(error);
+            self.connection.refused.store(true, Ordering::Relaxed);
+        }
+        bare
+    }
+
+    fn poll_said(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.said.is_empty() {
+            let written = ready!(Pin::new(&mut self.stream).poll_write(cx, &self.said))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.said.advance(written);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Http1<'_, S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let polled = ready!(Pin::new(&mut self.stream).poll_read(cx, buf));
+        let connection = self.connection;
+        if buf.filled().len() > before
+            && Connection::read_state(connection.state.load(Ordering::Relaxed)).0 == Doing::Idle
+            && connection.requests.load(Ordering::Relaxed) == 0
+        {
+            connection.begin(Doing::Head);
+        }
+        Poll::Ready(polled)
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Http1<'_, S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        ready!(self.poll_said(cx))?;
+        if self.reword(buf) {
+            return Poll::Ready(Ok(buf.len()));
+        }
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        ready!(self.poll_said(cx))?;
+        if bufs.first().is_some_and(|head| self.reword(head)) {
+            return Poll::Ready(Ok(bufs.iter().map(|buf| buf.len()).sum()));
+        }
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_said(cx))?;
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.shut {
+            ready!(self.poll_said(cx))?;
+            ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
+            self.shut = true;
+            if self.connection.refused.load(Ordering::Relaxed) {
+                self.connection.begin(Doing::Lingering);
+            }
+        }
+        if !self.connection.refused.load(Ordering::Relaxed) {
+            return Poll::Ready(Ok(()));
+        }
+        let mut unwanted = [0; 4096];
+        while self.lingered < MAX_LINGER {
+            let mut buf = ReadBuf::new(&mut unwanted);
+            match ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buf)) {
+                Ok(()) if !buf.filled().is_empty() => self.lingered += buf.filled().len(),
+                _ => break,
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}

@@ -1,0 +1,160 @@
+//! One line per request, when it ends: text for people, JSON for machines.
+
+use std::net::IpAddr;
+use std::time::{Duration, SystemTime};
+
+use crate::telemetry::line_writer::{LineWriter, push_address, push_milliseconds, push_number, push_time};
+use crate::text::json::push_escaped;
+use crate::trace_context::{Context, push_hex};
+
+/// `--log-format`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+/// Where access lines go and how they look.
+#[derive(Debug)]
+pub(crate) struct AccessLog {
+    pub(crate) lines: LineWriter,
+    pub(crate) format: LogFormat,
+}
+
+/// What a line tells.
+pub(crate) struct Entry<'a> {
+    pub(crate) started_at: SystemTime,
+    pub(crate) took: Duration,
+    pub(crate) client: IpAddr,
+    pub(crate) method: &'a str,
+    /// Without the query: people put secrets there.
+    pub(crate) path: &'a str,
+    pub(crate) status: u16,
+    pub(crate) bytes: u64,
+    pub(crate) request_id: &'a [u8],
+    pub(crate) trace: Option<&'a Context>,
+    pub(crate) lane: &'a str,
+    /// The first failing upstream's status, else the last one's; `None` when none was called or that one did not answer.
+    pub(crate) upstream_status: Option<u16>,
+}
+
+impl AccessLog {
+    pub(crate) fn write(&self, entry: &Entry<'_>) {
+        self.lines.line(|out| match self.format {
+            LogFormat::Text => text(out, entry),
+            LogFormat::Json => json(out, entry),
+        });
+    }
+}
+
+fn text(out: &mut Vec<u8>, entry: &Entry<'_>) {
+    push_time(out, entry.started_at);
+    out.push(b' ');
+    push_address(out, entry.client);
+    out.extend_from_slice(b" \"");
+    push_escaped(out, entry.method.as_bytes());
+    out.push(b' ');
+    push_escaped(out, entry.path.as_bytes());
+    out.extend_from_slice(b"\" ");
+    push_number(out, u64::from(entry.status));
+    out.push(b' ');
+    push_milliseconds(out, entry.took);
+    out.extend_from_slice(b"ms ");
+    push_number(out, entry.bytes);
+    out.extend_from_slice(b"B request=");
+    push_escaped(out, entry.request_id);
+    if let Some(trace) = entry.trace {
+        out.extend_from_slice(b" trace=");
+        push_hex(out, &trace.trace_id.to_bytes());
+        out.extend_from_slice(b" span=");
+        push_hex(out, &trace.span_id.to_bytes());
+    }
+    out.extend_from_slice(b" lane=");
+    push_escaped(out, entry.lane.as_bytes());
+    if let Some(status) = entry.upstream_status {
+        out.extend_from_slice(b" upstream=");
+        push_number(out, u64::from(status));
+    }
+    out.push(b'\n');
+}
+
+fn json(out: &mut Vec<u8>, entry: &Entry<'_>) {
+    out.extend_from_slice(b"{\"time\":\"");
+    push_time(out, entry.started_at);
+    out.extend_from_slice(b"\",\"client\":\"");
+    push_address(out, entry.client);
+    out.extend_from_slice(b"\",\"method\":\"");
+    push_escaped(out, entry.method.as_bytes());
+    out.extend_from_slice(b"\",\"path\":\"");
+    push_escaped(out, entry.path.as_bytes());
+    out.extend_from_slice(b"\",\"status\":");
+    push_number(out, u64::from(entry.status));
+    out.extend_from_slice(b",\"duration_ms\":");
+    push_milliseconds(out, entry.took);
+    out.extend_from_slice(b",\"bytes\":");
+    push_number(out, entry.bytes);
+    out.extend_from_slice(b",\"request_id\":\"");
+    push_escaped(out, entry.request_id);
+    match entry.trace {
+        Some(trace) => {
+            out.extend_from_slice(b"\",\"trace_id\":\"");
+            push_hex(out, &trace.trace_id.to_bytes());
+            out.extend_from_slice(b"\",\"span_id\":\"");
+            push_hex(out, &trace.span_id.to_bytes());
+            out.extend_from_slice(b"\",\"lane\":\"");
+        }
+        None => out.extend_from_slice(b"\",\"trace_id\":null,\"span_id\":null,\"lane\":\""),
+    }
+    push_escaped(out, entry.lane.as_bytes());
+    out.extend_from_slice(b"\",\"upstream_status\":");
+    match entry.upstream_status {
+        Some(status) => push_number(out, u64::from(status)),
+        None => out.extend_from_slice(b"null"),
+    }
+    out.extend_from_slice(b"}\n");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry<'a>(path: &'a str, trace: Option<&'a Context>) -> Entry<'a> {
+        Entry {
+            started_at: SystemTime::UNIX_EPOCH + Duration::from_micros(1_767_323_045_678_901),
+            took: Duration::from_micros(12_345),
+            client: [10, 0, 0, 7].into(),
+            method: "GET",
+            path,
+            status: 200,
+            bytes: 512,
+            request_id: b"r-1",
+            trace,
+            lane: "base",
+            upstream_status: Some(502),
+        }
+    }
+
+    #[test]
+    fn a_text_line_tells_everything_in_a_fixed_order() {
+        let mut out = Vec::new();
+        text(&mut out, &entry("/service1", None));
+        assert_eq!(
+            String::from_utf8(out).unwrap(),
+            "2026-01-02T03:04:05.678901Z 10.0.0.7 \"GET /service1\" 200 12.345ms 512B request=r-1 lane=base upstream=502\n"
+        );
+    }
+
+    #[test]
+    fn a_json_line_is_one_object_whatever_the_path_holds() {
+        let mut out = Vec::new();
+        json(&mut out, &entry("/a\"b\r\n{\"status\":200}", None));
+        let line = String::from_utf8(out).unwrap();
+        assert_eq!(line.matches('\n').count(), 1);
+        let json: serde_json::Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(json["path"], "/a\"b\r\n{\"status\":200}");
+        assert_eq!((json["duration_ms"].as_f64(), json["trace_id"].is_null()), (Some(12.345), true));
+    }
+}

@@ -1,0 +1,3 @@
+//! Text helpers that know nothing of the rest.
+
+pub(crate) mod json;
