@@ -17,8 +17,8 @@ mod backend;
 pub mod chain;
 mod envoy;
 mod propagation;
+pub(crate) mod reachability;
 mod report;
-pub(crate) mod target;
 mod traffic;
 
 use std::io::IsTerminal as _;
@@ -36,10 +36,10 @@ use crate::hop::reply::Tree;
 use chain::expect::{Expect, Resolve, Split};
 use chain::xray::{Probe, Xray};
 use envoy::hints::{Hop, Place, is_loopback};
+use reachability::client::{Answer, Client};
+use reachability::tls::Trust;
 pub use report::Output;
 use report::{Finding, Group, Progress, Report};
-use target::client::{Answer, Client};
-use target::tls::Trust;
 use traffic::{Promise, Sample, Series};
 
 /// Options of `httpserver check`.
@@ -211,7 +211,7 @@ async fn checks(args: &CheckArgs, trust: Trust, report: &mut Report, mut stop: s
         return;
     };
     tokio::select! {
-        findings = target::reach::hardening(&client, &answer, args.plain_port) => report.extend(findings),
+        findings = reachability::reach::hardening(&client, &answer, args.plain_port) => report.extend(findings),
         _ = stop.wait_for(|stop| *stop) => return,
     }
     report.extend(chain::findings(&tree, &place.url, args.expect.as_ref(), &place));
@@ -287,13 +287,13 @@ async fn reach(
 ) -> Option<(Client, Tree, Answer)> {
     const CONNECT: Duration = Duration::from_secs(5);
     let limit = CONNECT.min(args.timeout);
-    let (findings, addresses) = target::reach::resolve(&args.url, &args.resolve).await;
+    let (findings, addresses) = reachability::reach::resolve(&args.url, &args.resolve).await;
     report.extend(findings);
-    let (finding, address): (Finding, Option<SocketAddr>) = target::reach::connect(&addresses?, place, limit).await;
+    let (finding, address): (Finding, Option<SocketAddr>) = reachability::reach::connect(&addresses?, place, limit).await;
     report.add(finding);
     let address = address?;
     if args.url.scheme() == "https" {
-        let (findings, go_on) = target::reach::tls(trust, host, address, place, limit).await;
+        let (findings, go_on) = reachability::reach::tls(trust, host, address, place, limit).await;
         report.extend(findings);
         if !go_on {
             return None;
@@ -312,7 +312,7 @@ async fn reach(
             return None;
         }
     };
-    let (findings, first) = target::reach::first(&client, trust, address, place, limit).await;
+    let (findings, first) = reachability::reach::first(&client, trust, address, place, limit).await;
     report.extend(findings);
     first.map(|(tree, answer)| (client, tree, answer))
 }

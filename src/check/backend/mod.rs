@@ -16,9 +16,9 @@ use crate::check::chain::expect::{Expect, is_named};
 use crate::check::chain::xray::{Probe, Xray, examine};
 use crate::check::envoy::hints::{Hop, Place, Runner, quoted};
 use crate::check::propagation::context::{self, Format, short};
+use crate::check::reachability::client::Client;
+use crate::check::reachability::tls::Trust;
 use crate::check::report::{Finding, Group, Hint, Progress};
-use crate::check::target::client::Client;
-use crate::check::target::tls::Trust;
 
 const GROUP: Group = Group::Traces;
 

@@ -4,8 +4,8 @@ use crate::hop::error::{Error, PROBLEM_JSON};
 use crate::upstream::foreign_response::{Stranger, detail};
 
 use crate::check::envoy::hints::{Hop, Place, Runner};
+use crate::check::reachability::client::Answer;
 use crate::check::report::Hint;
-use crate::check::target::client::Answer;
 
 /// Whether Envoy answered, as an Istio gateway or as itself.
 fn by_envoy(answer: &Answer) -> bool {

@@ -18,8 +18,8 @@ use crate::check::chain::xray::{CALLER, Proxy, Xray};
 use crate::check::chain::{self, Break};
 use crate::check::envoy::gateway;
 use crate::check::envoy::hints::{Hop, Place, Runner};
+use crate::check::reachability::client::{Answer, Client, Failure};
 use crate::check::report::{Finding, Group, Hint, Progress};
-use crate::check::target::client::{Answer, Client, Failure};
 use crate::check::traffic::stats::{ALPHA, TELLING};
 
 const GROUP: Group = Group::Traffic;

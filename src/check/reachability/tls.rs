@@ -15,8 +15,8 @@ use rustls::{
     SignatureScheme,
 };
 
+use crate::check::reachability::x509::{self, Certificate};
 use crate::check::report::Hint;
-use crate::check::target::x509::{self, Certificate};
 
 /// Whom to trust.
 #[derive(Debug, Clone)]

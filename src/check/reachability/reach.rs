@@ -12,10 +12,10 @@ use crate::check::chain::expect::Resolve;
 use crate::check::chain::xray::Probe;
 use crate::check::envoy::gateway;
 use crate::check::envoy::hints::{Place, is_loopback, quoted};
+use crate::check::reachability::client::{Answer, Client, Failure};
+use crate::check::reachability::tls::{self, Trust};
+use crate::check::reachability::x509;
 use crate::check::report::{Finding, Group, Hint};
-use crate::check::target::client::{Answer, Client, Failure};
-use crate::check::target::tls::{self, Trust};
-use crate::check::target::x509;
 
 const GROUP: Group = Group::Reach;
 

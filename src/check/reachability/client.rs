@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use crate::hop::reply::{Headers, Tree};
 
-use crate::check::target::tls::Trust;
+use crate::check::reachability::tls::Trust;
 
 /// The longest answer that is read, bytes.
 const MAX_BODY: usize = 16 << 20;
