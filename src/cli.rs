@@ -11,6 +11,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use crate::config::{Command, Config, DemoArgs, HealthArgs, ServeArgs, Usage, Verbosity, check_environment, parse};
 use crate::demo::{Demo, Unbound};
 use crate::hop::app::{App, Output};
+use crate::net::hosts::is_loopback;
 use crate::server::shutdown::{Signals, Stop};
 
 /// Wrong usage or configuration.
@@ -162,14 +163,6 @@ fn diagnostics(verbosity: Verbosity, output: &Output) -> Result<(), String> {
     Ok(())
 }
 
-/// Whether a URL's host is this one, by an address or by `localhost`.
-fn is_loopback(url: &str) -> bool {
-    let uri = url.parse::<http::Uri>().ok();
-    let host = uri.as_ref().and_then(http::Uri::host).unwrap_or_default();
-    let address = host.trim_start_matches('[').trim_end_matches(']').parse::<std::net::IpAddr>();
-    address.map_or(host == "localhost", |address| address.is_loopback())
-}
-
 async fn health(args: HealthArgs) -> ExitCode {
     let url = args.url.unwrap_or_else(|| {
         let host = match args.addr.host {
@@ -181,8 +174,12 @@ async fn health(args: HealthArgs) -> ExitCode {
         format!("{scheme}://{}/healthz", std::net::SocketAddr::new(host, args.addr.port))
     });
     // On loopback it is this very hop, and its certificate names the service, not 127.0.0.1.
-    let tls =
-        if is_loopback(&url) { crate::server::tls::unverified_client_config() } else { crate::server::tls::client_config() };
+    let uri = url.parse::<http::Uri>().unwrap_or_default();
+    let tls = if is_loopback(uri.host().unwrap_or_default()) {
+        crate::server::tls::unverified_client_config()
+    } else {
+        crate::server::tls::client_config()
+    };
     let client = reqwest::Client::builder()
         .no_proxy()
         .redirect(reqwest::redirect::Policy::none())
@@ -199,6 +196,6 @@ async fn health(args: HealthArgs) -> ExitCode {
         Err(error) if error.is_builder() => {
             wrong(&format!("invalid value '{}' for URL: accepted is http://host:port/path", url.escape_debug()))
         }
-        Err(error) => stopped(&format!("{url}: {}", crate::hop::error::causes(&error))),
+        Err(error) => stopped(&format!("{url}: {}", crate::text::causes(&error))),
     }
 }

@@ -8,10 +8,11 @@ use opentelemetry::trace::{SpanId, TraceId};
 
 use crate::config::{Listen, pairs};
 use crate::demo::store::{Limits, Store};
-use crate::hop::exchange::{caller_uri, host_and_port};
+use crate::hop::exchange::caller_uri;
 use crate::hop::fault::{Fault, Latency, parse_duration};
 use crate::hop::reply::{Tree, is_reply};
 use crate::hop::routes::prefers_json;
+use crate::net::hosts::host_and_port;
 use crate::text::json::{misleads, push_escaped};
 use crate::trace_context::{Carried, Propagator, Sampling, is_valid_request_id};
 use crate::traces::zipkin::decode;

@@ -23,6 +23,7 @@ pub mod demo;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod hop;
+mod net;
 pub mod server;
 pub mod telemetry;
 mod text;

@@ -152,7 +152,7 @@ async fn scripted(part: usize) -> Upstream {
         let lane = head.one("x-lane").unwrap_or_default();
         let case = lane.split('+').nth(part).unwrap_or("200").to_owned();
         match case.as_str() {
-            "302" => vec![Act::Send(answer("302 Found", "location: /gone\r\n", ""))],
+            "302" => vec![Act::Send(answer("302 Found", "location: http://user:pass@gone/login?code=secret\r\n", ""))],
             "304" => vec![Act::Send(answer("304 Not Modified", "", ""))],
             "no-pod" => {
                 let head = "content-type: text/plain\r\nserver: envoy\r\n";
@@ -205,7 +205,7 @@ async fn every_way_an_upstream_fails_is_told_from_the_front() {
         ("broken-json", 200, Some(200), ""),
         ("binary", 200, Some(200), ""),
         ("1mib", 200, Some(200), ""),
-        ("302", 502, Some(302), "redirect 302 to /gone is not followed"),
+        ("302", 502, Some(302), "redirect 302 to http://gone/login is not followed"),
         ("304", 502, Some(304), "304"),
         ("400", 502, Some(400), "400"),
         ("403", 502, Some(403), "403"),
@@ -377,6 +377,9 @@ async fn the_clients_address_is_what_the_nearest_report_says() {
         (&[("x-real-ip", "not an address")], "127.0.0.1"),
         (&[("x-real-ip", "unknown"), ("x-forwarded-for", "10.0.0.7")], "10.0.0.7"),
         (&[("x-forwarded-for", "")], "127.0.0.1"),
+        (&[("x-forwarded-for", "10.0.0.7:4711, 10.0.0.8")], "10.0.0.7"),
+        (&[("forwarded", "for=\"[2001:db8::1%eth0]:4711\";proto=https, for=10.0.0.8")], "2001:db8::1"),
+        (&[("forwarded", "for=10.0.0.8"), ("x-forwarded-for", "10.0.0.7")], "10.0.0.7"),
     ] {
         let id = format!("ip-{}", ip.len() + headers.len() * 100 + headers.iter().map(|(_, v)| v.len()).sum::<usize>() * 1000);
         let mut headers = headers.to_vec();

@@ -32,10 +32,11 @@ use reqwest::Url;
 use tokio::sync::watch as signal;
 
 use crate::hop::reply::Tree;
+use crate::net::hosts::is_loopback;
 
 use chain::expect::{Expect, Resolve, Split};
 use chain::xray::{Probe, Xray};
-use envoy::hints::{Hop, Place, is_loopback};
+use envoy::hints::{Hop, Place};
 use reachability::client::{Answer, Client};
 use reachability::tls::Trust;
 pub use report::Output;

@@ -14,6 +14,7 @@ use http::HeaderName;
 use crate::hop::fault::{Fault, Latency, Plan, parse_duration};
 use crate::hop::route::service_number;
 use crate::hop::state::Identity;
+use crate::net::hosts::parse_url;
 use crate::server::listener::ConnectionOptions;
 use crate::server::shutdown::DrainOptions;
 use crate::server::tls::{Roots, ServerTls, TlsOptions};
@@ -21,7 +22,7 @@ use crate::telemetry::access_log::LogFormat;
 use crate::telemetry::export::{Exporter, OtlpOptions, ResourceOptions};
 use crate::telemetry::tracer::Sampler;
 use crate::trace_context::{Propagators, carried_names};
-use crate::upstream::{FanOut, Target, has_usable_port};
+use crate::upstream::{FanOut, Target};
 
 /// The command line.
 #[derive(Debug, Parser)]
@@ -318,8 +319,7 @@ fn at_least_one(text: &str) -> Result<usize, String> {
 /// Where a web page lives, without the slash at its end.
 fn base_url(text: &str) -> Result<String, String> {
     const FORM: &str = "written http://host:port";
-    let uri: http::Uri = text.trim().parse().map_err(|error| format!("{error}; {FORM}"))?;
-    if !matches!(uri.scheme_str(), Some("http" | "https")) || uri.host().is_none_or(str::is_empty) || uri.query().is_some() {
+    if parse_url(text).map_err(|error| format!("{error}; {FORM}"))?.query().is_some() {
         return Err(FORM.to_owned());
     }
     Ok(text.trim().trim_end_matches('/').to_owned())
@@ -554,11 +554,8 @@ fn invalid(name: &str, value: &str, why: &str) -> String {
 
 fn url(name: &str, text: &str) -> Result<String, String> {
     const FORM: &str = "accepted: http://host:port/path or https://…";
-    let uri = text.parse::<http::Uri>().map_err(|error| invalid(name, text, &format!("{error}; {FORM}")))?;
-    let fits = matches!(uri.scheme_str(), Some("http" | "https"))
-        && uri.host().is_some_and(|host| !host.is_empty())
-        && has_usable_port(&uri);
-    if fits { Ok(text.to_owned()) } else { Err(invalid(name, text, FORM)) }
+    parse_url(text).map_err(|error| invalid(name, text, &format!("{error}; {FORM}")))?;
+    Ok(text.trim().to_owned())
 }
 
 fn milliseconds(name: &str, text: &str) -> Result<Duration, String> {

@@ -22,6 +22,8 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use crate::hop::fault::Draw;
 use crate::hop::route::Route;
 use crate::hop::state::Node;
+use crate::net::addresses::{self, canonical};
+use crate::net::hosts::host_and_port;
 use crate::server::connection::InUse;
 use crate::telemetry::access_log::Entry;
 use crate::telemetry::ids;
@@ -45,7 +47,7 @@ pub(crate) struct Exchange {
     pub(crate) route: Route,
     method: Method,
     path: Option<PathAndQuery>,
-    /// As reported: `X-Real-IP`, else the first of `X-Forwarded-For`, else the peer.
+    /// As reported: `X-Real-IP`, else the first of `X-Forwarded-For`, else of `Forwarded`, else the peer.
     pub(crate) client: IpAddr,
     /// The caller's URI from `x-forwarded-client-cert`, as reported.
     pub(crate) identity: Option<String>,
@@ -110,7 +112,7 @@ impl Exchange {
             route,
             method: request.method().clone(),
             path,
-            client: canonical(seen.real_ip.or(seen.forwarded_for).unwrap_or(peer)),
+            client: canonical(seen.real_ip.or(seen.forwarded_for).or(seen.forwarded).unwrap_or(peer)),
             identity: seen.identity,
             attempt: seen.attempt.unwrap_or(1),
             hops: seen.hops.unwrap_or(0),
@@ -253,6 +255,7 @@ struct Seen {
     odd_encoding: bool,
     real_ip: Option<IpAddr>,
     forwarded_for: Option<IpAddr>,
+    forwarded: Option<IpAddr>,
     identity: Option<String>,
     attempt: Option<u32>,
     hops: Option<u32>,
@@ -267,10 +270,11 @@ impl Seen {
                 self.hosts += 1;
             }
             "transfer-encoding" => self.odd_encoding |= !value.as_bytes().eq_ignore_ascii_case(b"chunked"),
-            "x-real-ip" => self.real_ip = self.real_ip.or_else(|| text()?.trim().parse().ok()),
+            "x-real-ip" => self.real_ip = self.real_ip.or_else(|| addresses::parse(text()?)),
             "x-forwarded-for" => {
-                self.forwarded_for = self.forwarded_for.or_else(|| text()?.split(',').next()?.trim().parse().ok());
+                self.forwarded_for = self.forwarded_for.or_else(|| addresses::first_forwarded_for(text()?));
             }
+            "forwarded" => self.forwarded = self.forwarded.or_else(|| addresses::first_forwarded(text()?)),
             "x-forwarded-client-cert" => self.identity = text().and_then(caller_uri),
             "x-envoy-attempt-count" => self.attempt = text().and_then(|count| count.parse().ok()).filter(|count| *count > 0),
             _ if *name == X_HOP_COUNT => self.hops = text().and_then(|count| count.parse().ok()),
@@ -307,22 +311,6 @@ pub(crate) fn caller_uri(xfcc: &str) -> Option<String> {
         }
     }
     uri.filter(|uri| !uri.is_empty() && uri.len() <= MAX).map(str::to_owned)
-}
-
-/// `::1` is shown as `127.0.0.1`, a mapped IPv4 address as what it is.
-fn canonical(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(v6) if v6.is_loopback() => IpAddr::V4(std::net::Ipv4Addr::LOCALHOST),
-        address => address,
-    }
-}
-
-/// `host:port`, `host` or `[::1]:port`; the port is 80 when it is not given.
-pub(crate) fn host_and_port(host: &str) -> (&str, u16) {
-    match host.rsplit_once(':') {
-        Some((name, port)) if !name.contains(':') || name.ends_with(']') => (name, port.parse().unwrap_or(80)),
-        _ => (host, 80),
-    }
 }
 
 /// An answer's body that keeps its exchange until everything was handed to the connection, or until nobody wants it.
@@ -366,17 +354,5 @@ mod tests {
         for bad in ["", "=", "URI", "URI=", "Subject=\"open", "a=\"b\"c"] {
             assert_eq!(uri(bad), None, "{bad}");
         }
-    }
-
-    #[test]
-    fn addresses_are_shown_in_their_plainest_form() {
-        let shown = |text: &str| canonical(text.parse().unwrap()).to_string();
-        assert_eq!(shown("::1"), "127.0.0.1");
-        assert_eq!(shown("::ffff:10.0.0.7"), "10.0.0.7");
-        assert_eq!(shown("2001:db8::1"), "2001:db8::1");
-        assert_eq!(host_and_port("service2"), ("service2", 80));
-        assert_eq!(host_and_port("service2:8080"), ("service2", 8080));
-        assert_eq!(host_and_port("[::1]:8080"), ("[::1]", 8080));
-        assert_eq!(host_and_port("::1"), ("::1", 80));
     }
 }

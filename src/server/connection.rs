@@ -19,9 +19,10 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-use crate::hop::error::{Error, PROBLEM_JSON, causes};
+use crate::hop::error::{Error, PROBLEM_JSON};
 use crate::server::listener::Handler;
 use crate::server::tls::Accepting;
+use crate::text::causes;
 
 /// The largest request head.
 pub(crate) const MAX_HEAD: usize = 32 << 10;

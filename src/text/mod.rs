@@ -1,3 +1,6 @@
 //! Text helpers that know nothing of the rest.
 
+mod causes;
 pub(crate) mod json;
+
+pub(crate) use causes::causes;

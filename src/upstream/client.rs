@@ -18,7 +18,7 @@ use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy::connect::HttpConnector;
 use tower_service::Service as _;
 
-use crate::hop::error::causes;
+use crate::text::causes;
 
 /// Why a request has no answer, in words.
 #[derive(Debug)]

@@ -17,12 +17,13 @@ use hyper_rustls::HttpsConnectorBuilder;
 use hyper_util::client::legacy::connect::HttpConnector;
 use rustls::ClientConfig;
 
-use crate::hop::error::causes;
 use crate::hop::exchange::Exchange;
 use crate::hop::reply::{ReplyCall, is_reply};
+use crate::net::hosts::{parse_url, redacted_url};
 use crate::telemetry::ids;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::tracer::{FinishedSpan, SpanKind, Tracer};
+use crate::text::causes;
 use crate::trace_context::{Context, Outgoing, Propagator, Shown, X_HOP_COUNT};
 use crate::upstream::client::{Failure, Pool};
 use crate::upstream::foreign_response::Stranger;
@@ -37,7 +38,7 @@ const KEEP_IDLE: Duration = Duration::from_secs(60);
 #[derive(Debug, Clone, PartialEq)]
 pub struct Target {
     uri: Uri,
-    /// As it is shown.
+    /// As it is shown: without query.
     url: String,
     has_path: bool,
     host: String,
@@ -60,26 +61,12 @@ impl Target {
     }
 }
 
-/// Whether a URL has no port or one that exists. The parser takes any digits, and what is no port would silently be 80.
-pub(crate) fn has_usable_port(uri: &Uri) -> bool {
-    let authority = uri.authority().map_or("", |authority| authority.as_str());
-    let host_and_port = authority.rsplit_once('@').map_or(authority, |(_, host_and_port)| host_and_port);
-    let port = host_and_port.strip_prefix(uri.host().unwrap_or_default()).unwrap_or_default();
-    port.is_empty() || uri.port_u16().is_some_and(|port| port != 0)
-}
-
 impl FromStr for Target {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
         const FORM: &str = "a next hop is written http://service2/service2 or https://host:port/path";
-        let uri: Uri = text.trim().parse().map_err(|error| format!("{error}; {FORM}"))?;
-        if !matches!(uri.scheme_str(), Some("http" | "https")) || uri.host().is_none_or(str::is_empty) {
-            return Err(FORM.to_owned());
-        }
-        if !has_usable_port(&uri) {
-            return Err(format!("the port is not a number from 1 to 65535; {FORM}"));
-        }
+        let uri = parse_url(text).map_err(|error| format!("{error}; {FORM}"))?;
         if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
             return Err(format!("a user name in the URL is not supported; {FORM}"));
         }
@@ -90,7 +77,7 @@ impl FromStr for Target {
         let port = uri.port_u16().unwrap_or(usual);
         let authority = if port == usual { host.clone() } else { format!("{host}:{port}") };
         let authority = HeaderValue::from_str(&authority).map_err(|_| FORM.to_owned())?;
-        Ok(Self { url: url.to_owned(), uri, has_path, host, port, authority })
+        Ok(Self { url: redacted_url(url), uri, has_path, host, port, authority })
     }
 }
 
@@ -331,7 +318,7 @@ fn failed_status(head: &Parts, stranger: impl FnOnce() -> Option<Stranger>) -> O
     match (head.status, head.headers.get(header::LOCATION)) {
         (status, _) if status.is_success() => None,
         (status, Some(to)) if status.is_redirection() => {
-            Some(CallError::Redirect(status, String::from_utf8_lossy(to.as_bytes()).into_owned()))
+            Some(CallError::Redirect(status, redacted_url(&String::from_utf8_lossy(to.as_bytes()))))
         }
         (status, _) => Some(CallError::Status(status, stranger())),
     }
@@ -421,14 +408,14 @@ mod tests {
             let target = text.parse::<Target>().unwrap();
             let (path, url) = target.path(1);
             let url = url.unwrap_or(target.url);
-            assert!(url.ends_with(path.as_str()), "{url} {path}");
+            assert!(url.ends_with(path.path()), "{url} {path}");
             url
         };
         assert_eq!(url("http://service2"), "http://service2/service2");
         assert_eq!(url("http://service2:8080"), "http://service2:8080/service2");
         assert_eq!(url("http://service2/"), "http://service2/");
         assert_eq!(url("http://[::1]:8080"), "http://[::1]:8080/service2");
-        assert_eq!(url("http://service2/service7?x=1"), "http://service2/service7?x=1");
+        assert_eq!(url("http://service2/service7?token=x"), "http://service2/service7");
         for bad in
             ["", "service2", "/service2", "ftp://a", "http://", "http://u:p@h/", "http://a b", "http://a:99999", "http://a:0"]
         {

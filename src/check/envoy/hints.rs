@@ -1,6 +1,7 @@
 //! Where a hop runs, and so which commands look at it: `kubectl` and `istioctl`, `docker compose`, or plain `curl`.
 
 use crate::hop::reply::Tree;
+use crate::net::hosts::is_loopback;
 
 /// What runs the hops. Told from the host name in the reply, because `check` itself may run anywhere.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -155,11 +156,6 @@ pub(crate) fn host_of(url: &str) -> &str {
         Some(v6) => v6.split(']').next().unwrap_or(""),
         None => authority.split(':').next().unwrap_or(""),
     }
-}
-
-/// Whether a host is this machine.
-pub(crate) fn is_loopback(host: &str) -> bool {
-    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 /// The likely name of the hop that a URL leads to: the Service's name, else the path's `service<N>`, else host and port.

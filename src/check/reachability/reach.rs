@@ -11,11 +11,12 @@ use crate::hop::reply::Tree;
 use crate::check::chain::expect::Resolve;
 use crate::check::chain::xray::Probe;
 use crate::check::envoy::gateway;
-use crate::check::envoy::hints::{Place, is_loopback, quoted};
+use crate::check::envoy::hints::{Place, quoted};
 use crate::check::reachability::client::{Answer, Client, Failure};
 use crate::check::reachability::tls::{self, Trust};
 use crate::check::reachability::x509;
 use crate::check::report::{Finding, Group, Hint};
+use crate::net::hosts::is_loopback;
 
 const GROUP: Group = Group::Reach;
 

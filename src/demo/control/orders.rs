@@ -17,6 +17,7 @@ use http_body_util::{BodyExt as _, Limited};
 use serde::Deserialize;
 
 use crate::demo::control::panel::{Panel, PlanForm, Sender};
+use crate::net::hosts;
 use crate::trace_context::carried_names;
 
 /// The largest order.
@@ -51,8 +52,8 @@ impl Access {
     /// Whether a browser that says this host speaks to us, and not to a name that somebody pointed here.
     fn is_ours(&self, host: &Authority) -> bool {
         let name = host.host();
-        let ip = name.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>().ok().map(|ip| ip.to_canonical());
-        let local = name.eq_ignore_ascii_case("localhost") || ip.is_some_and(|ip| ip.is_loopback());
+        let ip = hosts::address_of(name).map(|ip| ip.to_canonical());
+        let local = hosts::is_loopback(name);
         let listened = ip.is_some_and(|ip| ip == self.addr.ip() && !ip.is_unspecified());
         let port = host.port_u16().unwrap_or(80) == self.addr.port();
         // An address in numbers cannot be rebound. Behind a container's published port the number may be another.

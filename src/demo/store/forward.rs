@@ -45,7 +45,7 @@ pub(crate) async fn forward(store: Store, base: String, stopped: watch::Receiver
         let failure = match client.post(&url).json(&batch).send().await {
             Ok(answer) if answer.status().is_success() => None,
             Ok(answer) => Some(format!("answered {}", answer.status())),
-            Err(error) => Some(crate::hop::error::causes(&error)),
+            Err(error) => Some(crate::text::causes(&error)),
         };
         if let Some(error) = failure.as_ref().filter(|_| !failing) {
             tracing::warn!(url, error, "spans were not passed on");

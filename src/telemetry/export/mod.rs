@@ -263,7 +263,7 @@ impl Sink {
                 let body = zipkin_json(resource, batch, spans);
                 let request = client.post(endpoint).header(http::header::CONTENT_TYPE, "application/json").body(body);
                 let answer =
-                    request.send().await.map_err(|error| Failure { retry: true, reason: crate::hop::error::causes(&error) })?;
+                    request.send().await.map_err(|error| Failure { retry: true, reason: crate::text::causes(&error) })?;
                 let status = answer.status();
                 thrown_away(answer).await;
                 if status.is_success() {

@@ -1,0 +1,140 @@
+//! Hosts, ports and URLs as texts.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use http::Uri;
+
+/// `host:port`, `host` or `[::1]:port`; the port is 80 when it is not given.
+pub(crate) fn host_and_port(host: &str) -> (&str, u16) {
+    match host.rsplit_once(':') {
+        Some((name, port)) if !name.contains(':') || name.ends_with(']') => (name, port.parse().unwrap_or(80)),
+        _ => (host, 80),
+    }
+}
+
+/// The address that a URL's or a header's host is, if it is no name; brackets of IPv6 are read.
+pub(crate) fn address_of(host: &str) -> Option<IpAddr> {
+    host.trim_start_matches('[').trim_end_matches(']').parse().ok()
+}
+
+/// Whether a host is this machine, by an address or by the name `localhost`.
+pub(crate) fn is_loopback(host: &str) -> bool {
+    address_of(host).map_or(host.eq_ignore_ascii_case("localhost"), |address| address.to_canonical().is_loopback())
+}
+
+/// Why a text is not an `http` or `https` URL that can be called.
+#[derive(Debug)]
+pub(crate) enum UrlError {
+    /// Not a URL.
+    Syntax(http::uri::InvalidUri),
+    /// Another scheme than `http` and `https`, or no host.
+    SchemeOrHost,
+    /// A port that is not a number from 1 to 65535.
+    Port,
+}
+
+impl fmt::Display for UrlError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Syntax(error) => error.fmt(f),
+            Self::SchemeOrHost => f.write_str("neither http nor https, or no host"),
+            Self::Port => f.write_str("the port is not a number from 1 to 65535"),
+        }
+    }
+}
+
+impl std::error::Error for UrlError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Syntax(error) => Some(error),
+            Self::SchemeOrHost | Self::Port => None,
+        }
+    }
+}
+
+/// An `http` or `https` URL with a host and, if it names one, a port that exists.
+///
+/// # Errors
+///
+/// [`UrlError`] says what is wrong; it does not repeat the text, which may hold a password.
+pub(crate) fn parse_url(text: &str) -> Result<Uri, UrlError> {
+    let uri: Uri = text.trim().parse().map_err(UrlError::Syntax)?;
+    if !matches!(uri.scheme_str(), Some("http" | "https")) || uri.host().is_none_or(str::is_empty) {
+        return Err(UrlError::SchemeOrHost);
+    }
+    if has_usable_port(&uri) { Ok(uri) } else { Err(UrlError::Port) }
+}
+
+/// Whether a URL has no port or one that exists. `Uri` accepts any digits, and what is no port would silently be 80.
+fn has_usable_port(uri: &Uri) -> bool {
+    let authority = uri.authority().map_or("", |authority| authority.as_str());
+    let host_and_port = authority.rsplit_once('@').map_or(authority, |(_, host_and_port)| host_and_port);
+    let port = host_and_port.strip_prefix(uri.host().unwrap_or_default()).unwrap_or_default();
+    port.is_empty() || uri.port_u16().is_some_and(|port| port != 0)
+}
+
+/// A URL as it is shown: without user, password, query and fragment, which may hold secrets. Also reads a relative reference
+/// as it stands in a `Location`, and returns what is no URL up to its first `?` or `#`.
+pub(crate) fn redacted_url(url: &str) -> String {
+    let url = url.split(['?', '#']).next().unwrap_or_default();
+    let (scheme, rest) = match url.split_once("//") {
+        Some((scheme, rest)) if scheme.is_empty() || scheme.ends_with(':') => (scheme, rest),
+        _ => return url.to_owned(),
+    };
+    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+    format!("{scheme}//{host}{path}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_is_split_from_its_port() {
+        assert_eq!(host_and_port("service2"), ("service2", 80));
+        assert_eq!(host_and_port("service2:8080"), ("service2", 8080));
+        assert_eq!(host_and_port("[::1]:8080"), ("[::1]", 8080));
+        assert_eq!(host_and_port("::1"), ("::1", 80));
+    }
+
+    #[test]
+    fn loopback_is_known_by_name_and_by_address() {
+        for host in ["localhost", "LOCALHOST", "127.0.0.1", "127.9.9.9", "::1", "[::1]", "::ffff:127.0.0.1"] {
+            assert!(is_loopback(host), "{host}");
+        }
+        for host in ["", "localhost.example.com", "10.0.0.1", "0.0.0.0", "service1", "[::]"] {
+            assert!(!is_loopback(host), "{host}");
+        }
+    }
+
+    #[test]
+    fn a_url_needs_scheme_host_and_a_port_that_exists() {
+        for good in ["http://a", " https://a:1/b?c ", "http://[::1]:65535", "http://u:p@a:80/"] {
+            assert!(parse_url(good).is_ok(), "{good}");
+        }
+        for bad in ["", "a", "/a", "ftp://a", "http://", "http://a b", "http://a:99999", "http://a:0", "http://u@a:0"] {
+            let error = parse_url(bad).expect_err(bad).to_string();
+            assert!(!error.is_empty(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_shown_url_has_no_user_password_or_query() {
+        for (url, shown) in [
+            ("http://a:80/b", "http://a:80/b"),
+            ("http://user:pass@a/b?token=x#y", "http://a/b"),
+            ("https://user:p@ss@a", "https://a"),
+            ("//u:p@a/b?c", "//a/b"),
+            ("/login?code=1", "/login"),
+            ("?code=1", ""),
+            ("http://a/b@c", "http://a/b@c"),
+            ("http://a?next=http://u:p@b", "http://a"),
+            ("/redirect//x@y", "/redirect//x@y"),
+            ("no url", "no url"),
+        ] {
+            assert_eq!(redacted_url(url), shown, "{url}");
+        }
+    }
+}
