@@ -54,15 +54,15 @@ fn trace_headers(lines: &[(&str, &[u8])]) {
     let mut carried = Carried::default();
     for (name, value) in lines {
         if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name.as_bytes()), HeaderValue::from_bytes(value)) {
-            propagator.take(&mut carried, &name, &value);
+            propagator.carry(&mut carried, &name, &value);
         }
     }
     let incoming = propagator.extract(&carried);
     let id = HeaderValue::from_static("made-here");
     // Without an exporter everything passes through as it came.
     let untouched = propagator.outgoing(&carried, &id, None, false);
-    assert!(propagator.written(&untouched).all(|(_, value)| !value.is_empty()));
-    let request_id = propagator.written(&untouched).find(|(name, _)| *name == "x-request-id").expect("every call has an id");
+    assert!(untouched.iter().all(|(_, value)| !value.is_empty()));
+    let request_id = untouched.iter().find(|(name, _)| *name == "x-request-id").expect("every call has an id");
     assert!(is_valid_request_id(request_id.1.as_bytes()));
     let Some(context) = incoming.context else { return };
     assert_ne!(context.trace_id, TraceId::INVALID);
@@ -72,8 +72,8 @@ fn trace_headers(lines: &[(&str, &[u8])]) {
     let sampling = if context.sampling == Sampling::Deferred { Sampling::Sample } else { context.sampling };
     let child = crate::trace_context::Context { sampling, ..context.child(SpanId::from(0x0123_4567_89ab_cdef)) };
     let mut arrived = Carried::default();
-    for (name, value) in propagator.written(&propagator.outgoing(&carried, &id, Some(&child), false)) {
-        propagator.take(&mut arrived, name, value);
+    for (name, value) in &propagator.outgoing(&carried, &id, Some(&child), false) {
+        propagator.carry(&mut arrived, name, value);
     }
     let next = propagator.extract(&arrived).context.expect("the next hop reads what this one wrote");
     assert_eq!((next.trace_id, next.span_id), (child.trace_id, child.span_id));

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use common::{Head, Hop, Sink, Upstream, answer, exchange};
 
 /// The contract's table.
-const TABLE: [&str; 18] = [
+const TABLE: [&str; 22] = [
     "x-request-id",
     "traceparent",
     "tracestate",
@@ -25,6 +25,10 @@ const TABLE: [&str; 18] = [
     "x-datadog-trace-id",
     "x-datadog-parent-id",
     "x-datadog-sampling-priority",
+    "x-datadog-tags",
+    "x-datadog-origin",
+    "x-amzn-trace-id",
+    "uber-trace-id",
     "sw8",
     "x-lane",
 ];
@@ -126,6 +130,10 @@ async fn without_an_exporter_all_formats_travel_together_untouched_whatever_they
         ("x-datadog-trace-id", "1"),
         ("x-datadog-parent-id", "2"),
         ("x-datadog-sampling-priority", "-1"),
+        ("x-datadog-tags", "_dd.p.dm=-1,_dd.p.tid=1"),
+        ("x-datadog-origin", "synthetics"),
+        ("x-amzn-trace-id", "Root=1-5759e988-bd862e3fe1be46a994272793;Sampled=1"),
+        ("uber-trace-id", "463ac35c9f6413ad48485a3953bb6124:a2fb4a1d1a96d312:0:1"),
         ("sw8", "1-a-b-3-c-d-e-f"),
         ("x-lane", "gray"),
     ];
@@ -200,6 +208,21 @@ async fn further_headers_are_carried_when_told_and_lost_when_told() {
     let warned =
         wire.front().stderr().into_iter().any(|line| line.contains("--drop-header") && line.contains("traceparent,x-user"));
     assert!(warned, "the log says so at start: {:?}", wire.front().stderr());
+}
+
+#[tokio::test]
+async fn there_may_be_any_number_of_further_headers() {
+    let names: Vec<String> = (0..300).map(|n| format!("x-h{n}")).collect();
+    let wire = Wire::new(1, &[], &[("FORWARD_HEADERS", &names.join(","))]).await;
+    // A head has at most 100 fields.
+    for part in names.chunks(75) {
+        let sent: Vec<(&str, &str)> = part.iter().map(|name| (name.as_str(), "v")).collect();
+        let (head, reply) = wire.send(&sent).await;
+        for name in part {
+            assert_eq!(head.all(name), ["v"], "{name}");
+            assert_eq!(reply["received"][name], serde_json::json!(["v"]), "{name}");
+        }
+    }
 }
 
 #[tokio::test]
@@ -536,6 +559,18 @@ async fn tracestate_goes_on_with_its_trace_and_only_when_it_is_valid() {
         ("empty", vec![valid, ("tracestate", "")], vec![]),
         ("32 members", vec![valid, ("tracestate", &most)], vec![most.as_str()]),
         ("33 members", vec![valid, ("tracestate", &many)], vec![]),
+        ("a tab in a value", vec![valid, ("tracestate", "a=1\t2")], vec![]),
+        (
+            "tenants, spaces around and empty members",
+            vec![valid, ("tracestate", "t0_-*/@s=! ~ , ,a=/")],
+            vec!["t0_-*/@s=! ~ , ,a=/"],
+        ),
+        ("no value", vec![valid, ("tracestate", "a=1,b")], vec![]),
+        ("an empty value", vec![valid, ("tracestate", "a=1,b=")], vec![]),
+        ("two equals signs", vec![valid, ("tracestate", "a=1=2")], vec![]),
+        ("a key in upper case", vec![valid, ("tracestate", "a=1,B=2")], vec![]),
+        ("two tenants", vec![valid, ("tracestate", "a@b@c=1")], vec![]),
+        ("malformed in the second header", vec![valid, ("tracestate", "a=1"), ("tracestate", "garbage")], vec![]),
         ("34 in two headers", vec![valid, ("tracestate", &half), ("tracestate", &half)], vec![]),
         ("without its traceparent", vec![("tracestate", "a=1")], vec![]),
         ("beside an invalid one", vec![("traceparent", "garbage"), ("tracestate", "a=1")], vec![]),
@@ -557,6 +592,10 @@ async fn what_belongs_to_other_tracers_is_carried_verbatim_by_a_hop_with_spans()
         ("x-datadog-trace-id", "1"),
         ("x-datadog-parent-id", "2"),
         ("x-datadog-sampling-priority", "2"),
+        ("x-datadog-tags", "_dd.p.dm=-1,_dd.p.tid=1"),
+        ("x-datadog-origin", "synthetics"),
+        ("x-amzn-trace-id", "Root=1-5759e988-bd862e3fe1be46a994272793;Sampled=1"),
+        ("uber-trace-id", "463ac35c9f6413ad48485a3953bb6124:a2fb4a1d1a96d312:0:1"),
         ("sw8", "1-x"),
         ("x-lane", "gray"),
         ("x-tenant", "t"),

@@ -29,7 +29,7 @@ use crate::telemetry::access_log::Entry;
 use crate::telemetry::ids;
 use crate::telemetry::metrics::known_method;
 use crate::telemetry::tracer::{FinishedSpan, SpanKind};
-use crate::trace_context::{Carried, Context, X_HOP_COUNT, X_REQUEST_ID, push_hex};
+use crate::trace_context::{Carried, Context, X_HOP_COUNT, X_REQUEST_ID, traceresponse};
 
 static VERSION: HeaderName = HeaderName::from_static("version");
 static TRACERESPONSE: HeaderName = HeaderName::from_static("traceresponse");
@@ -82,7 +82,7 @@ impl Exchange {
         let mut head_bytes = request.uri().path_and_query().map_or(0, |path| path.as_str().len());
         for (name, value) in request.headers() {
             head_bytes += name.as_str().len() + value.len() + 4;
-            if !node.propagator.take(&mut seen.carried, name, value) {
+            if !node.propagator.carry(&mut seen.carried, name, value) {
                 seen.take(name, value);
             }
         }
@@ -179,15 +179,7 @@ impl Exchange {
         headers.insert(VERSION.clone(), self.node.version_header.clone());
         headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
         if let Some(context) = &self.context {
-            let mut text = Vec::with_capacity(55);
-            text.extend_from_slice(b"00-");
-            push_hex(&mut text, &context.trace_id.to_bytes());
-            text.push(b'-');
-            push_hex(&mut text, &context.span_id.to_bytes());
-            text.extend_from_slice(if context.sampling.is_sampled() { b"-01" } else { b"-00" });
-            if let Ok(value) = HeaderValue::from_maybe_shared(Bytes::from(text)) {
-                headers.insert(TRACERESPONSE.clone(), value);
-            }
+            headers.insert(TRACERESPONSE.clone(), traceresponse(context));
         }
         if self.node.phase.is_draining() {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));

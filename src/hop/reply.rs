@@ -14,8 +14,9 @@ use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::telemetry::line_writer::{push_address, push_milliseconds, push_number, push_time};
+use crate::text::hex::push_hex;
 use crate::text::json::{members, misleads, push_escaped, push_optional, push_text};
-use crate::trace_context::{Context, Sampling, Shown, push_hex};
+use crate::trace_context::{Context, RedactedHeaders, Sampling};
 
 /// What one hop answers to `GET /service<N>`, as it is written. [`Tree`] says what each field means.
 pub(crate) struct Reply<'a> {
@@ -30,7 +31,7 @@ pub(crate) struct Reply<'a> {
     pub(crate) request_id: &'a [u8],
     pub(crate) context: Option<&'a Context>,
     pub(crate) propagation: Propagation,
-    pub(crate) received: Shown<'a>,
+    pub(crate) received: RedactedHeaders<'a>,
     pub(crate) client: IpAddr,
     pub(crate) identity: Option<&'a str>,
     pub(crate) attempt: u32,
@@ -43,7 +44,7 @@ pub(crate) struct ReplyCall<'a> {
     pub(crate) status: Option<u16>,
     pub(crate) duration: Duration,
     pub(crate) error: Option<String>,
-    pub(crate) sent: Shown<'a>,
+    pub(crate) sent: RedactedHeaders<'a>,
     /// JSON, spliced in as it is.
     pub(crate) reply: Option<&'a [u8]>,
 }
@@ -470,7 +471,7 @@ pub(crate) fn plain(text: &str) -> Cow<'_, str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::trace_context::{Carried, Outgoing, Propagator, Propagators};
+    use crate::trace_context::{Carried, HeaderPairs, Propagator, Propagators};
     use http::{HeaderName, HeaderValue};
     use opentelemetry::trace::{SpanId, TraceId};
 
@@ -489,12 +490,11 @@ mod tests {
 
     /// What a hop writes: everything there, or as little as there may be.
     fn written(context: Option<&Context>, full: bool, calls: Vec<ReplyCall<'_>>) -> Vec<u8> {
-        let mut propagator = Propagator::default();
         let mut carried = Carried::default();
         if full {
-            propagator = Propagator::new(Propagators::default(), vec![HeaderName::from_static("x-api-key")], vec![]);
+            let propagator = Propagator::new(Propagators::default(), vec![HeaderName::from_static("x-api-key")], vec![]);
             for (name, value) in [("x-request-id", "r-1"), ("baggage", "a=\"1\""), ("x-api-key", "k"), ("baggage", "b=2")] {
-                propagator.take(&mut carried, &HeaderName::from_static(name), &HeaderValue::from_static(value));
+                propagator.carry(&mut carried, &HeaderName::from_static(name), &HeaderValue::from_static(value));
             }
         }
         let reply = Reply {
@@ -509,7 +509,7 @@ mod tests {
             request_id: b"r-1",
             context,
             propagation: Propagation::Continue,
-            received: Shown::received(&propagator, &carried),
+            received: RedactedHeaders::received(&carried),
             client: "2001:db8::1".parse().unwrap(),
             identity: full.then_some("spiffe://cluster.local/ns/a/sa/\"b\""),
             attempt: 3,
@@ -518,18 +518,13 @@ mod tests {
         reply.to_json(calls.into_iter())
     }
 
-    fn call<'a>(
-        propagator: &'a Propagator,
-        outgoing: &'a Outgoing,
-        error: Option<&str>,
-        reply: Option<&'a [u8]>,
-    ) -> ReplyCall<'a> {
+    fn call<'a>(sent: &'a HeaderPairs, error: Option<&str>, reply: Option<&'a [u8]>) -> ReplyCall<'a> {
         ReplyCall {
             url: "http://service2/service2",
             status: reply.map(|_| 200),
             duration: Duration::from_micros(9_500),
             error: error.map(str::to_owned),
-            sent: Shown::sent(propagator, outgoing),
+            sent: RedactedHeaders::sent(sent),
             reply,
         }
     }
@@ -543,12 +538,9 @@ mod tests {
             parent_id: Some(SpanId::from(7)),
             sampling: Sampling::Sample,
         };
-        let (propagator, outgoing) = (Propagator::default(), Outgoing::default());
+        let sent = HeaderPairs::new();
         let leaf = written(None, false, vec![]);
-        let calls = vec![
-            call(&propagator, &outgoing, None, Some(&leaf)),
-            call(&propagator, &outgoing, Some("connection \"refused\""), None),
-        ];
+        let calls = vec![call(&sent, None, Some(&leaf)), call(&sent, Some("connection \"refused\""), None)];
         let json = written(Some(&context), true, calls);
         assert!(is_reply(&json) && is_reply(&leaf), "{}", String::from_utf8_lossy(&json));
         let text = String::from_utf8(json.clone()).unwrap();

@@ -17,7 +17,7 @@ use crate::hop::reply::{Propagation, Reply, Tree};
 use crate::hop::route::Route;
 use crate::hop::state::Node;
 use crate::telemetry::access_log::AccessLog;
-use crate::trace_context::{Shown, shown};
+use crate::trace_context::{RedactedHeaders, redacted};
 use crate::upstream::{Called, Upstreams};
 
 /// Answers a request that was let in, whatever happens.
@@ -134,13 +134,13 @@ fn reply(node: &Node, exchange: &Exchange, calls: &[Called], status: StatusCode)
         request_id: exchange.request_id.as_bytes(),
         context: exchange.context.as_ref(),
         propagation: if node.tracer.is_some() { Propagation::Continue } else { Propagation::Forward },
-        received: Shown::received(&node.propagator, &exchange.carried),
+        received: RedactedHeaders::received(&exchange.carried),
         client: exchange.client,
         identity: exchange.identity.as_deref(),
         attempt: exchange.attempt,
         injected: exchange.draw().injected,
     };
-    reply.to_json(calls.iter().map(|call| node.upstreams.shown(&node.propagator, call)))
+    reply.to_json(calls.iter().map(|call| node.upstreams.shown(call)))
 }
 
 /// Whether `Accept` names JSON and ranks no text above it.
@@ -172,7 +172,7 @@ fn all_headers(headers: &HeaderMap) -> Response<Bytes> {
         fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
             let mut map = serializer.serialize_map(Some(self.0.keys_len()))?;
             for name in self.0.keys() {
-                let values: Vec<_> = self.0.get_all(name).iter().map(|value| shown(name, value)).collect();
+                let values: Vec<_> = self.0.get_all(name).iter().map(|value| redacted(name, value)).collect();
                 map.serialize_entry(name.as_str(), &values)?;
             }
             map.end()

@@ -4,8 +4,9 @@ use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
 use crate::telemetry::line_writer::{LineWriter, push_address, push_milliseconds, push_number, push_time};
+use crate::text::hex::push_hex;
 use crate::text::json::push_escaped;
-use crate::trace_context::{Context, push_hex};
+use crate::trace_context::Context;
 
 /// `--log-format`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]

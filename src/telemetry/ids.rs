@@ -4,7 +4,7 @@ use http::HeaderValue;
 use opentelemetry::trace::{SpanId, TraceId};
 use opentelemetry_sdk::trace::{IdGenerator, RandomIdGenerator};
 
-use crate::trace_context::push_hex;
+use crate::text::hex::push_hex;
 
 /// A trace id that nobody has used.
 pub(crate) fn trace_id() -> TraceId {

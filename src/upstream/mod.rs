@@ -8,7 +8,7 @@ use std::str::FromStr;
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
-use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::header::{self, HeaderMap, HeaderValue};
 use http::response::Parts;
 use http::uri::PathAndQuery;
 use http::{Request, StatusCode, Uri};
@@ -24,7 +24,7 @@ use crate::telemetry::ids;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::tracer::{FinishedSpan, SpanKind, Tracer};
 use crate::text::causes;
-use crate::trace_context::{Context, Outgoing, Propagator, Shown, X_HOP_COUNT};
+use crate::trace_context::{Context, HeaderPairs, RedactedHeaders, X_HOP_COUNT};
 use crate::upstream::client::{Failure, Pool};
 use crate::upstream::foreign_response::Stranger;
 
@@ -109,7 +109,7 @@ pub(crate) struct Called {
     status: Option<StatusCode>,
     duration: Duration,
     failure: Option<CallError>,
-    sent: Outgoing,
+    sent: HeaderPairs,
     reply: Option<Bytes>,
 }
 
@@ -214,7 +214,7 @@ impl Upstreams {
         };
         let (path, url) = target.path(exchange.service_number());
         measured.path = Some(path.clone());
-        let request = self.request(target, path, node.propagator.written(&sent), exchange.hops);
+        let request = self.request(target, path, &sent, exchange.hops);
         let answered = tokio::time::timeout(self.timeout, exchanged(pool, request, &mut measured.status)).await;
         let (reply, failure) = match answered {
             Ok(Ok(reply)) => (reply, None),
@@ -225,22 +225,16 @@ impl Upstreams {
         Called { target: index, url, status: measured.status, duration: measured.begun.elapsed(), failure, sent, reply }
     }
 
-    fn request<'a>(
-        &self,
-        target: &Target,
-        path: PathAndQuery,
-        carried: impl ExactSizeIterator<Item = (&'a HeaderName, &'a HeaderValue)>,
-        hops: u32,
-    ) -> Request<Empty<Bytes>> {
+    fn request(&self, target: &Target, path: PathAndQuery, sent: &HeaderPairs, hops: u32) -> Request<Empty<Bytes>> {
         let mut request = Request::new(Empty::new());
         *request.uri_mut() = Uri::from(path);
         let headers: &mut HeaderMap = request.headers_mut();
-        headers.reserve(carried.len() + 4);
+        headers.reserve(sent.len() + 4);
         headers.insert(header::HOST, target.authority.clone());
         headers.insert(header::ACCEPT, HeaderValue::from_static("application/json"));
         headers.insert(header::USER_AGENT, self.user_agent.clone());
         headers.insert(X_HOP_COUNT.clone(), HeaderValue::from(hops.saturating_add(1)));
-        for (name, value) in carried {
+        for (name, value) in sent {
             headers.append(name.clone(), value.clone());
         }
         request
@@ -264,13 +258,13 @@ impl Upstreams {
     }
 
     /// How a call looks in the reply.
-    pub(crate) fn shown<'a>(&'a self, propagator: &'a Propagator, call: &'a Called) -> ReplyCall<'a> {
+    pub(crate) fn shown<'a>(&'a self, call: &'a Called) -> ReplyCall<'a> {
         ReplyCall {
             url: call.url.as_deref().unwrap_or(&self.targets[call.target].0.url),
             status: call.status.map(|status| status.as_u16()),
             duration: call.duration,
             error: call.failure.as_ref().map(CallError::to_string),
-            sent: Shown::sent(propagator, &call.sent),
+            sent: RedactedHeaders::sent(&call.sent),
             // Checked to be one.
             reply: call.reply.as_deref(),
         }
@@ -374,7 +368,7 @@ mod tests {
             status: status.map(|status| StatusCode::from_u16(status).unwrap()),
             duration: Duration::ZERO,
             failure,
-            sent: Outgoing::default(),
+            sent: HeaderPairs::new(),
             reply: None,
         }
     }

@@ -22,8 +22,9 @@ use crate::telemetry::ids;
 use crate::telemetry::line_writer::{LineWriter, push_address, push_number};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::tracer::{Batch, Span, SpanKind, SpanQueue, Value, chunks};
+use crate::text::hex::push_hex;
 use crate::text::json::{push_escaped, push_text};
-use crate::trace_context::{Sampling, push_hex};
+use crate::trace_context::Sampling;
 
 /// How many spans go out in one request.
 const CHUNK: usize = 512;

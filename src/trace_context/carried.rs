@@ -1,0 +1,192 @@
+//! The headers that a hop carries: the table of their names, the headers of one request, and their redacted form for the reply.
+
+use std::borrow::Cow;
+
+use http::{HeaderName, HeaderValue};
+
+use super::{HeaderSource, is_valid_request_id};
+use crate::text::json::push_text;
+
+/// What a carried header is to the hop. Decides what happens to it when the hop continues a trace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum HeaderRole {
+    /// The request id: carried, or made when it is missing or unusable.
+    RequestId,
+    /// The W3C context.
+    TraceParent,
+    /// Belongs to the `traceparent` beside it.
+    TraceState,
+    /// W3C baggage.
+    Baggage,
+    /// The single `b3` header.
+    B3,
+    /// A part of B3 multi.
+    B3Multi,
+    /// The context of a tracer that `OTEL_PROPAGATORS` does not name: carried verbatim.
+    ForeignTracer,
+    /// For the mesh's routing: carried verbatim.
+    Routing,
+    /// From `--forward-header`: carried verbatim.
+    Extra,
+}
+
+/// A line of the table.
+pub(super) struct CarriedHeader {
+    pub(super) name: HeaderName,
+    pub(super) role: HeaderRole,
+}
+
+const fn line(name: &'static str, role: HeaderRole) -> CarriedHeader {
+    CarriedHeader { name: HeaderName::from_static(name), role }
+}
+
+/// Every header that is carried to the next hop. A new one is a line here.
+static TABLE: [CarriedHeader; 22] = [
+    line("x-request-id", HeaderRole::RequestId),
+    line("traceparent", HeaderRole::TraceParent),
+    line("tracestate", HeaderRole::TraceState),
+    line("baggage", HeaderRole::Baggage),
+    line("b3", HeaderRole::B3),
+    line("x-b3-traceid", HeaderRole::B3Multi),
+    line("x-b3-spanid", HeaderRole::B3Multi),
+    line("x-b3-parentspanid", HeaderRole::B3Multi),
+    line("x-b3-sampled", HeaderRole::B3Multi),
+    line("x-b3-flags", HeaderRole::B3Multi),
+    line("x-ot-span-context", HeaderRole::ForeignTracer),
+    line("x-cloud-trace-context", HeaderRole::ForeignTracer),
+    line("grpc-trace-bin", HeaderRole::ForeignTracer),
+    line("x-datadog-trace-id", HeaderRole::ForeignTracer),
+    line("x-datadog-parent-id", HeaderRole::ForeignTracer),
+    line("x-datadog-sampling-priority", HeaderRole::ForeignTracer),
+    line("x-datadog-tags", HeaderRole::ForeignTracer),
+    line("x-datadog-origin", HeaderRole::ForeignTracer),
+    line("x-amzn-trace-id", HeaderRole::ForeignTracer),
+    line("uber-trace-id", HeaderRole::ForeignTracer),
+    line("sw8", HeaderRole::ForeignTracer),
+    line("x-lane", HeaderRole::Routing),
+];
+
+/// The names of the table, in its order.
+pub fn carried_names() -> impl Iterator<Item = &'static str> {
+    TABLE.iter().map(|line| line.name.as_str())
+}
+
+/// The line of a header in the table.
+pub(super) fn find(name: &str) -> Option<&'static CarriedHeader> {
+    TABLE.iter().find(|line| line.name.as_str() == name)
+}
+
+/// The role of a header that is carried.
+pub(super) fn role(name: &str) -> HeaderRole {
+    find(name).map_or(HeaderRole::Extra, |line| line.role)
+}
+
+/// Whether a header is never carried, whatever is configured: it belongs to one connection, one proxy or one body, or the hop
+/// writes its own.
+pub fn is_never_carried(name: &str) -> bool {
+    const NEVER: [&str; 16] = [
+        "connection",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+        "content-length",
+        "content-type",
+        "host",
+        "accept",
+        "accept-encoding",
+        "user-agent",
+        "x-hop-count",
+    ];
+    NEVER.contains(&name) || name.starts_with("x-forwarded-") || name.starts_with("x-envoy-") || name == "forwarded"
+}
+
+/// Whether the values of a header are secrets, to be masked wherever headers are shown.
+pub fn is_secret(name: &str) -> bool {
+    const PARTS: [&str; 7] = ["authorization", "cookie", "token", "key", "password", "secret", "credential"];
+    PARTS.iter().any(|part| name.contains(part))
+}
+
+/// What is shown instead of a secret.
+const MASK: &str = "***";
+
+/// A header's value for people and JSON: masked when it is a secret, lossy when it is not UTF-8.
+pub(crate) fn redacted<'a>(name: &HeaderName, value: &'a HeaderValue) -> Cow<'a, str> {
+    if is_secret(name.as_str()) { MASK.into() } else { String::from_utf8_lossy(value.as_bytes()) }
+}
+
+/// Names and values in their order on the wire, ready for a `HeaderMap`. Values of secrets are marked sensitive.
+pub(crate) type HeaderPairs = Vec<(HeaderName, HeaderValue)>;
+
+/// The carried headers of one request, as they arrived: every value, also empty ones.
+#[derive(Debug, Default)]
+pub struct Carried {
+    pub(super) headers: HeaderPairs,
+}
+
+impl HeaderSource for Carried {
+    fn values(&self, name: &str) -> impl Iterator<Item = &[u8]> {
+        self.headers.iter().filter(move |(known, _)| known.as_str() == name).map(|(_, value)| value.as_bytes())
+    }
+}
+
+impl Carried {
+    pub(super) fn push(&mut self, name: HeaderName, value: HeaderValue) {
+        if self.headers.is_empty() {
+            // A mesh sends about this many; growing there from nothing would be three allocations.
+            self.headers.reserve(8);
+        }
+        self.headers.push((name, value));
+    }
+
+    /// The request id, when the first that came is usable.
+    pub(crate) fn request_id(&self) -> Option<&HeaderValue> {
+        let first = self.headers.iter().find(|(name, _)| *name == super::X_REQUEST_ID).map(|(_, value)| value);
+        first.filter(|value| is_valid_request_id(value.as_bytes()))
+    }
+}
+
+/// Carried headers as the reply shows them: a JSON object of arrays, equal names together, sensitive values masked.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RedactedHeaders<'a>(&'a [(HeaderName, HeaderValue)]);
+
+impl<'a> RedactedHeaders<'a> {
+    /// As they arrived.
+    pub(crate) fn received(carried: &'a Carried) -> Self {
+        Self(&carried.headers)
+    }
+
+    /// As they were written to a call.
+    pub(crate) fn sent(outgoing: &'a HeaderPairs) -> Self {
+        Self(outgoing)
+    }
+
+    /// Appends the object.
+    pub(crate) fn push_json(&self, out: &mut Vec<u8>) {
+        out.push(b'{');
+        for (i, (name, _)) in self.0.iter().enumerate() {
+            // All values are written at the first occurrence of a name; the lists are short, so this costs less than a set.
+            if self.0[..i].iter().any(|(earlier, _)| earlier == name) {
+                continue;
+            }
+            // A header's name needs no escaping.
+            let text = name.as_str();
+            out.reserve(text.len() + 8);
+            out.extend_from_slice(if i == 0 { b"\"" } else { b",\"" });
+            out.extend_from_slice(text.as_bytes());
+            out.extend_from_slice(b"\":");
+            let mut separator = b'[';
+            for (_, value) in self.0[i..].iter().filter(|(at, _)| at == name) {
+                out.push(separator);
+                push_text(out, if value.is_sensitive() { MASK.as_bytes() } else { value.as_bytes() });
+                separator = b',';
+            }
+            out.push(b']');
+        }
+        out.push(b'}');
+    }
+}

@@ -1,0 +1,83 @@
+//! W3C Trace Context: `traceparent` and `tracestate`.
+
+use bytes::BytesMut;
+use http::HeaderValue;
+use opentelemetry::trace::TraceId;
+
+use super::{Context, Sampling, parse_hex, parse_span_id, push_hex, split_value};
+
+/// The length of a `traceparent` of version 00.
+const LENGTH: usize = 55;
+
+/// `00-<32 hex>-<16 hex>-<2 hex>`; a version above 00 is read as 00, `ff` is invalid. Source: W3C Trace Context, section 3.2.
+pub(super) fn parse_traceparent(value: &[u8]) -> Option<Context> {
+    let (known, rest) = value.split_at_checked(LENGTH)?;
+    let (version, ids) = known.split_at(2);
+    let is_hex = |digits: &[u8]| digits.iter().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'));
+    let fits = match version {
+        b"00" => rest.is_empty(),
+        b"ff" => false,
+        _ => is_hex(version) && (rest.is_empty() || rest[0] == b'-'),
+    };
+    if !fits || ids[0] != b'-' || ids[33] != b'-' || ids[50] != b'-' || !is_hex(&ids[51..]) {
+        return None;
+    }
+    let sampled = matches!(ids[52], b'1' | b'3' | b'5' | b'7' | b'9' | b'b' | b'd' | b'f');
+    Some(Context {
+        trace_id: TraceId::from(parse_hex(&ids[1..33], false)?),
+        short_trace_id: false,
+        span_id: parse_span_id(&ids[34..50], false)?,
+        parent_id: None,
+        sampling: if sampled { Sampling::Sample } else { Sampling::Drop },
+    })
+}
+
+/// The `traceparent` of a context.
+pub(super) fn write_traceparent(context: &Context, buffer: &mut BytesMut) -> HeaderValue {
+    buffer.extend_from_slice(b"00-");
+    push_hex(buffer, &context.trace_id.to_bytes());
+    buffer.extend_from_slice(b"-");
+    push_hex(buffer, &context.span_id.to_bytes());
+    buffer.extend_from_slice(if context.sampling.is_sampled() { b"-01" } else { b"-00" });
+    split_value(buffer)
+}
+
+/// The value of `traceresponse`: it has the form of a `traceparent`.
+pub(crate) fn traceresponse(context: &Context) -> HeaderValue {
+    write_traceparent(context, &mut BytesMut::with_capacity(LENGTH))
+}
+
+/// Whether all lines of a `tracestate` together are valid: at most 32 members `key=value`, empty ones not counted. Source: W3C
+/// Trace Context, section 3.3.
+pub(crate) fn is_valid_tracestate<'a>(lines: impl Iterator<Item = &'a [u8]>) -> bool {
+    const MAX_MEMBERS: usize = 32;
+    let members = || lines.flat_map(|line| line.split(|byte| *byte == b',')).map(<[u8]>::trim_ascii);
+    let mut count = 0;
+    members().filter(|member| !member.is_empty()).all(|member| {
+        count += 1;
+        count <= MAX_MEMBERS && is_member(member)
+    })
+}
+
+fn is_member(member: &[u8]) -> bool {
+    const MAX_VALUE: usize = 256;
+    let Some(equals) = member.iter().position(|byte| *byte == b'=') else { return false };
+    let (key, value) = (&member[..equals], &member[equals + 1..]);
+    is_key(key) && (1..=MAX_VALUE).contains(&value.len()) && value.iter().all(|byte| matches!(byte, b' '..=b'~') && *byte != b'=')
+}
+
+/// A vendor's key, or `tenant@system`.
+fn is_key(key: &[u8]) -> bool {
+    const MAX_KEY: usize = 256;
+    const MAX_TENANT: usize = 241;
+    const MAX_SYSTEM: usize = 14;
+    let is_name = |name: &[u8], max: usize| {
+        (1..=max).contains(&name.len())
+            && matches!(name[0], b'a'..=b'z' | b'0'..=b'9')
+            && name.iter().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-' | b'*' | b'/'))
+    };
+    match key.iter().position(|byte| *byte == b'@') {
+        Some(at) => is_name(&key[..at], MAX_TENANT) && is_name(&key[at + 1..], MAX_SYSTEM),
+        None => is_name(key, MAX_KEY),
+    }
+}
