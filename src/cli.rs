@@ -8,9 +8,10 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use crate::config::{Command, Config, DemoArgs, HealthArgs, ServeArgs, Usage, Verbosity, check_environment, parse};
+use crate::config::{Command, DemoArgs, HealthArgs, ServeArgs, Usage, Verbosity, check_environment, parse};
 use crate::demo::{Demo, Unbound};
 use crate::hop::app::{App, Output};
+use crate::hop::config::HopConfig;
 use crate::net::hosts::is_loopback;
 use crate::server::shutdown::{Signals, Stop};
 
@@ -55,7 +56,7 @@ async fn serve(args: ServeArgs) -> ExitCode {
     if let Err(line) = check_environment() {
         return wrong(&line);
     }
-    let config = match Config::from_args(args, &|name| std::env::var(name).ok()) {
+    let config = match HopConfig::from_args(args, &|name| std::env::var(name).ok()) {
         Ok(config) => config,
         Err(line) => return wrong(&line),
     };
@@ -69,7 +70,7 @@ async fn serve(args: ServeArgs) -> ExitCode {
     code
 }
 
-async fn serve_until_signalled(config: Config, output: &Output) -> ExitCode {
+async fn serve_until_signalled(config: HopConfig, output: &Output) -> ExitCode {
     // Before the address is taken: a signal in between must drain, not kill.
     let mut signals = match Signals::listen() {
         Ok(signals) => signals,
@@ -81,7 +82,7 @@ async fn serve_until_signalled(config: Config, output: &Output) -> ExitCode {
             Some(_) => ExitCode::SUCCESS,
             None => ExitCode::FAILURE,
         },
-        Err(line) => stopped(&line),
+        Err(error) => stopped(&error.to_string()),
     }
 }
 

@@ -6,10 +6,10 @@
 use http::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, SERVER};
 use opentelemetry::trace::{SpanId, TraceId};
 
-use crate::config::{Listen, pairs};
+use crate::config::pairs;
 use crate::demo::store::{Limits, Store};
 use crate::hop::exchange::caller_uri;
-use crate::hop::fault::{Fault, Latency, parse_duration};
+use crate::hop::fault::{Fault, Latency};
 use crate::hop::reply::{Tree, is_reply};
 use crate::hop::routes::prefers_json;
 use crate::net::hosts::host_and_port;
@@ -18,6 +18,7 @@ use crate::trace_context::{Carried, Propagator, Sampling, is_valid_request_id};
 use crate::traces::zipkin::decode;
 use crate::upstream::Target;
 use crate::upstream::foreign_response::Stranger;
+use crate::values::{Listen, parse_duration};
 
 /// A parser by its name, and how to give it bytes.
 pub type Parser = (&'static str, fn(&[u8]));
@@ -147,7 +148,7 @@ fn fault(data: &[u8]) {
     }
     if let Ok(latency) = text(data).parse::<Latency>() {
         // The last percentile, doubled.
-        assert!(latency.draw().as_secs() <= 2 * 3600);
+        assert!(latency.sample().as_secs() <= 2 * 3600);
     }
 }
 

@@ -30,3 +30,4 @@ mod text;
 pub mod trace_context;
 pub mod traces;
 pub mod upstream;
+pub mod values;

@@ -1,8 +1,7 @@
 //! Every flag and variable as plain values. What cannot be read is one clear line, and nothing is started.
 
 use std::ffi::OsString;
-use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -11,18 +10,18 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use http::HeaderName;
 
-use crate::hop::fault::{Fault, Latency, Plan, parse_duration};
-use crate::hop::route::service_number;
-use crate::hop::state::Identity;
+use crate::hop::config::HopConfig;
+use crate::hop::fault::{Fault, FaultConfig, Latency};
 use crate::net::hosts::parse_url;
 use crate::server::listener::ConnectionOptions;
 use crate::server::shutdown::DrainOptions;
 use crate::server::tls::{Roots, ServerTls, TlsOptions};
 use crate::telemetry::access_log::LogFormat;
-use crate::telemetry::export::{Exporter, OtlpOptions, ResourceOptions};
+use crate::telemetry::export::{Exporter, OtlpOptions};
 use crate::telemetry::tracer::Sampler;
-use crate::trace_context::{Propagators, carried_names};
+use crate::trace_context::carried_names;
 use crate::upstream::{FanOut, Target};
+use crate::values::{Listen, parse_duration, parse_label, service_number};
 
 /// The command line.
 #[derive(Debug, Parser)]
@@ -63,10 +62,10 @@ pub struct ServeArgs {
     #[arg(long, env = "SERVICE_NAME")]
     pub name: Option<String>,
     /// The version label of this instance
-    #[arg(long, env = "VERSION", default_value = "v1", value_name = "VERSION", value_parser = label)]
+    #[arg(long, env = "VERSION", default_value = "v1", value_name = "VERSION", value_parser = parse_label)]
     pub service_version: String,
     /// The lane label of this instance (shown, never used to route); `base` is the baseline
-    #[arg(long, env, default_value = "base", value_parser = label)]
+    #[arg(long, env, default_value = "base", value_parser = parse_label)]
     pub lane: String,
     /// A next hop, repeatable: none is the last hop, one a chain, several a fan-out. A URL without a path gets `/service<N+1>`
     #[arg(long, env, value_delimiter = ',', value_name = "URL")]
@@ -263,37 +262,6 @@ pub struct HealthArgs {
     pub tls_cert: Option<PathBuf>,
 }
 
-/// Where to listen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Listen {
-    /// `None`: every address.
-    pub host: Option<IpAddr>,
-    /// 0 picks one.
-    pub port: u16,
-}
-
-impl FromStr for Listen {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        const FORM: &str = "accepted: :8080, 127.0.0.1:8080, [::]:8080";
-        if let Some(port) = text.strip_prefix(':') {
-            return port.parse().map(|port| Self { host: None, port }).map_err(|_| format!("'{port}' is not a port; {FORM}"));
-        }
-        let addr: SocketAddr = text.parse().map_err(|_| format!("not an address with a port; {FORM}"))?;
-        Ok(Self { host: Some(addr.ip()), port: addr.port() })
-    }
-}
-
-impl fmt::Display for Listen {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.host {
-            Some(host) => SocketAddr::new(host, self.port).fmt(f),
-            None => write!(f, ":{}", self.port),
-        }
-    }
-}
-
 /// `--trace-exporter`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum ExporterName {
@@ -329,89 +297,7 @@ fn header_name(text: &str) -> Result<HeaderName, String> {
     HeaderName::from_bytes(text.trim().as_bytes()).map_err(|_| "not a header name".into())
 }
 
-/// A label goes into headers, logs and metrics.
-fn label(text: &str) -> Result<String, String> {
-    let fits = !text.is_empty() && text.len() <= 128 && text.bytes().all(|byte| (0x20..0x7f).contains(&byte));
-    if fits { Ok(text.to_owned()) } else { Err("1 to 128 printable ASCII characters are accepted".into()) }
-}
-
-/// One hop's configuration: what [`crate::hop::app::App`] is made from.
-#[derive(Debug, Clone)]
-pub struct Config {
-    /// `--addr`.
-    pub listen: Listen,
-    /// `--name`, `--service-version`, `--lane`, and the host's name.
-    pub identity: Identity,
-    /// `--upstream`.
-    pub upstreams: Vec<Target>,
-    /// `--fan-out`.
-    pub fan_out: FanOut,
-    /// `--upstream-timeout`.
-    pub upstream_timeout: Duration,
-    /// `--latency` and `--fault`.
-    pub faults: Plan,
-    /// `--forward-header`.
-    pub forward_headers: Vec<HeaderName>,
-    /// `--drop-header`.
-    pub drop_headers: Vec<HeaderName>,
-    /// `--max-hops`.
-    pub max_hops: u32,
-    /// `--max-concurrency`.
-    pub max_concurrency: usize,
-    /// `--max-connections`, `--header-timeout`, `--idle-timeout`.
-    pub connections: ConnectionOptions,
-    /// `--tls-cert`, `--tls-key`, `--tls-client-ca`; `None` serves plain HTTP.
-    pub tls: Option<ServerTls>,
-    /// `--upstream-ca`.
-    pub upstream_roots: Roots,
-    /// `--drain-delay`, `--drain-timeout`, `--flush-timeout`.
-    pub drain: DrainOptions,
-    /// `--log-format`; `None` writes no access lines.
-    pub access_log: Option<LogFormat>,
-    /// `--trace-exporter` with its endpoint.
-    pub exporter: Exporter,
-    /// Who the spans are from.
-    pub resource: ResourceOptions,
-    /// `OTEL_PROPAGATORS`.
-    pub propagators: Propagators,
-    /// `OTEL_TRACES_SAMPLER`.
-    pub sampler: Sampler,
-    /// `OTEL_BSP_MAX_QUEUE_SIZE`.
-    pub span_queue: usize,
-    /// `OTEL_BSP_SCHEDULE_DELAY`.
-    pub schedule_delay: Duration,
-}
-
-impl Config {
-    /// A hop with every default that is called `name` and listens at `listen`.
-    pub fn new(name: &str, listen: Listen) -> Self {
-        let identity =
-            Identity { name: name.to_owned(), version: "v1".to_owned(), lane: "base".to_owned(), hostname: hostname() };
-        Self {
-            listen,
-            resource: ResourceOptions { service_name: name.to_owned(), attributes: own_attributes(&identity) },
-            identity,
-            upstreams: Vec::new(),
-            fan_out: FanOut::default(),
-            upstream_timeout: Duration::from_secs(5),
-            faults: Plan::default(),
-            forward_headers: Vec::new(),
-            drop_headers: Vec::new(),
-            max_hops: 16,
-            max_concurrency: 1024,
-            connections: ConnectionOptions::default(),
-            tls: None,
-            upstream_roots: Roots::default(),
-            drain: DrainOptions::default(),
-            access_log: None,
-            exporter: Exporter::None,
-            propagators: Propagators::default(),
-            sampler: Sampler::default(),
-            span_queue: 16_384,
-            schedule_delay: Duration::from_secs(1),
-        }
-    }
-
+impl HopConfig {
     /// From the options of `serve` and the variables of OpenTelemetry, which `env` looks up. Errors: one line that names the
     /// variable or flag, its value and what is accepted.
     pub fn from_args(args: ServeArgs, env: &dyn Fn(&str) -> Option<String>) -> Result<Self, String> {
@@ -422,13 +308,13 @@ impl Config {
         };
         let service_name = env("OTEL_SERVICE_NAME");
         let name = args.name.or_else(|| service_name.clone()).unwrap_or_else(|| "httpserver".to_owned());
-        let name = label(&name).map_err(|error| invalid("--name (SERVICE_NAME)", &name, &error))?;
+        let name = parse_label(&name).map_err(|error| invalid("--name (SERVICE_NAME)", &name, &error))?;
         let in_attributes = attributes.iter().find(|(key, _)| key == "service.name").map(|(_, value)| value.clone());
         let mut config = Self::new(&name, args.addr);
         config.identity.version = args.service_version;
         config.identity.lane = args.lane;
         config.resource.service_name = service_name.or(in_attributes).unwrap_or(name);
-        config.resource.attributes = own_attributes(&config.identity);
+        config.resource.attributes = config.identity.attributes();
         for (key, value) in attributes.into_iter().filter(|(key, _)| key != "service.name") {
             config.resource.attributes.retain(|(own, _)| *own != key);
             config.resource.attributes.push((key, value));
@@ -436,7 +322,7 @@ impl Config {
         config.upstreams = args.upstream;
         config.fan_out = args.fan_out;
         config.upstream_timeout = args.upstream_timeout;
-        config.faults = Plan { latency: args.latency, faults: args.fault };
+        config.faults = FaultConfig { latency: args.latency, faults: args.fault };
         for name in &args.drop_header {
             if !carried_names().any(|carried| carried == name.as_str()) && !args.forward_header.contains(name) {
                 return Err(invalid("--drop-header (DROP_HEADERS)", name.as_str(), &not_carried()));
@@ -482,12 +368,6 @@ impl Config {
         }
         Ok(config)
     }
-}
-
-fn own_attributes(identity: &Identity) -> Vec<(String, String)> {
-    [("service.version", &identity.version), ("lane", &identity.lane), ("host.name", &identity.hostname)]
-        .map(|(key, value)| (key.to_owned(), value.clone()))
-        .to_vec()
 }
 
 fn exporter(name: ExporterName, env: &dyn Fn(&str) -> Option<String>) -> Result<Exporter, String> {
@@ -606,13 +486,6 @@ fn percent_decoded(text: &str) -> Option<String> {
     String::from_utf8(bytes).ok()
 }
 
-/// The host's name, as the kernel has it: in a container the container's, in Kubernetes the pod's.
-pub fn hostname() -> String {
-    let kernel = std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
-    let name = kernel.or_else(|| std::env::var("HOSTNAME").ok()).map(|name| name.trim().to_owned());
-    name.filter(|name| label(name).is_ok()).unwrap_or_else(|| "localhost".to_owned())
-}
-
 /// Why there is nothing to run.
 #[derive(Debug)]
 pub enum Usage {
@@ -721,9 +594,9 @@ mod tests {
         }
     }
 
-    fn config(args: &[&str], env: &[(&str, &str)]) -> Result<Config, String> {
+    fn config(args: &[&str], env: &[(&str, &str)]) -> Result<HopConfig, String> {
         let env = |name: &str| env.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned());
-        Config::from_args(serve(args)?, &env)
+        HopConfig::from_args(serve(args)?, &env)
     }
 
     #[test]

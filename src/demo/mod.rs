@@ -22,9 +22,10 @@ use tokio::sync::{broadcast, watch};
 use tokio::task::JoinSet;
 use tower_service::Service as _;
 
-use crate::config::{Config, DemoArgs, Listen};
-use crate::hop::app::{App, Output, listen};
-use crate::hop::fault::Plan;
+use crate::config::DemoArgs;
+use crate::hop::app::{App, BindError, Output, listen};
+use crate::hop::config::HopConfig;
+use crate::hop::fault::FaultConfig;
 use crate::hop::reply::Tree;
 use crate::server::listener::{self, Entrance, InUse};
 use crate::server::shutdown::{DrainOptions, Stop};
@@ -33,6 +34,7 @@ use crate::telemetry::export::Exporter;
 use crate::telemetry::line_writer::LineWriter;
 use crate::traces::TraceId;
 use crate::upstream::Target;
+use crate::values::Listen;
 use control::live::Gauge;
 use control::orders::{Access, Peer};
 use control::panel::{Links, Panel, Seat, Sender};
@@ -51,7 +53,7 @@ const DRAWN_PER_SECOND: u32 = 4;
 /// A demo: every address taken, nothing served yet.
 #[derive(Debug)]
 pub struct Demo {
-    hops: Vec<(App, Config)>,
+    hops: Vec<(App, HopConfig)>,
     panel: Arc<Panel>,
     access: Access,
     output: Output,
@@ -74,7 +76,8 @@ impl Demo {
             return Err(Unbound::Usage(format!("invalid value '{}' for --port: {count} hops need ports up to 65535", args.port)));
         }
         let at = |port: u16| Listen { host: Some(args.listen), port };
-        let taken = |error: String| {
+        let taken = |error: BindError| {
+            let error = error.to_string();
             let (reason, _) = error.split_once(';').unwrap_or((&error, ""));
             Unbound::Address(format!("{reason}; --port 0 and --store-port 0 take free ones"))
         };
@@ -83,11 +86,11 @@ impl Demo {
         let endpoint = format!("http://{}/api/v2/spans", reachable(store_addr));
 
         // The last hop first: with free ports the one before must be told where it is.
-        let mut hops: Vec<(App, Config)> = Vec::new();
+        let mut hops: Vec<(App, HopConfig)> = Vec::new();
         let mut seats = Vec::new();
         let passed = watch::Sender::new(());
         for number in (1..=count).rev() {
-            let mut config = Config::new(&format!("service{number}"), at(if free { 0 } else { args.port + number - 1 }));
+            let mut config = HopConfig::new(&format!("service{number}"), at(if free { 0 } else { args.port + number - 1 }));
             let next = match args.fan_out {
                 Some(_) if number == 1 => hops.iter().rev().zip(2..).collect(),
                 Some(_) => Vec::new(),
@@ -103,7 +106,7 @@ impl Demo {
             // A caller waits longer than the hop below it, or the broken hop is hidden.
             config.upstream_timeout = Duration::from_secs(u64::from(count - number) + 2);
             let faults = args.fault.iter().filter(|fault| fault.hop == number).map(|fault| fault.what.clone()).collect();
-            config.faults = Plan { latency: args.latency.clone(), faults };
+            config.faults = FaultConfig { latency: args.latency.clone(), faults };
             config.drop_headers =
                 args.drop_header.iter().filter(|header| header.hop == number).map(|header| header.what.0.clone()).collect();
             config.exporter = Exporter::Zipkin { endpoint: endpoint.clone() };
@@ -221,7 +224,7 @@ async fn until(mut stopped: watch::Receiver<bool>) {
 }
 
 /// Runs a hop, and runs it again whenever it was stopped from the page and is wanted again.
-async fn keep(mut hop: App, mut config: Config, output: Output, panel: Arc<Panel>, at: usize, stopped: watch::Receiver<bool>) {
+async fn keep(mut hop: App, mut config: HopConfig, output: Output, panel: Arc<Panel>, at: usize, stopped: watch::Receiver<bool>) {
     let seat = &panel.seats[at];
     let mut wanted = seat.running.subscribe();
     loop {
@@ -242,11 +245,11 @@ async fn keep(mut hop: App, mut config: Config, output: Output, panel: Arc<Panel
                 _ = wanted.wait_for(|wanted| *wanted) => {}
             }
             // As it was left, whatever was changed while it was stopped.
-            config.faults = seat.faults().plan();
+            config.faults = seat.faults().config();
             match App::bind(config.clone(), &output).await {
                 Ok(again) => break again,
                 Err(error) => {
-                    tracing::warn!(hop = seat.name, error, "the hop cannot be started again");
+                    tracing::warn!(hop = seat.name, %error, "the hop cannot be started again");
                     seat.running.send_replace(false);
                     panel.altered.send_replace(());
                 }

@@ -2,6 +2,7 @@
 //!
 //! This is the only place that knows both the configuration and the parts.
 
+use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 use tokio::net::TcpListener;
 
-use crate::config::{Config, Listen};
+use crate::hop::config::HopConfig;
 use crate::hop::error::Error;
 use crate::hop::exchange::{Exchange, ObservedBody};
 use crate::hop::fault::Faults;
@@ -32,6 +33,7 @@ use crate::telemetry::metrics::{Build, Metrics};
 use crate::telemetry::tracer::{SpanQueue, Tracer};
 use crate::trace_context::{Propagator, is_never_carried};
 use crate::upstream::Upstreams;
+use crate::values::Listen;
 
 /// One hop: bound, not yet serving.
 #[derive(Debug)]
@@ -67,6 +69,44 @@ impl Default for Output {
     }
 }
 
+/// Why a hop cannot be bound.
+#[derive(Debug)]
+pub enum BindError {
+    /// Another process listens on the port.
+    PortTaken(Listen),
+    /// The address cannot be listened on.
+    Listen(Listen, io::Error),
+    /// The exporter cannot be started: an endpoint or header that cannot be used.
+    Exporter(String),
+    /// The version label cannot be the value of a header.
+    Version(String, http::header::InvalidHeaderValue),
+}
+
+impl fmt::Display for BindError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::PortTaken(listen) => {
+                write!(f, "cannot listen on {listen}: the port is taken; another one is set by --addr (ADDR)")
+            }
+            Self::Listen(listen, error) => {
+                write!(f, "cannot listen on {listen}: {error}; another address is set by --addr (ADDR)")
+            }
+            Self::Exporter(reason) => f.write_str(reason),
+            Self::Version(version, _) => write!(f, "the version '{}' cannot be a header's value", version.escape_debug()),
+        }
+    }
+}
+
+impl std::error::Error for BindError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Listen(_, error) => Some(error),
+            Self::Version(_, error) => Some(error),
+            Self::PortTaken(_) | Self::Exporter(_) => None,
+        }
+    }
+}
+
 /// How a run ended.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Ended {
@@ -77,11 +117,14 @@ pub struct Ended {
 }
 
 impl App {
-    /// Takes the address and starts the exporter; nothing is served before [`App::run`]. Errors: one line that names what
-    /// cannot be had, the address most likely.
-    pub async fn bind(config: Config, output: &Output) -> Result<Self, String> {
+    /// Binds the listener and starts the exporter; nothing is served before [`App::run`].
+    ///
+    /// # Errors
+    ///
+    /// [`BindError`], whose text is one line that names the option to change.
+    pub async fn bind(config: HopConfig, output: &Output) -> Result<Self, BindError> {
         let listener = listen(config.listen).await?;
-        let addr = listener.local_addr().map_err(|error| format!("cannot tell the address of {}: {error}", config.listen))?;
+        let addr = listener.local_addr().map_err(|error| BindError::Listen(config.listen, error))?;
 
         let identity = config.identity;
         let build = Build { service: &identity.name, service_version: &identity.version, lane: &identity.lane };
@@ -95,7 +138,8 @@ impl App {
             config.schedule_delay,
             metrics.clone(),
             &output.stderr,
-        )?;
+        )
+        .map_err(BindError::Exporter)?;
         for name in config.forward_headers.iter().filter(|name| is_never_carried(name.as_str())) {
             tracing::warn!(header = name.as_str(), "this header belongs to one connection or proxy and is not carried");
         }
@@ -105,7 +149,7 @@ impl App {
         }
         let node = Node {
             version_header: http::HeaderValue::from_str(&identity.version)
-                .map_err(|_| format!("the version '{}' cannot be a header's value", identity.version.escape_debug()))?,
+                .map_err(|error| BindError::Version(identity.version.clone(), error))?,
             propagator: Propagator::new(config.propagators, config.forward_headers, config.drop_headers),
             tracer,
             span_queue,
@@ -126,7 +170,7 @@ impl App {
             watch: std::sync::OnceLock::new(),
             identity,
         };
-        let Config { connections, tls, drain, .. } = config;
+        let HopConfig { connections, tls, drain, .. } = config;
         Ok(Self { listener, addr, node: Arc::new(node), pipeline, connections, tls, drain })
     }
 
@@ -198,8 +242,8 @@ impl App {
     }
 }
 
-/// Binds. A port without a host is taken on every address of both families, where the system has them.
-pub(crate) async fn listen(listen: Listen) -> Result<TcpListener, String> {
+/// Binds a listener. A port without a host is bound on every address of both families, where the system has them.
+pub(crate) async fn listen(listen: Listen) -> Result<TcpListener, BindError> {
     let Listen { host, port } = listen;
     let bound = match host {
         Some(host) => TcpListener::bind((host, port)).await,
@@ -209,8 +253,8 @@ pub(crate) async fn listen(listen: Listen) -> Result<TcpListener, String> {
         },
     };
     bound.map_err(|error| match error.kind() {
-        io::ErrorKind::AddrInUse => format!("cannot listen on {listen}: the port is taken; another one is set by --addr (ADDR)"),
-        _ => format!("cannot listen on {listen}: {error}; another address is set by --addr (ADDR)"),
+        io::ErrorKind::AddrInUse => BindError::PortTaken(listen),
+        _ => BindError::Listen(listen, error),
     })
 }
 
@@ -271,7 +315,7 @@ impl Hop {
         limits::take_body(request.body_mut()).await?;
         // Latency and faults come before the work, as they would in a slow or broken service.
         if exchange.route.is_work() {
-            let draw = self.node.faults.draw();
+            let draw = self.node.faults.decide();
             exchange.set_draw(draw);
             if !draw.wait.is_zero() {
                 tokio::time::sleep(draw.wait).await;

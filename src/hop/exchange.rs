@@ -19,7 +19,7 @@ use http::uri::PathAndQuery;
 use http::{Method, Request, Response, Version};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 
-use crate::hop::fault::Draw;
+use crate::hop::fault::FaultDecision;
 use crate::hop::route::Route;
 use crate::hop::state::Node;
 use crate::net::addresses::{self, canonical};
@@ -67,7 +67,7 @@ pub(crate) struct Exchange {
     /// This hop started the trace.
     pub(crate) new_trace: bool,
     /// What the fault dice said.
-    draw: OnceLock<Draw>,
+    draw: OnceLock<FaultDecision>,
     /// 0 until there is an answer.
     status: AtomicU16,
     sent_bytes: AtomicU64,
@@ -139,7 +139,7 @@ impl Exchange {
     /// The N of `/service<N>`; 0 on other paths.
     pub(crate) fn service_number(&self) -> u16 {
         let digits = self.path().trim_start_matches(|c: char| !c.is_ascii_digit());
-        crate::hop::route::service_number(digits).unwrap_or(0)
+        crate::values::service_number(digits).unwrap_or(0)
     }
 
     /// How long the request has been here.
@@ -148,12 +148,12 @@ impl Exchange {
     }
 
     /// Remembers what the fault dice said.
-    pub(crate) fn set_draw(&self, draw: Draw) {
+    pub(crate) fn set_draw(&self, draw: FaultDecision) {
         let _ = self.draw.set(draw);
     }
 
     /// What the fault dice said; nothing when they were not rolled.
-    pub(crate) fn draw(&self) -> Draw {
+    pub(crate) fn draw(&self) -> FaultDecision {
         self.draw.get().copied().unwrap_or_default()
     }
 

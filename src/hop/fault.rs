@@ -9,8 +9,9 @@ use http::StatusCode;
 
 use crate::hop::reply::Injected;
 use crate::telemetry::ids;
+use crate::values::{parse_duration, parse_percent};
 
-/// The longest delay that can be asked for: a typing error must not hold requests for days.
+/// The longest delay that is accepted: a typing error must not delay requests for days.
 const MAX_DELAY: Duration = Duration::from_secs(3600);
 
 /// A delay that every request gets.
@@ -33,7 +34,7 @@ pub struct Quantiles(Vec<(f64, f64)>);
 
 impl Latency {
     /// The delay of the next request.
-    pub(crate) fn draw(&self) -> Duration {
+    pub(crate) fn sample(&self) -> Duration {
         match self {
             Self::None => Duration::ZERO,
             Self::Fixed(delay) => *delay,
@@ -99,20 +100,6 @@ fn parse_quantiles(text: &str) -> Result<Quantiles, String> {
     Ok(Quantiles(points))
 }
 
-/// The longest duration that is accepted.
-const MAX_DURATION: Duration = Duration::from_secs(366 * 24 * 60 * 60);
-
-/// A duration with a unit (`20ms`, `2s`, `1m 30s`), or `0`.
-pub fn parse_duration(text: &str) -> Result<Duration, String> {
-    let duration = match text.trim() {
-        "0" => Duration::ZERO,
-        text => humantime::parse_duration(text)
-            .map_err(|error| format!("{error}; a duration is a number with a unit, as in 20ms, 2s, 5m, or 0"))?,
-    };
-    // A deadline that the clock cannot hold would be a panic.
-    if duration > MAX_DURATION { Err("longer than a year".to_owned()) } else { Ok(duration) }
-}
-
 fn parse_delay(text: &str) -> Result<Duration, String> {
     let delay = parse_duration(text)?;
     if delay > MAX_DELAY { Err(format!("'{text}' is longer than an hour")) } else { Ok(delay) }
@@ -127,7 +114,7 @@ pub struct Fault {
     pub share: f64,
 }
 
-/// What a fault does. A new kind is a variant here, a line in the parser and a line in `Faults::draw`.
+/// What a fault does. A new kind is a variant here, a line in the parser and a line in `Faults::decide`.
 #[derive(Debug, Clone, PartialEq)]
 pub enum FaultKind {
     /// Answers with this status and calls no upstream.
@@ -143,9 +130,7 @@ impl FromStr for Fault {
     fn from_str(text: &str) -> Result<Self, String> {
         const FORM: &str = "a fault is written abort=503@10% or delay=2s@5%";
         let (kind, percent) = text.rsplit_once('@').ok_or_else(|| format!("'{text}' has no rate; {FORM}"))?;
-        let percent = percent.strip_suffix('%').and_then(|number| number.trim().parse::<f64>().ok());
-        let share = percent.map(|percent| percent / 100.0).filter(|share| (0.0..=1.0).contains(share));
-        let share = share.ok_or_else(|| format!("the rate of '{text}' is not from 0% to 100%; {FORM}"))?;
+        let share = parse_percent(percent).ok_or_else(|| format!("the rate of '{text}' is not from 0% to 100%; {FORM}"))?;
         let kind = match kind.split_once('=') {
             Some(("abort", status)) => {
                 let status = status.parse::<u16>().ok().filter(|status| (400..=599).contains(status));
@@ -161,16 +146,16 @@ impl FromStr for Fault {
 
 /// Latency and faults of a hop.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Plan {
+pub struct FaultConfig {
     /// Added to every request.
     pub latency: Latency,
-    /// Rolled for each request, in this order; the first abort that strikes wins, delays add up.
+    /// Evaluated for each request in this order: the first abort that applies wins, delays add up.
     pub faults: Vec<Fault>,
 }
 
 /// What happens to one request.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub(crate) struct Draw {
+pub(crate) struct FaultDecision {
     /// How long to wait in all, latency included.
     pub(crate) wait: Duration,
     /// The status to answer with instead of doing the work.
@@ -179,49 +164,49 @@ pub(crate) struct Draw {
     pub(crate) injected: Option<Injected>,
 }
 
-/// The handle where latency and faults can change while the hop runs. Clones share the plan.
+/// The handle where latency and faults can change while the hop runs. Clones share the configuration.
 #[derive(Debug, Clone, Default)]
-pub struct Faults(Arc<RwLock<Plan>>);
+pub struct Faults(Arc<RwLock<FaultConfig>>);
 
 impl Faults {
-    /// Starts with a plan.
-    pub fn new(plan: Plan) -> Self {
-        Self(Arc::new(RwLock::new(plan)))
+    /// Starts with `config`.
+    pub fn new(config: FaultConfig) -> Self {
+        Self(Arc::new(RwLock::new(config)))
     }
 
-    /// The plan as it is now.
-    pub fn plan(&self) -> Plan {
+    /// The configuration as it is now.
+    pub fn config(&self) -> FaultConfig {
         self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Replaces the plan; requests that have drawn already are not changed.
-    pub fn set(&self, plan: Plan) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = plan;
+    /// Replaces the configuration. Requests whose faults are decided already are not affected.
+    pub fn set(&self, config: FaultConfig) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = config;
     }
 
-    /// Rolls the dice for one request.
-    pub(crate) fn draw(&self) -> Draw {
-        let plan = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        let mut draw = Draw { wait: plan.latency.draw(), ..Draw::default() };
-        for fault in &plan.faults {
+    /// Decides what happens to one request.
+    pub(crate) fn decide(&self) -> FaultDecision {
+        let config = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let mut decision = FaultDecision { wait: config.latency.sample(), ..FaultDecision::default() };
+        for fault in &config.faults {
             if ids::unit() >= fault.share {
                 continue;
             }
-            let injected = draw.injected.get_or_insert_with(Injected::default);
+            let injected = decision.injected.get_or_insert_with(Injected::default);
             match fault.kind {
                 FaultKind::Abort(status) => {
-                    if draw.abort.is_none() {
-                        draw.abort = Some(status);
+                    if decision.abort.is_none() {
+                        decision.abort = Some(status);
                         injected.abort_status = Some(status.as_u16());
                     }
                 }
                 FaultKind::Delay(delay) => {
-                    draw.wait += delay;
+                    decision.wait += delay;
                     injected.delay_ms = Some(injected.delay_ms.unwrap_or(0) + delay.as_millis() as u64);
                 }
             }
         }
-        draw
+        decision
     }
 }
 
@@ -265,7 +250,7 @@ mod tests {
     #[test]
     fn percentiles_are_met_by_a_smooth_distribution() {
         let latency: Latency = "p50=20ms,p90=80ms,p99=400ms".parse().unwrap();
-        let mut drawn: Vec<f64> = (0..200_000).map(|_| latency.draw().as_secs_f64() * 1e3).collect();
+        let mut drawn: Vec<f64> = (0..200_000).map(|_| latency.sample().as_secs_f64() * 1e3).collect();
         drawn.sort_by(f64::total_cmp);
         let at = |share: f64| drawn[(share * drawn.len() as f64) as usize];
         // The figures' own standard error is below 0.5 % at p50 and below 3 % at p99.
@@ -283,9 +268,9 @@ mod tests {
     fn fault_rates_are_exact_within_statistics() {
         for share in [0.0, 0.3, 0.6, 1.0] {
             let fault = format!("abort=503@{}%", share * 100.0).parse().unwrap();
-            let faults = Faults::new(Plan { latency: Latency::None, faults: vec![fault] });
+            let faults = Faults::new(FaultConfig { latency: Latency::None, faults: vec![fault] });
             let rolls = 100_000;
-            let struck = (0..rolls).filter(|_| faults.draw().abort.is_some()).count() as f64;
+            let struck = (0..rolls).filter(|_| faults.decide().abort.is_some()).count() as f64;
             let six_sigma = 6.0 * (f64::from(rolls) * share * (1.0 - share)).sqrt();
             assert!((struck - f64::from(rolls) * share).abs() <= six_sigma, "{share}: {struck}");
         }
@@ -314,8 +299,8 @@ mod tests {
     fn delays_add_up_and_the_first_abort_wins() {
         let faults = ["delay=1s@100%", "abort=503@100%", "delay=2s@100%", "abort=500@100%"];
         let faults = faults.map(|fault| fault.parse().unwrap()).to_vec();
-        let draw = Faults::new(Plan { latency: "10ms".parse().unwrap(), faults }).draw();
-        assert_eq!(draw.wait, Duration::from_millis(3010));
-        assert_eq!(draw.injected, Some(Injected { delay_ms: Some(3000), abort_status: Some(503) }));
+        let decision = Faults::new(FaultConfig { latency: "10ms".parse().unwrap(), faults }).decide();
+        assert_eq!(decision.wait, Duration::from_millis(3010));
+        assert_eq!(decision.injected, Some(Injected { delay_ms: Some(3000), abort_status: Some(503) }));
     }
 }

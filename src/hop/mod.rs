@@ -1,6 +1,7 @@
 //! One hop: its composition, its endpoints, the exchange of one request, faults, the reply and the errors.
 
 pub mod app;
+pub mod config;
 pub(crate) mod error;
 pub(crate) mod exchange;
 pub mod fault;

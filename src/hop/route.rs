@@ -1,5 +1,7 @@
 //! The paths that a hop knows, as the templates that metrics and spans show.
 
+use crate::values::service_number;
+
 /// A known path. `routes.rs` has the endpoint of each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Route {
@@ -73,12 +75,6 @@ impl Route {
 /// `service<N>`, N from 0 to 9999 without leading zeros.
 fn is_service(segment: &str) -> bool {
     segment.strip_prefix("service").and_then(service_number).is_some()
-}
-
-/// The N of `service<N>`.
-pub(crate) fn service_number(digits: &str) -> Option<u16> {
-    let canonical = digits == "0" || !digits.starts_with(['0', '+']);
-    digits.parse().ok().filter(|n| canonical && *n <= 9999)
 }
 
 #[cfg(test)]

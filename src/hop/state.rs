@@ -28,6 +28,15 @@ pub struct Identity {
     pub hostname: String,
 }
 
+impl Identity {
+    /// The attributes of every span that the configuration does not set.
+    pub(crate) fn attributes(&self) -> Vec<(String, String)> {
+        [("service.version", &self.version), ("lane", &self.lane), ("host.name", &self.hostname)]
+            .map(|(key, value)| (key.to_owned(), value.clone()))
+            .to_vec()
+    }
+}
+
 /// Somebody who wants to know of every request of the chain as it begins and as it ends. Called on the request's path, so it
 /// has to be quick and must not wait.
 pub trait Watch: fmt::Debug + Send + Sync {

@@ -148,7 +148,7 @@ async fn follow(panel: &Panel, order: Order) -> Result<Response, String> {
         }
         Order::Plan { hop, plan } => {
             let faults = seat(hop)?.faults();
-            faults.set(plan.plan(&faults.plan())?);
+            faults.set(plan.plan(&faults.config())?);
             panel.altered.send_replace(());
             Ok(json("{}"))
         }

@@ -14,7 +14,7 @@ use tokio::sync::{Notify, watch};
 use crate::demo::control::live::{Figures, Gauge, Passed};
 use crate::demo::store::Store;
 use crate::demo::{reachable, trace_ids, until};
-use crate::hop::fault::{Fault, FaultKind, Faults, Latency, Plan};
+use crate::hop::fault::{Fault, FaultConfig, FaultKind, Faults, Latency};
 use crate::hop::reply::{Tree, milliseconds};
 use crate::traces::TraceId;
 use crate::upstream::FanOut;
@@ -66,7 +66,13 @@ enum Health {
 }
 
 impl Seat {
-    pub(crate) fn new(addr: SocketAddr, config: &crate::config::Config, calls: Vec<usize>, gauge: Gauge, faults: Faults) -> Self {
+    pub(crate) fn new(
+        addr: SocketAddr,
+        config: &crate::hop::config::HopConfig,
+        calls: Vec<usize>,
+        gauge: Gauge,
+        faults: Faults,
+    ) -> Self {
         Self {
             name: config.identity.name.clone(),
             version: config.identity.version.clone(),
@@ -113,8 +119,8 @@ enum FaultForm {
     Delay { ms: f64, percent: f64 },
 }
 
-impl From<&Plan> for PlanForm {
-    fn from(plan: &Plan) -> Self {
+impl From<&FaultConfig> for PlanForm {
+    fn from(plan: &FaultConfig) -> Self {
         let latency_ms = match plan.latency {
             Latency::None => Some([0.0, 0.0]),
             Latency::Fixed(delay) => Some([milliseconds(delay); 2]),
@@ -135,7 +141,7 @@ impl From<&Plan> for PlanForm {
 
 impl PlanForm {
     /// The plan that this describes, in place of `now`. Errors: what cannot be.
-    pub(crate) fn plan(&self, now: &Plan) -> Result<Plan, String> {
+    pub(crate) fn plan(&self, now: &FaultConfig) -> Result<FaultConfig, String> {
         const MAX_FAULTS: usize = 8;
         let delay = |ms: f64| {
             let delay = Duration::try_from_secs_f64(ms / 1e3).ok().filter(|delay| *delay <= MAX_DELAY);
@@ -168,7 +174,7 @@ impl PlanForm {
             };
             Ok(Fault { kind, share: percent / 100.0 })
         };
-        Ok(Plan { latency, faults: self.faults.iter().map(fault).collect::<Result<_, _>>()? })
+        Ok(FaultConfig { latency, faults: self.faults.iter().map(fault).collect::<Result<_, _>>()? })
     }
 }
 
@@ -285,7 +291,7 @@ impl Panel {
 
     /// The chain as JSON. `watching_only` says why whoever asks may change nothing.
     pub(crate) fn chain(&self, watching_only: Option<&str>) -> Vec<u8> {
-        let hop = |seat: &'_ Seat| (PlanForm::from(&seat.faults().plan()), *seat.running.borrow());
+        let hop = |seat: &'_ Seat| (PlanForm::from(&seat.faults().config()), *seat.running.borrow());
         let hops = self.seats.iter().map(|seat| {
             let (plan, running) = hop(seat);
             Hop {
@@ -415,15 +421,15 @@ async fn read(mut answer: reqwest::Response) -> Result<Vec<u8>, String> {
 mod tests {
     use super::*;
 
-    fn form(json: &str) -> Result<Plan, String> {
-        serde_json::from_str::<PlanForm>(json).map_err(|error| error.to_string())?.plan(&Plan::default())
+    fn form(json: &str) -> Result<FaultConfig, String> {
+        serde_json::from_str::<PlanForm>(json).map_err(|error| error.to_string())?.plan(&FaultConfig::default())
     }
 
     #[test]
     fn a_plan_comes_back_from_the_page_as_it_went_there() {
         let faults: Vec<Fault> = ["abort=503@7%", "delay=2s@0.5%", "abort=500@100%"].map(|fault| fault.parse().unwrap()).to_vec();
         for latency in ["0", "20ms", "5ms..60ms", "p50=20ms,p90=80ms"] {
-            let plan = Plan { latency: latency.parse().unwrap(), faults: faults.clone() };
+            let plan = FaultConfig { latency: latency.parse().unwrap(), faults: faults.clone() };
             let form = PlanForm::from(&plan);
             let json = serde_json::to_string(&form).unwrap();
             assert!(json.contains(r#"{"abort":{"status":503,"percent":7.0}}"#), "{json}");

@@ -13,7 +13,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use httpserver::hop::app::{App, Output};
-use httpserver::config::{Cli, Command, Config, parse};
+use httpserver::config::{Cli, Command, parse};
+use httpserver::hop::config::HopConfig;
 use httpserver::telemetry::export::Exporter;
 use httpserver::telemetry::line_writer::LineWriter;
 
@@ -147,7 +148,7 @@ fn start(telemetry: Telemetry, next: Option<SocketAddr>, counted: bool) -> Socke
                 args.extend(["--upstream".into(), format!("http://{next}").into()]);
             }
             let Ok(Cli { command: Command::Serve(args) }) = parse(args) else { panic!("serve takes these options") };
-            let mut config = Config::from_args(*args, &|_| None).expect("options that fit");
+            let mut config = HopConfig::from_args(*args, &|_| None).expect("options that fit");
             if telemetry.spans {
                 // Nobody listens there, and nothing is sent before the process ends.
                 config.exporter = Exporter::Zipkin { endpoint: "http://127.0.0.1:9/api/v2/spans".to_owned() };

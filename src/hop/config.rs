@@ -1,0 +1,102 @@
+//! The options of one hop as plain values.
+
+use std::time::Duration;
+
+use http::HeaderName;
+
+use crate::hop::fault::FaultConfig;
+use crate::hop::state::Identity;
+use crate::server::listener::ConnectionOptions;
+use crate::server::shutdown::DrainOptions;
+use crate::server::tls::{Roots, ServerTls};
+use crate::telemetry::access_log::LogFormat;
+use crate::telemetry::export::{Exporter, ResourceOptions};
+use crate::telemetry::tracer::Sampler;
+use crate::trace_context::Propagators;
+use crate::upstream::{FanOut, Target};
+use crate::values::{Listen, parse_label};
+
+/// One hop's configuration: what [`crate::hop::app::App`] is made from.
+#[derive(Debug, Clone)]
+pub struct HopConfig {
+    /// `--addr`.
+    pub listen: Listen,
+    /// `--name`, `--service-version`, `--lane`, and the host's name.
+    pub identity: Identity,
+    /// `--upstream`.
+    pub upstreams: Vec<Target>,
+    /// `--fan-out`.
+    pub fan_out: FanOut,
+    /// `--upstream-timeout`.
+    pub upstream_timeout: Duration,
+    /// `--latency` and `--fault`.
+    pub faults: FaultConfig,
+    /// `--forward-header`.
+    pub forward_headers: Vec<HeaderName>,
+    /// `--drop-header`.
+    pub drop_headers: Vec<HeaderName>,
+    /// `--max-hops`.
+    pub max_hops: u32,
+    /// `--max-concurrency`.
+    pub max_concurrency: usize,
+    /// `--max-connections`, `--header-timeout`, `--idle-timeout`.
+    pub connections: ConnectionOptions,
+    /// `--tls-cert`, `--tls-key`, `--tls-client-ca`; `None` serves plain HTTP.
+    pub tls: Option<ServerTls>,
+    /// `--upstream-ca`.
+    pub upstream_roots: Roots,
+    /// `--drain-delay`, `--drain-timeout`, `--flush-timeout`.
+    pub drain: DrainOptions,
+    /// `--log-format`; `None` writes no access lines.
+    pub access_log: Option<LogFormat>,
+    /// `--trace-exporter` with its endpoint.
+    pub exporter: Exporter,
+    /// Who the spans are from.
+    pub resource: ResourceOptions,
+    /// `OTEL_PROPAGATORS`.
+    pub propagators: Propagators,
+    /// `OTEL_TRACES_SAMPLER`.
+    pub sampler: Sampler,
+    /// `OTEL_BSP_MAX_QUEUE_SIZE`.
+    pub span_queue: usize,
+    /// `OTEL_BSP_SCHEDULE_DELAY`.
+    pub schedule_delay: Duration,
+}
+
+impl HopConfig {
+    /// A hop with every default that is called `name` and listens at `listen`.
+    pub fn new(name: &str, listen: Listen) -> Self {
+        let identity =
+            Identity { name: name.to_owned(), version: "v1".to_owned(), lane: "base".to_owned(), hostname: hostname() };
+        Self {
+            listen,
+            resource: ResourceOptions { service_name: name.to_owned(), attributes: identity.attributes() },
+            identity,
+            upstreams: Vec::new(),
+            fan_out: FanOut::default(),
+            upstream_timeout: Duration::from_secs(5),
+            faults: FaultConfig::default(),
+            forward_headers: Vec::new(),
+            drop_headers: Vec::new(),
+            max_hops: 16,
+            max_concurrency: 1024,
+            connections: ConnectionOptions::default(),
+            tls: None,
+            upstream_roots: Roots::default(),
+            drain: DrainOptions::default(),
+            access_log: None,
+            exporter: Exporter::None,
+            propagators: Propagators::default(),
+            sampler: Sampler::default(),
+            span_queue: 16_384,
+            schedule_delay: Duration::from_secs(1),
+        }
+    }
+}
+
+/// The host's name, as the kernel has it: in a container the container's, in Kubernetes the pod's.
+fn hostname() -> String {
+    let kernel = std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
+    let name = kernel.or_else(|| std::env::var("HOSTNAME").ok()).map(|name| name.trim().to_owned());
+    name.filter(|name| parse_label(name).is_ok()).unwrap_or_else(|| "localhost".to_owned())
+}

@@ -1,0 +1,94 @@
+//! The parsers of values that people write: in flags, in variables and on the demo's page.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::str::FromStr;
+use std::time::Duration;
+
+/// The longest duration that is accepted.
+const MAX_DURATION: Duration = Duration::from_secs(366 * 24 * 60 * 60);
+
+/// A duration with a unit (`20ms`, `2s`, `1m 30s`), or `0`.
+///
+/// # Errors
+///
+/// The reason and the accepted form, when the text is no duration or longer than a year.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    let duration = match text.trim() {
+        "0" => Duration::ZERO,
+        text => humantime::parse_duration(text)
+            .map_err(|error| format!("{error}; a duration is a number with a unit, as in 20ms, 2s, 5m, or 0"))?,
+    };
+    // A deadline that the clock cannot represent would be a panic.
+    if duration > MAX_DURATION { Err("longer than a year".to_owned()) } else { Ok(duration) }
+}
+
+/// A percentage (`10%`, `0.5%`) as a share from 0 to 1; `None` when it is not from 0 % to 100 %.
+pub(crate) fn parse_percent(text: &str) -> Option<f64> {
+    let percent = text.strip_suffix('%')?.trim().parse::<f64>().ok()?;
+    Some(percent / 100.0).filter(|share| (0.0..=1.0).contains(share))
+}
+
+/// A label of an instance (name, version, lane): it goes into headers, logs and metrics.
+pub(crate) fn parse_label(text: &str) -> Result<String, String> {
+    let fits = !text.is_empty() && text.len() <= 128 && text.bytes().all(|byte| (0x20..0x7f).contains(&byte));
+    if fits { Ok(text.to_owned()) } else { Err("1 to 128 printable ASCII characters are accepted".into()) }
+}
+
+/// The N of `service<N>`: 0 to 9999 without leading zeros.
+pub(crate) fn service_number(digits: &str) -> Option<u16> {
+    let canonical = digits == "0" || !digits.starts_with(['0', '+']);
+    digits.parse().ok().filter(|n| canonical && *n <= 9999)
+}
+
+/// The address of a listener, as it is configured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Listen {
+    /// `None`: every address.
+    pub host: Option<IpAddr>,
+    /// 0 picks one.
+    pub port: u16,
+}
+
+impl FromStr for Listen {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        const FORM: &str = "accepted: :8080, 127.0.0.1:8080, [::]:8080";
+        if let Some(port) = text.strip_prefix(':') {
+            return port.parse().map(|port| Self { host: None, port }).map_err(|_| format!("'{port}' is not a port; {FORM}"));
+        }
+        let addr: SocketAddr = text.parse().map_err(|_| format!("not an address with a port; {FORM}"))?;
+        Ok(Self { host: Some(addr.ip()), port: addr.port() })
+    }
+}
+
+impl fmt::Display for Listen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.host {
+            Some(host) => SocketAddr::new(host, self.port).fmt(f),
+            None => write!(f, ":{}", self.port),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_number_of_a_service_is_0_to_9999_without_leading_zeros() {
+        assert_eq!(["0", "1", "9999"].map(service_number), [Some(0), Some(1), Some(9999)]);
+        for bad in ["", "00", "01", "10000", "+1", "-1", "X", "1 "] {
+            assert_eq!(service_number(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_percentage_is_from_0_to_100() {
+        assert_eq!(["0%", "2.5%", "100 %"].map(parse_percent), [Some(0.0), Some(0.025), Some(1.0)]);
+        for bad in ["", "%", "10", "101%", "-1%", "NaN%"] {
+            assert_eq!(parse_percent(bad), None, "{bad}");
+        }
+    }
+}
