@@ -15,20 +15,16 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use axum::Router;
-use http::{Request, Response};
-use hyper::body::Incoming;
 use tokio::sync::{broadcast, watch};
 use tokio::task::JoinSet;
-use tower_service::Service as _;
 
 use crate::config::DemoArgs;
 use crate::hop::app::{App, BindError, Output, listen};
 use crate::hop::config::HopConfig;
 use crate::hop::fault::FaultConfig;
 use crate::hop::reply::Tree;
-use crate::server::listener::{self, Entrance, InUse};
 use crate::server::shutdown::{DrainOptions, Stop};
+use crate::server::{self, ServerConfig};
 use crate::telemetry::access_log::LogFormat;
 use crate::telemetry::export::Exporter;
 use crate::telemetry::line_writer::LineWriter;
@@ -36,7 +32,7 @@ use crate::traces::TraceId;
 use crate::upstream::Target;
 use crate::values::Listen;
 use control::live::Gauge;
-use control::orders::{Access, Peer};
+use control::orders::Access;
 use control::panel::{Links, Panel, Seat, Sender};
 use store::Store;
 use terminal::waterfall::{Expectation, Style, Trace, Verdict, render, render_rows};
@@ -157,8 +153,8 @@ impl Demo {
         }
         // The store outlives the hops, which flush their last spans into it.
         let (stop_store, store_stopped) = watch::channel(false);
-        let handler = StoreHandler(panel.store.router().merge(page::router(panel.clone(), access, stopped.clone())));
-        let serving = listener::serve(Entrance::plain(store_listener), handler, until(store_stopped), Duration::from_secs(1));
+        let router = panel.store.router().merge(page::router(panel.clone(), access, stopped.clone()));
+        let serving = server::serve(ServerConfig::plain(store_listener), router, until(store_stopped), Duration::from_secs(1));
         let serving = tokio::spawn(serving);
 
         let mut shutdown = std::pin::pin!(shutdown);
@@ -281,21 +277,6 @@ fn style() -> Style {
         colour: terminal && set("NO_COLOR").is_none() && std::env::var("TERM").is_ok_and(|term| term != "dumb"),
         // A terminal that says nothing (in a container, mostly) is a modern one.
         unicode: utf8.unwrap_or(terminal),
-    }
-}
-
-/// The store's way into the connection loop.
-#[derive(Clone)]
-struct StoreHandler(Router);
-
-impl listener::Handler for StoreHandler {
-    type Body = axum::body::Body;
-
-    async fn handle(&self, in_use: InUse, peer: IpAddr, mut request: Request<Incoming>) -> Response<axum::body::Body> {
-        request.extensions_mut().insert(Peer(peer));
-        let response = self.0.clone().call(request.map(axum::body::Body::new)).await;
-        drop(in_use);
-        response.unwrap_or_else(|never| match never {})
     }
 }
 

@@ -2,10 +2,13 @@
 //!
 //! This is the only place that knows both the configuration and the parts.
 
+use std::convert::Infallible;
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -21,13 +24,12 @@ use crate::hop::limits::{self, Permit};
 use crate::hop::route::Route;
 use crate::hop::routes;
 use crate::hop::state::{Node, Watch};
-use crate::server::connection;
-use crate::server::listener::{self, ConnectionOptions, InUse};
+use crate::server::listener::ConnectionOptions;
 use crate::server::shutdown::{DrainOptions, Phase, Stop};
 use crate::server::tls::{ServerTls, hop_client_config};
+use crate::server::{self, ConnectionInfo, ServerConfig};
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::export::{Exporter, Pipeline};
-use crate::telemetry::ids;
 use crate::telemetry::line_writer::LineWriter;
 use crate::telemetry::metrics::{Build, Metrics};
 use crate::telemetry::tracer::{SpanQueue, Tracer};
@@ -215,8 +217,14 @@ impl App {
             }
             tracing::info!(timeout = ?drain.timeout, "draining: no longer accepting, finishing what is in flight");
         };
-        let entrance = listener::Entrance { listener, options: connections, tls, phase: phase.clone() };
-        let requests_cut = listener::serve(entrance, hop, stop, drain.timeout).await;
+        let metrics = node.metrics.clone();
+        let on_refused = Arc::new(move |status: http::StatusCode| {
+            // There is no request to log, but whoever counts errors finds it.
+            let route = (Route::Unmatched as usize, "unmatched");
+            metrics.request(&http::Method::GET, route, status.as_u16(), std::time::Duration::ZERO, None);
+        });
+        let server = ServerConfig { listener, options: connections, tls, phase: phase.clone(), on_refused };
+        let requests_cut = server::serve(server, hop, stop, drain.timeout).await;
         if let Some(following) = following {
             following.abort();
         }
@@ -264,29 +272,30 @@ struct Hop {
     node: Arc<Node>,
 }
 
-impl listener::Handler for Hop {
-    type Body = ObservedBody;
+impl tower_service::Service<Request<Incoming>> for Hop {
+    type Response = Response<ObservedBody>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
 
-    /// The onion, outermost first.
-    async fn handle(&self, in_use: InUse, peer: IpAddr, request: Request<Incoming>) -> Response<ObservedBody> {
-        // Measuring is outside everything: what is shed, times out or panics is counted and logged too.
-        let anonymous = in_use.is_anonymous();
-        let exchange = Exchange::begin(&self.node, in_use, peer, &request);
-        let response = match self.admitted(&exchange, anonymous, request).await {
-            Ok(response) => response,
-            Err(error) => error.into_response(),
-        };
-        exchange.answer(response)
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
     }
 
-    fn malformed(&self, error: Error) -> Bytes {
-        // There is no request to log, but whoever counts errors finds it.
-        let route = (Route::Unmatched as usize, "unmatched");
-        let status = error.parts().0.as_u16();
-        self.node.metrics.request(&http::Method::GET, route, status, std::time::Duration::ZERO, None);
-        let text = |value: &http::HeaderValue| value.to_str().unwrap_or_default().to_owned();
-        let (version, id) = (text(&self.node.version_header), text(&ids::request_id()));
-        listener::refusal(error, &format!("version: {version}\r\nx-request-id: {id}\r\n"))
+    /// The layers, outermost first.
+    fn call(&mut self, request: Request<Incoming>) -> Self::Future {
+        let hop = self.clone();
+        Box::pin(async move {
+            let connection = request.extensions().get().copied();
+            let connection =
+                connection.unwrap_or(ConnectionInfo { peer: Ipv4Addr::UNSPECIFIED.into(), without_client_certificate: true });
+            // Measuring is outside everything: what is shed, times out or panics is counted and logged too.
+            let exchange = Exchange::begin(&hop.node, connection.peer, &request);
+            let response = match hop.admitted(&exchange, connection.without_client_certificate, request).await {
+                Ok(response) => response,
+                Err(error) => error.into_response(),
+            };
+            Ok(exchange.answer(response))
+        })
     }
 }
 
@@ -299,7 +308,7 @@ impl Hop {
     ) -> Result<Response<Bytes>, Error> {
         // hyper looks at its limit only when it has to read again: a larger head that came at once passes it. HTTP/2 does not
         // count fields.
-        if exchange.head_bytes > connection::MAX_HEAD || request.headers().len() > connection::MAX_FIELDS {
+        if exchange.head_bytes > limits::MAX_HEAD || request.headers().len() > limits::MAX_FIELDS {
             return Err(Error::HeadTooLarge);
         }
         if exchange.is_ambiguous {

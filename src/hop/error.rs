@@ -81,6 +81,10 @@ impl Error {
             Self::Overloaded => {
                 headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
             }
+            // The request was answered before all of it was read: what follows on the connection is no request.
+            Self::BadRequest | Self::RequestTimeout | Self::ContentTooLarge | Self::HeadTooLarge => {
+                headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
             _ => {}
         }
         response

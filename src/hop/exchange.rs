@@ -24,7 +24,6 @@ use crate::hop::route::Route;
 use crate::hop::state::Node;
 use crate::net::addresses::{self, canonical};
 use crate::net::hosts::host_and_port;
-use crate::server::connection::InUse;
 use crate::telemetry::access_log::Entry;
 use crate::telemetry::ids;
 use crate::telemetry::metrics::known_method;
@@ -40,8 +39,6 @@ const CLIENT_CLOSED_REQUEST: u16 = 499;
 /// One request, from its head to the end of its answer.
 pub(crate) struct Exchange {
     pub(crate) node: Arc<Node>,
-    /// The connection is in use until the exchange ends.
-    _connection: InUse,
     begun: Instant,
     pub(crate) started_at: SystemTime,
     pub(crate) route: Route,
@@ -77,7 +74,7 @@ pub(crate) struct Exchange {
 
 impl Exchange {
     /// Reads the head of a request, once.
-    pub(crate) fn begin<B>(node: &Arc<Node>, connection: InUse, peer: IpAddr, request: &Request<B>) -> Arc<Self> {
+    pub(crate) fn begin<B>(node: &Arc<Node>, peer: IpAddr, request: &Request<B>) -> Arc<Self> {
         let mut seen = Seen::default();
         let mut head_bytes = request.uri().path_and_query().map_or(0, |path| path.as_str().len());
         for (name, value) in request.headers() {
@@ -106,7 +103,6 @@ impl Exchange {
             watch.began();
         }
         Arc::new(Self {
-            _connection: connection,
             begun: Instant::now(),
             started_at: SystemTime::now(),
             route,

@@ -12,6 +12,10 @@ use crate::hop::error::Error;
 use crate::hop::route::Route;
 use crate::hop::state::Node;
 
+/// The largest request head; hyper's own limit is above it.
+pub(crate) const MAX_HEAD: usize = 32 << 10;
+/// How many header fields a head may have; hyper's own limit is above it.
+pub(crate) const MAX_FIELDS: usize = 100;
 /// The largest request body. No endpoint reads one; it is only taken off the connection.
 const MAX_BODY: usize = 64 << 10;
 /// How long after its head a body must be whole.

@@ -3,6 +3,7 @@
 //! What a connection does is one word that the sweep in `server` reads; the request path pays a few relaxed stores for it.
 //! The sweep only judges. The connection's own task looks again before it closes, because a request may have begun since.
 
+use std::convert::Infallible;
 use std::io::{self, IoSlice};
 use std::net::IpAddr;
 use std::pin::{Pin, pin};
@@ -12,22 +13,25 @@ use std::task::{Context, Poll, ready};
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use futures_util::task::AtomicWaker;
-use http::header::{CONNECTION, CONTENT_TYPE, HeaderValue, TRANSFER_ENCODING};
+use http::header::{CONNECTION, HeaderValue, TRANSFER_ENCODING};
 use http::{Request, Response, StatusCode};
-use hyper::service::service_fn;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-use crate::hop::error::{Error, PROBLEM_JSON};
-use crate::server::listener::Handler;
 use crate::server::tls::Accepting;
+use crate::server::{HttpService, OnRefused};
 use crate::text::causes;
 
-/// The largest request head.
-pub(crate) const MAX_HEAD: usize = 32 << 10;
-/// How many header fields a head may have.
-pub(crate) const MAX_FIELDS: usize = 100;
+/// The largest request head that hyper accepts. A service whose own limit is below it answers in its own form; beyond it
+/// hyper answers with a bare 431.
+const MAX_HEAD: usize = 64 << 10;
+/// How many header fields hyper accepts over HTTP/1.
+const MAX_FIELDS: usize = 128;
 /// How many requests one HTTP/2 connection may have in flight.
 const MAX_STREAMS: u32 = 256;
 /// What a client of HTTP/2 sends first (RFC 9113, 3.4).
@@ -69,8 +73,6 @@ pub(crate) struct Connection {
     multiplexed: AtomicBool,
     /// Was told to take no further request.
     retired: AtomicBool,
-    /// A request was refused before all of it was read.
-    refused: AtomicBool,
     /// The caller showed no certificate where one is wanted.
     anonymous: AtomicBool,
     clock: Arc<AtomicU64>,
@@ -87,7 +89,6 @@ impl Connection {
             stalled_since: AtomicU64::new(0),
             multiplexed: AtomicBool::new(false),
             retired: AtomicBool::new(false),
-            refused: AtomicBool::new(false),
             anonymous: AtomicBool::new(false),
             clock,
             verdict: AtomicU64::new(NONE),
@@ -187,23 +188,27 @@ impl Connection {
     }
 }
 
-/// Marks a connection as busy for as long as a request on it lives.
-#[derive(Debug)]
-pub(crate) struct InUse(Arc<Connection>);
+/// What a request's connection is known by: an extension of every request that [`crate::server::serve`] passes on.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ConnectionInfo {
+    /// The address of the other end of the socket.
+    pub(crate) peer: IpAddr,
+    /// Client certificates are asked for (`--tls-client-ca`) and the peer presented none.
+    pub(crate) without_client_certificate: bool,
+}
 
-impl InUse {
+/// Marks a connection as busy from a request's head to the end of its answer.
+#[derive(Debug)]
+struct ActiveRequest(Arc<Connection>);
+
+impl ActiveRequest {
     fn new(connection: &Arc<Connection>) -> Self {
         connection.requests.fetch_add(1, Ordering::AcqRel);
         Self(connection.clone())
     }
-
-    /// Client certificates are wanted (`--tls-client-ca`) and this caller showed none.
-    pub(crate) fn is_anonymous(&self) -> bool {
-        self.0.anonymous.load(Ordering::Relaxed)
-    }
 }
 
-impl Drop for InUse {
+impl Drop for ActiveRequest {
     fn drop(&mut self) {
         // In this order: whoever sees no request sees since when.
         self.0.begin(Doing::Idle);
@@ -211,22 +216,48 @@ impl Drop for InUse {
     }
 }
 
-/// Serves one connection until it ends or deserves to.
-pub(crate) async fn serve<H: Handler>(
+/// An answer's body, with the guard that ends the request when hyper drops it.
+struct TrackedBody<B> {
+    body: B,
+    _request: ActiveRequest,
+}
+
+impl<B: Body + Unpin> Body for TrackedBody<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// Serves one connection until the peer closes it, a timeout expires or the server drains.
+pub(crate) async fn serve<S: HttpService>(
     connection: Arc<Connection>,
     stream: TcpStream,
     peer: IpAddr,
     tls: Option<Arc<Accepting>>,
-    handler: H,
+    service: S,
+    on_refused: OnRefused,
 ) {
     let socket = Socket { stream, connection: &connection, prefix: Bytes::new() };
+    let service = TowerToHyperService::new(service);
+    let serving = Serving { connection: &connection, peer, service, on_refused };
     let ended = connection.while_wanted(async {
         // The ways that are rare are boxed: their size would be every connection's.
         let ended = match tls {
-            None => plain(socket, &connection, peer, handler).await,
-            Some(tls) => Box::pin(encrypted(socket, &tls, &connection, peer, handler)).await,
+            None => serving.plain(socket).await,
+            Some(tls) => Box::pin(serving.encrypted(socket, &tls)).await,
         };
-        // What goes wrong on a connection is the caller's business: it hung up, or did not speak HTTP.
+        // The peer hung up, or did not speak HTTP.
         if let Err(error) = ended {
             tracing::debug!(%peer, error, "connection ended");
         }
@@ -234,112 +265,123 @@ pub(crate) async fn serve<H: Handler>(
     ended.await;
 }
 
-/// Without TLS the first bytes tell HTTP/2 (prior knowledge, RFC 9113, 3.3) from HTTP/1.1.
-async fn plain<H: Handler>(mut socket: Socket<'_>, connection: &Arc<Connection>, peer: IpAddr, handler: H) -> Result<(), String> {
-    // As much as a usual head takes, so that telling costs no further read.
-    let mut first = BytesMut::with_capacity(2048);
-    loop {
-        if socket.read_buf(&mut first).await.map_err(|error| causes(&error))? == 0 {
-            return Ok(());
-        }
-        let known = first.len().min(PREFACE.len());
-        if first[..known] != PREFACE[..known] {
-            socket.prefix = first.freeze();
-            return http1(socket, connection, peer, handler).await;
-        }
-        if known == PREFACE.len() {
-            socket.prefix = first.freeze();
-            return Box::pin(http2(socket, connection, peer, handler)).await;
-        }
-    }
+/// What the protocols of one connection share.
+struct Serving<'a, S> {
+    connection: &'a Arc<Connection>,
+    peer: IpAddr,
+    service: TowerToHyperService<S>,
+    on_refused: OnRefused,
 }
 
-/// With TLS the handshake tells (ALPN).
-async fn encrypted<H: Handler>(
-    socket: Socket<'_>,
-    tls: &Accepting,
-    connection: &Arc<Connection>,
-    peer: IpAddr,
-    handler: H,
-) -> Result<(), String> {
-    let accepted = tokio_rustls::TlsAcceptor::from(tls.config.clone()).accept(socket).await;
-    let stream = accepted.map_err(|error| format!("TLS: {}", causes(&error)))?;
-    let session = stream.get_ref().1;
-    connection.anonymous.store(tls.wants_client && session.peer_certificates().is_none(), Ordering::Relaxed);
-    match session.alpn_protocol() {
-        Some(b"h2") => http2(stream, connection, peer, handler).await,
-        _ => http1(stream, connection, peer, handler).await,
-    }
-}
-
-async fn http1<H: Handler>(
-    stream: impl AsyncRead + AsyncWrite + Unpin,
-    connection: &Arc<Connection>,
-    peer: IpAddr,
-    handler: H,
-) -> Result<(), String> {
-    let service = service_fn(|request: Request<hyper::body::Incoming>| {
-        let in_use = InUse::new(connection);
-        let handler = &handler;
-        // A length beside it is ignored by hyper and gone by now, and another server may have gone by the length: whatever
-        // follows on this connection is not taken for a request (RFC 9112, 6.1).
-        let chunked = request.headers().contains_key(TRANSFER_ENCODING);
-        async move {
-            let mut response = handler.handle(in_use, peer, request).await;
-            if chunked || is_refusal(&response) {
-                connection.refused.store(true, Ordering::Relaxed);
-                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+impl<S: HttpService> Serving<'_, S> {
+    /// Without TLS the first bytes tell HTTP/2 (prior knowledge, RFC 9113, 3.3) from HTTP/1.1.
+    async fn plain(&self, mut socket: Socket<'_>) -> Result<(), String> {
+        // As much as a usual head takes, so that telling costs no further read.
+        let mut first = BytesMut::with_capacity(2048);
+        loop {
+            if socket.read_buf(&mut first).await.map_err(|error| causes(&error))? == 0 {
+                return Ok(());
             }
-            Ok::<_, std::convert::Infallible>(response)
+            let known = first.len().min(PREFACE.len());
+            if first[..known] != PREFACE[..known] {
+                socket.prefix = first.freeze();
+                return self.http1(socket).await;
+            }
+            if known == PREFACE.len() {
+                socket.prefix = first.freeze();
+                return Box::pin(self.http2(socket)).await;
+            }
         }
-    });
-    let malformed = |error| handler.malformed(error);
-    let io = Http1 { stream, connection, malformed: &malformed, said: Bytes::new(), shut: false, lingered: 0 };
-    let mut http = hyper::server::conn::http1::Builder::new();
-    // hyper's own timeout is off: see the top of `server`.
-    http.timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(MAX_HEAD).max_headers(MAX_FIELDS);
-    http.serve_connection(TokioIo::new(io), service).await.map_err(|error| causes(&error))
+    }
+
+    /// With TLS the handshake tells (ALPN).
+    async fn encrypted(&self, socket: Socket<'_>, tls: &Accepting) -> Result<(), String> {
+        let accepted = tokio_rustls::TlsAcceptor::from(tls.config.clone()).accept(socket).await;
+        let stream = accepted.map_err(|error| format!("TLS: {}", causes(&error)))?;
+        let session = stream.get_ref().1;
+        self.connection.anonymous.store(tls.wants_client && session.peer_certificates().is_none(), Ordering::Relaxed);
+        match session.alpn_protocol() {
+            Some(b"h2") => self.http2(stream).await,
+            _ => self.http1(stream).await,
+        }
+    }
+
+    /// Passes one request to the service.
+    fn call(
+        &self,
+        mut request: Request<Incoming>,
+    ) -> impl Future<Output = Result<Response<TrackedBody<S::Body>>, Infallible>> + use<S> {
+        let active = ActiveRequest::new(self.connection);
+        let without_client_certificate = self.connection.anonymous.load(Ordering::Relaxed);
+        request.extensions_mut().insert(ConnectionInfo { peer: self.peer, without_client_certificate });
+        let call = self.service.call(request);
+        async move { Ok(call.await?.map(|body| TrackedBody { body, _request: active })) }
+    }
+
+    async fn http1(&self, stream: impl AsyncRead + AsyncWrite + Unpin) -> Result<(), String> {
+        let service = service_fn(|request: Request<Incoming>| {
+            // A length beside it is ignored by hyper and gone by now, and another server may have gone by the length:
+            // whatever follows on this connection is not taken for a request (RFC 9112, 6.1).
+            let chunked = request.headers().contains_key(TRANSFER_ENCODING);
+            let call = self.call(request);
+            async move {
+                let mut response = call.await?;
+                if chunked {
+                    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                }
+                Ok::<_, Infallible>(response)
+            }
+        });
+        let io = Http1 { stream, connection: self.connection };
+        let mut http = hyper::server::conn::http1::Builder::new();
+        // hyper's own timeout is off: see the top of `server`.
+        http.timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(MAX_HEAD).max_headers(MAX_FIELDS);
+        let mut serving = http.serve_connection(TokioIo::new(io), service);
+        let ended = (&mut serving).await;
+        match &ended {
+            Err(error) if error.is_parse_too_large() => (self.on_refused)(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE),
+            Err(error) if error.is_parse() => (self.on_refused)(StatusCode::BAD_REQUEST),
+            Err(error) => return Err(causes(error)),
+            Ok(()) => {}
+        }
+        self.connection.begin(Doing::Lingering);
+        linger(serving.into_parts().io.into_inner().stream).await;
+        ended.map_err(|error| causes(&error))
+    }
+
+    async fn http2(&self, stream: impl AsyncRead + AsyncWrite + Unpin) -> Result<(), String> {
+        let connection = self.connection;
+        connection.multiplexed.store(true, Ordering::Relaxed);
+        // The handshake is done. From here on requests tell what it does: frames that are no request (PING, WINDOW_UPDATE)
+        // come at any time.
+        connection.begin(Doing::Idle);
+        let mut http = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+        http.timer(TokioTimer::new()).max_header_list_size(MAX_HEAD as u32).max_concurrent_streams(MAX_STREAMS);
+        let service = service_fn(|request| self.call(request));
+        let mut serving = pin!(http.serve_connection(TokioIo::new(stream), service));
+        let mut told = false;
+        let ended = std::future::poll_fn(|cx| {
+            if !told && connection.is_retired() {
+                told = true;
+                serving.as_mut().graceful_shutdown();
+            }
+            serving.as_mut().poll(cx)
+        });
+        ended.await.map_err(|error| causes(&error))
+    }
 }
 
-/// The request was answered before all of it was read. A fault may have the same status, but is no problem document.
-fn is_refusal<B>(response: &Response<B>) -> bool {
-    let status = response.status();
-    matches!(
-        status,
-        StatusCode::BAD_REQUEST
-            | StatusCode::REQUEST_TIMEOUT
-            | StatusCode::PAYLOAD_TOO_LARGE
-            | StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE
-    ) && response.headers().get(CONTENT_TYPE).is_some_and(|value| value == PROBLEM_JSON)
-}
-
-async fn http2<H: Handler>(
-    stream: impl AsyncRead + AsyncWrite + Unpin,
-    connection: &Arc<Connection>,
-    peer: IpAddr,
-    handler: H,
-) -> Result<(), String> {
-    connection.multiplexed.store(true, Ordering::Relaxed);
-    // The handshake is done. From here on requests tell what it does: frames that are no request (PING, WINDOW_UPDATE) come
-    // at any time.
-    connection.begin(Doing::Idle);
-    let service = service_fn(|request: Request<hyper::body::Incoming>| {
-        let in_use = InUse::new(connection);
-        let handler = handler.clone();
-        async move { Ok::<_, std::convert::Infallible>(handler.handle(in_use, peer, request).await) }
-    });
-    let mut http = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
-    http.timer(TokioTimer::new()).max_header_list_size(MAX_HEAD as u32).max_concurrent_streams(MAX_STREAMS);
-    let mut serving = pin!(http.serve_connection(TokioIo::new(stream), service));
-    let mut told = false;
-    let ended = std::future::poll_fn(|cx| {
-        if !told && connection.is_retired() {
-            told = true;
-            serving.as_mut().graceful_shutdown();
+/// Reads what the peer still sends after the last answer, until it closes its side too. Closing a socket with unread bytes
+/// resets it, and a reset can overtake the answer.
+async fn linger(mut stream: impl AsyncRead + Unpin) {
+    let mut unwanted = [0; 4096];
+    let mut drained_bytes = 0;
+    while drained_bytes < MAX_LINGER {
+        match stream.read(&mut unwanted).await {
+            Ok(read) if read > 0 => drained_bytes += read,
+            _ => return,
         }
-        serving.as_mut().poll(cx)
-    });
-    ended.await.map_err(|error| causes(&error))
+    }
 }
 
 /// A socket that tells its connection when a write waits.
@@ -402,48 +444,10 @@ impl AsyncWrite for Socket<'_> {
     }
 }
 
-/// A stream of HTTP/1.1: tells its connection when a head begins, words hyper's own answers, and lingers after a refusal.
+/// A stream of HTTP/1.1: marks the start of each request head.
 struct Http1<'a, S> {
     stream: S,
     connection: &'a Connection,
-    /// The whole answer to a request that could not be read.
-    malformed: &'a (dyn Fn(Error) -> Bytes + Sync),
-    /// What is left to write of such an answer.
-    said: Bytes,
-    shut: bool,
-    lingered: usize,
-}
-
-impl<S: AsyncRead + AsyncWrite + Unpin> Http1<'_, S> {
-    /// hyper answers a head that it cannot read with a bare status; it becomes a problem document like any other. Ours have
-    /// a body, so the two cannot be mistaken.
-    fn reword(&mut self, answer: &[u8]) -> bool {
-        if self.connection.requests.load(Ordering::Relaxed) > 0 {
-            return false;
-        }
-        let error = match answer.get(..12) {
-            Some(b"HTTP/1.1 431" | b"HTTP/1.0 431" | b"HTTP/1.1 414" | b"HTTP/1.0 414") => Error::HeadTooLarge,
-            Some(b"HTTP/1.1 400" | b"HTTP/1.0 400") => Error::BadRequest,
-            _ => return false,
-        };
-        let bare = answer.windows(21).any(|line| line.eq_ignore_ascii_case(b"\r\ncontent-length: 0\r\n"));
-        if bare {
-            self.said = (self.malformed)(error);
-            self.connection.refused.store(true, Ordering::Relaxed);
-        }
-        bare
-    }
-
-    fn poll_said(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while !self.said.is_empty() {
-            let written = ready!(Pin::new(&mut self.stream).poll_write(cx, &self.said))?;
-            if written == 0 {
-                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
-            }
-            self.said.advance(written);
-        }
-        Poll::Ready(Ok(()))
-    }
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Http1<'_, S> {
@@ -463,18 +467,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Http1<'_, S> {
 
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Http1<'_, S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        ready!(self.poll_said(cx))?;
-        if self.reword(buf) {
-            return Poll::Ready(Ok(buf.len()));
-        }
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }
 
     fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        ready!(self.poll_said(cx))?;
-        if bufs.first().is_some_and(|head| self.reword(head)) {
-            return Poll::Ready(Ok(bufs.iter().map(|buf| buf.len()).sum()));
-        }
         Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
     }
 
@@ -483,30 +479,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Http1<'_, S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(self.poll_said(cx))?;
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if !self.shut {
-            ready!(self.poll_said(cx))?;
-            ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
-            self.shut = true;
-            if self.connection.refused.load(Ordering::Relaxed) {
-                self.connection.begin(Doing::Lingering);
-            }
-        }
-        if !self.connection.refused.load(Ordering::Relaxed) {
-            return Poll::Ready(Ok(()));
-        }
-        let mut unwanted = [0; 4096];
-        while self.lingered < MAX_LINGER {
-            let mut buf = ReadBuf::new(&mut unwanted);
-            match ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buf)) {
-                Ok(()) if !buf.filled().is_empty() => self.lingered += buf.filled().len(),
-                _ => break,
-            }
-        }
-        Poll::Ready(Ok(()))
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

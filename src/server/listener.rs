@@ -6,25 +6,20 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use futures_util::FutureExt as _;
-use http::{Request, Response};
-use hyper::body::Incoming;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::MissedTickBehavior;
 
-use crate::hop::error::{Error, PROBLEM_JSON};
 use crate::server::connection::{self, Connection, Doing};
 use crate::server::shutdown::Phase;
 use crate::server::tls::ServerTls;
-
-pub(crate) use crate::server::connection::InUse;
+use crate::server::{HttpService, OnRefused, ServerConfig};
 
 /// How often connections are looked at. Every timeout here is late by at most twice this, and never early.
 const SWEEP: Duration = Duration::from_millis(250);
@@ -57,63 +52,21 @@ impl Default for ConnectionOptions {
     }
 }
 
-/// A request's way into the hop: what [`serve`] calls for each.
-pub(crate) trait Handler: Clone + Send + Sync + 'static {
-    /// The answer's body.
-    type Body: http_body::Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send + 'static;
-
-    /// Answers one request that came from `peer`.
-    fn handle(
-        &self,
-        in_use: InUse,
-        peer: IpAddr,
-        request: Request<Incoming>,
-    ) -> impl Future<Output = Response<Self::Body>> + Send;
-
-    /// Words the whole HTTP/1.1 answer to a request that could not be read; the connection closes after it.
-    fn malformed(&self, error: Error) -> Bytes {
-        refusal(error, "")
-    }
-}
-
-/// A problem document as a whole HTTP/1.1 answer, with further header `fields`, each with its line end.
-pub(crate) fn refusal(error: Error, fields: &str) -> Bytes {
-    let (status, _) = error.parts();
-    let body = error.problem();
-    let length = body.len();
-    format!(
-        "HTTP/1.1 {status}\r\ncontent-type: {PROBLEM_JSON}\r\ncontent-length: {length}\r\nx-content-type-options: nosniff\r\n\
-         connection: close\r\n{fields}\r\n{body}"
-    )
-    .into()
-}
-
-/// What [`serve`] runs on.
-#[derive(Debug)]
-pub(crate) struct Entrance {
-    pub(crate) listener: TcpListener,
-    pub(crate) options: ConnectionOptions,
-    /// `None`: plain HTTP.
-    pub(crate) tls: Option<ServerTls>,
-    /// While it drains, connections are asked to go elsewhere.
-    pub(crate) phase: Phase,
-}
-
-impl Entrance {
-    /// Plain HTTP with every default.
-    pub(crate) fn plain(listener: TcpListener) -> Self {
-        Self { listener, options: ConnectionOptions::default(), tls: None, phase: Phase::default() }
-    }
-}
-
 /// Serves until `stop` resolves, then finishes what is in flight for at most `drain`. Returns how many connections were cut
 /// off in a request.
-pub(crate) async fn serve<H: Handler>(entrance: Entrance, handler: H, stop: impl Future<Output = ()>, drain: Duration) -> usize {
-    let Entrance { listener, options, tls, phase } = entrance;
+pub(crate) async fn serve<S: HttpService>(
+    config: ServerConfig,
+    service: S,
+    stop: impl Future<Output = ()>,
+    drain: Duration,
+) -> usize {
+    let ServerConfig { listener, options, tls, phase, on_refused } = config;
     let connections = Arc::new(Connections::new(options));
     let sweep = tokio::spawn(connections.clone().sweep(phase));
     let mut room = Room::default();
-    let mut start = |(stream, peer)| connections.clone().start(stream, peer, &mut room, tls.as_ref(), handler.clone());
+    let mut start = |(stream, peer)| {
+        connections.clone().start(stream, peer, &mut room, tls.as_ref(), service.clone(), on_refused.clone());
+    };
     let mut complaints = Complaints::default();
     {
         let mut stop = std::pin::pin!(stop);
@@ -242,13 +195,14 @@ impl Connections {
         close_next(room)
     }
 
-    fn start<H: Handler>(
+    fn start<S: HttpService>(
         self: Arc<Self>,
         stream: TcpStream,
         peer: SocketAddr,
         room: &mut Room,
         tls: Option<&ServerTls>,
-        handler: H,
+        service: S,
+        on_refused: OnRefused,
     ) {
         // Where every connection is in a request, the newcomer is the one to go: it has nothing to lose yet.
         if self.lock().len() >= self.options.max_connections && !self.make_room(room) {
@@ -262,7 +216,7 @@ impl Connections {
         let entry = Entry { connections: self, id };
         let tls = tls.map(ServerTls::current);
         tokio::spawn(async move {
-            connection::serve(connection, stream, peer.ip(), tls, handler).await;
+            connection::serve(connection, stream, peer.ip(), tls, service, on_refused).await;
             drop(entry);
         });
     }

@@ -18,6 +18,7 @@ use serde::Deserialize;
 
 use crate::demo::control::panel::{Panel, PlanForm, Sender};
 use crate::net::hosts;
+use crate::server::ConnectionInfo;
 use crate::trace_context::carried_names;
 
 /// The largest order.
@@ -25,10 +26,6 @@ const MAX_ORDER: usize = 32 << 10;
 /// The most headers of one request, and the longest value.
 const MAX_HEADERS: usize = 32;
 const MAX_VALUE: usize = 4 << 10;
-
-/// The address that a request came from, as the server put it beside the request.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Peer(pub(crate) IpAddr);
 
 /// Who may give orders.
 #[derive(Debug, Clone, Copy)]
@@ -117,7 +114,7 @@ pub(crate) async fn control(panel: Arc<Panel>, access: Access, request: Request)
         let allow = [(header::ALLOW, HeaderValue::from_static("POST"))];
         return (allow, text(StatusCode::METHOD_NOT_ALLOWED, "orders are sent by POST")).into_response();
     }
-    let peer = head.extensions.get::<Peer>().map_or(IpAddr::from([0, 0, 0, 0]), |peer| peer.0);
+    let peer = head.extensions.get::<ConnectionInfo>().map_or(IpAddr::from([0, 0, 0, 0]), |connection| connection.peer);
     if let Err((status, why)) = access.check(peer, &head.headers) {
         return text(status, why);
     }

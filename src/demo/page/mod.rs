@@ -15,9 +15,10 @@ use http::{HeaderName, HeaderValue, StatusCode, header};
 use tokio::sync::{Semaphore, watch};
 use tower_http::set_header::SetResponseHeaderLayer;
 
-use crate::demo::control::orders::{self, Access, Peer};
+use crate::demo::control::orders::{self, Access};
 use crate::demo::control::panel::Panel;
 use crate::demo::page::events::STREAMS;
+use crate::server::ConnectionInfo;
 
 /// What the browser lets the page do.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
@@ -69,7 +70,7 @@ pub(crate) fn router(panel: Arc<Panel>, access: Access, stopped: watch::Receiver
                 let Ok(place) = places.try_acquire_owned() else {
                     return (StatusCode::SERVICE_UNAVAILABLE, "too many pages are open\n").into_response();
                 };
-                let peer = request.extensions().get::<Peer>().map(|peer| peer.0);
+                let peer = request.extensions().get::<ConnectionInfo>().map(|connection| connection.peer);
                 let watching_only = peer.map_or(Some("the caller's address is unknown"), |peer| access.watching_only(peer));
                 events::events(for_events, watching_only, place, stopped)
             }),
