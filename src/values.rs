@@ -23,10 +23,19 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
     if duration > MAX_DURATION { Err("longer than a year".to_owned()) } else { Ok(duration) }
 }
 
+/// A duration above zero.
+pub(crate) fn positive_duration(text: &str) -> Result<Duration, String> {
+    parse_duration(text).and_then(|duration| if duration.is_zero() { Err("must be longer than 0".into()) } else { Ok(duration) })
+}
+
 /// A percentage (`10%`, `0.5%`) as a share from 0 to 1; `None` when it is not from 0 % to 100 %.
 pub(crate) fn parse_percent(text: &str) -> Option<f64> {
-    let percent = text.strip_suffix('%')?.trim().parse::<f64>().ok()?;
-    Some(percent / 100.0).filter(|share| (0.0..=1.0).contains(share))
+    Some(percent_number(text.strip_suffix('%')?)? / 100.0)
+}
+
+/// A number from 0 to 100, without a sign for percent.
+pub(crate) fn percent_number(text: &str) -> Option<f64> {
+    text.trim().parse().ok().filter(|percent| (0.0..=100.0).contains(percent))
 }
 
 /// A label of an instance (name, version, lane): it goes into headers, logs and metrics.
@@ -81,6 +90,17 @@ mod tests {
         assert_eq!(["0", "1", "9999"].map(service_number), [Some(0), Some(1), Some(9999)]);
         for bad in ["", "00", "01", "10000", "+1", "-1", "X", "1 "] {
             assert_eq!(service_number(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_duration_has_units_and_bounds() {
+        for (text, seconds) in [("1m 30s", 90.0), ("1m30s", 90.0), ("250ms", 0.25), ("1.5s", 1.5)] {
+            assert_eq!(positive_duration(text), Ok(Duration::from_secs_f64(seconds)), "{text}");
+        }
+        assert_eq!(parse_duration("0"), Ok(Duration::ZERO));
+        for bad in ["", "60", "s", "0", "0s", "-1s", "1x", "9999999h", "1.2.3s"] {
+            assert!(positive_duration(bad).is_err(), "{bad}");
         }
     }
 

@@ -1011,6 +1011,9 @@ fn wrong_usage_is_exit_2_with_one_line_and_nothing_sent() {
     let output = httpserver().args(["check", &url, "--output", "yaml"]).output().unwrap();
     let line = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.code() == Some(2) && line.contains("--output") && line.contains("junit"), "{line}");
+    // A duration is written as for `serve`: this one is no usage error.
+    let run = check("http://127.0.0.1:1/service1", &["--timeout", "1m 30s", "--count", "0"]);
+    assert_eq!(run.code, Some(1), "{}", run.stderr);
     let run = check("ftp://x/", &[]);
     assert_eq!((run.code, run.stderr.lines().count()), (Some(2), 1), "{}", run.stderr);
     assert_eq!(sent.load(Ordering::SeqCst), 0);
@@ -1063,5 +1066,5 @@ fn junit_is_for_ci() {
     let text = String::from_utf8(output.stdout).unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(text.starts_with("<?xml") && text.trim_end().ends_with("</testsuites>"), "{text}");
-    assert!(text.contains("<testcase classname=\"propagation.lane\"") && text.contains("<failure message="), "{text}");
+    assert!(text.contains(" classname=\"propagation.lane\"") && text.contains("<failure message="), "{text}");
 }

@@ -33,6 +33,8 @@ use tokio::sync::watch as signal;
 
 use crate::hop::reply::Tree;
 use crate::net::hosts::is_loopback;
+use crate::server::shutdown::Signals;
+use crate::values;
 
 use chain::expect::{Expect, Resolve, Split};
 use chain::xray::{Probe, Xray};
@@ -40,7 +42,7 @@ use envoy::hints::{Hop, Place};
 use reachability::client::{Answer, Client};
 use reachability::tls::Trust;
 pub use report::Output;
-use report::{Finding, Group, Progress, Report};
+use report::{CheckId, Finding, Group, Progress, Report};
 use traffic::{Promise, Sample, Series};
 
 /// Options of `httpserver check`.
@@ -68,7 +70,7 @@ pub struct CheckArgs {
     #[arg(long, value_name = "URL", value_parser = chain::expect::url)]
     pub traces: Option<Url>,
     /// How long a trace may take to arrive
-    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = chain::expect::duration)]
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = values::positive_duration)]
     pub traces_wait: Duration,
     /// How many of the requests without trace context should be sampled, percent (judged with --traces)
     #[arg(long, value_name = "PERCENT", default_value = "100", value_parser = chain::expect::percent)]
@@ -86,13 +88,13 @@ pub struct CheckArgs {
     #[arg(long, value_name = "SPLIT")]
     pub expect_split: Vec<Split>,
     /// Keep up a constant load for this long and report every failure: restart a Deployment meanwhile
-    #[arg(long, value_name = "TIME", value_parser = chain::expect::duration)]
+    #[arg(long, value_name = "TIME", value_parser = values::positive_duration)]
     pub watch: Option<Duration>,
     /// Requests per second, at most
     #[arg(long, value_name = "RATE", default_value = "50", value_parser = chain::expect::rate)]
     pub rate: f64,
     /// How long one request may take
-    #[arg(long, value_name = "TIME", default_value = "15s", value_parser = chain::expect::duration)]
+    #[arg(long, value_name = "TIME", default_value = "15s", value_parser = values::positive_duration)]
     pub timeout: Duration,
     /// Where the gateway's plain HTTP is [default: 80 when the URL's port is 443]
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
@@ -121,13 +123,20 @@ pub async fn run(args: CheckArgs) -> u8 {
             return 2;
         }
     };
+    let mut signals = match Signals::listen() {
+        Ok(signals) => signals,
+        Err(error) => {
+            eprintln!("httpserver: cannot listen for signals: {error}");
+            return 1;
+        }
+    };
     let color = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     let mut report = Report::new(args.url.to_string(), args.output, args.skip.clone(), color, Box::new(std::io::stdout()));
     let (stopper, stop) = signal::channel(false);
     let listener = tokio::spawn(async move {
-        interrupted().await;
+        signals.next().await;
         let _ = stopper.send(true);
-        // Kept until the end: a closed channel would look like a stop that never comes.
+        // The sender lives until the end: receivers would take a closed channel for a stop that never comes.
         std::future::pending::<()>().await;
     });
     checks(&args, trust, &mut report, stop.clone()).await;
@@ -137,22 +146,6 @@ pub async fn run(args: CheckArgs) -> u8 {
     }
     report.finish();
     u8::from(!report.is_fine())
-}
-
-/// Ctrl-C, or SIGTERM as a Job gets it.
-async fn interrupted() {
-    use tokio::signal::unix::{SignalKind, signal};
-    match signal(SignalKind::terminate()) {
-        Ok(mut terminate) => {
-            tokio::select! {
-                _ = tokio::signal::ctrl_c() => {}
-                _ = terminate.recv() => {}
-            }
-        }
-        Err(_) => {
-            let _ = tokio::signal::ctrl_c().await;
-        }
-    }
 }
 
 /// What the parsers of single values cannot see. Errors: one line that names the flag, the value and what is accepted.
@@ -177,12 +170,10 @@ fn validate(args: &CheckArgs) -> Result<Trust, String> {
         }
     }
     for id in &args.skip {
-        const GROUPS: [&str; 7] = ["reach", "chain", "propagation", "traces", "lanes", "traffic", "watch"];
-        if !GROUPS.contains(&id.split('.').next().unwrap_or_default()) {
-            return Err(format!(
-                "--skip {id}: no such check; accepted: a group ({}) or a check's name like reach.hsts",
-                GROUPS.join(", ")
-            ));
+        let groups = Group::ALL.map(Group::name);
+        if !groups.contains(&id.split('.').next().unwrap_or_default()) {
+            let groups = groups.join(", ");
+            return Err(format!("--skip {id}: no such check; accepted: a group ({groups}) or a check's name like reach.hsts"));
         }
     }
     Ok(trust)
@@ -204,8 +195,7 @@ async fn checks(args: &CheckArgs, trust: Trust, report: &mut Report, mut stop: s
     let Some((client, tree, answer)) = reached else {
         if !*stop.borrow() {
             report.add(Finding::skip(
-                Group::Chain,
-                "chain.hops",
+                CheckId::ChainHops,
                 "The chain and everything behind it: skipped, because it was not reached",
             ));
         }
@@ -222,11 +212,8 @@ async fn checks(args: &CheckArgs, trust: Trust, report: &mut Report, mut stop: s
     };
     match &xray {
         Some((probe, xray)) => report.extend(propagation::findings(probe, xray, &place)),
-        None => report.add(Finding::skip(
-            Group::Propagation,
-            "propagation.trace",
-            "Propagation: skipped, because no probe brought the chain's reply",
-        )),
+        None => report
+            .add(Finding::skip(CheckId::PropagationTrace, "Propagation: skipped, because no probe brought the chain's reply")),
     }
     let xray = xray.map(|(_, xray)| xray);
 
@@ -305,8 +292,7 @@ async fn reach(
         Ok(client) => client,
         Err(error) => {
             report.add(Finding::fail(
-                Group::Reach,
-                "reach.http",
+                CheckId::ReachHttp,
                 format!("No client: {error}"),
                 report::Hint::new("The TLS setup of this machine"),
             ));

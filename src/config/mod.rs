@@ -21,7 +21,7 @@ use crate::telemetry::export::{Exporter, OtlpOptions};
 use crate::telemetry::tracer::Sampler;
 use crate::trace_context::carried_names;
 use crate::upstream::{FanOut, Target};
-use crate::values::{Listen, parse_duration, parse_label, service_number};
+use crate::values::{Listen, parse_duration, parse_label, positive_duration, service_number};
 
 /// The command line.
 #[derive(Debug, Parser)]
@@ -74,7 +74,7 @@ pub struct ServeArgs {
     #[arg(long, env, default_value = "parallel")]
     pub fan_out: FanOut,
     /// Time per call, whole answer included; a caller must wait longer than the hop below it
-    #[arg(long, env, default_value = "5s", value_parser = positive, value_name = "DURATION")]
+    #[arg(long, env, default_value = "5s", value_parser = positive_duration, value_name = "DURATION")]
     pub upstream_timeout: Duration,
     /// Added delay: `20ms`, `10ms..2s` (uniform) or `p50=20ms,p90=80ms,p99=400ms`
     #[arg(long, env, default_value = "0")]
@@ -98,10 +98,10 @@ pub struct ServeArgs {
     #[arg(long, env, default_value = "10000", value_parser = at_least_one, value_name = "N")]
     pub max_connections: usize,
     /// A request head must be whole this long after its first byte
-    #[arg(long, env, default_value = "10s", value_parser = positive, value_name = "DURATION")]
+    #[arg(long, env, default_value = "10s", value_parser = positive_duration, value_name = "DURATION")]
     pub header_timeout: Duration,
     /// How long a kept-alive connection may be idle; longer than Envoy's pool keeps it (1 h)
-    #[arg(long, env, default_value = "65m", value_parser = positive, value_name = "DURATION")]
+    #[arg(long, env, default_value = "65m", value_parser = positive_duration, value_name = "DURATION")]
     pub idle_timeout: Duration,
     /// After SIGTERM: not ready, still serving, this long
     #[arg(long, env, default_value = "5s", value_parser = parse_duration, value_name = "DURATION")]
@@ -274,10 +274,6 @@ pub enum ExporterName {
     Otlp,
     /// A line per span on stderr
     Console,
-}
-
-fn positive(text: &str) -> Result<Duration, String> {
-    parse_duration(text).and_then(|duration| if duration.is_zero() { Err("must be longer than 0".into()) } else { Ok(duration) })
 }
 
 fn at_least_one(text: &str) -> Result<usize, String> {

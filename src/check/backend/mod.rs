@@ -18,9 +18,7 @@ use crate::check::envoy::hints::{Hop, Place, Runner, quoted};
 use crate::check::propagation::context::{self, Format, short};
 use crate::check::reachability::client::Client;
 use crate::check::reachability::tls::Trust;
-use crate::check::report::{Finding, Group, Hint, Progress};
-
-const GROUP: Group = Group::Traces;
+use crate::check::report::{CheckId, Finding, Hint, Progress};
 
 /// A span as both backends have it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,7 +52,7 @@ pub(crate) async fn open(url: &Url, trust: &Trust) -> Result<(Backend, Finding),
             .run("kubectl port-forward -n istio-system svc/tracing 16686:80  # then --traces http://localhost:16686")
             .run(format!("curl -s {}/api/services", quoted(url.as_str().trim_end_matches('/'))))
             .run(format!("curl -s {}/api/v2/services", quoted(url.as_str().trim_end_matches('/'))));
-        Box::new(Finding::fail(GROUP, "traces.backend", format!("No trace backend at {url}: {why}"), hint))
+        Box::new(Finding::fail(CheckId::TracesBackend, format!("No trace backend at {url}: {why}"), hint))
     };
     let tls = trust.config().map_err(&unreachable)?.0;
     let http = reqwest::Client::builder()
@@ -74,7 +72,7 @@ pub(crate) async fn open(url: &Url, trust: &Trust) -> Result<(Backend, Finding),
                         Kind::Zipkin => "Zipkin v2 API",
                         Kind::Jaeger => "Jaeger query API",
                     };
-                    let finding = Finding::pass(GROUP, "traces.backend", format!("{name} at {base}"));
+                    let finding = Finding::pass(CheckId::TracesBackend, format!("{name} at {base}"));
                     return Ok((Backend { http, base, kind }, finding));
                 }
                 Ok(_) => {}
@@ -341,14 +339,13 @@ pub(crate) async fn follow(
         }
     }
     let Some((probe, tree)) = last else {
-        return vec![Finding::skip(GROUP, "traces.arrived", "Trace: skipped, because no request brought the chain's reply")];
+        return vec![Finding::skip(CheckId::TracesArrived, "Trace: skipped, because no request brought the chain's reply")];
     };
     let xray = examine(&probe, &tree, &place.url);
     let must = musts(&tree, &place.url, &xray);
     if tree.sampled == Some(false) {
         return vec![Finding::skip(
-            GROUP,
-            "traces.arrived",
+            CheckId::TracesArrived,
             "Trace: skipped, because the request arrived as \"not sampled\" although it asked to be: see the sampling rate below, or Propagation",
         )];
     }
@@ -366,7 +363,7 @@ pub(crate) async fn follow(
                 no_tracing(place),
             )
         };
-        return vec![Finding::fail(GROUP, "traces.arrived", text, hint)];
+        return vec![Finding::fail(CheckId::TracesArrived, text, hint)];
     }
     let ids = traces(&must);
     let Some(id) = ids.first() else { return Vec::new() };
@@ -468,15 +465,13 @@ fn judge(seen: &Seen<'_>, expect: Option<&Expect>, place: &Place, waited: Durati
         let hop = Hop::of(tree, &place.url);
         let hint = exporter(place, &hop).into_iter().fold(Hint::new(cause), Hint::run);
         return vec![Finding::fail(
-            GROUP,
-            "traces.arrived",
+            CheckId::TracesArrived,
             format!("The trace never arrived: no span of {} after {waited:.0} s", short(id)),
             hint,
         )];
     }
     let mut out = vec![Finding::pass(
-        GROUP,
-        "traces.arrived",
+        CheckId::TracesArrived,
         format!("The trace of one request arrived after {waited:.1} s: {} spans", spans.len()),
     )];
 
@@ -489,13 +484,13 @@ fn judge(seen: &Seen<'_>, expect: Option<&Expect>, place: &Place, waited: Durati
             Some(fault) => format!("The context is lost between {} and {}: see Propagation", fault.from.name, fault.to.name),
             None => "A hop or a proxy started a trace of its own: see Propagation".to_owned(),
         };
-        let mut finding = Finding::fail(GROUP, "traces.one", text, Hint::new(cause));
+        let mut finding = Finding::fail(CheckId::TracesOne, text, Hint::new(cause));
         if let Some(fault) = seam {
             finding = finding.seam(&fault.from.name, &fault.to.name, Some(fault.side));
         }
         out.push(finding);
     } else {
-        out.push(Finding::pass(GROUP, "traces.one", format!("One trace: every hop is in {}", short(id))));
+        out.push(Finding::pass(CheckId::TracesOne, format!("One trace: every hop is in {}", short(id))));
     }
     // Who is missing.
     let mut silent: Vec<&Hop> = Vec::new();
@@ -513,7 +508,7 @@ fn judge(seen: &Seen<'_>, expect: Option<&Expect>, place: &Place, waited: Durati
             hop.name
         );
         out.push(
-            Finding::fail(GROUP, "traces.services", text, exporter(place, hop).into_iter().fold(Hint::new(cause), Hint::run))
+            Finding::fail(CheckId::TracesServices, text, exporter(place, hop).into_iter().fold(Hint::new(cause), Hint::run))
                 .hop(&hop.name),
         );
     }
@@ -532,32 +527,32 @@ fn judge(seen: &Seen<'_>, expect: Option<&Expect>, place: &Place, waited: Durati
                 place.namespace_of(hop)
             ));
         }
-        out.push(Finding::fail(GROUP, "traces.services", text, hint).hop(&hop.name));
+        out.push(Finding::fail(CheckId::TracesServices, text, hint).hop(&hop.name));
     }
     let absent = if ids.len() > 1 { Vec::new() } else { absent(tree, spans, must, expect) };
     for (hop, _) in absent.iter().filter(|(_, forwards)| *forwards) {
         let text = format!("{} is not in the trace: it only forwards, and nobody reports for it", hop.name);
         let cause = format!("TRACE_EXPORTER (OTEL_TRACES_EXPORTER) is none at {}, while other hops report", hop.name);
-        out.push(Finding::fail(GROUP, "traces.services", text, Hint::new(cause).run(place.settings(hop))).hop(&hop.name));
+        out.push(Finding::fail(CheckId::TracesServices, text, Hint::new(cause).run(place.settings(hop))).hop(&hop.name));
     }
     // Whoever did not answer is a failure of the chain and told there; its absence here is no second one.
     let unanswered: Vec<&str> = absent.iter().filter(|(_, forwards)| !forwards).map(|(hop, _)| hop.name.as_str()).collect();
     if !unanswered.is_empty() {
         let (names, they) = (unanswered.join(", "), if unanswered.len() == 1 { "it" } else { "they" });
         let text = format!("Spans of {names}: not judged, because {they} did not answer this request: see Chain");
-        out.push(Finding::skip(GROUP, "traces.services", text));
+        out.push(Finding::skip(CheckId::TracesServices, text));
     }
     if silent.is_empty() && unproxied.is_empty() && absent.is_empty() {
         let mut services: Vec<&str> = spans.iter().map(|span| span.service.as_str()).collect();
         services.sort_unstable();
         services.dedup();
-        out.push(Finding::pass(GROUP, "traces.services", format!("Everybody reports: {}", services.join(", "))));
+        out.push(Finding::pass(CheckId::TracesServices, format!("Everybody reports: {}", services.join(", "))));
     }
 
     // The tree of spans.
     let lost = orphans(spans, own);
     if lost.is_empty() {
-        out.push(Finding::pass(GROUP, "traces.orphans", "No orphan: every span's parent is there"));
+        out.push(Finding::pass(CheckId::TracesOrphans, "No orphan: every span's parent is there"));
     } else {
         let known = |parent: &str| missing.iter().find(|must| must.id == parent).map(|must| must.hop.name.clone());
         let lines = lost.iter().take(8).map(|span| {
@@ -578,7 +573,7 @@ fn judge(seen: &Seen<'_>, expect: Option<&Expect>, place: &Place, waited: Durati
         };
         let hint = Hint::new(cause).run("kubectl get telemetry -A");
         out.push(
-            Finding::fail(GROUP, "traces.orphans", format!("{} of {} spans are orphans", lost.len(), spans.len()), hint)
+            Finding::fail(CheckId::TracesOrphans, format!("{} of {} spans are orphans", lost.len(), spans.len()), hint)
                 .lines(lines),
         );
     }
@@ -605,7 +600,7 @@ fn silent_proxies(xray: &Xray, place: &Place) -> Option<Finding> {
         return None;
     }
     let text = format!("The proxies in front of {} report no spans: the trace holds the app's alone", sidecars.join(", "));
-    Some(Finding::fail(GROUP, "traces.proxies", text, no_tracing(place)))
+    Some(Finding::fail(CheckId::TracesProxies, text, no_tracing(place)))
 }
 
 /// Hops that no span speaks of: those that only forward while others report, and expected ones that never answered.
@@ -646,12 +641,12 @@ fn parents(tree: &Tree, must: &[Must], spans: &[Span]) -> Finding {
     }
     below(tree, None, spans, &mut wrong);
     if wrong.is_empty() {
-        Finding::pass(GROUP, "traces.parents", "Every hop's span hangs below its caller's")
+        Finding::pass(CheckId::TracesParents, "Every hop's span hangs below its caller's")
     } else {
         let hint = Hint::new(
             "A hop or proxy takes its parent from another header than the one its caller wrote last: see the order of OTEL_PROPAGATORS under Propagation, or spans are missing in between",
         );
-        Finding::fail(GROUP, "traces.parents", "Spans hang in the wrong place", hint).lines(wrong)
+        Finding::fail(CheckId::TracesParents, "Spans hang in the wrong place", hint).lines(wrong)
     }
 }
 
@@ -708,7 +703,7 @@ fn explain(must: &[Must], spans: &[Span]) -> Finding {
         (0, proxies) => format!("{}, all of proxies: the app only forwards", plural(proxies, "span")),
         (app, proxies) => format!("{}: {proxies} of proxies, {app} of the app", plural(app + proxies, "span")),
     };
-    Finding::pass(GROUP, "traces.spans", text)
+    Finding::pass(CheckId::TracesSpans, text)
         .lines(lines)
         .data(serde_json::json!({"spans": spans.len(), "app": server + calls, "proxies": others}))
 }

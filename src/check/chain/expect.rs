@@ -3,7 +3,11 @@
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
-use std::time::Duration;
+
+use reqwest::Url;
+
+use crate::net::hosts::parse_url;
+use crate::values::percent_number;
 
 /// The expected hops: a chain, or a tree where one hop calls several.
 ///
@@ -130,8 +134,8 @@ impl FromStr for Split {
         for part in list.split(',') {
             let (version, share) = part.split_once('=').ok_or(accepted)?;
             let version = version.trim();
-            let share: f64 = share.trim().trim_end_matches('%').parse().map_err(|_| accepted)?;
-            if version.is_empty() || !(0.0..=100.0).contains(&share) || shares.iter().any(|(known, _)| known == version) {
+            let share = percent(share).map_err(|_| accepted)?;
+            if version.is_empty() || shares.iter().any(|(known, _)| known == version) {
                 return Err(accepted.to_owned());
             }
             shares.push((version.to_owned(), share));
@@ -216,41 +220,15 @@ pub(crate) fn header(text: &str) -> Result<(http::HeaderName, http::HeaderValue)
     Ok((name, value))
 }
 
-/// An http or https URL with a host.
-pub(crate) fn url(text: &str) -> Result<reqwest::Url, String> {
-    let accepted = "accepted: an http or https URL, like `http://127.0.0.1:8080/service1`";
-    let url: reqwest::Url = text.parse().map_err(|_| accepted)?;
-    let ok = matches!(url.scheme(), "http" | "https")
-        && url.host_str().is_some_and(|host| !host.is_empty())
-        && url.port_or_known_default().is_some_and(|port| port != 0);
-    if ok { Ok(url) } else { Err(accepted.to_owned()) }
+/// An http or https URL with a host and a port that can be connected to.
+pub(crate) fn url(text: &str) -> Result<Url, String> {
+    let url = text.trim().parse::<Url>().ok().filter(|url| parse_url(url.as_str()).is_ok());
+    url.ok_or_else(|| "accepted: an http or https URL, like `http://127.0.0.1:8080/service1`".to_owned())
 }
 
-/// A duration above zero: `500ms`, `60s`, `2m`, `1m30s`, `1h`.
-pub(crate) fn duration(text: &str) -> Result<Duration, String> {
-    let accepted = "accepted: a duration above zero, like `500ms`, `60s` or `1m30s`";
-    let mut total = 0.0;
-    let mut rest = text.trim();
-    if rest.is_empty() {
-        return Err(accepted.to_owned());
-    }
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or(accepted)?;
-        let number: f64 = rest[..digits].parse().map_err(|_| accepted)?;
-        rest = &rest[digits..];
-        let end = rest.find(|c: char| c.is_ascii_digit()).unwrap_or(rest.len());
-        total += number
-            * match &rest[..end] {
-                "ms" => 0.001,
-                "s" => 1.0,
-                "m" => 60.0,
-                "h" => 3600.0,
-                _ => return Err(accepted.to_owned()),
-            };
-        rest = &rest[end..];
-    }
-    const LONGEST_S: f64 = 7.0 * 24.0 * 3600.0;
-    if total > 0.0 && total <= LONGEST_S { Ok(Duration::from_secs_f64(total)) } else { Err(accepted.to_owned()) }
+/// A share of 0 to 100 percent, with or without `%`.
+pub(crate) fn percent(text: &str) -> Result<f64, String> {
+    percent_number(text.trim_end_matches('%')).ok_or_else(|| "accepted: a percentage from 0 to 100".to_owned())
 }
 
 /// Requests per second, above 0 and at most 10,000.
@@ -259,14 +237,6 @@ pub(crate) fn rate(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(rate) if rate > 0.0 && rate <= HIGHEST => Ok(rate),
         _ => Err("accepted: requests per second, above 0 and at most 10000".to_owned()),
-    }
-}
-
-/// A share of 0 to 100 percent.
-pub(crate) fn percent(text: &str) -> Result<f64, String> {
-    match text.trim_end_matches('%').parse::<f64>() {
-        Ok(percent) if (0.0..=100.0).contains(&percent) => Ok(percent),
-        _ => Err("accepted: a percentage from 0 to 100".to_owned()),
     }
 }
 
@@ -322,13 +292,9 @@ mod tests {
     }
 
     #[test]
-    fn durations_and_rates_have_bounds() {
-        assert_eq!(duration("1m30s"), Ok(Duration::from_secs(90)));
-        assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
-        for bad in ["", "60", "s", "0s", "-1s", "1x", "9999999h", "1.2.3s"] {
-            assert!(duration(bad).is_err(), "{bad}");
-        }
+    fn rates_and_urls_have_bounds() {
+        assert!(url("ftp://x").is_err() && url("127.0.0.1:80").is_err() && url("http://x:0/").is_err());
+        assert!(url("http://127.0.0.1:8080/service1").is_ok());
         assert!(rate("0").is_err() && rate("nan").is_err() && rate("-1").is_err() && rate("50").is_ok());
-        assert!(url("ftp://x").is_err() && url("127.0.0.1:80").is_err() && url("http://127.0.0.1:8080/service1").is_ok());
     }
 }

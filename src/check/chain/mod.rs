@@ -10,7 +10,7 @@ use crate::check::chain::expect::{Expect, is_named};
 use crate::check::chain::xray::CALLER;
 use crate::check::envoy::gateway;
 use crate::check::envoy::hints::{Hop, Place, Runner, host_of, name_of};
-use crate::check::report::{Finding, Group, Hint};
+use crate::check::report::{CheckId, Finding, Hint};
 
 /// Why a call failed, or a hop.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -129,8 +129,8 @@ impl Break {
         }
     }
 
-    pub(crate) fn finding(&self, group: Group, id: &'static str, place: &Place) -> Finding {
-        Finding::fail(group, id, self.text(), self.hint(place)).seam(&self.from.name, &self.to.name, None).hop(&self.to.name)
+    pub(crate) fn finding(&self, id: CheckId, place: &Place) -> Finding {
+        Finding::fail(id, self.text(), self.hint(place)).seam(&self.from.name, &self.to.name, None).hop(&self.to.name)
     }
 }
 
@@ -236,8 +236,7 @@ pub(crate) fn visit<'a>(tree: &'a Tree, url: &'a str, depth: usize, see: &mut dy
 
 /// The findings of the group.
 pub(crate) fn findings(tree: &Tree, url: &str, expect: Option<&Expect>, place: &Place) -> Vec<Finding> {
-    let mut out: Vec<Finding> =
-        breaks(tree, url).iter().map(|broken| broken.finding(Group::Chain, "chain.hops", place)).collect();
+    let mut out: Vec<Finding> = breaks(tree, url).iter().map(|broken| broken.finding(CheckId::ChainHops, place)).collect();
     if let Some(expect) = expect {
         let caller = Hop { name: CALLER.to_owned(), hostname: String::new(), url: String::new() };
         compare(expect, &caller, tree, url, place, &mut out);
@@ -255,7 +254,7 @@ pub(crate) fn findings(tree: &Tree, url: &str, expect: Option<&Expect>, place: &
             Some(expect) => format!("The {count} expected {plural} answered in order: {expect}"),
             None => format!("{count} {plural} answered: {}", outline(tree)),
         };
-        out.push(Finding::pass(Group::Chain, "chain.hops", text).lines(table));
+        out.push(Finding::pass(CheckId::ChainHops, text).lines(table));
     } else if let Some(first) = out.first_mut() {
         first.detail.extend(table);
     }
@@ -275,13 +274,13 @@ pub(crate) fn findings(tree: &Tree, url: &str, expect: Option<&Expect>, place: &
         let expected = expect.is_some_and(|expect| expect.has_below(&hop.name));
         out.push(if expected {
             let cause = format!("The UPSTREAM of {} leads to another server: a wrong port, path or Service", hop.name);
-            Finding::fail(Group::Chain, "chain.stranger", text, Hint::new(cause).run(place.settings(&hop))).seam(
+            Finding::fail(CheckId::ChainStranger, text, Hint::new(cause).run(place.settings(&hop))).seam(
                 &hop.name,
                 &name_of(&stranger),
                 None,
             )
         } else {
-            Finding::skip(Group::Chain, "chain.stranger", format!("{text}; nothing behind it is judged"))
+            Finding::skip(CheckId::ChainStranger, format!("{text}; nothing behind it is judged"))
         });
     }
     out
@@ -300,9 +299,7 @@ fn compare(expect: &Expect, caller: &Hop, tree: &Tree, url: &str, place: &Place,
             format!("The UPSTREAM of {} names another hop, or SERVICE_NAME there is not what its Service is called", caller.name)
         };
         let hint = Hint::new(cause).run(place.settings(if caller.name == CALLER { &hop } else { caller }));
-        out.push(
-            Finding::fail(Group::Chain, "chain.order", text, hint).seam(&caller.name, &expect.name, None).hop(&tree.service),
-        );
+        out.push(Finding::fail(CheckId::ChainOrder, text, hint).seam(&caller.name, &expect.name, None).hop(&tree.service));
         return;
     }
     // An abort calls nobody: what is missing below it is not missing by configuration.
@@ -315,7 +312,7 @@ fn compare(expect: &Expect, caller: &Hop, tree: &Tree, url: &str, place: &Place,
                 let text = format!("{} does not call {}", tree.service, below.name);
                 let cause = format!("UPSTREAM of {} is not set, or lacks {}", tree.service, below.name);
                 out.push(
-                    Finding::fail(Group::Chain, "chain.order", text, Hint::new(cause).run(place.settings(&hop)))
+                    Finding::fail(CheckId::ChainOrder, text, Hint::new(cause).run(place.settings(&hop)))
                         .seam(&tree.service, &below.name, None)
                         .hop(&below.name),
                 );
@@ -328,7 +325,7 @@ fn compare(expect: &Expect, caller: &Hop, tree: &Tree, url: &str, place: &Place,
     for call in tree.upstreams.iter().skip(expect.below.len()) {
         let text = format!("{} also calls {}, which is not expected", tree.service, call.url);
         let cause = format!("UPSTREAM of {} names more hops than --expect, or --expect is too short", tree.service);
-        out.push(Finding::fail(Group::Chain, "chain.order", text, Hint::new(cause).run(place.settings(&hop))).seam(
+        out.push(Finding::fail(CheckId::ChainOrder, text, Hint::new(cause).run(place.settings(&hop))).seam(
             &tree.service,
             &name_of(&call.url),
             None,

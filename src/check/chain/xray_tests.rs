@@ -270,7 +270,7 @@ fn only_failure(findings: &[Finding]) -> (&'static str, String, String, Side, St
     let failures: Vec<&Finding> = findings.iter().filter(|finding| finding.status == Status::Fail).collect();
     assert_eq!(failures.len(), 1, "{failures:#?}");
     let seam = failures[0].seam.clone().unwrap();
-    (failures[0].id, seam.from, seam.to, seam.side.unwrap(), failures[0].text.clone())
+    (failures[0].id.name(), seam.from, seam.to, seam.side.unwrap(), failures[0].text.clone())
 }
 
 fn failures(findings: &[Finding]) -> Vec<&Finding> {
@@ -282,8 +282,14 @@ fn no_healthy_mesh_of_forwarding_hops_raises_an_alarm() {
     for tracer in TRACERS.into_iter().map(Some).chain([None]) {
         let findings = report(&[forward(), forward(), forward()], &mesh(tracer));
         assert!(failures(&findings).is_empty(), "{tracer:?}: {findings:#?}");
-        assert!(findings.iter().any(|finding| finding.id == "propagation.w3c" && finding.status == Status::Pass), "{tracer:?}");
-        assert!(findings.iter().any(|finding| finding.id == "propagation.b3" && finding.status == Status::Pass), "{tracer:?}");
+        assert!(
+            findings.iter().any(|finding| finding.id.name() == "propagation.w3c" && finding.status == Status::Pass),
+            "{tracer:?}"
+        );
+        assert!(
+            findings.iter().any(|finding| finding.id.name() == "propagation.b3" && finding.status == Status::Pass),
+            "{tracer:?}"
+        );
     }
 }
 
@@ -326,7 +332,7 @@ fn a_chain_that_uses_one_format_by_configuration_is_healthy_where_no_proxy_speak
         let apps = vec![continues(&[format]); 3];
         let findings = report(&apps, &mesh(None));
         assert!(failures(&findings).is_empty(), "{findings:#?}");
-        assert!(findings.iter().any(|finding| finding.id == other && finding.status == Status::Skip), "{findings:#?}");
+        assert!(findings.iter().any(|finding| finding.id.name() == other && finding.status == Status::Skip), "{findings:#?}");
     }
     let findings = report(&vec![continues(&[Format::W3c]); 3], &mesh(Some(Tracer::Otel)));
     assert!(failures(&findings).is_empty(), "{findings:#?}");
@@ -448,7 +454,7 @@ fn the_wrong_order_of_propagators_is_named_where_the_mesh_speaks_the_other_forma
     {
         let findings = report(&vec![continues(&order); 3], &mesh(Some(tracer)));
         let first = failures(&findings)[0];
-        assert_eq!((first.id, first.hop.as_deref()), ("propagation.order", Some("service1")), "{findings:#?}");
+        assert_eq!((first.id.name(), first.hop.as_deref()), ("propagation.order", Some("service1")), "{findings:#?}");
         assert!(first.cause.as_ref().unwrap().contains(fits), "{first:#?}");
         assert_eq!(failures(&findings).len(), 1, "told once: {findings:#?}");
         assert!(first.detail[0].contains("service2, service3"), "{first:#?}");
@@ -510,7 +516,7 @@ fn a_call_that_no_sidecar_handles_as_http_is_a_finding_and_a_waypoint_for_some_s
     let failed = failures(&findings);
     assert_eq!(failed.len(), 1, "{findings:#?}");
     let seam = failed[0].seam.clone().unwrap();
-    assert_eq!((failed[0].id, seam.from.as_str(), seam.to.as_str()), ("propagation.coverage", "service1", "service2"));
+    assert_eq!((failed[0].id.name(), seam.from.as_str(), seam.to.as_str()), ("propagation.coverage", "service1", "service2"));
     assert!(failed[0].cause.as_ref().unwrap().contains("appProtocol"), "{failed:#?}");
 }
 
@@ -527,7 +533,11 @@ fn a_hop_that_injection_left_out_is_named_and_its_neighbours_are_not() {
                 let name = format!("service{}", left_out + 1);
                 assert_eq!(failed.len(), 1, "{name} {tracer:?}: {findings:#?}");
                 let finding = failed[0];
-                assert_eq!((finding.id, finding.hop.as_deref()), ("propagation.sidecar", Some(name.as_str())), "{finding:#?}");
+                assert_eq!(
+                    (finding.id.name(), finding.hop.as_deref()),
+                    ("propagation.sidecar", Some(name.as_str())),
+                    "{finding:#?}"
+                );
                 assert!(finding.text.starts_with(&format!("{name} has no sidecar")), "{}", finding.text);
                 assert_eq!(finding.text.contains("none behind it"), left_out < 2, "{}", finding.text);
                 assert!(finding.cause.as_ref().unwrap().contains("Injection is missing"), "{finding:#?}");
@@ -565,7 +575,7 @@ fn a_sidecar_that_takes_a_call_for_bytes_points_at_the_ports_name_alone() {
         let failed = failures(&findings);
         assert_eq!(failed.len(), 1, "{findings:#?}");
         let seam = failed[0].seam.clone().unwrap();
-        assert_eq!((failed[0].id, seam.from.as_str(), seam.to.as_str()), ("propagation.coverage", "service1", "service2"));
+        assert_eq!((failed[0].id.name(), seam.from.as_str(), seam.to.as_str()), ("propagation.coverage", "service1", "service2"));
         let cause = failed[0].cause.as_ref().unwrap();
         assert!(cause.contains("appProtocol") && !cause.contains("no sidecar") && !cause.contains("has a sidecar"), "{cause}");
     }
@@ -600,7 +610,7 @@ fn proxies_that_decide_about_sampling_themselves_flip_nothing() {
             assert_eq!((xray.decided[0].from.name.as_str(), xray.decided[0].after), (CALLER, false));
             let findings = report(&[app.clone(), app.clone(), app], &between);
             assert!(failures(&findings).is_empty(), "{tracer:?}: {findings:#?}");
-            let told = findings.iter().find(|finding| finding.id == "propagation.sampled").unwrap();
+            let told = findings.iter().find(|finding| finding.id.name() == "propagation.sampled").unwrap();
             assert!(told.status == Status::Skip && told.text.contains("sampling rate"), "{told:#?}");
         }
     }

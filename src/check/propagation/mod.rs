@@ -7,9 +7,7 @@ use crate::hop::reply::Propagation;
 use crate::check::chain::xray::{CALLER, Decided, Effect, Fault, Probe, RequestId, Row, Uninjected, Xray, table};
 use crate::check::envoy::hints::{Hop, Place, Runner, quoted};
 use crate::check::propagation::context::{Format, short};
-use crate::check::report::{Finding, Group, Hint, Side};
-
-const GROUP: Group = Group::Propagation;
+use crate::check::report::{CheckId, Finding, Hint, Side};
 
 /// What the mesh's proxies speak, for people.
 pub(crate) fn dialect(w3c: bool, b3: bool) -> &'static str {
@@ -49,8 +47,7 @@ pub(crate) fn findings(probe: &Probe, xray: &Xray, place: &Place) -> Vec<Finding
     out.extend(held(xray));
     out.extend(xray.dark.iter().map(|(from, to)| {
         Finding::skip(
-            GROUP,
-            "propagation.unseen",
+            CheckId::PropagationUnseen,
             format!("Headers behind {}: skipped, because {} gave no reply that shows what it received", from.name, to.name),
         )
         .hop(&to.name)
@@ -71,7 +68,7 @@ fn proxies(xray: &Xray) -> Finding {
         if !silent.is_empty() {
             text.push_str(&format!("; none that traces in front of {silent}"));
         }
-        return Finding::pass(GROUP, "propagation.proxies", text);
+        return Finding::pass(CheckId::PropagationProxies, text);
     }
     let untraced = list(&|row| row.proxy.is_seen());
     let text = if untraced.is_empty() {
@@ -82,7 +79,7 @@ fn proxies(xray: &Xray) -> Finding {
              names a provider that meshConfig.extensionProviders does not have"
         )
     };
-    Finding::skip(GROUP, "propagation.proxies", text)
+    Finding::skip(CheckId::PropagationProxies, text)
 }
 
 /// What is in question, for the id and the sentence.
@@ -126,7 +123,7 @@ fn missing_sidecars(xray: &Xray, place: &Place) -> Vec<Finding> {
         .run(format!("kubectl get namespace {namespace} --show-labels  # istio-injection=enabled, or istio.io/rev"))
         .run(format!("kubectl get deploy {name} -n {namespace} -o jsonpath='{{.spec.template.metadata}}'  # sidecar.istio.io/inject"));
         let caller = xray.caller_of(at).map_or(CALLER, |row| row.hop.name.as_str());
-        Finding::fail(GROUP, "propagation.sidecar", text, hint).seam(caller, name, None).hop(name)
+        Finding::fail(CheckId::PropagationSidecar, text, hint).seam(caller, name, None).hop(name)
     };
     xray.without_sidecar().into_iter().map(told).collect()
 }
@@ -165,7 +162,7 @@ fn coverage(xray: &Xray, place: &Place) -> Vec<Finding> {
             .run(format!("kubectl get service {to} -n {namespace} -o jsonpath='{{.spec.ports}}'"))
             .run(format!("istioctl analyze -n {namespace}"));
         let text = format!("No proxy traces between {from} and {to}, while proxies trace elsewhere");
-        out.push(Finding::fail(GROUP, "propagation.coverage", text, hint).seam(from, to, None).hop(to));
+        out.push(Finding::fail(CheckId::PropagationCoverage, text, hint).seam(from, to, None).hop(to));
     }
     if let Some((caller, first)) = silent.first() {
         let names: Vec<&str> = silent.iter().map(|(_, row)| row.hop.name.as_str()).collect();
@@ -176,25 +173,25 @@ fn coverage(xray: &Xray, place: &Place) -> Vec<Finding> {
         let hint = place.providers().into_iter().fold(hint, Hint::run);
         let text = format!("The sidecars in front of {} do not trace, while proxies trace elsewhere", names.join(", "));
         let (from, to) = (&caller.hop.name, &first.hop.name);
-        out.push(Finding::fail(GROUP, "propagation.coverage", text, hint).seam(from, to, None).hop(to));
+        out.push(Finding::fail(CheckId::PropagationCoverage, text, hint).seam(from, to, None).hop(to));
     }
     out
 }
 
-fn id(fault: &Fault) -> &'static str {
+fn id(fault: &Fault) -> CheckId {
     if is_order(fault) {
-        return "propagation.order";
+        return CheckId::PropagationOrder;
     }
     match subject(fault) {
-        Subject::Trace => "propagation.trace",
-        Subject::Only(Format::W3c) => "propagation.w3c",
-        Subject::Only(Format::B3) => "propagation.b3",
-        Subject::Sampled => "propagation.sampled",
-        Subject::RequestId => "propagation.request-id",
-        Subject::Others if fault.touches("x-lane") => "propagation.lane",
-        Subject::Others if fault.touches("baggage") => "propagation.baggage",
-        Subject::Others if fault.touches("tracestate") => "propagation.tracestate",
-        Subject::Others => "propagation.headers",
+        Subject::Trace => CheckId::PropagationTrace,
+        Subject::Only(Format::W3c) => CheckId::PropagationW3c,
+        Subject::Only(Format::B3) => CheckId::PropagationB3,
+        Subject::Sampled => CheckId::PropagationSampled,
+        Subject::RequestId => CheckId::PropagationRequestId,
+        Subject::Others if fault.touches("x-lane") => CheckId::PropagationLane,
+        Subject::Others if fault.touches("baggage") => CheckId::PropagationBaggage,
+        Subject::Others if fault.touches("tracestate") => CheckId::PropagationTracestate,
+        Subject::Others => CheckId::PropagationHeaders,
     }
 }
 
@@ -281,7 +278,7 @@ fn finding(fault: &Fault, xray: &Xray, place: &Place) -> Finding {
         });
     }
     let hint = hint(fault, xray, place);
-    Finding::fail(GROUP, id(fault), format!("{head}: {}", parts.join("; ")), hint)
+    Finding::fail(id(fault), format!("{head}: {}", parts.join("; ")), hint)
         .seam(from, to, Some(fault.side))
         .hop(if fault.side == Side::NewTrace { to } else { from })
 }
@@ -473,14 +470,13 @@ fn held(xray: &Xray) -> Vec<Finding> {
     };
     let mut out = Vec::new();
     for format in Format::ALL {
-        let id = if format == Format::W3c { "propagation.w3c" } else { "propagation.b3" };
+        let id = if format == Format::W3c { CheckId::PropagationW3c } else { CheckId::PropagationB3 };
         if xray.faults.iter().any(|fault| fault.breaks(format)) {
             continue;
         }
         let left: Vec<&str> = xray.left_out.iter().filter(|(_, of)| *of == format).map(|(hop, _)| hop.name.as_str()).collect();
         if !left.is_empty() {
             out.push(Finding::skip(
-                GROUP,
                 id,
                 format!("{} trace: not judged, because {} leaves it out (OTEL_PROPAGATORS or DROP_HEADERS) and no proxy here speaks it", format.name(), left.join(", ")),
             ));
@@ -492,17 +488,16 @@ fn held(xray: &Xray) -> Vec<Finding> {
             let goes_on = xray.rows.iter().any(|row| row.mode == Propagation::Continue && xray.rows.len() > 1);
             let how = if goes_on { ", and the hops continue it" } else { " untouched by the hops" };
             let how = if xray.rows.len() == 1 { "" } else { how };
-            out.push(Finding::pass(GROUP, id, format!("{} trace ({headers}) {hops}{how}", format.name())));
+            out.push(Finding::pass(id, format!("{} trace ({headers}) {hops}{how}", format.name())));
         }
     }
     if !xray.faults.iter().any(|fault| fault.effects.iter().any(|effect| matches!(effect, Effect::Sampled { .. })))
         && xray.rows.iter().all(|row| row.w3c.as_ref().or(row.b3.as_ref()).is_some_and(|context| context.sampled.is_some()))
     {
         out.push(match xray.decided.first() {
-            None => Finding::pass(GROUP, "propagation.sampled", format!("The sampling decision {hops} unchanged")),
+            None => Finding::pass(CheckId::PropagationSampled, format!("The sampling decision {hops} unchanged")),
             Some(Decided { from, to, before, after }) => Finding::skip(
-                GROUP,
-                "propagation.sampled",
+                CheckId::PropagationSampled,
                 format!(
                     "The sampling decision: not judged, because the proxies take it themselves: {} sent {}, {} got {}. That is a question of their sampling rate, which --traces measures",
                     from.name,
@@ -518,7 +513,7 @@ fn held(xray: &Xray) -> Vec<Finding> {
     {
         let edge = xray.rows.first().is_some_and(|row| row.request_id == RequestId::Replaced);
         let how = if edge { "; the gateway gave it, as Envoy does for callers from outside" } else { "" };
-        out.push(Finding::pass(GROUP, "propagation.request-id", format!("x-request-id {hops} unchanged{how}")));
+        out.push(Finding::pass(CheckId::PropagationRequestId, format!("x-request-id {hops} unchanged{how}")));
     }
     let names = ["baggage", "tracestate", "x-lane"];
     let through: Vec<&str> = names
@@ -528,7 +523,7 @@ fn held(xray: &Xray) -> Vec<Finding> {
         })
         .collect();
     if !through.is_empty() {
-        out.push(Finding::pass(GROUP, "propagation.headers", format!("{} {hops}", said(&through))));
+        out.push(Finding::pass(CheckId::PropagationHeaders, format!("{} {hops}", said(&through))));
     }
     for name in names {
         if through.contains(&name) || xray.faults.iter().any(|fault| fault.touches(name)) {
@@ -536,13 +531,13 @@ fn held(xray: &Xray) -> Vec<Finding> {
         }
         let Some(row) = xray.rows.iter().find(|row| !row.others.contains(&name)) else { continue };
         let (id, why) = match name {
-            "tracestate" => ("propagation.tracestate", "the traceparent that it belonged to was replaced there"),
-            "x-lane" if row.depth == 0 => ("propagation.lane", "the gateway takes it from callers from outside"),
-            "x-lane" => ("propagation.lane", "the hops before it had none to send"),
-            _ => ("propagation.baggage", "the hops before it had none to send"),
+            "tracestate" => (CheckId::PropagationTracestate, "the traceparent that it belonged to was replaced there"),
+            "x-lane" if row.depth == 0 => (CheckId::PropagationLane, "the gateway takes it from callers from outside"),
+            "x-lane" => (CheckId::PropagationLane, "the hops before it had none to send"),
+            _ => (CheckId::PropagationBaggage, "the hops before it had none to send"),
         };
         if !xray.faults.iter().any(|fault| fault.breaks(Format::W3c) && fault.breaks(Format::B3)) {
-            out.push(Finding::skip(GROUP, id, format!("{name} did not reach {}: not judged, because {why}", row.hop.name)));
+            out.push(Finding::skip(id, format!("{name} did not reach {}: not judged, because {why}", row.hop.name)));
         }
     }
     out

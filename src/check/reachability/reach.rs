@@ -15,10 +15,8 @@ use crate::check::envoy::hints::{Place, quoted};
 use crate::check::reachability::client::{Answer, Client, Failure};
 use crate::check::reachability::tls::{self, Trust};
 use crate::check::reachability::x509;
-use crate::check::report::{Finding, Group, Hint};
+use crate::check::report::{CheckId, Finding, Hint};
 use crate::net::hosts::is_loopback;
-
-const GROUP: Group = Group::Reach;
 
 /// Fewer days of validity left fail the certificate's check, unless it lives so short anyway: what renews it should have done so.
 const RENEWED_BY_DAYS: i64 = 7;
@@ -39,7 +37,7 @@ pub(crate) async fn resolve(url: &reqwest::Url, resolves: &[Resolve]) -> (Vec<Fi
             } else {
                 format!("{host} is {}{how}", list.join(", "))
             };
-            (vec![Finding::pass(GROUP, "reach.dns", text)], Some(addresses))
+            (vec![Finding::pass(CheckId::ReachDns, text)], Some(addresses))
         }
         failed => {
             let why = match failed {
@@ -50,7 +48,7 @@ pub(crate) async fn resolve(url: &reqwest::Url, resolves: &[Resolve]) -> (Vec<Fi
             hint = hint
                 .run("kubectl get service istio-ingressgateway -n istio-system  # its address")
                 .run(format!("httpserver check {} --resolve {host}:{port}:ADDRESS", quoted(url.as_str())));
-            let mut findings = vec![Finding::fail(GROUP, "reach.dns", format!("{name} does not resolve: {why}"), hint)];
+            let mut findings = vec![Finding::fail(CheckId::ReachDns, format!("{name} does not resolve: {why}"), hint)];
             // A --resolve for another port is a common slip; say it.
             if let Some(other) = resolves.iter().find(|resolve| resolve.host == host && resolve.port != port) {
                 findings[0].detail.push(format!("--resolve names port {}, the URL port {port}", other.port));
@@ -73,7 +71,7 @@ pub(crate) async fn connect(addresses: &[SocketAddr], place: &Place, limit: Dura
         match timeout(limit, TcpStream::connect(address)).await {
             Ok(Ok(_)) => {
                 let ms = started.elapsed().as_secs_f64() * 1000.0;
-                return (Finding::pass(GROUP, "reach.tcp", format!("TCP {address} accepts, in {ms:.1} ms")), Some(*address));
+                return (Finding::pass(CheckId::ReachTcp, format!("TCP {address} accepts, in {ms:.1} ms")), Some(*address));
             }
             Ok(Err(error)) => {
                 refused = error.kind() == std::io::ErrorKind::ConnectionRefused;
@@ -96,14 +94,14 @@ pub(crate) async fn connect(addresses: &[SocketAddr], place: &Place, limit: Dura
         (false, _) => Hint::new("A firewall or security group drops it, or the address is not the gateway's any more")
             .run(format!("kubectl get service istio-ingressgateway -n {gateway}")),
     };
-    (Finding::fail(GROUP, "reach.tcp", format!("TCP {last}"), hint), None)
+    (Finding::fail(CheckId::ReachTcp, format!("TCP {last}"), hint), None)
 }
 
 /// TLS and the certificate. `true`: go on.
 pub(crate) async fn tls(trust: &Trust, host: &str, address: SocketAddr, place: &Place, limit: Duration) -> (Vec<Finding>, bool) {
     let (owned, name) = (trust.clone(), host.to_owned());
     let Ok(shaken) = tokio::task::spawn_blocking(move || tls::handshake(&owned, &name, address, limit)).await else {
-        return (vec![Finding::skip(GROUP, "reach.tls", "TLS: skipped, because the handshake was aborted")], false);
+        return (vec![Finding::skip(CheckId::ReachTls, "TLS: skipped, because the handshake was aborted")], false);
     };
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX));
     let mut findings = Vec::new();
@@ -114,11 +112,11 @@ pub(crate) async fn tls(trust: &Trust, host: &str, address: SocketAddr, place: &
     };
     let ms = shaken.took.as_secs_f64() * 1000.0;
     match (&shaken.outcome, &shaken.seen) {
-        (Ok(version), _) => findings.push(Finding::pass(GROUP, "reach.tls", format!("{version}, {sni}, in {ms:.1} ms"))),
+        (Ok(version), _) => findings.push(Finding::pass(CheckId::ReachTls, format!("{version}, {sni}, in {ms:.1} ms"))),
         (Err(_), Some(seen)) if seen.error.is_some() => {}
         (Err(error), _) => {
             let (text, hint) = tls::why_no_handshake(error, host, address.port(), &place.gateway_namespace);
-            return (vec![Finding::fail(GROUP, "reach.tls", text, hint)], false);
+            return (vec![Finding::fail(CheckId::ReachTls, text, hint)], false);
         }
     }
     let Some(seen) = shaken.seen else { return (findings, true) };
@@ -126,12 +124,12 @@ pub(crate) async fn tls(trust: &Trust, host: &str, address: SocketAddr, place: &
     let finding = match explained {
         Some((text, hint)) if trust.is_insecure() => {
             let mut finding =
-                Finding::fail(GROUP, "reach.certificate", format!("Certificate not verified (--insecure). {text}"), hint)
-                    .only_told();
+                Finding::fail(CheckId::ReachCertificate, format!("Certificate not verified (--insecure). {text}"), hint)
+                    .into_informational();
             finding.next.clear();
             finding
         }
-        Some((text, hint)) => Finding::fail(GROUP, "reach.certificate", text, hint),
+        Some((text, hint)) => Finding::fail(CheckId::ReachCertificate, text, hint),
         None => {
             let days = (seen.leaf.not_after - now) / 86_400;
             let text = format!(
@@ -144,9 +142,9 @@ pub(crate) async fn tls(trust: &Trust, host: &str, address: SocketAddr, place: &
             if days < RENEWED_BY_DAYS.min(lifetime / 10) {
                 let hint = Hint::new("Nobody renews it, or only just before the end")
                     .run(format!("kubectl get certificate,secret -n {}", place.gateway_namespace));
-                Finding::fail(GROUP, "reach.certificate", text, hint)
+                Finding::fail(CheckId::ReachCertificate, text, hint)
             } else {
-                Finding::pass(GROUP, "reach.certificate", text)
+                Finding::pass(CheckId::ReachCertificate, text)
             }
         }
     };
@@ -177,11 +175,11 @@ pub(crate) async fn first(
                 } else {
                     format!("HTTP {} with the chain's reply, in {ms:.1} ms; what broke stands under Chain", answer.status)
                 };
-                (vec![Finding::pass(GROUP, "reach.http", text)], Some((tree, answer)))
+                (vec![Finding::pass(CheckId::ReachHttp, text)], Some((tree, answer)))
             }
             None => {
                 let (text, hint) = gateway::front(&answer, place);
-                (vec![Finding::fail(GROUP, "reach.http", text, hint).data(serde_json::json!({"status": answer.status}))], None)
+                (vec![Finding::fail(CheckId::ReachHttp, text, hint).data(serde_json::json!({"status": answer.status}))], None)
             }
         },
         Err(failure) => {
@@ -214,13 +212,13 @@ fn no_answer(failure: &Failure, tls: Option<Tls>, url: &reqwest::Url, place: &Pl
     let port = url.port_or_known_default().unwrap_or_default();
     if let Some(Tls::Sidecar(workload)) = &tls {
         let text = format!("A sidecar ({workload}) refuses plain text on port {port}: {failure}");
-        return Finding::fail(GROUP, "reach.http", text, tls::past_the_gateway(url.host_str().unwrap_or_default()));
+        return Finding::fail(CheckId::ReachHttp, text, tls::past_the_gateway(url.host_str().unwrap_or_default()));
     }
     if tls.is_some() {
         let secure = url.as_str().replacen("http://", "https://", 1);
         let hint = Hint::new("The URL says http and the port speaks TLS: write https")
             .run(format!("httpserver check {}", quoted(&secure)));
-        return Finding::fail(GROUP, "reach.http", format!("Plain HTTP to port {port}, which speaks TLS"), hint);
+        return Finding::fail(CheckId::ReachHttp, format!("Plain HTTP to port {port}, which speaks TLS"), hint);
     }
     let (text, hint) = match failure {
         Failure::TimedOut => (
@@ -240,7 +238,7 @@ fn no_answer(failure: &Failure, tls: Option<Tls>, url: &reqwest::Url, place: &Pl
         Failure::NotHttp(why) => (format!("The answer is no HTTP/1.1 ({why})"), Hint::new("The port speaks another protocol: gRPC, a database, HTTP/2 alone").run(format!("curl -v {}", quoted(url.as_str())))),
         Failure::TooLarge => (failure.to_string(), Hint::new("Not a reply of the chain").run(format!("curl -sv -o /dev/null {}", quoted(url.as_str())))),
     };
-    Finding::fail(GROUP, "reach.http", text, hint)
+    Finding::fail(CheckId::ReachHttp, text, hint)
 }
 
 /// A redirect is no answer of the chain: where does it lead, and does it lead anywhere?
@@ -253,8 +251,7 @@ async fn redirected(client: &Client, mut answer: Answer, place: &Place) -> Findi
         let location = answer.header("location").and_then(|to| at.join(to).ok());
         let Some(next) = location else {
             return Finding::fail(
-                GROUP,
-                "reach.http",
+                CheckId::ReachHttp,
                 format!("HTTP {} without a place to go to (Location)", answer.status),
                 Hint::new("A broken redirect rule").run(format!("curl -sv {}", quoted(at.as_str()))),
             );
@@ -269,8 +266,7 @@ async fn redirected(client: &Client, mut answer: Answer, place: &Place) -> Findi
             let path: Vec<&str> = seen.iter().map(reqwest::Url::as_str).chain([next.as_str()]).collect();
             let shown = path.iter().take(4).map(|url| format!("-> {url}"));
             return Finding::fail(
-                GROUP,
-                "reach.http",
+                CheckId::ReachHttp,
                 "Redirect loop: the answer leads back to a URL that was asked before",
                 hint,
             )
@@ -287,7 +283,7 @@ async fn redirected(client: &Client, mut answer: Answer, place: &Place) -> Findi
                 hint = Hint::new("The gateway sends plain HTTP to https: check the https URL")
                     .run(format!("httpserver check {}", quoted(next.as_str())));
             }
-            Finding::fail(GROUP, "reach.http", format!("HTTP {first}: redirected to {next}"), hint)
+            Finding::fail(CheckId::ReachHttp, format!("HTTP {first}: redirected to {next}"), hint)
         };
         if !same_host {
             return end(&next);
@@ -299,12 +295,11 @@ async fn redirected(client: &Client, mut answer: Answer, place: &Place) -> Findi
             Ok(more) if more.tree().is_some() || more.status < 300 => return end(&at),
             Ok(more) => {
                 let (text, hint) = gateway::front(&more, place);
-                return Finding::fail(GROUP, "reach.http", format!("HTTP {first}: redirected to {at}. {text}"), hint);
+                return Finding::fail(CheckId::ReachHttp, format!("HTTP {first}: redirected to {at}. {text}"), hint);
             }
             Err(failure) => {
                 return Finding::fail(
-                    GROUP,
-                    "reach.http",
+                    CheckId::ReachHttp,
                     format!("HTTP {first}: redirected to {at}, and there {failure}"),
                     Hint::new("The redirect leads to a server that does not answer")
                         .run(format!("curl -sv {}", quoted(at.as_str()))),
@@ -318,24 +313,19 @@ async fn redirected(client: &Client, mut answer: Answer, place: &Place) -> Findi
 pub(crate) async fn hardening(client: &Client, answer: &Answer, plain_port: Option<u16>) -> Vec<Finding> {
     let url = &client.url;
     if url.scheme() != "https" {
-        return vec![Finding::skip(
-            GROUP,
-            "reach.redirect",
-            "Redirect to https and HSTS: skipped, because the URL is plain HTTP",
-        )];
+        return vec![Finding::skip(CheckId::ReachRedirect, "Redirect to https and HSTS: skipped, because the URL is plain HTTP")];
     }
     let mut findings = vec![plain(client, plain_port).await];
     let host = url.host_str().unwrap_or_default();
     let is_address = host.trim_start_matches('[').trim_end_matches(']').parse::<std::net::IpAddr>().is_ok();
     findings.push(match answer.header("strict-transport-security") {
-        Some(value) if max_age(value).is_some_and(|age| age > 0) => Finding::pass(GROUP, "reach.hsts", format!("HSTS: {}", gateway::clip(value))),
-        Some(value) => Finding::fail(GROUP, "reach.hsts", format!("HSTS without effect: {}", gateway::clip(value)), Hint::new("max-age is missing or 0, which tells browsers to forget it")),
+        Some(value) if max_age(value).is_some_and(|age| age > 0) => Finding::pass(CheckId::ReachHsts, format!("HSTS: {}", gateway::clip(value))),
+        Some(value) => Finding::fail(CheckId::ReachHsts, format!("HSTS without effect: {}", gateway::clip(value)), Hint::new("max-age is missing or 0, which tells browsers to forget it")),
         None if is_address || is_loopback(host) => {
-            Finding::skip(GROUP, "reach.hsts", "HSTS: skipped, because browsers ignore it for an address or localhost")
+            Finding::skip(CheckId::ReachHsts, "HSTS: skipped, because browsers ignore it for an address or localhost")
         }
         None => Finding::fail(
-            GROUP,
-            "reach.hsts",
+            CheckId::ReachHsts,
             "No HSTS: the answer has no strict-transport-security header",
             Hint::new("Browsers go on trying plain HTTP first. Add it in the route: headers.response.set of the VirtualService; --skip reach.hsts if that is meant so")
                 .run("kubectl get virtualservice -A -o yaml | grep -i strict-transport-security"),
@@ -359,8 +349,7 @@ async fn plain(client: &Client, plain_port: Option<u16>) -> Finding {
         (None, port) => {
             let port = port.unwrap_or_default();
             return Finding::skip(
-                GROUP,
-                "reach.redirect",
+                CheckId::ReachRedirect,
                 format!(
                     "Redirect to https: skipped, because the URL names port {port}; --plain-port says where its plain HTTP is"
                 ),
@@ -369,22 +358,20 @@ async fn plain(client: &Client, plain_port: Option<u16>) -> Finding {
     };
     let mut url = client.url.clone();
     if url.set_scheme("http").is_err() || url.set_port(Some(port)).is_err() {
-        return Finding::skip(GROUP, "reach.redirect", "Redirect to https: skipped, because the URL has no plain form");
+        return Finding::skip(CheckId::ReachRedirect, "Redirect to https: skipped, because the URL has no plain form");
     }
     match client.get_at(url.clone()).await {
         Ok(answer) if (300..400).contains(&answer.status) => {
             let to = answer.header("location").unwrap_or_default();
             if to.starts_with("https://") {
                 Finding::pass(
-                    GROUP,
-                    "reach.redirect",
+                    CheckId::ReachRedirect,
                     format!("Plain HTTP on port {port} is redirected to https ({})", answer.status),
                 )
             } else {
                 let hint = Hint::new("A redirect, and not to TLS").run("kubectl get gateway -A -o yaml | grep -B6 httpsRedirect");
                 Finding::fail(
-                    GROUP,
-                    "reach.redirect",
+                    CheckId::ReachRedirect,
                     format!("Plain HTTP on port {port} is redirected to {}", gateway::clip(to)),
                     hint,
                 )
@@ -393,18 +380,17 @@ async fn plain(client: &Client, plain_port: Option<u16>) -> Finding {
         Ok(answer) if answer.status < 300 => {
             let hint = Hint::new("The Gateway's server for port 80 lacks tls.httpsRedirect: true, and a route serves it: what should be secret travels in the clear")
                 .run("kubectl get gateway -A -o yaml | grep -B4 -A6 'number: 80'");
-            Finding::fail(GROUP, "reach.redirect", format!("Plain HTTP on port {port} is served, not redirected to https"), hint)
+            Finding::fail(CheckId::ReachRedirect, format!("Plain HTTP on port {port} is served, not redirected to https"), hint)
         }
         Ok(answer) => Finding::skip(
-            GROUP,
-            "reach.redirect",
+            CheckId::ReachRedirect,
             format!("Redirect to https: skipped, because port {port} answers {}: it serves nothing there", answer.status),
         ),
         Err(Failure::Connect(_) | Failure::TimedOut) => {
-            Finding::skip(GROUP, "reach.redirect", format!("Redirect to https: skipped, because nothing answers on port {port}"))
+            Finding::skip(CheckId::ReachRedirect, format!("Redirect to https: skipped, because nothing answers on port {port}"))
         }
         Err(failure) => {
-            Finding::skip(GROUP, "reach.redirect", format!("Redirect to https: skipped, because on port {port} {failure}"))
+            Finding::skip(CheckId::ReachRedirect, format!("Redirect to https: skipped, because on port {port} {failure}"))
         }
     }
 }

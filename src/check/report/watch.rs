@@ -3,17 +3,14 @@
 use std::time::Duration;
 
 use crate::check::envoy::hints::Place;
-use crate::check::report::{Finding, Group, Hint};
+use crate::check::report::{CheckId, Finding, Hint};
 use crate::check::traffic::{Outcome, Sample, by_hop};
-
-const GROUP: Group = Group::Watch;
 
 /// The findings of the group.
 pub(crate) fn findings(samples: &[Sample], span: Duration, place: &Place) -> Vec<Finding> {
     if samples.is_empty() {
         return vec![Finding::skip(
-            GROUP,
-            "watch.failures",
+            CheckId::WatchFailures,
             "Rollout watch: skipped, because no request was answered before the end",
         )];
     }
@@ -25,13 +22,13 @@ pub(crate) fn findings(samples: &[Sample], span: Duration, place: &Place) -> Vec
     let mut out = Vec::new();
     if failed.is_empty() {
         out.push(
-            Finding::pass(GROUP, "watch.failures", format!("All {all} requests in {:.0} s succeeded", span.as_secs_f64()))
+            Finding::pass(CheckId::WatchFailures, format!("All {all} requests in {:.0} s succeeded", span.as_secs_f64()))
                 .data(data),
         );
     } else {
         let (text, hint, seam) = worst(&failed, place);
         let mut finding =
-            Finding::fail(GROUP, "watch.failures", format!("{} of {all} requests failed. {text}", failed.len()), hint).data(data);
+            Finding::fail(CheckId::WatchFailures, format!("{} of {all} requests failed. {text}", failed.len()), hint).data(data);
         if let Some((from, to)) = seam {
             finding = finding.seam(&from, &to, None).hop(&to);
         }
@@ -43,7 +40,7 @@ pub(crate) fn findings(samples: &[Sample], span: Duration, place: &Place) -> Vec
     }
     if !failed.is_empty() {
         let text = format!("The longest time without a success was {} ms", gap.as_millis());
-        out.push(Finding::skip(GROUP, "watch.gap", text));
+        out.push(Finding::skip(CheckId::WatchGap, text));
     }
     out.extend(instances(samples));
     out
@@ -143,6 +140,6 @@ fn instances(samples: &[Sample]) -> Vec<Finding> {
     if lines.is_empty() {
         Vec::new()
     } else {
-        vec![Finding::pass(GROUP, "watch.instances", "Instances that answered, and when").lines(lines)]
+        vec![Finding::pass(CheckId::WatchInstances, "Instances that answered, and when").lines(lines)]
     }
 }

@@ -4,10 +4,8 @@ use crate::hop::reply::{Headers, Tree};
 
 use crate::check::chain::expect::BASE_LANE;
 use crate::check::envoy::hints::{Hop, Place, Runner};
-use crate::check::report::{Finding, Group, Hint};
+use crate::check::report::{CheckId, Finding, Hint};
 use crate::check::traffic::{Outcome, Sample, by_hop};
-
-const GROUP: Group = Group::Lanes;
 
 /// The headers of a request of this lane; the baseline's has none.
 pub(crate) fn headers(lane: Option<&str>) -> Headers {
@@ -50,20 +48,18 @@ fn blocked(what: &str, samples: &[Sample]) -> Option<Finding> {
     }
     let finding = match samples.first().map(|sample| &sample.outcome) {
         Some(Outcome::Foreign { status: status @ (401 | 403), text, .. }) => Finding::fail(
-            GROUP,
-            "lanes.walk",
+            CheckId::LanesWalk,
             format!("{what}: the gateway refuses the request ({status}). {text}"),
             Hint::new("The lane's entry is guarded: give a token with --header 'authorization: Bearer …'")
                 .run("kubectl get authorizationpolicy,requestauthentication -A"),
         ),
-        Some(Outcome::Foreign { text, hint, .. }) => Finding::fail(GROUP, "lanes.walk", format!("{what}: {text}"), hint.clone()),
+        Some(Outcome::Foreign { text, hint, .. }) => Finding::fail(CheckId::LanesWalk, format!("{what}: {text}"), hint.clone()),
         Some(Outcome::Failed(failure)) => Finding::fail(
-            GROUP,
-            "lanes.walk",
+            CheckId::LanesWalk,
             format!("{what}: {failure}"),
             Hint::new("The front answered other requests a moment ago: see Reach"),
         ),
-        _ => Finding::skip(GROUP, "lanes.walk", format!("{what}: skipped, because no request was answered")),
+        _ => Finding::skip(CheckId::LanesWalk, format!("{what}: skipped, because no request was answered")),
     };
     Some(finding)
 }
@@ -87,14 +83,13 @@ pub(crate) fn baseline(samples: &[Sample], place: &Place) -> Vec<Finding> {
             let cause = format!(
                 "The baseline's route for {name} goes to the whole Service, or to a subset that the pods of lane {lane} match too: every subset must name lane and version"
             );
-            out.push(Finding::fail(GROUP, "lanes.leak", text, hint(cause, place, hop)).seam(from, name, None).hop(name));
+            out.push(Finding::fail(CheckId::LanesLeak, text, hint(cause, place, hop)).seam(from, name, None).hop(name));
         }
     }
     if out.is_empty() {
         let names: Vec<&str> = hops.iter().map(|(name, _)| name.as_str()).collect();
         out.push(Finding::pass(
-            GROUP,
-            "lanes.baseline",
+            CheckId::LanesBaseline,
             format!("Baseline: {} requests stayed in it at {}", samples.len(), names.join(", ")),
         ));
     }
@@ -119,7 +114,7 @@ pub(crate) fn walk(lane: &str, samples: &[Sample], lost_at: Option<(Hop, Hop)>, 
         for (other, count) in lanes.iter().filter(|(other, _)| other != lane && other != BASE_LANE) {
             let text = format!("Lane {lane} is answered from lane {other} at {name}: {count} of {all} requests");
             let cause = format!("A route for {name} sends x-lane: {lane} to the subset of {other}, or to one that both match");
-            out.push(Finding::fail(GROUP, "lanes.walk", text, hint(cause, place, hop)).hop(name));
+            out.push(Finding::fail(CheckId::LanesWalk, text, hint(cause, place, hop)).hop(name));
         }
         in_lane += own;
         if own > 0 && base > 0 {
@@ -134,7 +129,7 @@ pub(crate) fn walk(lane: &str, samples: &[Sample], lost_at: Option<(Hop, Hop)>, 
                     format!("The lane's route for {name} shares its weight with the baseline, or only some proxies have it yet")
                 }
             };
-            out.push(Finding::fail(GROUP, "lanes.walk", text, hint(cause, place, hop)).hop(name));
+            out.push(Finding::fail(CheckId::LanesWalk, text, hint(cause, place, hop)).hop(name));
         }
         route.push(match (own, base) {
             (0, 0) => format!("{name} ?"),
@@ -149,9 +144,7 @@ pub(crate) fn walk(lane: &str, samples: &[Sample], lost_at: Option<(Hop, Hop)>, 
             format!("{} does not carry x-lane (DROP_HEADERS), or something between removes it: see Propagation", from.name);
         let where_ = if from.hostname.is_empty() { &to } else { &from };
         out.push(
-            Finding::fail(GROUP, "lanes.carry", text, hint(cause, place, where_))
-                .seam(&from.name, &to.name, None)
-                .hop(&from.name),
+            Finding::fail(CheckId::LanesCarry, text, hint(cause, place, where_)).seam(&from.name, &to.name, None).hop(&from.name),
         );
     }
     let route = route.join(", ");
@@ -159,10 +152,10 @@ pub(crate) fn walk(lane: &str, samples: &[Sample], lost_at: Option<(Hop, Hop)>, 
         let Some(hop) = hops.first().and_then(|(_, seen)| seen.first()).map(|seen| &seen.hop) else { return out };
         let text = format!("Lane {lane}: no hop answered from it in {} requests: {route}", samples.len());
         let cause = format!("Nothing runs with LANE={lane}, or no route matches x-lane: {lane}");
-        out.push(Finding::fail(GROUP, "lanes.walk", text, hint(cause, place, hop)));
+        out.push(Finding::fail(CheckId::LanesWalk, text, hint(cause, place, hop)));
     } else if out.is_empty() {
         let text = format!("Lane {lane}, {} requests: {route}", samples.len());
-        let mut finding = Finding::pass(GROUP, "lanes.walk", text);
+        let mut finding = Finding::pass(CheckId::LanesWalk, text);
         if route.contains("fall-back") {
             finding = finding.line("fall-back: the lane has no version of that hop, or no route to it");
         }

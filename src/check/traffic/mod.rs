@@ -19,10 +19,8 @@ use crate::check::chain::{self, Break};
 use crate::check::envoy::gateway;
 use crate::check::envoy::hints::{Hop, Place, Runner};
 use crate::check::reachability::client::{Answer, Client, Failure};
-use crate::check::report::{Finding, Group, Hint, Progress};
+use crate::check::report::{CheckId, Finding, Hint, Progress};
 use crate::check::traffic::stats::{ALPHA, TELLING};
-
-const GROUP: Group = Group::Traffic;
 
 /// One hop in one request.
 #[derive(Debug, Clone)]
@@ -213,7 +211,7 @@ pub(crate) struct Promise<'a> {
 /// The findings of the group.
 pub(crate) fn findings(samples: &[Sample], xray: Option<&Xray>, promise: &Promise<'_>, place: &Place) -> Vec<Finding> {
     if samples.is_empty() {
-        return vec![Finding::skip(GROUP, "traffic.success", "Traffic: skipped, because no request was answered before the end")];
+        return vec![Finding::skip(CheckId::TrafficSuccess, "Traffic: skipped, because no request was answered before the end")];
     }
     let mut out = success(samples, promise.success, place);
     out.extend(latency(samples));
@@ -237,16 +235,16 @@ fn failures<'a>(samples: &'a [Sample], place: &Place) -> Vec<(String, usize, Fin
         let found: Vec<(String, Finding)> = match &sample.outcome {
             Outcome::Fine => continue,
             Outcome::Broke(breaks) => {
-                breaks.iter().map(|broken| (broken.key(), broken.finding(GROUP, "traffic.success", place))).collect()
+                breaks.iter().map(|broken| (broken.key(), broken.finding(CheckId::TrafficSuccess, place))).collect()
             }
             Outcome::Foreign { status, text, hint } => {
-                let finding = Finding::fail(GROUP, "traffic.success", text.clone(), hint.clone());
+                let finding = Finding::fail(CheckId::TrafficSuccess, text.clone(), hint.clone());
                 vec![(format!("front: {status}"), finding)]
             }
             Outcome::Failed(failure) => {
                 let hint = Hint::new("The front did not answer: see Reach")
                     .run(format!("curl -sv {}", crate::check::envoy::hints::quoted(&place.url)));
-                let finding = Finding::fail(GROUP, "traffic.success", format!("No answer from the front: {failure}"), hint);
+                let finding = Finding::fail(CheckId::TrafficSuccess, format!("No answer from the front: {failure}"), hint);
                 vec![(format!("front: {failure}"), finding)]
             }
         };
@@ -271,13 +269,13 @@ fn success(samples: &[Sample], promised: f64, place: &Place) -> Vec<Finding> {
     let rate = 100.0 * fine as f64 / all as f64;
     let data = serde_json::json!({"requests": all, "succeeded": fine, "percent": rate});
     if fine == all {
-        return vec![Finding::pass(GROUP, "traffic.success", format!("All {all} requests succeeded")).data(data)];
+        return vec![Finding::pass(CheckId::TrafficSuccess, format!("All {all} requests succeeded")).data(data)];
     }
     let kinds = failures(samples, place);
     let lines = kinds.iter().take(SHOWN).map(|(key, count, ..)| format!("{count:>6} x {key}"));
     if rate >= promised {
         let text = format!("{fine} of {all} requests succeeded ({rate:.2} %), {promised} % promised");
-        return vec![Finding::pass(GROUP, "traffic.success", text).lines(lines).data(data)];
+        return vec![Finding::pass(CheckId::TrafficSuccess, text).lines(lines).data(data)];
     }
     kinds
         .iter()
@@ -308,7 +306,7 @@ fn latency(samples: &[Sample]) -> Vec<Finding> {
         slowest.map_or_else(String::new, |(name, ms)| format!("; the slowest hop is {name}, p50 {ms:.1} ms of its own"));
     let text = format!("Latency p50 {p50:.1} ms, p90 {p90:.1} ms, p99 {p99:.1} ms, longest {max:.1} ms{slowest}");
     vec![
-        Finding::pass(GROUP, "traffic.latency", text)
+        Finding::pass(CheckId::TrafficLatency, text)
             .data(serde_json::json!({"p50_ms": p50, "p90_ms": p90, "p99_ms": p99, "max_ms": max})),
     ]
 }
@@ -333,7 +331,7 @@ fn versions(hops: &[(String, Vec<&HopSeen>)]) -> Finding {
         lines.push(format!("{name:<20} {:<30} {hosts} {}", shares.join(", "), if hosts == 1 { "host" } else { "hosts" }));
         data.insert(name.clone(), serde_json::json!(versions));
     }
-    Finding::pass(GROUP, "traffic.versions", "Versions that answered, per hop").lines(lines).data(data.into())
+    Finding::pass(CheckId::TrafficVersions, "Versions that answered, per hop").lines(lines).data(data.into())
 }
 
 fn split_findings(hops: &[(String, Vec<&HopSeen>)], split: &Split, place: &Place) -> Vec<Finding> {
@@ -354,8 +352,7 @@ fn split_findings(hops: &[(String, Vec<&HopSeen>)], split: &Split, place: &Place
     if judged.is_empty() {
         return vec![match &split.hop {
             Some(wanted) => Finding::skip(
-                GROUP,
-                "traffic.split",
+                CheckId::TrafficSplit,
                 format!("Split {split} at {wanted}: not judged, because {wanted} never answered"),
             ),
             None if split.shares.iter().filter(|(_, share)| *share > 0.0).count() < 2 => {
@@ -366,8 +363,7 @@ fn split_findings(hops: &[(String, Vec<&HopSeen>)], split: &Split, place: &Place
                     "No weighted route is in force: it is for another host or Gateway, or a version has no pods behind its subset",
                 ));
                 Finding::fail(
-                    GROUP,
-                    "traffic.split",
+                    CheckId::TrafficSplit,
                     format!("Split {split}: no hop answered in more than one of these versions"),
                     hint,
                 )
@@ -419,8 +415,7 @@ fn judge_split(name: &str, seen: &[&HopSeen], split: &Split, place: &Place) -> F
             .run(format!("kubectl get pods -n {} -L app,version", place.namespace));
         let chance = if p > 0.0 { format!("p = {p:.0e}") } else { "impossible by chance".to_owned() };
         Finding::fail(
-            GROUP,
-            "traffic.split",
+            CheckId::TrafficSplit,
             format!("Split at {name}: {got} over {all} requests, {split} promised ({chance})"),
             hint,
         )
@@ -429,13 +424,13 @@ fn judge_split(name: &str, seen: &[&HopSeen], split: &Split, place: &Place) -> F
             "Split at {name}: {got} over {all} requests, {split} promised: too few requests to tell (a shift of {:.1} points would be seen half the time; raise --count)",
             shift * 100.0
         );
-        Finding::skip(GROUP, "traffic.split", text)
+        Finding::skip(CheckId::TrafficSplit, text)
     } else {
         let text = format!(
             "Split at {name}: {got} over {all} requests, as promised ({split}; p = {p:.2}; a shift of {:.1} points would be seen half the time)",
             shift * 100.0
         );
-        Finding::pass(GROUP, "traffic.split", text)
+        Finding::pass(CheckId::TrafficSplit, text)
     };
     finding.hop(name).data(data)
 }
@@ -450,7 +445,7 @@ fn retries(hops: &[(String, Vec<&HopSeen>)]) -> Finding {
         }
     }
     if lines.is_empty() {
-        return Finding::pass(GROUP, "traffic.retries", "No retries: every answer was a first attempt");
+        return Finding::pass(CheckId::TrafficRetries, "No retries: every answer was a first attempt");
     }
     let layers = lines.len();
     let mut text =
@@ -458,7 +453,7 @@ fn retries(hops: &[(String, Vec<&HopSeen>)]) -> Finding {
     if layers > 1 {
         text.push_str("; retries at several layers multiply");
     }
-    Finding::pass(GROUP, "traffic.retries", text).lines(lines)
+    Finding::pass(CheckId::TrafficRetries, text).lines(lines)
 }
 
 /// Who called whom, where a proxy vouches for it.
@@ -482,7 +477,7 @@ fn identities(hops: &[(String, Vec<&HopSeen>)], xray: Option<&Xray>, place: &Pla
         } else {
             "no proxy is seen in front of any hop"
         };
-        return vec![Finding::skip(GROUP, "traffic.identity", format!("Identities: not judged, because {why}"))];
+        return vec![Finding::skip(CheckId::TrafficIdentity, format!("Identities: not judged, because {why}"))];
     }
     let (mut lines, mut bare, mut unproven) = (Vec::new(), Vec::new(), Vec::new());
     for (name, seen) in hops {
@@ -513,7 +508,7 @@ fn identities(hops: &[(String, Vec<&HopSeen>)], xray: Option<&Xray>, place: &Pla
             bare.join(", "),
             names.join(", ")
         );
-        return vec![Finding::skip(GROUP, "traffic.identity", text).lines(lines)];
+        return vec![Finding::skip(CheckId::TrafficIdentity, text).lines(lines)];
     }
     if !bare.is_empty() {
         let (text, cause, hop) = plaintext(&bare, xray);
@@ -525,16 +520,16 @@ fn identities(hops: &[(String, Vec<&HopSeen>)], xray: Option<&Xray>, place: &Pla
             .run(pods)
             .run(format!("kubectl get namespace {} --show-labels", place.namespace))
             .run("kubectl get peerauthentication,destinationrule -A");
-        return vec![Finding::fail(GROUP, "traffic.identity", text, hint).hop(&hop).lines(lines)];
+        return vec![Finding::fail(CheckId::TrafficIdentity, text, hint).hop(&hop).lines(lines)];
     }
     if unproven.is_empty() {
-        return vec![Finding::pass(GROUP, "traffic.identity", "mTLS with an identity wherever a proxy is seen").lines(lines)];
+        return vec![Finding::pass(CheckId::TrafficIdentity, "mTLS with an identity wherever a proxy is seen").lines(lines)];
     }
     let text = format!(
         "Identities: not judged at {}, because no proxy is seen in front and what the caller reports proves nothing",
         unproven.join(", ")
     );
-    vec![Finding::skip(GROUP, "traffic.identity", text).lines(lines)]
+    vec![Finding::skip(CheckId::TrafficIdentity, text).lines(lines)]
 }
 
 /// The hop that calls the one of this name.
@@ -582,12 +577,10 @@ fn plaintext(bare: &[&str], xray: &Xray) -> (String, String, String) {
 
 /// Whether the mesh samples as promised: over requests that brought no decision.
 pub(crate) fn sampling(samples: &[Sample], promised: f64, xray: Option<&Xray>, place: &Place) -> Finding {
-    let group = Group::Traces;
     let decided: Vec<bool> = samples.iter().filter_map(|sample| sample.sampled).collect();
     if decided.is_empty() {
         return Finding::skip(
-            group,
-            "traces.sampling",
+            CheckId::TracesSampling,
             "Sampling: not judged, because no hop and no proxy made a decision in requests without trace context",
         );
     }
@@ -616,17 +609,16 @@ pub(crate) fn sampling(samples: &[Sample], promised: f64, xray: Option<&Xray>, p
                     .run("kubectl get configmap istio -n istio-system -o yaml | grep -i sampling")
             }
         }
-        Finding::fail(group, "traces.sampling", format!("{text}, {promised} % promised"), hint)
+        Finding::fail(CheckId::TracesSampling, format!("{text}, {promised} % promised"), hint)
     } else if shift > TELLING * 100.0 {
         Finding::skip(
-            group,
-            "traces.sampling",
+            CheckId::TracesSampling,
             format!(
                 "{text}, {promised} % promised: too few requests to tell (a shift of {shift:.1} points would be seen half the time; raise --count)"
             ),
         )
     } else {
-        Finding::pass(group, "traces.sampling", text)
+        Finding::pass(CheckId::TracesSampling, text)
     };
     finding.data(data)
 }

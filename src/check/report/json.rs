@@ -1,0 +1,18 @@
+//! The report as one JSON object.
+
+use crate::check::report::{Report, Status};
+
+pub(crate) fn document(report: &Report) -> String {
+    let document = serde_json::json!({
+        "target": report.target,
+        "ok": report.is_fine(),
+        "interrupted": report.interrupted,
+        "verdict": report.verdict(),
+        "passed": report.count(Status::Pass),
+        "failed": report.count(Status::Fail),
+        "skipped": report.count(Status::Skip),
+        "duration_ms": report.started.elapsed().as_millis() as u64,
+        "checks": report.findings,
+    });
+    format!("{document:#}\n")
+}

@@ -1,0 +1,44 @@
+//! The report as JUnit XML: a test suite per group, a test case per finding.
+
+use quick_junit::{NonSuccessKind, TestCase, TestCaseStatus, TestSuite};
+
+use crate::check::report::{Finding, Report, Status};
+
+pub(crate) fn document(report: &Report) -> String {
+    let mut document = quick_junit::Report::new("httpserver check");
+    document.set_time(report.started.elapsed());
+    for of_group in report.findings.chunk_by(|one, next| one.group == next.group) {
+        let mut suite = TestSuite::new(of_group[0].group.title());
+        suite.add_test_cases(of_group.iter().map(case));
+        document.add_test_suite(suite);
+    }
+    if report.interrupted {
+        let mut status = TestCaseStatus::non_success(NonSuccessKind::Error);
+        status.set_message("interrupted");
+        let mut suite = TestSuite::new("Run");
+        let mut case = TestCase::new("the run came to its end", status);
+        case.set_classname("run");
+        suite.add_test_case(case);
+        document.add_test_suite(suite);
+    }
+    // Writing into memory fails only for a time that XML cannot carry, and the report sets none.
+    document.to_string().unwrap_or_default()
+}
+
+fn case(finding: &Finding) -> TestCase {
+    let mut status = match finding.status {
+        Status::Pass => TestCaseStatus::success(),
+        Status::Skip => TestCaseStatus::skipped(),
+        Status::Fail => TestCaseStatus::non_success(NonSuccessKind::Failure),
+    };
+    status.set_message(finding.text.as_str());
+    if finding.status == Status::Fail {
+        let causes = finding.cause.iter().map(|cause| format!("cause: {cause}"));
+        let commands = finding.next.iter().map(|next| format!("next: {next}"));
+        let lines: Vec<String> = finding.detail.iter().cloned().chain(causes).chain(commands).collect();
+        status.set_description(lines.join("\n"));
+    }
+    let mut case = TestCase::new(finding.text.as_str(), status);
+    case.set_classname(finding.id.name());
+    case
+}

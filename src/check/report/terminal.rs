@@ -1,0 +1,66 @@
+//! The report as text for a terminal of 80 columns.
+
+use std::fmt::Write as _;
+
+use anstyle::{AnsiColor, Style};
+use textwrap::{Options, WordSeparator, WordSplitter, WrapAlgorithm};
+
+use crate::check::report::{Finding, Group, Report, Status};
+use crate::hop::reply::plain;
+
+const WIDTH: usize = 80;
+
+/// Where evidence, cause and commands begin.
+const INDENT: &str = "      ";
+
+/// Draws the parts of the report, in colour when standard output is a terminal.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Terminal {
+    pub(crate) color: bool,
+}
+
+impl Terminal {
+    fn paint(self, style: Style, text: &str) -> String {
+        if self.color { format!("{style}{text}{style:#}") } else { text.to_owned() }
+    }
+
+    pub(crate) fn heading(self, group: Group) -> String {
+        format!("\n{}\n", self.paint(Style::new().bold(), group.title()))
+    }
+
+    pub(crate) fn finding(self, finding: &Finding) -> String {
+        let (mark, style) = match finding.status {
+            Status::Pass => ("✓", AnsiColor::Green.on_default()),
+            Status::Fail => ("✗", AnsiColor::Red.on_default()),
+            Status::Skip => ("-", Style::new().dimmed()),
+        };
+        let mut out = format!("  {} {}\n", self.paint(style, mark), wrapped(&finding.text, "    ", 4));
+        for line in &finding.detail {
+            let _ = writeln!(out, "{INDENT}{}", plain(line));
+        }
+        if let Some(cause) = &finding.cause {
+            let _ = writeln!(out, "{INDENT}cause  {}", wrapped(cause, "             ", 13));
+        }
+        for (index, command) in finding.next.iter().enumerate() {
+            let _ = writeln!(out, "{INDENT}{}{}", if index == 0 { "next   " } else { "       " }, plain(command));
+        }
+        out
+    }
+
+    pub(crate) fn verdict(self, report: &Report) -> String {
+        let color = if report.is_fine() { AnsiColor::Green } else { AnsiColor::Red };
+        let head = self.paint(color.on_default().bold(), "Verdict");
+        format!("\n{head}  {}\n", wrapped(&report.verdict(), "         ", 9))
+    }
+}
+
+/// Text of a hop or a gateway, made safe for a terminal and broken at spaces. A longer word stands alone and stays whole, so
+/// that it can be copied. `used`: the columns that the first line has used.
+fn wrapped(text: &str, indent: &str, used: usize) -> String {
+    let options = Options::new(WIDTH - used)
+        .word_separator(WordSeparator::AsciiSpace)
+        .word_splitter(WordSplitter::NoHyphenation)
+        .wrap_algorithm(WrapAlgorithm::FirstFit)
+        .break_words(false);
+    textwrap::wrap(&plain(text), options).join(&format!("\n{indent}"))
+}
