@@ -15,7 +15,7 @@ use crate::hop::routes::prefers_json;
 use crate::net::hosts::host_and_port;
 use crate::text::json::{misleads, push_escaped};
 use crate::trace_context::{Carried, Propagator, Sampling, is_valid_request_id};
-use crate::traces::zipkin::decode;
+use crate::traces::decode;
 use crate::upstream::Target;
 use crate::upstream::foreign_response::Stranger;
 use crate::values::{Listen, parse_duration};

@@ -28,14 +28,15 @@ use crate::server::{self, ServerConfig};
 use crate::telemetry::access_log::LogFormat;
 use crate::telemetry::export::Exporter;
 use crate::telemetry::line_writer::LineWriter;
-use crate::traces::TraceId;
+use crate::traces::ids::parse_trace_id;
+use crate::traces::{Expectation, Trace, TraceId, Verdict};
 use crate::upstream::Target;
 use crate::values::Listen;
 use control::live::Gauge;
 use control::orders::Access;
 use control::panel::{Links, Panel, Seat, Sender};
 use store::Store;
-use terminal::waterfall::{Expectation, Style, Trace, Verdict, render, render_rows};
+use terminal::{Style, render, render_rows, render_verdict, sent_headers};
 
 /// How often the hops hand over their spans: a person waits for the picture.
 const EXPORT_EVERY: Duration = Duration::from_millis(100);
@@ -306,28 +307,26 @@ impl Screen {
         }
         let ids = trace_ids(&reply);
         let deadline = Instant::now() + FIRST_TRACE;
-        let load = || -> Vec<Trace> {
-            ids.iter().filter_map(|id| Trace::load(&self.panel.store, *id)).map(|trace| trace.with_reply(&reply)).collect()
-        };
+        let load = || -> Vec<Trace> { ids.iter().filter_map(|id| self.panel.store.tree(*id)).collect() };
         let mut arrivals = self.panel.store.subscribe();
         let mut traces = load();
-        while !Verdict::of(&traces, self.expected).complete() && Instant::now() < deadline {
+        while !Verdict::of(&traces, &self.expected).whole && Instant::now() < deadline {
             // A trace that is not what it should be is drawn once nothing more comes for it.
             match tokio::time::timeout(QUIET, arrivals.recv()).await {
                 Err(_) if !traces.is_empty() => break,
                 _ => traces = load(),
             }
         }
-        let verdict = Verdict::of(&traces, self.expected);
+        let verdict = Verdict::of(&traces, &self.expected);
         for trace in &traces {
-            self.print(&format!("{}\n", render(trace, &self.style)));
+            self.print(&format!("{}\n", render(trace, &sent_headers(trace, &reply), &self.style)));
         }
-        self.print(&verdict.render(&self.style));
+        self.print(&render_verdict(&verdict, &self.style));
         for seam in seams(&reply) {
             self.print(&format!("  - {seam}\n"));
         }
         self.print("\n");
-        verdict.complete()
+        verdict.whole
     }
 
     /// Draws every trace that comes in, when it is as it should be or when it has been quiet for a while.
@@ -363,12 +362,12 @@ impl Screen {
             }
             let ids: Vec<_> = waiting.iter().map(|(id, at)| (*id, *at)).collect();
             for (id, at) in ids {
-                let Some(trace) = Trace::load(&self.panel.store, id) else {
+                let Some(trace) = self.panel.store.tree(id) else {
                     waiting.remove(&id);
                     continue;
                 };
-                let verdict = Verdict::of(std::slice::from_ref(&trace), self.expected);
-                if !verdict.complete() && now.duration_since(at) < QUIET {
+                let verdict = Verdict::of(std::slice::from_ref(&trace), &self.expected);
+                if !verdict.whole && now.duration_since(at) < QUIET {
                     continue;
                 }
                 waiting.remove(&id);
@@ -413,7 +412,7 @@ fn seams(reply: &Tree) -> Vec<String> {
 /// Every trace id in a reply: one when all hops continued one trace.
 fn trace_ids(reply: &Tree) -> Vec<TraceId> {
     fn collect(reply: &Tree, ids: &mut Vec<TraceId>) {
-        if let Some(id) = reply.trace_id.as_deref().and_then(|id| id.parse().ok())
+        if let Some(id) = reply.trace_id.as_deref().and_then(|id| parse_trace_id(id).ok())
             && !ids.contains(&id)
         {
             ids.push(id);

@@ -1,5 +1,17 @@
-//! A collected trace: its spans in Zipkin's format.
+//! A collected trace: its spans, how they hang together, whether it is whole, and who called whom.
+//!
+//! One [`Span`] is read and written everywhere: by the trace store, by `check` and by the demo; the exporter's encoder is held
+//! to it by a test. A [`Trace`] is the tree of the spans of one trace id; a [`Verdict`] says what is wrong with the traces that
+//! one request left behind.
 
-pub mod zipkin;
+pub mod dependencies;
+pub mod ids;
+mod lenient;
+mod span;
+mod trace;
+mod verdict;
 
-pub use zipkin::{Annotation, BadId, Endpoint, Kind, Span, SpanId, TraceId};
+pub use ids::{InvalidId, SpanId, TraceId};
+pub use span::{Annotation, DecodeError, Endpoint, Kind, Span, decode};
+pub use trace::{Row, Trace};
+pub use verdict::{Caller, Expectation, ExpectedSpan, Misplaced, Orphan, Verdict};

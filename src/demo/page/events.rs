@@ -25,8 +25,8 @@ use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 use tokio::sync::{OwnedSemaphorePermit, broadcast, mpsc, watch};
 
 use crate::demo::control::panel::Panel;
-use crate::demo::terminal::waterfall::Trace;
 use crate::demo::until;
+use crate::traces::Trace;
 use crate::traces::TraceId;
 
 /// Streams at once; each costs a task.
@@ -43,6 +43,7 @@ const MAX_SERVICES: usize = 12;
 /// What the list shows of a trace.
 #[derive(Debug, Serialize)]
 struct Summary {
+    #[serde(with = "crate::traces::ids::trace_id")]
     id: TraceId,
     start_us: u64,
     duration_us: u64,
@@ -148,7 +149,7 @@ impl Feed {
 
     /// Tells of the first of these traces that are still there.
     async fn traces(&self, ids: Vec<TraceId>) -> Result<(), Gone> {
-        let load = |id| Trace::load(&self.panel.store, id).map(|trace| Summary::of(&trace));
+        let load = |id| self.panel.store.tree(id).map(|trace| Summary::of(&trace));
         let summaries: Vec<_> = ids.into_iter().take(TRACES).filter_map(load).collect();
         self.tell("traces", &serde_json::to_vec(&summaries).unwrap_or_default()).await
     }

@@ -19,6 +19,7 @@ use crate::demo::control::orders::{self, Access};
 use crate::demo::control::panel::Panel;
 use crate::demo::page::events::STREAMS;
 use crate::server::ConnectionInfo;
+use crate::traces::ids::parse_trace_id;
 
 /// What the browser lets the page do.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
@@ -91,7 +92,7 @@ pub(crate) fn router(panel: Arc<Panel>, access: Access, stopped: watch::Receiver
 /// What the demo remembers of the request that a trace is of: only those that it sent itself.
 fn exchange(panel: &Panel, id: &str) -> Response {
     let json = [(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))];
-    match id.parse().ok().and_then(|id| panel.exchange(id)) {
+    match parse_trace_id(id).ok().and_then(|id| panel.exchange(id)) {
         Some(body) => (json, body).into_response(),
         // Not an error: the page asks for every trace, and a browser would write a line in red for each 404.
         None => (json, "null").into_response(),

@@ -29,7 +29,9 @@ use http_body_util::BodyExt;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, broadcast};
 
-use crate::traces::zipkin::{Kind, Parent, Refused, Span, SpanId, TraceId, decode, parents};
+use crate::traces::dependencies::Dependencies;
+use crate::traces::ids::{parse_trace_id, zipkin_id};
+use crate::traces::{DecodeError, Kind, Span, SpanId, Trace, TraceId, decode};
 
 /// Bytes of one posted batch, before and after decompression. A batch of our own exporter is some 0.5 MiB at most.
 pub const MAX_BODY: usize = 4 << 20;
@@ -193,6 +195,12 @@ impl Store {
         self.held().traces.get(&id).map(|entry| entry.spans.clone())
     }
 
+    /// The tree of a trace as the store has it now.
+    pub fn tree(&self, id: TraceId) -> Option<Trace> {
+        let (spans, dropped) = self.held().traces.get(&id).map(|entry| (entry.spans.clone(), entry.dropped))?;
+        Some(Trace::new(spans)?.with_dropped(dropped))
+    }
+
     /// How many reports of spans of this trace were not kept because it was at its bound. 0 for a trace that is whole.
     pub fn dropped(&self, id: TraceId) -> u64 {
         self.held().traces.get(&id).map_or(0, |entry| entry.dropped)
@@ -350,11 +358,11 @@ async fn accept(store: &Store, request: Request) -> Result<u64, Refusal> {
         return Ok(0);
     }
     // More spans than the store holds would only push each other out.
-    let spans = decode(&body, store.shared.limits.spans).map_err(|refused| match refused {
-        Refused::TooMany(max) => {
+    let spans = decode(&body, store.shared.limits.spans).map_err(|error| match error {
+        DecodeError::TooMany(max) => {
             (StatusCode::PAYLOAD_TOO_LARGE, format!("a batch may have {max} spans; send several smaller ones"))
         }
-        Refused::Garbage(why) => (StatusCode::BAD_REQUEST, format!("not a list of Zipkin v2 spans: {why}")),
+        DecodeError::Invalid(why) => (StatusCode::BAD_REQUEST, format!("not a list of Zipkin v2 spans: {why}")),
     })?;
     Ok(store.insert(spans))
 }
@@ -573,12 +581,12 @@ async fn find_traces(State(store): State<Store>, Query(question): Query<Question
 }
 
 async fn one_trace(State(store): State<Store>, Path(id): Path<String>) -> Response {
-    let id = match id.parse::<TraceId>() {
+    let id = match parse_trace_id(&id) {
         Ok(id) => id,
-        Err(error) => return text(StatusCode::BAD_REQUEST, crate::hop::reply::plain(&error.to_string())),
+        Err(error) => return text(StatusCode::BAD_REQUEST, error.to_string()),
     };
     let Some(spans) = store.trace(id) else {
-        return text(StatusCode::NOT_FOUND, format!("{id} not found"));
+        return text(StatusCode::NOT_FOUND, format!("{} not found", zipkin_id(id)));
     };
     let mut response = Traces::one(spans).into_response();
     let dropped = store.dropped(id);
@@ -597,12 +605,12 @@ struct Many {
 async fn many_traces(State(store): State<Store>, Query(many): Query<Many>) -> Response {
     let mut ids = Vec::new();
     for text_id in many.trace_ids.split(',').map(str::trim).filter(|id| !id.is_empty()) {
-        match text_id.parse::<TraceId>() {
+        match parse_trace_id(text_id) {
             Ok(id) if ids.contains(&id) => {}
             Ok(_) if ids.len() == store.shared.limits.traces => break,
             Ok(id) => ids.push(id),
             Err(error) => {
-                return text(StatusCode::BAD_REQUEST, format!("traceIds: {}", crate::hop::reply::plain(&error.to_string())));
+                return text(StatusCode::BAD_REQUEST, format!("traceIds: {error}"));
             }
         }
     }
@@ -619,109 +627,18 @@ struct Period {
     lookback: Option<u64>,
 }
 
-/// How often one service called another.
-#[derive(Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Link {
-    parent: String,
-    child: String,
-    call_count: u64,
-    #[serde(skip_serializing_if = "is_zero")]
-    error_count: u64,
-}
-
-fn is_zero(count: &u64) -> bool {
-    *count == 0
-}
-
 async fn dependencies(State(store): State<Store>, Query(period): Query<Period>) -> Response {
     let window = match Window::new(period.end_ts, period.lookback) {
         Ok(window) => window,
         Err(message) => return text(StatusCode::BAD_REQUEST, message),
     };
-    let mut links = BTreeMap::new();
+    let mut found = Dependencies::default();
     for spans in store.snapshot() {
         if begin_us(&spans).is_some_and(|begin| window.holds(begin)) {
-            link(&spans, &mut links);
+            found.add(&spans);
         }
     }
-    let links =
-        links.into_iter().map(|((parent, child), (call_count, error_count))| Link { parent, child, call_count, error_count });
-    Json(links.collect::<Vec<_>>()).into_response()
-}
-
-/// Adds the calls of one trace, by the rules of Zipkin's `DependencyLinker`: a call counts once, at the server's span; at the
-/// client's only where nothing came of it in this trace (the other side does not report).
-fn link(spans: &[Arc<Span>], links: &mut BTreeMap<(String, String), (u64, u64)>) {
-    let parents = parents(spans);
-    let mut has_children = vec![false; spans.len()];
-    for parent in &parents {
-        if let Parent::At(at) = parent {
-            has_children[*at] = true;
-        }
-    }
-    // The nearest span above each one that is one side of a call. Each chain is walked once, then remembered.
-    let mut above: Vec<Option<Option<usize>>> = vec![None; spans.len()];
-    for start in 0..spans.len() {
-        let (mut walked, mut at) = (Vec::new(), start);
-        let found = loop {
-            if let Some(known) = above[at] {
-                break known;
-            }
-            walked.push(at);
-            match parents[at] {
-                Parent::At(parent) if spans[parent].kind.is_some() => break Some(parent),
-                Parent::At(parent) => at = parent,
-                Parent::Root | Parent::Missing(_) => break None,
-            }
-        };
-        for at in walked {
-            above[at] = Some(found);
-        }
-    }
-    let mut add = |parent: &str, child: &str, error: bool| {
-        let count = links.entry((parent.into(), child.into())).or_default();
-        count.0 += 1;
-        count.1 += u64::from(error);
-    };
-    for (at, span) in spans.iter().enumerate() {
-        let (local, remote) = (span.service(), span.remote_service());
-        let kind = match span.kind {
-            Some(Kind::Client) if has_children[at] => continue,
-            Some(kind) => kind,
-            None if local.is_some() && remote.is_some() => Kind::Client,
-            None => continue,
-        };
-        let error = span.is_error();
-        let (mut parent, child) = match kind {
-            Kind::Server | Kind::Consumer => (remote, local),
-            Kind::Client | Kind::Producer => (local, remote),
-        };
-        if matches!(kind, Kind::Producer | Kind::Consumer) {
-            if let (Some(parent), Some(child)) = (parent, child) {
-                add(parent, child, error);
-            }
-            continue;
-        }
-        let caller = above[at].flatten().map(|at| &spans[at]);
-        let mut failed = error;
-        if let Some(caller) = caller
-            && let Some(name) = caller.service()
-        {
-            if kind == Kind::Client && local.is_some_and(|local| local != name) {
-                // The service between the two reported no server span.
-                add(name, local.unwrap_or_default(), false);
-            }
-            if kind == Kind::Server || parent.is_none() {
-                parent = Some(name);
-            }
-            let same_call = span.parent_id == Some(caller.id) || span.id == caller.id;
-            failed |= caller.kind == Some(Kind::Client) && same_call && caller.is_error();
-        }
-        if let (Some(parent), Some(child)) = (parent, child) {
-            add(parent, child, failed);
-        }
-    }
+    Json(found.into_links()).into_response()
 }
 
 async fn health(State(store): State<Store>) -> Response {
@@ -911,7 +828,7 @@ mod tests {
         assert_eq!(store.stats().spans, 6);
         // The end of a span, reported apart from its start and without its kind.
         send(&store, &json!([{"traceId": "a", "id": "5", "duration": 77, "localEndpoint": {"serviceName": "service3"}}])).await;
-        let spans = store.trace("a".parse().unwrap()).unwrap();
+        let spans = store.trace(parse_trace_id("a").unwrap()).unwrap();
         let last = spans.iter().find(|span| span.service() == Some("service3")).unwrap();
         assert_eq!((spans.len(), last.duration, last.kind, last.timestamp), (6, Some(77), Some(Kind::Server), Some(T0)));
         let weighed: usize = spans.iter().map(|span| span.weight() + SPAN_OVERHEAD).sum();
@@ -926,7 +843,7 @@ mod tests {
         for batch in [&part, &whole, &whole, &part] {
             send(&store, batch).await;
         }
-        let spans = store.trace("a".parse().unwrap()).unwrap();
+        let spans = store.trace(parse_trace_id("a").unwrap()).unwrap();
         assert_eq!(
             (spans.len(), spans[0].timestamp, spans[0].duration, spans[0].kind),
             (1, Some(5), Some(7), Some(Kind::Server))
@@ -940,7 +857,7 @@ mod tests {
         batch[3]["kind"] = json!("BOTH");
         let (status, why) = refused(&store, &[], batch.to_string()).await;
         assert_eq!(status, 400);
-        assert!(why.starts_with("not a list of Zipkin v2 spans: spans[3]: kind: \"BOTH\""), "{why}");
+        assert!(why.starts_with("not a list of Zipkin v2 spans: spans[3].kind: unknown variant `BOTH`"), "{why}");
         assert_eq!(refused(&store, &[], "hello").await.0, 400);
         assert_eq!(refused(&store, &[], vec![0xff; 100]).await.0, 400);
         assert_eq!(store.stats(), Stats::default());
@@ -1088,7 +1005,7 @@ mod tests {
         let ids: Vec<String> = store.trace_ids().iter().map(|id| id.to_string().trim_start_matches('0').into()).collect();
         assert_eq!(ids, ["d", "c", "b"]);
         assert_eq!((store.stats().evicted_traces, store.stats().spans), (1, 3));
-        assert_eq!(store.trace("a".parse().unwrap()), None);
+        assert_eq!(store.trace(parse_trace_id("a").unwrap()), None);
     }
 
     #[tokio::test]
@@ -1125,7 +1042,7 @@ mod tests {
         assert!(call(&store, request(json!([fat]))).await.2.starts_with("1 spans were not kept"));
         let (status, headers, _) = call(&store, http::Request::get("/api/v2/trace/2").body(Body::empty()).unwrap()).await;
         assert_eq!((status, headers["x-spans-dropped"].to_str().unwrap()), (StatusCode::OK, "3"));
-        assert_eq!((store.dropped("1".parse().unwrap()), store.dropped("2".parse().unwrap())), (0, 3));
+        assert_eq!((store.dropped(parse_trace_id("1").unwrap()), store.dropped(parse_trace_id("2").unwrap())), (0, 3));
         let stats = store.stats();
         assert_eq!((stats.traces, stats.spans, stats.dropped_spans, stats.evicted_traces), (2, 6, 4, 0));
     }
@@ -1135,7 +1052,7 @@ mod tests {
         let store = Store::new();
         let mut arrivals = store.subscribe();
         send(&store, &chain("a")).await;
-        assert_eq!(arrivals.try_recv(), Ok("a".parse().unwrap()));
+        assert_eq!(arrivals.try_recv(), Ok(parse_trace_id("a").unwrap()));
         assert_eq!(arrivals.try_recv(), Err(TryRecvError::Empty));
         let many: Value = (1..=1500).map(|trace| json!({"traceId": format!("{trace:x}"), "id": "1"})).collect();
         send(&store, &many).await;

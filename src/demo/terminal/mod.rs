@@ -1,3 +1,43 @@
-//! What the terminal shows.
+//! What the terminal shows of a trace. All text in spans is from outside: here it loses its control characters and its length.
 
-pub mod waterfall;
+mod canvas;
+#[cfg(test)]
+mod tests;
+mod ties;
+mod waterfall;
+
+pub use canvas::Style;
+pub use ties::{SentHeaders, render_ties, sent_headers};
+pub use waterfall::render_rows;
+
+use crate::traces::{Trace, Verdict};
+use canvas::*;
+
+/// Draws a trace: [`render_rows`], and below it [`render_ties`]. Ends with a newline.
+pub fn render(trace: &Trace, sent: &SentHeaders, style: &Style) -> String {
+    format!("{}\n{}", render_rows(trace, style), render_ties(trace, sent, style))
+}
+
+/// The verdict: one line when all is well, else a line per deviation below it. Ends with a newline.
+pub fn render_verdict(verdict: &Verdict, style: &Style) -> String {
+    let style = style.usable();
+    let mut canvas = Canvas::new(&style);
+    let counts = format!(
+        "{}, {}, {}, {}",
+        counted(verdict.traces.len(), "trace"),
+        counted(verdict.services.len(), "service"),
+        counted(verdict.spans, "span"),
+        if verdict.orphans.is_empty() { "no orphan".into() } else { counted(verdict.orphans.len(), "orphan") }
+    );
+    let mut line = canvas.line();
+    if verdict.whole {
+        line.put(GOOD, style.pick("✓ complete", "complete")).put(PLAIN, &format!("  {counts}"));
+    } else {
+        line.put(BAD, style.pick("✗ not complete", "NOT COMPLETE")).put(PLAIN, &format!("  {counts}"));
+    }
+    canvas.end(line);
+    for deviation in &verdict.deviations {
+        canvas.paragraph("  - ", "    ", &clean(deviation, usize::MAX, style.unicode));
+    }
+    canvas.out
+}
