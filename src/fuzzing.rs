@@ -8,16 +8,16 @@ use opentelemetry::trace::{SpanId, TraceId};
 
 use crate::config::pairs;
 use crate::demo::store::{Limits, Store};
+use crate::hop::chain::prefers_json;
 use crate::hop::exchange::caller_uri;
 use crate::hop::fault::{Fault, Latency};
 use crate::hop::reply::{Tree, is_reply};
-use crate::hop::routes::prefers_json;
 use crate::net::hosts::host_and_port;
 use crate::text::json::{misleads, push_escaped};
 use crate::trace_context::{Carried, Propagator, Sampling, is_valid_request_id};
 use crate::traces::decode;
 use crate::upstream::Target;
-use crate::upstream::foreign_response::Stranger;
+use crate::upstream::foreign_response::ForeignResponse;
 use crate::values::{Listen, parse_duration};
 
 /// A parser by its name, and how to give it bytes.
@@ -211,16 +211,16 @@ fn stranger(data: &[u8]) {
             headers.insert(name, value);
         }
     }
-    let stranger = Stranger::read(&headers, parts.next().unwrap_or_default());
+    let stranger = ForeignResponse::read(&headers, parts.next().unwrap_or_default());
     let error = format!("answered 503 Service Unavailable{stranger}");
     assert!(error.len() < 512 && !error.chars().any(misleads), "{error:?}");
-    let told = Stranger::told(&error);
+    let told = ForeignResponse::parse(&error);
     // Without a server to end it, a text may look as if it named one.
     if !stranger.server.is_empty() || !error.ends_with(']') {
         assert_eq!(told, stranger, "{error}");
     }
     // It also reads what other hops wrote.
-    Stranger::told(text(data));
+    ForeignResponse::parse(text(data));
 }
 
 fn log_line(data: &[u8]) {

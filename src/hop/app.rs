@@ -21,6 +21,7 @@ use crate::hop::error::Error;
 use crate::hop::exchange::{Exchange, ObservedBody};
 use crate::hop::fault::Faults;
 use crate::hop::limits::{self, Permit};
+use crate::hop::response;
 use crate::hop::route::Route;
 use crate::hop::routes;
 use crate::hop::state::{Node, Watch};
@@ -330,7 +331,7 @@ impl Hop {
                 tokio::time::sleep(draw.wait).await;
             }
             if let Some(status) = draw.abort.filter(|_| !exchange.route.is_chain()) {
-                let mut response = routes::text(format!("injected: abort {}\n", status.as_u16()));
+                let mut response = response::text(format!("injected: abort {}\n", status.as_u16()));
                 *response.status_mut() = status;
                 return Ok(response);
             }

@@ -91,8 +91,7 @@ impl Error {
     }
 }
 
-/// The media type of problem documents.
-pub(crate) const PROBLEM_JSON: &str = "application/problem+json";
+pub(crate) use crate::text::PROBLEM_JSON;
 
 #[cfg(test)]
 mod tests {

@@ -1,12 +1,14 @@
 //! One hop: its composition, its endpoints, the exchange of one request, faults, the reply and the errors.
 
 pub mod app;
+pub(crate) mod chain;
 pub mod config;
 pub(crate) mod error;
 pub(crate) mod exchange;
 pub mod fault;
 pub(crate) mod limits;
 pub mod reply;
+pub(crate) mod response;
 pub(crate) mod route;
 pub(crate) mod routes;
 pub mod state;

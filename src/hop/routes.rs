@@ -5,20 +5,20 @@ use std::panic::AssertUnwindSafe;
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
-use http::header::{self, HeaderMap, HeaderValue};
+use http::header::{self, HeaderMap};
 use http::{Method, Request, Response, StatusCode};
 use percent_encoding::percent_decode_str;
 use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 
+use crate::hop::chain::chain;
 use crate::hop::error::Error;
 use crate::hop::exchange::Exchange;
-use crate::hop::reply::{Propagation, Reply, Tree};
+use crate::hop::response::{text, typed};
 use crate::hop::route::Route;
 use crate::hop::state::Node;
 use crate::telemetry::access_log::AccessLog;
-use crate::trace_context::{RedactedHeaders, redacted};
-use crate::upstream::{Called, Upstreams};
+use crate::trace_context::redacted;
 
 /// Answers a request that was let in, whatever happens.
 pub(crate) async fn answer<B>(exchange: &Exchange, request: &Request<B>) -> Response<Bytes> {
@@ -57,18 +57,6 @@ fn panicked(panic: &(dyn Any + Send)) -> Response<Bytes> {
     Error::Internal.into_response()
 }
 
-pub(crate) fn text(body: impl Into<Bytes>) -> Response<Bytes> {
-    typed("text/plain; charset=utf-8", body)
-}
-
-fn typed(content_type: &'static str, body: impl Into<Bytes>) -> Response<Bytes> {
-    let mut response = Response::new(body.into());
-    // This one, four that the exchange writes, and `connection` while it drains. Asked for six, the map grows on the way.
-    response.headers_mut().reserve(7);
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
-    response
-}
-
 fn root(node: &Node) -> Response<Bytes> {
     let who = &node.identity;
     text(["You've hit ", &who.version, " ", &who.hostname, "\n"].concat())
@@ -89,80 +77,6 @@ fn hello_who(path: &str) -> Result<Response<Bytes>, Error> {
 fn capitalized(who: &str) -> String {
     let mut chars = who.chars();
     chars.next().map_or_else(String::new, |first| first.to_uppercase().chain(chars).collect())
-}
-
-/// Calls the next hops and answers with the tree of all replies.
-async fn chain(node: &Node, exchange: &Exchange, headers: &HeaderMap) -> Result<Response<Bytes>, Error> {
-    if exchange.hops >= node.max_hops {
-        return Err(Error::LoopDetected);
-    }
-    let abort = exchange.draw().abort;
-    let calls = match abort {
-        Some(_) => Vec::new(),
-        None => node.upstreams.call_all(exchange).await,
-    };
-    let outcomes = || calls.iter().map(Called::outcome);
-    if let Some((Some(status), _)) = outcomes().find(|(_, failed)| *failed).or(outcomes().next_back()) {
-        exchange.set_upstream_status(status);
-    }
-    let status = abort.unwrap_or_else(|| Upstreams::status(&calls));
-    let json = reply(node, exchange, &calls, status);
-    let mut response = if prefers_json(headers) {
-        typed("application/json", json)
-    } else {
-        match Tree::parse(&json) {
-            Ok(tree) => text(tree.to_text()),
-            // What is below nests deeper than is read, or is not what it seemed.
-            Err(_) => typed("application/json", json),
-        }
-    };
-    *response.status_mut() = status;
-    Ok(response)
-}
-
-fn reply(node: &Node, exchange: &Exchange, calls: &[Called], status: StatusCode) -> Vec<u8> {
-    let who = &node.identity;
-    let reply = Reply {
-        service: &who.name,
-        version: &who.version,
-        lane: &who.lane,
-        hostname: &who.hostname,
-        path: exchange.path(),
-        status: status.as_u16(),
-        started_at: exchange.started_at,
-        duration: exchange.elapsed(),
-        request_id: exchange.request_id.as_bytes(),
-        context: exchange.context.as_ref(),
-        propagation: if node.tracer.is_some() { Propagation::Continue } else { Propagation::Forward },
-        received: RedactedHeaders::received(&exchange.carried),
-        client: exchange.client,
-        identity: exchange.identity.as_deref(),
-        attempt: exchange.attempt,
-        injected: exchange.draw().injected,
-    };
-    reply.to_json(calls.iter().map(|call| node.upstreams.shown(call)))
-}
-
-/// Whether `Accept` names JSON and ranks no text above it.
-pub(crate) fn prefers_json(headers: &HeaderMap) -> bool {
-    let (mut json, mut text) = (0.0_f32, 0.0_f32);
-    for value in headers.get_all(header::ACCEPT) {
-        if value == "application/json" {
-            json = 1.0;
-            continue;
-        }
-        for range in value.to_str().unwrap_or_default().split(',') {
-            let mut parts = range.split(';').map(str::trim);
-            let rank = match parts.next().map(str::to_ascii_lowercase).as_deref() {
-                Some("application/json" | "application/*") => &mut json,
-                Some("text/plain" | "text/html" | "text/*") => &mut text,
-                _ => continue,
-            };
-            let q = parts.find_map(|part| part.strip_prefix("q=")?.parse::<f32>().ok()).unwrap_or(1.0);
-            *rank = rank.max(q);
-        }
-    }
-    json > 0.0 && json >= text
 }
 
 fn all_headers(headers: &HeaderMap) -> Response<Bytes> {
@@ -213,33 +127,6 @@ fn metrics(node: &Node, headers: &HeaderMap) -> Response<Bytes> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn json_is_for_those_who_ask_for_it() {
-        let prefers = |accept: &str| {
-            let mut headers = HeaderMap::new();
-            headers.insert(header::ACCEPT, accept.parse().unwrap());
-            prefers_json(&headers)
-        };
-        for accept in [
-            "application/json",
-            "application/json, */*",
-            "APPLICATION/JSON;q=0.5, */*;q=0.9",
-            "application/json, text/plain, */*",
-        ] {
-            assert!(prefers(accept), "{accept}");
-        }
-        for accept in [
-            "*/*",
-            "text/html,application/xhtml+xml,*/*;q=0.8",
-            "application/json;q=0.1, text/plain",
-            "application/json;q=0",
-            ",;=q",
-        ] {
-            assert!(!prefers(accept), "{accept}");
-        }
-        assert!(!prefers_json(&HeaderMap::new()));
-    }
 
     #[tokio::test]
     async fn a_panic_is_an_answer() {

@@ -5,3 +5,6 @@ pub(crate) mod hex;
 pub(crate) mod json;
 
 pub(crate) use causes::causes;
+
+/// The media type of problem documents (RFC 9457).
+pub(crate) const PROBLEM_JSON: &str = "application/problem+json";

@@ -18,16 +18,7 @@ use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy::connect::HttpConnector;
 use tower_service::Service as _;
 
-use crate::text::causes;
-
-/// Why a request has no answer, in words.
-#[derive(Debug)]
-pub(crate) enum Failure {
-    /// No connection came about.
-    Connect(String),
-    /// The connection broke, or what came was not HTTP.
-    Broken(String),
-}
+use crate::upstream::outcome::CallError;
 
 /// The connections to one next hop.
 pub(crate) struct Pool {
@@ -53,8 +44,8 @@ fn lock(idle: &Mutex<Idle>) -> MutexGuard<'_, Idle> {
     idle.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A connection in use. It goes back with [`Lease::done`]; dropped, it is closed.
-pub(crate) struct Lease {
+/// A connection in use. It goes back with [`PooledConnection::release`]; dropped, it is closed.
+pub(crate) struct PooledConnection {
     sender: Sender,
     idle: Weak<Mutex<Idle>>,
 }
@@ -70,8 +61,11 @@ impl Pool {
 
     /// Sends a request, on a connection that is there or on a new one. The answer's body has to be read while the lease is
     /// held. A request that was not written because its connection had closed meanwhile is sent on another one.
-    pub(crate) async fn send(&self, mut request: Request<Empty<Bytes>>) -> Result<(Response<Incoming>, Lease), Failure> {
-        let broken = |error: hyper::Error| Failure::Broken(causes(&error));
+    pub(crate) async fn send(
+        &self,
+        mut request: Request<Empty<Bytes>>,
+    ) -> Result<(Response<Incoming>, PooledConnection), CallError> {
+        let broken = |error: hyper::Error| CallError::Broken(error.into());
         // The latest first: the others get old and go.
         while let Some(mut sender) = self.take() {
             match sender.try_send_request(request).await {
@@ -97,18 +91,18 @@ impl Pool {
         }
     }
 
-    fn lease(&self, sender: Sender) -> Lease {
-        Lease { sender, idle: Arc::downgrade(&self.idle) }
+    fn lease(&self, sender: Sender) -> PooledConnection {
+        PooledConnection { sender, idle: Arc::downgrade(&self.idle) }
     }
 
-    async fn connect(&self) -> Result<Sender, Failure> {
+    async fn connect(&self) -> Result<Sender, CallError> {
         let mut connector = self.connector.clone();
         let connected = async {
             poll_fn(|cx| connector.poll_ready(cx)).await?;
             connector.call(self.target.clone()).await
         };
-        let stream = connected.await.map_err(|error| Failure::Connect(causes(&*error)))?;
-        let (sender, connection) = handshake(stream).await.map_err(|error| Failure::Connect(causes(&error)))?;
+        let stream = connected.await.map_err(CallError::Connect)?;
+        let (sender, connection) = handshake(stream).await.map_err(|error| CallError::Connect(error.into()))?;
         tokio::spawn(async move {
             // Whoever waits for an answer is told; without one it only closed.
             let _ = connection.await;
@@ -117,9 +111,9 @@ impl Pool {
     }
 }
 
-impl Lease {
+impl PooledConnection {
     /// Keeps the connection: the answer was read to its end.
-    pub(crate) fn done(self) {
+    pub(crate) fn release(self) {
         let Self { mut sender, idle } = self;
         if sender.is_ready() {
             keep(sender, &idle);
@@ -160,6 +154,7 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
+    use crate::text::causes;
 
     /// A server that gives every request the same answer, and how many connections it has and had.
     async fn server(answer: &'static str) -> (SocketAddr, Arc<AtomicUsize>, Arc<AtomicUsize>) {
@@ -199,7 +194,7 @@ mod tests {
         let request = Request::builder().uri("/").header("host", "x").body(Empty::new()).unwrap();
         let (response, connection) = pool.send(request).await.unwrap();
         let body = response.into_body().collect().await.unwrap().to_bytes();
-        connection.done();
+        connection.release();
         body
     }
 
@@ -280,12 +275,12 @@ mod tests {
         let addr = nobody.local_addr().unwrap();
         let request = || Request::builder().uri("/").header("host", "x").body(Empty::new()).unwrap();
         match pool(addr, MINUTE).send(request()).await {
-            Err(Failure::Connect(reason)) => assert!(reason.contains("refused"), "{reason}"),
+            Err(error @ CallError::Connect(_)) => assert!(causes(&error).contains("refused"), "{error:?}"),
             other => panic!("{:?}", other.map(|(response, _)| response)),
         }
         let (addr, _, _) = server("this is no HTTP\r\n\r\n").await;
         match pool(addr, MINUTE).send(request()).await {
-            Err(Failure::Broken(reason)) => assert!(reason.contains("parse"), "{reason}"),
+            Err(error @ CallError::Broken(_)) => assert!(causes(&error).contains("parse"), "{error:?}"),
             other => panic!("{:?}", other.map(|(response, _)| response)),
         }
     }

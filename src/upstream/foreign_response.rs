@@ -1,68 +1,68 @@
-//! What a failed answer says that is no hop's reply: a proxy's own words, or a hop's problem document. It goes into the `error` of the
-//! call, so that the front shows it, and `check` reads it from there again.
+//! Error responses that are not a hop's reply: a proxy's message, or a problem document. They go into the `error` of the call, so
+//! that the front of the chain shows them, and `check` parses them from there.
 
 use std::fmt;
 
 use http::{HeaderMap, header};
 
-use crate::hop::error::PROBLEM_JSON;
+use crate::text::PROBLEM_JSON;
 use crate::text::json::misleads;
 
-/// Longer texts are pages and dumps, and could repeat what somebody sent; Envoy's own sentences are shorter.
-const MAX_WORDS: usize = 400;
+/// Longer texts, in bytes, are pages and dumps, and could echo a request; Envoy's own messages are shorter.
+const MAX_MESSAGE: usize = 400;
 
 /// The longest name of a server that is shown, in characters.
 const MAX_SERVER: usize = 40;
 
-/// Who answered, and what.
+/// Who sent an error response, and its message.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Stranger {
-    /// What the header `server` says; empty without one.
+pub(crate) struct ForeignResponse {
+    /// The header `server`; empty without one.
     pub(crate) server: String,
     /// A short plain text, or the detail of a problem document, on one line; empty for an empty body. None for anything else.
-    pub(crate) words: Option<String>,
+    pub(crate) message: Option<String>,
 }
 
-impl Stranger {
+impl ForeignResponse {
     /// Of a failed answer with these headers and this body.
     pub(crate) fn read(headers: &HeaderMap, body: &[u8]) -> Self {
         let text = |name| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
         let server = text(header::SERVER).chars().filter(|c| c.is_ascii_alphanumeric() || "-_./ ()".contains(*c));
         let kind = text(header::CONTENT_TYPE);
-        let words = if kind.starts_with(PROBLEM_JSON) {
+        let message = if kind.starts_with(PROBLEM_JSON) {
             detail(body)
         } else if body.is_empty() || kind.starts_with("text/plain") {
             std::str::from_utf8(body).ok().map(str::to_owned)
         } else {
             None
         };
-        let words = words.filter(|words| words.len() <= MAX_WORDS).map(|words| one_line(&words));
+        let message = message.filter(|message| message.len() <= MAX_MESSAGE).map(|message| one_line(&message));
         let server: String = server.take(MAX_SERVER).collect();
-        Self { server: server.trim().to_owned(), words }
+        Self { server: server.trim().to_owned(), message }
     }
 
-    /// What [`Display`](fmt::Display) wrote at the end of `error`, after the status.
-    pub(crate) fn told(error: &str) -> Self {
+    /// Reads back what [`Display`](fmt::Display) wrote at the end of `error`, after the status.
+    pub(crate) fn parse(error: &str) -> Self {
         let (rest, server) = match error.strip_suffix(']').and_then(|rest| rest.rsplit_once(SERVER)) {
             Some((rest, server)) => (rest, server.to_owned()),
             None => (error, String::new()),
         };
-        let words = match rest.split_once(": ") {
-            Some((_, words)) => Some(words.to_owned()),
+        let message = match rest.split_once(": ") {
+            Some((_, message)) => Some(message.to_owned()),
             None => rest.ends_with(EMPTY).then(String::new),
         };
-        Self { server, words }
+        Self { server, message }
     }
 }
 
 const SERVER: &str = " [server ";
 const EMPTY: &str = ", empty body";
 
-impl fmt::Display for Stranger {
+impl fmt::Display for ForeignResponse {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.words.as_deref() {
+        match self.message.as_deref() {
             Some("") => f.write_str(EMPTY)?,
-            Some(words) => write!(f, ": {words}")?,
+            Some(message) => write!(f, ": {message}")?,
             None => {}
         }
         if self.server.is_empty() { Ok(()) } else { write!(f, "{SERVER}{}]", self.server) }
@@ -75,7 +75,7 @@ pub(crate) fn detail(body: &[u8]) -> Option<String> {
     problem.get("detail").or_else(|| problem.get("title"))?.as_str().map(str::to_owned)
 }
 
-/// What could mislead a reader, and runs of spaces, are one space each.
+/// Replaces what could mislead a reader, and each run of spaces, by one space.
 fn one_line(text: &str) -> String {
     let printable: String = text.chars().map(|c| if misleads(c) { ' ' } else { c }).collect();
     printable.split_whitespace().collect::<Vec<_>>().join(" ")
@@ -94,9 +94,9 @@ mod tests {
                 headers.insert(name, HeaderValue::from_static(value));
             }
         }
-        let stranger = Stranger::read(&headers, body.as_bytes());
-        let text = format!("answered 503 Service Unavailable{stranger}");
-        assert_eq!(Stranger::told(&text), stranger, "{text}");
+        let response = ForeignResponse::read(&headers, body.as_bytes());
+        let text = format!("answered 503 Service Unavailable{response}");
+        assert_eq!(ForeignResponse::parse(&text), response, "{text}");
         text
     }
 

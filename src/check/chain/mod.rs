@@ -4,7 +4,7 @@ pub mod expect;
 pub(crate) mod xray;
 
 use crate::hop::reply::{Call, Tree};
-use crate::upstream::foreign_response::Stranger;
+use crate::upstream::foreign_response::ForeignResponse;
 
 use crate::check::chain::expect::{Expect, is_named};
 use crate::check::chain::xray::CALLER;
@@ -26,7 +26,7 @@ pub(crate) enum Why {
     /// Another transport error.
     Transport(String),
     /// An answer of this status that is no hop's reply, and what it says.
-    Answered(u16, Stranger),
+    Answered(u16, ForeignResponse),
     /// A 2xx answer that is no hop's reply and yet counts as failed.
     NoReply(String),
     /// The hop's own fault injection.
@@ -193,7 +193,7 @@ fn why(call: &Call) -> Why {
             Why::TimedOut
         }
         Some(status) if is_ok(status) => Why::NoReply(error.to_owned()),
-        Some(status) => Why::Answered(status, Stranger::told(error)),
+        Some(status) => Why::Answered(status, ForeignResponse::parse(error)),
         None if has(&["refused"]) => Why::Refused,
         None if has(&["dns", "lookup", "resolve", "name or service not known"]) => Why::NoSuchHost,
         None if has(&["closed", "reset", "eof", "incomplete", "broken pipe", "canceled"]) => Why::Closed,

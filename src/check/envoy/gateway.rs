@@ -1,7 +1,7 @@
 //! What an answer means that no hop gave: a gateway's or a sidecar's own, read by status, body and server.
 
 use crate::hop::error::{Error, PROBLEM_JSON};
-use crate::upstream::foreign_response::{Stranger, detail};
+use crate::upstream::foreign_response::{ForeignResponse, detail};
 
 use crate::check::envoy::hints::{Hop, Place, Runner};
 use crate::check::reachability::client::Answer;
@@ -185,10 +185,10 @@ pub(crate) fn clip(body: &str) -> String {
 }
 
 /// What an answer that no hop gave means between two hops.
-pub(crate) fn inside(status: u16, stranger: &Stranger, from: &Hop, to: &Hop, place: &Place) -> Hint {
+pub(crate) fn inside(status: u16, stranger: &ForeignResponse, from: &Hop, to: &Hop, place: &Place) -> Hint {
     let (caller, called) = (&from.name, &to.name);
     let namespace = place.namespace_of(to);
-    let words = stranger.words.as_deref();
+    let words = stranger.message.as_deref();
     if words == Some(Error::Overloaded.parts().1) {
         return Hint::new(format!("{called} is overloaded: more requests are in flight than its MAX_CONCURRENCY"))
             .run(place.settings(to));

@@ -1,0 +1,151 @@
+//! What became of a call to a next hop.
+
+use std::borrow::Cow;
+use std::error::Error as StdError;
+use std::fmt;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode, header};
+
+use crate::net::hosts::redacted_url;
+use crate::trace_context::HeaderPairs;
+
+/// One call to a next hop, after it ended.
+pub(crate) struct CallOutcome<'a> {
+    /// Where the call went, as it is shown: without user, password and query.
+    pub(crate) url: Cow<'a, str>,
+    /// The status, also of an answer that did not arrive whole.
+    pub(crate) status: Option<StatusCode>,
+    pub(crate) duration: Duration,
+    /// `None` for a whole answer with a status of 2xx.
+    pub(crate) failure: Option<CallError>,
+    /// The carried headers as they were written.
+    pub(crate) sent: HeaderPairs,
+    /// The whole answer; `None` when it did not arrive.
+    pub(crate) answer: Option<Answer>,
+}
+
+/// A whole answer of a next hop.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
+}
+
+/// Why a call failed. The sources say more; [`causes`](crate::text::causes) writes all of them.
+#[derive(Debug)]
+pub(crate) enum CallError {
+    /// The whole answer was not there in time.
+    Timeout(Duration),
+    /// The next hop cannot be reached.
+    Connect(Box<dyn StdError + Send + Sync>),
+    /// The connection broke, or what came was not HTTP.
+    Broken(Box<dyn StdError + Send + Sync>),
+    /// More than [`MAX_ANSWER`](super::MAX_ANSWER).
+    TooLarge,
+    /// Redirects are not followed: a hop makes the calls that it was configured to make. With the location, without its query.
+    Redirect(StatusCode, String),
+    /// Any other status outside 2xx.
+    Status(StatusCode),
+}
+
+impl fmt::Display for CallError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Timeout(limit) => write!(f, "no whole answer within {limit:?}"),
+            Self::Connect(_) => f.write_str("cannot connect"),
+            Self::Broken(_) => f.write_str("broken answer"),
+            Self::TooLarge => f.write_str("too large"),
+            Self::Redirect(status, to) => write!(f, "redirect {} to {to} is not followed", status.as_u16()),
+            Self::Status(status) => write!(f, "answered {status}"),
+        }
+    }
+}
+
+impl StdError for CallError {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        match self {
+            Self::Connect(source) | Self::Broken(source) => Some(&**source),
+            _ => None,
+        }
+    }
+}
+
+impl CallError {
+    /// Why a whole answer is a failure; `None` when it is none.
+    pub(super) fn of(answer: &Answer) -> Option<Self> {
+        let status = answer.status;
+        match answer.headers.get(header::LOCATION) {
+            _ if status.is_success() => None,
+            Some(to) if status.is_redirection() => {
+                Some(Self::Redirect(status, redacted_url(&String::from_utf8_lossy(to.as_bytes()))))
+            }
+            _ => Some(Self::Status(status)),
+        }
+    }
+
+    /// `error.type`, where the status does not say it.
+    pub(super) fn kind(&self) -> Option<&'static str> {
+        match self {
+            Self::Timeout(_) => Some("timeout"),
+            Self::Connect(_) => Some("connect"),
+            Self::Broken(_) => Some("broken_answer"),
+            Self::TooLarge => Some("too_large"),
+            Self::Redirect(..) => Some("redirect"),
+            Self::Status(_) => None,
+        }
+    }
+}
+
+/// The status of a hop from the outcomes of its calls: 508 if any ended with it; else 504 if every failed one timed out or was
+/// answered 504; else 502; 200 if none failed.
+pub(crate) fn combined_status(calls: &[CallOutcome<'_>]) -> StatusCode {
+    let failed = || calls.iter().filter_map(|call| call.failure.as_ref().map(|failure| (failure, call.status)));
+    let timed_out = |(failure, status): (&CallError, Option<StatusCode>)| {
+        matches!(failure, CallError::Timeout(_)) || status == Some(StatusCode::GATEWAY_TIMEOUT)
+    };
+    if failed().next().is_none() {
+        StatusCode::OK
+    } else if failed().any(|(_, status)| status == Some(StatusCode::LOOP_DETECTED)) {
+        StatusCode::LOOP_DETECTED
+    } else if failed().all(timed_out) {
+        StatusCode::GATEWAY_TIMEOUT
+    } else {
+        StatusCode::BAD_GATEWAY
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn outcome(status: Option<StatusCode>, failure: Option<CallError>) -> CallOutcome<'static> {
+        let url = Cow::Borrowed("http://service2/service2");
+        CallOutcome { url, status, duration: Duration::ZERO, failure, sent: HeaderPairs::new(), answer: None }
+    }
+
+    fn answered(status: u16) -> CallOutcome<'static> {
+        let status = StatusCode::from_u16(status).unwrap();
+        let answer = Answer { status, headers: HeaderMap::new(), body: Bytes::new() };
+        outcome(Some(status), CallError::of(&answer))
+    }
+
+    fn timed_out() -> CallOutcome<'static> {
+        outcome(None, Some(CallError::Timeout(Duration::from_secs(1))))
+    }
+
+    #[test]
+    fn the_status_names_the_worst_of_the_calls() {
+        let status = |calls: &[CallOutcome<'_>]| combined_status(calls).as_u16();
+        assert_eq!(status(&[]), 200);
+        assert_eq!(status(&[answered(200), answered(204)]), 200);
+        assert_eq!(status(&[answered(200), answered(404)]), 502);
+        assert_eq!(status(&[timed_out(), answered(504)]), 504);
+        assert_eq!(status(&[timed_out(), answered(503)]), 502);
+        assert_eq!(status(&[answered(503), timed_out()]), 502);
+        assert_eq!(status(&[answered(503), timed_out(), answered(508)]), 508);
+        assert_eq!(status(&[answered(301)]), 502);
+    }
+}

@@ -1,0 +1,86 @@
+//! A next hop: its URL, as it is configured and as it is called.
+
+use std::borrow::Cow;
+use std::str::FromStr;
+
+use http::uri::PathAndQuery;
+use http::{HeaderValue, Uri};
+
+use crate::net::hosts::{parse_url, redacted_url};
+
+/// A next hop.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Target {
+    pub(super) uri: Uri,
+    /// As it is shown: without query.
+    url: String,
+    has_path: bool,
+    pub(super) host: String,
+    pub(super) port: u16,
+    /// The value of the `host` header.
+    pub(super) authority: HeaderValue,
+}
+
+impl Target {
+    /// Where a request for `/service<n>` goes on to: path and query, and the URL as it is shown. A URL without a path gets
+    /// the path `/service<n+1>`.
+    pub(crate) fn path(&self, n: u16) -> (PathAndQuery, Cow<'_, str>) {
+        if !self.has_path {
+            let path = format!("/service{}", n + 1);
+            let url = Cow::Owned([&*self.url, &path].concat());
+            if let Ok(path) = PathAndQuery::try_from(path) {
+                return (path, url);
+            }
+        }
+        let path = self.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+        (path, Cow::Borrowed(&*self.url))
+    }
+}
+
+impl FromStr for Target {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        const FORM: &str = "a next hop is written http://service2/service2 or https://host:port/path";
+        let uri = parse_url(text).map_err(|error| format!("{error}; {FORM}"))?;
+        if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
+            return Err(format!("a user name in the URL is not supported; {FORM}"));
+        }
+        let url = text.trim();
+        let has_path = uri.path() != "/" || uri.query().is_some() || url.ends_with('/');
+        let host = uri.host().unwrap_or_default().to_owned();
+        let usual = if uri.scheme_str() == Some("https") { 443 } else { 80 };
+        let port = uri.port_u16().unwrap_or(usual);
+        let authority = if port == usual { host.clone() } else { format!("{host}:{port}") };
+        let authority = HeaderValue::from_str(&authority).map_err(|_| FORM.to_owned())?;
+        Ok(Self { url: redacted_url(url), uri, has_path, host, port, authority })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_without_a_path_gets_the_next_service() {
+        let path = |text: &str| {
+            let target = text.parse::<Target>().unwrap();
+            let (path, url) = target.path(1);
+            (path.to_string(), url.into_owned())
+        };
+        for (text, called, shown) in [
+            ("http://service2", "/service2", "http://service2/service2"),
+            ("http://service2:8080", "/service2", "http://service2:8080/service2"),
+            ("http://service2/", "/", "http://service2/"),
+            ("http://[::1]:8080", "/service2", "http://[::1]:8080/service2"),
+            ("http://service2/service7?token=x", "/service7?token=x", "http://service2/service7"),
+        ] {
+            assert_eq!(path(text), (called.to_owned(), shown.to_owned()), "{text}");
+        }
+        for bad in
+            ["", "service2", "/service2", "ftp://a", "http://", "http://u:p@h/", "http://a b", "http://a:99999", "http://a:0"]
+        {
+            assert!(bad.parse::<Target>().is_err(), "{bad}");
+        }
+    }
+}
