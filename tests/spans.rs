@@ -256,7 +256,7 @@ async fn a_collector_that_is_down_costs_no_request_and_gets_its_spans_when_it_co
         let hop = Hop::start(&[], &borrowed(&env));
         assert!(slowest(&hop, 20).await < WAITED);
         eventually("the log says so", || async {
-            hop.stderr().into_iter().find(|line| line.contains("the span collector does not take spans; trying again"))
+            hop.stderr().into_iter().find(|line| line.contains("the span collector is unavailable; retrying"))
         })
         .await;
         assert_eq!(exported(&hop).await, 0.0);

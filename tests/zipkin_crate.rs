@@ -1,5 +1,5 @@
 //! Why the Zipkin JSON is ours: `opentelemetry-zipkin` sends spans without the name of their service. This test holds the crate
-//! to that on the wire; when it fails, upstream has mended it, and `zipkin_json` in `src/export.rs` can go.
+//! to that on the wire; when it fails, upstream has mended it, and the encoder in `src/telemetry/export/zipkin.rs` can go.
 #![expect(deprecated, reason = "the crate is deprecated, which is part of why it is not used")]
 
 use std::sync::{Arc, Mutex};

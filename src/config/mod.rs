@@ -354,7 +354,7 @@ impl HopConfig {
         if let Some(name) = env("OTEL_TRACES_SAMPLER") {
             let arg = env("OTEL_TRACES_SAMPLER_ARG");
             let sampler = Sampler::parse(&name, arg.as_deref());
-            config.sampler = sampler.map_err(|error| invalid("OTEL_TRACES_SAMPLER", &name, &error))?;
+            config.sampler = sampler.map_err(|error| invalid("OTEL_TRACES_SAMPLER", &name, &error.to_string()))?;
         }
         if let Some(text) = env("OTEL_BSP_MAX_QUEUE_SIZE") {
             config.span_queue = at_least_one(&text).map_err(|error| invalid("OTEL_BSP_MAX_QUEUE_SIZE", &text, &error))?;

@@ -30,10 +30,11 @@ use crate::server::shutdown::{DrainOptions, Phase, Stop};
 use crate::server::tls::{ServerTls, hop_client_config};
 use crate::server::{self, ConnectionInfo, ServerConfig};
 use crate::telemetry::access_log::AccessLog;
-use crate::telemetry::export::{Exporter, Pipeline};
+use crate::telemetry::export::{Exporter, ExporterError, Pipeline};
 use crate::telemetry::line_writer::LineWriter;
-use crate::telemetry::metrics::{Build, Metrics};
-use crate::telemetry::tracer::{SpanQueue, Tracer};
+use crate::telemetry::metrics::{BuildInfo, Metrics};
+use crate::telemetry::span_queue::SpanQueue;
+use crate::telemetry::tracer::Tracer;
 use crate::trace_context::{Propagator, is_never_carried};
 use crate::upstream::Upstreams;
 use crate::values::Listen;
@@ -80,7 +81,7 @@ pub enum BindError {
     /// The address cannot be listened on.
     Listen(Listen, io::Error),
     /// The exporter cannot be started: an endpoint or header that cannot be used.
-    Exporter(String),
+    Exporter(ExporterError),
     /// The version label cannot be the value of a header.
     Version(String, http::header::InvalidHeaderValue),
 }
@@ -94,7 +95,7 @@ impl fmt::Display for BindError {
             Self::Listen(listen, error) => {
                 write!(f, "cannot listen on {listen}: {error}; another address is set by --addr (ADDR)")
             }
-            Self::Exporter(reason) => f.write_str(reason),
+            Self::Exporter(error) => error.fmt(f),
             Self::Version(version, _) => write!(f, "the version '{}' cannot be a header's value", version.escape_debug()),
         }
     }
@@ -105,7 +106,8 @@ impl std::error::Error for BindError {
         match self {
             Self::Listen(_, error) => Some(error),
             Self::Version(_, error) => Some(error),
-            Self::PortTaken(_) | Self::Exporter(_) => None,
+            Self::PortTaken(_) => None,
+            Self::Exporter(error) => error.source(),
         }
     }
 }
@@ -130,8 +132,8 @@ impl App {
         let addr = listener.local_addr().map_err(|error| BindError::Listen(config.listen, error))?;
 
         let identity = config.identity;
-        let build = Build { service: &identity.name, service_version: &identity.version, lane: &identity.lane };
-        let metrics = Arc::new(Metrics::new(&build, Route::COUNT));
+        let build = BuildInfo { service: &identity.name, service_version: &identity.version, lane: &identity.lane };
+        let metrics = Arc::new(Metrics::new(&build));
         let span_queue = Arc::new(SpanQueue::new(config.span_queue));
         let tracer = (config.exporter != Exporter::None).then(|| Tracer::new(config.sampler, span_queue.clone()));
         let pipeline = Pipeline::start(
@@ -221,8 +223,7 @@ impl App {
         let metrics = node.metrics.clone();
         let on_refused = Arc::new(move |status: http::StatusCode| {
             // There is no request to log, but whoever counts errors finds it.
-            let route = (Route::Unmatched as usize, "unmatched");
-            metrics.request(&http::Method::GET, route, status.as_u16(), std::time::Duration::ZERO, None);
+            metrics.request(&http::Method::GET, "unmatched", status.as_str(), std::time::Duration::ZERO, None);
         });
         let server = ServerConfig { listener, options: connections, tls, phase: phase.clone(), on_refused };
         let requests_cut = server::serve(server, hop, stop, drain.timeout).await;

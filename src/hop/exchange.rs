@@ -24,10 +24,10 @@ use crate::hop::route::Route;
 use crate::hop::state::Node;
 use crate::net::addresses::{self, canonical};
 use crate::net::hosts::host_and_port;
-use crate::telemetry::access_log::Entry;
+use crate::telemetry::access_log::AccessEntry;
 use crate::telemetry::ids;
 use crate::telemetry::metrics::known_method;
-use crate::telemetry::tracer::{FinishedSpan, SpanKind};
+use crate::telemetry::span_queue::{FinishedSpan, SpanKind};
 use crate::trace_context::{Carried, Context, X_HOP_COUNT, X_REQUEST_ID, traceresponse};
 
 static VERSION: HeaderName = HeaderName::from_static("version");
@@ -198,7 +198,8 @@ impl Drop for Exchange {
         let template = self.route.template();
         let sampled = self.context.filter(|context| context.sampling.is_sampled());
         let label = if template.is_empty() { "unmatched" } else { template };
-        node.metrics.request(&self.method, (self.route as usize, label), status, took, sampled.map(|context| context.trace_id));
+        let digits = http::StatusCode::from_u16(status).unwrap_or_default();
+        node.metrics.request(&self.method, label, digits.as_str(), took, sampled.map(|context| context.trace_id));
         if let Some((tracer, context)) = node.tracer.as_ref().zip(self.context.as_ref()) {
             tracer.record(&FinishedSpan {
                 kind: SpanKind::Server,
@@ -216,9 +217,9 @@ impl Drop for Exchange {
             });
         }
         if let Some(log) = &node.access_log {
-            log.write(&Entry {
+            log.write(&AccessEntry {
                 started_at: self.started_at,
-                took,
+                duration: took,
                 client: self.client,
                 method: self.method.as_str(),
                 path: self.path(),

@@ -13,9 +13,10 @@ use serde::de::{MapAccess, Visitor};
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::telemetry::line_writer::{push_address, push_milliseconds, push_number, push_time};
 use crate::text::hex::push_hex;
 use crate::text::json::{members, misleads, push_escaped, push_optional, push_text};
+use crate::text::number::{push_address, push_milliseconds, push_number};
+use crate::text::time::push_time;
 use crate::trace_context::{Context, RedactedHeaders, Sampling};
 
 /// What one hop answers to `GET /service<N>`, as it is written. [`Tree`] says what each field means.

@@ -19,9 +19,6 @@ pub(crate) enum Route {
 }
 
 impl Route {
-    /// How many there are.
-    pub(crate) const COUNT: usize = Self::Unmatched as usize + 1;
-
     /// Tells which path this is. Never fails: what is not known is [`Route::Unmatched`].
     pub(crate) fn of(path: &str) -> Self {
         match path {

@@ -11,7 +11,8 @@ use crate::hop::fault::Faults;
 use crate::server::shutdown::Phase;
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::metrics::Metrics;
-use crate::telemetry::tracer::{SpanQueue, Tracer};
+use crate::telemetry::span_queue::SpanQueue;
+use crate::telemetry::tracer::Tracer;
 use crate::trace_context::Propagator;
 use crate::upstream::Upstreams;
 

@@ -1,49 +1,51 @@
-//! One line per request, when it ends: text for people, JSON for machines.
+//! The access log: one line per request, written when it ends, as text or JSON.
 
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
-use crate::telemetry::line_writer::{LineWriter, push_address, push_milliseconds, push_number, push_time};
+use crate::telemetry::line_writer::LineWriter;
 use crate::text::hex::push_hex;
 use crate::text::json::push_escaped;
+use crate::text::number::{push_address, push_milliseconds, push_number};
+use crate::text::time::push_time;
 use crate::trace_context::Context;
 
 /// `--log-format`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum LogFormat {
-    /// For people.
+    /// Space-separated text.
     #[default]
     Text,
     /// One JSON object per line.
     Json,
 }
 
-/// Where access lines go and how they look.
+/// Where access lines go, and in which format.
 #[derive(Debug)]
 pub(crate) struct AccessLog {
     pub(crate) lines: LineWriter,
     pub(crate) format: LogFormat,
 }
 
-/// What a line tells.
-pub(crate) struct Entry<'a> {
+/// The fields of one line.
+pub(crate) struct AccessEntry<'a> {
     pub(crate) started_at: SystemTime,
-    pub(crate) took: Duration,
+    pub(crate) duration: Duration,
     pub(crate) client: IpAddr,
     pub(crate) method: &'a str,
-    /// Without the query: people put secrets there.
+    /// Without the query, which may hold secrets.
     pub(crate) path: &'a str,
     pub(crate) status: u16,
     pub(crate) bytes: u64,
     pub(crate) request_id: &'a [u8],
     pub(crate) trace: Option<&'a Context>,
     pub(crate) lane: &'a str,
-    /// The first failing upstream's status, else the last one's; `None` when none was called or that one did not answer.
+    /// The first failing upstream's status, else the last one's; `None` when none was called or none answered.
     pub(crate) upstream_status: Option<u16>,
 }
 
 impl AccessLog {
-    pub(crate) fn write(&self, entry: &Entry<'_>) {
+    pub(crate) fn write(&self, entry: &AccessEntry<'_>) {
         self.lines.line(|out| match self.format {
             LogFormat::Text => text(out, entry),
             LogFormat::Json => json(out, entry),
@@ -51,7 +53,7 @@ impl AccessLog {
     }
 }
 
-fn text(out: &mut Vec<u8>, entry: &Entry<'_>) {
+fn text(out: &mut Vec<u8>, entry: &AccessEntry<'_>) {
     push_time(out, entry.started_at);
     out.push(b' ');
     push_address(out, entry.client);
@@ -62,7 +64,7 @@ fn text(out: &mut Vec<u8>, entry: &Entry<'_>) {
     out.extend_from_slice(b"\" ");
     push_number(out, u64::from(entry.status));
     out.push(b' ');
-    push_milliseconds(out, entry.took);
+    push_milliseconds(out, entry.duration);
     out.extend_from_slice(b"ms ");
     push_number(out, entry.bytes);
     out.extend_from_slice(b"B request=");
@@ -82,7 +84,7 @@ fn text(out: &mut Vec<u8>, entry: &Entry<'_>) {
     out.push(b'\n');
 }
 
-fn json(out: &mut Vec<u8>, entry: &Entry<'_>) {
+fn json(out: &mut Vec<u8>, entry: &AccessEntry<'_>) {
     out.extend_from_slice(b"{\"time\":\"");
     push_time(out, entry.started_at);
     out.extend_from_slice(b"\",\"client\":\"");
@@ -94,7 +96,7 @@ fn json(out: &mut Vec<u8>, entry: &Entry<'_>) {
     out.extend_from_slice(b"\",\"status\":");
     push_number(out, u64::from(entry.status));
     out.extend_from_slice(b",\"duration_ms\":");
-    push_milliseconds(out, entry.took);
+    push_milliseconds(out, entry.duration);
     out.extend_from_slice(b",\"bytes\":");
     push_number(out, entry.bytes);
     out.extend_from_slice(b",\"request_id\":\"");
@@ -122,10 +124,10 @@ fn json(out: &mut Vec<u8>, entry: &Entry<'_>) {
 mod tests {
     use super::*;
 
-    fn entry<'a>(path: &'a str, trace: Option<&'a Context>) -> Entry<'a> {
-        Entry {
+    fn entry<'a>(path: &'a str, trace: Option<&'a Context>) -> AccessEntry<'a> {
+        AccessEntry {
             started_at: SystemTime::UNIX_EPOCH + Duration::from_micros(1_767_323_045_678_901),
-            took: Duration::from_micros(12_345),
+            duration: Duration::from_micros(12_345),
             client: [10, 0, 0, 7].into(),
             method: "GET",
             path,
@@ -139,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_line_tells_everything_in_a_fixed_order() {
+    fn a_text_line_has_every_field_in_a_fixed_order() {
         let mut out = Vec::new();
         text(&mut out, &entry("/service1", None));
         assert_eq!(

@@ -1,4 +1,4 @@
-//! Random ids and dice. The generator is the OpenTelemetry SDK's: one per thread, no lock.
+//! Random ids and numbers, from the OpenTelemetry SDK's generator: one per thread, no lock.
 
 use http::HeaderValue;
 use opentelemetry::trace::{SpanId, TraceId};
@@ -6,17 +6,17 @@ use opentelemetry_sdk::trace::{IdGenerator, RandomIdGenerator};
 
 use crate::text::hex::push_hex;
 
-/// A trace id that nobody has used.
+/// A new trace id.
 pub(crate) fn trace_id() -> TraceId {
     RandomIdGenerator::default().new_trace_id()
 }
 
-/// A span id that nobody has used.
+/// A new span id.
 pub(crate) fn span_id() -> SpanId {
     RandomIdGenerator::default().new_span_id()
 }
 
-/// A request id: a random UUID (version 4), the form that Envoy makes and reads its sampling decision from.
+/// A new request id: a random UUID (version 4), the form that Envoy makes and stores its sampling decision in.
 pub(crate) fn request_id() -> HeaderValue {
     let mut bytes = trace_id().to_bytes();
     bytes[6] = bytes[6] & 0x0f | 0x40;
@@ -53,7 +53,7 @@ mod tests {
     }
 
     #[test]
-    fn the_dice_cover_the_unit_interval_evenly() {
+    fn unit_covers_the_unit_interval_evenly() {
         let mut tenths = [0_u32; 10];
         for _ in 0..100_000 {
             tenths[(unit() * 10.0) as usize] += 1;

@@ -3,6 +3,8 @@
 mod causes;
 pub(crate) mod hex;
 pub(crate) mod json;
+pub(crate) mod number;
+pub(crate) mod time;
 
 pub(crate) use causes::causes;
 

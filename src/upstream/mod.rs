@@ -18,7 +18,8 @@ use rustls::ClientConfig;
 
 use crate::telemetry::ids;
 use crate::telemetry::metrics::Metrics;
-use crate::telemetry::tracer::{FinishedSpan, SpanKind, Tracer};
+use crate::telemetry::span_queue::{FinishedSpan, SpanKind};
+use crate::telemetry::tracer::Tracer;
 use crate::trace_context::{Carried, Context, HeaderPairs, Propagator, X_HOP_COUNT};
 use crate::upstream::client::Pool;
 use crate::upstream::outcome::{Answer, CallError, CallOutcome};

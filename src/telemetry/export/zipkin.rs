@@ -1,0 +1,127 @@
+//! Zipkin v2 JSON. `opentelemetry-zipkin` cannot be used: it sends `"localEndpoint":{}`, without the service's name
+//! (`tests/zipkin_crate.rs` fails when that is mended).
+
+use std::time::{Duration, SystemTime};
+
+use opentelemetry_semantic_conventions::attribute::ERROR_TYPE;
+
+use super::{ExportError, ExporterError, ResourceOptions, TIMEOUT, http_client, post};
+use crate::telemetry::span_queue::{AttributeValue, QueuedSpan, SpanBatch, SpanKind};
+use crate::text::hex::push_hex;
+use crate::text::json::{push_escaped, push_text};
+use crate::text::number::{push_address, push_number};
+use crate::trace_context::Sampling;
+
+/// Posts spans to a Zipkin collector.
+#[derive(Debug)]
+pub(super) struct ZipkinSink {
+    client: reqwest::Client,
+    endpoint: String,
+    resource: EncodedResource,
+}
+
+/// What all spans of a hop have in common, encoded once.
+#[derive(Debug)]
+struct EncodedResource {
+    /// The member `localEndpoint`, with the comma before it.
+    local_endpoint: Vec<u8>,
+    /// The first members of `tags`, without a comma after them.
+    tags: Vec<u8>,
+}
+
+impl ZipkinSink {
+    pub(super) fn new(endpoint: String, resource: &ResourceOptions) -> Result<Self, ExporterError> {
+        Ok(Self { client: http_client(TIMEOUT)?, endpoint, resource: EncodedResource::new(resource) })
+    }
+
+    pub(super) async fn send(&self, batch: &SpanBatch, spans: &[QueuedSpan]) -> Result<(), ExportError> {
+        let body = encode(&self.resource, batch, spans);
+        post(self.client.post(&self.endpoint).header(http::header::CONTENT_TYPE, "application/json").body(body)).await
+    }
+}
+
+impl EncodedResource {
+    fn new(resource: &ResourceOptions) -> Self {
+        let mut local_endpoint = b",\"localEndpoint\":{\"serviceName\":".to_vec();
+        push_text(&mut local_endpoint, resource.service_name.as_bytes());
+        local_endpoint.push(b'}');
+        let mut tags = Vec::new();
+        for (name, value) in &resource.attributes {
+            if !tags.is_empty() {
+                tags.push(b',');
+            }
+            push_text(&mut tags, name.as_bytes());
+            tags.push(b':');
+            push_text(&mut tags, value.as_bytes());
+        }
+        Self { local_endpoint, tags }
+    }
+}
+
+fn encode(resource: &EncodedResource, batch: &SpanBatch, spans: &[QueuedSpan]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(2 + spans.len() * 640);
+    out.push(b'[');
+    for (i, span) in spans.iter().enumerate() {
+        if i > 0 {
+            out.push(b',');
+        }
+        encode_span(&mut out, resource, batch, span);
+    }
+    out.push(b']');
+    out
+}
+
+fn encode_span(out: &mut Vec<u8>, resource: &EncodedResource, batch: &SpanBatch, span: &QueuedSpan) {
+    let context = &span.context;
+    out.extend_from_slice(b"{\"traceId\":\"");
+    let trace_id = context.trace_id.to_bytes();
+    push_hex(out, if context.short_trace_id { &trace_id[8..] } else { &trace_id });
+    out.extend_from_slice(b"\",\"id\":\"");
+    push_hex(out, &context.span_id.to_bytes());
+    if let Some(parent) = context.parent_id {
+        out.extend_from_slice(b"\",\"parentId\":\"");
+        push_hex(out, &parent.to_bytes());
+    }
+    let kind = match span.kind {
+        SpanKind::Server => "SERVER",
+        SpanKind::Client => "CLIENT",
+    };
+    let (method, route) = batch.name(span);
+    let micros = |duration: Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
+    let since_epoch = span.start.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    for part in ["\",\"kind\":\"", kind, "\",\"name\":\"", method, if route.is_empty() { "" } else { " " }, route] {
+        out.extend_from_slice(part.as_bytes());
+    }
+    out.extend_from_slice(b"\",\"timestamp\":");
+    push_number(out, micros(since_epoch));
+    out.extend_from_slice(b",\"duration\":");
+    push_number(out, micros(span.duration).max(1));
+    out.extend_from_slice(&resource.local_endpoint);
+    if context.sampling == Sampling::Debug {
+        out.extend_from_slice(b",\"debug\":true");
+    }
+    out.extend_from_slice(b",\"tags\":{");
+    out.extend_from_slice(&resource.tags);
+    let mut first = resource.tags.is_empty();
+    // The names are constants that need no escaping.
+    let mut tag = |name: &str, value: AttributeValue<'_>| {
+        out.extend_from_slice(if first { b"\"" } else { b",\"" });
+        first = false;
+        out.extend_from_slice(name.as_bytes());
+        out.extend_from_slice(b"\":\"");
+        match value {
+            AttributeValue::Text(text) => push_escaped(out, text.as_bytes()),
+            AttributeValue::Int(number) => push_number(out, number.into()),
+            AttributeValue::Address(address) => push_address(out, address),
+        }
+        out.push(b'"');
+    };
+    batch.attributes(span, &mut tag);
+    if let Some(error) = batch.error_type(span) {
+        let error = error.to_string();
+        tag(ERROR_TYPE, AttributeValue::Text(&error));
+        // Zipkin colours a span by this tag.
+        tag("error", AttributeValue::Text(&error));
+    }
+    out.extend_from_slice(b"}}");
+}

@@ -1,0 +1,303 @@
+//! Finished spans, and the bounded queue between the request path and the exporter.
+//!
+//! A finished span is copied into the queue's [`SpanBatch`]: fixed fields into one vector, strings into one buffer. A span
+//! costs no allocation of its own, and no buffer of a connection is kept alive until the export.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use opentelemetry_semantic_conventions::attribute as key;
+use tokio::sync::Notify;
+
+use crate::trace_context::Context;
+
+/// Which side of a call a span measures.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum SpanKind {
+    /// The hop answers.
+    Server,
+    /// The hop calls the next one.
+    Client,
+}
+
+/// A finished span on the request path; [`SpanQueue::push`] copies its strings.
+pub(crate) struct FinishedSpan<'a> {
+    pub(crate) kind: SpanKind,
+    pub(crate) context: &'a Context,
+    pub(crate) start: SystemTime,
+    pub(crate) duration: Duration,
+    pub(crate) method: &'static str,
+    /// The route template; empty when no route matched and on client spans.
+    pub(crate) route: &'static str,
+    /// 0 when there was no answer.
+    pub(crate) status: u16,
+    /// `error.type` where the status is not the reason.
+    pub(crate) error: Option<&'static str>,
+    pub(crate) path: &'a str,
+    pub(crate) client: Option<IpAddr>,
+    /// Host and port of the server, where known.
+    pub(crate) server: Option<(&'a str, u16)>,
+    pub(crate) request_id: &'a str,
+}
+
+/// A span in a [`SpanBatch`].
+#[derive(Debug)]
+pub(crate) struct QueuedSpan {
+    pub(crate) kind: SpanKind,
+    pub(crate) context: Context,
+    pub(crate) start: SystemTime,
+    pub(crate) duration: Duration,
+    method: &'static str,
+    route: &'static str,
+    status: u16,
+    error: Option<&'static str>,
+    path: TextRange,
+    client: Option<IpAddr>,
+    server: TextRange,
+    server_port: u16,
+    request_id: TextRange,
+}
+
+/// Byte range into the batch's string buffer.
+#[derive(Debug, Clone, Copy)]
+struct TextRange {
+    start: u32,
+    end: u32,
+}
+
+/// The value of a span attribute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum AttributeValue<'a> {
+    /// A string.
+    Text(&'a str),
+    /// An integer.
+    Int(u16),
+    /// An address, exported as a string.
+    Address(IpAddr),
+}
+
+/// `error.type` of a failed span.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ErrorType {
+    /// A short name of what happened instead of an answer.
+    Named(&'static str),
+    /// The status of the answer.
+    Status(u16),
+}
+
+impl fmt::Display for ErrorType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Named(name) => f.write_str(name),
+            Self::Status(status) => write!(f, "{status}"),
+        }
+    }
+}
+
+/// Finished spans on their way to the exporter.
+#[derive(Debug, Default)]
+pub(crate) struct SpanBatch {
+    pub(crate) spans: Vec<QueuedSpan>,
+    text: String,
+}
+
+impl SpanBatch {
+    /// The longest string of one attribute, in bytes: a path may be 32 KiB long, which no trace view shows.
+    const MAX_TEXT: usize = 1024;
+
+    pub(crate) fn clear(&mut self) {
+        self.spans.clear();
+        self.text.clear();
+    }
+
+    fn copy(&mut self, text: &str) -> TextRange {
+        let start = self.text.len() as u32;
+        self.text.push_str(&text[..text.floor_char_boundary(Self::MAX_TEXT)]);
+        TextRange { start, end: self.text.len() as u32 }
+    }
+
+    fn push(&mut self, span: &FinishedSpan<'_>) {
+        let path = self.copy(span.path);
+        let request_id = self.copy(span.request_id);
+        let server = self.copy(span.server.map_or("", |(host, _)| host));
+        self.spans.push(QueuedSpan {
+            kind: span.kind,
+            context: *span.context,
+            start: span.start,
+            duration: span.duration,
+            method: span.method,
+            route: span.route,
+            status: span.status,
+            error: span.error,
+            path,
+            client: span.client,
+            server,
+            server_port: span.server.map_or(0, |(_, port)| port),
+            request_id,
+        });
+    }
+
+    fn text(&self, text: TextRange) -> &str {
+        &self.text[text.start as usize..text.end as usize]
+    }
+
+    /// Ranges of at most `size` spans that are exported together.
+    pub(crate) fn chunks(&self, size: usize) -> impl Iterator<Item = Range<usize>> + use<> {
+        let len = self.spans.len();
+        (0..len).step_by(size).map(move |start| start..(start + size).min(len))
+    }
+
+    /// The span's name: method and route of a server span, the method alone of a client span; `HTTP` in place of a method
+    /// that is not registered (semantic conventions for HTTP).
+    pub(crate) fn name(&self, span: &QueuedSpan) -> (&'static str, &'static str) {
+        (if span.method == "_OTHER" { "HTTP" } else { span.method }, span.route)
+    }
+
+    /// Why the span failed, if it did: a status of 5xx on a server span, of 4xx or 5xx on a client span, or no answer.
+    pub(crate) fn error_type(&self, span: &QueuedSpan) -> Option<ErrorType> {
+        let from = if span.kind == SpanKind::Server { 500 } else { 400 };
+        match span.error {
+            Some(error) => Some(ErrorType::Named(error)),
+            None => (span.status >= from).then_some(ErrorType::Status(span.status)),
+        }
+    }
+
+    /// Calls `visit` for each attribute, by its name in the OpenTelemetry semantic conventions.
+    pub(crate) fn attributes<'a>(&'a self, span: &'a QueuedSpan, mut visit: impl FnMut(&'static str, AttributeValue<'a>)) {
+        let mut text = |name, text: &'a str| {
+            if !text.is_empty() {
+                visit(name, AttributeValue::Text(text));
+            }
+        };
+        text(key::HTTP_REQUEST_METHOD, span.method);
+        text(key::HTTP_ROUTE, span.route);
+        text(key::URL_PATH, self.text(span.path));
+        text(key::SERVER_ADDRESS, self.text(span.server));
+        text("request.id", self.text(span.request_id));
+        if let Some(client) = span.client {
+            visit(key::CLIENT_ADDRESS, AttributeValue::Address(client));
+        }
+        if span.server_port != 0 {
+            visit(key::SERVER_PORT, AttributeValue::Int(span.server_port));
+        }
+        if span.status != 0 {
+            visit(key::HTTP_RESPONSE_STATUS_CODE, AttributeValue::Int(span.status));
+        }
+    }
+}
+
+/// The bounded queue between the request path and the exporter.
+#[derive(Debug)]
+pub(crate) struct SpanQueue {
+    batch: Mutex<SpanBatch>,
+    /// The most spans that may wait.
+    max: usize,
+    dropped: AtomicUsize,
+    half_full: Notify,
+}
+
+impl SpanQueue {
+    pub(crate) fn new(max: usize) -> Self {
+        Self { batch: Mutex::default(), max, dropped: AtomicUsize::new(0), half_full: Notify::new() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, SpanBatch> {
+        self.batch.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Appends a span; a span that does not fit is dropped and counted.
+    pub(crate) fn push(&self, span: &FinishedSpan<'_>) {
+        let mut batch = self.lock();
+        let queued = batch.spans.len();
+        if queued >= self.max {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        batch.push(span);
+        drop(batch);
+        if queued + 1 == self.max.div_ceil(2) {
+            self.half_full.notify_one();
+        }
+    }
+
+    /// Removes every queued span and leaves `empty` in its place.
+    pub(crate) fn take(&self, empty: SpanBatch) -> SpanBatch {
+        std::mem::replace(&mut *self.lock(), empty)
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.lock().spans.len()
+    }
+
+    /// Spans dropped since the start because the queue was full.
+    pub(crate) fn dropped(&self) -> usize {
+        self.dropped.load(Ordering::Relaxed)
+    }
+
+    /// Resolves when the queue is half full, so that the exporter need not wait for its schedule.
+    pub(crate) async fn half_full(&self) {
+        self.half_full.notified().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::telemetry::ids;
+    use crate::trace_context::Sampling;
+    use opentelemetry::trace::SpanId;
+
+    fn context(sampling: Sampling) -> Context {
+        let trace_id = ids::trace_id();
+        Context { trace_id, short_trace_id: false, span_id: SpanId::from(1), parent_id: None, sampling }
+    }
+
+    fn finished<'a>(context: &'a Context, path: &'a str) -> FinishedSpan<'a> {
+        FinishedSpan {
+            kind: SpanKind::Server,
+            context,
+            start: SystemTime::UNIX_EPOCH,
+            duration: Duration::from_micros(5),
+            method: "GET",
+            route: "/hello",
+            status: 503,
+            error: None,
+            path,
+            client: Some([127, 0, 0, 1].into()),
+            server: Some(("localhost", 8080)),
+            request_id: "r",
+        }
+    }
+
+    #[test]
+    fn a_full_queue_drops_and_counts_new_spans() {
+        let queue = SpanQueue::new(2);
+        let context = context(Sampling::Sample);
+        for path in ["/a", "/b", "/c"] {
+            queue.push(&finished(&context, path));
+        }
+        assert_eq!(queue.dropped(), 1);
+        let batch = queue.take(SpanBatch::default());
+        let paths: Vec<_> = batch.spans.iter().map(|span| batch.text(span.path)).collect();
+        assert_eq!(paths, ["/a", "/b"]);
+        assert_eq!(queue.len(), 0);
+    }
+
+    #[test]
+    fn attributes_have_their_standard_names_and_long_strings_are_truncated() {
+        let queue = SpanQueue::new(2);
+        let long = format!("/{}", "ü".repeat(2000));
+        queue.push(&finished(&context(Sampling::Debug), &long));
+        let batch = queue.take(SpanBatch::default());
+        let mut visited = Vec::new();
+        batch.attributes(&batch.spans[0], |name, value| visited.push((name, value)));
+        assert!(visited.contains(&("http.response.status_code", AttributeValue::Int(503))), "{visited:?}");
+        assert!(visited.contains(&("client.address", AttributeValue::Address([127, 0, 0, 1].into()))), "{visited:?}");
+        assert_eq!(batch.text(batch.spans[0].path).len(), 1023);
+        assert_eq!(batch.error_type(&batch.spans[0]), Some(ErrorType::Status(503)));
+    }
+}

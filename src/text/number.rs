@@ -1,0 +1,59 @@
+//! Numbers, durations and addresses, appended to a byte buffer. The request path writes many of them for each request.
+
+use std::io::Write as _;
+use std::net::IpAddr;
+use std::time::Duration;
+
+/// Appends an unsigned number.
+pub(crate) fn push_number(out: &mut Vec<u8>, number: u64) {
+    out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
+}
+
+/// Appends milliseconds with three decimals.
+pub(crate) fn push_milliseconds(out: &mut Vec<u8>, duration: Duration) {
+    let micros = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
+    push_number(out, micros / 1000);
+    let digit = |divisor: u64| b'0' + (micros / divisor % 10) as u8;
+    out.extend_from_slice(&[b'.', digit(100), digit(10), digit(1)]);
+}
+
+/// Appends an address.
+pub(crate) fn push_address(out: &mut Vec<u8>, address: IpAddr) {
+    match address {
+        // The formatter pads and measures; four numbers need neither.
+        IpAddr::V4(v4) => {
+            for (i, octet) in v4.octets().into_iter().enumerate() {
+                if i > 0 {
+                    out.push(b'.');
+                }
+                push_number(out, u64::from(octet));
+            }
+        }
+        IpAddr::V6(v6) => {
+            let _ = write!(out, "{v6}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_and_addresses_are_written_as_the_formatter_writes_them() {
+        let written = |write: &dyn Fn(&mut Vec<u8>)| {
+            let mut out = Vec::new();
+            write(&mut out);
+            String::from_utf8(out).unwrap()
+        };
+        for number in [0, 1, 9, 10, 99, 100, 12_345, u64::MAX] {
+            assert_eq!(written(&|out| push_number(out, number)), number.to_string());
+        }
+        for (micros, text) in [(0, "0.000"), (12_345, "12.345"), (1_000_007, "1000.007")] {
+            assert_eq!(written(&|out| push_milliseconds(out, Duration::from_micros(micros))), text);
+        }
+        for text in ["0.0.0.0", "10.20.30.255", "::1", "2001:db8::1"] {
+            assert_eq!(written(&|out| push_address(out, text.parse().unwrap())), text);
+        }
+    }
+}
