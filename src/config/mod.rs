@@ -13,7 +13,7 @@ use http::HeaderName;
 use crate::hop::config::HopConfig;
 use crate::hop::fault::{Fault, FaultConfig, Latency};
 use crate::net::hosts::parse_url;
-use crate::server::listener::ConnectionOptions;
+use crate::server::options::ConnectionOptions;
 use crate::server::shutdown::DrainOptions;
 use crate::server::tls::{Roots, ServerTls, TlsOptions};
 use crate::telemetry::access_log::LogFormat;
@@ -332,6 +332,7 @@ impl HopConfig {
             max_connections: args.max_connections,
             header_timeout: args.header_timeout,
             idle_timeout: args.idle_timeout,
+            ..ConnectionOptions::default()
         };
         config.tls = match (args.tls_cert, args.tls_key, args.tls_client_ca) {
             (None, None, None) => None,

@@ -25,7 +25,7 @@ use crate::hop::response;
 use crate::hop::route::Route;
 use crate::hop::routes;
 use crate::hop::state::{Node, Watch};
-use crate::server::listener::ConnectionOptions;
+use crate::server::options::ConnectionOptions;
 use crate::server::shutdown::{DrainOptions, Phase, Stop};
 use crate::server::tls::{ServerTls, hop_client_config};
 use crate::server::{self, ConnectionInfo, ServerConfig};
@@ -207,7 +207,7 @@ impl App {
             tls = tls.is_some(),
             "serving"
         );
-        let following = tls.clone().map(|tls| tokio::spawn(tls.follow()));
+        let following = tls.clone().map(|tls| tokio::spawn(tls.watch_files()));
         let phase = &node.phase;
         let stop = async {
             let stop = shutdown.await;

@@ -6,7 +6,7 @@ use http::HeaderName;
 
 use crate::hop::fault::FaultConfig;
 use crate::hop::state::Identity;
-use crate::server::listener::ConnectionOptions;
+use crate::server::options::ConnectionOptions;
 use crate::server::shutdown::DrainOptions;
 use crate::server::tls::{Roots, ServerTls};
 use crate::telemetry::access_log::LogFormat;

@@ -37,16 +37,16 @@ pub struct ServerTls(Arc<Shared>);
 
 struct Shared {
     options: TlsOptions,
-    current: RwLock<Arc<Accepting>>,
+    current: RwLock<Arc<AcceptorState>>,
     /// What the files held when they were last looked at, whether it was any good or not.
     seen: Mutex<Files>,
 }
 
 /// What a handshake is made with.
-pub(crate) struct Accepting {
+pub(crate) struct AcceptorState {
     pub(crate) config: Arc<ServerConfig>,
     /// Callers are asked for a certificate.
-    pub(crate) wants_client: bool,
+    pub(crate) asks_for_certificate: bool,
     pair: Arc<CertifiedKey>,
 }
 
@@ -67,17 +67,17 @@ impl ServerTls {
     /// Reads the files. Errors: one line that names the flag, the file and what is wrong with it.
     pub fn load(options: TlsOptions) -> Result<Self, String> {
         let files = Files::read(&options)?;
-        let current = RwLock::new(Arc::new(files.accepting(&options)?));
+        let current = RwLock::new(Arc::new(files.acceptor_state(&options)?));
         Ok(Self(Arc::new(Shared { options, current, seen: Mutex::new(files) })))
     }
 
     /// What the next handshake is made with.
-    pub(crate) fn current(&self) -> Arc<Accepting> {
+    pub(crate) fn current(&self) -> Arc<AcceptorState> {
         self.0.current.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Follows the files for as long as it is polled. What is no good is said once, and the old pair stays.
-    pub(crate) async fn follow(self) {
+    pub(crate) async fn watch_files(self) {
         let mut said = String::new();
         loop {
             tokio::time::sleep(RELOAD).await;
@@ -107,9 +107,9 @@ impl ServerTls {
         }
         // Certificate and key are often replaced one after the other: what does not fit now is looked at again when it
         // changes.
-        let accepting = files.accepting(&self.0.options);
+        let state = files.acceptor_state(&self.0.options);
         *seen = files;
-        *self.0.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(accepting?);
+        *self.0.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(state?);
         Ok(true)
     }
 }
@@ -123,7 +123,7 @@ impl Files {
         })
     }
 
-    fn accepting(&self, options: &TlsOptions) -> Result<Accepting, String> {
+    fn acceptor_state(&self, options: &TlsOptions) -> Result<AcceptorState, String> {
         let provider = provider();
         let chain = certificates("--tls-cert (TLS_CERT)", &options.cert, &self.cert)?;
         let wrong_key = |why: &dyn fmt::Display| wrong("--tls-key (TLS_KEY)", &options.key, why);
@@ -149,7 +149,7 @@ impl Files {
         };
         let mut config = builder.with_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(pair.clone())));
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        Ok(Accepting { config: Arc::new(config), wants_client: options.client_ca.is_some(), pair })
+        Ok(AcceptorState { config: Arc::new(config), asks_for_certificate: options.client_ca.is_some(), pair })
     }
 }
 
@@ -199,7 +199,7 @@ pub(crate) fn hop_client_config(roots: Roots, own: Option<ServerTls>) -> ClientC
 
 /// Verifies nothing: for asking the hop in the same container how it is, whose certificate names another host.
 pub(crate) fn unverified_client_config() -> ClientConfig {
-    client_builder().dangerous().with_custom_certificate_verifier(Arc::new(Anybody(provider()))).with_no_client_auth()
+    client_builder().dangerous().with_custom_certificate_verifier(Arc::new(NoVerification(provider()))).with_no_client_auth()
 }
 
 fn client_builder() -> rustls::ConfigBuilder<ClientConfig, rustls::WantsVerifier> {
@@ -237,9 +237,9 @@ fn roots(flag: &str, path: &Path, pem: &[u8]) -> Result<RootCertStore, String> {
 
 /// Takes every certificate.
 #[derive(Debug)]
-struct Anybody(Arc<CryptoProvider>);
+struct NoVerification(Arc<CryptoProvider>);
 
-impl ServerCertVerifier for Anybody {
+impl ServerCertVerifier for NoVerification {
     fn verify_server_cert(
         &self,
         _: &CertificateDer<'_>,

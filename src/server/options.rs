@@ -1,0 +1,34 @@
+//! Limits of the server's connections.
+
+use std::time::Duration;
+
+/// How many connections there may be, and how long each of their states may last.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConnectionOptions {
+    /// At the cap the connection idle for longest is closed first, those that never sent a request before the others.
+    pub max_connections: usize,
+    /// A request head must be complete this long after its first byte; after the connect, for the first.
+    pub header_timeout: Duration,
+    /// How long a kept-alive connection may wait for its next request.
+    pub idle_timeout: Duration,
+    /// How long an answer may wait for its reader to accept another byte.
+    pub write_timeout: Duration,
+    /// How long a peer may go on sending after the last answer, or how long it may take to close its side.
+    pub linger_timeout: Duration,
+    /// How long a request head that is incomplete when the server stops accepting may still take, and how long an HTTP/2
+    /// peer may take to answer GOAWAY.
+    pub last_head_timeout: Duration,
+}
+
+impl Default for ConnectionOptions {
+    fn default() -> Self {
+        Self {
+            max_connections: 10_000,
+            header_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(65 * 60),
+            write_timeout: Duration::from_secs(30),
+            linger_timeout: Duration::from_secs(2),
+            last_head_timeout: Duration::from_millis(500),
+        }
+    }
+}
