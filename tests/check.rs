@@ -158,6 +158,31 @@ fn a_proxy_that_drops_headers_between_two_hops_is_told_from_the_hops() {
 }
 
 #[test]
+fn a_hop_is_not_blamed_for_a_context_that_a_proxy_in_front_of_it_made_invalid() {
+    let w3c_alone = || traced().var("OTEL_PROPAGATORS", "tracecontext,baggage");
+    for hop in [w3c_alone(), traced(), plain()] {
+        let chain = Chain::start_via(&[hop.clone(), hop.clone(), hop], |index, addr| match index {
+            // Version 00 has four parts.
+            1 => rewriting(addr, |name, value| Some(if name == "traceparent" { value + "-extra" } else { value })),
+            _ => addr,
+        });
+        let run = quick(&chain.url(), &[]);
+        run.breaks_at(
+            "propagation.w3c",
+            "service1",
+            "service2",
+            Some("between"),
+            &[
+                "service1 sent a valid traceparent, and the one that service2 received is invalid",
+                "-01-extra",
+                "A proxy between service1 and service2 changes traceparent",
+            ],
+        );
+        assert_eq!(run.failed().len(), 1, "{:#}", run.json);
+    }
+}
+
+#[test]
 fn a_hop_that_flips_the_sampling_decision_is_named() {
     let chain = Chain::start(&[traced(), traced().var("OTEL_TRACES_SAMPLER", "always_off"), traced()]);
     let run = quick(&chain.url(), &[]);

@@ -34,6 +34,7 @@ use tokio::sync::watch as signal;
 use crate::hop::reply::Tree;
 use crate::net::hosts::is_loopback;
 use crate::server::shutdown::Signals;
+use crate::trace_context::HeaderFamily;
 use crate::values;
 
 use chain::expect::{Expect, Resolve, Split};
@@ -306,11 +307,11 @@ async fn reach(
 
 /// The x-ray's probes. A fault on the way hides the hops behind it, so the most complete of a few answers counts.
 async fn probe(client: &Client, place: &Place) -> Option<(Probe, Xray)> {
-    let (probe, tree) = deepest(client, &propagation::context::Format::ALL).await?;
+    let (probe, tree) = deepest(client, &HeaderFamily::ALL).await?;
     let mut xray = chain::xray::examine(&probe, &tree, &place.url);
     if !xray.unwritten.is_empty() {
         let mut answers = Vec::new();
-        for format in propagation::context::Format::ALL {
+        for format in HeaderFamily::ALL {
             answers.push((format, deepest(client, &[format]).await.map(|(_, tree)| tree)));
         }
         xray.settle(|format| answers.iter().find(|(of, _)| *of == format).and_then(|(_, tree)| tree.clone()));
@@ -318,7 +319,7 @@ async fn probe(client: &Client, place: &Place) -> Option<(Probe, Xray)> {
     Some((probe, xray))
 }
 
-async fn deepest(client: &Client, formats: &[propagation::context::Format]) -> Option<(Probe, Tree)> {
+async fn deepest(client: &Client, formats: &[HeaderFamily]) -> Option<(Probe, Tree)> {
     const TRIES: usize = 5;
     let mut best: Option<(usize, Probe, Tree)> = None;
     for _ in 0..TRIES {

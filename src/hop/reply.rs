@@ -17,7 +17,7 @@ use crate::text::hex::push_hex;
 use crate::text::json::{members, misleads, push_escaped, push_optional, push_text};
 use crate::text::number::{push_address, push_milliseconds, push_number};
 use crate::text::time::push_time;
-use crate::trace_context::{Context, RedactedHeaders, Sampling};
+use crate::trace_context::{Context, HeaderSource, RedactedHeaders, Sampling};
 
 /// What one hop answers to `GET /service<N>`, as it is written. [`Tree`] says what each field means.
 pub(crate) struct Reply<'a> {
@@ -334,6 +334,12 @@ impl Headers {
     /// The only or first value of `name` (lower case).
     pub fn first(&self, name: &str) -> Option<&str> {
         self.get(name).first().map(String::as_str)
+    }
+}
+
+impl HeaderSource for Headers {
+    fn values(&self, name: &str) -> impl Iterator<Item = &[u8]> {
+        self.get(name).iter().map(String::as_bytes)
     }
 }
 

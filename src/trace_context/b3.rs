@@ -2,9 +2,9 @@
 
 use bytes::BytesMut;
 use http::{HeaderName, HeaderValue};
-use opentelemetry::trace::TraceId;
 
-use super::{Context, HeaderPairs, HeaderSource, Incoming, Sampling, parse_hex, parse_span_id, push_hex, split_value};
+use super::carried::HeaderPairs;
+use super::context::{Context, HeaderSource, Incoming, Sampling, parse_span_id, parse_trace_id, push_hex, split_value};
 
 static B3: HeaderName = HeaderName::from_static("b3");
 static TRACE_ID: HeaderName = HeaderName::from_static("x-b3-traceid");
@@ -15,12 +15,6 @@ static FLAGS: HeaderName = HeaderName::from_static("x-b3-flags");
 
 /// The headers of B3 multi.
 pub(super) const MULTI: [&str; 5] = ["x-b3-traceid", "x-b3-spanid", "x-b3-parentspanid", "x-b3-sampled", "x-b3-flags"];
-
-/// The trace id and whether it has 64 bits.
-fn parse_trace_id(digits: &[u8]) -> Option<(TraceId, bool)> {
-    matches!(digits.len(), 16 | 32).then_some(())?;
-    Some((TraceId::from(parse_hex(digits, true)?), digits.len() == 16))
-}
 
 /// `<trace>-<span>[-<0|1|d>[-<parent>]]`, or a decision alone.
 pub(super) fn parse_single(value: &[u8]) -> Option<Incoming> {
@@ -34,11 +28,12 @@ pub(super) fn parse_single(value: &[u8]) -> Option<Incoming> {
         return Some(Incoming { context: None, sampling });
     }
     let mut parts = value.split(|byte| *byte == b'-');
-    let (trace_id, short_trace_id) = parse_trace_id(parts.next()?)?;
-    let span_id = parse_span_id(parts.next()?, true)?;
+    let digits = parts.next()?;
+    let (trace_id, short_trace_id) = (parse_trace_id(digits)?, digits.len() == 16);
+    let span_id = parse_span_id(parts.next()?)?;
     let sampling = parts.next().map_or(Some(Sampling::Deferred), decision)?;
     let parent_id = match parts.next() {
-        Some(parent) => Some(parse_span_id(parent, true)?),
+        Some(parent) => Some(parse_span_id(parent)?),
         None => None,
     };
     let context = Context { trace_id, short_trace_id, span_id, parent_id, sampling };
@@ -59,9 +54,10 @@ pub(super) fn parse_multi(headers: &impl HeaderSource) -> Option<Incoming> {
         }
     };
     let context = || {
-        let (trace_id, short_trace_id) = parse_trace_id(headers.first(TRACE_ID.as_str())?)?;
-        let span_id = parse_span_id(headers.first(SPAN_ID.as_str())?, true)?;
-        let parent_id = headers.first(PARENT_SPAN_ID.as_str()).and_then(|parent| parse_span_id(parent, true));
+        let digits = headers.first(TRACE_ID.as_str())?;
+        let (trace_id, short_trace_id) = (parse_trace_id(digits)?, digits.len() == 16);
+        let span_id = parse_span_id(headers.first(SPAN_ID.as_str())?)?;
+        let parent_id = headers.first(PARENT_SPAN_ID.as_str()).and_then(|parent| parse_span_id(parent));
         Some(Context { trace_id, short_trace_id, span_id, parent_id, sampling })
     };
     match context() {

@@ -4,8 +4,13 @@ use std::borrow::Cow;
 
 use http::{HeaderName, HeaderValue};
 
-use super::{HeaderSource, is_valid_request_id};
+use super::context::HeaderSource;
 use crate::text::json::push_text;
+
+/// The header that carries the request's id.
+pub(crate) static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// How many hops a request has passed; a hop writes one more than it read.
+pub(crate) static X_HOP_COUNT: HeaderName = HeaderName::from_static("x-hop-count");
 
 /// What a carried header is to the hop. Decides what happens to it when the hop continues a trace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,6 +86,16 @@ pub(super) fn role(name: &str) -> HeaderRole {
     find(name).map_or(HeaderRole::Extra, |line| line.role)
 }
 
+/// Whether a header belongs to a W3C or B3 context: a hop with an exporter writes it anew.
+pub(crate) fn is_trace_context(name: &str) -> bool {
+    matches!(role(name), HeaderRole::TraceParent | HeaderRole::TraceState | HeaderRole::B3 | HeaderRole::B3Multi)
+}
+
+/// Whether a header belongs to a tracer that `OTEL_PROPAGATORS` does not name: a mesh's own tracer may rewrite it at every proxy.
+pub(crate) fn is_foreign_tracer(name: &str) -> bool {
+    role(name) == HeaderRole::ForeignTracer
+}
+
 /// Whether a header is never carried, whatever is configured: it belongs to one connection, one proxy or one body, or the hop
 /// writes its own.
 pub fn is_never_carried(name: &str) -> bool {
@@ -103,6 +118,11 @@ pub fn is_never_carried(name: &str) -> bool {
         "x-hop-count",
     ];
     NEVER.contains(&name) || name.starts_with("x-forwarded-") || name.starts_with("x-envoy-") || name == "forwarded"
+}
+
+/// Whether a request id is usable: visible ASCII, 1 to 128 bytes.
+pub fn is_valid_request_id(value: &[u8]) -> bool {
+    (1..=128).contains(&value.len()) && value.iter().all(|byte| (0x21..=0x7e).contains(byte))
 }
 
 /// Whether the values of a header are secrets, to be masked wherever headers are shown.
@@ -145,7 +165,7 @@ impl Carried {
 
     /// The request id, when the first that came is usable.
     pub(crate) fn request_id(&self) -> Option<&HeaderValue> {
-        let first = self.headers.iter().find(|(name, _)| *name == super::X_REQUEST_ID).map(|(_, value)| value);
+        let first = self.headers.iter().find(|(name, _)| *name == X_REQUEST_ID).map(|(_, value)| value);
         first.filter(|value| is_valid_request_id(value.as_bytes()))
     }
 }

@@ -2,9 +2,8 @@
 
 use bytes::BytesMut;
 use http::HeaderValue;
-use opentelemetry::trace::TraceId;
 
-use super::{Context, Sampling, parse_hex, parse_span_id, push_hex, split_value};
+use super::context::{Context, Sampling, parse_span_id, parse_trace_id, push_hex, split_value};
 
 /// The length of a `traceparent` of version 00.
 const LENGTH: usize = 55;
@@ -12,21 +11,21 @@ const LENGTH: usize = 55;
 /// `00-<32 hex>-<16 hex>-<2 hex>`; a version above 00 is read as 00, `ff` is invalid. Source: W3C Trace Context, section 3.2.
 pub(super) fn parse_traceparent(value: &[u8]) -> Option<Context> {
     let (known, rest) = value.split_at_checked(LENGTH)?;
-    let (version, ids) = known.split_at(2);
-    let is_hex = |digits: &[u8]| digits.iter().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'));
-    let fits = match version {
+    let is_hex = |digit: &u8| matches!(digit, b'0'..=b'9' | b'a'..=b'f');
+    let fits = match &known[..2] {
         b"00" => rest.is_empty(),
         b"ff" => false,
-        _ => is_hex(version) && (rest.is_empty() || rest[0] == b'-'),
+        _ => rest.is_empty() || rest[0] == b'-',
     };
-    if !fits || ids[0] != b'-' || ids[33] != b'-' || ids[50] != b'-' || !is_hex(&ids[51..]) {
+    let is_form = |(i, digit): (usize, &u8)| if matches!(i, 2 | 35 | 52) { *digit == b'-' } else { is_hex(digit) };
+    if !fits || !known.iter().enumerate().all(is_form) {
         return None;
     }
-    let sampled = matches!(ids[52], b'1' | b'3' | b'5' | b'7' | b'9' | b'b' | b'd' | b'f');
+    let sampled = matches!(known[54], b'1' | b'3' | b'5' | b'7' | b'9' | b'b' | b'd' | b'f');
     Some(Context {
-        trace_id: TraceId::from(parse_hex(&ids[1..33], false)?),
+        trace_id: parse_trace_id(&known[3..35])?,
         short_trace_id: false,
-        span_id: parse_span_id(&ids[34..50], false)?,
+        span_id: parse_span_id(&known[36..52])?,
         parent_id: None,
         sampling: if sampled { Sampling::Sample } else { Sampling::Drop },
     })

@@ -275,11 +275,18 @@ pub(crate) fn read_request(stream: &mut impl std::io::Read) -> Option<Request> {
 /// A proxy to `to` that removes headers from every request.
 pub(crate) fn removing(to: SocketAddr, names: &[&str]) -> SocketAddr {
     let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+    rewriting(to, move |name, value| (!names.iter().any(|known| known == name)).then_some(value))
+}
+
+/// A proxy to `to` that sends every header with the value that `rewrite` makes of its name and value, or without it.
+pub(crate) fn rewriting(to: SocketAddr, rewrite: impl Fn(&str, String) -> Option<String> + Send + Sync + 'static) -> SocketAddr {
     serve_streams(move |mut stream| {
         let Some(request) = read_request(&mut stream) else { return };
         let mut head = format!("{} {} HTTP/1.1\r\nconnection: close\r\n", request.method, request.path);
-        for (name, value) in request.headers.iter().filter(|(name, _)| !names.contains(name) && name != "connection") {
-            head.push_str(&format!("{name}: {value}\r\n"));
+        for (name, value) in request.headers.into_iter().filter(|(name, _)| name != "connection") {
+            if let Some(value) = rewrite(&name, value) {
+                head.push_str(&format!("{name}: {value}\r\n"));
+            }
         }
         head.push_str("\r\n");
         let mut upstream = TcpStream::connect(to).unwrap();

@@ -13,12 +13,13 @@ use tokio::time::Instant;
 use crate::hop::reply::{Propagation, Tree};
 
 use crate::check::chain::expect::{Expect, is_named};
-use crate::check::chain::xray::{Probe, Xray, examine};
+use crate::check::chain::xray::{Probe, Xray, examine, short};
 use crate::check::envoy::hints::{Hop, Place, Runner, quoted};
-use crate::check::propagation::context::{self, Format, short};
 use crate::check::reachability::client::Client;
 use crate::check::reachability::tls::Trust;
 use crate::check::report::{CheckId, Finding, Hint, Progress};
+use crate::trace_context::HeaderFamily;
+use crate::traces::ids::{parse_span_id, parse_trace_id};
 
 /// A span as both backends have it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -261,29 +262,31 @@ fn walk<'a>(tree: &Tree, url: &str, rows: &mut impl Iterator<Item = &'a crate::c
     if tree.sampled != Some(false)
         && let Some(row) = row
     {
-        for format in Format::ALL {
-            let wrote = if format == Format::W3c { row.proxy.w3c } else { row.proxy.b3 };
-            if let Some(context) = row.context(format).filter(|context| wrote && context.sampled == Some(true))
-                && !out.iter().any(|must| must.id == context.span)
+        for format in HeaderFamily::ALL {
+            let wrote = if format == HeaderFamily::W3c { row.proxy.w3c } else { row.proxy.b3 };
+            if let Some(context) = row.context(format).filter(|context| wrote && context.sampling.is_sampled())
+                && let id = context.span_id.to_string()
+                && !out.iter().any(|must| must.id == id)
             {
-                let (trace, id) = (context.trace.clone(), context.span.clone());
+                let trace = context.trace_id.to_string();
                 out.push(Must { trace, id, parent: None, hop: hop.clone(), role: Role::Proxy });
             }
         }
     }
     let reports = tree.propagation == Propagation::Continue && tree.sampled == Some(true);
-    let server = tree.span_id.as_deref().and_then(context::span_id).filter(|_| reports);
-    let trace = tree.trace_id.as_deref().and_then(context::trace_id).unwrap_or_default();
+    let span_id = |text: &Option<String>| Some(parse_span_id(text.as_ref()?).ok()?.to_string());
+    let server = span_id(&tree.span_id).filter(|_| reports);
+    let trace = tree.trace_id.as_ref().and_then(|id| Some(parse_trace_id(id).ok()?.to_string())).unwrap_or_default();
     if let Some(id) = &server {
-        let parent = tree.parent_span_id.as_deref().and_then(context::span_id);
+        let parent = span_id(&tree.parent_span_id);
         out.push(Must { trace: trace.clone(), id: id.clone(), parent, hop: hop.clone(), role: Role::Server });
     }
     for call in &tree.upstreams {
-        let written = Format::ALL.into_iter().find_map(|format| format.read(&call.sent));
+        let written = HeaderFamily::ALL.into_iter().find_map(|format| format.read(&call.sent));
         if let (Some(server), Some(context)) = (&server, written) {
             out.push(Must {
-                trace: context.trace,
-                id: context.span,
+                trace: context.trace_id.to_string(),
+                id: context.span_id.to_string(),
                 parent: Some(server.clone()),
                 hop: hop.clone(),
                 role: Role::Call,
@@ -371,7 +374,8 @@ pub(crate) async fn follow(
     let started = Instant::now();
     let mut spans = Vec::new();
     let mut trouble = None;
-    let own: Vec<String> = Format::ALL.into_iter().filter_map(|format| Some(format.read(&probe.headers)?.span)).collect();
+    let own: Vec<String> =
+        HeaderFamily::ALL.into_iter().filter_map(|format| Some(format.read(&probe.headers)?.span_id.to_string())).collect();
     loop {
         match backend.trace(id).await {
             Ok(found) => spans = found,
@@ -478,7 +482,7 @@ fn judge(seen: &Seen<'_>, expect: Option<&Expect>, place: &Place, waited: Durati
     // One trace.
     if ids.len() > 1 {
         let list: Vec<String> = ids.iter().map(|id| short(id)).collect();
-        let seam = xray.faults.iter().find(|fault| fault.breaks(Format::W3c) || fault.breaks(Format::B3));
+        let seam = xray.faults.iter().find(|fault| fault.breaks(HeaderFamily::W3c) || fault.breaks(HeaderFamily::B3));
         let text = format!("One request is {} traces: {}", ids.len(), list.join(", "));
         let cause = match seam {
             Some(fault) => format!("The context is lost between {} and {}: see Propagation", fault.from.name, fault.to.name),

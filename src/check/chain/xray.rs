@@ -8,12 +8,19 @@
 
 use std::collections::BTreeMap;
 
+use opentelemetry::trace::TraceId;
+
 use crate::hop::reply::{Headers, Propagation, Tree};
 
 use crate::check::chain::expect::BASE_LANE;
 use crate::check::envoy::hints::{Hop, name_of};
-use crate::check::propagation::context::{self, Context, Format, short};
 use crate::check::report::Side;
+use crate::telemetry::ids;
+use crate::trace_context::{
+    Context, HeaderFamily, HeaderSource as _, Sampling, is_foreign_tracer, is_trace_context, is_valid_request_id,
+    is_valid_tracestate,
+};
+use crate::traces::ids::{parse_span_id, parse_trace_id};
 
 /// The caller's name in every seam in front of the first hop.
 pub(crate) const CALLER: &str = "check";
@@ -27,34 +34,55 @@ pub(crate) struct Probe {
 
 impl Probe {
     /// A probe with different ids in `formats`.
-    pub(crate) fn new(formats: &[Format]) -> Self {
-        Self::with(formats.iter().map(|format| (*format, context::fresh())).collect())
+    pub(crate) fn new(formats: &[HeaderFamily]) -> Self {
+        Self::with(formats.iter().map(|format| (*format, fresh())).collect())
     }
 
     /// An ordinary request: one trace, in both formats.
     pub(crate) fn ordinary() -> Self {
-        let context = context::fresh();
-        Self::with(Format::ALL.into_iter().map(|format| (format, context.clone())).collect())
+        let context = fresh();
+        Self::with(HeaderFamily::ALL.into_iter().map(|format| (format, context)).collect())
     }
 
-    fn with(contexts: Vec<(Format, Context)>) -> Self {
-        let mut headers = vec![one("x-request-id", context::fresh_request_id())];
+    fn with(contexts: Vec<(HeaderFamily, Context)>) -> Self {
+        let mut headers = vec![one("x-request-id", fresh_request_id())];
         for (format, context) in &contexts {
-            match format {
-                Format::W3c => {
-                    headers.push(one("traceparent", format!("00-{}-{}-01", context.trace, context.span)));
-                    headers.push(one("tracestate", format!("check={:x}", context::random())));
-                }
-                Format::B3 => {
-                    headers.push(one("x-b3-traceid", context.trace.clone()));
-                    headers.push(one("x-b3-spanid", context.span.clone()));
-                    headers.push(one("x-b3-sampled", "1".to_owned()));
-                }
+            headers.extend(written(*format, context));
+            if *format == HeaderFamily::W3c {
+                headers.push(one("tracestate", format!("check={}", ids::span_id())));
             }
         }
-        headers.push(one("baggage", format!("check={:x}", context::random())));
+        headers.push(one("baggage", format!("check={}", ids::span_id())));
         headers.push(one("x-lane", BASE_LANE.to_owned()));
         Self { headers: Headers(headers) }
+    }
+}
+
+/// A fresh context that asks to be sampled.
+fn fresh() -> Context {
+    let (trace_id, span_id) = (ids::trace_id(), ids::span_id());
+    Context { trace_id, short_trace_id: false, span_id, parent_id: None, sampling: Sampling::Sample }
+}
+
+fn fresh_request_id() -> String {
+    text(ids::request_id().as_bytes())
+}
+
+fn text(value: &[u8]) -> String {
+    String::from_utf8_lossy(value).into_owned()
+}
+
+/// The headers of a context.
+fn written(format: HeaderFamily, context: &Context) -> impl Iterator<Item = (String, Vec<String>)> {
+    format.write(context).into_iter().map(|(name, value)| one(name.as_str(), text(value.as_bytes())))
+}
+
+/// The start of an id, enough to tell two apart on a line.
+pub(crate) fn short(id: &str) -> String {
+    const SHOWN: usize = 8;
+    match id.char_indices().nth(SHOWN) {
+        Some((at, _)) => format!("{}…", &id[..at]),
+        None => id.to_owned(),
     }
 }
 
@@ -69,14 +97,16 @@ pub(crate) enum Effect {
     Lost(String),
     /// Its value is another one.
     Changed { name: String, before: String, after: String },
+    /// The context in this format was valid before and is not behind: this header's value.
+    Invalid { format: HeaderFamily, name: String, value: String },
     /// The trace id in this format is another one.
-    Trace { format: Format, before: String, after: String },
+    Trace { format: HeaderFamily, before: String, after: String },
     /// The sampling decision was turned round.
     Sampled { before: bool, after: bool },
     /// The hop received these traces and started another.
-    NewTrace { received: Vec<(Format, String)>, started: String },
+    NewTrace { received: Vec<(HeaderFamily, String)>, started: String },
     /// The hop read `read` where the proxies speak `fresh`; `trace` says that it even joined another trace.
-    Order { fresh: Format, read: Format, trace: bool },
+    Order { fresh: HeaderFamily, read: HeaderFamily, trace: bool },
 }
 
 /// Everything that went wrong on one side of one seam.
@@ -92,10 +122,10 @@ pub(crate) struct Fault {
 
 impl Fault {
     /// Whether a trace context is among what was lost or replaced.
-    pub(crate) fn breaks(&self, format: Format) -> bool {
+    pub(crate) fn breaks(&self, format: HeaderFamily) -> bool {
         self.effects.iter().any(|effect| match effect {
             Effect::Lost(name) => format.has(name),
-            Effect::Trace { format: of, .. } => *of == format,
+            Effect::Trace { format: of, .. } | Effect::Invalid { format: of, .. } => *of == format,
             Effect::NewTrace { received, .. } => received.iter().any(|(of, _)| *of == format),
             Effect::Order { .. } => true,
             Effect::Changed { name, .. } => format.has(name),
@@ -109,16 +139,6 @@ impl Fault {
             Effect::Lost(name) | Effect::Changed { name, .. } => name == header,
             _ => false,
         })
-    }
-}
-
-impl Format {
-    /// Whether a header carries this format's trace and span.
-    fn has(self, header: &str) -> bool {
-        match self {
-            Self::W3c => header == "traceparent",
-            Self::B3 => matches!(header, "b3" | "x-b3-traceid" | "x-b3-spanid"),
-        }
     }
 }
 
@@ -172,10 +192,10 @@ pub(crate) struct Row {
 }
 
 impl Row {
-    pub(crate) fn context(&self, format: Format) -> Option<&Context> {
+    pub(crate) fn context(&self, format: HeaderFamily) -> Option<&Context> {
         match format {
-            Format::W3c => self.w3c.as_ref(),
-            Format::B3 => self.b3.as_ref(),
+            HeaderFamily::W3c => self.w3c.as_ref(),
+            HeaderFamily::B3 => self.b3.as_ref(),
         }
     }
 }
@@ -196,7 +216,7 @@ pub(crate) enum RequestId {
 pub(crate) struct Unwritten {
     /// The hop: which upstream to take at every level, from the first hop on.
     pub(crate) path: Vec<usize>,
-    pub(crate) format: Format,
+    pub(crate) format: HeaderFamily,
     pub(crate) from: Hop,
     pub(crate) to: Hop,
     /// The headers that are gone.
@@ -211,7 +231,7 @@ pub(crate) struct Xray {
     /// Open questions: see [`Xray::settle`].
     pub(crate) unwritten: Vec<Unwritten>,
     /// Formats that hops leave out by configuration, harmless where nobody speaks them.
-    pub(crate) left_out: Vec<(Hop, Format)>,
+    pub(crate) left_out: Vec<(Hop, HeaderFamily)>,
     /// Calls behind which nothing could be seen: the caller and the called.
     pub(crate) dark: Vec<(Hop, Hop)>,
     /// Sampling decisions that tracing proxies took instead of the one that came in.
@@ -249,10 +269,10 @@ pub(crate) fn examine(probe: &Probe, tree: &Tree, url: &str) -> Xray {
 
 impl Xray {
     /// Whether any proxy is seen to speak this format.
-    pub(crate) fn mesh_speaks(&self, format: Format) -> bool {
+    pub(crate) fn mesh_speaks(&self, format: HeaderFamily) -> bool {
         self.rows.iter().any(|row| match format {
-            Format::W3c => row.proxy.w3c,
-            Format::B3 => row.proxy.b3,
+            HeaderFamily::W3c => row.proxy.w3c,
+            HeaderFamily::B3 => row.proxy.b3,
         })
     }
 
@@ -291,7 +311,7 @@ impl Xray {
 
     /// Whether any proxy is seen to trace.
     pub(crate) fn mesh_traces(&self) -> bool {
-        Format::ALL.into_iter().any(|format| self.mesh_speaks(format))
+        HeaderFamily::ALL.into_iter().any(|format| self.mesh_speaks(format))
     }
 
     fn fault(&mut self, from: &Hop, to: &Hop, side: Side, mode: Option<Propagation>, effects: Vec<Effect>) {
@@ -331,8 +351,8 @@ impl Xray {
             hop: hop.clone(),
             depth: path.len(),
             mode: tree.propagation,
-            w3c: Format::W3c.read(&tree.received),
-            b3: Format::B3.read(&tree.received),
+            w3c: HeaderFamily::W3c.read(&tree.received),
+            b3: HeaderFamily::B3.read(&tree.received),
             request_id,
             proxy,
             others: ["baggage", "tracestate", "x-lane"].into_iter().filter(|name| !is_empty(&tree.received, name)).collect(),
@@ -376,8 +396,8 @@ impl Xray {
     /// Decides the open questions with the answers to probes of one format each (`None`: there was no usable answer). A hop that reads a format and does not
     /// write it loses it; one that does not even read it is configured so (`OTEL_PROPAGATORS`), which matters only where the
     /// proxies speak that format.
-    pub(crate) fn settle(&mut self, answer: impl Fn(Format) -> Option<Tree>) {
-        let mut answers: BTreeMap<Format, Option<Tree>> = BTreeMap::new();
+    pub(crate) fn settle(&mut self, answer: impl Fn(HeaderFamily) -> Option<Tree>) {
+        let mut answers: BTreeMap<HeaderFamily, Option<Tree>> = BTreeMap::new();
         for open in std::mem::take(&mut self.unwritten) {
             let solo = answers.entry(open.format).or_insert_with(|| answer(open.format));
             let reads = solo.as_ref().and_then(|tree| at(tree, &open.path)).and_then(|hop| reads(hop, open.format));
@@ -397,14 +417,14 @@ fn at<'a>(tree: &'a Tree, path: &[usize]) -> Option<&'a Tree> {
 }
 
 /// Whether a hop continues a trace that came in `format` alone; `None` when something else came too.
-fn reads(hop: &Tree, format: Format) -> Option<bool> {
-    let alone = Format::ALL.into_iter().all(|of| of.is_present(&hop.received) == (of == format));
+fn reads(hop: &Tree, format: HeaderFamily) -> Option<bool> {
+    let alone = HeaderFamily::ALL.into_iter().all(|of| of.is_present(&hop.received) == (of == format));
     let context = format.read(&hop.received).filter(|_| alone && hop.propagation == Propagation::Continue)?;
-    Some(trace_of(hop).as_ref() == Some(&context.trace))
+    Some(trace_of(hop) == Some(context.trace_id))
 }
 
-fn trace_of(hop: &Tree) -> Option<String> {
-    hop.trace_id.as_deref().and_then(context::trace_id)
+fn trace_of(hop: &Tree) -> Option<TraceId> {
+    parse_trace_id(hop.trace_id.as_ref()?).ok()
 }
 
 fn is_empty(headers: &Headers, name: &str) -> bool {
@@ -416,16 +436,6 @@ fn values<'a>(headers: &'a Headers, name: &str) -> Vec<&'a str> {
     headers.get(name).iter().map(String::as_str).filter(|value| !value.is_empty()).collect()
 }
 
-/// Whether a header belongs to a W3C or B3 context, which a continuing hop writes itself.
-fn is_context(name: &str) -> bool {
-    matches!(name, "traceparent" | "tracestate" | "b3") || name.starts_with("x-b3-")
-}
-
-/// Headers that a mesh's own tracer may rewrite at every proxy.
-fn is_foreign_tracer(name: &str) -> bool {
-    matches!(name, "x-ot-span-context" | "x-cloud-trace-context" | "grpc-trace-bin" | "sw8") || name.starts_with("x-datadog-")
-}
-
 /// Whether two request ids are one. Envoy writes its sampling reason into a digit of a UUID; it stays the same id.
 fn same_request(before: &str, after: &str) -> bool {
     const REASON: usize = 14;
@@ -435,15 +445,11 @@ fn same_request(before: &str, after: &str) -> bool {
             && before.bytes().zip(after.bytes()).enumerate().all(|(i, (a, b))| i == REASON || a.eq_ignore_ascii_case(&b)))
 }
 
-fn is_usable_request_id(value: &str) -> bool {
-    !value.is_empty() && value.len() <= 128 && value.bytes().all(|b| b.is_ascii_graphic())
-}
-
 /// Signs of a proxy between what was sent and what arrived.
 fn proxy(sent: &Headers, tree: &Tree) -> Proxy {
     let received = &tree.received;
-    let wrote = |format: Format| match (format.read(sent), format.read(received)) {
-        (Some(before), Some(after)) => before.span != after.span || before.trace != after.trace,
+    let wrote = |format: HeaderFamily| match (format.read(sent), format.read(received)) {
+        (Some(before), Some(after)) => (before.trace_id, before.span_id) != (after.trace_id, after.span_id),
         (None, Some(_)) => true,
         _ => false,
     };
@@ -452,8 +458,8 @@ fn proxy(sent: &Headers, tree: &Tree) -> Proxy {
         _ => false,
     };
     Proxy {
-        w3c: wrote(Format::W3c),
-        b3: wrote(Format::B3),
+        w3c: wrote(HeaderFamily::W3c),
+        b3: wrote(HeaderFamily::B3),
         identity: tree.client.identity.is_some(),
         envoy: reason || tree.attempt > 1,
         sidecar: SIDECAR_CALLS_FROM.contains(&tree.client.ip.as_ref()),
@@ -477,27 +483,24 @@ fn between(sent: &Headers, received: &Headers, is_edge: bool) -> (Vec<Effect>, R
         (None, Some(_)) => RequestId::Replaced,
         (None, None) => RequestId::Missing,
     };
-    let before: Vec<(Format, Context)> =
-        Format::ALL.into_iter().filter_map(|format| Some((format, format.read(sent)?))).collect();
+    let before: Vec<(HeaderFamily, Context)> =
+        HeaderFamily::ALL.into_iter().filter_map(|format| Some((format, format.read(sent)?))).collect();
     for (format, was) in &before {
         let Some(is) = format.read(received) else {
             // The headers that are gone, or the one that no longer reads as a context.
-            let names: Vec<&String> = sent.0.iter().map(|(name, _)| name).filter(|name| format.has(name)).collect();
-            let gone: Vec<&String> = names.iter().copied().filter(|name| is_empty(received, name)).collect();
-            match names.first() {
-                Some(name) if gone.is_empty() => effects.push(Effect::Changed {
-                    name: (*name).clone(),
-                    before: sent.first(name).unwrap_or("").to_owned(),
-                    after: received.first(name).unwrap_or("").to_owned(),
-                }),
-                _ => effects.extend(gone.into_iter().map(|name| Effect::Lost(name.clone()))),
+            let names = sent.0.iter().map(|(name, _)| name).filter(|name| format.has(name));
+            let gone: Vec<&String> = names.filter(|name| is_empty(received, name)).collect();
+            if gone.is_empty() {
+                effects.push(invalid(*format, sent, received));
+            } else {
+                effects.extend(gone.into_iter().map(|name| Effect::Lost(name.clone())));
             }
             continue;
         };
         // A proxy that speaks both writes `traceparent` anew from B3: its trace then is one that was sent.
-        if !before.iter().any(|(_, known)| known.trace == is.trace) {
-            effects.push(Effect::Trace { format: *format, before: was.trace.clone(), after: is.trace });
-        } else if let (Some(before), Some(after)) = (was.sampled, is.sampled)
+        if !before.iter().any(|(_, known)| known.trace_id == is.trace_id) {
+            effects.push(Effect::Trace { format: *format, before: was.trace_id.to_string(), after: is.trace_id.to_string() });
+        } else if let (Some(before), Some(after)) = (was.sampling.decision(), is.sampling.decision())
             && before != after
         {
             effects.push(Effect::Sampled { before, after });
@@ -511,8 +514,8 @@ fn between(sent: &Headers, received: &Headers, is_edge: bool) -> (Vec<Effect>, R
             "x-lane" if is_edge => {}
             // Belongs to the `traceparent` beside it: gone with the trace that it was about.
             "tracestate" => {
-                let same = match (Format::W3c.read(sent), Format::W3c.read(received)) {
-                    (Some(was), Some(is)) => was.trace == is.trace,
+                let same = match (HeaderFamily::W3c.read(sent), HeaderFamily::W3c.read(received)) {
+                    (Some(was), Some(is)) => was.trace_id == is.trace_id,
                     _ => false,
                 };
                 let parent_lost = !is_empty(sent, "traceparent") && is_empty(received, "traceparent");
@@ -533,7 +536,7 @@ fn between(sent: &Headers, received: &Headers, is_edge: bool) -> (Vec<Effect>, R
                     effects.push(Effect::Changed { name: name.clone(), before, after });
                 }
             }
-            other if is_context(other) || is_foreign_tracer(other) => {}
+            other if is_trace_context(other) || is_foreign_tracer(other) => {}
             _ if lost => effects.push(Effect::Lost(name.clone())),
             _ => {}
         }
@@ -547,14 +550,14 @@ fn between(sent: &Headers, received: &Headers, is_edge: bool) -> (Vec<Effect>, R
 fn verbatim(received: &Headers, sent: &Headers, mode: Propagation) -> Vec<Effect> {
     let mut effects = Vec::new();
     for (name, _) in &received.0 {
-        if mode == Propagation::Continue && is_context(name) {
+        if mode == Propagation::Continue && is_trace_context(name) {
             continue;
         }
         let (before, after) = (values(received, name), values(sent, name));
         if before.is_empty() || before == after {
             continue;
         }
-        if name == "x-request-id" && !is_usable_request_id(before[0]) && !after.is_empty() {
+        if name == "x-request-id" && !is_valid_request_id(before[0].as_bytes()) && !after.is_empty() {
             continue;
         }
         if after.is_empty() {
@@ -566,17 +569,21 @@ fn verbatim(received: &Headers, sent: &Headers, mode: Propagation) -> Vec<Effect
             effects.push(change(name, received, sent));
         }
     }
+    dedup(&mut effects);
     effects
 }
 
 /// A changed value, said as precisely as the header allows.
 fn change(name: &str, received: &Headers, sent: &Headers) -> Effect {
-    let format = Format::ALL.into_iter().find(|format| format.has(name));
+    let format = HeaderFamily::ALL.into_iter().find(|format| format.has(name));
     if let Some(format) = format
-        && let (Some(was), Some(is)) = (format.read(received), format.read(sent))
+        && let Some(was) = format.read(received)
     {
-        match (was.trace != is.trace, was.sampled, is.sampled) {
-            (true, ..) => return Effect::Trace { format, before: was.trace, after: is.trace },
+        let Some(is) = format.read(sent) else { return invalid(format, received, sent) };
+        match (was.trace_id != is.trace_id, was.sampling.decision(), is.sampling.decision()) {
+            (true, ..) => {
+                return Effect::Trace { format, before: was.trace_id.to_string(), after: is.trace_id.to_string() };
+            }
             (false, Some(before), Some(after)) if before != after => return Effect::Sampled { before, after },
             _ => {}
         }
@@ -584,76 +591,89 @@ fn change(name: &str, received: &Headers, sent: &Headers) -> Effect {
     Effect::Changed { name: name.to_owned(), before: values(received, name).join(","), after: values(sent, name).join(",") }
 }
 
+/// A context that was valid `before` and is not `after`, although its headers are there.
+fn invalid(format: HeaderFamily, before: &Headers, after: &Headers) -> Effect {
+    const SHOWN: usize = 100;
+    let names = || before.0.iter().map(|(name, _)| name.as_str()).filter(|name| format.has(name));
+    let changed = names().find(|name| before.get(name) != after.get(name)).or(names().next()).unwrap_or(format.header());
+    let mut value = values(after, changed).join(", ");
+    if let Some((at, _)) = value.char_indices().nth(SHOWN) {
+        value.replace_range(at.., "…");
+    }
+    Effect::Invalid { format, name: changed.to_owned(), value }
+}
+
 /// Whether a continuing hop joined the trace that it received, and the right one.
 fn joined(sent: &Headers, tree: &Tree) -> Vec<Effect> {
-    let contexts: Vec<(Format, Context)> =
-        Format::ALL.into_iter().filter_map(|format| Some((format, format.read(&tree.received)?))).collect();
+    let contexts: Vec<(HeaderFamily, Context)> =
+        HeaderFamily::ALL.into_iter().filter_map(|format| Some((format, format.read(&tree.received)?))).collect();
     let Some(trace) = trace_of(tree).filter(|_| !contexts.is_empty()) else { return Vec::new() };
-    if !contexts.iter().any(|(_, context)| context.trace == trace) {
-        let received = contexts.into_iter().map(|(format, context)| (format, context.trace)).collect();
-        return vec![Effect::NewTrace { received, started: trace }];
+    if !contexts.iter().any(|(_, context)| context.trace_id == trace) {
+        let received = contexts.into_iter().map(|(format, context)| (format, context.trace_id.to_string())).collect();
+        return vec![Effect::NewTrace { received, started: trace.to_string() }];
     }
     // A proxy wrote one format and left the other alone: the hop must read the one that the proxy wrote.
-    let fresh = |(format, context): &&(Format, Context)| format.read(sent).is_none_or(|before| before.span != context.span);
-    let stale = |(format, context): &&(Format, Context)| format.read(sent).is_some_and(|before| before == *context);
+    let fresh =
+        |(format, context): &&(HeaderFamily, Context)| format.read(sent).is_none_or(|before| before.span_id != context.span_id);
+    let stale = |(format, context): &&(HeaderFamily, Context)| format.read(sent).is_some_and(|before| before == *context);
     let (Some((fresh, by_proxy)), Some((read, left))) = (contexts.iter().find(fresh), contexts.iter().find(stale)) else {
         return Vec::new();
     };
-    let parent = tree.parent_span_id.as_deref().and_then(context::span_id);
-    let follows = |context: &Context| trace == context.trace && parent.as_ref() == Some(&context.span);
+    let parent = tree.parent_span_id.as_ref().and_then(|id| parse_span_id(id).ok());
+    let follows = |context: &Context| trace == context.trace_id && parent == Some(context.span_id);
     if follows(left) && !follows(by_proxy) {
-        return vec![Effect::Order { fresh: *fresh, read: *read, trace: left.trace != by_proxy.trace }];
+        return vec![Effect::Order { fresh: *fresh, read: *read, trace: left.trace_id != by_proxy.trace_id }];
     }
     Vec::new()
 }
 
 /// What a continuing hop wrote: its own trace in every format, the decision that came in. Formats that came in and were not
 /// written at all are returned beside, with the headers that are gone.
-fn continued(tree: &Tree, sent: &Headers, own: bool) -> (Vec<Effect>, Vec<(Format, Vec<String>)>) {
+fn continued(tree: &Tree, sent: &Headers, own: bool) -> (Vec<Effect>, Vec<(HeaderFamily, Vec<String>)>) {
     let (mut effects, mut unwritten) = (Vec::new(), Vec::new());
-    let received: Vec<(Format, Context)> =
-        Format::ALL.into_iter().filter_map(|format| Some((format, format.read(&tree.received)?))).collect();
-    let written: Vec<(Format, Context)> =
-        Format::ALL.into_iter().filter_map(|format| Some((format, format.read(sent)?))).collect();
+    let received: Vec<(HeaderFamily, Context)> =
+        HeaderFamily::ALL.into_iter().filter_map(|format| Some((format, format.read(&tree.received)?))).collect();
+    let written: Vec<(HeaderFamily, Context)> =
+        HeaderFamily::ALL.into_iter().filter_map(|format| Some((format, format.read(sent)?))).collect();
     let trace = trace_of(tree);
     // A format is also lost when a part of it is.
-    let gone = |format: Format| -> Vec<String> {
+    let gone = |format: HeaderFamily| -> Vec<String> {
         let names = tree.received.0.iter().map(|(name, _)| name);
         names.filter(|name| format.has(name) && is_empty(sent, name)).cloned().collect()
     };
     for (format, _) in received.iter().filter(|(format, _)| format.read(sent).is_none()) {
-        if written.is_empty() {
+        if gone(*format).is_empty() {
+            effects.push(invalid(*format, &tree.received, sent));
+        } else if written.is_empty() {
             effects.extend(gone(*format).into_iter().map(Effect::Lost));
         } else {
             unwritten.push((*format, gone(*format)));
         }
     }
     for (format, context) in &written {
-        if let Some(trace) = &trace
-            && context.trace != *trace
+        if let Some(trace) = trace
+            && context.trace_id != trace
         {
-            effects.push(Effect::Trace { format: *format, before: trace.clone(), after: context.trace.clone() });
+            effects.push(Effect::Trace { format: *format, before: trace.to_string(), after: context.trace_id.to_string() });
         }
     }
     if own {
-        let chosen = received.iter().find(|(_, context)| Some(&context.trace) == trace.as_ref());
-        let decided = chosen.and_then(|(_, context)| context.sampled);
-        let after = written.iter().find_map(|(_, context)| context.sampled).or(tree.sampled);
+        let chosen = received.iter().find(|(_, context)| Some(context.trace_id) == trace);
+        let decided = chosen.and_then(|(_, context)| context.sampling.decision());
+        let after = written.iter().find_map(|(_, context)| context.sampling.decision()).or(tree.sampled);
         if let (Some(before), Some(after)) = (decided, after)
             && before != after
         {
             effects.push(Effect::Sampled { before, after });
         }
     }
-    let state_goes_on = Format::W3c.read(&tree.received).is_some_and(|context| Some(&context.trace) == trace.as_ref());
-    if state_goes_on && Format::W3c.is_present(sent) && !is_empty(&tree.received, "tracestate") && is_empty(sent, "tracestate") {
-        const MAX_MEMBERS: usize = 32;
-        let members = values(&tree.received, "tracestate")
-            .iter()
-            .flat_map(|value| value.split(','))
-            .filter(|m| !m.trim().is_empty())
-            .count();
-        if members <= MAX_MEMBERS {
+    let state_goes_on = HeaderFamily::W3c.read(&tree.received).is_some_and(|context| Some(context.trace_id) == trace);
+    if state_goes_on
+        && HeaderFamily::W3c.is_present(sent)
+        && !is_empty(&tree.received, "tracestate")
+        && is_empty(sent, "tracestate")
+    {
+        if is_valid_tracestate(tree.received.values("tracestate")) {
             effects.push(Effect::Lost("tracestate".to_owned()));
         }
     }
@@ -671,8 +691,10 @@ fn dedup(effects: &mut Vec<Effect>) {
 
 /// The table of the x-ray, 74 columns wide at most.
 pub(crate) fn table(probe: &Probe, xray: &Xray) -> Vec<String> {
-    let cell =
-        |context: Option<Context>| context.map_or_else(|| "-".to_owned(), |c| format!("{}/{}", short(&c.trace), short(&c.span)));
+    let cell = |context: Option<Context>| {
+        context
+            .map_or_else(|| "-".to_owned(), |c| format!("{}/{}", short(&c.trace_id.to_string()), short(&c.span_id.to_string())))
+    };
     let name = |row: &Row| {
         let text = format!("{}{}", "  ".repeat(row.depth.min(4)), row.hop.name);
         if text.chars().count() > 14 { text.chars().take(13).chain(['…']).collect() } else { text }
@@ -680,7 +702,7 @@ pub(crate) fn table(probe: &Probe, xray: &Xray) -> Vec<String> {
     let line = |a: &str, b: &str, c: &str, d: &str, e: &str| format!("{a:<14} {b:<19} {c:<19} {d:<11} {e}").trim_end().to_owned();
     let mut lines = vec![
         line("hop", "W3C trace/span", "B3 trace/span", "request id", "proxy"),
-        line(CALLER, &cell(Format::W3c.read(&probe.headers)), &cell(Format::B3.read(&probe.headers)), "sent", ""),
+        line(CALLER, &cell(HeaderFamily::W3c.read(&probe.headers)), &cell(HeaderFamily::B3.read(&probe.headers)), "sent", ""),
     ];
     for row in &xray.rows {
         let id = match row.request_id {
@@ -696,7 +718,7 @@ pub(crate) fn table(probe: &Probe, xray: &Xray) -> Vec<String> {
             (false, false, true) => "untraced",
             (false, false, false) => "none",
         };
-        lines.push(line(&name(row), &cell(row.w3c.clone()), &cell(row.b3.clone()), id, proxy));
+        lines.push(line(&name(row), &cell(row.w3c), &cell(row.b3), id, proxy));
     }
     lines
 }

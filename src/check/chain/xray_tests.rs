@@ -1,7 +1,7 @@
 //! The x-ray against a small model of a mesh: hops as the contract has them, proxies as Envoy was measured, each in every broken
 //! shape.
 
-use std::cell::Cell;
+use opentelemetry::trace::SpanId;
 
 use super::*;
 use crate::check::envoy::hints::Place;
@@ -27,7 +27,7 @@ const TRACERS: [Tracer; 3] = [Tracer::B3, Tracer::Both, Tracer::Otel];
 struct App {
     mode: Propagation,
     /// `OTEL_PROPAGATORS`: what it reads and writes, in order. Empty for a hop that forwards.
-    order: Vec<Format>,
+    order: Vec<HeaderFamily>,
     drops: Vec<&'static str>,
     /// Turns the decision to "not sampled".
     unsamples: bool,
@@ -39,18 +39,20 @@ fn forward() -> App {
     App { mode: Propagation::Forward, order: Vec::new(), drops: Vec::new(), unsamples: false, renames: false }
 }
 
-fn continues(order: &[Format]) -> App {
+fn continues(order: &[HeaderFamily]) -> App {
     App { mode: Propagation::Continue, order: order.to_vec(), ..forward() }
 }
 
-const W3C_FIRST: [Format; 2] = [Format::W3c, Format::B3];
-const B3_FIRST: [Format; 2] = [Format::B3, Format::W3c];
+const W3C_FIRST: [HeaderFamily; 2] = [HeaderFamily::W3c, HeaderFamily::B3];
+const B3_FIRST: [HeaderFamily; 2] = [HeaderFamily::B3, HeaderFamily::W3c];
 
 /// Between two hops: two sidecars of one tracer, something that removes headers, or both.
 #[derive(Debug, Clone, Default)]
 struct Between {
     tracer: Option<Tracer>,
     removes: Vec<&'static str>,
+    /// Appends this to the value of a header.
+    appends: Option<(&'static str, &'static str)>,
     /// Gives every request a new id.
     renames: bool,
     /// What the tracers decide about sampling, whatever the caller said: at a rate below 100 %.
@@ -63,13 +65,8 @@ struct Between {
     vouches: bool,
 }
 
-thread_local! {
-    static NEXT: Cell<u64> = const { Cell::new(0xabc0_0000_0000_0001) };
-}
-
-fn id() -> String {
-    NEXT.set(NEXT.get() + 1);
-    format!("{:016x}", NEXT.get())
+fn sampling(sampled: bool) -> Sampling {
+    if sampled { Sampling::Sample } else { Sampling::Drop }
 }
 
 fn set(headers: &mut Headers, name: &str, value: String) {
@@ -81,34 +78,26 @@ fn remove(headers: &mut Headers, name: &str) {
     headers.0.retain(|(known, _)| known != name);
 }
 
-fn write(headers: &mut Headers, format: Format, context: &Context, parent: Option<&str>) {
-    let sampled = context.sampled.unwrap_or(true);
-    match format {
-        Format::W3c => set(headers, "traceparent", format!("00-{}-{}-0{}", context.trace, context.span, u8::from(sampled))),
-        Format::B3 => {
-            set(headers, "x-b3-traceid", context.trace.clone());
-            set(headers, "x-b3-spanid", context.span.clone());
-            set(headers, "x-b3-sampled", u8::from(sampled).to_string());
-            if let Some(parent) = parent {
-                set(headers, "x-b3-parentspanid", parent.to_owned());
-            }
-        }
+fn write(headers: &mut Headers, format: HeaderFamily, context: &Context, parent: Option<SpanId>) {
+    for (name, values) in written(format, &Context { parent_id: parent, ..*context }) {
+        headers.0.retain(|(known, _)| *known != name);
+        headers.0.push((name, values));
     }
 }
 
 /// One Envoy, as measured.
 fn envoy(tracer: Tracer, decides: Option<bool>, headers: &mut Headers) {
-    let (b3, w3c) = (Format::B3.read(headers), Format::W3c.read(headers));
-    let (read, formats): (_, &[Format]) = match tracer {
-        Tracer::B3 => (b3, &[Format::B3]),
-        Tracer::Both => (b3.or(w3c), &[Format::B3, Format::W3c]),
-        Tracer::Otel => (w3c, &[Format::W3c]),
+    let (b3, w3c) = (HeaderFamily::B3.read(headers), HeaderFamily::W3c.read(headers));
+    let (read, formats): (_, &[HeaderFamily]) = match tracer {
+        Tracer::B3 => (b3, &[HeaderFamily::B3]),
+        Tracer::Both => (b3.or(w3c), &[HeaderFamily::B3, HeaderFamily::W3c]),
+        Tracer::Otel => (w3c, &[HeaderFamily::W3c]),
     };
-    let parent = read.as_ref().map(|context| context.span.clone());
-    let (trace, sampled) = read.map_or_else(|| (format!("{}{}", id(), id()), Some(true)), |read| (read.trace, read.sampled));
-    let own = Context { trace, span: id(), sampled: decides.or(sampled).or(Some(true)) };
+    let parent = read.map(|context| context.span_id);
+    let sampled = decides.or(read.and_then(|read| read.sampling.decision())).unwrap_or(true);
+    let own = Context { span_id: ids::span_id(), sampling: sampling(sampled), ..read.unwrap_or_else(fresh) };
     for format in formats {
-        write(headers, *format, &own, parent.as_deref());
+        write(headers, *format, &own, parent);
     }
     if tracer == Tracer::Otel && headers.get("tracestate").is_empty() {
         headers.0.push(one("tracestate", String::new()));
@@ -122,7 +111,7 @@ fn envoy(tracer: Tracer, decides: Option<bool>, headers: &mut Headers) {
 
 fn cross(between: &Between, headers: &mut Headers, edge: bool) {
     if edge && between.tracer.is_some() {
-        set(headers, "x-request-id", context::fresh_request_id());
+        set(headers, "x-request-id", fresh_request_id());
     }
     for _ in between.missing..2 {
         if let Some(tracer) = between.tracer {
@@ -132,8 +121,12 @@ fn cross(between: &Between, headers: &mut Headers, edge: bool) {
     for name in &between.removes {
         remove(headers, name);
     }
+    if let Some((name, more)) = between.appends {
+        let values = headers.0.iter_mut().filter(|(known, _)| known == name).flat_map(|(_, values)| values);
+        values.for_each(|value| value.push_str(more));
+    }
     if between.renames {
-        set(headers, "x-request-id", context::fresh_request_id());
+        set(headers, "x-request-id", fresh_request_id());
     }
 }
 
@@ -163,35 +156,37 @@ fn hop(index: usize, app: &App, received: Headers) -> (Tree, Headers) {
         upstreams: Vec::new(),
     };
     if sent.first("x-request-id").is_none() || app.renames {
-        set(&mut sent, "x-request-id", context::fresh_request_id());
+        set(&mut sent, "x-request-id", fresh_request_id());
     }
     if app.mode == Propagation::Continue {
         let read = app.order.iter().find_map(|format| format.read(&received));
         let is_new = read.is_none();
-        let read = read.unwrap_or_else(|| Context { trace: format!("{}{}", id(), id()), span: String::new(), sampled: None });
-        let sampled = Some(if app.unsamples { false } else { read.sampled.unwrap_or(true) });
-        let (server, client) = (id(), id());
-        tree.trace_id = Some(read.trace.clone());
-        tree.span_id = Some(server.clone());
-        tree.parent_span_id = Some(read.span.clone()).filter(|span| !span.is_empty());
-        tree.sampled = sampled;
-        let spoken: Vec<Format> = Format::ALL.into_iter().filter(|format| format.is_present(&received)).collect();
+        tree.parent_span_id = read.map(|read| read.span_id.to_string());
+        let read = read.unwrap_or_else(fresh);
+        let sampled = !app.unsamples && read.sampling.decision().unwrap_or(true);
+        let server = ids::span_id();
+        tree.trace_id = Some(read.trace_id.to_string());
+        tree.span_id = Some(server.to_string());
+        tree.sampled = Some(sampled);
+        let spoken: Vec<HeaderFamily> = HeaderFamily::ALL.into_iter().filter(|format| format.is_present(&received)).collect();
         for name in ["traceparent", "x-b3-traceid", "x-b3-spanid", "x-b3-parentspanid", "x-b3-sampled"] {
             remove(&mut sent, name);
         }
-        if Format::W3c.read(&received).is_none_or(|context| context.trace != read.trace) || !app.order.contains(&Format::W3c) {
+        if HeaderFamily::W3c.read(&received).is_none_or(|context| context.trace_id != read.trace_id)
+            || !app.order.contains(&HeaderFamily::W3c)
+        {
             remove(&mut sent, "tracestate");
         }
-        let own = Context { trace: read.trace, span: client, sampled };
+        let own = Context { span_id: ids::span_id(), sampling: sampling(sampled), ..read };
         for format in &app.order {
             if is_new || spoken.contains(format) {
-                write(&mut sent, *format, &own, Some(&server));
+                write(&mut sent, *format, &own, Some(server));
             }
         }
-    } else if let Some(context) = Format::W3c.read(&received).or_else(|| Format::B3.read(&received)) {
-        tree.trace_id = Some(context.trace);
-        tree.span_id = Some(context.span);
-        tree.sampled = context.sampled;
+    } else if let Some(context) = HeaderFamily::W3c.read(&received).or_else(|| HeaderFamily::B3.read(&received)) {
+        tree.trace_id = Some(context.trace_id.to_string());
+        tree.span_id = Some(context.span_id.to_string());
+        tree.sampled = context.sampling.decision();
     }
     for name in &app.drops {
         remove(&mut sent, name);
@@ -228,7 +223,7 @@ fn travel(probe: &Probe, apps: &[App], between: &[Between]) -> Tree {
 
 /// The whole examination, probes of one format included.
 fn xray(apps: &[App], between: &[Between]) -> (Probe, Xray) {
-    let probe = Probe::new(&Format::ALL);
+    let probe = Probe::new(&HeaderFamily::ALL);
     let mut xray = examine(&probe, &travel(&probe, apps, between), "http://service1/service1");
     xray.settle(|format| Some(travel(&Probe::new(&[format]), apps, between)));
     (probe, xray)
@@ -328,13 +323,13 @@ fn mixed_chains_and_a_gateway_alone_raise_no_alarm() {
 
 #[test]
 fn a_chain_that_uses_one_format_by_configuration_is_healthy_where_no_proxy_speaks_the_other() {
-    for (format, other) in [(Format::W3c, "propagation.b3"), (Format::B3, "propagation.w3c")] {
+    for (format, other) in [(HeaderFamily::W3c, "propagation.b3"), (HeaderFamily::B3, "propagation.w3c")] {
         let apps = vec![continues(&[format]); 3];
         let findings = report(&apps, &mesh(None));
         assert!(failures(&findings).is_empty(), "{findings:#?}");
         assert!(findings.iter().any(|finding| finding.id.name() == other && finding.status == Status::Skip), "{findings:#?}");
     }
-    let findings = report(&vec![continues(&[Format::W3c]); 3], &mesh(Some(Tracer::Otel)));
+    let findings = report(&vec![continues(&[HeaderFamily::W3c]); 3], &mesh(Some(Tracer::Otel)));
     assert!(failures(&findings).is_empty(), "{findings:#?}");
 }
 
@@ -414,6 +409,49 @@ fn something_between_two_hops_that_removes_headers_is_told_from_the_hop() {
 }
 
 #[test]
+fn a_context_that_arrives_invalid_is_the_fault_of_whatever_stands_in_front_of_the_hop() {
+    for (appends, id, says) in [
+        (("traceparent", "-extra"), "propagation.w3c", "service1 sent a valid traceparent"),
+        (("traceparent", "-extra"), "propagation.w3c", "the one that service2 received is invalid: 00-"),
+        (("traceparent", "-extra"), "propagation.w3c", "-01-extra"),
+        (("x-b3-spanid", "0"), "propagation.b3", "service1 sent a valid x-b3-spanid"),
+    ] {
+        let format = if appends.0 == "traceparent" { HeaderFamily::W3c } else { HeaderFamily::B3 };
+        for app in [forward(), continues(&[format]), continues(&W3C_FIRST), continues(&B3_FIRST)] {
+            let mut between = mesh(None);
+            between[1].appends = Some(appends);
+            let findings = report(&[app.clone(), app.clone(), app.clone()], &between);
+            let (found, from, to, side, text) = only_failure(&findings);
+            let seam = (from.as_str(), to.as_str(), side);
+            assert_eq!((found, seam), (id, ("service1", "service2", Side::Between)), "{app:?}: {text}");
+            assert!(text.contains(says), "{text}");
+            let cause = failures(&findings)[0].cause.as_ref().unwrap();
+            assert!(cause.contains("A proxy between service1 and service2 changes") && !cause.contains("OTEL_PROP"), "{cause}");
+        }
+    }
+}
+
+#[test]
+fn a_hop_that_sends_an_invalid_context_is_named() {
+    for mode in [Propagation::Forward, Propagation::Continue] {
+        let app = if mode == Propagation::Forward { forward() } else { continues(&W3C_FIRST) };
+        let probe = Probe::new(&HeaderFamily::ALL);
+        let mut tree = travel(&probe, &[app.clone(), app], &mesh(None));
+        let call = &mut tree.upstreams[0];
+        let reply = call.reply.as_mut().unwrap();
+        for headers in [&mut call.sent, &mut reply.received] {
+            let value = headers.first("traceparent").unwrap().to_uppercase();
+            set(headers, "traceparent", value);
+        }
+        reply.propagation = Propagation::Forward;
+        let xray = examine(&probe, &tree, "http://service1/service1");
+        let fault = &xray.faults[0];
+        assert_eq!((xray.faults.len(), fault.from.name.as_str(), fault.side), (1, "service1", Side::Hop), "{:#?}", xray.faults);
+        assert!(matches!(&fault.effects[..], [Effect::Invalid { format: HeaderFamily::W3c, .. }]), "{:#?}", fault.effects);
+    }
+}
+
+#[test]
 fn a_gateway_that_removes_the_trace_is_between_check_and_the_first_hop() {
     let mut between = mesh(None);
     between[0].removes = vec!["traceparent", "tracestate"];
@@ -479,7 +517,7 @@ fn a_request_id_made_anew_between_hops_is_a_finding_and_at_the_edge_it_is_not() 
 
 #[test]
 fn behind_a_hop_that_never_answered_nothing_is_judged() {
-    let probe = Probe::new(&Format::ALL);
+    let probe = Probe::new(&HeaderFamily::ALL);
     let mut tree = travel(&probe, &[forward(), forward(), forward()], &mesh(None));
     tree.upstreams[0].reply = None;
     let xray = examine(&probe, &tree, "http://service1/service1");
@@ -499,7 +537,7 @@ fn a_request_id_stays_itself_when_envoy_writes_its_reason_into_it() {
 fn a_call_that_no_sidecar_handles_as_http_is_a_finding_and_a_waypoint_for_some_services_is_not() {
     let mut between = mesh(Some(Tracer::Otel));
     between[1].tracer = None;
-    let probe = Probe::new(&Format::ALL);
+    let probe = Probe::new(&HeaderFamily::ALL);
     let mut tree = travel(&probe, &[forward(), forward(), forward()], &between);
     let place = Place {
         namespace: "httpserver".into(),

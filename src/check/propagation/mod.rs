@@ -1,13 +1,11 @@
 //! From the x-ray's faults to findings: the sentence, the likely cause, the next command.
 
-pub(crate) mod context;
-
 use crate::hop::reply::Propagation;
 
-use crate::check::chain::xray::{CALLER, Decided, Effect, Fault, Probe, RequestId, Row, Uninjected, Xray, table};
+use crate::check::chain::xray::{CALLER, Decided, Effect, Fault, Probe, RequestId, Row, Uninjected, Xray, short, table};
 use crate::check::envoy::hints::{Hop, Place, Runner, quoted};
-use crate::check::propagation::context::{Format, short};
 use crate::check::report::{CheckId, Finding, Hint, Side};
+use crate::trace_context::HeaderFamily;
 
 /// What the mesh's proxies speak, for people.
 pub(crate) fn dialect(w3c: bool, b3: bool) -> &'static str {
@@ -20,10 +18,10 @@ pub(crate) fn dialect(w3c: bool, b3: bool) -> &'static str {
 }
 
 /// The order of `OTEL_PROPAGATORS` that fits a mesh that speaks `format`.
-pub(crate) fn order_for(format: Format) -> &'static str {
+pub(crate) fn order_for(format: HeaderFamily) -> &'static str {
     match format {
-        Format::W3c => "tracecontext,baggage,b3multi,b3",
-        Format::B3 => "b3multi,b3,tracecontext,baggage",
+        HeaderFamily::W3c => "tracecontext,baggage,b3multi,b3",
+        HeaderFamily::B3 => "b3multi,b3,tracecontext,baggage",
     }
 }
 
@@ -57,7 +55,7 @@ pub(crate) fn findings(probe: &Probe, xray: &Xray, place: &Place) -> Vec<Finding
 
 /// Who speaks what between the hops.
 fn proxies(xray: &Xray) -> Finding {
-    let (w3c, b3) = (xray.mesh_speaks(Format::W3c), xray.mesh_speaks(Format::B3));
+    let (w3c, b3) = (xray.mesh_speaks(HeaderFamily::W3c), xray.mesh_speaks(HeaderFamily::B3));
     let list = |wanted: &dyn Fn(&Row) -> bool| {
         let names: Vec<&str> = xray.rows.iter().filter(|row| wanted(row)).map(|row| row.hop.name.as_str()).collect();
         names.join(", ")
@@ -86,17 +84,17 @@ fn proxies(xray: &Xray) -> Finding {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Subject {
     Trace,
-    Only(Format),
+    Only(HeaderFamily),
     Sampled,
     RequestId,
     Others,
 }
 
 fn subject(fault: &Fault) -> Subject {
-    match (fault.breaks(Format::W3c), fault.breaks(Format::B3)) {
+    match (fault.breaks(HeaderFamily::W3c), fault.breaks(HeaderFamily::B3)) {
         (true, true) => Subject::Trace,
-        (true, false) => Subject::Only(Format::W3c),
-        (false, true) => Subject::Only(Format::B3),
+        (true, false) => Subject::Only(HeaderFamily::W3c),
+        (false, true) => Subject::Only(HeaderFamily::B3),
         (false, false) if fault.effects.iter().any(|effect| matches!(effect, Effect::Sampled { .. })) => Subject::Sampled,
         (false, false) if fault.touches("x-request-id") => Subject::RequestId,
         (false, false) => Subject::Others,
@@ -184,8 +182,8 @@ fn id(fault: &Fault) -> CheckId {
     }
     match subject(fault) {
         Subject::Trace => CheckId::PropagationTrace,
-        Subject::Only(Format::W3c) => CheckId::PropagationW3c,
-        Subject::Only(Format::B3) => CheckId::PropagationB3,
+        Subject::Only(HeaderFamily::W3c) => CheckId::PropagationW3c,
+        Subject::Only(HeaderFamily::B3) => CheckId::PropagationB3,
         Subject::Sampled => CheckId::PropagationSampled,
         Subject::RequestId => CheckId::PropagationRequestId,
         Subject::Others if fault.touches("x-lane") => CheckId::PropagationLane,
@@ -197,6 +195,11 @@ fn id(fault: &Fault) -> CheckId {
 
 fn lost(fault: &Fault) -> Vec<&str> {
     fault.effects.iter().filter_map(|effect| if let Effect::Lost(name) = effect { Some(name.as_str()) } else { None }).collect()
+}
+
+/// The header whose value is no valid context any more.
+fn invalid(fault: &Fault) -> Option<&str> {
+    fault.effects.iter().find_map(|effect| if let Effect::Invalid { name, .. } = effect { Some(name.as_str()) } else { None })
 }
 
 /// Names in a sentence; the headers of B3 multi as one.
@@ -246,6 +249,12 @@ fn finding(fault: &Fault, xray: &Xray, place: &Place) -> Finding {
             }
             (Effect::Changed { name, before, after }, _) => {
                 format!("{from} sent {name} {}, {to} got {}", short(before), short(after))
+            }
+            (Effect::Invalid { name, value, .. }, Side::Hop) => {
+                format!("{from} received a valid {name} and sent one that is invalid: {value}")
+            }
+            (Effect::Invalid { name, value, .. }, _) => {
+                format!("{from} sent a valid {name}, and the one that {to} received is invalid: {value}")
             }
             (Effect::Trace { format, before, after }, Side::Hop) => {
                 format!("{from} is in trace {} and sent {} in {}", short(before), short(after), format.header())
@@ -379,6 +388,9 @@ fn by_proxy(fault: &Fault, xray: &Xray, place: &Place) -> Hint {
             Subject::RequestId => format!(
                 "A proxy between {from} and {to} makes request ids of its own: one with use_remote_address, or an edge gateway in the middle of the chain. Log lines of one request no longer match"
             ),
+            _ if let Some(header) = invalid(fault) => format!(
+                "A proxy between {from} and {to} changes {header} so that it is no valid context any more: a filter that rewrites headers, or a tracer with a bug. {to} has to ignore it"
+            ),
             _ if caller => {
                 "The gateway, or a load balancer in front of it, does not trust a caller's trace and starts its own".to_owned()
             }
@@ -469,8 +481,8 @@ fn held(xray: &Xray) -> Vec<Finding> {
         n => format!("reached all {n} hops"),
     };
     let mut out = Vec::new();
-    for format in Format::ALL {
-        let id = if format == Format::W3c { CheckId::PropagationW3c } else { CheckId::PropagationB3 };
+    for format in HeaderFamily::ALL {
+        let id = if format == HeaderFamily::W3c { CheckId::PropagationW3c } else { CheckId::PropagationB3 };
         if xray.faults.iter().any(|fault| fault.breaks(format)) {
             continue;
         }
@@ -482,8 +494,8 @@ fn held(xray: &Xray) -> Vec<Finding> {
             ));
         } else if xray.rows.iter().all(|row| row.context(format).is_some()) {
             let headers = match format {
-                Format::W3c => "traceparent",
-                Format::B3 => "x-b3-*",
+                HeaderFamily::W3c => "traceparent",
+                HeaderFamily::B3 => "x-b3-*",
             };
             let goes_on = xray.rows.iter().any(|row| row.mode == Propagation::Continue && xray.rows.len() > 1);
             let how = if goes_on { ", and the hops continue it" } else { " untouched by the hops" };
@@ -492,7 +504,10 @@ fn held(xray: &Xray) -> Vec<Finding> {
         }
     }
     if !xray.faults.iter().any(|fault| fault.effects.iter().any(|effect| matches!(effect, Effect::Sampled { .. })))
-        && xray.rows.iter().all(|row| row.w3c.as_ref().or(row.b3.as_ref()).is_some_and(|context| context.sampled.is_some()))
+        && xray
+            .rows
+            .iter()
+            .all(|row| row.w3c.as_ref().or(row.b3.as_ref()).is_some_and(|context| context.sampling.decision().is_some()))
     {
         out.push(match xray.decided.first() {
             None => Finding::pass(CheckId::PropagationSampled, format!("The sampling decision {hops} unchanged")),
@@ -536,7 +551,7 @@ fn held(xray: &Xray) -> Vec<Finding> {
             "x-lane" => (CheckId::PropagationLane, "the hops before it had none to send"),
             _ => (CheckId::PropagationBaggage, "the hops before it had none to send"),
         };
-        if !xray.faults.iter().any(|fault| fault.breaks(Format::W3c) && fault.breaks(Format::B3)) {
+        if !xray.faults.iter().any(|fault| fault.breaks(HeaderFamily::W3c) && fault.breaks(HeaderFamily::B3)) {
             out.push(Finding::skip(id, format!("{name} did not reach {}: not judged, because {why}", row.hop.name)));
         }
     }

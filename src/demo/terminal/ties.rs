@@ -4,7 +4,8 @@ use std::collections::{HashMap, HashSet};
 
 use crate::demo::terminal::canvas::*;
 use crate::hop::reply::Tree;
-use crate::traces::ids::{parse_span_id, zipkin_id};
+use crate::trace_context::HeaderFamily;
+use crate::traces::ids::zipkin_id;
 use crate::traces::{Kind, Row, SpanId, Trace};
 
 /// Calls explained; more are counted.
@@ -30,11 +31,8 @@ pub fn sent_headers(trace: &Trace, reply: &Tree) -> SentHeaders {
                 .iter()
                 .flat_map(|name| call.sent.get(name).iter().map(move |value| ((*name).to_owned(), value.clone())))
                 .collect();
-            let ids = headers.iter().filter(|(name, _)| matches!(name.as_str(), "traceparent" | "b3" | "x-b3-spanid"));
-            let sender = ids.flat_map(|(_, value)| value.split('-')).find_map(|part| {
-                let id = (part.len() == 16).then(|| parse_span_id(part).ok())??;
-                clients.contains(&id).then_some(id)
-            });
+            let mut ids = HeaderFamily::ALL.into_iter().filter_map(|family| Some(family.read(&call.sent)?.span_id));
+            let sender = ids.find(|id| clients.contains(id));
             if let Some(sender) = sender {
                 sent.insert(sender, headers);
             }

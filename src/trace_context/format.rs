@@ -1,0 +1,114 @@
+//! The wire formats, and the two families of trace headers as people name them.
+
+use bytes::BytesMut;
+use http::HeaderName;
+
+use super::carried::HeaderPairs;
+use super::context::{Context, HeaderSource, Incoming};
+use super::{b3, w3c};
+
+static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+
+/// A wire format for trace context.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum WireFormat {
+    /// `traceparent` and `tracestate`.
+    TraceContext,
+    /// The single `b3` header.
+    B3,
+    /// The `x-b3-*` headers.
+    B3Multi,
+}
+
+impl WireFormat {
+    /// What `headers` say in this format; `None` when that is nothing valid.
+    pub(super) fn parse(self, headers: &impl HeaderSource) -> Option<Incoming> {
+        match self {
+            // Of two `traceparent` headers neither can be trusted.
+            Self::TraceContext => headers.only("traceparent").and_then(w3c::parse_traceparent).map(Incoming::from),
+            Self::B3 => headers.first("b3").and_then(b3::parse_single),
+            Self::B3Multi => b3::parse_multi(headers),
+        }
+    }
+
+    /// Appends the headers of a context. Their values share the allocation of `buffer`.
+    pub(super) fn write(self, context: &Context, buffer: &mut BytesMut, out: &mut HeaderPairs) {
+        match self {
+            Self::TraceContext => out.push((TRACEPARENT.clone(), w3c::write_traceparent(context, buffer))),
+            Self::B3 => b3::write_single(context, buffer, out),
+            Self::B3Multi => b3::write_multi(context, buffer, out),
+        }
+    }
+
+    /// Whether a request came with a header of this format, valid or not. An empty header does not count: it says nothing, and
+    /// taken for a format it would bring a `b3` into a mesh that never had one.
+    pub(super) fn is_present(self, headers: &impl HeaderSource) -> bool {
+        match self {
+            Self::TraceContext => headers.is_present("traceparent"),
+            Self::B3 => headers.is_present("b3"),
+            Self::B3Multi => b3::MULTI.into_iter().any(|name| headers.is_present(name)),
+        }
+    }
+}
+
+/// W3C or B3, whichever form of B3.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum HeaderFamily {
+    /// `traceparent` (and `tracestate`).
+    W3c,
+    /// `x-b3-*`, or the single `b3`.
+    B3,
+}
+
+impl HeaderFamily {
+    pub(crate) const ALL: [Self; 2] = [Self::W3c, Self::B3];
+
+    /// The name for people.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::W3c => "W3C",
+            Self::B3 => "B3",
+        }
+    }
+
+    /// The header whose name people know the family by.
+    pub(crate) fn header(self) -> &'static str {
+        match self {
+            Self::W3c => "traceparent",
+            Self::B3 => "x-b3-traceid",
+        }
+    }
+
+    /// The formats of the family, in the order of the default of `OTEL_PROPAGATORS`.
+    fn formats(self) -> &'static [WireFormat] {
+        match self {
+            Self::W3c => &[WireFormat::TraceContext],
+            Self::B3 => &[WireFormat::B3Multi, WireFormat::B3],
+        }
+    }
+
+    /// The headers of a context; of B3 in the form of several headers.
+    pub(crate) fn write(self, context: &Context) -> HeaderPairs {
+        let mut out = HeaderPairs::new();
+        self.formats()[0].write(context, &mut BytesMut::with_capacity(64), &mut out);
+        out
+    }
+
+    /// The valid context of this family among `headers`.
+    pub(crate) fn read(self, headers: &impl HeaderSource) -> Option<Context> {
+        self.formats().iter().find_map(|format| format.parse(headers)?.context)
+    }
+
+    /// Whether a header with the ids of this family is there at all, valid or not.
+    pub(crate) fn is_present(self, headers: &impl HeaderSource) -> bool {
+        ["traceparent", "b3", "x-b3-traceid", "x-b3-spanid"].into_iter().any(|name| self.has(name) && headers.is_present(name))
+    }
+
+    /// Whether a header carries the trace id or the span id of this family.
+    pub(crate) fn has(self, header: &str) -> bool {
+        match self {
+            Self::W3c => header == "traceparent",
+            Self::B3 => matches!(header, "b3" | "x-b3-traceid" | "x-b3-spanid"),
+        }
+    }
+}

@@ -1,0 +1,316 @@
+//! How one hop propagates trace context: what it reads, what it carries and what it writes.
+
+use std::collections::HashMap;
+use std::str::FromStr;
+
+use bytes::BytesMut;
+use http::{HeaderName, HeaderValue};
+
+use super::carried::{self, Carried, HeaderPairs, HeaderRole, X_REQUEST_ID, is_never_carried, is_secret};
+use super::context::{Context, HeaderSource, Incoming, Sampling};
+use super::format::WireFormat;
+use super::w3c;
+
+/// `OTEL_PROPAGATORS`: which formats are read (in this order, the first valid one wins) and written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Propagators {
+    formats: Vec<WireFormat>,
+    baggage: bool,
+}
+
+impl Default for Propagators {
+    fn default() -> Self {
+        Self { formats: vec![WireFormat::TraceContext, WireFormat::B3Multi, WireFormat::B3], baggage: true }
+    }
+}
+
+impl FromStr for Propagators {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut parsed = Self { formats: Vec::new(), baggage: false };
+        for name in text.split(',').map(str::trim).filter(|name| !name.is_empty()) {
+            let format = match name {
+                "tracecontext" => WireFormat::TraceContext,
+                "b3" => WireFormat::B3,
+                "b3multi" => WireFormat::B3Multi,
+                "baggage" => {
+                    parsed.baggage = true;
+                    continue;
+                }
+                "none" => continue,
+                other => {
+                    return Err(format!("unknown propagator '{other}'; accepted: tracecontext, baggage, b3, b3multi, none"));
+                }
+            };
+            if !parsed.formats.contains(&format) {
+                parsed.formats.push(format);
+            }
+        }
+        Ok(parsed)
+    }
+}
+
+/// How one hop carries headers: the table, the names added to it and those that it loses on purpose.
+#[derive(Debug, Default)]
+pub struct Propagator {
+    propagators: Propagators,
+    /// Names carried beside the table, and whether their values are secrets.
+    extra: HashMap<HeaderName, bool>,
+    dropped: Vec<HeaderName>,
+}
+
+impl Propagator {
+    /// `extra` are carried beside the table, `dropped` are lost on purpose. Names that may never be carried are left out.
+    pub fn new(propagators: Propagators, extra: Vec<HeaderName>, dropped: Vec<HeaderName>) -> Self {
+        let extra = extra.into_iter().filter(|name| !is_never_carried(name.as_str()) && carried::find(name.as_str()).is_none());
+        let extra = extra.map(|name| (name.clone(), is_secret(name.as_str()))).collect();
+        Self { propagators, extra, dropped }
+    }
+
+    /// Adds a header to `carried` if it is one that is carried, and returns whether it is.
+    pub(crate) fn carry(&self, carried: &mut Carried, name: &HeaderName, value: &HeaderValue) -> bool {
+        // The table's own names: a clone of one that arrived costs an allocation.
+        let (name, is_secret) = match carried::find(name.as_str()) {
+            Some(line) => (&line.name, false),
+            None => match self.extra.get_key_value(name) {
+                Some((name, is_secret)) => (name, *is_secret),
+                None => return false,
+            },
+        };
+        let mut value = value.clone();
+        value.set_sensitive(is_secret);
+        carried.push(name.clone(), value);
+        true
+    }
+
+    /// Reads what the request says about its trace: the first valid context in the configured order.
+    pub fn extract(&self, carried: &Carried) -> Incoming {
+        let mut alone = Sampling::Deferred;
+        for found in self.propagators.formats.iter().filter_map(|format| format.parse(carried)) {
+            if found.context.is_some() {
+                return found;
+            }
+            if alone == Sampling::Deferred {
+                alone = found.sampling;
+            }
+        }
+        Incoming { context: None, sampling: alone }
+    }
+
+    /// The headers of a call to the next hop. `context` is the hop's own client span; without one (no exporter) every trace
+    /// header passes through untouched. `new_trace` says that the hop started the trace itself.
+    pub(crate) fn outgoing(
+        &self,
+        carried: &Carried,
+        request_id: &HeaderValue,
+        context: Option<&Context>,
+        new_trace: bool,
+    ) -> HeaderPairs {
+        let mut out = Vec::with_capacity(carried.headers.len() + 6);
+        let has_request_id = carried.request_id().is_some();
+        if !has_request_id {
+            out.push((X_REQUEST_ID.clone(), request_id.clone()));
+        }
+        let has_state = self.carries_tracestate(carried, context);
+        for (name, value) in carried.headers.iter().filter(|(_, value)| !value.is_empty()) {
+            let is_carried = match carried::role(name.as_str()) {
+                HeaderRole::ForeignTracer | HeaderRole::Routing | HeaderRole::Extra => true,
+                HeaderRole::RequestId => has_request_id,
+                HeaderRole::TraceState => has_state,
+                HeaderRole::Baggage => context.is_none() || self.propagators.baggage,
+                HeaderRole::TraceParent | HeaderRole::B3 | HeaderRole::B3Multi => context.is_none(),
+            };
+            if is_carried {
+                out.push((name.clone(), value.clone()));
+            }
+        }
+        if let Some(context) = context {
+            // All formats together take at most 187 bytes.
+            let mut buffer = BytesMut::with_capacity(192);
+            for format in &self.propagators.formats {
+                // A single `b3` would switch Envoy's Zipkin tracer, and with it the whole mesh, to that format.
+                let introduced = new_trace && (*format != WireFormat::B3 || self.propagators.formats.len() == 1);
+                if introduced || format.is_present(carried) {
+                    format.write(context, &mut buffer, &mut out);
+                }
+            }
+        }
+        if !self.dropped.is_empty() {
+            out.retain(|(name, _)| !self.dropped.contains(name));
+        }
+        out
+    }
+
+    /// A `tracestate` is carried when it belongs to the trace that goes on, and is valid.
+    fn carries_tracestate(&self, carried: &Carried, context: Option<&Context>) -> bool {
+        let Some(context) = context else { return true };
+        carried.is_present("tracestate")
+            && self.propagators.formats.contains(&WireFormat::TraceContext)
+            && w3c::is_valid_tracestate(carried.values("tracestate"))
+            && WireFormat::TraceContext
+                .parse(carried)
+                .and_then(|w3c| w3c.context)
+                .is_some_and(|w3c| w3c.trace_id == context.trace_id)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::trace_context::{RedactedHeaders, carried_names};
+
+    const T: &str = "463ac35c9f6413ad48485a3953bb6124";
+    const S: &str = "a2fb4a1d1a96d312";
+
+    fn request(propagator: &Propagator, headers: &[(&'static str, &str)]) -> Carried {
+        let mut carried = Carried::default();
+        for (name, value) in headers {
+            assert!(
+                propagator.carry(&mut carried, &HeaderName::from_static(name), &HeaderValue::from_str(value).unwrap()),
+                "{name}"
+            );
+        }
+        carried
+    }
+
+    fn extract(headers: &[(&'static str, &str)]) -> Incoming {
+        let propagator = Propagator::default();
+        propagator.extract(&request(&propagator, headers))
+    }
+
+    #[test]
+    fn traceparent_is_read_as_w3c_says() {
+        let valid = |value: &str| extract(&[("traceparent", value)]).context;
+        let context = valid(&format!("00-{T}-{S}-01")).unwrap();
+        assert_eq!((context.trace_id.to_string(), context.span_id.to_string()), (T.into(), S.into()));
+        assert_eq!(context.sampling, Sampling::Sample);
+        assert_eq!(valid(&format!("00-{T}-{S}-00")).unwrap().sampling, Sampling::Drop);
+        assert_eq!(valid(&format!("cc-{T}-{S}-01-what-the-future-brings")).unwrap(), context);
+        assert_eq!(valid(&format!("cc-{T}-{S}-09")).unwrap().sampling, Sampling::Sample);
+        let zero = "0".repeat(32);
+        for bad in [
+            format!("ff-{T}-{S}-01"),
+            format!("00-{zero}-{S}-01"),
+            format!("00-{T}-0000000000000000-01"),
+            format!("00-{}-{S}-01", T.to_uppercase()),
+            format!("00-{T}-{S}-01-extra"),
+            format!("cc-{T}-{S}-01extra"),
+            format!("00-{T}-{S}-0"),
+            format!("00-{T}-{S}-0g"),
+            format!("0x-{T}-{S}-01"),
+            format!("00_{T}-{S}-01"),
+            "garbage".into(),
+            String::new(),
+        ] {
+            assert_eq!(valid(&bad), None, "{bad}");
+        }
+        let twice = format!("00-{T}-{S}-01");
+        assert_eq!(extract(&[("traceparent", &twice), ("traceparent", &twice)]).context, None);
+    }
+
+    #[test]
+    fn b3_without_a_decision_leaves_it_to_the_receiver() {
+        let context = extract(&[("x-b3-traceid", T), ("x-b3-spanid", S)]).context.unwrap();
+        assert_eq!(context.sampling, Sampling::Deferred);
+        let context = extract(&[("b3", &format!("{T}-{S}"))]).context.unwrap();
+        assert_eq!(context.sampling, Sampling::Deferred);
+    }
+
+    #[test]
+    fn b3_decisions_are_read_with_and_without_ids() {
+        for (value, decision) in [("0", Sampling::Drop), ("1", Sampling::Sample), ("d", Sampling::Debug)] {
+            assert_eq!(extract(&[("b3", value)]), Incoming { context: None, sampling: decision });
+            assert_eq!(extract(&[("b3", &format!("{T}-{S}-{value}"))]).sampling, decision);
+        }
+        assert_eq!(extract(&[("x-b3-sampled", "0")]), Incoming { context: None, sampling: Sampling::Drop });
+        assert_eq!(extract(&[("x-b3-flags", "1")]), Incoming { context: None, sampling: Sampling::Debug });
+        assert_eq!(extract(&[("x-b3-sampled", "0"), ("b3", &format!("{T}-{S}-1"))]).sampling, Sampling::Sample);
+    }
+
+    #[test]
+    fn b3_ids_may_be_upper_case_or_64_bits() {
+        let upper = extract(&[("x-b3-traceid", &T.to_uppercase()), ("x-b3-spanid", &S.to_uppercase())]).context.unwrap();
+        assert_eq!(upper.trace_id.to_string(), T);
+        let short = extract(&[("b3", &format!("{S}-{S}-1-{S}"))]).context.unwrap();
+        assert!(short.short_trace_id);
+        assert_eq!(short.trace_id.to_string(), format!("0000000000000000{S}"));
+        assert_eq!(short.parent_id.unwrap().to_string(), S);
+        for bad in
+            [format!("{T}-{S}-2"), format!("{T}-{S}-1-{S}-"), format!("{T}-"), format!("{T}x-{S}"), "-".into(), String::new()]
+        {
+            assert_eq!(extract(&[("b3", &bad)]).context, None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_first_valid_format_in_the_configured_order_wins() {
+        let w3c = format!("00-{T}-{S}-01");
+        let other = "00000000000000aa";
+        let headers = [("traceparent", w3c.as_str()), ("x-b3-traceid", other), ("x-b3-spanid", other)];
+        assert_eq!(extract(&headers).context.unwrap().trace_id.to_string(), T);
+        let b3_first = Propagator::new("b3multi,b3,tracecontext".parse().unwrap(), vec![], vec![]);
+        assert!(b3_first.extract(&request(&b3_first, &headers)).context.unwrap().trace_id.to_string().ends_with(other));
+        let headers = [("traceparent", "garbage"), ("x-b3-traceid", other), ("x-b3-spanid", other)];
+        assert!(extract(&headers).context.unwrap().trace_id.to_string().ends_with(other));
+    }
+
+    #[test]
+    fn names_that_belong_to_one_connection_are_never_carried() {
+        let names = ["x-forwarded-for", "x-envoy-attempt-count", "connection", "content-length", "x-tenant"];
+        let propagator = Propagator::new(Propagators::default(), names.map(HeaderName::from_static).to_vec(), vec![]);
+        assert_eq!(propagator.extra.into_keys().collect::<Vec<_>>(), [HeaderName::from_static("x-tenant")]);
+    }
+
+    #[test]
+    fn no_line_of_the_table_is_a_secret() {
+        assert!(!carried_names().any(is_secret));
+    }
+
+    #[test]
+    fn any_number_of_further_headers_is_carried() {
+        let names: Vec<HeaderName> = (0..300).map(|n| HeaderName::try_from(format!("x-h{n}")).unwrap()).collect();
+        let propagator = Propagator::new(Propagators::default(), names.clone(), vec![names[299].clone()]);
+        let mut carried = Carried::default();
+        for name in &names {
+            assert!(propagator.carry(&mut carried, name, &HeaderValue::from_static("v")), "{name}");
+        }
+        let sent = propagator.outgoing(&carried, &HeaderValue::from_static("r"), None, false);
+        let sent: Vec<_> = sent.iter().map(|(name, _)| name).collect();
+        let request_id = HeaderName::from_static("x-request-id");
+        let expected: Vec<_> = std::iter::once(&request_id).chain(&names[..299]).collect();
+        assert_eq!(sent, expected);
+    }
+
+    #[test]
+    fn a_caller_cannot_mask_or_unmask_a_header_by_marking_it_sensitive() {
+        let propagator = Propagator::new(Propagators::default(), vec![HeaderName::from_static("x-api-key")], vec![]);
+        let mut carried = Carried::default();
+        for name in ["x-lane", "x-api-key"] {
+            for sensitive in [true, false] {
+                // HTTP/2 says of a value that is never to be indexed that it is sensitive.
+                let mut value = HeaderValue::from_static("v");
+                value.set_sensitive(sensitive);
+                propagator.carry(&mut carried, &HeaderName::from_static(name), &value);
+            }
+        }
+        let mut json = Vec::new();
+        RedactedHeaders::received(&carried).push_json(&mut json);
+        assert_eq!(String::from_utf8(json).unwrap(), r#"{"x-lane":["v","v"],"x-api-key":["***","***"]}"#);
+    }
+
+    #[test]
+    fn equal_names_are_shown_together_and_secrets_masked() {
+        let propagator = Propagator::new(Propagators::default(), vec![HeaderName::from_static("authorization")], vec![]);
+        let carried = request(&propagator, &[("baggage", "a=1"), ("authorization", "Bearer x"), ("baggage", "b=2")]);
+        let mut json = Vec::new();
+        RedactedHeaders::received(&carried).push_json(&mut json);
+        assert_eq!(String::from_utf8(json).unwrap(), r#"{"baggage":["a=1","b=2"],"authorization":["***"]}"#);
+    }
+
+    #[test]
+    fn an_unknown_propagator_is_named() {
+        assert!("tracecontext,jaeger".parse::<Propagators>().unwrap_err().contains("'jaeger'"));
+        assert_eq!("none".parse::<Propagators>().unwrap(), Propagators { formats: vec![], baggage: false });
+    }
+}
