@@ -1,16 +1,19 @@
 //! Export of spans: Zipkin v2 JSON, OTLP over HTTP, or lines on stderr. One exporter is one file.
 
 mod console;
-mod otlp;
+pub(crate) mod otlp;
 mod pipeline;
-mod zipkin;
+pub(crate) mod zipkin;
 
 use std::error::Error;
 use std::fmt;
 use std::time::Duration;
 
+use http::header::RETRY_AFTER;
+
 pub(crate) use pipeline::Pipeline;
 
+use crate::net::hosts::redacted_url;
 use crate::server::tls;
 use crate::telemetry::line_writer::LineWriter;
 use crate::telemetry::span_queue::{QueuedSpan, SpanBatch};
@@ -65,15 +68,15 @@ pub struct ResourceOptions {
 pub enum ExporterError {
     /// The HTTP client could not be built.
     HttpClient(reqwest::Error),
-    /// The options do not fit OTLP's exporter.
-    Otlp(opentelemetry_otlp::ExporterBuildError),
+    /// An extra header of the exports is not an HTTP header; holds its name. Its value may be a secret.
+    Header(String),
 }
 
 impl fmt::Display for ExporterError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::HttpClient(error) => write!(f, "cannot build the HTTP client of the span exporter: {error}"),
-            Self::Otlp(error) => write!(f, "cannot build the OTLP exporter: {error}"),
+            Self::Header(name) => write!(f, "the export header '{}' is not an HTTP header", name.escape_debug()),
         }
     }
 }
@@ -82,7 +85,7 @@ impl Error for ExporterError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
             Self::HttpClient(error) => Some(error),
-            Self::Otlp(error) => Some(error),
+            Self::Header(_) => None,
         }
     }
 }
@@ -91,7 +94,7 @@ impl Error for ExporterError {
 #[derive(Debug)]
 enum SpanSink {
     Zipkin(zipkin::ZipkinSink),
-    Otlp(Box<otlp::OtlpSink>),
+    Otlp(otlp::OtlpSink),
     Console(console::ConsoleSink),
 }
 
@@ -99,7 +102,15 @@ enum SpanSink {
 struct ExportError {
     /// The same request may succeed later.
     is_retryable: bool,
+    /// The earliest time for it, as `Retry-After` says.
+    retry_after: Option<Duration>,
     reason: String,
+}
+
+impl ExportError {
+    fn rejected(reason: String) -> Self {
+        Self { is_retryable: false, retry_after: None, reason }
+    }
 }
 
 impl SpanSink {
@@ -109,17 +120,18 @@ impl SpanSink {
             Exporter::None => return Ok(None),
             Exporter::Console => Self::Console(console::ConsoleSink::new(console.clone(), resource)),
             Exporter::Zipkin { endpoint } => Self::Zipkin(zipkin::ZipkinSink::new(endpoint, &resource)?),
-            Exporter::Otlp(options) => Self::Otlp(Box::new(otlp::OtlpSink::new(options, resource)?)),
+            Exporter::Otlp(options) => Self::Otlp(otlp::OtlpSink::new(options, resource)?),
         }))
     }
 
-    async fn send(&self, batch: &SpanBatch, spans: &[QueuedSpan]) -> Result<(), ExportError> {
+    /// Returns how many of the spans were rejected although the request succeeded.
+    async fn send(&self, batch: &SpanBatch, spans: &[QueuedSpan]) -> Result<usize, ExportError> {
         match self {
             Self::Zipkin(sink) => sink.send(batch, spans).await,
             Self::Otlp(sink) => sink.send(batch, spans).await,
             Self::Console(sink) => {
                 sink.send(batch, spans);
-                Ok(())
+                Ok(0)
             }
         }
     }
@@ -136,30 +148,76 @@ fn http_client(timeout: Duration) -> Result<reqwest::Client, ExporterError> {
         .map_err(ExporterError::HttpClient)
 }
 
-/// Sends a request and reads its answer.
-async fn post(request: reqwest::RequestBuilder) -> Result<(), ExportError> {
-    let failed = |error: reqwest::Error| ExportError { is_retryable: true, reason: causes(&error) };
+/// Sends a request and returns the body of its answer.
+async fn post(request: reqwest::RequestBuilder) -> Result<Vec<u8>, ExportError> {
+    let failed = |error: reqwest::Error| ExportError { is_retryable: true, retry_after: None, reason: causes(&error) };
     let response = request.send().await.map_err(failed)?;
-    let (status, url) = (response.status(), response.url().clone());
-    drain_body(response).await;
+    let status = response.status();
+    let retry_after = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
+    let reason = format!("{} answered {status}", redacted_url(response.url().as_str()));
+    let body = drain_body(response).await;
     if status.is_success() {
-        return Ok(());
+        return Ok(body);
     }
-    Err(ExportError { is_retryable: is_retryable(status.as_u16()), reason: format!("{url} answered {status}") })
+    let retry_after = retry_after.map(Duration::from_secs);
+    Err(ExportError { is_retryable: is_retryable(status.as_u16()), retry_after, reason })
 }
 
-/// Drains the response body so that the connection can be reused; gives up after [`MAX_ANSWER`] bytes.
-async fn drain_body(mut response: reqwest::Response) {
-    let mut length = 0;
+/// Reads the response body to its end, so that the connection can be reused; gives up after [`MAX_ANSWER`] bytes.
+async fn drain_body(mut response: reqwest::Response) -> Vec<u8> {
+    let mut body = Vec::new();
     while let Ok(Some(chunk)) = response.chunk().await {
-        length += chunk.len();
-        if length > MAX_ANSWER {
-            return;
+        body.extend_from_slice(&chunk);
+        if body.len() > MAX_ANSWER {
+            break;
         }
     }
+    body
 }
 
 /// Whether a collector that answered with `status` may accept the same spans later.
 fn is_retryable(status: u16) -> bool {
     status >= 500 || matches!(status, 408 | 429)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    #[tokio::test]
+    async fn an_answer_says_whether_and_when_to_retry() {
+        let cases = [
+            ("503 Unavailable\r\nretry-after: 7", Some((true, Some(7)))),
+            ("429 Slow\r\nretry-after: Wed, 21 Oct 2026 07:28:00 GMT", Some((true, None))),
+            ("400 Bad", Some((false, None))),
+            ("200 OK", None),
+        ];
+        for (answer, expected) in cases {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let url = format!("http://u:s3cret@{}/v1/traces?token=s3cret", listener.local_addr().unwrap());
+            let server = async {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut head = [0; 4096];
+                let read = stream.read(&mut head).await.unwrap();
+                assert!(head[..read].ends_with(b"\r\n\r\n"));
+                stream.write_all(format!("HTTP/1.1 {answer}\r\ncontent-length: 2\r\n\r\nok").as_bytes()).await.unwrap();
+            };
+            let client = http_client(TIMEOUT).unwrap();
+            let (result, ()) = tokio::join!(post(client.post(&url)), server);
+            match (result, expected) {
+                (Ok(body), None) => assert_eq!(body, b"ok"),
+                (Err(error), Some((is_retryable, seconds))) => {
+                    assert_eq!(
+                        (error.is_retryable, error.retry_after),
+                        (is_retryable, seconds.map(Duration::from_secs)),
+                        "{answer}"
+                    );
+                    assert!(!error.reason.contains("s3cret"), "{}", error.reason);
+                }
+                (Ok(_), Some(_)) => panic!("{answer} is an error"),
+                (Err(error), None) => panic!("{answer} is none: {}", error.reason),
+            }
+        }
+    }
 }

@@ -1,81 +1,328 @@
-//! OTLP over HTTP, protobuf.
+//! OTLP over HTTP, protobuf, in the types of `opentelemetry-proto`.
+//!
+//! The exporter of `opentelemetry-otlp` accepts the SDK's `SpanData` only, and the way from our batch through it costs several
+//! times as much as the encoding itself (`ARCHITECTURE.md`, "What own code buys").
 
-use std::collections::HashMap;
+use std::io::Write as _;
+use std::time::{Duration, SystemTime};
 
-use opentelemetry::trace::{SpanContext, SpanId, Status, TraceFlags, TraceState};
-use opentelemetry::{InstrumentationScope, KeyValue};
-use opentelemetry_otlp::{Compression, WithExportConfig, WithHttpConfig};
-use opentelemetry_sdk::Resource;
-use opentelemetry_sdk::trace::{SpanData, SpanEvents, SpanExporter as _, SpanLinks};
-use opentelemetry_semantic_conventions::attribute::ERROR_TYPE;
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap};
+use http::{HeaderName, HeaderValue};
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceResponse;
+use opentelemetry_proto::tonic::common::v1::any_value::Value;
+use opentelemetry_proto::tonic::common::v1::{AnyValue, InstrumentationScope, KeyValue};
+use opentelemetry_proto::tonic::resource::v1::Resource;
+use opentelemetry_proto::tonic::trace::v1::span::SpanKind as OtlpSpanKind;
+use opentelemetry_proto::tonic::trace::v1::status::StatusCode;
+use opentelemetry_proto::tonic::trace::v1::{Span as OtlpSpan, SpanFlags, Status};
+use opentelemetry_semantic_conventions::attribute::{ERROR_TYPE, SERVICE_NAME};
+use prost::Message as _;
 
-use super::{ExportError, ExporterError, OtlpOptions, ResourceOptions, http_client, is_retryable};
+use super::{ExportError, ExporterError, OtlpOptions, ResourceOptions, http_client, post};
 use crate::telemetry::span_queue::{AttributeValue, QueuedSpan, SpanBatch, SpanKind};
+
+/// Numbers of the fields that nest spans, as `opentelemetry/proto/collector/trace/v1/trace_service.proto` and
+/// `opentelemetry/proto/trace/v1/trace.proto` assign them.
+mod field {
+    pub(super) const REQUEST_RESOURCE_SPANS: u8 = 1;
+    pub(super) const RESOURCE_SPANS_RESOURCE: u8 = 1;
+    pub(super) const RESOURCE_SPANS_SCOPE_SPANS: u8 = 2;
+    pub(super) const SCOPE_SPANS_SCOPE: u8 = 1;
+    pub(super) const SCOPE_SPANS_SPANS: u8 = 2;
+}
 
 /// Posts spans to an OTLP collector.
 #[derive(Debug)]
-pub(super) struct OtlpSink(opentelemetry_otlp::SpanExporter);
+pub(super) struct OtlpSink {
+    client: reqwest::Client,
+    endpoint: String,
+    headers: HeaderMap,
+    gzip: bool,
+    encoder: OtlpEncoder,
+}
+
+/// Encodes spans of one resource.
+#[derive(Debug)]
+pub(crate) struct OtlpEncoder {
+    /// The field `resource` of `ResourceSpans`, encoded once.
+    resource: Vec<u8>,
+    /// The field `scope` of `ScopeSpans`, encoded once.
+    scope: Vec<u8>,
+}
 
 impl OtlpSink {
     pub(super) fn new(options: OtlpOptions, resource: ResourceOptions) -> Result<Self, ExporterError> {
-        let mut builder = opentelemetry_otlp::SpanExporter::builder()
-            .with_http()
-            .with_http_client(http_client(options.timeout)?)
-            .with_endpoint(options.endpoint)
-            .with_timeout(options.timeout)
-            .with_headers(options.headers.into_iter().collect::<HashMap<_, _>>());
-        if options.gzip {
-            builder = builder.with_compression(Compression::Gzip);
+        let mut headers = HeaderMap::new();
+        for (name, value) in options.headers {
+            match (HeaderName::from_bytes(name.as_bytes()), HeaderValue::from_str(&value)) {
+                (Ok(name), Ok(value)) => headers.insert(name, value),
+                _ => return Err(ExporterError::Header(name)),
+            };
         }
-        let mut exporter = builder.build().map_err(ExporterError::Otlp)?;
-        let attributes = resource.attributes.into_iter().map(|(key, value)| KeyValue::new(key, value));
-        let resource = Resource::builder_empty().with_service_name(resource.service_name).with_attributes(attributes).build();
-        exporter.set_resource(&resource);
-        Ok(Self(exporter))
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-protobuf"));
+        if options.gzip {
+            headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+        }
+        let client = http_client(options.timeout)?;
+        Ok(Self { client, endpoint: options.endpoint, headers, gzip: options.gzip, encoder: OtlpEncoder::new(resource) })
     }
 
-    pub(super) async fn send(&self, batch: &SpanBatch, spans: &[QueuedSpan]) -> Result<(), ExportError> {
-        let spans = spans.iter().map(|span| span_data(batch, span)).collect();
-        self.0.export(spans).await.map_err(|error| {
-            let reason = error.to_string();
-            // The exporter reports the status only in its message. Without one there was no answer, which may change.
-            let status = reason.rsplit_once("status code: ").and_then(|(_, code)| code.trim().parse().ok());
-            ExportError { is_retryable: status.is_none_or(is_retryable), reason }
-        })
+    /// Returns how many of the spans the collector rejected.
+    pub(super) async fn send(&self, batch: &SpanBatch, spans: &[QueuedSpan]) -> Result<usize, ExportError> {
+        let mut body = self.encoder.encode(batch, spans);
+        if self.gzip {
+            body = gzip(&body).map_err(|error| ExportError::rejected(error.to_string()))?;
+        }
+        let answer = post(self.client.post(&self.endpoint).headers(self.headers.clone()).body(body)).await?;
+        Ok(rejected_spans(&answer))
     }
 }
 
-fn span_data(batch: &SpanBatch, span: &QueuedSpan) -> SpanData {
-    let context = &span.context;
-    let mut attributes = Vec::with_capacity(9);
-    batch.attributes(span, |name, value| {
-        attributes.push(match value {
-            AttributeValue::Text(text) => KeyValue::new(name, text.to_owned()),
-            AttributeValue::Int(number) => KeyValue::new(name, i64::from(number)),
-            AttributeValue::Address(address) => KeyValue::new(name, address.to_string()),
+fn gzip(body: &[u8]) -> std::io::Result<Vec<u8>> {
+    let mut encoder = GzEncoder::new(Vec::with_capacity(body.len() / 4), Compression::default());
+    encoder.write_all(body)?;
+    encoder.finish()
+}
+
+/// What a partial success says. Collectors that answer otherwise than the protocol requires have accepted everything.
+fn rejected_spans(answer: &[u8]) -> usize {
+    let partial = ExportTraceServiceResponse::decode(answer).ok().and_then(|response| response.partial_success);
+    let Some(partial) = partial.filter(|partial| partial.rejected_spans > 0 || !partial.error_message.is_empty()) else {
+        return 0;
+    };
+    tracing::warn!(
+        spans = partial.rejected_spans,
+        reason = %partial.error_message.escape_debug(),
+        "the span collector accepted a part of the spans"
+    );
+    usize::try_from(partial.rejected_spans).unwrap_or(0)
+}
+
+impl OtlpEncoder {
+    pub(crate) fn new(resource: ResourceOptions) -> Self {
+        let attributes = [(SERVICE_NAME.to_owned(), resource.service_name)].into_iter().chain(resource.attributes);
+        let attributes = attributes.map(|(key, value)| KeyValue {
+            key,
+            value: Some(AnyValue { value: Some(Value::StringValue(value)) }),
+            ..Default::default()
         });
-    });
+        let scope = InstrumentationScope {
+            name: env!("CARGO_PKG_NAME").to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            ..Default::default()
+        };
+        let resource = Resource { attributes: attributes.collect(), ..Default::default() };
+        let encoded = |number, message: Vec<u8>| {
+            let mut out = Vec::new();
+            push_field(&mut out, number, &message);
+            out
+        };
+        Self {
+            resource: encoded(field::RESOURCE_SPANS_RESOURCE, resource.encode_to_vec()),
+            scope: encoded(field::SCOPE_SPANS_SCOPE, scope.encode_to_vec()),
+        }
+    }
+
+    /// The bytes of an `ExportTraceServiceRequest`.
+    pub(crate) fn encode(&self, batch: &SpanBatch, spans: &[QueuedSpan]) -> Vec<u8> {
+        let mut scope_spans = Vec::with_capacity(self.scope.len() + spans.len() * 384);
+        scope_spans.extend_from_slice(&self.scope);
+        // One message for each kind, filled again for each span: the next span of a kind has the same attributes, and their
+        // strings are reused. A message for each span costs 60 % more.
+        let (mut server, mut client) = (OtlpSpan::default(), OtlpSpan::default());
+        for span in spans {
+            let message = if span.kind == SpanKind::Server { &mut server } else { &mut client };
+            fill(message, batch, span);
+            scope_spans.push(key(field::SCOPE_SPANS_SPANS));
+            // Fails only when the buffer cannot grow.
+            let _ = message.encode_length_delimited(&mut scope_spans);
+        }
+        let mut resource_spans = Vec::with_capacity(self.resource.len() + scope_spans.len() + 8);
+        resource_spans.extend_from_slice(&self.resource);
+        push_field(&mut resource_spans, field::RESOURCE_SPANS_SCOPE_SPANS, &scope_spans);
+        let mut request = scope_spans;
+        request.clear();
+        push_field(&mut request, field::REQUEST_RESOURCE_SPANS, &resource_spans);
+        request
+    }
+}
+
+/// The key of a length-delimited field; numbers up to 15 are one byte.
+const fn key(number: u8) -> u8 {
+    const LENGTH_DELIMITED: u8 = 2;
+    number << 3 | LENGTH_DELIMITED
+}
+
+fn push_field(out: &mut Vec<u8>, number: u8, message: &[u8]) {
+    out.push(key(number));
+    let _ = prost::encode_length_delimiter(message.len(), out);
+    out.extend_from_slice(message);
+}
+
+fn fill(message: &mut OtlpSpan, batch: &SpanBatch, span: &QueuedSpan) {
+    let set_bytes = |field: &mut Vec<u8>, bytes: &[u8]| {
+        field.clear();
+        field.extend_from_slice(bytes);
+    };
+    let context = &span.context;
+    set_bytes(&mut message.trace_id, &context.trace_id.to_bytes());
+    set_bytes(&mut message.span_id, &context.span_id.to_bytes());
+    match context.parent_id {
+        Some(parent) => set_bytes(&mut message.parent_span_id, &parent.to_bytes()),
+        None => message.parent_span_id.clear(),
+    }
+    const SAMPLED: u32 = 1;
+    let (kind, remote) = match span.kind {
+        SpanKind::Server => (OtlpSpanKind::Server, SpanFlags::ContextIsRemoteMask as u32),
+        SpanKind::Client => (OtlpSpanKind::Client, 0),
+    };
+    message.kind = kind as i32;
+    message.flags = SAMPLED | SpanFlags::ContextHasIsRemoteMask as u32 | remote;
+    let (method, route) = batch.name(span);
+    message.name.clear();
+    message.name.extend([method, if route.is_empty() { "" } else { " " }, route]);
+    message.start_time_unix_nano = nanoseconds(span.start.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default());
+    message.end_time_unix_nano = message.start_time_unix_nano.saturating_add(nanoseconds(span.duration));
+    let mut attributes = Attributes { list: &mut message.attributes, used: 0 };
+    batch.attributes(span, |name, value| attributes.push(name, value));
     let error = batch.error_type(span);
     if let Some(error) = error {
-        attributes.push(KeyValue::new(ERROR_TYPE, error.to_string()));
+        attributes.push(ERROR_TYPE, AttributeValue::Text(&error.to_string()));
     }
-    let (method, route) = batch.name(span);
-    SpanData {
-        span_context: SpanContext::new(context.trace_id, context.span_id, TraceFlags::SAMPLED, false, TraceState::NONE),
-        parent_span_id: context.parent_id.unwrap_or(SpanId::INVALID),
-        parent_span_is_remote: span.kind == SpanKind::Server,
-        span_kind: match span.kind {
-            SpanKind::Server => opentelemetry::trace::SpanKind::Server,
-            SpanKind::Client => opentelemetry::trace::SpanKind::Client,
-        },
-        name: if route.is_empty() { method.into() } else { format!("{method} {route}").into() },
-        start_time: span.start,
-        end_time: span.start + span.duration,
-        attributes,
-        dropped_attributes_count: 0,
-        events: SpanEvents::default(),
-        links: SpanLinks::default(),
-        status: if error.is_some() { Status::error("") } else { Status::Unset },
-        instrumentation_scope: InstrumentationScope::builder("httpserver").with_version(env!("CARGO_PKG_VERSION")).build(),
+    let used = attributes.used;
+    message.attributes.truncate(used);
+    let code = if error.is_some() { StatusCode::Error } else { StatusCode::Unset };
+    message.status = Some(Status { code: code as i32, message: String::new() });
+}
+
+fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Attributes that overwrite those of the span before, so that their strings are reused.
+struct Attributes<'a> {
+    list: &'a mut Vec<KeyValue>,
+    used: usize,
+}
+
+impl Attributes<'_> {
+    fn push(&mut self, name: &str, value: AttributeValue<'_>) {
+        if self.used == self.list.len() {
+            self.list.push(KeyValue::default());
+        }
+        let attribute = &mut self.list[self.used];
+        self.used += 1;
+        attribute.key.clear();
+        attribute.key.push_str(name);
+        let slot = &mut attribute.value.get_or_insert_default().value;
+        let mut string = match slot.take() {
+            Some(Value::StringValue(string)) => string,
+            _ => String::new(),
+        };
+        string.clear();
+        *slot = Some(match value {
+            AttributeValue::Int(number) => Value::IntValue(number.into()),
+            AttributeValue::Text(text) => {
+                string.push_str(text);
+                Value::StringValue(string)
+            }
+            AttributeValue::Address(address) => {
+                let _ = std::fmt::Write::write_fmt(&mut string, format_args!("{address}"));
+                Value::StringValue(string)
+            }
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::telemetry::span_queue::{FinishedSpan, SpanQueue};
+    use crate::trace_context::{Context, Sampling};
+    use opentelemetry::trace::{SpanId, TraceId};
+    use opentelemetry_proto::tonic::collector::trace::v1::{ExportTracePartialSuccess, ExportTraceServiceRequest};
+    use std::collections::BTreeMap;
+
+    fn attributes(list: &[KeyValue]) -> BTreeMap<&str, String> {
+        let value = |attribute: &KeyValue| match attribute.value.clone().unwrap().value.unwrap() {
+            Value::StringValue(text) => text,
+            Value::IntValue(number) => number.to_string(),
+            other => panic!("{other:?}"),
+        };
+        list.iter().map(|attribute| (attribute.key.as_str(), value(attribute))).collect()
+    }
+
+    #[test]
+    fn a_request_decodes_to_what_was_queued_and_no_span_inherits_from_the_one_before() {
+        let context = |id: u64, parent| Context {
+            trace_id: TraceId::from(7),
+            short_trace_id: false,
+            span_id: SpanId::from(id),
+            parent_id: parent,
+            sampling: Sampling::Sample,
+        };
+        let (first, second) = (context(1, Some(SpanId::from(9))), context(2, None));
+        let queue = SpanQueue::new(8);
+        let span = FinishedSpan {
+            kind: SpanKind::Server,
+            context: &first,
+            start: SystemTime::UNIX_EPOCH + Duration::from_secs(3),
+            duration: Duration::from_micros(5),
+            method: "GET",
+            route: "/hello",
+            status: 503,
+            error: None,
+            path: "/hello",
+            client: Some([10, 0, 0, 7].into()),
+            server: Some(("localhost", 8080)),
+            request_id: "a-long-request-id",
+        };
+        queue.push(&span);
+        queue.push(&FinishedSpan { context: &second, route: "", status: 200, client: None, request_id: "r", ..span });
+        queue.push(&FinishedSpan { kind: SpanKind::Client, context: &first, error: Some("timeout"), status: 0, ..span });
+        let batch = queue.take(SpanBatch::default());
+        let encoder = OtlpEncoder::new(ResourceOptions {
+            service_name: "service1".into(),
+            attributes: vec![("lane".into(), "gray".into())],
+        });
+
+        let request = ExportTraceServiceRequest::decode(&*encoder.encode(&batch, &batch.spans)).unwrap();
+        let [resource_spans] = &request.resource_spans[..] else { panic!("{request:?}") };
+        let resource = resource_spans.resource.as_ref().unwrap();
+        assert_eq!(attributes(&resource.attributes), [("service.name", "service1".into()), ("lane", "gray".into())].into());
+        let [scope_spans] = &resource_spans.scope_spans[..] else { panic!("{request:?}") };
+        assert_eq!(scope_spans.scope.as_ref().unwrap().name, "httpserver");
+        let [server, root, client] = &scope_spans.spans[..] else { panic!("{request:?}") };
+        assert_eq!(
+            (&server.trace_id[..], &server.span_id[..]),
+            (&TraceId::from(7).to_bytes()[..], &[0, 0, 0, 0, 0, 0, 0, 1][..])
+        );
+        assert_eq!((server.parent_span_id.len(), root.parent_span_id.len()), (8, 0));
+        assert_eq!((server.name.as_str(), root.name.as_str(), server.flags, client.flags), ("GET /hello", "GET", 0x301, 0x101));
+        assert_eq!((server.start_time_unix_nano, server.end_time_unix_nano), (3_000_000_000, 3_000_005_000));
+        let statuses = [server, root, client].map(|span| span.status.as_ref().unwrap().code);
+        assert_eq!(statuses, [StatusCode::Error, StatusCode::Unset, StatusCode::Error].map(|code| code as i32));
+        let expected = [
+            ("http.request.method", "GET"),
+            ("url.path", "/hello"),
+            ("server.address", "localhost"),
+            ("server.port", "8080"),
+            ("request.id", "r"),
+            ("http.response.status_code", "200"),
+        ];
+        assert_eq!(attributes(&root.attributes), expected.map(|(name, value)| (name, value.to_owned())).into());
+        assert_eq!(attributes(&server.attributes)["error.type"], "503");
+        assert_eq!(attributes(&server.attributes)["client.address"], "10.0.0.7");
+        assert_eq!(attributes(&client.attributes)["error.type"], "timeout");
+    }
+
+    #[test]
+    fn a_partial_success_says_how_many_spans_were_rejected() {
+        let partial = ExportTracePartialSuccess { rejected_spans: 3, error_message: "too old".into() };
+        let answer = ExportTraceServiceResponse { partial_success: Some(partial) }.encode_to_vec();
+        assert_eq!(rejected_spans(&answer), 3);
+        assert_eq!([&b""[..], b"{}", b"<html>"].map(rejected_spans), [0; 3]);
     }
 }

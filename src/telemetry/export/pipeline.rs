@@ -20,6 +20,8 @@ const CHUNK: usize = 512;
 /// The first pause before a retry; each further one is twice as long, up to [`MAX_BACKOFF`], with a fifth of jitter.
 const MIN_BACKOFF: Duration = Duration::from_millis(250);
 const MAX_BACKOFF: Duration = Duration::from_secs(8);
+/// The longest `Retry-After` that is respected: the queue would be full long before an hour is over.
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(60);
 /// After so many attempts (about a minute) a chunk is dropped, so that younger spans can be sent.
 const MAX_ATTEMPTS: u32 = 10;
 
@@ -93,7 +95,10 @@ impl ExportTask {
             for range in batch.chunks(CHUNK) {
                 let spans = range.len();
                 match self.deliver(&batch, range).await {
-                    Ok(()) => self.metrics.spans_exported.inc_by(spans as u64),
+                    Ok(rejected) => {
+                        self.metrics.spans_exported.inc_by(spans.saturating_sub(rejected) as u64);
+                        self.metrics.spans_dropped("rejected", rejected.min(spans));
+                    }
                     Err(reason) => self.metrics.spans_dropped(reason, spans),
                 }
                 self.in_flight.fetch_sub(spans, Ordering::Relaxed);
@@ -106,15 +111,19 @@ impl ExportTask {
         }
     }
 
-    /// Sends one chunk, with retries. The error is the `reason` label under which it was dropped.
-    async fn deliver(&mut self, batch: &SpanBatch, range: std::ops::Range<usize>) -> Result<(), &'static str> {
+    /// Sends one chunk, with retries, and returns how many of its spans were rejected. The error is the `reason` label under
+    /// which the chunk was dropped.
+    async fn deliver(&mut self, batch: &SpanBatch, range: std::ops::Range<usize>) -> Result<usize, &'static str> {
         let mut backoff = MIN_BACKOFF;
         for attempt in 1..=MAX_ATTEMPTS {
-            let Err(error) = self.sink.send(batch, &batch.spans[range.clone()]).await else {
-                if attempt > 1 {
-                    tracing::info!(attempt, "the span collector accepts spans again");
+            let error = match self.sink.send(batch, &batch.spans[range.clone()]).await {
+                Ok(rejected) => {
+                    if attempt > 1 {
+                        tracing::info!(attempt, "the span collector accepts spans again");
+                    }
+                    return Ok(rejected);
                 }
-                return Ok(());
+                Err(error) => error,
             };
             if !error.is_retryable {
                 tracing::warn!(spans = range.len(), reason = error.reason, "the span collector rejected spans; they are dropped");
@@ -123,7 +132,7 @@ impl ExportTask {
             if attempt == 1 {
                 tracing::warn!(reason = error.reason, "the span collector is unavailable; retrying");
             }
-            let pause = backoff.mul_f64(0.8 + 0.4 * ids::unit());
+            let pause = backoff.mul_f64(0.8 + 0.4 * ids::unit()).max(error.retry_after.unwrap_or_default().min(MAX_RETRY_AFTER));
             // A stop ends the pause, not the attempts: the flush has a deadline of its own.
             let stopping = *self.stopped.borrow();
             tokio::select! {

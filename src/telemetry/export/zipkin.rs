@@ -3,6 +3,7 @@
 
 use std::time::{Duration, SystemTime};
 
+use http::header::CONTENT_TYPE;
 use opentelemetry_semantic_conventions::attribute::ERROR_TYPE;
 
 use super::{ExportError, ExporterError, ResourceOptions, TIMEOUT, http_client, post};
@@ -34,9 +35,10 @@ impl ZipkinSink {
         Ok(Self { client: http_client(TIMEOUT)?, endpoint, resource: EncodedResource::new(resource) })
     }
 
-    pub(super) async fn send(&self, batch: &SpanBatch, spans: &[QueuedSpan]) -> Result<(), ExportError> {
+    pub(super) async fn send(&self, batch: &SpanBatch, spans: &[QueuedSpan]) -> Result<usize, ExportError> {
         let body = encode(&self.resource, batch, spans);
-        post(self.client.post(&self.endpoint).header(http::header::CONTENT_TYPE, "application/json").body(body)).await
+        post(self.client.post(&self.endpoint).header(CONTENT_TYPE, "application/json").body(body)).await?;
+        Ok(0)
     }
 }
 
