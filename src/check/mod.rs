@@ -44,7 +44,8 @@ use reachability::client::{Answer, Client};
 use reachability::tls::Trust;
 pub use report::Output;
 use report::{CheckId, Finding, Group, Progress, Report};
-use traffic::{Promise, Sample, Series};
+use traffic::Expectation;
+use traffic::sample::{Sample, Series};
 
 /// Options of `httpserver check`.
 #[derive(Debug, Clone, clap::Args)]
@@ -221,7 +222,7 @@ async fn checks(args: &CheckArgs, trust: Trust, report: &mut Report, mut stop: s
     let progress = Progress::new(std::io::stderr().is_terminal());
     let client = Arc::new(client);
     let series =
-        |lane: Option<&str>| Series { client: client.clone(), place: place.clone(), headers: traffic::lanes::headers(lane) };
+        |lane: Option<&str>| Series { client: client.clone(), place: place.clone(), headers: traffic::lane_check::headers(lane) };
 
     // The statistics' requests bring no trace context, so they also tell the mesh's own sampling rate. The order of the
     // report is the reader's: the backend before the traffic.
@@ -241,14 +242,14 @@ async fn checks(args: &CheckArgs, trust: Trust, report: &mut Report, mut stop: s
         Vec::new()
     };
     if args.traces.is_some() && !samples.is_empty() {
-        report.add(traffic::sampling(&samples, args.expect_sampling, xray.as_ref(), &place));
+        report.add(traffic::sampling::finding(&samples, args.expect_sampling, xray.as_ref(), &place));
     }
     if !args.lane.is_empty() && !*stop.borrow() {
         walk_lanes(args, &series, &place, report, &mut stop, &progress).await;
     }
     if args.count > 0 {
-        let promise = Promise { success: args.expect_success, splits: &args.expect_split };
-        report.extend(traffic::findings(&samples, xray.as_ref(), &promise, &place));
+        let expected = Expectation { success: args.expect_success, splits: &args.expect_split };
+        report.extend(traffic::findings(&samples, xray.as_ref(), &expected, &place));
     }
     if let Some(span) = args.watch
         && !*stop.borrow()
@@ -258,7 +259,7 @@ async fn checks(args: &CheckArgs, trust: Trust, report: &mut Report, mut stop: s
         }
         let started = tokio::time::Instant::now();
         let samples: Vec<Sample> = series(None).run_for(span, args.rate, &mut stop, &progress, "requests, watching").await;
-        report.extend(report::watch::findings(&samples, span.min(started.elapsed()), &place));
+        report.extend(traffic::watch::findings(&samples, span.min(started.elapsed()), &place));
     }
 }
 
@@ -349,7 +350,7 @@ async fn walk_lanes(
 ) {
     const REQUESTS: u64 = 20;
     let base = series(None).run(REQUESTS, stop, progress, "requests in the baseline").await;
-    report.extend(traffic::lanes::baseline(&base, place));
+    report.extend(traffic::lane_check::baseline(&base, place));
     for lane in &args.lane {
         if *stop.borrow() {
             return;
@@ -357,12 +358,12 @@ async fn walk_lanes(
         let walking = series(Some(lane));
         let samples = walking.run(REQUESTS, stop, progress, "requests in the lane").await;
         let lost = lost_lane(&walking, lane).await;
-        report.extend(traffic::lanes::walk(lane, &samples, lost, place));
+        report.extend(traffic::lane_check::walk(lane, &samples, lost, place));
     }
 }
 
 /// The seam at which `x-lane` is lost, in a request of this lane.
 async fn lost_lane(series: &Series, lane: &str) -> Option<(Hop, Hop)> {
-    let tree = series.client.get(&traffic::lanes::headers(Some(lane))).await.ok()?.tree()?;
-    traffic::lanes::lost(&tree, &series.place.url)
+    let tree = series.client.get(&traffic::lane_check::headers(Some(lane))).await.ok()?.tree()?;
+    traffic::lane_check::lost(&tree, &series.place.url)
 }

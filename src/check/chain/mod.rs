@@ -14,7 +14,7 @@ use crate::check::report::{CheckId, Finding, Hint};
 
 /// Why a call failed, or a hop.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Why {
+pub(crate) enum FailureCause {
     /// No connection: nothing listens.
     Refused,
     /// The name does not resolve.
@@ -42,48 +42,50 @@ pub(crate) enum Why {
 pub(crate) struct Break {
     pub(crate) from: Hop,
     pub(crate) to: Hop,
-    pub(crate) why: Why,
+    pub(crate) cause: FailureCause,
 }
 
 impl Break {
     /// What happened, as one sentence.
     pub(crate) fn text(&self) -> String {
         let (from, to) = (&self.from.name, &self.to.name);
-        match &self.why {
-            Why::Refused => format!("{from} cannot reach {to}: connection refused at {}", self.to.url),
-            Why::NoSuchHost => format!("{from} cannot reach {to}: {} does not resolve", host_of(&self.to.url)),
-            Why::TimedOut => format!("{to} did not answer {from} in time"),
-            Why::Closed => format!("The connection from {from} to {to} ended before an answer"),
-            Why::Transport(error) => format!("{from} cannot call {to}: {error}"),
-            Why::Answered(status, stranger) => format!("{from} called {to} and got {status} without a hop's reply{stranger}"),
-            Why::NoReply(error) => format!("{from} called {to} and could not read the answer: {error}"),
-            Why::Injected(status) => format!("{to} answered {status} by its own fault injection"),
-            Why::Itself(status) => format!("{to} answered {status} itself"),
-            Why::Loop => format!("The chain calls itself: {from} calls {to}, which is above it"),
+        match &self.cause {
+            FailureCause::Refused => format!("{from} cannot reach {to}: connection refused at {}", self.to.url),
+            FailureCause::NoSuchHost => format!("{from} cannot reach {to}: {} does not resolve", host_of(&self.to.url)),
+            FailureCause::TimedOut => format!("{to} did not answer {from} in time"),
+            FailureCause::Closed => format!("The connection from {from} to {to} ended before an answer"),
+            FailureCause::Transport(error) => format!("{from} cannot call {to}: {error}"),
+            FailureCause::Answered(status, stranger) => {
+                format!("{from} called {to} and got {status} without a hop's reply{stranger}")
+            }
+            FailureCause::NoReply(error) => format!("{from} called {to} and could not read the answer: {error}"),
+            FailureCause::Injected(status) => format!("{to} answered {status} by its own fault injection"),
+            FailureCause::Itself(status) => format!("{to} answered {status} itself"),
+            FailureCause::Loop => format!("The chain calls itself: {from} calls {to}, which is above it"),
         }
     }
 
     /// The same in a few words, for counting.
     pub(crate) fn key(&self) -> String {
-        let why = match &self.why {
-            Why::Refused => "connection refused".to_owned(),
-            Why::NoSuchHost => "name does not resolve".to_owned(),
-            Why::TimedOut => "timed out".to_owned(),
-            Why::Closed => "connection closed".to_owned(),
-            Why::Transport(error) => error.clone(),
-            Why::Answered(status, stranger) => format!("{status} without a reply{stranger}"),
-            Why::NoReply(_) => "no reply of a hop".to_owned(),
-            Why::Injected(status) => format!("{status} by its fault injection"),
-            Why::Itself(status) => format!("{status} by itself"),
-            Why::Loop => "loop".to_owned(),
+        let why = match &self.cause {
+            FailureCause::Refused => "connection refused".to_owned(),
+            FailureCause::NoSuchHost => "name does not resolve".to_owned(),
+            FailureCause::TimedOut => "timed out".to_owned(),
+            FailureCause::Closed => "connection closed".to_owned(),
+            FailureCause::Transport(error) => error.clone(),
+            FailureCause::Answered(status, stranger) => format!("{status} without a reply{stranger}"),
+            FailureCause::NoReply(_) => "no reply of a hop".to_owned(),
+            FailureCause::Injected(status) => format!("{status} by its fault injection"),
+            FailureCause::Itself(status) => format!("{status} by itself"),
+            FailureCause::Loop => "loop".to_owned(),
         };
         format!("{}: {why}", self.at())
     }
 
     /// The hop or the seam, for a line.
     pub(crate) fn at(&self) -> String {
-        match self.why {
-            Why::Injected(_) | Why::Itself(_) => self.to.name.clone(),
+        match self.cause {
+            FailureCause::Injected(_) | FailureCause::Itself(_) => self.to.name.clone(),
             _ => format!("{} -> {}", self.from.name, self.to.name),
         }
     }
@@ -98,34 +100,34 @@ impl Break {
         let name = &to.name;
         let kubernetes = place.runner(to) == Runner::Kubernetes || place.runner(from) == Runner::Kubernetes;
         let up = |cause: String| place.is_up(to).into_iter().fold(Hint::new(cause), Hint::run);
-        match &self.why {
-            Why::Refused => up(format!("{name} is not running there, or listens on another port")),
-            Why::NoSuchHost if kubernetes => Hint::new(format!("No Service has this name: UPSTREAM of {} is misspelt, or {name} is in another namespace", from.name))
+        match &self.cause {
+            FailureCause::Refused => up(format!("{name} is not running there, or listens on another port")),
+            FailureCause::NoSuchHost if kubernetes => Hint::new(format!("No Service has this name: UPSTREAM of {} is misspelt, or {name} is in another namespace", from.name))
                 .run(format!("kubectl get service -n {}", place.namespace_of(to)))
                 .run(place.settings(from)),
-            Why::NoSuchHost => up(format!("The UPSTREAM of {} names a host that nobody has", from.name)),
-            Why::TimedOut => {
+            FailureCause::NoSuchHost => up(format!("The UPSTREAM of {} names a host that nobody has", from.name)),
+            FailureCause::TimedOut => {
                 let cause = format!(
                     "{name} hangs or is slower than the UPSTREAM_TIMEOUT of {}. If a hop below {name} is the slow one, {name} waits longer than {} does: timeouts must fall along the chain",
                     from.name, from.name
                 );
                 Hint::new(cause).run(place.logs(to)).run(place.settings(from))
             }
-            Why::Closed if kubernetes => Hint::new(format!(
+            FailureCause::Closed if kubernetes => Hint::new(format!(
                 "{name} stopped while it answered, or refuses plain text (STRICT mTLS) because {} has no sidecar",
                 from.name
             ))
             .run(format!("kubectl get pods -n {} -o custom-columns=POD:.metadata.name,CONTAINERS:.spec.containers[*].name,INIT:.spec.initContainers[*].name", place.namespace_of(to)))
             .run("kubectl get peerauthentication -A"),
-            Why::Closed => up(format!("{name} stopped or crashed while it answered")),
-            Why::Transport(_) => up(format!("The connection to {name} does not work")),
-            Why::NoReply(_) => Hint::new(format!("The UPSTREAM of {} leads to something that is not a hop of this chain", from.name)).run(place.settings(from)),
-            Why::Answered(status, stranger) => gateway::inside(*status, stranger, from, to, place),
-            Why::Injected(_) => Hint::new(format!("FAULT (--fault) is set at {name}")).run(place.settings(to)),
-            Why::Itself(503) => Hint::new(format!("{name} is overloaded (MAX_CONCURRENCY) or draining: its log says which")).run(place.logs(to)),
-            Why::Itself(508) => Hint::new(format!("The chain is longer than MAX_HOPS at {name}, or calls itself")).run(place.settings(to)),
-            Why::Itself(_) => Hint::new(format!("{name} itself fails; its log says why")).run(place.logs(to)),
-            Why::Loop => Hint::new(format!("The UPSTREAM of {} leads back up the chain: it should name the next hop, or nobody", from.name)).run(place.settings(from)),
+            FailureCause::Closed => up(format!("{name} stopped or crashed while it answered")),
+            FailureCause::Transport(_) => up(format!("The connection to {name} does not work")),
+            FailureCause::NoReply(_) => Hint::new(format!("The UPSTREAM of {} leads to something that is not a hop of this chain", from.name)).run(place.settings(from)),
+            FailureCause::Answered(status, stranger) => gateway::inside(*status, stranger, from, to, place),
+            FailureCause::Injected(_) => Hint::new(format!("FAULT (--fault) is set at {name}")).run(place.settings(to)),
+            FailureCause::Itself(503) => Hint::new(format!("{name} is overloaded (MAX_CONCURRENCY) or draining: its log says which")).run(place.logs(to)),
+            FailureCause::Itself(508) => Hint::new(format!("The chain is longer than MAX_HOPS at {name}, or calls itself")).run(place.settings(to)),
+            FailureCause::Itself(_) => Hint::new(format!("{name} itself fails; its log says why")).run(place.logs(to)),
+            FailureCause::Loop => Hint::new(format!("The UPSTREAM of {} leads back up the chain: it should name the next hop, or nobody", from.name)).run(place.settings(from)),
         }
     }
 
@@ -150,7 +152,7 @@ pub(crate) fn breaks(tree: &Tree, url: &str) -> Vec<Break> {
 fn walk(caller: &Hop, tree: &Tree, url: &str, above: &mut Vec<String>, out: &mut Vec<Break>) {
     let hop = Hop::of(tree, url);
     if let Some(status) = tree.injected.and_then(|injected| injected.abort_status) {
-        out.push(Break { from: caller.clone(), to: hop, why: Why::Injected(status) });
+        out.push(Break { from: caller.clone(), to: hop, cause: FailureCause::Injected(status) });
         return;
     }
     let before = out.len();
@@ -159,13 +161,13 @@ fn walk(caller: &Hop, tree: &Tree, url: &str, above: &mut Vec<String>, out: &mut
         let failed = call.error.is_some() || !call.status.is_some_and(is_ok);
         match &call.reply {
             Some(reply) if above.contains(&reply.service) && (tree.status == 508 || call.status == Some(508)) => {
-                out.push(Break { from: hop.clone(), to: Hop::of(reply, &call.url), why: Why::Loop });
+                out.push(Break { from: hop.clone(), to: Hop::of(reply, &call.url), cause: FailureCause::Loop });
             }
             Some(reply) => walk(&hop, reply, &call.url, above, out),
             None if failed => {
                 let to = Hop { name: name_of(&call.url), hostname: String::new(), url: call.url.clone() };
-                let why = if call.status == Some(508) && above.contains(&to.name) { Why::Loop } else { why(call) };
-                out.push(Break { from: hop.clone(), to, why });
+                let cause = if call.status == Some(508) && above.contains(&to.name) { FailureCause::Loop } else { cause(call) };
+                out.push(Break { from: hop.clone(), to, cause });
             }
             None => {}
         }
@@ -174,30 +176,30 @@ fn walk(caller: &Hop, tree: &Tree, url: &str, above: &mut Vec<String>, out: &mut
             && out.len() == before
             && let Some(reply) = &call.reply
         {
-            out.push(Break { from: hop.clone(), to: Hop::of(reply, &call.url), why: why(call) });
+            out.push(Break { from: hop.clone(), to: Hop::of(reply, &call.url), cause: cause(call) });
         }
     }
     above.pop();
     if !is_ok(tree.status) && out.len() == before {
-        out.push(Break { from: caller.clone(), to: hop, why: Why::Itself(tree.status) });
+        out.push(Break { from: caller.clone(), to: hop, cause: FailureCause::Itself(tree.status) });
     }
 }
 
-fn why(call: &Call) -> Why {
+fn cause(call: &Call) -> FailureCause {
     let error = call.error.as_deref().unwrap_or("");
     let lower = error.to_ascii_lowercase();
     let has = |parts: &[&str]| parts.iter().any(|part| lower.contains(part));
     match call.status {
         // The status may have come in time and the rest of the answer not.
         status if status.is_none_or(is_ok) && has(&["timed out", "timeout", "deadline", "no whole answer within"]) => {
-            Why::TimedOut
+            FailureCause::TimedOut
         }
-        Some(status) if is_ok(status) => Why::NoReply(error.to_owned()),
-        Some(status) => Why::Answered(status, ForeignResponse::parse(error)),
-        None if has(&["refused"]) => Why::Refused,
-        None if has(&["dns", "lookup", "resolve", "name or service not known"]) => Why::NoSuchHost,
-        None if has(&["closed", "reset", "eof", "incomplete", "broken pipe", "canceled"]) => Why::Closed,
-        None => Why::Transport(error.to_owned()),
+        Some(status) if is_ok(status) => FailureCause::NoReply(error.to_owned()),
+        Some(status) => FailureCause::Answered(status, ForeignResponse::parse(error)),
+        None if has(&["refused"]) => FailureCause::Refused,
+        None if has(&["dns", "lookup", "resolve", "name or service not known"]) => FailureCause::NoSuchHost,
+        None if has(&["closed", "reset", "eof", "incomplete", "broken pipe", "canceled"]) => FailureCause::Closed,
+        None => FailureCause::Transport(error.to_owned()),
     }
 }
 

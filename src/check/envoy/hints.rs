@@ -107,6 +107,14 @@ impl Place {
         )
     }
 
+    /// Shows the containers of every pod of the hops, init containers too.
+    pub(crate) fn all_containers(&self) -> String {
+        format!(
+            "kubectl get pods -n {} -o custom-columns=POD:.metadata.name,CONTAINERS:.spec.containers[*].name,INIT:.spec.initContainers[*].name",
+            self.namespace
+        )
+    }
+
     /// Shows the tracing providers that Telemetry resources name, and those that the mesh has.
     pub(crate) fn providers(&self) -> Vec<String> {
         vec![

@@ -7,7 +7,6 @@ mod json;
 mod junit;
 mod progress;
 mod terminal;
-pub(crate) mod watch;
 
 use std::io::Write;
 use std::time::Instant;

@@ -86,8 +86,13 @@ pub(crate) fn percentile(values: &[f64], q: f64) -> Option<f64> {
 /// How sure a test must be before it says that a rate is wrong: one false alarm in 100,000 runs.
 pub(crate) const ALPHA: f64 = 1e-5;
 
-/// Above this shift (a fraction) a passing test says little, and `check` says so.
-pub(crate) const TELLING: f64 = 0.05;
+/// The largest shift (a fraction) that a test may need to detect a wrong rate; beyond it the requests are too few for a verdict.
+pub(crate) const MIN_DETECTABLE_SHIFT: f64 = 0.05;
+
+/// The end of the sentence when the requests are too few. `points`: the shift that they detect, percentage points.
+pub(crate) fn too_few(points: f64) -> String {
+    format!("too few requests to tell (a shift of {points:.1} points would be seen half the time; raise --count)")
+}
 
 #[cfg(test)]
 mod tests {
@@ -115,7 +120,7 @@ mod tests {
         assert!((4.3..4.7).contains(&shift), "{shift}");
         assert_eq!(format!("{shift:.1}"), "4.5");
         assert!((detectable(1000, 0.9, ALPHA) * 100.0 - shift).abs() < 1e-6);
-        assert!(detectable(100, 0.1, ALPHA) > TELLING);
+        assert!(detectable(100, 0.1, ALPHA) > MIN_DETECTABLE_SHIFT);
         assert!(detectable(5, 0.5, ALPHA) >= 0.5);
     }
 

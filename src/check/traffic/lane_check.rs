@@ -3,16 +3,17 @@
 use crate::hop::reply::{Headers, Tree};
 
 use crate::check::chain::expect::BASE_LANE;
+use crate::check::chain::xray::CALLER;
 use crate::check::envoy::hints::{Hop, Place, Runner};
 use crate::check::report::{CheckId, Finding, Hint};
-use crate::check::traffic::{Outcome, Sample, by_hop};
+use crate::check::traffic::sample::{HopSamples, Outcome, Sample, by_hop};
 
 /// The headers of a request of this lane; the baseline's has none.
 pub(crate) fn headers(lane: Option<&str>) -> Headers {
     Headers(lane.map(|lane| ("x-lane".to_owned(), vec![lane.to_owned()])).into_iter().collect())
 }
 
-fn look(place: &Place, hop: &Hop) -> Vec<String> {
+fn commands(place: &Place, hop: &Hop) -> Vec<String> {
     let namespace = place.namespace_of(hop);
     match place.runner(hop) {
         Runner::Kubernetes => vec![
@@ -25,20 +26,7 @@ fn look(place: &Place, hop: &Hop) -> Vec<String> {
 }
 
 fn hint(cause: String, place: &Place, hop: &Hop) -> Hint {
-    look(place, hop).into_iter().fold(Hint::new(cause), Hint::run)
-}
-
-/// How many of a hop's answers came from which lane, most first.
-fn tally(seen: &[&crate::check::traffic::HopSeen]) -> Vec<(String, usize)> {
-    let mut lanes: Vec<(String, usize)> = Vec::new();
-    for hop in seen {
-        match lanes.iter_mut().find(|(lane, _)| *lane == hop.lane) {
-            Some((_, count)) => *count += 1,
-            None => lanes.push((hop.lane.clone(), 1)),
-        }
-    }
-    lanes.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
-    lanes
+    commands(place, hop).into_iter().fold(Hint::new(cause), Hint::run)
 }
 
 /// What stopped a walk, if no request at all came through.
@@ -71,13 +59,14 @@ pub(crate) fn baseline(samples: &[Sample], place: &Place) -> Vec<Finding> {
     }
     let hops = by_hop(samples);
     let mut out = Vec::new();
-    for (index, (name, seen)) in hops.iter().enumerate() {
-        for (lane, count) in tally(seen).into_iter().filter(|(lane, _)| lane != BASE_LANE) {
-            let Some(hop) = seen.iter().find(|seen| seen.lane == lane).map(|seen| &seen.hop) else { continue };
-            let from = if index == 0 { crate::check::chain::xray::CALLER } else { hops[index - 1].0.as_str() };
+    for (index, hop_samples) in hops.iter().enumerate() {
+        let HopSamples { name, answers } = hop_samples;
+        for (lane, count) in hop_samples.tally(|answer| &answer.lane).into_iter().filter(|(lane, _)| *lane != BASE_LANE) {
+            let Some(hop) = answers.iter().find(|answer| answer.lane == lane).map(|answer| &answer.hop) else { continue };
+            let from = if index == 0 { CALLER } else { hops[index - 1].name };
             let text = format!(
                 "Lane {lane} leaks into the baseline at {name}: {count} of {} requests without a lane were answered by {}",
-                seen.len(),
+                answers.len(),
                 hop.hostname
             );
             let cause = format!(
@@ -87,7 +76,7 @@ pub(crate) fn baseline(samples: &[Sample], place: &Place) -> Vec<Finding> {
         }
     }
     if out.is_empty() {
-        let names: Vec<&str> = hops.iter().map(|(name, _)| name.as_str()).collect();
+        let names: Vec<&str> = hops.iter().map(|hop| hop.name).collect();
         out.push(Finding::pass(
             CheckId::LanesBaseline,
             format!("Baseline: {} requests stayed in it at {}", samples.len(), names.join(", ")),
@@ -105,13 +94,13 @@ pub(crate) fn walk(lane: &str, samples: &[Sample], lost_at: Option<(Hop, Hop)>, 
     }
     let hops = by_hop(samples);
     let (mut out, mut route, mut in_lane) = (Vec::new(), Vec::new(), 0);
-    for (name, seen) in &hops {
-        let lanes = tally(seen);
-        let all = seen.len();
-        let Some(hop) = seen.first().map(|seen| &seen.hop) else { continue };
-        let of = |wanted: &str| lanes.iter().find(|(lane, _)| lane == wanted).map_or(0, |(_, count)| *count);
+    for hop_samples in &hops {
+        let (name, all) = (hop_samples.name, hop_samples.answers.len());
+        let lanes = hop_samples.tally(|answer| &answer.lane);
+        let Some(hop) = hop_samples.answers.first().map(|answer| &answer.hop) else { continue };
+        let of = |name: &str| lanes.get(name).copied().unwrap_or(0);
         let (own, base) = (of(lane), of(BASE_LANE));
-        for (other, count) in lanes.iter().filter(|(other, _)| other != lane && other != BASE_LANE) {
+        for (other, count) in lanes.iter().filter(|(other, _)| **other != lane && **other != BASE_LANE) {
             let text = format!("Lane {lane} is answered from lane {other} at {name}: {count} of {all} requests");
             let cause = format!("A route for {name} sends x-lane: {lane} to the subset of {other}, or to one that both match");
             out.push(Finding::fail(CheckId::LanesWalk, text, hint(cause, place, hop)).hop(name));
@@ -149,7 +138,7 @@ pub(crate) fn walk(lane: &str, samples: &[Sample], lost_at: Option<(Hop, Hop)>, 
     }
     let route = route.join(", ");
     if in_lane == 0 {
-        let Some(hop) = hops.first().and_then(|(_, seen)| seen.first()).map(|seen| &seen.hop) else { return out };
+        let Some(hop) = hops.first().and_then(|hop| hop.answers.first()).map(|answer| &answer.hop) else { return out };
         let text = format!("Lane {lane}: no hop answered from it in {} requests: {route}", samples.len());
         let cause = format!("Nothing runs with LANE={lane}, or no route matches x-lane: {lane}");
         out.push(Finding::fail(CheckId::LanesWalk, text, hint(cause, place, hop)));

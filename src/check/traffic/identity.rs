@@ -1,0 +1,134 @@
+//! Who called whom, where a proxy vouches for it.
+
+use crate::check::chain::xray::{CALLER, Proxy, Xray};
+use crate::check::envoy::hints::Place;
+use crate::check::report::{CheckId, Finding, Hint};
+use crate::check::traffic::sample::HopSamples;
+
+const ID: CheckId = CheckId::TrafficIdentity;
+
+/// How the callers of one hop are known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Caller {
+    /// A proxy reports the identity in every call.
+    Vouched,
+    /// A proxy is there, and calls come without mTLS.
+    PlainText,
+    /// The caller reports an identity, and no proxy confirms it.
+    Unproven,
+    /// The hop's sidecar handles the call as bytes, mTLS or not, and can vouch for nobody.
+    Opaque,
+    /// No sign of a proxy.
+    NoProxy,
+}
+
+/// What the samples and the x-ray show of one hop's callers.
+struct HopCallers<'a> {
+    name: &'a str,
+    caller: Caller,
+    line: String,
+}
+
+impl<'a> HopCallers<'a> {
+    fn of(hop: &HopSamples<'a>, xray: &Xray) -> Self {
+        let name = hop.name;
+        let mut ids: Vec<&str> = hop.answers.iter().filter_map(|answer| answer.identity.as_deref()).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        let ids = ids.join(", ");
+        let without = hop.answers.iter().filter(|answer| answer.identity.is_none()).count();
+        let (is_proxied, has_sidecar) = (is_proxied(xray, name), has(xray, name, |proxy| proxy.sidecar));
+        let (caller, line) = match (is_proxied, ids.is_empty()) {
+            (_, false) if without == 0 && (is_proxied || has_sidecar) => (Caller::Vouched, format!("called by {ids}")),
+            (true, _) => (Caller::PlainText, format!("{without} of {} calls without mTLS", hop.answers.len())),
+            (false, false) => (Caller::Unproven, format!("reports {ids}, and no proxy is seen there")),
+            (false, true) if has_sidecar => (Caller::Opaque, "its sidecar does not report who calls".to_owned()),
+            (false, true) => (Caller::NoProxy, "no proxy seen in front".to_owned()),
+        };
+        Self { name, caller, line: format!("{name:<20} {line}") }
+    }
+}
+
+fn has(xray: &Xray, name: &str, sign: fn(Proxy) -> bool) -> bool {
+    xray.rows.iter().any(|row| row.hop.name == name && sign(row.proxy))
+}
+
+fn is_proxied(xray: &Xray, name: &str) -> bool {
+    has(xray, name, |proxy| proxy.traces() || proxy.envoy)
+}
+
+/// The finding of the check.
+pub(crate) fn finding(hops: &[HopSamples<'_>], xray: &Xray, place: &Place) -> Finding {
+    if !hops.iter().any(|hop| hop.answers.iter().any(|answer| answer.identity.is_some())) {
+        let why = if hops.iter().any(|hop| is_proxied(xray, hop.name)) {
+            "no proxy reports a caller's certificate: the hops are called without mTLS, or the proxies do not forward it"
+        } else {
+            "no proxy is seen in front of any hop"
+        };
+        return Finding::skip(ID, format!("Identities: not judged, because {why}"));
+    }
+    let callers: Vec<HopCallers<'_>> = hops.iter().map(|hop| HopCallers::of(hop, xray)).collect();
+    let of = |kind: Caller| -> Vec<&str> {
+        callers.iter().filter(|callers| callers.caller == kind).map(|callers| callers.name).collect()
+    };
+    let (plain, unproven) = (of(Caller::PlainText), of(Caller::Unproven));
+    // A missing sidecar is a finding of Propagation: calls to and from that hop are in plain text for that reason.
+    let missing = xray.without_sidecar();
+    let is_missing = |name: &str| missing.iter().any(|known| known.hop.name == name);
+    let is_explained = |name: &&str| is_missing(name) || caller_of(xray, name).is_some_and(is_missing);
+    let finding = if plain.is_empty() && unproven.is_empty() {
+        Finding::pass(ID, "mTLS with an identity wherever a proxy is seen")
+    } else if plain.is_empty() {
+        let names = unproven.join(", ");
+        let why = "no proxy is seen in front and what the caller reports proves nothing";
+        Finding::skip(ID, format!("Identities: not judged at {names}, because {why}"))
+    } else if plain.iter().all(is_explained) {
+        let names: Vec<&str> = missing.iter().map(|known| known.hop.name.as_str()).collect();
+        let (plain, names) = (plain.join(", "), names.join(", "));
+        Finding::skip(ID, format!("Identities: not judged at {plain}, because {names} has no sidecar: see Propagation"))
+    } else {
+        plain_text(&plain, xray, place)
+    };
+    finding.lines(callers.into_iter().map(|callers| callers.line))
+}
+
+/// The hop that calls the one of this name.
+fn caller_of<'a>(xray: &'a Xray, name: &str) -> Option<&'a str> {
+    let at = xray.rows.iter().position(|row| row.hop.name == name)?;
+    xray.caller_of(at).map(|row| row.hop.name.as_str())
+}
+
+/// Plain text into a hop and out of it again: that hop has no sidecar. Plain text into one alone: itself, or its caller.
+fn plain_text(plain: &[&str], xray: &Xray, place: &Place) -> Finding {
+    let first = plain.first().copied().unwrap_or_default();
+    let is_last = xray.rows.last().is_some_and(|row| row.hop.name == first);
+    let is_own = |name: &str| has(xray, name, Proxy::is_own_sidecar);
+    let caller = caller_of(xray, first);
+    let off = format!("mTLS is off for {first}: PeerAuthentication DISABLE, or a DestinationRule with tls.mode DISABLE");
+    let called = format!("{first} is called without mTLS, while other hops use it");
+    let middle = plain.iter().find(|name| plain.iter().any(|other| caller_of(xray, other) == Some(**name)));
+    let (hop, text, cause) = match middle {
+        Some(name) => (
+            *name,
+            format!("{name} is called and calls without mTLS, while other hops use it: it has no sidecar"),
+            format!(
+                "Injection is missing at {name}: its pod is older than the namespace's label, or has sidecar.istio.io/inject: \"false\""
+            ),
+        ),
+        None if is_own(first) && caller.is_some_and(is_own) => (
+            first,
+            called,
+            format!("{off}. Else the mesh does not know the port of Service {first} as HTTP (its name, or appProtocol)"),
+        ),
+        None if is_last => {
+            (first, called, format!("{first} has no sidecar (its pod is older than the namespace's label), or {off}"))
+        }
+        None => (first, called, format!("{} calls from outside the mesh, or {off}", caller.unwrap_or(CALLER))),
+    };
+    let namespace = &place.namespace;
+    let hint = Hint::new(cause)
+        .run(place.all_containers())
+        .run(format!("kubectl get namespace {namespace} --show-labels"))
+        .run("kubectl get peerauthentication,destinationrule -A");
+    Finding::fail(ID, text, hint).hop(hop)
+}

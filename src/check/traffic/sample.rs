@@ -1,0 +1,212 @@
+//! Sends a series of requests and reduces each answer to a sample.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use crate::hop::reply::{Headers, Tree};
+
+use crate::check::chain::{self, Break};
+use crate::check::envoy::gateway;
+use crate::check::envoy::hints::{Hop, Place};
+use crate::check::reachability::client::{Answer, Client, Failure};
+use crate::check::report::{Hint, Progress};
+
+/// One hop in one request.
+#[derive(Debug, Clone)]
+pub(crate) struct HopSample {
+    pub(crate) hop: Hop,
+    pub(crate) version: String,
+    pub(crate) lane: String,
+    pub(crate) attempt: u32,
+    pub(crate) identity: Option<String>,
+    /// Milliseconds that the hop itself took, without its calls.
+    pub(crate) own_ms: f64,
+}
+
+/// How one request ended.
+#[derive(Debug, Clone)]
+pub(crate) enum Outcome {
+    /// 2xx with the chain's reply, and nothing broke.
+    Fine,
+    /// The tree shows where it broke.
+    Broke(Vec<Break>),
+    /// Something answered that is no hop.
+    Foreign { status: u16, text: String, hint: Hint },
+    /// No answer.
+    Failed(Failure),
+}
+
+/// One request, reduced to what the statistics need.
+#[derive(Debug, Clone)]
+pub(crate) struct Sample {
+    /// Since the start of the series.
+    pub(crate) at: Duration,
+    pub(crate) took: Duration,
+    pub(crate) outcome: Outcome,
+    pub(crate) hops: Vec<HopSample>,
+    /// The sampling decision of the first hop.
+    pub(crate) sampled: Option<bool>,
+}
+
+impl Sample {
+    pub(crate) fn is_fine(&self) -> bool {
+        matches!(self.outcome, Outcome::Fine)
+    }
+}
+
+/// What the requests of a series have in common.
+#[derive(Clone)]
+pub(crate) struct Series {
+    pub(crate) client: Arc<Client>,
+    pub(crate) place: Place,
+    /// Sent with every request.
+    pub(crate) headers: Headers,
+}
+
+impl Series {
+    /// Sends `count` requests at the client's rate, each on time whether or not the ones before were answered. Ends early
+    /// when `stop` turns true, with what came until then.
+    pub(crate) async fn run(&self, count: u64, stop: &mut watch::Receiver<bool>, progress: &Progress, what: &str) -> Vec<Sample> {
+        self.run_while(|sent, _| sent < count, count, stop, progress, what).await
+    }
+
+    /// The same for a span of time.
+    pub(crate) async fn run_for(
+        &self,
+        span: Duration,
+        rate: f64,
+        stop: &mut watch::Receiver<bool>,
+        progress: &Progress,
+        what: &str,
+    ) -> Vec<Sample> {
+        let all = (span.as_secs_f64() * rate).ceil() as u64;
+        self.run_while(|_, elapsed| elapsed < span, all, stop, progress, what).await
+    }
+
+    async fn run_while(
+        &self,
+        go_on: impl Fn(u64, Duration) -> bool,
+        all: u64,
+        stop: &mut watch::Receiver<bool>,
+        progress: &Progress,
+        what: &str,
+    ) -> Vec<Sample> {
+        let start = Instant::now();
+        let mut in_flight: JoinSet<Sample> = JoinSet::new();
+        let mut samples = Vec::new();
+        let mut sent = 0;
+        while go_on(sent, start.elapsed()) && !*stop.borrow() {
+            tokio::select! {
+                () = self.client.turn() => {}
+                _ = stop.wait_for(|stop| *stop) => break,
+            }
+            if !go_on(sent, start.elapsed()) {
+                break;
+            }
+            sent += 1;
+            let series = self.clone();
+            in_flight.spawn(async move { series.one(start).await });
+            while let Some(done) = in_flight.try_join_next() {
+                samples.extend(done.ok());
+            }
+            progress.show(what, samples.len() as u64, all);
+        }
+        loop {
+            tokio::select! {
+                done = in_flight.join_next() => match done {
+                    Some(sample) => samples.extend(sample.ok()),
+                    None => break,
+                },
+                // Requests in flight are dropped: their outcome is unknown, which is not a failure.
+                _ = stop.wait_for(|stop| *stop), if !*stop.borrow() => {}
+            }
+            if *stop.borrow() {
+                in_flight.abort_all();
+                break;
+            }
+            progress.show(what, samples.len() as u64, all);
+        }
+        progress.clear();
+        samples.sort_by_key(|sample| sample.at);
+        samples
+    }
+
+    async fn one(&self, start: Instant) -> Sample {
+        let at = start.elapsed();
+        let sent = Instant::now();
+        let result = self.client.send(self.client.url.clone(), &self.headers).await;
+        digest(result, at, sent.elapsed(), &self.place)
+    }
+}
+
+/// Reduces one answer to what the statistics need.
+pub(crate) fn digest(result: Result<Answer, Failure>, at: Duration, took: Duration, place: &Place) -> Sample {
+    let mut sample = Sample { at, took, outcome: Outcome::Fine, hops: Vec::new(), sampled: None };
+    match result {
+        Err(failure) => sample.outcome = Outcome::Failed(failure),
+        Ok(answer) => match answer.tree() {
+            None => {
+                let (text, hint) = gateway::front(&answer, place);
+                sample.outcome = Outcome::Foreign { status: answer.status, text, hint };
+            }
+            Some(tree) => {
+                sample.sampled = tree.sampled;
+                chain::visit(&tree, &place.url, 0, &mut |hop, url, _| sample.hops.push(hop_sample(hop, url)));
+                let breaks = chain::breaks(&tree, &place.url);
+                if !breaks.is_empty() || answer.status >= 300 {
+                    sample.outcome = Outcome::Broke(breaks);
+                }
+            }
+        },
+    }
+    sample
+}
+
+fn hop_sample(tree: &Tree, url: &str) -> HopSample {
+    let calls = tree.upstreams.iter().map(|call| call.duration_ms);
+    let (sum, longest) = calls.fold((0.0, 0.0_f64), |(sum, longest), ms| (sum + ms, longest.max(ms)));
+    // In sequence the calls add up; in parallel the longest counts, and their sum would exceed the hop's own time.
+    let below = if sum <= tree.duration_ms { sum } else { longest };
+    HopSample {
+        hop: Hop::of(tree, url),
+        version: tree.version.clone(),
+        lane: tree.lane.clone(),
+        attempt: tree.attempt,
+        identity: tree.client.identity.as_deref().map(str::to_owned),
+        own_ms: (tree.duration_ms - below).max(0.0),
+    }
+}
+
+/// Every answer of the hops of one name.
+pub(crate) struct HopSamples<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) answers: Vec<&'a HopSample>,
+}
+
+impl<'a> HopSamples<'a> {
+    /// How many answers have each value of a property, in the order of the values.
+    pub(crate) fn tally(&self, of: impl Fn(&'a HopSample) -> &'a str) -> BTreeMap<&'a str, u64> {
+        let mut counts = BTreeMap::new();
+        for answer in &self.answers {
+            *counts.entry(of(answer)).or_insert(0) += 1;
+        }
+        counts
+    }
+}
+
+/// The answers by hop, in the order in which the hops first answered.
+pub(crate) fn by_hop(samples: &[Sample]) -> Vec<HopSamples<'_>> {
+    let mut hops: Vec<HopSamples<'_>> = Vec::new();
+    for answer in samples.iter().flat_map(|sample| &sample.hops) {
+        match hops.iter_mut().find(|hop| hop.name == answer.hop.name) {
+            Some(hop) => hop.answers.push(answer),
+            None => hops.push(HopSamples { name: &answer.hop.name, answers: vec![answer] }),
+        }
+    }
+    hops
+}

@@ -1,0 +1,47 @@
+//! The sampling rate of the mesh, from requests that bring no trace context.
+
+use crate::check::chain::xray::Xray;
+use crate::check::envoy::hints::{Place, Runner};
+use crate::check::report::{CheckId, Finding, Hint};
+use crate::check::traffic::sample::Sample;
+use crate::check::traffic::stats::{self, ALPHA, MIN_DETECTABLE_SHIFT};
+
+const ID: CheckId = CheckId::TracesSampling;
+
+/// Tests the rate over requests that brought no decision. `expected`: percent.
+pub(crate) fn finding(samples: &[Sample], expected: f64, xray: Option<&Xray>, place: &Place) -> Finding {
+    let decided: Vec<bool> = samples.iter().filter_map(|sample| sample.sampled).collect();
+    if decided.is_empty() {
+        let why = "no hop and no proxy made a decision in requests without trace context";
+        return Finding::skip(ID, format!("Sampling: not judged, because {why}"));
+    }
+    let (yes, all) = (decided.iter().filter(|yes| **yes).count() as u64, decided.len() as u64);
+    let rate = 100.0 * yes as f64 / all as f64;
+    let p = stats::binomial(yes, all, expected / 100.0);
+    let shift = stats::detectable(all, expected / 100.0, ALPHA) * 100.0;
+    let data = serde_json::json!({"sampled": yes, "requests": all, "percent": rate, "promised": expected, "p": p});
+    let text = format!("{yes} of {all} requests that bring no trace context are sampled ({rate:.1} %)");
+    let finding = if p < ALPHA {
+        // Envoy's Zipkin tracer obeys a caller's decision, its OpenTelemetry tracer does not.
+        let asked = if xray.is_some_and(|xray| !xray.decided.is_empty()) {
+            "The proxies here apply it to callers that asked to be sampled, too"
+        } else {
+            "A caller's own decision overrides it, so a trace asked for by hand still shows"
+        };
+        let hint = Hint::new(format!(
+            "The sampling rate in force is not {expected} %: randomSamplingPercentage of the Telemetry resource (1 % when nobody sets it), or OTEL_TRACES_SAMPLER. {asked}. --expect-sampling says what is meant"
+        ));
+        let hint = match samples.iter().find_map(|sample| sample.hops.first()).map(|first| &first.hop) {
+            Some(hop) if place.runner(hop) == Runner::Local => hint.run(place.settings(hop)),
+            _ => hint
+                .run("kubectl get telemetry -A -o yaml | grep -B12 randomSamplingPercentage")
+                .run("kubectl get configmap istio -n istio-system -o yaml | grep -i sampling"),
+        };
+        Finding::fail(ID, format!("{text}, {expected} % promised"), hint)
+    } else if shift > MIN_DETECTABLE_SHIFT * 100.0 {
+        Finding::skip(ID, format!("{text}, {expected} % promised: {}", stats::too_few(shift)))
+    } else {
+        Finding::pass(ID, text)
+    };
+    finding.data(data)
+}
