@@ -11,9 +11,9 @@ use crate::demo::store::{Limits, Store};
 use crate::hop::chain::prefers_json;
 use crate::hop::exchange::caller_uri;
 use crate::hop::fault::{Fault, Latency};
-use crate::hop::reply::{Tree, is_reply};
+use crate::hop::reply::{NestedReply, Tree};
 use crate::net::hosts::host_and_port;
-use crate::text::json::{misleads, push_escaped};
+use crate::text::escape::{misleads, push_escaped};
 use crate::trace_context::{Carried, Propagator, Sampling, is_valid_request_id};
 use crate::traces::decode;
 use crate::upstream::Target;
@@ -192,11 +192,13 @@ fn zipkin(data: &[u8]) {
 }
 
 fn reply(data: &[u8]) {
-    if is_reply(data) {
-        // It goes into our own answer as it is.
-        serde_json::from_slice::<serde_json::Value>(data).expect("what is nested is JSON");
+    let tree = Tree::parse(data);
+    if NestedReply::check(data).is_ok() {
+        // It goes into our own answer verbatim.
+        serde_json::from_slice::<&serde_json::value::RawValue>(data).expect("a nested reply is JSON");
+        assert!(tree.is_ok(), "readers read what a hop nests: {tree:?}");
     }
-    if let Ok(tree) = Tree::parse(data) {
+    if let Ok(tree) = tree {
         let text = tree.to_text();
         assert!(!text.chars().any(|c| misleads(c) && c != '\n'), "{text:?}");
     }

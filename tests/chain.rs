@@ -145,6 +145,19 @@ async fn a_chain_that_calls_itself_ends_with_508_at_the_front() {
     hop.get("/service1", &[("x-hop-count", "4294967295")]).await.assert_problem(508);
 }
 
+/// A hop's reply that nests what is no reply, but JSON of this many levels.
+fn nesting_reply(levels: usize) -> String {
+    let deep = format!("{{\"a\":{}{}}}", "[".repeat(levels), "]".repeat(levels));
+    let call = format!(r#"{{"url":"http://a/","status":200,"duration_ms":1.0,"error":null,"sent":{{}},"reply":{deep}}}"#);
+    let reply = json!({
+        "service": "s", "version": "v1", "lane": "base", "hostname": "h", "message": "m", "path": "/service1", "status": 200,
+        "started_at": "2026-01-02T03:04:05.678901Z", "duration_ms": 1.5, "request_id": "r", "trace_id": null, "span_id": null,
+        "parent_span_id": null, "sampled": null, "propagation": "forward", "received": {},
+        "client": {"ip": "127.0.0.1", "identity": null}, "attempt": 1, "injected": null, "upstreams": ["CALL"],
+    });
+    reply.to_string().replace("\"CALL\"", &call)
+}
+
 /// An upstream that does what `x-lane` says, which of the parts between `+` being its own.
 async fn scripted(part: usize) -> Upstream {
     const MIB: usize = 1 << 20;
@@ -162,6 +175,8 @@ async fn scripted(part: usize) -> Upstream {
             "text" => vec![Act::Send(answer("200 OK", "content-type: text/plain\r\n", "hello"))],
             "other-json" => vec![Act::Send(answer("200 OK", "content-type: application/json\r\n", "{\"service\":\"me\"}"))],
             "broken-json" => vec![Act::Send(answer("200 OK", "content-type: application/json\r\n", "{\"service\":"))],
+            "too-deep" => vec![Act::Send(answer("200 OK", "content-type: application/json\r\n", &nesting_reply(10_000)))],
+            "brackets" => vec![Act::Send(answer("200 OK", "content-type: application/json\r\n", &"[".repeat(MIB)))],
             "binary" => {
                 let mut bytes = b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\n".to_vec();
                 bytes.extend([0, 0xff, 0xfe]);
@@ -205,6 +220,8 @@ async fn every_way_an_upstream_fails_is_told_from_the_front() {
         ("broken-json", 200, Some(200), ""),
         ("binary", 200, Some(200), ""),
         ("1mib", 200, Some(200), ""),
+        ("brackets", 200, Some(200), ""),
+        ("too-deep", 502, Some(200), "too deep: its reply nests more than 256 hops"),
         ("302", 502, Some(302), "redirect 302 to http://gone/login is not followed"),
         ("304", 502, Some(304), "304"),
         ("400", 502, Some(400), "400"),
@@ -241,6 +258,17 @@ async fn every_way_an_upstream_fails_is_told_from_the_front() {
             Some(told) => assert!(!error.is_empty() && told.contains(error), "{case}: {told}"),
         }
         assert_eq!(upstream.heads().len(), before + 1, "{case}: a call is made once and not repeated");
+    }
+}
+
+#[tokio::test]
+async fn a_nested_reply_that_nobody_can_read_is_named_in_the_text_form() {
+    for (levels, status, says) in [(100, 200, "the reply below cannot be read"), (10_000, 502, "too deep")] {
+        let next = Upstream::answering(answer("200 OK", "content-type: application/json\r\n", &nesting_reply(levels))).await;
+        let front = Hop::start(&["--upstream", &next.url()], &[]);
+        let text = front.get("/service1", &[]).await;
+        assert_eq!(text.status, status);
+        assert!(text.text().contains(says), "{}", text.text());
     }
 }
 

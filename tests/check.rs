@@ -84,6 +84,17 @@ fn the_demo_is_green_out_of_the_box_with_its_own_store() {
     assert_eq!(run.check("traces.sampling")["data"]["percent"], 100.0);
 }
 
+/// A reply nests three JSON levels a hop, and readers that recurse end at 128 levels, in the 43rd hop.
+#[test]
+fn every_hop_of_the_longest_demo_counts() {
+    let demo = Demo::start_with(&["--hops", "50", "--latency", "0"]);
+    let run = check(&demo.url, &["--traces", &demo.store, "--count", "2", "--rate", "500", "--skip", "traces.sampling"]);
+    run.fine();
+    let text = run.check("chain.hops")["text"].as_str().unwrap();
+    assert!(text.starts_with("50 hops answered") && text.contains("-> service49 v1 -> service50 v1"), "{text}");
+    assert_eq!(run.check("traces.spans")["data"], json!({"spans": 99, "app": 99, "proxies": 0}));
+}
+
 #[test]
 fn a_fan_out_is_expected_as_a_tree() {
     let (two, three) = (serve("service2", &[], &[]), serve("service3", &[], &[]));

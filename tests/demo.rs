@@ -115,6 +115,24 @@ fn once_with_another_number_of_hops_expects_as_many_services() {
     assert!(stdout.contains("1 trace, 1 service, 1 span, no orphan"), "{stdout}");
 }
 
+/// A reply nests three JSON levels a hop, and readers that recurse end at 128 levels, in the 43rd hop.
+#[test]
+fn every_hop_of_the_longest_chains_is_in_the_tree() {
+    for hops in [43, 44, 50] {
+        let (code, stdout, stderr) = run(&["--once", "--hops", &hops.to_string(), "--latency", "0"]);
+        assert_eq!(code, Some(0), "{stdout}\n{stderr}");
+        assert!(stdout.contains(&format!("1 trace, {hops} services, {} spans, no orphan", 2 * hops - 1)), "{stdout}");
+        assert!(!stdout.contains("not a hop of ours"), "{stdout}");
+    }
+    let mut serving = Serving::start(&["--port", "0", "--store-port", "0", "--latency", "0", "--hops", "50"]);
+    serving.until("Every further trace");
+    let (status, tree) = get(&serving.address_of("service1"), "/service1", "");
+    assert_eq!((status, tree.lines().filter(|line| line.contains("└─ service")).count()), (200, 49), "{tree}");
+    assert!(tree.contains("└─ service50 v1") && tree.contains("received:"), "{tree}");
+    let (status, reply) = get(&serving.address_of("service1"), "/service1", "accept: application/json\r\n");
+    assert_eq!((status, reply.matches("\"service\":\"service").count()), (200, 50));
+}
+
 #[test]
 fn once_exits_with_1_and_says_why_when_a_hop_loses_the_trace() {
     let lose = ["--drop-header", "service2:traceparent", "--drop-header", "service2:x-b3-traceid"];

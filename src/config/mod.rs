@@ -12,6 +12,7 @@ use http::HeaderName;
 
 use crate::hop::config::HopConfig;
 use crate::hop::fault::{Fault, FaultConfig, Latency};
+use crate::hop::reply::MAX_HOPS;
 use crate::net::hosts::parse_url;
 use crate::server::options::ConnectionOptions;
 use crate::server::shutdown::DrainOptions;
@@ -88,8 +89,8 @@ pub struct ServeArgs {
     /// A carried header that this hop loses on purpose, repeatable
     #[arg(long, env = "DROP_HEADERS", value_delimiter = ',', value_name = "NAME", value_parser = header_name)]
     pub drop_header: Vec<HeaderName>,
-    /// A chain that calls itself ends with 508 after so many hops
-    #[arg(long, env, default_value = "16", value_parser = clap::value_parser!(u32).range(1..), value_name = "N")]
+    /// A chain that calls itself ends with 508 after so many hops, at most 256
+    #[arg(long, env, default_value = "16", value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_HOPS)), value_name = "N")]
     pub max_hops: u32,
     /// More requests in flight get 503 at once
     #[arg(long, env, default_value = "1024", value_parser = at_least_one, value_name = "N")]
@@ -661,6 +662,7 @@ mod tests {
             (&["--fan-out", "both"], &["--fan-out", "(FAN_OUT)", "both", "parallel, sequential"]),
             (&["--trace-exporter", "jaeger"], &["--trace-exporter", "(OTEL_TRACES_EXPORTER)", "none, zipkin, otlp, console"]),
             (&["--max-hops", "0"], &["--max-hops", "(MAX_HOPS)", "0"]),
+            (&["--max-hops", "257"], &["--max-hops", "(MAX_HOPS)", "257", "256"]),
             (&["--drain-delay", "ten"], &["--drain-delay", "(DRAIN_DELAY)", "ten", "20ms"]),
             (&["--upstreams", "x"], &["--upstreams", "--upstream"]),
             (&["--drop-header", "x-mine"], &["--drop-header", "(DROP_HEADERS)", "x-mine", "traceparent"]),

@@ -1,4 +1,4 @@
-//! `/service<N>`: calls the next hops, and turns the outcomes into the reply of this hop.
+//! `/service<N>`: calls the next hops, and turns the outcomes into the reply and the status of this hop.
 
 use bytes::Bytes;
 use http::header::{self, HeaderMap};
@@ -6,14 +6,14 @@ use http::{Response, StatusCode};
 
 use crate::hop::error::Error;
 use crate::hop::exchange::Exchange;
-use crate::hop::reply::{Propagation, Reply, ReplyCall, Tree, is_reply};
+use crate::hop::reply::{Call, Client, MAX_HOPS, NestedReply, NotNested, Propagation, Reply, Text, Tree, Written, milliseconds};
 use crate::hop::response::{text, typed};
 use crate::hop::state::Node;
 use crate::text::causes;
-use crate::trace_context::RedactedHeaders;
+use crate::trace_context::{RedactedHeaders, Sampling};
 use crate::upstream::CallContext;
 use crate::upstream::foreign_response::ForeignResponse;
-use crate::upstream::outcome::{CallError, CallOutcome, combined_status};
+use crate::upstream::outcome::{CallError, CallOutcome};
 
 /// Calls the next hops and answers with the tree of all replies.
 pub(crate) async fn chain(node: &Node, exchange: &Exchange, headers: &HeaderMap) -> Result<Response<Bytes>, Error> {
@@ -25,18 +25,18 @@ pub(crate) async fn chain(node: &Node, exchange: &Exchange, headers: &HeaderMap)
         Some(_) => Vec::new(),
         None => node.upstreams.call_all(call_context(node, exchange)).await,
     };
-    let first_failed = calls.iter().find(|call| call.failure.is_some()).or(calls.last());
-    if let Some(status) = first_failed.and_then(|call| call.status) {
+    let calls: Vec<_> = calls.iter().map(CheckedCall::of).collect();
+    let logged = calls.iter().find(|call| call.has_failed()).or(calls.last());
+    if let Some(status) = logged.and_then(|call| call.outcome.status) {
         exchange.set_upstream_status(status.as_u16());
     }
     let status = abort.unwrap_or_else(|| combined_status(&calls));
-    let json = reply(node, exchange, &calls, status);
+    let json = reply(node, exchange, calls, status).to_json();
     let mut response = if prefers_json(headers) {
         typed("application/json", json)
     } else {
         match Tree::parse(&json) {
             Ok(tree) => text(tree.to_text()),
-            // What is below nests deeper than is read, or is not what it seemed.
             Err(_) => typed("application/json", json),
         }
     };
@@ -58,45 +58,95 @@ fn call_context<'a>(node: &'a Node, exchange: &'a Exchange) -> CallContext<'a> {
     }
 }
 
-fn reply(node: &Node, exchange: &Exchange, calls: &[CallOutcome<'_>], status: StatusCode) -> Vec<u8> {
-    let who = &node.identity;
-    let reply = Reply {
-        service: &who.name,
-        version: &who.version,
-        lane: &who.lane,
-        hostname: &who.hostname,
-        path: exchange.path(),
-        status: status.as_u16(),
-        started_at: exchange.started_at,
-        duration: exchange.elapsed(),
-        request_id: exchange.request_id.as_bytes(),
-        context: exchange.context.as_ref(),
-        propagation: if node.tracer.is_some() { Propagation::Continue } else { Propagation::Forward },
-        received: RedactedHeaders::received(&exchange.carried),
-        client: exchange.client,
-        identity: exchange.identity.as_deref(),
-        attempt: exchange.attempt,
-        injected: exchange.draw().injected,
-    };
-    reply.to_json(calls.iter().map(reply_call))
+/// A call whose answer was validated.
+struct CheckedCall<'a> {
+    outcome: &'a CallOutcome<'a>,
+    /// Why the call counts as failed.
+    error: Option<String>,
+    reply: Option<NestedReply<'a>>,
 }
 
-/// A call as the reply shows it. A body that is no reply is not shown; if the call failed, its error quotes what the body says.
-fn reply_call<'a>(call: &'a CallOutcome<'_>) -> ReplyCall<'a> {
-    let reply = call.answer.as_ref().map(|answer| &*answer.body).filter(|body| is_reply(body));
-    let error = call.failure.as_ref().map(|failure| match (failure, &call.answer) {
-        (CallError::Status(_), Some(answer)) if reply.is_none() => {
-            format!("{failure}{}", ForeignResponse::read(&answer.headers, &answer.body))
+impl<'a> CheckedCall<'a> {
+    /// A body that is no reply is not shown; if the call failed, its error quotes what the body says.
+    fn of(outcome: &'a CallOutcome<'a>) -> Self {
+        let error = || outcome.failure.as_ref().map(|failure| causes(failure));
+        let Some(answer) = &outcome.answer else {
+            return Self { outcome, error: error(), reply: None };
+        };
+        match (NestedReply::check(&answer.body), &outcome.failure) {
+            (Ok(reply), _) => Self { outcome, error: error(), reply: Some(reply) },
+            (Err(NotNested::TooDeep), _) => {
+                let error = format!("too deep: its reply nests more than {MAX_HOPS} hops");
+                Self { outcome, error: Some(error), reply: None }
+            }
+            (Err(NotNested::NotAReply), Some(failure @ CallError::Status(_))) => {
+                let error = format!("{failure}{}", ForeignResponse::read(&answer.headers, &answer.body));
+                Self { outcome, error: Some(error), reply: None }
+            }
+            (Err(NotNested::NotAReply), _) => Self { outcome, error: error(), reply: None },
         }
-        _ => causes(failure),
-    });
-    ReplyCall {
-        url: &call.url,
-        status: call.status.map(|status| status.as_u16()),
-        duration: call.duration,
-        error,
-        sent: RedactedHeaders::sent(&call.sent),
-        reply,
+    }
+
+    fn has_failed(&self) -> bool {
+        self.error.is_some()
+    }
+
+    fn has_timed_out(&self) -> bool {
+        matches!(self.outcome.failure, Some(CallError::Timeout(_))) || self.outcome.status == Some(StatusCode::GATEWAY_TIMEOUT)
+    }
+
+    fn into_call(self) -> Call<Written<'a>> {
+        Call {
+            url: Text::Borrowed(&self.outcome.url),
+            status: self.outcome.status.map(|status| status.as_u16()),
+            duration_ms: milliseconds(self.outcome.duration),
+            error: self.error.map(Text::Owned),
+            sent: RedactedHeaders::sent(&self.outcome.sent),
+            reply: self.reply,
+        }
+    }
+}
+
+/// The status of a hop from its calls: 508 if any ended with it; else 504 if every failed one timed out or was answered 504; else
+/// 502; 200 if none failed.
+fn combined_status(calls: &[CheckedCall<'_>]) -> StatusCode {
+    let failed = || calls.iter().filter(|call| call.has_failed());
+    if failed().next().is_none() {
+        StatusCode::OK
+    } else if failed().any(|call| call.outcome.status == Some(StatusCode::LOOP_DETECTED)) {
+        StatusCode::LOOP_DETECTED
+    } else if failed().all(CheckedCall::has_timed_out) {
+        StatusCode::GATEWAY_TIMEOUT
+    } else {
+        StatusCode::BAD_GATEWAY
+    }
+}
+
+fn reply<'a>(node: &'a Node, exchange: &'a Exchange, calls: Vec<CheckedCall<'a>>, status: StatusCode) -> Reply<Written<'a>> {
+    let who = &node.identity;
+    let context = exchange.context.as_ref();
+    let sampling = context.map(|context| context.sampling).filter(|sampling| *sampling != Sampling::Deferred);
+    Reply {
+        service: Text::Borrowed(&who.name),
+        version: Text::Borrowed(&who.version),
+        lane: Text::Borrowed(&who.lane),
+        hostname: Text::Borrowed(&who.hostname),
+        message: Text::Greeting(&who.name),
+        path: Text::Borrowed(exchange.path()),
+        status: status.as_u16(),
+        started_at: Text::Time(exchange.started_at),
+        duration_ms: milliseconds(exchange.elapsed()),
+        request_id: Text::Borrowed(exchange.request_id.to_str().unwrap_or_default()),
+        trace_id: context.map(|context| Text::TraceId(context.trace_id)),
+        span_id: context.map(|context| Text::SpanId(context.span_id)),
+        parent_span_id: context.and_then(|context| context.parent_id).map(Text::SpanId),
+        sampled: sampling.map(Sampling::is_sampled),
+        propagation: if node.tracer.is_some() { Propagation::Continue } else { Propagation::Forward },
+        received: RedactedHeaders::received(&exchange.carried),
+        client: Client { ip: Text::Address(exchange.client), identity: exchange.identity.as_deref().map(Text::Borrowed) },
+        attempt: exchange.attempt,
+        injected: exchange.draw().injected,
+        upstreams: calls.into_iter().map(CheckedCall::into_call).collect(),
     }
 }
 
@@ -124,7 +174,39 @@ pub(crate) fn prefers_json(headers: &HeaderMap) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::borrow::Cow;
+    use std::time::Duration;
+
     use super::*;
+    use crate::trace_context::HeaderPairs;
+
+    fn outcome(status: Option<u16>, failure: Option<CallError>) -> CallOutcome<'static> {
+        let url = Cow::Borrowed("http://service2/service2");
+        let status = status.map(|status| StatusCode::from_u16(status).unwrap());
+        CallOutcome { url, status, duration: Duration::ZERO, failure, sent: HeaderPairs::new(), answer: None }
+    }
+
+    fn answered(status: u16) -> CallOutcome<'static> {
+        let code = StatusCode::from_u16(status).unwrap();
+        outcome(Some(status), (!code.is_success()).then_some(CallError::Status(code)))
+    }
+
+    fn timed_out() -> CallOutcome<'static> {
+        outcome(None, Some(CallError::Timeout(Duration::from_secs(1))))
+    }
+
+    #[test]
+    fn the_status_names_the_worst_of_the_calls() {
+        let status = |calls: &[CallOutcome<'_>]| combined_status(&calls.iter().map(CheckedCall::of).collect::<Vec<_>>()).as_u16();
+        assert_eq!(status(&[]), 200);
+        assert_eq!(status(&[answered(200), answered(204)]), 200);
+        assert_eq!(status(&[answered(200), answered(404)]), 502);
+        assert_eq!(status(&[timed_out(), answered(504)]), 504);
+        assert_eq!(status(&[timed_out(), answered(503)]), 502);
+        assert_eq!(status(&[answered(503), timed_out()]), 502);
+        assert_eq!(status(&[answered(503), timed_out(), answered(508)]), 508);
+        assert_eq!(status(&[answered(301)]), 502);
+    }
 
     #[test]
     fn json_is_for_those_who_ask_for_it() {

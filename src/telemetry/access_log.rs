@@ -4,8 +4,8 @@ use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
 use crate::telemetry::line_writer::LineWriter;
+use crate::text::escape::push_escaped;
 use crate::text::hex::push_hex;
-use crate::text::json::push_escaped;
 use crate::text::number::{push_address, push_milliseconds, push_number};
 use crate::text::time::push_time;
 use crate::trace_context::Context;

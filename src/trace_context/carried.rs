@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use http::{HeaderName, HeaderValue};
 
 use super::context::HeaderSource;
-use crate::text::json::push_text;
+use crate::text::escape::push_text;
 
 /// The header that carries the request's id.
 pub(crate) static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");

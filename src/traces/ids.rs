@@ -7,7 +7,7 @@ use std::fmt;
 pub use opentelemetry::trace::{SpanId, TraceId};
 use serde::{Deserializer, Serializer};
 
-use crate::text::json::misleads;
+use crate::text::misleads;
 use crate::traces::lenient::Scalar;
 
 /// Why a text is not an id. Fit for a log line: bounded, without control characters.

@@ -6,7 +6,7 @@ use std::fmt;
 use http::{HeaderMap, header};
 
 use crate::text::PROBLEM_JSON;
-use crate::text::json::misleads;
+use crate::text::misleads;
 
 /// Longer texts, in bytes, are pages and dumps, and could echo a request; Envoy's own messages are shorter.
 const MAX_MESSAGE: usize = 400;

@@ -437,7 +437,13 @@ pub(crate) struct Demo {
 
 impl Demo {
     pub(crate) fn start() -> Self {
-        let mut child = httpserver().args(["demo", "--port", "0", "--store-port", "0"]).stderr(Stdio::null()).spawn().unwrap();
+        Self::start_with(&[])
+    }
+
+    pub(crate) fn start_with(args: &[&str]) -> Self {
+        let mut command = httpserver();
+        command.args(["demo", "--port", "0", "--store-port", "0"]).args(args);
+        let mut child = command.stderr(Stdio::null()).spawn().unwrap();
         let mut out = BufReader::new(child.stdout.take().unwrap());
         let (mut url, mut store) = (String::new(), String::new());
         let mut line = String::new();

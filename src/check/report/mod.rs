@@ -16,7 +16,7 @@ use serde::Serialize;
 pub(crate) use ids::{CheckId, Group};
 pub(crate) use progress::Progress;
 
-use crate::hop::reply::plain;
+use crate::text::plain;
 use terminal::Terminal;
 
 /// How a check ended.

@@ -6,7 +6,7 @@ use anstyle::{AnsiColor, Style};
 use textwrap::{Options, WordSeparator, WordSplitter, WrapAlgorithm};
 
 use crate::check::report::{Finding, Group, Report, Status};
-use crate::hop::reply::plain;
+use crate::text::plain;
 
 const WIDTH: usize = 80;
 

@@ -127,9 +127,9 @@ pub(crate) async fn control(panel: Arc<Panel>, access: Access, request: Request)
     match serde_json::from_slice::<Order>(&body) {
         Ok(order) => match follow(&panel, order).await {
             Ok(response) => response,
-            Err(why) => text(StatusCode::BAD_REQUEST, &crate::hop::reply::plain(&why)),
+            Err(why) => text(StatusCode::BAD_REQUEST, &crate::text::plain(&why)),
         },
-        Err(error) => text(StatusCode::BAD_REQUEST, &format!("not an order: {}", crate::hop::reply::plain(&error.to_string()))),
+        Err(error) => text(StatusCode::BAD_REQUEST, &format!("not an order: {}", crate::text::plain(&error.to_string()))),
     }
 }
 

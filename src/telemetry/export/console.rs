@@ -5,8 +5,8 @@ use std::io::Write as _;
 use super::ResourceOptions;
 use crate::telemetry::line_writer::LineWriter;
 use crate::telemetry::span_queue::{AttributeValue, QueuedSpan, SpanBatch, SpanKind};
+use crate::text::escape::push_escaped;
 use crate::text::hex::push_hex;
-use crate::text::json::push_escaped;
 use crate::text::number::{push_address, push_milliseconds, push_number};
 
 /// Writes each span as one line.

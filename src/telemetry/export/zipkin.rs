@@ -8,8 +8,8 @@ use opentelemetry_semantic_conventions::attribute::ERROR_TYPE;
 
 use super::{ExportError, ExporterError, ResourceOptions, TIMEOUT, http_client, post};
 use crate::telemetry::span_queue::{AttributeValue, QueuedSpan, SpanBatch, SpanKind};
+use crate::text::escape::{push_escaped, push_text};
 use crate::text::hex::push_hex;
-use crate::text::json::{push_escaped, push_text};
 use crate::text::number::{push_address, push_number};
 use crate::trace_context::Sampling;
 

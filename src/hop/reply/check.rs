@@ -1,0 +1,225 @@
+//! The validation of a next hop's answer before it is nested.
+
+use serde::de::{self, Deserialize, Deserializer, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+use super::{MAX_HOPS, Reply, Representation};
+
+/// A hop nests its next hop's reply three JSON levels deeper: in an object, in an array, in the reply.
+const MAX_DEPTH: usize = 3 * (MAX_HOPS as usize - 1);
+
+/// The text of a valid reply, to be written verbatim.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct NestedReply<'a>(&'a str);
+
+/// Why an answer is not nested.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NotNested {
+    /// The answer is not the reply of a hop.
+    NotAReply,
+    /// It is one, with more replies below it than [`MAX_HOPS`] allows.
+    TooDeep,
+}
+
+impl<'a> NestedReply<'a> {
+    /// Validates an answer: every field of a reply is there once and has its type. A reply further down was validated by the
+    /// hop that nested it; here it need only be a JSON object.
+    ///
+    /// # Errors
+    ///
+    /// [`NotNested`] when the answer is not a reply, or nests deeper than readers read.
+    pub(crate) fn check(answer: &'a [u8]) -> Result<Self, NotNested> {
+        // Validated here once, so that serde_json need not validate each string.
+        let text = std::str::from_utf8(answer).map_err(|_| NotNested::NotAReply)?;
+        serde_json::from_str::<Reply<Checked>>(text).map_err(|_| NotNested::NotAReply)?;
+        if nests_deeper(text, MAX_DEPTH) { Err(NotNested::TooDeep) } else { Ok(Self(text)) }
+    }
+
+    pub(crate) fn as_str(self) -> &'a str {
+        self.0
+    }
+}
+
+/// Whether arrays and objects of a valid JSON text nest deeper than `limit`.
+fn nests_deeper(text: &str, limit: usize) -> bool {
+    // No text nests deeper than it has opening brackets. For chains below about 40 hops this count, which the compiler
+    // vectorises, is the whole answer.
+    let openings = |piece: &[u8]| piece.iter().map(|byte| u8::from(matches!(byte, b'{' | b'['))).sum::<u8>();
+    if text.as_bytes().chunks(usize::from(u8::MAX)).map(|piece| usize::from(openings(piece))).sum::<usize>() <= limit {
+        return false;
+    }
+    let (mut depth, mut in_string) = (0_usize, false);
+    let mut bytes = text.bytes();
+    while let Some(byte) = bytes.next() {
+        match byte {
+            b'"' => in_string = !in_string,
+            b'\\' => _ = bytes.next(),
+            b'{' | b'[' if !in_string => {
+                depth += 1;
+                if depth > limit {
+                    return true;
+                }
+            }
+            b'}' | b']' if !in_string => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    false
+}
+
+/// The [`Representation`] of a reply that is only validated: nothing is stored.
+#[derive(Debug, Clone)]
+enum Checked {}
+
+impl Representation for Checked {
+    type Text = AnyText;
+    type Headers = AnyHeaders;
+    type Nested = AnyObject;
+}
+
+#[derive(Debug, Clone)]
+struct AnyText;
+
+impl<'de> Deserialize<'de> for AnyText {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct IsText;
+        impl Visitor<'_> for IsText {
+            type Value = AnyText;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a string")
+            }
+            fn visit_str<E>(self, _: &str) -> Result<AnyText, E> {
+                Ok(AnyText)
+            }
+        }
+        deserializer.deserialize_str(IsText)
+    }
+}
+
+#[derive(Debug, Clone)]
+struct AnyHeaders;
+
+impl<'de> Deserialize<'de> for AnyHeaders {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct IsHeaders;
+        impl<'de> Visitor<'de> for IsHeaders {
+            type Value = AnyHeaders;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an object of header names with arrays of values")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<AnyHeaders, A::Error> {
+                // A vector of values without size allocates nothing.
+                while map.next_entry::<AnyText, Vec<AnyText>>()?.is_some() {}
+                Ok(AnyHeaders)
+            }
+        }
+        deserializer.deserialize_map(IsHeaders)
+    }
+}
+
+#[derive(Debug, Clone)]
+struct AnyObject;
+
+impl<'de> Deserialize<'de> for AnyObject {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        // `serde_json` skips a raw value without recursion, however deep it nests.
+        let text = <&RawValue>::deserialize(deserializer)?;
+        if text.get().starts_with('{') { Ok(Self) } else { Err(de::Error::custom("a reply is an object")) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hop::reply::Tree;
+    use crate::hop::reply::tests::LEAF;
+
+    fn is_reply(text: &str) -> bool {
+        NestedReply::check(text.as_bytes()).is_ok()
+    }
+
+    #[test]
+    fn only_a_whole_reply_is_one() {
+        let leaf: serde_json::Value = serde_json::from_str(LEAF).unwrap();
+        assert!(is_reply(LEAF));
+        let fields: Vec<_> = leaf.as_object().unwrap().keys().collect();
+        assert_eq!(fields.len(), 20);
+        for field in fields {
+            let mut other = leaf.clone();
+            other.as_object_mut().unwrap().remove(field);
+            assert!(!is_reply(&other.to_string()), "without {field}");
+            let twice = LEAF.replacen('{', &format!("{{\"{field}\":{},", leaf[field]), 1);
+            assert!(!is_reply(&twice), "{field} twice");
+            for value in [
+                "null",
+                "true",
+                "1",
+                "-1",
+                "1.5",
+                "70000",
+                "5000000000",
+                "1e999",
+                "\"x\"",
+                "\"forward\"",
+                "\"\\ud800\"",
+                "[]",
+                "{}",
+                "[1]",
+                "[{}]",
+                "{\"delay_ms\":\"x\"}",
+                "{\"a\":1}",
+                "{\"a\":[1]}",
+                "{\"ip\":\"1\"}",
+            ] {
+                let old = format!("{field:?}:{}", leaf[field]);
+                let compact = leaf.to_string();
+                let other = compact.replacen(&old, &format!("{field:?}:{value}"), 1);
+                assert!(other != compact || leaf[field].to_string() == value, "{field}: {value}");
+                assert_eq!(is_reply(&other), Tree::parse(other.as_bytes()).is_ok(), "{field}: {value}");
+            }
+        }
+        assert!(is_reply(&LEAF.replacen('{', "{\"new\":[1],", 1)), "a field of a newer version");
+        for other in ["hello", "{}", "[]", "null", "{\"service\":\"x\"}", &LEAF[1..], &LEAF[..LEAF.len() - 1]] {
+            assert!(!is_reply(other), "{other}");
+        }
+        let not_utf8 = LEAF.replacen("service2", "service\u{1}", 1).into_bytes();
+        assert!(
+            NestedReply::check(&not_utf8.iter().map(|byte| if *byte == 1 { 0xff } else { *byte }).collect::<Vec<_>>()).is_err()
+        );
+    }
+
+    #[test]
+    fn a_call_below_has_every_field_and_its_type() {
+        let call = r#"{"url":"http://a","status":null,"duration_ms":1.0,"error":null,"sent":{},"reply":null}"#;
+        let with = |call: &str| is_reply(&LEAF.replacen("\"upstreams\":[]", &format!("\"upstreams\":[{call}]"), 1));
+        assert!(with(call));
+        for field in ["\"url\":\"http://a\",", "\"status\":null,", "\"duration_ms\":1.0,", "\"error\":null,", "\"sent\":{},"] {
+            assert!(!with(&call.replacen(field, "", 1)), "without {field}");
+        }
+        assert!(!with(&call.replacen(",\"reply\":null", "", 1)));
+        for reply in ["1", "\"x\"", "[]", "true"] {
+            assert!(!with(&call.replacen("\"reply\":null", &format!("\"reply\":{reply}"), 1)), "{reply}");
+        }
+        assert!(with(&call.replacen("\"reply\":null", "\"reply\":{\"a\":[1e999]}", 1)), "validated by the hop that nested it");
+    }
+
+    #[test]
+    fn an_answer_that_nests_deeper_than_readers_read_is_too_deep() {
+        let nested = |levels: usize| {
+            let deep = format!("{{\"brackets\":\"\\\"[[[[\",\"deep\":{}{}}}", "[".repeat(levels), "]".repeat(levels));
+            let call = format!(r#"{{"url":"http://a","status":200,"duration_ms":1.0,"error":null,"sent":{{}},"reply":{deep}}}"#);
+            LEAF.replacen("\"upstreams\":[]", &format!("\"upstreams\":[{call}]"), 1)
+        };
+        // The reply, its calls, the call and the nested object are four levels.
+        assert!(is_reply(&nested(MAX_DEPTH - 4)));
+        for levels in [MAX_DEPTH - 3, MAX_DEPTH, 10_000, 400_000] {
+            assert_eq!(NestedReply::check(nested(levels).as_bytes()).unwrap_err(), NotNested::TooDeep, "{levels}");
+        }
+        // Wide is not deep.
+        let wide = LEAF.replacen("{", &format!("{{\"wide\":[{}0],", "[],".repeat(10_000)), 1);
+        assert!(is_reply(&wide));
+        for hostile in ["[".repeat(1 << 20), "{\"a\":".repeat(200_000), "{\"service\":[".repeat(80_000)] {
+            assert_eq!(NestedReply::check(hostile.as_bytes()).unwrap_err(), NotNested::NotAReply);
+        }
+    }
+}

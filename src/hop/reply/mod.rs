@@ -1,0 +1,238 @@
+//! The reply of the chain: one type for the hop that writes it, the hop that nests it and the tools that read it.
+//!
+//! The values of a [`Reply`] depend on its use, a [`Representation`]: owned in a [`Tree`], which `check`, `demo` and the text form
+//! read; borrowed when a hop writes its own reply ([`Written`]); without content where a reply arrives and is only validated
+//! (`check.rs`). What the next hop answered is nested verbatim: a hop neither parses nor writes what stands further down.
+//!
+//! A new field is a line in [`Reply`], one in `write.rs` (a test compares it with the derived `Serialize`) and its value in
+//! `hop/chain.rs`.
+
+mod check;
+mod read;
+mod text;
+mod write;
+
+use std::fmt::Debug;
+
+use serde::de::{Deserializer, MapAccess, Visitor};
+use serde::ser::{SerializeMap, Serializer};
+use serde::{Deserialize, Serialize};
+
+use crate::trace_context::HeaderSource;
+
+pub(crate) use check::{NestedReply, NotNested};
+pub(crate) use write::{Text, Written};
+
+/// How many replies may nest, the outermost included: no flag accepts a longer chain, and no reader reads deeper.
+///
+/// A reply of 256 hops has 300 to 500 KB; the largest answer that a hop reads is 1 MiB.
+pub const MAX_HOPS: u32 = 256;
+
+/// What the values of a [`Reply`] are made of.
+pub trait Representation: Debug + Clone {
+    /// A text.
+    type Text: Debug + Clone;
+    /// Header names with their values.
+    type Headers: Debug + Clone;
+    /// What the next hop replied.
+    type Nested: Debug + Clone;
+}
+
+/// A [`Representation`] that can be written as JSON.
+pub trait Writable: Representation<Text: Serialize, Headers: Serialize, Nested: Serialize> {}
+
+/// The values of a [`Tree`].
+#[derive(Debug, Clone)]
+pub enum Owned {}
+
+impl Representation for Owned {
+    type Text = String;
+    type Headers = Headers;
+    type Nested = Box<Tree>;
+}
+
+impl Writable for Owned {}
+
+/// A reply with every reply below it.
+pub type Tree = Reply<Owned>;
+
+/// What one hop answers to `GET /service<N>`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(bound(
+    serialize = "R: Writable",
+    deserialize = "R::Text: Deserialize<'de>, R::Headers: Deserialize<'de>, R::Nested: Deserialize<'de>"
+))]
+pub struct Reply<R: Representation> {
+    /// The hop's name (`--name`).
+    pub service: R::Text,
+    /// The hop's version label (`--service-version`).
+    pub version: R::Text,
+    /// The hop's lane label (`--lane`).
+    pub lane: R::Text,
+    /// The host (in Kubernetes: the pod) that answered.
+    pub hostname: R::Text,
+    /// A greeting, for people.
+    pub message: R::Text,
+    /// The path that arrived at this hop, after every rewrite on the way.
+    pub path: R::Text,
+    /// The HTTP status of this answer.
+    pub status: u16,
+    /// When the request arrived: RFC 3339, UTC, microseconds.
+    pub started_at: R::Text,
+    /// How long this hop took until it had its answer, milliseconds.
+    pub duration_ms: f64,
+    /// The request id that this hop received or made.
+    pub request_id: R::Text,
+    /// 32 lower-case hex digits; with no exporter, what arrived.
+    #[serde(deserialize_with = "present")]
+    pub trace_id: Option<R::Text>,
+    /// 16 lower-case hex digits: this hop's own server span, or with no exporter what arrived.
+    #[serde(deserialize_with = "present")]
+    pub span_id: Option<R::Text>,
+    /// 16 lower-case hex digits: the caller's span.
+    #[serde(deserialize_with = "present")]
+    pub parent_span_id: Option<R::Text>,
+    /// The sampling decision; null when nobody has made one.
+    #[serde(deserialize_with = "present")]
+    pub sampled: Option<bool>,
+    /// Whether this hop passes trace headers on untouched or continues the trace with spans of its own.
+    pub propagation: Propagation,
+    /// The carried headers as they arrived here.
+    pub received: R::Headers,
+    /// Who called, as reported by the caller or a proxy before it.
+    pub client: Client<R>,
+    /// `x-envoy-attempt-count`, or 1.
+    pub attempt: u32,
+    /// What a fault did to this request; null without one.
+    #[serde(deserialize_with = "present")]
+    pub injected: Option<Injected>,
+    /// One entry per call to a next hop, in the configured order.
+    pub upstreams: Vec<Call<R>>,
+}
+
+/// One call to a next hop.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(bound(
+    serialize = "R: Writable",
+    deserialize = "R::Text: Deserialize<'de>, R::Headers: Deserialize<'de>, R::Nested: Deserialize<'de>"
+))]
+pub struct Call<R: Representation = Owned> {
+    /// The URL that was called.
+    pub url: R::Text,
+    /// The status of the answer; null when there was none.
+    #[serde(deserialize_with = "present")]
+    pub status: Option<u16>,
+    /// How long the call took, whole answer included, milliseconds.
+    pub duration_ms: f64,
+    /// Why the call counts as failed, or why its reply is not shown; null when neither is so.
+    #[serde(deserialize_with = "present")]
+    pub error: Option<R::Text>,
+    /// The carried headers as they were written to this call.
+    pub sent: R::Headers,
+    /// The next hop's own reply; null when the answer was not one.
+    #[serde(deserialize_with = "present")]
+    pub reply: Option<R::Nested>,
+}
+
+/// Who called this hop. As reported: without a proxy in front it proves nothing.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(bound(serialize = "R: Writable", deserialize = "R::Text: Deserialize<'de>"))]
+pub struct Client<R: Representation = Owned> {
+    /// `X-Real-IP`, else the first of `X-Forwarded-For`, else the peer.
+    pub ip: R::Text,
+    /// The URI of the caller's certificate from `x-forwarded-client-cert`.
+    #[serde(deserialize_with = "present")]
+    pub identity: Option<R::Text>,
+}
+
+/// Makes an optional value a required field: null is accepted, absence is not.
+fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
+    T::deserialize(deserializer)
+}
+
+/// What a hop does with the trace headers that it receives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Propagation {
+    /// No exporter: passed on untouched.
+    Forward,
+    /// Own spans, own ids.
+    Continue,
+}
+
+/// What a fault did to a request.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Injected {
+    /// Milliseconds that a `delay` fault added (the hop's ordinary `--latency` is not counted).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delay_ms: Option<u64>,
+    /// The status that an `abort` fault answered with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub abort_status: Option<u16>,
+}
+
+/// Header names with all their values, in the order in which they are shown. JSON: an object of arrays.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Headers(pub Vec<(String, Vec<String>)>);
+
+impl Headers {
+    /// Every value of `name` (lower case); empty when the header is not there.
+    pub fn get(&self, name: &str) -> &[String] {
+        self.0.iter().find(|(known, _)| known == name).map_or(&[], |(_, values)| values)
+    }
+
+    /// The only or first value of `name` (lower case).
+    pub fn first(&self, name: &str) -> Option<&str> {
+        self.get(name).first().map(String::as_str)
+    }
+}
+
+impl HeaderSource for Headers {
+    fn values(&self, name: &str) -> impl Iterator<Item = &[u8]> {
+        self.get(name).iter().map(String::as_bytes)
+    }
+}
+
+impl Serialize for Headers {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(self.0.len()))?;
+        for (name, values) in &self.0 {
+            map.serialize_entry(name, values)?;
+        }
+        map.end()
+    }
+}
+
+impl<'de> Deserialize<'de> for Headers {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Entries;
+        impl<'de> Visitor<'de> for Entries {
+            type Value = Headers;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an object of header names with arrays of values")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Headers, A::Error> {
+                let mut headers = Vec::new();
+                while let Some(entry) = map.next_entry()? {
+                    headers.push(entry);
+                }
+                Ok(Headers(headers))
+            }
+        }
+        deserializer.deserialize_map(Entries)
+    }
+}
+
+/// A duration as the reply shows it: milliseconds to the microsecond.
+pub(crate) fn milliseconds(duration: std::time::Duration) -> f64 {
+    duration.as_micros() as f64 / 1e3
+}
+
+#[cfg(test)]
+mod tests {
+    /// A reply as another hop could have written it.
+    pub(super) const LEAF: &str = r#"{"service":"service2","version":"v1","lane":"gray","hostname":"h2","message":"Hello, service2!","path":"/service2",
+        "status":200,"started_at":"2026-01-02T03:04:05.678901Z","duration_ms":9.0,"request_id":"r","trace_id":null,"span_id":null,
+        "parent_span_id":null,"sampled":null,"propagation":"forward","received":{"x-request-id":["r"],"b3":["a\u001b[31m","b"]},
+        "client":{"ip":"127.0.0.1","identity":null},"attempt":2,"injected":{"delay_ms":2000},"upstreams":[]}"#;
+}

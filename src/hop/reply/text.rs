@@ -1,0 +1,118 @@
+//! The text form of a reply, for people: a line per hop, and below a hop that calls nobody the headers it received.
+
+use std::borrow::Cow;
+use std::fmt::Write as _;
+
+use super::{Call, Injected, Tree};
+use crate::text::plain;
+
+impl Tree {
+    /// The tree for people.
+    pub fn to_text(&self) -> String {
+        let mut text = String::new();
+        self.write_text(&mut text, "", "");
+        text
+    }
+
+    /// Appends the hop, its line behind `head`, and everything below it, each line behind `below`. By recursion: `Tree::parse`
+    /// bounds the depth.
+    fn write_text(&self, out: &mut String, head: &str, below: &str) {
+        self.write_hop(out, head);
+        if head.is_empty() {
+            let _ = writeln!(out, "{below}  {}", plain(&self.message));
+            let trace = self.trace_id.as_deref().map_or(Cow::Borrowed("none"), plain);
+            let _ = writeln!(out, "{below}  request {}  trace {trace}", plain(&self.request_id));
+        }
+        for (i, call) in self.upstreams.iter().enumerate() {
+            let last = i + 1 == self.upstreams.len();
+            let (branch, under) = if last { ("└─ ", "   ") } else { ("├─ ", "│  ") };
+            match &call.reply {
+                Some(reply) => {
+                    reply.write_text(out, &format!("{below}{branch}"), &format!("{below}{under}"));
+                    if let Some(error) = &call.error {
+                        let _ = writeln!(out, "{below}{under}✗ {}", plain(error));
+                    }
+                }
+                None => write_call(call, out, &format!("{below}{branch}")),
+            }
+        }
+        if self.upstreams.is_empty() && self.status < 300 {
+            let _ = writeln!(out, "{below}  received:");
+            for (name, values) in &self.received.0 {
+                for value in values {
+                    let _ = writeln!(out, "{below}    {}: {}", plain(name), plain(value));
+                }
+            }
+        }
+    }
+
+    /// Appends the hop's own line.
+    fn write_hop(&self, out: &mut String, head: &str) {
+        let _ = write!(
+            out,
+            "{head}{} {} {}  {}  {:.1}ms",
+            plain(&self.service),
+            plain(&self.version),
+            plain(&self.hostname),
+            self.status,
+            self.duration_ms
+        );
+        if self.lane != "base" {
+            let _ = write!(out, "  lane={}", plain(&self.lane));
+        }
+        if self.attempt > 1 {
+            let _ = write!(out, "  attempt={}", self.attempt);
+        }
+        if let Some(Injected { delay_ms, abort_status }) = self.injected {
+            out.push_str("  injected:");
+            if let Some(ms) = delay_ms {
+                let _ = write!(out, " delay={ms}ms");
+            }
+            if let Some(status) = abort_status {
+                let _ = write!(out, " abort={status}");
+            }
+        }
+        out.push('\n');
+    }
+}
+
+/// Appends the line of a call that has no reply.
+fn write_call(call: &Call, out: &mut String, head: &str) {
+    let _ = write!(out, "{head}{}  ", plain(&call.url));
+    let _ = match call.status {
+        Some(status) => write!(out, "{status}"),
+        None => write!(out, "no answer"),
+    };
+    let _ = write!(out, "  {:.1}ms", call.duration_ms);
+    let _ = match &call.error {
+        Some(error) => writeln!(out, "  ✗ {}", plain(error)),
+        None => writeln!(out, "  (not a hop of ours)"),
+    };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hop::reply::Headers;
+    use crate::hop::reply::tests::LEAF;
+
+    #[test]
+    fn the_text_names_the_broken_call_and_never_sends_a_control_character() {
+        let mut tree = Tree::parse(LEAF.as_bytes()).unwrap();
+        let text = tree.to_text();
+        assert!(text.contains("lane=gray") && text.contains("attempt=2") && text.contains("delay=2000ms"), "{text}");
+        assert!(text.contains("received:") && text.contains("x-request-id: r"), "{text}");
+        assert!(!text.contains('\u{1b}'), "{text}");
+        tree.status = 502;
+        tree.upstreams.push(Call {
+            url: "http://service3/service3".into(),
+            status: None,
+            duration_ms: 1.0,
+            error: Some("connection refused".into()),
+            sent: Headers::default(),
+            reply: None,
+        });
+        let text = tree.to_text();
+        assert!(text.contains("└─ http://service3/service3  no answer  1.0ms  ✗ connection refused"), "{text}");
+    }
+}
