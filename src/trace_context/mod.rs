@@ -8,6 +8,8 @@
 
 mod b3;
 mod carried;
+#[cfg(test)]
+pub(crate) mod cases_for_tests;
 mod context;
 mod format;
 mod propagator;

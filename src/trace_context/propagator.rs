@@ -158,7 +158,8 @@ impl Propagator {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::trace_context::{RedactedHeaders, carried_names};
+    use crate::trace_context::cases_for_tests::context_cases;
+    use crate::trace_context::{HeaderFamily, RedactedHeaders, carried_names};
 
     const T: &str = "463ac35c9f6413ad48485a3953bb6124";
     const S: &str = "a2fb4a1d1a96d312";
@@ -177,6 +178,30 @@ mod tests {
     fn extract(headers: &[(&'static str, &str)]) -> Incoming {
         let propagator = Propagator::default();
         propagator.extract(&request(&propagator, headers))
+    }
+
+    #[test]
+    fn the_hop_reads_every_context_as_the_rules_say() {
+        let cases = context_cases();
+        assert!(cases.len() > 500, "{}", cases.len());
+        for case in cases {
+            let formats = match case.family {
+                HeaderFamily::W3c => "tracecontext",
+                HeaderFamily::B3 => "b3multi,b3",
+            };
+            let propagator = Propagator::new(formats.parse().unwrap(), vec![], vec![]);
+            let headers: Vec<_> = case.headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
+            let incoming = propagator.extract(&request(&propagator, &headers));
+            let context = incoming.context.map(|context| {
+                let ids = (context.trace_id.to_string(), context.span_id.to_string());
+                (ids, context.parent_id.map(|id| id.to_string()), context.short_trace_id, context.sampling)
+            });
+            let expected = case.context.map(|valid| {
+                let ids = (valid.trace_id.to_owned(), valid.span_id.to_owned());
+                (ids, valid.parent_id.map(str::to_owned), valid.is_short, valid.sampling)
+            });
+            assert_eq!((context, incoming.sampling), (expected, case.sampling), "{:?}", case.headers);
+        }
     }
 
     #[test]

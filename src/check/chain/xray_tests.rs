@@ -8,6 +8,7 @@ use crate::check::envoy::hints::Place;
 use crate::check::propagation;
 use crate::check::report::{Finding, Status};
 use crate::hop::reply::{Call, Client};
+use crate::trace_context::cases_for_tests::context_cases;
 
 /// What a proxy does to trace headers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -405,6 +406,28 @@ fn something_between_two_hops_that_removes_headers_is_told_from_the_hop() {
                 assert!(text.contains(says) && text.contains("service3 never got"), "{text}");
             }
         }
+    }
+}
+
+#[test]
+fn check_reads_every_context_as_the_hop_does_and_blames_only_a_hop_that_ignores_a_valid_one() {
+    let probe = Probe::ordinary();
+    let mut tree = travel(&probe, &[continues(&W3C_FIRST)], &mesh(None));
+    tree.trace_id = Some(fresh().trace_id.to_string());
+    for case in context_cases() {
+        tree.received = Headers(case.values_by_name());
+        let xray = examine(&probe, &tree, "http://service1/service1");
+        let read = xray.rows[0].context(case.family).map(|context| {
+            let parent_id = context.parent_id.map(|id| id.to_string());
+            (context.trace_id.to_string(), context.span_id.to_string(), parent_id, context.sampling)
+        });
+        let expected = case.context.map(|valid| {
+            let parent_id = valid.parent_id.map(str::to_owned);
+            (valid.trace_id.to_owned(), valid.span_id.to_owned(), parent_id, valid.sampling)
+        });
+        assert_eq!(read, expected, "{:?}", case.headers);
+        let blamed = xray.faults.iter().any(|fault| fault.side == Side::NewTrace);
+        assert_eq!(blamed, case.context.is_some(), "{:?}: {:#?}", case.headers, xray.faults);
     }
 }
 

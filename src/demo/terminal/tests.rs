@@ -277,15 +277,20 @@ fn a_call_without_a_server_span_and_a_shared_id_are_told() {
     assert!(text.contains("service1 → no server span"), "{text}");
 }
 
+/// The reply of a hop.
+fn hop(service: &str, upstreams: Value) -> Value {
+    json!({"service": service, "version": "v1", "lane": "base", "hostname": "h", "message": "", "path": "/", "status": 200,
+        "started_at": "2026-01-02T03:04:05.678901Z", "duration_ms": 1.0, "request_id": "r", "trace_id": null, "span_id": null,
+        "parent_span_id": null, "sampled": true, "propagation": "continue", "received": {},
+        "client": {"ip": "127.0.0.1", "identity": null}, "attempt": 1, "injected": null, "upstreams": upstreams})
+}
+
+fn call(sent: Value, reply: Value) -> Value {
+    json!([{"url": "http://x", "status": 200, "duration_ms": 1.0, "error": null, "sent": sent, "reply": reply}])
+}
+
 #[test]
 fn with_the_reply_the_very_headers_that_were_sent_are_shown() {
-    let hop = |service: &str, upstreams: Value| {
-        json!({"service": service, "version": "v1", "lane": "base", "hostname": "h", "message": "", "path": "/", "status": 200,
-            "started_at": "2026-01-02T03:04:05.678901Z", "duration_ms": 1.0, "request_id": "r", "trace_id": null, "span_id": null,
-            "parent_span_id": null, "sampled": true, "propagation": "continue", "received": {},
-            "client": {"ip": "127.0.0.1", "identity": null}, "attempt": 1, "injected": null, "upstreams": upstreams})
-    };
-    let call = |sent: Value, reply: Value| json!([{"url": "http://x", "status": 200, "duration_ms": 1.0, "error": null, "sent": sent, "reply": reply}]);
     let second = hop("service2", call(json!({"b3": ["4bf92f3577b34da6a3ce929d0e0e4736-3b9aca0012345678-1"]}), Value::Null));
     let sent = json!({
         "x-b3-spanid": ["53995c3f42cd8ad8"], "x-b3-parentspanid": ["00f067aa0ba902b7"], "x-b3-sampled": ["1\u{1b}[31m"],
@@ -305,6 +310,19 @@ fn with_the_reply_the_very_headers_that_were_sent_are_shown() {
     assert!(text.contains(expected), "{text}");
     assert!(text.contains("      b3                 4bf92f3577b34da6a3ce929d0e0e4736-3b9aca0012345678-1\n"), "{text}");
     assert!(!text.contains("in one of these headers"), "{text}");
+}
+
+#[test]
+fn the_waterfall_reads_every_context_as_the_hop_does() {
+    use crate::trace_context::cases_for_tests::{SPAN, context_cases};
+    let trace = trace(&json!([span(SPAN, None, "CLIENT", "service1", 0, 100)]));
+    for case in context_cases() {
+        let sent: serde_json::Map<String, Value> =
+            case.values_by_name().into_iter().map(|(name, values)| (name, values.into())).collect();
+        let reply = Tree::parse(hop("service1", call(sent.into(), Value::Null)).to_string().as_bytes()).unwrap();
+        let tied = !sent_headers(&trace, &reply).is_empty();
+        assert_eq!(tied, case.context.is_some(), "{:?}", case.headers);
+    }
 }
 
 #[test]
