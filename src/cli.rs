@@ -4,16 +4,46 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use crate::config::{Command, DemoArgs, HealthArgs, ServeArgs, Usage, Verbosity, check_environment, parse};
+use crate::check::CheckArgs;
+use crate::config::{ConfigError, DemoArgs, HealthArgs, ServeArgs, Verbosity, check_environment};
 use crate::demo::{Demo, Unbound};
 use crate::hop::app::{App, Output};
 use crate::hop::config::HopConfig;
 use crate::net::hosts::is_loopback;
 use crate::server::shutdown::{Signals, Stop};
+
+/// The command line.
+#[derive(Debug, Parser)]
+#[command(
+    name = "httpserver",
+    version,
+    about = "The traced demo microservice chain: one binary plays any hop",
+    after_help = "Without a command, httpserver serves: `httpserver --addr :8080` is `httpserver serve --addr :8080`."
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run one hop (the default)
+    Serve(Box<ServeArgs>),
+    /// Run the whole chain, traced, in one process, with the trace store built in; needs nothing else
+    Demo(DemoArgs),
+    /// Send requests through a deployed chain, verify what came back, say what is broken and why
+    Check(Box<CheckArgs>),
+    /// Exit 0 if `GET /healthz` answers 200; for HEALTHCHECK in an image with no shell
+    Health(HealthArgs),
+}
 
 /// Wrong usage or configuration.
 const USAGE: u8 = 2;
@@ -22,11 +52,11 @@ const USAGE: u8 = 2;
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let cli = match parse(args) {
         Ok(cli) => cli,
-        Err(Usage::Asked(text)) => {
-            print!("{text}");
-            return ExitCode::SUCCESS;
+        Err(error) => {
+            // A closed stdout or stderr changes nothing about the exit code.
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { USAGE } else { 0 });
         }
-        Err(Usage::Wrong(line)) => return wrong(&line),
     };
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -46,6 +76,69 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     code
 }
 
+/// Reads the command line. Without a command it is `serve`. An empty variable is not set, as OpenTelemetry has it: manifests
+/// often leave one empty.
+///
+/// # Errors
+///
+/// clap's: wrong usage, or the text of `--help` and `--version`.
+pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
+    let mut args: Vec<OsString> = args.into_iter().collect();
+    let first = args.get(1).and_then(|first| first.to_str());
+    let for_all = matches!(first, Some("-h" | "--help" | "-V" | "--version"));
+    if !for_all && first.is_none_or(|first| first.starts_with('-')) {
+        args.insert(1, "serve".into());
+    }
+    let mut command = tidy_variables(Cli::command());
+    let subcommand = args.get(1).and_then(|name| command.find_subcommand(name)).cloned();
+    let parsed = match subcommand.as_ref().and_then(variable_without_text) {
+        Some(reason) => Err(command.error(ErrorKind::InvalidUtf8, reason)),
+        None => command.try_get_matches_from_mut(&args).and_then(|matches| Cli::from_arg_matches(&matches)),
+    };
+    parsed.map_err(|error| name_variable(escape_value(error), subcommand.as_ref()))
+}
+
+/// Keeps the values of variables out of the help text, and unsets the empty ones.
+fn tidy_variables(command: clap::Command) -> clap::Command {
+    let tidy = |arg: clap::Arg| {
+        let empty = arg.get_env().and_then(std::env::var_os).is_some_and(|value| value.is_empty());
+        if empty { arg.env(None) } else { arg.hide_env_values(true) }
+    };
+    let names: Vec<_> = command.get_subcommands().map(|command| command.get_name().to_owned()).collect();
+    names.into_iter().fold(command.mut_args(tidy), |command, name| command.mut_subcommand(name, tidy_variables))
+}
+
+/// The first variable of a command whose value is not UTF-8; clap's own error does not name it.
+fn variable_without_text(command: &clap::Command) -> Option<ConfigError> {
+    command.get_arguments().filter_map(clap::Arg::get_env).find_map(|name| {
+        let value = std::env::var_os(name).filter(|value| value.to_str().is_none())?;
+        Some(ConfigError::value(&name.to_string_lossy(), &value.to_string_lossy(), "not UTF-8 text"))
+    })
+}
+
+/// A value with control characters reaches the terminal escaped.
+fn escape_value(mut error: clap::Error) -> clap::Error {
+    if let Some(ContextValue::String(value)) = error.get(ContextKind::InvalidValue) {
+        let escaped = value.escape_debug().to_string();
+        error.insert(ContextKind::InvalidValue, ContextValue::String(escaped));
+    }
+    error
+}
+
+/// Adds to an error of a flag which variable sets it: the value may have come from there, and clap names the flag alone.
+fn name_variable(mut error: clap::Error, command: Option<&clap::Command>) -> clap::Error {
+    let Some(ContextValue::String(shown)) = error.get(ContextKind::InvalidArg) else { return error };
+    let flag = shown.split([' ', '=']).next().unwrap_or_default();
+    let arg = command.and_then(|command| {
+        command.get_arguments().find(|arg| arg.get_long().is_some_and(|long| flag.strip_prefix("--") == Some(long)))
+    });
+    if let Some(variable) = arg.and_then(clap::Arg::get_env) {
+        let tip = format!("the variable {} sets {flag}, too", variable.to_string_lossy());
+        error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
+    }
+    error
+}
+
 fn wrong(line: &str) -> ExitCode {
     eprintln!("httpserver: {line}");
     ExitCode::from(USAGE)
@@ -53,16 +146,14 @@ fn wrong(line: &str) -> ExitCode {
 
 async fn serve(args: ServeArgs) -> ExitCode {
     let verbosity = args.verbosity;
-    if let Err(line) = check_environment() {
-        return wrong(&line);
-    }
-    let config = match HopConfig::from_args(args, &|name| std::env::var(name).ok()) {
+    let config = check_environment().and_then(|()| HopConfig::from_args(args, &|name| std::env::var(name).ok()));
+    let config = match config {
         Ok(config) => config,
-        Err(line) => return wrong(&line),
+        Err(error) => return wrong(&error.to_string()),
     };
     let output = Output::new();
-    if let Err(line) = diagnostics(verbosity, &output) {
-        return wrong(&line);
+    if let Err(error) = diagnostics(verbosity, &output) {
+        return wrong(&error.to_string());
     }
     let flush = output.stderr.clone();
     let code = serve_until_signalled(config, &output).await;
@@ -112,8 +203,8 @@ async fn demo(args: DemoArgs) -> ExitCode {
         0 => Verbosity { quiet: 1, verbose: 0 },
         more => Verbosity { quiet: 0, verbose: more - 1 },
     };
-    if let Err(line) = diagnostics(verbosity, &output) {
-        return wrong(&line);
+    if let Err(error) = diagnostics(verbosity, &output) {
+        return wrong(&error.to_string());
     }
     let once = args.once;
     let mut signals = match Signals::listen() {
@@ -138,7 +229,7 @@ fn stopped(line: &str) -> ExitCode {
 }
 
 /// Diagnostics go to stderr through the same bounded writer as everything else. Errors: a `RUST_LOG` that cannot be read.
-fn diagnostics(verbosity: Verbosity, output: &Output) -> Result<(), String> {
+fn diagnostics(verbosity: Verbosity, output: &Output) -> Result<(), ConfigError> {
     let level = match (verbosity.verbose, verbosity.quiet) {
         (0, 0) => None,
         (1, _) => Some("info,httpserver=debug"),
@@ -151,10 +242,8 @@ fn diagnostics(verbosity: Verbosity, output: &Output) -> Result<(), String> {
     // Not `EnvFilter`: what it can do beyond this is to match fields of spans, and there are none. Its regular expressions
     // alone would be a quarter of a megabyte.
     let filter: Targets = text.parse().map_err(|error| {
-        format!(
-            "invalid value '{}' for RUST_LOG: {error}; accepted: error, warn, info, debug, trace, or module=level",
-            text.escape_debug()
-        )
+        let reason = format!("{error}; accepted: error, warn, info, debug, trace, or module=level");
+        ConfigError::value("RUST_LOG", text, reason)
     })?;
     let writer = output.stderr.clone();
     let lines = tracing_subscriber::fmt::layer().with_ansi(false).with_writer(move || writer.clone());

@@ -5,6 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 use std::time::Duration;
 
+use http::HeaderName;
+
 /// The longest duration that is accepted.
 const MAX_DURATION: Duration = Duration::from_secs(366 * 24 * 60 * 60);
 
@@ -42,6 +44,16 @@ pub(crate) fn percent_number(text: &str) -> Option<f64> {
 pub(crate) fn parse_label(text: &str) -> Result<String, String> {
     let fits = !text.is_empty() && text.len() <= 128 && text.bytes().all(|byte| (0x20..0x7f).contains(&byte));
     if fits { Ok(text.to_owned()) } else { Err("1 to 128 printable ASCII characters are accepted".into()) }
+}
+
+/// A whole number from 1 on.
+pub(crate) fn at_least_one(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|n| *n >= 1).ok_or_else(|| "a whole number from 1 on is accepted".to_owned())
+}
+
+/// The name of a header.
+pub(crate) fn header_name(text: &str) -> Result<HeaderName, String> {
+    HeaderName::from_bytes(text.trim().as_bytes()).map_err(|_| "not a header name".to_owned())
 }
 
 /// The N of `service<N>`: 0 to 9999 without leading zeros.

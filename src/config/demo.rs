@@ -1,0 +1,111 @@
+//! The options of `demo`.
+
+use std::net::IpAddr;
+use std::str::FromStr;
+
+use clap::Args;
+use http::HeaderName;
+
+use crate::hop::fault::{Fault, Latency};
+use crate::net::hosts::parse_url;
+use crate::trace_context::carried_names;
+use crate::upstream::FanOut;
+use crate::values::{header_name, service_number};
+
+/// The options of `demo`.
+#[derive(Debug, Clone, Args)]
+pub struct DemoArgs {
+    /// How many services
+    #[arg(long, default_value = "3", value_parser = clap::value_parser!(u16).range(1..=50), value_name = "N")]
+    pub hops: u16,
+    /// The address that all of them listen on
+    #[arg(long, default_value = "127.0.0.1", value_name = "ADDRESS")]
+    pub listen: IpAddr,
+    /// The port of service1; service2 has the next one, and so on; 0 takes free ones
+    #[arg(long, default_value = "8080")]
+    pub port: u16,
+    /// The port of the trace store and its page; 0 takes a free one
+    #[arg(long, default_value = "9411", value_name = "PORT")]
+    pub store_port: u16,
+    /// Delay that every hop adds: `20ms`, `10ms..2s` or `p50=20ms,p90=80ms,p99=400ms`
+    #[arg(long, default_value = "5ms..60ms")]
+    pub latency: Latency,
+    /// What goes wrong at one hop, repeatable: `service2:abort=503@10%`, `service3:delay=2s@5%`
+    #[arg(long, value_name = "HOP:FAULT")]
+    pub fault: Vec<AtHop<Fault>>,
+    /// A header that one hop loses on purpose, repeatable: `service2:traceparent`
+    #[arg(long, value_name = "HOP:NAME")]
+    pub drop_header: Vec<AtHop<CarriedName>>,
+    /// service1 calls all others itself; without this they form a chain
+    #[arg(long)]
+    pub fan_out: Option<FanOut>,
+    /// Let other machines than this one send requests and change faults from the page
+    #[arg(long)]
+    pub allow_remote_control: bool,
+    /// A Zipkin that the page links to; every trace is passed on to it: `http://localhost:9412`
+    #[arg(long, value_name = "URL", value_parser = base_url)]
+    pub zipkin: Option<String>,
+    /// A Jaeger that the page links to: `http://localhost:16686`
+    #[arg(long, value_name = "URL", value_parser = base_url)]
+    pub jaeger: Option<String>,
+    /// Send one request, draw its trace, exit: 0 if the trace is complete, else 1. Takes free ports
+    #[arg(long)]
+    pub once: bool,
+    /// Print nothing but traces
+    #[arg(short, long, conflicts_with = "verbose")]
+    pub quiet: bool,
+    /// Access lines and diagnostics too
+    #[arg(short, long, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+}
+
+/// Something for one of the demo's hops: `service2:…`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AtHop<T> {
+    /// The hop's number, from 1.
+    pub hop: u16,
+    /// What it gets.
+    pub what: T,
+}
+
+impl<T: FromStr<Err = String>> FromStr for AtHop<T> {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let form = || format!("'{text}' names no hop; written service2:…");
+        let (hop, what) = text.split_once(':').ok_or_else(form)?;
+        let hop = hop.strip_prefix("service").and_then(service_number).filter(|hop| *hop > 0).ok_or_else(form)?;
+        Ok(Self { hop, what: what.parse()? })
+    }
+}
+
+/// The name of a carried header.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CarriedName(pub HeaderName);
+
+impl FromStr for CarriedName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let name = header_name(text)?;
+        if carried_names().any(|carried| carried == name.as_str()) {
+            return Ok(Self(name));
+        }
+        Err(not_carried())
+    }
+}
+
+/// Why a header cannot be dropped.
+pub(super) fn not_carried() -> String {
+    let known: Vec<_> = carried_names().collect();
+    format!("it is not carried, so it cannot be lost; carried are {}", known.join(", "))
+}
+
+/// Where a web page lives, without the slash at its end.
+fn base_url(text: &str) -> Result<String, String> {
+    const FORM: &str = "written http://host:port";
+    if parse_url(text).map_err(|error| format!("{error}; {FORM}"))?.query().is_some() {
+        return Err(FORM.to_owned());
+    }
+    Ok(text.trim().trim_end_matches('/').to_owned())
+}

@@ -1,0 +1,272 @@
+//! The options of `serve` and `health`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+use http::HeaderName;
+
+use crate::config::ConfigError;
+use crate::config::demo::not_carried;
+use crate::config::otel::{self, ExporterName};
+use crate::hop::config::HopConfig;
+use crate::hop::fault::{Fault, FaultConfig, Latency};
+use crate::hop::reply::MAX_HOPS;
+use crate::server::options::ConnectionOptions;
+use crate::server::shutdown::DrainOptions;
+use crate::server::tls::{Roots, ServerTls, TlsOptions};
+use crate::telemetry::access_log::LogFormat;
+use crate::trace_context::carried_names;
+use crate::upstream::{FanOut, Target};
+use crate::values::{Listen, at_least_one, header_name, parse_duration, parse_label, positive_duration};
+
+/// The options of `serve`.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = otel::HELP)]
+pub struct ServeArgs {
+    /// Where to listen: `:8080`, `127.0.0.1:8080`, `[::]:8080`; port 0 picks one and the log says which
+    #[arg(long, env, default_value = ":8080", value_name = "ADDRESS")]
+    pub addr: Listen,
+    /// The hop's name in replies, logs and metrics [default: OTEL_SERVICE_NAME, else httpserver]
+    #[arg(long, env = "SERVICE_NAME")]
+    pub name: Option<String>,
+    /// The version label of this instance
+    #[arg(long, env = "VERSION", default_value = "v1", value_name = "VERSION", value_parser = parse_label)]
+    pub service_version: String,
+    /// The lane label of this instance (shown, never used to route); `base` is the baseline
+    #[arg(long, env, default_value = "base", value_parser = parse_label)]
+    pub lane: String,
+    /// A next hop, repeatable: none is the last hop, one a chain, several a fan-out. A URL without a path gets `/service<N+1>`
+    #[arg(long, env, value_delimiter = ',', value_name = "URL")]
+    pub upstream: Vec<Target>,
+    /// How several next hops are called
+    #[arg(long, env, default_value = "parallel")]
+    pub fan_out: FanOut,
+    /// Time per call, whole answer included; a caller must wait longer than the hop below it
+    #[arg(long, env, default_value = "5s", value_parser = positive_duration, value_name = "DURATION")]
+    pub upstream_timeout: Duration,
+    /// Added delay: `20ms`, `10ms..2s` (uniform) or `p50=20ms,p90=80ms,p99=400ms`
+    #[arg(long, env, default_value = "0")]
+    pub latency: Latency,
+    /// What goes wrong and how often, repeatable: `abort=503@10%`, `delay=2s@5%`
+    #[arg(long, env, value_delimiter = ',')]
+    pub fault: Vec<Fault>,
+    /// A header to carry to the next hop beside the built-in ones, repeatable
+    #[arg(long, env = "FORWARD_HEADERS", value_delimiter = ',', value_name = "NAME", value_parser = header_name)]
+    pub forward_header: Vec<HeaderName>,
+    /// A carried header that this hop loses on purpose, repeatable
+    #[arg(long, env = "DROP_HEADERS", value_delimiter = ',', value_name = "NAME", value_parser = header_name)]
+    pub drop_header: Vec<HeaderName>,
+    /// A chain that calls itself ends with 508 after so many hops, at most 256
+    #[arg(long, env, default_value = "16", value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_HOPS)), value_name = "N")]
+    pub max_hops: u32,
+    /// More requests in flight get 503 at once
+    #[arg(long, env, default_value = "1024", value_parser = at_least_one, value_name = "N")]
+    pub max_concurrency: usize,
+    /// At this many connections the one idle for longest is closed first
+    #[arg(long, env, default_value = "10000", value_parser = at_least_one, value_name = "N")]
+    pub max_connections: usize,
+    /// A request head must be whole this long after its first byte
+    #[arg(long, env, default_value = "10s", value_parser = positive_duration, value_name = "DURATION")]
+    pub header_timeout: Duration,
+    /// How long a kept-alive connection may be idle; longer than Envoy's pool keeps it (1 h)
+    #[arg(long, env, default_value = "65m", value_parser = positive_duration, value_name = "DURATION")]
+    pub idle_timeout: Duration,
+    /// After SIGTERM: not ready, still serving, this long
+    #[arg(long, env, default_value = "5s", value_parser = parse_duration, value_name = "DURATION")]
+    pub drain_delay: Duration,
+    /// Then finish what is in flight, at most this long
+    #[arg(long, env, default_value = "20s", value_parser = parse_duration, value_name = "DURATION")]
+    pub drain_timeout: Duration,
+    /// Then hand over the last spans and log lines, at most this long
+    #[arg(long, env, default_value = "3s", value_parser = parse_duration, value_name = "DURATION")]
+    pub flush_timeout: Duration,
+    /// The hop's own certificate, a PEM file: serves TLS, HTTP/2 and HTTP/1.1. Reloaded when it changes
+    #[arg(long, env, value_name = "FILE")]
+    pub tls_cert: Option<PathBuf>,
+    /// The certificate's private key, a PEM file
+    #[arg(long, env, value_name = "FILE")]
+    pub tls_key: Option<PathBuf>,
+    /// Callers need a certificate that one of these signed, a PEM file; /healthz and /readyz answer without
+    #[arg(long, env, value_name = "FILE")]
+    pub tls_client_ca: Option<PathBuf>,
+    /// Who signs the certificates of next hops, a PEM file [default: the public roots]
+    #[arg(long, env, value_name = "FILE")]
+    pub upstream_ca: Option<PathBuf>,
+    /// How access lines look
+    #[arg(long, env, default_value = "text")]
+    pub log_format: LogFormat,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap takes a doc comment here for the command's own help")]
+    pub verbosity: Verbosity,
+    /// Where spans go
+    #[arg(long, env = "OTEL_TRACES_EXPORTER", default_value = "none", value_name = "EXPORTER")]
+    pub trace_exporter: ExporterName,
+}
+
+/// `-v` and `-q`.
+#[derive(Debug, Clone, Copy, Default, Args)]
+pub struct Verbosity {
+    /// More diagnostics on stderr (twice for everything); RUST_LOG says it in detail
+    #[arg(short, long, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+    /// Fewer diagnostics: warnings only (twice: errors only)
+    #[arg(short, long, action = clap::ArgAction::Count, conflicts_with = "verbose")]
+    pub quiet: u8,
+}
+
+/// The options of `health`.
+#[derive(Debug, Clone, Args)]
+pub struct HealthArgs {
+    /// What to ask [default: /healthz on loopback, at the port of ADDR]
+    #[arg(value_name = "URL")]
+    pub url: Option<String>,
+    /// Where the server listens
+    #[arg(long, env, default_value = ":8080", value_name = "ADDRESS")]
+    pub addr: Listen,
+    /// Set as for the server: then it is asked by TLS. The certificate of this very host is not verified
+    #[arg(long, env, value_name = "FILE")]
+    pub tls_cert: Option<PathBuf>,
+}
+
+impl HopConfig {
+    /// From the options of `serve` and the variables of OpenTelemetry, which `env` looks up.
+    ///
+    /// # Errors
+    ///
+    /// The first option that cannot be used.
+    pub fn from_args(args: ServeArgs, env: &dyn Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
+        let otel = otel::Variables::new(env);
+        let attributes = otel.resource_attributes()?;
+        let service_name = otel.get("OTEL_SERVICE_NAME");
+        let name = args.name.or_else(|| service_name.clone()).unwrap_or_else(|| "httpserver".to_owned());
+        let name = parse_label(&name).map_err(|error| ConfigError::value("--name (SERVICE_NAME)", &name, error))?;
+        let in_attributes = attributes.iter().find(|(key, _)| key == "service.name").map(|(_, value)| value.clone());
+        let mut config = Self::new(&name, args.addr);
+        config.identity.version = args.service_version;
+        config.identity.lane = args.lane;
+        config.resource.service_name = service_name.or(in_attributes).unwrap_or(name);
+        config.resource.attributes = config.identity.attributes();
+        for (key, value) in attributes.into_iter().filter(|(key, _)| key != "service.name") {
+            config.resource.attributes.retain(|(own, _)| *own != key);
+            config.resource.attributes.push((key, value));
+        }
+        config.upstreams = args.upstream;
+        config.fan_out = args.fan_out;
+        config.upstream_timeout = args.upstream_timeout;
+        config.faults = FaultConfig { latency: args.latency, faults: args.fault };
+        for name in &args.drop_header {
+            if !carried_names().any(|carried| carried == name.as_str()) && !args.forward_header.contains(name) {
+                return Err(ConfigError::value("--drop-header (DROP_HEADERS)", name.as_str(), not_carried()));
+            }
+        }
+        config.forward_headers = args.forward_header;
+        config.drop_headers = args.drop_header;
+        config.max_hops = args.max_hops;
+        config.max_concurrency = args.max_concurrency;
+        config.connections = ConnectionOptions {
+            max_connections: args.max_connections,
+            header_timeout: args.header_timeout,
+            idle_timeout: args.idle_timeout,
+            ..ConnectionOptions::default()
+        };
+        config.tls = server_tls(args.tls_cert, args.tls_key, args.tls_client_ca)?;
+        if let Some(path) = args.upstream_ca {
+            config.upstream_roots = Roots::load("--upstream-ca (UPSTREAM_CA)", &path).map_err(ConfigError::File)?;
+        }
+        config.drain = DrainOptions { delay: args.drain_delay, timeout: args.drain_timeout, flush_timeout: args.flush_timeout };
+        config.access_log = Some(args.log_format);
+        config.exporter = otel.exporter(args.trace_exporter)?;
+        otel.apply(&mut config)?;
+        Ok(config)
+    }
+}
+
+fn server_tls(cert: Option<PathBuf>, key: Option<PathBuf>, client_ca: Option<PathBuf>) -> Result<Option<ServerTls>, ConfigError> {
+    const CERT: &str = "--tls-cert (TLS_CERT)";
+    const KEY: &str = "--tls-key (TLS_KEY)";
+    let incomplete = |option, needs| Err(ConfigError::Incomplete { option, needs });
+    match (cert, key, client_ca) {
+        (None, None, None) => Ok(None),
+        (Some(cert), Some(key), client_ca) => {
+            ServerTls::load(TlsOptions { cert, key, client_ca }).map(Some).map_err(ConfigError::File)
+        }
+        (None, None, Some(_)) => incomplete("--tls-client-ca (TLS_CLIENT_CA)", "--tls-cert (TLS_CERT) and --tls-key (TLS_KEY)"),
+        (_, None, _) => incomplete(CERT, "--tls-key (TLS_KEY), the certificate's private key"),
+        (None, ..) => incomplete(KEY, "--tls-cert (TLS_CERT), the key's certificate"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::telemetry::export::Exporter;
+
+    #[derive(Parser)]
+    struct Serve {
+        #[command(flatten)]
+        args: ServeArgs,
+    }
+
+    fn config(args: &[&str], env: &[(&str, &str)]) -> Result<HopConfig, ConfigError> {
+        let env = |name: &str| env.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned());
+        HopConfig::from_args(Serve::parse_from(["serve"].iter().chain(args)).args, &env)
+    }
+
+    #[test]
+    fn an_address_is_a_port_or_an_address_with_a_port() {
+        let listen = |text: &str| text.parse::<Listen>();
+        assert_eq!(listen(":8080"), Ok(Listen { host: None, port: 8080 }));
+        assert_eq!(listen("[::1]:0").unwrap().to_string(), "[::1]:0");
+        for bad in ["", "8080", ":", ":99999", "localhost:8080", "127.0.0.1", "::1"] {
+            assert!(listen(bad).unwrap_err().contains("accepted"), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_names_of_a_hop_and_its_spans_have_their_order() {
+        let names = |args: &[&str], env: &[(&str, &str)]| {
+            let config = config(args, env).unwrap();
+            (config.identity.name, config.resource.service_name)
+        };
+        let both = |name: &str| (name.to_owned(), name.to_owned());
+        assert_eq!(names(&[], &[]), both("httpserver"));
+        assert_eq!(names(&[], &[("OTEL_SERVICE_NAME", "otel")]), both("otel"));
+        assert_eq!(names(&["--name", "a"], &[("OTEL_SERVICE_NAME", "otel")]), ("a".into(), "otel".into()));
+        let attributes = ("OTEL_RESOURCE_ATTRIBUTES", "service.name=ra,k8s.pod.name=p%2C1");
+        assert_eq!(names(&["--name", "a"], &[attributes]), ("a".into(), "ra".into()));
+        assert!(config(&[], &[attributes]).unwrap().resource.attributes.contains(&("k8s.pod.name".into(), "p,1".into())));
+    }
+
+    #[test]
+    fn the_otlp_endpoint_is_a_base_or_whole() {
+        let endpoint = |env: &[(&str, &str)]| match config(&["--trace-exporter", "otlp"], env).unwrap().exporter {
+            Exporter::Otlp(options) => options.endpoint,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(endpoint(&[]), "http://localhost:4318/v1/traces");
+        assert_eq!(endpoint(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c:4318/")]), "http://c:4318/v1/traces");
+        assert_eq!(endpoint(&[("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://c/x")]), "http://c/x");
+    }
+
+    #[test]
+    fn a_wrong_variable_is_named_with_what_is_accepted() {
+        for (args, env, name) in [
+            (&["--trace-exporter", "otlp"][..], ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"), "http/protobuf"),
+            (&["--trace-exporter", "otlp"], ("OTEL_EXPORTER_OTLP_COMPRESSION", "zip"), "gzip"),
+            (&["--trace-exporter", "otlp"], ("OTEL_EXPORTER_OTLP_TIMEOUT", "1s"), "milliseconds"),
+            (&["--trace-exporter", "zipkin"], ("OTEL_EXPORTER_ZIPKIN_ENDPOINT", "zipkin:9411"), "http://"),
+            (&[], ("OTEL_PROPAGATORS", "jaeger"), "tracecontext"),
+            (&[], ("OTEL_TRACES_SAMPLER", "some"), "always_on"),
+            (&[], ("OTEL_BSP_MAX_QUEUE_SIZE", "0"), "1 on"),
+            (&[], ("OTEL_RESOURCE_ATTRIBUTES", "nothing"), "key=value"),
+        ] {
+            let error = config(args, &[env]).unwrap_err().to_string();
+            assert!(error.contains(env.0) && error.contains(env.1) && error.contains(name), "{error}");
+            assert_eq!(error.lines().count(), 1);
+        }
+        assert_eq!(config(&["--trace-exporter", "otlp"], &[("OTEL_SDK_DISABLED", "TRUE")]).unwrap().exporter, Exporter::None);
+    }
+}
