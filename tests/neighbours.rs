@@ -5,6 +5,8 @@ mod common;
 
 use std::net::SocketAddr;
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use common::ports::free_addr;
@@ -112,6 +114,61 @@ async fn an_upstream_that_closes_idle_connections_costs_no_request() {
         let (status, error, _) = failure(&hop).await;
         assert_eq!((status, error.as_str()), (200, ""), "call {i}");
     }
+}
+
+/// A next hop that answers the first request of a connection and closes the connection, unanswered, at the second: as a server whose
+/// idle timeout is over when the request is on its way. Only the first `answering` connections get an answer at all.
+async fn dies_when_reused(answering: usize) -> (String, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    let requests = Arc::new(AtomicUsize::new(0));
+    let counted = requests.clone();
+    tokio::spawn(async move {
+        for accepted in 1.. {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let requests = counted.clone();
+            tokio::spawn(async move {
+                // A request of these tests comes in one piece.
+                let mut request = [0; 4096];
+                for answered in [accepted <= answering, false] {
+                    if stream.read(&mut request).await.is_ok_and(|read| read > 0) {
+                        requests.fetch_add(1, Ordering::SeqCst);
+                    }
+                    if answered {
+                        stream.write_all(&answer("200 OK", "", "ok")).await.unwrap();
+                    } else if accepted > answering {
+                        std::future::pending::<()>().await;
+                    }
+                }
+            });
+        }
+    });
+    (url, requests)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reused_connection_that_dies_under_a_request_costs_no_answer() {
+    const CALLS: usize = 50;
+    let (url, requests) = dies_when_reused(usize::MAX).await;
+    let hop = calling(&url, "5s");
+    for call in 0..CALLS {
+        let (status, reply) = hop.json("/service1", &[]).await;
+        assert_eq!((status, reply["upstreams"].as_array().unwrap().len()), (200, 1), "call {call}: {reply}");
+    }
+    let requests = requests.load(Ordering::SeqCst);
+    assert!(requests > CALLS, "no request was sent again: {requests}");
+    let spans = hop.metrics().await.sum("http_client_request_duration_seconds_count", &[]);
+    assert_eq!(spans, CALLS as f64, "a call is counted once, however often its request was sent");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_is_sent_again_has_what_is_left_of_the_first_ones_time() {
+    let (url, _) = dies_when_reused(1).await;
+    let hop = calling(&url, "1s");
+    assert_eq!(failure(&hop).await.0, 200);
+    let (status, error, took) = failure(&hop).await;
+    assert_eq!((status, error.as_str()), (504, "no whole answer within 1s"));
+    assert!(took < Duration::from_secs(2), "{took:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

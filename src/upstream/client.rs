@@ -1,145 +1,204 @@
-//! The connections to one next hop: one is taken for each call, and kept for the next when its answer was read to the end.
+//! The connections to one next hop, and the rules for them: how long one lives, when a request is sent again, which address is
+//! next.
 //!
-//! hyper does the HTTP, its connector DNS, TCP and TLS. The pooled client of `hyper-util` is for calls to anywhere: it looks the
-//! target up by its name, and writes URL and host anew for each call. That is a tenth of what a hop of the chain does, and a
-//! hop has known its targets since it started.
+//! hyper does HTTP, its connector DNS, TCP and TLS. hyper-util's pooled client costs a tenth more of a middle hop (the price list
+//! in `ARCHITECTURE.md`): it looks its pool up by scheme and authority, and rewrites URI and `Host` for every call.
 
 use std::fmt;
 use std::future::poll_fn;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response, Uri};
 use http_body_util::Empty;
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{SendRequest, handshake};
-use hyper_rustls::HttpsConnector;
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioIo;
+use rustls::ClientConfig;
+use tokio::time::Instant;
 use tower_service::Service as _;
 
+use crate::telemetry::ids;
+use crate::upstream::answer_tracker::{AnswerBegun, TrackedStream};
 use crate::upstream::outcome::CallError;
+use crate::upstream::resolver::RotatingResolver;
+
+/// How long connections to a next hop live.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ConnectionLimits {
+    /// An unused connection is closed after this time. Servers and proxies keep theirs for longer.
+    pub(crate) idle_timeout: Duration,
+    /// No call begins on a connection that is older; one under way is finished. New connections follow what a name's addresses
+    /// are by then. Each connection draws its own limit from the last quarter, so that they are not replaced all at once.
+    pub(crate) max_age: Duration,
+}
+
+impl Default for ConnectionLimits {
+    fn default() -> Self {
+        Self { idle_timeout: Duration::from_secs(60), max_age: Duration::from_secs(120) }
+    }
+}
+
+/// Establishes connections to next hops.
+pub(crate) type Connector = HttpsConnector<HttpConnector<RotatingResolver>>;
+
+/// A connector whose attempts take at most `timeout` for all addresses of a name together. `tls` says whom `https://` trusts.
+pub(crate) fn connector(resolver: RotatingResolver, timeout: Duration, tls: ClientConfig) -> Connector {
+    let mut http = HttpConnector::new_with_resolver(resolver);
+    http.enforce_http(false);
+    http.set_nodelay(true);
+    http.set_connect_timeout(Some(timeout));
+    HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().wrap_connector(http)
+}
 
 /// The connections to one next hop.
 pub(crate) struct Pool {
-    connector: HttpsConnector<HttpConnector>,
+    connector: Connector,
     /// Scheme, host and port.
     target: Uri,
+    limits: ConnectionLimits,
     idle: Arc<Mutex<Idle>>,
 }
 
 impl fmt::Debug for Pool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Pool").field("target", &self.target).finish_non_exhaustive()
+        f.debug_struct("Pool").field("target", &self.target).field("limits", &self.limits).finish_non_exhaustive()
     }
 }
 
-/// A connection on which one request at a time can be sent.
-type Sender = SendRequest<Empty<Bytes>>;
+/// A connection on which one request at a time is sent.
+struct Connection {
+    sender: SendRequest<Empty<Bytes>>,
+    answer_begun: AnswerBegun,
+    expires_at: Instant,
+}
 
-/// The connections that nobody uses, and since when: the latest at the end.
-type Idle = Vec<(Instant, Sender)>;
+/// The unused connections, and since when they are: the latest at the end.
+type Idle = Vec<(Instant, Connection)>;
 
 fn lock(idle: &Mutex<Idle>) -> MutexGuard<'_, Idle> {
     idle.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A connection in use. It goes back with [`PooledConnection::release`]; dropped, it is closed.
+/// A connection in use. [`PooledConnection::release`] returns it to its pool; dropped, it is closed.
 pub(crate) struct PooledConnection {
-    sender: Sender,
+    connection: Connection,
     idle: Weak<Mutex<Idle>>,
 }
 
 impl Pool {
-    /// Nothing is connected before it is needed. `target` has scheme and authority; a connection that nobody uses is kept for
-    /// `keep`. Must be called within a runtime.
-    pub(crate) fn new(connector: HttpsConnector<HttpConnector>, target: Uri, keep: Duration) -> Self {
+    /// Connects only when a request needs it. `target` has scheme and authority. Must be called within a runtime.
+    pub(crate) fn new(connector: Connector, target: Uri, limits: ConnectionLimits) -> Self {
         let idle = Arc::new(Mutex::new(Idle::new()));
-        tokio::spawn(close_unused(Arc::downgrade(&idle), keep));
-        Self { connector, target, idle }
+        tokio::spawn(close_overdue(Arc::downgrade(&idle), limits));
+        Self { connector, target, limits, idle }
     }
 
-    /// Sends a request, on a connection that is there or on a new one. The answer's body has to be read while the lease is
-    /// held. A request that was not written because its connection had closed meanwhile is sent on another one.
-    pub(crate) async fn send(
+    /// Sends a GET without a body, on an unused connection or on a new one. The answer's body has to be read before the
+    /// connection is released.
+    ///
+    /// A server may close a connection just when a request is on its way. So a request on a reused connection that died before
+    /// a byte of an answer is sent once more, on a new connection; nothing else is. `resend_count` then becomes 1, if the
+    /// first attempt may have been written.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError::Connect`] and [`CallError::Broken`].
+    pub(crate) async fn get(
         &self,
-        mut request: Request<Empty<Bytes>>,
+        request: impl Fn() -> Request<Empty<Bytes>>,
+        resend_count: &mut u32,
     ) -> Result<(Response<Incoming>, PooledConnection), CallError> {
-        let broken = |error: hyper::Error| CallError::Broken(error.into());
-        // The latest first: the others get old and go.
-        while let Some(mut sender) = self.take() {
-            match sender.try_send_request(request).await {
-                Ok(response) => return Ok((response, self.lease(sender))),
-                Err(mut error) => match error.take_message() {
-                    Some(unsent) => request = unsent,
-                    None => return Err(broken(error.into_error())),
-                },
+        if let Some(mut connection) = self.unused() {
+            connection.answer_begun.reset();
+            match connection.sender.try_send_request(request()).await {
+                Ok(response) => return Ok((response, self.in_use(connection))),
+                Err(mut error) => {
+                    let was_written = error.take_message().is_none();
+                    if was_written && connection.answer_begun.get() {
+                        return Err(CallError::Broken(error.into_error().into()));
+                    }
+                    *resend_count = u32::from(was_written);
+                }
             }
         }
-        let mut sender = self.connect().await?;
-        let response = sender.send_request(request).await.map_err(broken)?;
-        Ok((response, self.lease(sender)))
+        let mut connection = self.connect().await?;
+        let response = connection.sender.send_request(request()).await;
+        Ok((response.map_err(|error| CallError::Broken(error.into()))?, self.in_use(connection)))
     }
 
-    fn take(&self) -> Option<Sender> {
+    /// The connection that was used last: the others grow old and are closed.
+    fn unused(&self) -> Option<Connection> {
+        let now = Instant::now();
         let mut idle = lock(&self.idle);
         loop {
-            let (_, sender) = idle.pop()?;
-            if sender.is_ready() {
-                return Some(sender);
+            let (_, connection) = idle.pop()?;
+            if connection.expires_at > now && connection.sender.is_ready() {
+                return Some(connection);
             }
         }
     }
 
-    fn lease(&self, sender: Sender) -> PooledConnection {
-        PooledConnection { sender, idle: Arc::downgrade(&self.idle) }
+    fn in_use(&self, connection: Connection) -> PooledConnection {
+        PooledConnection { connection, idle: Arc::downgrade(&self.idle) }
     }
 
-    async fn connect(&self) -> Result<Sender, CallError> {
+    async fn connect(&self) -> Result<Connection, CallError> {
         let mut connector = self.connector.clone();
         let connected = async {
             poll_fn(|cx| connector.poll_ready(cx)).await?;
             connector.call(self.target.clone()).await
         };
-        let stream = connected.await.map_err(CallError::Connect)?;
+        let stream = TokioIo::new(connected.await.map_err(CallError::Connect)?);
+        let answer_begun = AnswerBegun::default();
+        let stream = TokioIo::new(TrackedStream { stream, begun: answer_begun.clone() });
         let (sender, connection) = handshake(stream).await.map_err(|error| CallError::Connect(error.into()))?;
         tokio::spawn(async move {
-            // Whoever waits for an answer is told; without one it only closed.
+            // An error also reaches the call that waits for an answer; without one the connection just closed.
             let _ = connection.await;
         });
-        Ok(sender)
+        let expires_at = Instant::now() + self.limits.max_age.mul_f64(0.75 + 0.25 * ids::unit());
+        Ok(Connection { sender, answer_begun, expires_at })
     }
 }
 
 impl PooledConnection {
-    /// Keeps the connection: the answer was read to its end.
+    /// Returns the connection to its pool, after the answer was read to its end.
     pub(crate) fn release(self) {
-        let Self { mut sender, idle } = self;
-        if sender.is_ready() {
-            keep(sender, &idle);
-        } else if !sender.is_closed() {
-            // Its task has still to see the end.
+        let Self { mut connection, idle } = self;
+        if connection.sender.is_ready() {
+            put_back(connection, &idle);
+        } else if !connection.sender.is_closed() {
+            // Its task has not yet processed the end of the answer.
             tokio::spawn(async move {
-                if sender.ready().await.is_ok() {
-                    keep(sender, &idle);
+                if connection.sender.ready().await.is_ok() {
+                    put_back(connection, &idle);
                 }
             });
         }
     }
 }
 
-fn keep(sender: Sender, idle: &Weak<Mutex<Idle>>) {
-    if let Some(idle) = idle.upgrade() {
-        lock(&idle).push((Instant::now(), sender));
+fn put_back(connection: Connection, idle: &Weak<Mutex<Idle>>) {
+    let now = Instant::now();
+    if let Some(idle) = idle.upgrade().filter(|_| now < connection.expires_at) {
+        lock(&idle).push((now, connection));
     }
 }
 
-/// Closes what has not been used for as long as `keep`, until the pool is gone.
-async fn close_unused(idle: Weak<Mutex<Idle>>, keep: Duration) {
+/// Closes unused connections that are idle for too long or too old, until the pool is dropped.
+async fn close_overdue(idle: Weak<Mutex<Idle>>, limits: ConnectionLimits) {
+    let interval = limits.idle_timeout.min(limits.max_age) / 4;
     loop {
-        tokio::time::sleep(keep / 4).await;
+        tokio::time::sleep(interval.max(Duration::from_millis(1))).await;
         let Some(idle) = idle.upgrade() else { return };
-        lock(&idle).retain(|(since, sender)| since.elapsed() < keep && !sender.is_closed());
+        let now = Instant::now();
+        lock(&idle).retain(|(since, connection)| {
+            now - *since < limits.idle_timeout && now < connection.expires_at && !connection.sender.is_closed()
+        });
     }
 }
 
@@ -148,54 +207,152 @@ mod tests {
     use std::net::SocketAddr;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
+    use futures_util::FutureExt as _;
     use http_body_util::BodyExt as _;
-    use hyper_rustls::HttpsConnectorBuilder;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-    use tokio::net::TcpListener;
+    use tokio::net::{TcpListener, TcpStream};
+    use tokio::sync::Notify;
 
     use super::*;
     use crate::text::causes;
 
-    /// A server that gives every request the same answer, and how many connections it has and had.
-    async fn server(answer: &'static str) -> (SocketAddr, Arc<AtomicUsize>, Arc<AtomicUsize>) {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let addr = listener.local_addr().unwrap();
-        let (accepted, open) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
-        let counted = (accepted.clone(), open.clone());
-        tokio::spawn(async move {
-            while let Ok((mut stream, _)) = listener.accept().await {
-                counted.0.fetch_add(1, Ordering::SeqCst);
-                counted.1.fetch_add(1, Ordering::SeqCst);
-                let open = counted.1.clone();
-                tokio::spawn(async move {
-                    let mut request = [0; 1024];
-                    // A request of these tests comes in one piece.
-                    while stream.read(&mut request).await.is_ok_and(|read| read > 0) {
-                        stream.write_all(answer.as_bytes()).await.unwrap();
-                        if answer.contains("close") {
-                            break;
-                        }
+    /// What a server of these tests does with a request.
+    #[derive(Clone)]
+    enum Act {
+        /// Answers with its own address.
+        Answer,
+        /// The same, and promises to close the connection.
+        AnswerAndClose,
+        /// Answers when it is notified.
+        AnswerWhen(Arc<Notify>),
+        /// Writes this and closes the connection.
+        WriteAndClose(&'static str),
+        /// Closes the connection with the request unread, which resets it.
+        Reset,
+    }
+
+    /// A server, and what it counted.
+    #[derive(Clone)]
+    struct Server {
+        addr: SocketAddr,
+        accepted: Arc<AtomicUsize>,
+        open: Arc<AtomicUsize>,
+        requests: Arc<AtomicUsize>,
+    }
+
+    impl Server {
+        /// `script` gives the act for the request of this number on its connection, from 1 on.
+        fn on(listener: TcpListener, script: impl Fn(usize) -> Act + Send + Sync + 'static) -> Self {
+            let addr = listener.local_addr().unwrap();
+            let server = Self { addr, accepted: Arc::default(), open: Arc::default(), requests: Arc::default() };
+            let (own, script) = (server.clone(), Arc::new(script));
+            tokio::spawn(async move {
+                while let Ok((stream, _)) = listener.accept().await {
+                    own.accepted.fetch_add(1, Ordering::SeqCst);
+                    own.open.fetch_add(1, Ordering::SeqCst);
+                    let (own, script) = (own.clone(), script.clone());
+                    tokio::spawn(async move {
+                        own.serve(stream, &*script).await;
+                        own.open.fetch_sub(1, Ordering::SeqCst);
+                    });
+                }
+            });
+            server
+        }
+
+        async fn start(script: impl Fn(usize) -> Act + Send + Sync + 'static) -> Self {
+            Self::on(TcpListener::bind("127.0.0.1:0").await.unwrap(), script)
+        }
+
+        async fn serve(&self, mut stream: TcpStream, script: &(impl Fn(usize) -> Act + Sync)) {
+            for number in 1.. {
+                let act = script(number);
+                stream.readable().await.unwrap();
+                let mut request = [0; 1024];
+                // A request of these tests comes in one piece.
+                if !matches!(act, Act::Reset) && !stream.read(&mut request).await.is_ok_and(|read| read > 0) {
+                    return;
+                }
+                self.requests.fetch_add(1, Ordering::SeqCst);
+                let body = self.addr.ip().to_string();
+                let answer = |more: &str| format!("HTTP/1.1 200 OK\r\n{more}content-length: {}\r\n\r\n{body}", body.len());
+                let (bytes, goes_on) = match act {
+                    Act::Answer => (answer(""), true),
+                    Act::AnswerAndClose => (answer("connection: close\r\n"), false),
+                    Act::AnswerWhen(notify) => {
+                        notify.notified().await;
+                        (answer(""), true)
                     }
-                    open.fetch_sub(1, Ordering::SeqCst);
-                });
+                    Act::WriteAndClose(text) => (text.to_owned(), false),
+                    Act::Reset => (String::new(), false),
+                };
+                stream.write_all(bytes.as_bytes()).await.unwrap();
+                if !goes_on {
+                    return;
+                }
             }
-        });
-        (addr, accepted, open)
+        }
     }
 
-    fn pool(addr: SocketAddr, keep: Duration) -> Pool {
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let tls = rustls::ClientConfig::builder().with_root_certificates(rustls::RootCertStore::empty()).with_no_client_auth();
-        let connector = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().build();
-        Pool::new(connector, format!("http://{addr}").parse().unwrap(), keep)
+    /// Servers on `127.0.0.2`, `127.0.0.3`… with one port.
+    async fn servers<const N: usize>() -> [Server; N] {
+        loop {
+            let first = TcpListener::bind("127.0.0.2:0").await.unwrap();
+            let port = first.local_addr().unwrap().port();
+            let mut listeners = vec![first];
+            for host in 3..N + 2 {
+                // Somebody else may have this port.
+                listeners.extend(TcpListener::bind(format!("127.0.0.{host}:{port}")).await.ok());
+            }
+            if let Ok(listeners) = <[TcpListener; N]>::try_from(listeners) {
+                return listeners.map(|listener| Server::on(listener, |_| Act::Answer));
+            }
+        }
     }
 
-    async fn ask(pool: &Pool) -> Bytes {
-        let request = Request::builder().uri("/").header("host", "x").body(Empty::new()).unwrap();
-        let (response, connection) = pool.send(request).await.unwrap();
-        let body = response.into_body().collect().await.unwrap().to_bytes();
+    /// What the name `service2` resolves to.
+    #[derive(Clone, Default)]
+    struct Name(Arc<Mutex<Vec<SocketAddr>>>);
+
+    impl Name {
+        fn point_to(&self, addresses: &[&str]) {
+            *self.0.lock().unwrap() = addresses.iter().map(|address| format!("{address}:0").parse().unwrap()).collect();
+        }
+
+        fn resolver(&self) -> RotatingResolver {
+            let addresses = self.0.clone();
+            RotatingResolver::new(move |_| std::future::ready(Ok(addresses.lock().unwrap().clone())).boxed())
+        }
+    }
+
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    fn pool_of(authority: &str, resolver: RotatingResolver, limits: ConnectionLimits) -> Pool {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let tls = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+        let tls = tls.with_root_certificates(rustls::RootCertStore::empty()).with_no_client_auth();
+        Pool::new(connector(resolver, MINUTE, tls), format!("http://{authority}").parse().unwrap(), limits)
+    }
+
+    fn pool(server: &Server) -> Pool {
+        pool_of(&server.addr.to_string(), RotatingResolver::system(), ConnectionLimits::default())
+    }
+
+    fn request() -> Request<Empty<Bytes>> {
+        Request::builder().uri("/").header("host", "x").body(Empty::new()).unwrap()
+    }
+
+    /// The body, and how often the request was sent again.
+    async fn try_get(pool: &Pool) -> Result<(String, u32), CallError> {
+        let mut resend_count = 0;
+        let (response, connection) = pool.get(request, &mut resend_count).await?;
+        let body = response.into_body().collect().await.map_err(|error| CallError::Broken(error.into()))?;
         connection.release();
-        body
+        Ok((String::from_utf8(body.to_bytes().into()).unwrap(), resend_count))
+    }
+
+    async fn get(pool: &Pool) -> String {
+        try_get(pool).await.unwrap().0
     }
 
     async fn until(what: &str, mut holds: impl FnMut() -> bool) {
@@ -208,80 +365,190 @@ mod tests {
         panic!("not after a minute: {what}");
     }
 
-    const KEPT: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
-    const MINUTE: Duration = Duration::from_secs(60);
+    async fn until_unused(pool: &Pool, count: usize) {
+        until("the connections are back", || lock(&pool.idle).len() == count).await;
+    }
+
+    fn count(counter: &AtomicUsize) -> usize {
+        counter.load(Ordering::SeqCst)
+    }
+
+    /// Lets this much time pass at once.
+    async fn pass(duration: Duration) {
+        tokio::time::pause();
+        tokio::time::advance(duration).await;
+        tokio::time::resume();
+    }
 
     #[tokio::test]
     async fn calls_one_after_the_other_share_a_connection() {
-        let (addr, accepted, _) = server(KEPT).await;
-        let pool = pool(addr, MINUTE);
+        let server = Server::start(|_| Act::Answer).await;
+        let pool = pool(&server);
         for _ in 0..50 {
-            assert_eq!(ask(&pool).await, "ok");
-            until("the connection is back", || !lock(&pool.idle).is_empty()).await;
+            assert_eq!(get(&pool).await, "127.0.0.1");
+            until_unused(&pool, 1).await;
         }
-        assert_eq!(accepted.load(Ordering::SeqCst), 1);
+        assert_eq!(count(&server.accepted), 1);
     }
 
     #[tokio::test]
     async fn calls_at_the_same_time_have_one_each_and_leave_them_to_the_next() {
-        let (addr, accepted, _) = server(KEPT).await;
-        let pool = pool(addr, MINUTE);
+        let server = Server::start(|_| Act::Answer).await;
+        let pool = pool(&server);
         for _ in 0..3 {
-            futures_util::future::join_all((0..5).map(|_| ask(&pool))).await;
-            until("they are back", || lock(&pool.idle).len() == accepted.load(Ordering::SeqCst)).await;
+            futures_util::future::join_all((0..5).map(|_| get(&pool))).await;
+            until("they are back", || lock(&pool.idle).len() == count(&server.accepted)).await;
         }
-        assert!((1..=5).contains(&accepted.load(Ordering::SeqCst)), "{accepted:?}");
+        assert!((1..=5).contains(&count(&server.accepted)), "{:?}", server.accepted);
     }
 
     #[tokio::test]
-    async fn a_connection_that_the_other_side_closes_is_not_kept() {
-        let (addr, accepted, _) = server("HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\nok").await;
-        let pool = pool(addr, MINUTE);
-        for count in 1..=3 {
-            assert_eq!(ask(&pool).await, "ok");
-            assert_eq!(accepted.load(Ordering::SeqCst), count);
+    async fn a_connection_that_the_other_side_closes_is_not_reused() {
+        let server = Server::start(|_| Act::AnswerAndClose).await;
+        let pool = pool(&server);
+        for accepted in 1..=3 {
+            assert_eq!(try_get(&pool).await.unwrap(), ("127.0.0.1".to_owned(), 0));
+            assert_eq!(count(&server.accepted), accepted);
         }
     }
 
     #[tokio::test]
-    async fn an_answer_that_nobody_read_to_its_end_costs_its_connection() {
-        let (addr, accepted, open) = server(KEPT).await;
-        let pool = pool(addr, MINUTE);
-        let request = Request::builder().uri("/").header("host", "x").body(Empty::new()).unwrap();
-        drop(pool.send(request).await.unwrap());
-        until("it is closed", || open.load(Ordering::SeqCst) == 0).await;
-        assert_eq!(ask(&pool).await, "ok");
-        assert_eq!(accepted.load(Ordering::SeqCst), 2);
+    async fn an_answer_that_was_not_read_to_its_end_costs_its_connection() {
+        let server = Server::start(|_| Act::Answer).await;
+        let pool = pool(&server);
+        drop(pool.get(request, &mut 0).await.unwrap());
+        until("it is closed", || count(&server.open) == 0).await;
+        assert_eq!(get(&pool).await, "127.0.0.1");
+        assert_eq!(count(&server.accepted), 2);
     }
 
     #[tokio::test]
-    async fn what_nobody_uses_is_closed_and_so_is_what_a_pool_leaves_behind() {
-        let (addr, accepted, open) = server(KEPT).await;
-        let short = pool(addr, Duration::from_millis(50));
-        ask(&short).await;
-        until("the unused is closed", || open.load(Ordering::SeqCst) == 0).await;
-        let long = pool(addr, MINUTE);
-        ask(&long).await;
-        drop(long);
-        until("the left is closed", || open.load(Ordering::SeqCst) == 0).await;
-        assert_eq!(accepted.load(Ordering::SeqCst), 2);
+    async fn unused_connections_are_closed_and_so_are_those_of_a_dropped_pool() {
+        let server = Server::start(|_| Act::Answer).await;
+        let pool = pool(&server);
+        get(&pool).await;
+        until_unused(&pool, 1).await;
+        pass(MINUTE).await;
+        until("the unused is closed", || count(&server.open) == 0).await;
+        get(&pool).await;
+        assert_eq!((count(&server.accepted), count(&server.open)), (2, 1));
+        drop(pool);
+        until("the dropped pool's is closed", || count(&server.open) == 0).await;
+    }
+
+    #[tokio::test]
+    async fn a_request_on_a_reused_connection_that_dies_unanswered_is_sent_once_more() {
+        for second in [Act::WriteAndClose(""), Act::Reset] {
+            let server = Server::start(move |number| if number == 1 { Act::Answer } else { second.clone() }).await;
+            let pool = pool(&server);
+            assert_eq!(try_get(&pool).await.unwrap().1, 0);
+            for calls in 2..=20 {
+                until_unused(&pool, 1).await;
+                assert_eq!(try_get(&pool).await.unwrap(), ("127.0.0.1".to_owned(), 1), "call {calls}");
+                assert_eq!((count(&server.accepted), count(&server.requests)), (calls, 2 * calls - 1));
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_request_whose_answer_has_begun_is_not_sent_again() {
+        for begun in ["H", "HTTP/1.1 200 OK\r\ncontent-le", "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\no", "not HTTP\r\n\r\n"] {
+            let act = move |number| if number == 1 { Act::Answer } else { Act::WriteAndClose(begun) };
+            let server = Server::start(act).await;
+            let pool = pool(&server);
+            get(&pool).await;
+            until_unused(&pool, 1).await;
+            assert!(matches!(try_get(&pool).await, Err(CallError::Broken(_))), "{begun}");
+            assert_eq!((count(&server.accepted), count(&server.requests)), (1, 2), "{begun}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_request_on_a_new_connection_that_dies_is_not_sent_again() {
+        let server = Server::start(|_| Act::WriteAndClose("")).await;
+        let pool = pool(&server);
+        assert!(matches!(try_get(&pool).await, Err(CallError::Broken(_))));
+        assert_eq!((count(&server.accepted), count(&server.requests)), (1, 1));
+    }
+
+    #[tokio::test]
+    async fn new_connections_take_the_addresses_of_a_name_in_turn() {
+        let servers = servers::<3>().await;
+        let name = Name::default();
+        name.point_to(&["127.0.0.2", "127.0.0.3", "127.0.0.4"]);
+        let authority = format!("service2:{}", servers[0].addr.port());
+        let pool = pool_of(&authority, name.resolver(), ConnectionLimits::default());
+        futures_util::future::join_all((0..6).map(|_| get(&pool))).await;
+        assert_eq!(servers.each_ref().map(|server| count(&server.accepted)), [2, 2, 2]);
+    }
+
+    #[tokio::test]
+    async fn an_address_that_refuses_costs_no_call() {
+        let servers = servers::<2>().await;
+        let name = Name::default();
+        name.point_to(&["127.0.0.9", "127.0.0.2", "127.0.0.8", "127.0.0.3"]);
+        let authority = format!("service2:{}", servers[0].addr.port());
+        let pool = pool_of(&authority, name.resolver(), ConnectionLimits::default());
+        futures_util::future::join_all((0..8).map(|_| get(&pool))).await;
+        // 2, 3, 8 and 9 have two turns each; those of 8 and 9 go on to 2.
+        assert_eq!(servers.each_ref().map(|server| count(&server.accepted)), [6, 2]);
+    }
+
+    #[tokio::test]
+    async fn a_name_that_moves_is_followed_once_connections_reach_their_age() {
+        let servers = servers::<2>().await;
+        let name = Name::default();
+        name.point_to(&["127.0.0.2"]);
+        let authority = format!("service2:{}", servers[0].addr.port());
+        let limits = ConnectionLimits { idle_timeout: 60 * MINUTE, ..ConnectionLimits::default() };
+        let pool = pool_of(&authority, name.resolver(), limits);
+        assert_eq!(get(&pool).await, "127.0.0.2");
+        until_unused(&pool, 1).await;
+        name.point_to(&["127.0.0.3"]);
+        // No younger than three quarters of the age.
+        pass(limits.max_age / 2).await;
+        assert_eq!(get(&pool).await, "127.0.0.2");
+        until_unused(&pool, 1).await;
+        pass(limits.max_age / 2).await;
+        assert_eq!(get(&pool).await, "127.0.0.3");
+        until("the old one is closed", || count(&servers[0].open) == 0).await;
+        assert_eq!(servers.each_ref().map(|server| count(&server.accepted)), [1, 1]);
+    }
+
+    #[tokio::test]
+    async fn a_maximum_age_ends_no_call_that_is_under_way() {
+        let answer = Arc::new(Notify::new());
+        let acts = answer.clone();
+        let server = Server::start(move |_| Act::AnswerWhen(acts.clone())).await;
+        let pool = pool(&server);
+        let mut call = std::pin::pin!(get(&pool));
+        while count(&server.requests) == 0 {
+            assert!(futures_util::poll!(call.as_mut()).is_pending());
+            tokio::task::yield_now().await;
+        }
+        pass(ConnectionLimits::default().max_age).await;
+        answer.notify_one();
+        assert_eq!(call.await, "127.0.0.1");
+        until("no later call can use it", || count(&server.open) == 0).await;
+        answer.notify_one();
+        assert_eq!(get(&pool).await, "127.0.0.1");
+        assert_eq!(count(&server.accepted), 2);
     }
 
     #[tokio::test]
     async fn failures_say_what_could_not_be_done() {
-        // Bound, so that it stays ours, and deaf.
-        let nobody = tokio::net::TcpSocket::new_v4().unwrap();
-        nobody.bind("127.0.0.1:0".parse().unwrap()).unwrap();
-        let addr = nobody.local_addr().unwrap();
-        let request = || Request::builder().uri("/").header("host", "x").body(Empty::new()).unwrap();
-        match pool(addr, MINUTE).send(request()).await {
+        // Bound, so that the port stays ours, and not listening.
+        let unbound = tokio::net::TcpSocket::new_v4().unwrap();
+        unbound.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let authority = unbound.local_addr().unwrap().to_string();
+        match try_get(&pool_of(&authority, RotatingResolver::system(), ConnectionLimits::default())).await {
             Err(error @ CallError::Connect(_)) => assert!(causes(&error).contains("refused"), "{error:?}"),
-            other => panic!("{:?}", other.map(|(response, _)| response)),
+            other => panic!("{other:?}"),
         }
-        let (addr, _, _) = server("this is no HTTP\r\n\r\n").await;
-        match pool(addr, MINUTE).send(request()).await {
+        let server = Server::start(|_| Act::WriteAndClose("this is no HTTP\r\n\r\n")).await;
+        match try_get(&pool(&server)).await {
             Err(error @ CallError::Broken(_)) => assert!(causes(&error).contains("parse"), "{error:?}"),
-            other => panic!("{:?}", other.map(|(response, _)| response)),
+            other => panic!("{other:?}"),
         }
     }
 }

@@ -1,8 +1,10 @@
 //! Calls to zero or more next hops, and their outcomes. What the hop answers because of them is its own business.
 
+mod answer_tracker;
 pub(crate) mod client;
 pub(crate) mod foreign_response;
 pub(crate) mod outcome;
+pub(crate) mod resolver;
 pub(crate) mod target;
 
 use std::time::{Duration, Instant, SystemTime};
@@ -12,8 +14,6 @@ use http::header::{self, HeaderValue};
 use http::uri::PathAndQuery;
 use http::{Request, StatusCode, Uri};
 use http_body_util::{BodyExt as _, Empty, LengthLimitError, Limited};
-use hyper_rustls::HttpsConnectorBuilder;
-use hyper_util::client::legacy::connect::HttpConnector;
 use rustls::ClientConfig;
 
 use crate::telemetry::ids;
@@ -21,16 +21,14 @@ use crate::telemetry::metrics::Metrics;
 use crate::telemetry::span_queue::{FinishedSpan, SpanKind};
 use crate::telemetry::tracer::Tracer;
 use crate::trace_context::{Carried, Context, HeaderPairs, Propagator, X_HOP_COUNT};
-use crate::upstream::client::Pool;
+use crate::upstream::client::{ConnectionLimits, Pool, connector};
 use crate::upstream::outcome::{Answer, CallError, CallOutcome};
+use crate::upstream::resolver::RotatingResolver;
 
 pub use crate::upstream::target::Target;
 
 /// The largest answer of a next hop, in bytes.
 const MAX_ANSWER: usize = 1 << 20;
-
-/// How long an unused connection to a next hop is kept open. Servers and proxies keep theirs for longer.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// `--fan-out`: how several next hops are called.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -76,13 +74,9 @@ impl Upstreams {
     /// `timeout` is for a call, whole answer included. `version` is the hop's version label, as it goes into `user-agent`;
     /// `tls` says whom calls to `https://` trust.
     pub(crate) fn new(targets: Vec<Target>, fan_out: FanOut, timeout: Duration, version: &str, tls: ClientConfig) -> Self {
-        let mut http = HttpConnector::new();
-        http.enforce_http(false);
-        http.set_nodelay(true);
-        http.set_connect_timeout(Some(timeout));
-        let connector = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().wrap_connector(http);
         let targets = targets.into_iter().map(|target| {
-            let pool = Pool::new(connector.clone(), target.uri.clone(), IDLE_TIMEOUT);
+            let connector = connector(RotatingResolver::system(), timeout, tls.clone());
+            let pool = Pool::new(connector, target.uri.clone(), ConnectionLimits::default());
             (target, pool)
         });
         let targets = targets.collect();
@@ -118,11 +112,11 @@ impl Upstreams {
             path: path.clone(),
             start: Instant::now(),
             started_at: SystemTime::now(),
-            status: None,
+            progress: Progress::default(),
             error: Some("cancelled"),
         };
-        let request = self.request(target, path, &sent, context.hop_count);
-        let answered = tokio::time::timeout(self.timeout, send_and_read(pool, request, &mut span.status)).await;
+        let request = || self.request(target, path.clone(), &sent, context.hop_count);
+        let answered = tokio::time::timeout(self.timeout, send_and_read(pool, request, &mut span.progress)).await;
         let (answer, failure) = match answered {
             Ok(Ok(answer)) => {
                 let failure = CallError::of(&answer);
@@ -132,7 +126,7 @@ impl Upstreams {
             Err(_) => (None, Some(CallError::Timeout(self.timeout))),
         };
         span.error = failure.as_ref().and_then(CallError::kind);
-        CallOutcome { url, status: span.status, duration: span.start.elapsed(), failure, sent, answer }
+        CallOutcome { url, status: span.progress.status, duration: span.start.elapsed(), failure, sent, answer }
     }
 
     fn request(&self, target: &Target, path: PathAndQuery, sent: &HeaderPairs, hop_count: u32) -> Request<Empty<Bytes>> {
@@ -151,15 +145,22 @@ impl Upstreams {
     }
 }
 
-/// Sends a request and reads its whole answer. `status` is set as soon as it is known, so that a call that times out later
-/// still has it.
+/// What is known of a call before it ends, and so also of one that times out.
+#[derive(Debug, Clone, Copy, Default)]
+struct Progress {
+    status: Option<StatusCode>,
+    /// `http.request.resend_count`: 0 or 1. The reply shows one call either way.
+    resend_count: u32,
+}
+
+/// Sends a request and reads its whole answer.
 async fn send_and_read(
     pool: &Pool,
-    request: Request<Empty<Bytes>>,
-    status: &mut Option<StatusCode>,
+    request: impl Fn() -> Request<Empty<Bytes>>,
+    progress: &mut Progress,
 ) -> Result<Answer, CallError> {
-    let (answer, connection) = pool.send(request).await?;
-    *status = Some(answer.status());
+    let (answer, connection) = pool.get(request, &mut progress.resend_count).await?;
+    progress.status = Some(answer.status());
     let (head, body) = answer.into_parts();
     let body = Limited::new(body, MAX_ANSWER).collect().await.map_err(|error| match error.is::<LengthLimitError>() {
         true => CallError::TooLarge,
@@ -177,7 +178,7 @@ struct ClientSpanGuard<'a> {
     path: PathAndQuery,
     start: Instant,
     started_at: SystemTime,
-    status: Option<StatusCode>,
+    progress: Progress,
     error: Option<&'static str>,
 }
 
@@ -185,7 +186,7 @@ impl Drop for ClientSpanGuard<'_> {
     fn drop(&mut self) {
         let duration = self.start.elapsed();
         let sampled = self.span_context.filter(|context| context.sampling.is_sampled()).map(|context| context.trace_id);
-        let status = self.status.as_ref().map_or("", StatusCode::as_str);
+        let status = self.progress.status.as_ref().map_or("", StatusCode::as_str);
         self.context.metrics.call(&self.target.host, status).observe(duration, sampled);
         if let Some((tracer, context)) = self.context.tracer.zip(self.span_context.as_ref()) {
             tracer.record(&FinishedSpan {
@@ -195,7 +196,7 @@ impl Drop for ClientSpanGuard<'_> {
                 duration,
                 method: "GET",
                 route: "",
-                status: self.status.map_or(0, |status| status.as_u16()),
+                status: self.progress.status.map_or(0, |status| status.as_u16()),
                 error: self.error,
                 path: self.path.path(),
                 client: None,
