@@ -37,8 +37,9 @@ use crate::server::shutdown::Signals;
 use crate::trace_context::HeaderFamily;
 use crate::values;
 
+use chain::evidence::Xray;
 use chain::expect::{Expect, Resolve, Split};
-use chain::xray::{Probe, Xray};
+use chain::probe::Probe;
 use envoy::hints::{Hop, Place};
 use reachability::client::{Answer, Client};
 use reachability::tls::Trust;

@@ -12,8 +12,10 @@ use tokio::time::Instant;
 
 use crate::hop::reply::{Propagation, Tree};
 
+use crate::check::chain::evidence::Xray;
 use crate::check::chain::expect::{Expect, is_named};
-use crate::check::chain::xray::{Probe, Xray, examine, short};
+use crate::check::chain::probe::{Probe, short};
+use crate::check::chain::xray::examine;
 use crate::check::envoy::hints::{Hop, Place, Runner, quoted};
 use crate::check::reachability::client::Client;
 use crate::check::reachability::tls::Trust;
@@ -255,7 +257,12 @@ fn musts(tree: &Tree, url: &str, xray: &Xray) -> Vec<Must> {
     out
 }
 
-fn walk<'a>(tree: &Tree, url: &str, rows: &mut impl Iterator<Item = &'a crate::check::chain::xray::Row>, out: &mut Vec<Must>) {
+fn walk<'a>(
+    tree: &Tree,
+    url: &str,
+    rows: &mut impl Iterator<Item = &'a crate::check::chain::evidence::Row>,
+    out: &mut Vec<Must>,
+) {
     let hop = Hop::of(tree, url);
     // Rows stand in the order of this walk: one per hop that answered.
     let row = rows.next();

@@ -1,13 +1,16 @@
 //! The chain itself: the hops in the expected order, and where a failed request broke.
 
+pub(crate) mod evidence;
 pub mod expect;
+pub(crate) mod probe;
+mod seams;
 pub(crate) mod xray;
 
 use crate::hop::reply::{Call, Tree};
 use crate::upstream::foreign_response::ForeignResponse;
 
+use crate::check::chain::evidence::CALLER;
 use crate::check::chain::expect::{Expect, is_named};
-use crate::check::chain::xray::CALLER;
 use crate::check::envoy::gateway;
 use crate::check::envoy::hints::{Hop, Place, Runner, host_of, name_of};
 use crate::check::report::{CheckId, Finding, Hint};

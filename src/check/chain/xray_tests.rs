@@ -4,11 +4,15 @@
 use opentelemetry::trace::SpanId;
 
 use super::*;
+use crate::check::chain::probe::{fresh, fresh_request_id, one, written};
+use crate::check::chain::seams::same_request;
 use crate::check::envoy::hints::Place;
 use crate::check::propagation;
 use crate::check::report::{Finding, Status};
 use crate::hop::reply::{Call, Client};
+use crate::telemetry::ids;
 use crate::trace_context::cases_for_tests::context_cases;
+use crate::trace_context::{Context, Sampling};
 
 /// What a proxy does to trace headers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

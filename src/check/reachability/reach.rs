@@ -9,7 +9,7 @@ use tokio::time::{Instant, timeout};
 use crate::hop::reply::Tree;
 
 use crate::check::chain::expect::Resolve;
-use crate::check::chain::xray::Probe;
+use crate::check::chain::probe::Probe;
 use crate::check::envoy::gateway;
 use crate::check::envoy::hints::{Place, quoted};
 use crate::check::reachability::client::{Answer, Client, Failure};

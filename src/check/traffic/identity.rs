@@ -1,6 +1,6 @@
 //! Who called whom, where a proxy vouches for it.
 
-use crate::check::chain::xray::{CALLER, Proxy, Xray};
+use crate::check::chain::evidence::{CALLER, Proxy, Xray};
 use crate::check::envoy::hints::Place;
 use crate::check::report::{CheckId, Finding, Hint};
 use crate::check::traffic::sample::HopSamples;

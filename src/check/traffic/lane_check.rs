@@ -2,8 +2,8 @@
 
 use crate::hop::reply::{Headers, Tree};
 
+use crate::check::chain::evidence::CALLER;
 use crate::check::chain::expect::BASE_LANE;
-use crate::check::chain::xray::CALLER;
 use crate::check::envoy::hints::{Hop, Place, Runner};
 use crate::check::report::{CheckId, Finding, Hint};
 use crate::check::traffic::sample::{HopSamples, Outcome, Sample, by_hop};

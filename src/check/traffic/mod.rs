@@ -9,8 +9,8 @@ pub(crate) mod stats;
 pub(crate) mod watch;
 
 use crate::check::chain::FailureCause;
+use crate::check::chain::evidence::Xray;
 use crate::check::chain::expect::Split;
-use crate::check::chain::xray::Xray;
 use crate::check::envoy::hints::{Place, quoted};
 use crate::check::report::{CheckId, Finding, Hint};
 use crate::check::traffic::sample::{HopSamples, Outcome, Sample, by_hop};

@@ -1,6 +1,6 @@
 //! The sampling rate of the mesh, from requests that bring no trace context.
 
-use crate::check::chain::xray::Xray;
+use crate::check::chain::evidence::Xray;
 use crate::check::envoy::hints::{Place, Runner};
 use crate::check::report::{CheckId, Finding, Hint};
 use crate::check::traffic::sample::Sample;

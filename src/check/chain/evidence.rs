@@ -1,0 +1,237 @@
+//! What one request shows of every hop and every seam: the evidence that the findings are made from.
+
+use crate::check::envoy::hints::Hop;
+use crate::check::report::Side;
+use crate::hop::reply::Propagation;
+use crate::trace_context::{Context, HeaderFamily};
+
+/// The caller's name in every seam in front of the first hop.
+pub(crate) const CALLER: &str = "check";
+
+/// Something that went wrong with a header.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Effect {
+    /// It was there before and is not there behind.
+    Lost(String),
+    /// Its value changed.
+    Changed { name: String, before: String, after: String },
+    /// The context in this format was valid before and is not behind: this header's value.
+    Invalid { format: HeaderFamily, name: String, value: String },
+    /// The trace id in this format changed.
+    Trace { format: HeaderFamily, before: String, after: String },
+    /// The sampling decision was turned round.
+    Sampled { before: bool, after: bool },
+    /// The hop received these traces and started another.
+    NewTrace { received: Vec<(HeaderFamily, String)>, started: String },
+    /// The hop read `read` where the proxies speak `fresh`; `trace` says that it even joined another trace.
+    Order { fresh: HeaderFamily, read: HeaderFamily, trace: bool },
+}
+
+/// Everything that went wrong on one side of one seam.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Fault {
+    pub(crate) from: Hop,
+    pub(crate) to: Hop,
+    pub(crate) side: Side,
+    /// What the hop that is in question says of itself.
+    pub(crate) mode: Option<Propagation>,
+    pub(crate) effects: Vec<Effect>,
+}
+
+impl Fault {
+    /// Whether a trace context is among what was lost or replaced.
+    pub(crate) fn breaks(&self, format: HeaderFamily) -> bool {
+        self.effects.iter().any(|effect| match effect {
+            Effect::Lost(name) => format.has(name),
+            Effect::Trace { format: of, .. } | Effect::Invalid { format: of, .. } => *of == format,
+            Effect::NewTrace { received, .. } => received.iter().any(|(of, _)| *of == format),
+            Effect::Order { .. } => true,
+            Effect::Changed { name, .. } => format.has(name),
+            Effect::Sampled { .. } => false,
+        })
+    }
+
+    /// Whether this header is in question.
+    pub(crate) fn touches(&self, header: &str) -> bool {
+        self.effects.iter().any(|effect| match effect {
+            Effect::Lost(name) | Effect::Changed { name, .. } => name == header,
+            _ => false,
+        })
+    }
+}
+
+/// What stands between a hop and its caller.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Proxy {
+    /// Wrote a span of its own into `traceparent`.
+    pub(crate) w3c: bool,
+    /// Wrote a span of its own into B3.
+    pub(crate) b3: bool,
+    /// Reported the caller's certificate: a proxy with mTLS, traced or not.
+    pub(crate) identity: bool,
+    /// Set Envoy's digit in the request id, or counts attempts: a proxy, traced or not.
+    pub(crate) envoy: bool,
+    /// Called the app from the address that Istio's sidecars use for nothing else: a sidecar of the hop's own, whether or not it
+    /// knows that the call is HTTP.
+    pub(crate) sidecar: bool,
+}
+
+/// From where an Istio sidecar calls the app that it stands beside.
+pub(crate) const SIDECAR_CALLS_FROM: [&str; 2] = ["127.0.0.6", "::6"];
+
+impl Proxy {
+    pub(crate) fn traces(self) -> bool {
+        self.w3c || self.b3
+    }
+
+    pub(crate) fn is_seen(self) -> bool {
+        self.traces() || self.identity || self.envoy || self.sidecar
+    }
+
+    /// Whether the hop has a sidecar of its own for certain. A traced call proves none: the caller's sidecar may have written it.
+    pub(crate) fn is_own_sidecar(self) -> bool {
+        self.identity || self.sidecar
+    }
+}
+
+/// One hop of the x-ray's table.
+#[derive(Debug, Clone)]
+pub(crate) struct Row {
+    pub(crate) hop: Hop,
+    /// 0 for the first hop.
+    pub(crate) depth: usize,
+    pub(crate) mode: Propagation,
+    pub(crate) w3c: Option<Context>,
+    pub(crate) b3: Option<Context>,
+    pub(crate) request_id: RequestId,
+    pub(crate) proxy: Proxy,
+    /// Which of `baggage`, `tracestate` and `x-lane` arrived.
+    pub(crate) others: Vec<&'static str>,
+}
+
+impl Row {
+    pub(crate) fn context(&self, format: HeaderFamily) -> Option<&Context> {
+        match format {
+            HeaderFamily::W3c => self.w3c.as_ref(),
+            HeaderFamily::B3 => self.b3.as_ref(),
+        }
+    }
+}
+
+/// What became of `x-request-id` on its way to a hop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum RequestId {
+    Kept,
+    /// Another one, given by the edge to a caller from outside.
+    Replaced,
+    /// Another one in the middle of the chain.
+    Regenerated,
+    Missing,
+}
+
+/// A format that a continuing hop received and did not write on. Whether that is a fault depends on what the hop reads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Unwritten {
+    /// The hop: which upstream to take at every level, from the first hop on.
+    pub(crate) path: Vec<usize>,
+    pub(crate) format: HeaderFamily,
+    pub(crate) from: Hop,
+    pub(crate) to: Hop,
+    /// The headers that are gone.
+    pub(crate) names: Vec<String>,
+}
+
+/// The picture of one request.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Xray {
+    pub(crate) faults: Vec<Fault>,
+    pub(crate) rows: Vec<Row>,
+    /// Open questions: see [`Xray::settle`].
+    pub(crate) unwritten: Vec<Unwritten>,
+    /// Formats that hops leave out by configuration, harmless where nobody speaks them.
+    pub(crate) left_out: Vec<(Hop, HeaderFamily)>,
+    /// Calls behind which nothing could be seen: the caller and the called.
+    pub(crate) dark: Vec<(Hop, Hop)>,
+    /// Sampling decisions that tracing proxies took instead of the one that came in.
+    pub(crate) decided: Vec<Decided>,
+}
+
+/// A hop that injection left out.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Uninjected<'a> {
+    /// Its row.
+    pub(crate) at: usize,
+    pub(crate) hop: &'a Hop,
+    /// Its call came from another address than sidecars have. Plain text around a hop alone may have another cause: mTLS that
+    /// is switched off.
+    pub(crate) is_certain: bool,
+}
+
+/// A proxy's own word about sampling. One that traces rolls its own dice even for a caller that asked to be sampled, so at a rate
+/// below 100 % this is what it was told to do, and a question of the rate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Decided {
+    pub(crate) from: Hop,
+    pub(crate) to: Hop,
+    pub(crate) before: bool,
+    pub(crate) after: bool,
+}
+
+impl Xray {
+    /// Whether any proxy is seen to speak this format.
+    pub(crate) fn mesh_speaks(&self, format: HeaderFamily) -> bool {
+        self.rows.iter().any(|row| match format {
+            HeaderFamily::W3c => row.proxy.w3c,
+            HeaderFamily::B3 => row.proxy.b3,
+        })
+    }
+
+    /// The hop that calls the one in this row; `None` for the first.
+    pub(crate) fn caller_of(&self, at: usize) -> Option<&Row> {
+        let depth = self.rows.get(at)?.depth;
+        self.rows[..at].iter().rev().find(|row| row.depth + 1 == depth)
+    }
+
+    /// The hops that this row's calls and that answered.
+    pub(crate) fn called_by(&self, at: usize) -> impl Iterator<Item = &Row> {
+        let depth = self.rows.get(at).map_or(0, |row| row.depth);
+        self.rows.iter().skip(at + 1).take_while(move |row| row.depth > depth).filter(move |row| row.depth == depth + 1)
+    }
+
+    /// Hops without a sidecar of their own in a mesh whose other hops have one: nobody vouches for their caller, and nobody vouches
+    /// for them where they call.
+    pub(crate) fn without_sidecar(&self) -> Vec<Uninjected<'_>> {
+        let addressed = self.rows.iter().any(|row| row.proxy.sidecar);
+        let vouched = self.rows.iter().any(|row| row.proxy.identity);
+        // A sidecar that takes a call for bytes vouches for nobody, so its silence says nothing.
+        let reads = |row: &Row| row.proxy.traces() || row.proxy.envoy || (row.proxy.sidecar && !self.mesh_traces());
+        let mut out: Vec<Uninjected<'_>> = Vec::new();
+        for (at, row) in self.rows.iter().enumerate().filter(|(_, row)| !row.proxy.is_own_sidecar()) {
+            let called: Vec<&Row> = self.called_by(at).collect();
+            // A gateway tells the first hop its own caller's address; and where no sidecar shows the address, they work otherwise.
+            let by_address = addressed && row.depth > 0;
+            let by_silence = vouched && !called.is_empty() && called.iter().all(|next| reads(next));
+            let is_vouched_for = called.iter().any(|next| next.proxy.identity);
+            if (by_address || by_silence) && !is_vouched_for && !out.iter().any(|known| *known.hop == row.hop) {
+                out.push(Uninjected { at, hop: &row.hop, is_certain: by_address });
+            }
+        }
+        out
+    }
+
+    /// Whether any proxy is seen to trace.
+    pub(crate) fn mesh_traces(&self) -> bool {
+        HeaderFamily::ALL.into_iter().any(|format| self.mesh_speaks(format))
+    }
+
+    /// Adds what went wrong on one side of a seam.
+    pub(crate) fn fault(&mut self, from: &Hop, to: &Hop, side: Side, mode: Option<Propagation>, effects: Vec<Effect>) {
+        if effects.is_empty() {
+            return;
+        }
+        match self.faults.iter_mut().find(|known| known.from == *from && known.to == *to && known.side == side) {
+            Some(known) => known.effects.extend(effects),
+            None => self.faults.push(Fault { from: from.clone(), to: to.clone(), side, mode, effects }),
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! The requests of `check` that bring a trace context.
+
+use crate::check::chain::expect::BASE_LANE;
+use crate::hop::reply::Headers;
+use crate::telemetry::ids;
+use crate::trace_context::{Context, HeaderFamily, Sampling};
+
+/// A request whose headers can be recognised behind every hop.
+#[derive(Debug, Clone)]
+pub(crate) struct Probe {
+    /// What is sent.
+    pub(crate) headers: Headers,
+}
+
+impl Probe {
+    /// A probe with different ids in `formats`.
+    pub(crate) fn new(formats: &[HeaderFamily]) -> Self {
+        Self::with(formats.iter().map(|format| (*format, fresh())).collect())
+    }
+
+    /// An ordinary request: one trace, in both formats.
+    pub(crate) fn ordinary() -> Self {
+        let context = fresh();
+        Self::with(HeaderFamily::ALL.into_iter().map(|format| (format, context)).collect())
+    }
+
+    fn with(contexts: Vec<(HeaderFamily, Context)>) -> Self {
+        let mut headers = vec![one("x-request-id", fresh_request_id())];
+        for (format, context) in &contexts {
+            headers.extend(written(*format, context));
+            if *format == HeaderFamily::W3c {
+                headers.push(one("tracestate", format!("check={}", ids::span_id())));
+            }
+        }
+        headers.push(one("baggage", format!("check={}", ids::span_id())));
+        headers.push(one("x-lane", BASE_LANE.to_owned()));
+        Self { headers: Headers(headers) }
+    }
+}
+
+/// A fresh context that asks to be sampled.
+pub(crate) fn fresh() -> Context {
+    let (trace_id, span_id) = (ids::trace_id(), ids::span_id());
+    Context { trace_id, short_trace_id: false, span_id, parent_id: None, sampling: Sampling::Sample }
+}
+
+pub(crate) fn fresh_request_id() -> String {
+    text(ids::request_id().as_bytes())
+}
+
+fn text(value: &[u8]) -> String {
+    String::from_utf8_lossy(value).into_owned()
+}
+
+/// The headers of a context.
+pub(crate) fn written(format: HeaderFamily, context: &Context) -> impl Iterator<Item = (String, Vec<String>)> {
+    format.write(context).into_iter().map(|(name, value)| one(name.as_str(), text(value.as_bytes())))
+}
+
+/// The start of an id, enough to tell two apart on a line.
+pub(crate) fn short(id: &str) -> String {
+    const SHOWN: usize = 8;
+    match id.char_indices().nth(SHOWN) {
+        Some((at, _)) => format!("{}…", &id[..at]),
+        None => id.to_owned(),
+    }
+}
+
+pub(crate) fn one(name: &str, value: String) -> (String, Vec<String>) {
+    (name.to_owned(), vec![value])
+}

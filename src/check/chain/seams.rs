@@ -1,0 +1,284 @@
+//! Compares the headers of the two ends of a seam, and those that a hop received with those that it sent. Pure.
+
+use opentelemetry::trace::TraceId;
+
+use crate::check::chain::evidence::{Effect, Proxy, RequestId, SIDECAR_CALLS_FROM};
+use crate::hop::reply::{Headers, Propagation, Tree};
+use crate::trace_context::{
+    Context, HeaderFamily, HeaderSource as _, is_foreign_tracer, is_trace_context, is_valid_request_id, is_valid_tracestate,
+};
+use crate::traces::ids::{parse_span_id, parse_trace_id};
+
+pub(crate) fn is_empty(headers: &Headers, name: &str) -> bool {
+    headers.get(name).iter().all(String::is_empty)
+}
+
+/// The values that are not empty, as an empty one is not carried (Envoy sends an empty `tracestate`).
+fn values<'a>(headers: &'a Headers, name: &str) -> Vec<&'a str> {
+    headers.get(name).iter().map(String::as_str).filter(|value| !value.is_empty()).collect()
+}
+
+/// Whether two request ids are one. Envoy writes its sampling reason into a digit of a UUID; it stays the same id.
+pub(crate) fn same_request(before: &str, after: &str) -> bool {
+    const REASON: usize = 14;
+    before == after
+        || (before.len() == 36
+            && after.len() == 36
+            && before.bytes().zip(after.bytes()).enumerate().all(|(i, (a, b))| i == REASON || a.eq_ignore_ascii_case(&b)))
+}
+
+/// Signs of a proxy between what was sent and what arrived.
+pub(crate) fn proxy(sent: &Headers, tree: &Tree) -> Proxy {
+    let received = &tree.received;
+    let wrote = |format: HeaderFamily| match (format.read(sent), format.read(received)) {
+        (Some(before), Some(after)) => (before.trace_id, before.span_id) != (after.trace_id, after.span_id),
+        (None, Some(_)) => true,
+        _ => false,
+    };
+    let reason = match (sent.first("x-request-id"), received.first("x-request-id")) {
+        (Some(before), Some(after)) => before != after,
+        _ => false,
+    };
+    Proxy {
+        w3c: wrote(HeaderFamily::W3c),
+        b3: wrote(HeaderFamily::B3),
+        identity: tree.client.identity.is_some(),
+        envoy: reason || tree.attempt > 1,
+        sidecar: SIDECAR_CALLS_FROM.contains(&tree.client.ip.as_ref()),
+    }
+}
+
+/// What something between a caller and a hop did to the headers.
+pub(crate) fn between(sent: &Headers, received: &Headers, is_edge: bool) -> (Vec<Effect>, RequestId) {
+    let mut effects = Vec::new();
+    let request_id = match (sent.first("x-request-id"), received.first("x-request-id").filter(|value| !value.is_empty())) {
+        (Some(before), Some(after)) if same_request(before, after) => RequestId::Kept,
+        (Some(_), Some(_)) if is_edge => RequestId::Replaced,
+        (Some(before), Some(after)) => {
+            effects.push(Effect::Changed { name: "x-request-id".to_owned(), before: before.to_owned(), after: after.to_owned() });
+            RequestId::Regenerated
+        }
+        (Some(_), None) => {
+            effects.push(Effect::Lost("x-request-id".to_owned()));
+            RequestId::Missing
+        }
+        (None, Some(_)) => RequestId::Replaced,
+        (None, None) => RequestId::Missing,
+    };
+    effects.extend(contexts_between(sent, received));
+    for (name, _) in &sent.0 {
+        effects.extend(header_between(name, sent, received, is_edge));
+    }
+    dedup(&mut effects);
+    (effects, request_id)
+}
+
+/// What became of the trace contexts between a caller and a hop.
+fn contexts_between(sent: &Headers, received: &Headers) -> Vec<Effect> {
+    let mut effects = Vec::new();
+    let before = contexts(sent);
+    for (format, was) in &before {
+        let Some(is) = format.read(received) else {
+            effects.extend(lost_or_invalid(*format, sent, received));
+            continue;
+        };
+        // A proxy that speaks both writes `traceparent` anew from B3: its trace then is one that was sent.
+        if !before.iter().any(|(_, known)| known.trace_id == is.trace_id) {
+            effects.push(Effect::Trace { format: *format, before: was.trace_id.to_string(), after: is.trace_id.to_string() });
+        } else if let (Some(before), Some(after)) = (was.sampling.decision(), is.sampling.decision())
+            && before != after
+        {
+            effects.push(Effect::Sampled { before, after });
+        }
+    }
+    effects
+}
+
+/// The headers of a format that are gone; when none is, the one that is no valid context any more.
+fn lost_or_invalid(format: HeaderFamily, before: &Headers, after: &Headers) -> Vec<Effect> {
+    let gone = missing_headers(format, before, after);
+    if gone.is_empty() { vec![invalid(format, before, after)] } else { gone.into_iter().map(Effect::Lost).collect() }
+}
+
+/// What became of one header that is no part of a trace context.
+fn header_between(name: &str, sent: &Headers, received: &Headers, is_edge: bool) -> Option<Effect> {
+    let lost = is_empty(received, name) && !is_empty(sent, name);
+    let is_fault = match name {
+        "x-request-id" => false,
+        // The edge may remove the lane of callers who have no right to it.
+        "x-lane" if is_edge => false,
+        // Belongs to the `traceparent` beside it, and ends with that trace.
+        "tracestate" => {
+            let same = match (HeaderFamily::W3c.read(sent), HeaderFamily::W3c.read(received)) {
+                (Some(was), Some(is)) => was.trace_id == is.trace_id,
+                _ => false,
+            };
+            let parent_lost = !is_empty(sent, "traceparent") && is_empty(received, "traceparent");
+            lost && (same || parent_lost)
+        }
+        "baggage" if !lost => {
+            let after = members(received, name);
+            if members(sent, name).iter().all(|member| after.contains(member)) {
+                return None;
+            }
+            let (before, after) = (values(sent, name).join(","), values(received, name).join(","));
+            return Some(Effect::Changed { name: name.to_owned(), before, after });
+        }
+        other => lost && !is_trace_context(other) && !is_foreign_tracer(other),
+    };
+    is_fault.then(|| Effect::Lost(name.to_owned()))
+}
+
+/// The members of a header that is a list.
+fn members<'a>(headers: &'a Headers, name: &str) -> Vec<&'a str> {
+    values(headers, name).into_iter().flat_map(|value| value.split(',')).map(str::trim).collect()
+}
+
+/// The valid contexts among the headers.
+fn contexts(headers: &Headers) -> Vec<(HeaderFamily, Context)> {
+    HeaderFamily::ALL.into_iter().filter_map(|format| Some((format, format.read(headers)?))).collect()
+}
+
+/// The headers of a format that are there before and not after.
+fn missing_headers(format: HeaderFamily, before: &Headers, after: &Headers) -> Vec<String> {
+    let names = before.0.iter().map(|(name, _)| name);
+    names.filter(|name| format.has(name) && is_empty(after, name)).cloned().collect()
+}
+
+/// What a hop did to the headers that it passes on as they came: all of them for one that forwards, all but the trace
+/// context for one that continues.
+pub(crate) fn verbatim(received: &Headers, sent: &Headers, mode: Propagation) -> Vec<Effect> {
+    let mut effects = Vec::new();
+    for (name, _) in &received.0 {
+        if mode == Propagation::Continue && is_trace_context(name) {
+            continue;
+        }
+        let (before, after) = (values(received, name), values(sent, name));
+        if before.is_empty() || before == after {
+            continue;
+        }
+        if name == "x-request-id" && !is_valid_request_id(before[0].as_bytes()) && !after.is_empty() {
+            continue;
+        }
+        if after.is_empty() {
+            effects.push(Effect::Lost(name.clone()));
+        } else if name == "x-b3-sampled" {
+            let flag = |value: &str| value == "1" || value == "true";
+            effects.push(Effect::Sampled { before: flag(before[0]), after: flag(after[0]) });
+        } else {
+            effects.push(change(name, received, sent));
+        }
+    }
+    dedup(&mut effects);
+    effects
+}
+
+/// A changed value, said as precisely as the header allows.
+fn change(name: &str, received: &Headers, sent: &Headers) -> Effect {
+    let format = HeaderFamily::ALL.into_iter().find(|format| format.has(name));
+    if let Some(format) = format
+        && let Some(was) = format.read(received)
+    {
+        let Some(is) = format.read(sent) else { return invalid(format, received, sent) };
+        match (was.trace_id != is.trace_id, was.sampling.decision(), is.sampling.decision()) {
+            (true, ..) => {
+                return Effect::Trace { format, before: was.trace_id.to_string(), after: is.trace_id.to_string() };
+            }
+            (false, Some(before), Some(after)) if before != after => return Effect::Sampled { before, after },
+            _ => {}
+        }
+    }
+    Effect::Changed { name: name.to_owned(), before: values(received, name).join(","), after: values(sent, name).join(",") }
+}
+
+/// A context that was valid `before` and is not `after`, although its headers are there.
+fn invalid(format: HeaderFamily, before: &Headers, after: &Headers) -> Effect {
+    const SHOWN: usize = 100;
+    let names = || before.0.iter().map(|(name, _)| name.as_str()).filter(|name| format.has(name));
+    let changed = names().find(|name| before.get(name) != after.get(name)).or(names().next()).unwrap_or(format.header());
+    let mut value = values(after, changed).join(", ");
+    if let Some((at, _)) = value.char_indices().nth(SHOWN) {
+        value.replace_range(at.., "…");
+    }
+    Effect::Invalid { format, name: changed.to_owned(), value }
+}
+
+/// Whether a continuing hop joined the trace that it received, and the right one.
+pub(crate) fn joined(sent: &Headers, tree: &Tree) -> Vec<Effect> {
+    let contexts = contexts(&tree.received);
+    let Some(trace) = trace_of(tree).filter(|_| !contexts.is_empty()) else { return Vec::new() };
+    if !contexts.iter().any(|(_, context)| context.trace_id == trace) {
+        let received = contexts.into_iter().map(|(format, context)| (format, context.trace_id.to_string())).collect();
+        return vec![Effect::NewTrace { received, started: trace.to_string() }];
+    }
+    // A proxy wrote one format and left the other alone: the hop must read the one that the proxy wrote.
+    let fresh =
+        |(format, context): &&(HeaderFamily, Context)| format.read(sent).is_none_or(|before| before.span_id != context.span_id);
+    let stale = |(format, context): &&(HeaderFamily, Context)| format.read(sent).is_some_and(|before| before == *context);
+    let (Some((fresh, by_proxy)), Some((read, left))) = (contexts.iter().find(fresh), contexts.iter().find(stale)) else {
+        return Vec::new();
+    };
+    let parent = tree.parent_span_id.as_ref().and_then(|id| parse_span_id(id).ok());
+    let follows = |context: &Context| trace == context.trace_id && parent == Some(context.span_id);
+    if follows(left) && !follows(by_proxy) {
+        return vec![Effect::Order { fresh: *fresh, read: *read, trace: left.trace_id != by_proxy.trace_id }];
+    }
+    Vec::new()
+}
+
+/// What a continuing hop wrote: its own trace in every format, the decision that came in. Formats that came in and were not
+/// written at all are returned beside, with the headers that are gone.
+pub(crate) fn continued(tree: &Tree, sent: &Headers, own: bool) -> (Vec<Effect>, Vec<(HeaderFamily, Vec<String>)>) {
+    let (mut effects, mut unwritten) = (Vec::new(), Vec::new());
+    let (received, written) = (contexts(&tree.received), contexts(sent));
+    let trace = trace_of(tree);
+    for (format, _) in received.iter().filter(|(format, _)| format.read(sent).is_none()) {
+        let gone = missing_headers(*format, &tree.received, sent);
+        if gone.is_empty() || written.is_empty() {
+            effects.extend(lost_or_invalid(*format, &tree.received, sent));
+        } else {
+            unwritten.push((*format, gone));
+        }
+    }
+    for (format, context) in &written {
+        if let Some(trace) = trace
+            && context.trace_id != trace
+        {
+            effects.push(Effect::Trace { format: *format, before: trace.to_string(), after: context.trace_id.to_string() });
+        }
+    }
+    if own {
+        let chosen = received.iter().find(|(_, context)| Some(context.trace_id) == trace);
+        let decided = chosen.and_then(|(_, context)| context.sampling.decision());
+        let after = written.iter().find_map(|(_, context)| context.sampling.decision()).or(tree.sampled);
+        if let (Some(before), Some(after)) = (decided, after)
+            && before != after
+        {
+            effects.push(Effect::Sampled { before, after });
+        }
+    }
+    let state_goes_on = HeaderFamily::W3c.read(&tree.received).is_some_and(|context| Some(context.trace_id) == trace);
+    if state_goes_on
+        && HeaderFamily::W3c.is_present(sent)
+        && !is_empty(&tree.received, "tracestate")
+        && is_empty(sent, "tracestate")
+        && is_valid_tracestate(tree.received.values("tracestate"))
+    {
+        effects.push(Effect::Lost("tracestate".to_owned()));
+    }
+    (effects, unwritten)
+}
+
+fn dedup(effects: &mut Vec<Effect>) {
+    let mut seen: Vec<Effect> = Vec::new();
+    effects.retain(|effect| {
+        let new = !seen.contains(effect);
+        seen.push(effect.clone());
+        new
+    });
+}
+
+/// The trace that a hop says it is in.
+pub(crate) fn trace_of(hop: &Tree) -> Option<TraceId> {
+    parse_trace_id(hop.trace_id.as_ref()?).ok()
+}

@@ -1,0 +1,338 @@
+//! A fault of the x-ray as a finding: the sentence, the likely cause, the next command.
+
+use crate::check::chain::evidence::{CALLER, Effect, Fault, Xray};
+use crate::check::chain::probe::short;
+use crate::check::envoy::hints::{Hop, Place, Runner, quoted};
+use crate::check::report::{CheckId, Finding, Hint, Side};
+use crate::hop::reply::Propagation;
+use crate::trace_context::HeaderFamily;
+
+/// The order of `OTEL_PROPAGATORS` that fits a mesh that speaks `format`.
+pub(crate) fn order_for(format: HeaderFamily) -> &'static str {
+    match format {
+        HeaderFamily::W3c => "tracecontext,baggage,b3multi,b3",
+        HeaderFamily::B3 => "b3multi,b3,tracecontext,baggage",
+    }
+}
+
+/// What is in question, for the id and the sentence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Subject {
+    Trace,
+    Only(HeaderFamily),
+    Sampled,
+    RequestId,
+    Others,
+}
+
+fn subject(fault: &Fault) -> Subject {
+    match (fault.breaks(HeaderFamily::W3c), fault.breaks(HeaderFamily::B3)) {
+        (true, true) => Subject::Trace,
+        (true, false) => Subject::Only(HeaderFamily::W3c),
+        (false, true) => Subject::Only(HeaderFamily::B3),
+        (false, false) if fault.effects.iter().any(|effect| matches!(effect, Effect::Sampled { .. })) => Subject::Sampled,
+        (false, false) if fault.touches("x-request-id") => Subject::RequestId,
+        (false, false) => Subject::Others,
+    }
+}
+
+pub(crate) fn is_order(fault: &Fault) -> bool {
+    fault.effects.iter().any(|effect| matches!(effect, Effect::Order { .. }))
+}
+
+fn id(fault: &Fault) -> CheckId {
+    if is_order(fault) {
+        return CheckId::PropagationOrder;
+    }
+    match subject(fault) {
+        Subject::Trace => CheckId::PropagationTrace,
+        Subject::Only(HeaderFamily::W3c) => CheckId::PropagationW3c,
+        Subject::Only(HeaderFamily::B3) => CheckId::PropagationB3,
+        Subject::Sampled => CheckId::PropagationSampled,
+        Subject::RequestId => CheckId::PropagationRequestId,
+        Subject::Others if fault.touches("x-lane") => CheckId::PropagationLane,
+        Subject::Others if fault.touches("baggage") => CheckId::PropagationBaggage,
+        Subject::Others if fault.touches("tracestate") => CheckId::PropagationTracestate,
+        Subject::Others => CheckId::PropagationHeaders,
+    }
+}
+
+fn lost(fault: &Fault) -> Vec<&str> {
+    fault.effects.iter().filter_map(|effect| if let Effect::Lost(name) = effect { Some(name.as_str()) } else { None }).collect()
+}
+
+/// The header whose value is no valid context any more.
+fn invalid(fault: &Fault) -> Option<&str> {
+    fault.effects.iter().find_map(|effect| if let Effect::Invalid { name, .. } = effect { Some(name.as_str()) } else { None })
+}
+
+/// Names in a sentence; the headers of B3 multi as one.
+pub(crate) fn said(names: &[&str]) -> String {
+    let mut short: Vec<&str> = Vec::new();
+    let many = names.iter().filter(|name| name.starts_with("x-b3-")).count() > 1;
+    for name in names {
+        let name = if many && name.starts_with("x-b3-") { "x-b3-*" } else { name };
+        if !short.contains(&name) {
+            short.push(name);
+        }
+    }
+    match short.split_last() {
+        Some((last, [])) => (*last).to_owned(),
+        Some((last, rest)) => format!("{} and {last}", rest.join(", ")),
+        None => String::new(),
+    }
+}
+
+pub(crate) fn finding(fault: &Fault, xray: &Xray, place: &Place) -> Finding {
+    let (from, to) = (&fault.from.name, &fault.to.name);
+    let head = match subject(fault) {
+        _ if fault.effects.iter().any(|effect| matches!(effect, Effect::Order { trace: false, .. })) => {
+            format!("The order of OTEL_PROPAGATORS at {to} does not fit the mesh")
+        }
+        Subject::Trace => format!("Trace broke between {from} and {to}"),
+        Subject::Only(format) => format!("{} trace broke between {from} and {to}", format.name()),
+        Subject::Sampled => format!("The sampling decision flipped between {from} and {to}"),
+        Subject::RequestId => format!("The request id broke between {from} and {to}"),
+        Subject::Others => format!("Headers are lost between {from} and {to}"),
+    };
+    let mut parts = Vec::new();
+    let names = lost(fault);
+    if !names.is_empty() {
+        let list = said(&names);
+        let them = if names.len() > 1 { "them" } else { "it" };
+        parts.push(match fault.side {
+            Side::Hop => format!("{from} received {list} and did not send {them}"),
+            Side::Between | Side::NewTrace => format!("{from} sent {list}, {to} never got {them}"),
+        });
+    }
+    for effect in &fault.effects {
+        parts.push(match (effect, fault.side) {
+            (Effect::Lost(_), _) => continue,
+            (Effect::Changed { name, before, after }, Side::Hop) => {
+                format!("{from} received {name} {} and sent {}", short(before), short(after))
+            }
+            (Effect::Changed { name, before, after }, _) => {
+                format!("{from} sent {name} {}, {to} got {}", short(before), short(after))
+            }
+            (Effect::Invalid { name, value, .. }, Side::Hop) => {
+                format!("{from} received a valid {name} and sent one that is invalid: {value}")
+            }
+            (Effect::Invalid { name, value, .. }, _) => {
+                format!("{from} sent a valid {name}, and the one that {to} received is invalid: {value}")
+            }
+            (Effect::Trace { format, before, after }, Side::Hop) => {
+                format!("{from} is in trace {} and sent {} in {}", short(before), short(after), format.header())
+            }
+            (Effect::Trace { format, before, after }, _) => {
+                format!("{from} sent trace {} in {}, {to} got {}", short(before), format.header(), short(after))
+            }
+            (Effect::Sampled { before, after }, Side::Hop) => {
+                format!("{from} received {} and sent {}", decision(*before), decision(*after))
+            }
+            (Effect::Sampled { before, after }, _) => {
+                format!("{from} sent {}, {to} got {}", decision(*before), decision(*after))
+            }
+            (Effect::NewTrace { received, started }, _) => {
+                let mut traces: Vec<String> =
+                    received.iter().map(|(format, id)| format!("{} ({})", short(id), format.name())).collect();
+                traces.dedup();
+                format!("{to} received trace {} and started a new one, {}", traces.join(" and "), short(started))
+            }
+            (Effect::Order { fresh, read, trace: true }, _) => format!(
+                "the proxy in front of {to} speaks {}, and {to} joined the other trace, which the caller left in {}",
+                fresh.name(),
+                read.header()
+            ),
+            (Effect::Order { fresh, read, trace: false }, _) => format!(
+                "the proxy in front of {to} speaks {}, and {to} took its parent from the older {}, so its span hangs beside the proxy's",
+                fresh.name(),
+                read.header()
+            ),
+        });
+    }
+    let hint = hint(fault, xray, place);
+    Finding::fail(id(fault), format!("{head}: {}", parts.join("; ")), hint)
+        .seam(from, to, Some(fault.side))
+        .hop(if fault.side == Side::NewTrace { to } else { from })
+}
+
+pub(crate) fn decision(sampled: bool) -> &'static str {
+    if sampled { "\"sampled\"" } else { "\"not sampled\"" }
+}
+
+fn hint(fault: &Fault, xray: &Xray, place: &Place) -> Hint {
+    match fault.side {
+        Side::Hop => by_hop(fault, xray, place),
+        Side::Between => by_proxy(fault, xray, place),
+        Side::NewTrace => by_new_trace(fault, place),
+    }
+}
+
+/// What losing one format means here.
+fn consequence(fault: &Fault, xray: &Xray) -> String {
+    match subject(fault) {
+        Subject::Only(format) if xray.mesh_speaks(format) => {
+            format!(". The proxies here speak {}, so they start a new trace behind it", format.name())
+        }
+        Subject::Only(format) if xray.mesh_traces() => {
+            format!(". The proxies here do not speak {}, so only callers and hops that do lose the trace", format.name())
+        }
+        Subject::Only(format) => format!(". Proxies or hops that speak {} start a new trace behind it", format.name()),
+        _ => String::new(),
+    }
+}
+
+fn by_hop(fault: &Fault, xray: &Xray, place: &Place) -> Hint {
+    let hop = &fault.from;
+    let name = &hop.name;
+    let continues = fault.mode == Some(Propagation::Continue);
+    if subject(fault) == Subject::Sampled {
+        let cause = if continues {
+            format!("OTEL_TRACES_SAMPLER at {name} does not follow its parent (use parentbased_always_on), or drops what came in")
+        } else {
+            format!(
+                "{name} says that it forwards and yet changes the decision: not a build of this project, or a filter in its pod"
+            )
+        };
+        return Hint::new(cause).run(place.settings(hop));
+    }
+    let names = lost(fault);
+    if names.is_empty() {
+        let cause = format!("{name} changes headers that it should pass on as they came: another build, or a filter in its pod");
+        return Hint::new(cause).run(place.settings(hop));
+    }
+    let formats =
+        names.iter().any(|name| *name == "traceparent" || *name == "baggage" || *name == "b3" || name.starts_with("x-b3-"));
+    let mut cause = format!("DROP_HEADERS (--drop-header) at {name} names {}", said(&names));
+    if continues && formats {
+        let mut missing: Vec<&str> = Vec::new();
+        for (header, propagator) in
+            [("traceparent", "tracecontext"), ("baggage", "baggage"), ("x-b3-traceid", "b3multi"), ("b3", "b3")]
+        {
+            if names.contains(&header) {
+                missing.push(propagator);
+            }
+        }
+        cause.push_str(&format!(", or OTEL_PROPAGATORS there lacks {}", missing.join(",")));
+    } else {
+        cause.push_str(", or an app of another make runs there that forwards only headers it knows");
+    }
+    cause.push_str(&consequence(fault, xray));
+    match place.runner(hop) {
+        Runner::Local => Hint::new(format!("{cause}. Its first log lines name every header that it drops")).run(ask(hop, &names)),
+        Runner::Kubernetes | Runner::Compose => Hint::new(cause).run(place.settings(hop)),
+    }
+}
+
+/// A request that shows the loss at this hop alone.
+fn ask(hop: &Hop, names: &[&str]) -> String {
+    let name = names.first().copied().unwrap_or("x-request-id");
+    let value = match name {
+        "traceparent" => "00-11111111111111111111111111111111-2222222222222222-01",
+        "x-b3-traceid" => "11111111111111111111111111111111",
+        "x-b3-spanid" => "2222222222222222",
+        "b3" => "11111111111111111111111111111111-2222222222222222-1",
+        "x-b3-sampled" => "1",
+        _ => "probe",
+    };
+    let more = if name == "x-b3-traceid" { " -H 'x-b3-spanid: 2222222222222222'" } else { "" };
+    format!("curl -s -H '{name}: {value}'{more} -H 'accept: application/json' {}", quoted(&hop.url))
+}
+
+fn by_proxy(fault: &Fault, xray: &Xray, place: &Place) -> Hint {
+    let (from, to) = (&fault.from.name, &fault.to.name);
+    let namespace = place.namespace_of(&fault.to);
+    let caller = from == CALLER;
+    let names = lost(fault);
+    if names.is_empty() {
+        let cause = match subject(fault) {
+            Subject::Sampled => {
+                "A proxy between them decides anew about sampling instead of respecting the decision that came in".to_owned()
+            }
+            Subject::RequestId => format!(
+                "A proxy between {from} and {to} makes request ids of its own: one with use_remote_address, or an edge gateway in the middle of the chain. Log lines of one request no longer match"
+            ),
+            _ if let Some(header) = invalid(fault) => format!(
+                "A proxy between {from} and {to} changes {header} so that it is no valid context any more: a filter that rewrites headers, or a tracer with a bug. {to} has to ignore it"
+            ),
+            _ if caller => {
+                "The gateway, or a load balancer in front of it, does not trust a caller's trace and starts its own".to_owned()
+            }
+            _ => format!("A proxy between {from} and {to} starts a trace of its own instead of continuing the one it got"),
+        };
+        return Hint::new(cause).run(match place.runner(&fault.to) {
+            Runner::Kubernetes => "istioctl analyze -A".to_owned(),
+            Runner::Compose => "docker compose logs --tail 20 envoy".to_owned(),
+            Runner::Local => place.settings(&fault.to),
+        });
+    }
+    let what = if caller {
+        format!("The gateway, or a proxy in front of {to}, removes")
+    } else {
+        format!("A proxy between {from} and {to} removes")
+    };
+    let cause = format!(
+        "{what} {}: headers.request.remove of a VirtualService, an EnvoyFilter, or a proxy that is not of the mesh{}",
+        said(&names),
+        consequence(fault, xray)
+    );
+    match place.runner(&fault.to) {
+        Runner::Kubernetes => {
+            let pod = if caller || fault.from.hostname.is_empty() {
+                format!("deploy/istio-ingressgateway -n {}", place.gateway_namespace)
+            } else {
+                format!("{} -n {namespace}", fault.from.hostname)
+            };
+            Hint::new(cause)
+                .run(format!("istioctl proxy-config routes {pod} -o json | grep -A4 requestHeadersToRemove"))
+                .run("kubectl get virtualservice,envoyfilter -A -o yaml | grep -n -A4 'remove:'")
+        }
+        Runner::Compose => Hint::new(cause).run("docker compose logs --tail 20 envoy"),
+        Runner::Local => {
+            let url = if fault.to.url.is_empty() { &place.url } else { &fault.to.url };
+            Hint::new(cause).run(format!("curl -sv {}  # who answers: look at server: and via:", quoted(url)))
+        }
+    }
+}
+
+fn by_new_trace(fault: &Fault, place: &Place) -> Hint {
+    let hop = &fault.to;
+    let order =
+        fault.effects.iter().find_map(|effect| if let Effect::Order { fresh, .. } = effect { Some(*fresh) } else { None });
+    let cause = match order {
+        Some(format) => {
+            format!(
+                "The order of OTEL_PROPAGATORS at {} does not fit a mesh that speaks {}: set it to {}",
+                hop.name,
+                format.name(),
+                order_for(format)
+            )
+        }
+        None => {
+            let formats: Vec<&str> = fault
+                .effects
+                .iter()
+                .flat_map(|effect| if let Effect::NewTrace { received, .. } = effect { received.as_slice() } else { &[] })
+                .map(|(format, _)| format.name())
+                .collect();
+            format!(
+                "OTEL_PROPAGATORS at {} does not read {}, or the app there starts a trace for every request",
+                hop.name,
+                formats.join(" or ")
+            )
+        }
+    };
+    let hint = Hint::new(cause).run(place.settings(hop));
+    match (place.runner(hop), order) {
+        (Runner::Kubernetes, Some(format)) => {
+            let namespace = place.namespace_of(hop);
+            hint.run(format!("kubectl set env deploy/{} OTEL_PROPAGATORS={} -n {namespace}", hop.name, order_for(format)))
+        }
+        (Runner::Local, Some(format)) => Hint::new(hint.cause).run(format!(
+            "OTEL_PROPAGATORS={} httpserver serve --name {} …",
+            order_for(format),
+            quoted(&hop.name)
+        )),
+        _ => hint,
+    }
+}

@@ -1,0 +1,39 @@
+//! The table of the x-ray: a line per hop.
+
+use crate::check::chain::evidence::{CALLER, RequestId, Row, Xray};
+use crate::check::chain::probe::{Probe, short};
+use crate::trace_context::{Context, HeaderFamily};
+
+/// The table of the x-ray, 74 columns wide at most.
+pub(crate) fn table(probe: &Probe, xray: &Xray) -> Vec<String> {
+    let cell = |context: Option<Context>| {
+        context
+            .map_or_else(|| "-".to_owned(), |c| format!("{}/{}", short(&c.trace_id.to_string()), short(&c.span_id.to_string())))
+    };
+    let name = |row: &Row| {
+        let text = format!("{}{}", "  ".repeat(row.depth.min(4)), row.hop.name);
+        if text.chars().count() > 14 { text.chars().take(13).chain(['…']).collect() } else { text }
+    };
+    let line = |a: &str, b: &str, c: &str, d: &str, e: &str| format!("{a:<14} {b:<19} {c:<19} {d:<11} {e}").trim_end().to_owned();
+    let mut lines = vec![
+        line("hop", "W3C trace/span", "B3 trace/span", "request id", "proxy"),
+        line(CALLER, &cell(HeaderFamily::W3c.read(&probe.headers)), &cell(HeaderFamily::B3.read(&probe.headers)), "sent", ""),
+    ];
+    for row in &xray.rows {
+        let id = match row.request_id {
+            RequestId::Kept => "kept",
+            RequestId::Replaced => "replaced",
+            RequestId::Regenerated => "regenerated",
+            RequestId::Missing => "missing",
+        };
+        let proxy = match (row.proxy.w3c, row.proxy.b3, row.proxy.is_seen()) {
+            (true, true, _) => "both",
+            (true, false, _) => "W3C",
+            (false, true, _) => "B3",
+            (false, false, true) => "untraced",
+            (false, false, false) => "none",
+        };
+        lines.push(line(&name(row), &cell(row.w3c), &cell(row.b3), id, proxy));
+    }
+    lines
+}
