@@ -41,6 +41,8 @@ pub enum Command {
     Demo(DemoArgs),
     /// Send requests through a deployed chain, verify what came back, say what is broken and why
     Check(Box<CheckArgs>),
+    /// Read the traces of one request from a backend and say whether they are whole; the request is known by its reply
+    Trace(Box<crate::check::TraceArgs>),
     /// Exit 0 if `GET /healthz` answers 200; for HEALTHCHECK in an image with no shell
     Health(HealthArgs),
 }
@@ -69,6 +71,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Serve(args) => runtime.block_on(serve(*args)),
         Command::Demo(args) => runtime.block_on(demo(args)),
         Command::Check(args) => ExitCode::from(runtime.block_on(crate::check::run(*args))),
+        Command::Trace(args) => ExitCode::from(runtime.block_on(crate::check::run_trace(*args))),
         Command::Health(args) => runtime.block_on(health(args)),
     };
     // What is left on the runtime (a request cut off, a name being looked up) must not hold the exit.

@@ -580,6 +580,78 @@ fn jaeger_is_told_from_zipkin_and_read_the_same() {
     }
 }
 
+/// `httpserver trace` for the reply of a request that was sent without it. Returns the exit code and the verdict.
+fn trace(reply: &Value, args: &[&str]) -> (Option<i32>, Value) {
+    let file = File::new("json", &reply.to_string());
+    let output = httpserver().args(["trace", file.path(), "--output", "json"]).args(args).output().unwrap();
+    (output.status.code(), serde_json::from_slice(&output.stdout).unwrap_or(Value::Null))
+}
+
+#[test]
+fn trace_says_whether_the_traces_of_a_request_that_was_sent_without_it_are_whole() {
+    let demo = Demo::start();
+    let front = demo.url.trim_start_matches("http://").trim_end_matches("/service1");
+    let reply = get(front, "/service1");
+    let jaeger = jaeger_over(&demo.store);
+    let counts = ["--expect-spans", "5", "--expect-services", "3"];
+    let (code, verdict) = trace(&reply, &[&["--traces", &demo.store, "--settle", "500ms"][..], &counts].concat());
+    assert_eq!((code, &verdict["whole"], &verdict["deviations"]), (Some(0), &json!(true), &json!([])), "{verdict:#}");
+    assert_eq!((&verdict["spans"], &verdict["services"]), (&json!(5), &json!(["service1", "service2", "service3"])));
+    let fails = |reply: &Value, args: &[&str], text: &str| {
+        let (code, verdict) = trace(reply, &[&["--traces", &demo.store, "--traces-wait", "1ms"], args].concat());
+        let deviations = verdict["deviations"].to_string();
+        assert!(code == Some(1) && deviations.contains(text), "{args:?}: {verdict:#}");
+    };
+    fails(&reply, &["--expect-spans", "6"], "5 spans instead of 6");
+    fails(&reply, &["--expect-services", "4"], "3 services instead of 4");
+    fails(&reply, &["--expect-traces", "3"], "1 trace instead of 3");
+    fails(&reply, &["--caller", "a2fb4a1d1a96d312"], "has no parent, and the caller sent one along");
+    fails(&reply, &["--trace-id", "463ac35c9f6413ad48485a3953bb6124"], "The caller's trace is 463ac35c9f6413ad48485a3953bb6124");
+    fails(&reply, &["--sidecars"], "not the child of its own inbound sidecar's span");
+    let with = |pointer: &str, value: Value| {
+        let mut reply = reply.clone();
+        *reply.pointer_mut(pointer).unwrap() = value;
+        reply
+    };
+    let below = "/upstreams/0/reply";
+    fails(&with(&format!("{below}/span_id"), json!("00000000000000aa")), &[], "1 of 2 spans of service2 did not arrive");
+    fails(&with(&format!("{below}/parent_span_id"), json!("00000000000000aa")), &[], "and the hop says 00000000000000aa");
+    fails(&with(&format!("{below}/version"), json!("v7")), &[], "service.version is v1, and not v7");
+    fails(&with(&format!("{below}/path"), json!("/hello/service2")), &[], "http.route is /service{n}, and not /hello/service{n}");
+    // Jaeger's tags of these spans are lost in the fake, and that is found.
+    let (code, verdict) = trace(&reply, &["--traces", &jaeger, "--traces-wait", "1ms"]);
+    assert_eq!((code, &verdict["spans"], &verdict["missing"]), (Some(1), &json!(5), &json!([])), "{verdict:#}");
+    assert!(verdict["deviations"].to_string().contains("request.id is absent"), "{verdict:#}");
+    let usage = httpserver().args(["trace", "/nowhere.json", "--traces", &demo.store]).output().unwrap();
+    assert_eq!(usage.status.code(), Some(2), "{usage:?}");
+}
+
+#[test]
+fn trace_finds_spans_of_the_request_in_traces_that_no_reply_names() {
+    let demo = Demo::start();
+    let front = demo.url.trim_start_matches("http://").trim_end_matches("/service1");
+    let reply = get(front, "/service1");
+    assert_eq!(trace(&reply, &["--traces", &demo.store]).0, Some(0));
+    let stray = json!([{"traceId": "beef", "id": "1", "timestamp": now_us(), "localEndpoint": {"serviceName": "gateway"},
+        "tags": {"guid:x-request-id": reply["request_id"]}}]);
+    post(demo.store.trim_start_matches("http://"), "/api/v2/spans", &stray.to_string());
+    let (code, verdict) = trace(&reply, &["--traces", &demo.store, "--traces-wait", "1ms"]);
+    assert_eq!((code, verdict["traces"].as_array().map(Vec::len)), (Some(1), Some(2)), "{verdict:#}");
+}
+
+fn now_us() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    u64::try_from(since.as_micros()).unwrap()
+}
+
+fn post(address: &str, path: &str, body: &str) {
+    let mut stream = TcpStream::connect(address).unwrap();
+    write!(stream, "POST {path} HTTP/1.0\r\nhost: {address}\r\ncontent-length: {}\r\n\r\n{body}", body.len()).unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    assert!(text.split(' ').nth(1).is_some_and(|status| status.starts_with('2')), "{text}");
+}
+
 #[test]
 fn what_is_no_backend_is_said_to_be_none() {
     let chain = Chain::start(&[plain()]);

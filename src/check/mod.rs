@@ -37,6 +37,7 @@ use crate::server::shutdown::Signals;
 use crate::trace_context::HeaderFamily;
 use crate::values;
 
+pub use backend::trace::{TraceArgs, TraceOutput, run as run_trace};
 use chain::evidence::Xray;
 use chain::expect::{Expect, Resolve, Split};
 use chain::probe::Probe;

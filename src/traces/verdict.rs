@@ -37,10 +37,14 @@ pub enum Caller {
 pub struct Expectation {
     /// Traces; `None` for one.
     pub traces: Option<usize>,
+    /// The trace id that the request brought; `None` when it brought none.
+    pub trace_id: Option<TraceId>,
     /// How many services report; `None` for any number.
     pub services: Option<RangeInclusive<usize>>,
     /// Spans of all of them; `None` for any number.
     pub spans: Option<usize>,
+    /// Spans that failed; `None` for any number: a failed request has a whole trace, too.
+    pub errors: Option<usize>,
     /// Who sent the request.
     pub caller: Caller,
     /// Spans that are known from the replies.
@@ -167,6 +171,12 @@ impl Verdict {
             )),
             _ if found < wanted => self.say(format!("{} instead of {wanted} arrived.", counted(found, "trace"))),
             _ => {}
+        }
+        if let Some(id) = expected.trace_id.map(ids::zipkin_id).filter(|id| self.traces.iter().any(|trace| trace != id)) {
+            self.say(format!("The caller's trace is {id}, and the request is in {}.", self.traces.join(", ")));
+        }
+        if let Some(wanted) = expected.errors.filter(|wanted| *wanted != self.errors) {
+            self.say(format!("{} failed instead of {wanted}.", counted(self.errors, "span")));
         }
         if let Some(services) = expected.services.as_ref().filter(|range| !range.contains(&self.services.len())) {
             let few = self.services.len() < *services.start();

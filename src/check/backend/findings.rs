@@ -1,0 +1,285 @@
+//! What is wrong with a trace, in the words of the report.
+
+use std::time::Duration;
+
+use crate::check::backend::expected::{HopSpan, Role};
+use crate::check::chain::evidence::Xray;
+use crate::check::chain::expect::{Expect, is_named};
+use crate::check::chain::probe::short;
+use crate::check::envoy::hints::{Hop, Place, Runner};
+use crate::check::report::{CheckId, Finding, Hint};
+use crate::hop::reply::{Propagation, Tree};
+use crate::trace_context::HeaderFamily;
+use crate::traces::{Span, SpanId, Trace, TraceId, Verdict};
+
+/// Orphans in the report; more are counted.
+const MAX_ORPHANS: usize = 8;
+
+/// One request's reply and what arrived of its trace.
+pub(super) struct Arrived<'a> {
+    pub(super) tree: &'a Tree,
+    pub(super) xray: &'a Xray,
+    /// Every trace that this request is in.
+    pub(super) ids: &'a [TraceId],
+    /// What must be in the first of them.
+    pub(super) expected: &'a [HopSpan],
+    /// The first of them; `None` when no span of it arrived.
+    pub(super) trace: Option<&'a Trace>,
+    pub(super) verdict: &'a Verdict,
+}
+
+/// Whether hops that are missing from the trace only forward, or never answered.
+struct Absent {
+    forwarding: Vec<Hop>,
+    unanswered: Vec<String>,
+}
+
+impl Arrived<'_> {
+    pub(super) fn findings(&self, expect: Option<&Expect>, place: &Place, waited: Duration) -> Vec<Finding> {
+        let waited = waited.as_secs_f64();
+        let Some(trace) = self.trace else { return vec![self.never_arrived(place, waited)] };
+        let text = format!("The trace of one request arrived after {waited:.1} s: {} spans", trace.rows().len());
+        let mut out = vec![Finding::pass(CheckId::TracesArrived, text), self.one_trace()];
+        out.extend(self.services(trace, expect, place));
+        out.extend([self.orphans(trace), self.parents()]);
+        out.extend(self.silent_proxies(place));
+        out.push(self.whose_spans(trace));
+        out
+    }
+
+    fn never_arrived(&self, place: &Place, waited: f64) -> Finding {
+        let cause = "The exporters or the proxies report to another backend or to nobody: their endpoint is wrong, the collector is down, or this backend is not the one behind it";
+        let hint = exporter(place, &Hop::of(self.tree, &place.url)).into_iter().fold(Hint::new(cause), Hint::run);
+        let id = self.ids.first().map(ToString::to_string).unwrap_or_default();
+        let text = format!("The trace never arrived: no span of {} after {waited:.0} s", short(&id));
+        Finding::fail(CheckId::TracesArrived, text, hint)
+    }
+
+    fn one_trace(&self) -> Finding {
+        let ids: Vec<String> = self.ids.iter().map(|id| short(&id.to_string())).collect();
+        if let [id] = ids.as_slice() {
+            return Finding::pass(CheckId::TracesOne, format!("One trace: every hop is in {id}"));
+        }
+        let seam = self.xray.faults.iter().find(|fault| fault.breaks(HeaderFamily::W3c) || fault.breaks(HeaderFamily::B3));
+        let text = format!("One request is {} traces: {}", ids.len(), ids.join(", "));
+        let cause = match seam {
+            Some(fault) => format!("The context is lost between {} and {}: see Propagation", fault.from.name, fault.to.name),
+            None => "A hop or a proxy started a trace of its own: see Propagation".to_owned(),
+        };
+        let finding = Finding::fail(CheckId::TracesOne, text, Hint::new(cause));
+        match seam {
+            Some(fault) => finding.seam(&fault.from.name, &fault.to.name, Some(fault.side)),
+            None => finding,
+        }
+    }
+
+    /// The spans that are missing: those of the app, or those of proxies.
+    fn missing(&self, of_proxies: bool) -> impl Iterator<Item = &HopSpan> {
+        let missing = |expected: &&HopSpan| self.verdict.missing.contains(&expected.span);
+        self.expected.iter().filter(move |expected| (expected.role == Role::Proxy) == of_proxies).filter(missing)
+    }
+
+    /// Who did not report.
+    fn services(&self, trace: &Trace, expect: Option<&Expect>, place: &Place) -> Vec<Finding> {
+        let mut silent: Vec<&Hop> = Vec::new();
+        for expected in self.missing(false) {
+            if !silent.contains(&&expected.hop) {
+                silent.push(&expected.hop);
+            }
+        }
+        let mut out: Vec<Finding> = silent.iter().map(|hop| self.silent_hop(hop, place)).collect();
+        out.extend(self.silent_sidecars(place));
+        let absent = if self.ids.len() > 1 { None } else { Some(self.absent(trace, expect)) };
+        if let Some(Absent { forwarding, unanswered }) = absent {
+            for hop in &forwarding {
+                let text = format!("{} is not in the trace: it only forwards, and nobody reports for it", hop.name);
+                let cause = format!("TRACE_EXPORTER (OTEL_TRACES_EXPORTER) is none at {}, while other hops report", hop.name);
+                let hint = Hint::new(cause).run(place.settings(hop));
+                out.push(Finding::fail(CheckId::TracesServices, text, hint).hop(&hop.name));
+            }
+            // Whoever did not answer is a failure of the chain and reported there; its absence here is no second one.
+            if !unanswered.is_empty() {
+                let (names, they) = (unanswered.join(", "), if unanswered.len() == 1 { "it" } else { "they" });
+                let text = format!("Spans of {names}: not judged, because {they} did not answer this request: see Chain");
+                out.push(Finding::skip(CheckId::TracesServices, text));
+            }
+        }
+        if out.is_empty() {
+            let mut services: Vec<&str> = trace.services().iter().map(AsRef::as_ref).collect();
+            services.sort_unstable();
+            out.push(Finding::pass(CheckId::TracesServices, format!("Everybody reports: {}", services.join(", "))));
+        }
+        out
+    }
+
+    fn silent_hop(&self, hop: &Hop, place: &Place) -> Finding {
+        let count = self.missing(false).filter(|expected| expected.hop == *hop).count();
+        let of = self.expected.iter().filter(|expected| expected.role != Role::Proxy && expected.hop == *hop).count();
+        let cause = format!(
+            "{} continues the trace and its report gets lost: its exporter's endpoint (OTEL_EXPORTER_…_ENDPOINT) is wrong or unreachable from there, or its queue overflows (httpserver_spans_dropped_total)",
+            hop.name
+        );
+        let hint = exporter(place, hop).into_iter().fold(Hint::new(cause), Hint::run);
+        let text = format!("{count} of {of} spans of {} never arrived", hop.name);
+        Finding::fail(CheckId::TracesServices, text, hint).hop(&hop.name)
+    }
+
+    fn silent_sidecars(&self, place: &Place) -> Option<Finding> {
+        let mut hops: Vec<&Hop> = self.missing(true).map(|expected| &expected.hop).collect();
+        hops.dedup();
+        let hop = hops.first()?;
+        let names: Vec<&str> = hops.iter().map(|hop| hop.name.as_str()).collect();
+        let text = format!("The span of the proxy in front of {} never arrived", names.join(", "));
+        let mut hint = Hint::new(
+            "The proxy traces and its report gets lost: the provider's service and port in meshConfig.extensionProviders, or the collector's port for that protocol",
+        );
+        if place.runner(hop) == Runner::Kubernetes {
+            hint = hint.run("kubectl get configmap istio -n istio-system -o yaml | grep -A8 extensionProviders").run(format!(
+                "istioctl proxy-config clusters {} -n {} | grep -E 'zipkin|jaeger|collector'",
+                hop.hostname,
+                place.namespace_of(hop)
+            ));
+        }
+        Some(Finding::fail(CheckId::TracesServices, text, hint).hop(&hop.name))
+    }
+
+    /// Hops of which no span speaks: those that only forward while others report, and expected ones that never answered.
+    fn absent(&self, trace: &Trace, expect: Option<&Expect>) -> Absent {
+        let reporters = self.expected.iter().any(|expected| expected.role == Role::Server);
+        let (mut forwarding, mut answered) = (Vec::new(), Vec::new());
+        crate::check::chain::visit(self.tree, "", 0, &mut |hop, url, _| {
+            answered.push(hop.service.clone());
+            let named = trace.services().iter().any(|service| is_named(service, &hop.service));
+            if reporters && hop.propagation == Propagation::Forward && !named {
+                forwarding.push(Hop::of(hop, url));
+            }
+        });
+        let names = expect.map(Expect::names).unwrap_or_default();
+        let unanswered = names.into_iter().filter(|name| !answered.iter().any(|service| is_named(service, name)));
+        Absent { forwarding, unanswered: unanswered.map(ToOwned::to_owned).collect() }
+    }
+
+    fn orphans(&self, trace: &Trace) -> Finding {
+        let orphans = &self.verdict.orphans;
+        if orphans.is_empty() {
+            return Finding::pass(CheckId::TracesOrphans, "No orphan: every span's parent is there");
+        }
+        let known = |parent: SpanId| {
+            let missing = self.missing(false).chain(self.missing(true)).find(|missing| missing.span.id == parent);
+            missing.map(|missing| missing.hop.name.as_str())
+        };
+        let lines = orphans.iter().take(MAX_ORPHANS).map(|orphan| {
+            let whose = known(orphan.parent).map_or_else(|| "is nobody's".to_owned(), |hop| format!("is {hop}'s, and missing"));
+            format!("{} {}: parent {} {whose}", orphan.service, orphan.name, short(&orphan.parent.to_string()))
+        });
+        let cause = if orphans.iter().all(|orphan| known(orphan.parent).is_some()) {
+            "Their parents are the missing spans above"
+        } else {
+            "Somebody writes span ids into the headers and reports no span under them: a proxy or gateway whose tracing is off or goes elsewhere (a Telemetry resource in the app's namespace does not cover the gateway), or an app that makes ids and exports nothing"
+        };
+        let hint = Hint::new(cause).run("kubectl get telemetry -A");
+        let text = format!("{} of {} spans are orphans", orphans.len(), trace.rows().len());
+        Finding::fail(CheckId::TracesOrphans, text, hint).lines(lines)
+    }
+
+    /// Each hop's span hangs where the hop says, and below the hop that called it.
+    fn parents(&self) -> Finding {
+        if self.verdict.misplaced.is_empty() {
+            return Finding::pass(CheckId::TracesParents, "Every hop's span hangs below its caller's");
+        }
+        let hint = Hint::new(
+            "A hop or proxy takes its parent from another header than the one its caller wrote last: see the order of OTEL_PROPAGATORS under Propagation, or spans are missing in between",
+        );
+        let lines = self.verdict.misplaced.iter().map(|misplaced| misplaced.text.clone());
+        Finding::fail(CheckId::TracesParents, "Spans hang in the wrong place", hint).lines(lines)
+    }
+
+    /// Sidecars that vouch for their callers and write no span anywhere. Only certificates prove a sidecar: other proxies may
+    /// have no part in tracing.
+    fn silent_proxies(&self, place: &Place) -> Option<Finding> {
+        let rows = self.xray.rows.iter().filter(|row| row.proxy.is_own_sidecar());
+        let sidecars: Vec<&str> = rows.map(|row| row.hop.name.as_str()).collect();
+        if sidecars.is_empty() || self.xray.mesh_traces() {
+            return None;
+        }
+        let text = format!("The proxies in front of {} report no spans: the trace holds the app's alone", sidecars.join(", "));
+        Some(Finding::fail(CheckId::TracesProxies, text, no_tracing(place)))
+    }
+
+    /// How many spans there are and whose they are.
+    fn whose_spans(&self, trace: &Trace) -> Finding {
+        let spans: Vec<&Span> = trace.rows().iter().map(|row| &*row.span).collect();
+        let is = |id: SpanId, role: Role| self.expected.iter().any(|expected| expected.role == role && expected.span.id == id);
+        // A call whose headers the hop lost wrote its id nowhere; but only the app puts a span below its own.
+        let is_call = |span: &Span| {
+            is(span.id, Role::Call) || !is(span.id, Role::Server) && span.parent_id.is_some_and(|parent| is(parent, Role::Server))
+        };
+        let server = spans.iter().filter(|span| is(span.id, Role::Server)).count();
+        let calls = spans.iter().filter(|span| !is(span.id, Role::Server) && is_call(span)).count();
+        let app = server + calls;
+        let others = spans.len() - app;
+        let plural = |n: usize, one: &str| if n == 1 { format!("{n} {one}") } else { format!("{n} {one}s") };
+        let mut lines = Vec::new();
+        if app > 0 {
+            lines.push(format!("{} of the app: {server} answering, {calls} calling the next hop", plural(app, "span")));
+        }
+        if others > 0 {
+            let mut by: Vec<(&str, usize)> = Vec::new();
+            for span in spans.iter().filter(|span| !is(span.id, Role::Server) && !is_call(span)) {
+                let name = span.service().unwrap_or_default();
+                match by.iter_mut().find(|(service, _)| *service == name) {
+                    Some((_, count)) => *count += 1,
+                    None => by.push((name, 1)),
+                }
+            }
+            let by: Vec<String> = by.into_iter().map(|(service, count)| format!("{service} {count}")).collect();
+            lines.push(format!("{} of proxies: {}", plural(others, "span"), by.join(", ")));
+        }
+        let text = match (app, others) {
+            (app, 0) => format!("{}, all of the app: no proxy reports", plural(app, "span")),
+            (0, proxies) => format!("{}, all of proxies: the app only forwards", plural(proxies, "span")),
+            (app, proxies) => format!("{}: {proxies} of proxies, {app} of the app", plural(app + proxies, "span")),
+        };
+        let data = serde_json::json!({"spans": spans.len(), "app": app, "proxies": others});
+        Finding::pass(CheckId::TracesSpans, text).lines(lines).data(data)
+    }
+}
+
+/// No hop continues the trace, and no proxy wrote a span into a header.
+pub(super) fn nobody_reports(xray: &Xray, place: &Place) -> Finding {
+    let rows = xray.rows.iter().filter(|row| row.proxy.is_seen());
+    let proxies: Vec<&str> = rows.map(|row| row.hop.name.as_str()).collect();
+    if !proxies.is_empty() {
+        let names = proxies.join(", ");
+        let text = format!("Nobody reports spans: every hop only forwards, and the proxies at {names} do not trace");
+        return Finding::fail(CheckId::TracesArrived, text, no_tracing(place));
+    }
+    let hint = Hint::new("TRACE_EXPORTER (OTEL_TRACES_EXPORTER) is none at every hop, and there are no sidecars: set zipkin or otlp, or inject sidecars")
+        .run(format!("kubectl get namespace {} --show-labels", place.namespace));
+    let text = "Nobody reports spans: every hop only forwards, and no proxy is seen between them";
+    Finding::fail(CheckId::TracesArrived, text, hint)
+}
+
+/// The commands that show why a hop's report gets lost.
+fn exporter(place: &Place, hop: &Hop) -> Vec<String> {
+    let namespace = place.namespace_of(hop);
+    match place.runner(hop) {
+        Runner::Kubernetes => vec![
+            format!(
+                "kubectl get --raw /api/v1/namespaces/{namespace}/pods/{}:8080/proxy/metrics | grep httpserver_spans",
+                hop.hostname
+            ),
+            place.settings(hop),
+            place.logs(hop),
+        ],
+        _ => vec![place.logs(hop)],
+    }
+}
+
+/// Why sidecars write no spans.
+fn no_tracing(place: &Place) -> Hint {
+    let hint = Hint::new(
+        "The Telemetry resource names a provider that meshConfig.extensionProviders does not have, or no Telemetry resource turns tracing on",
+    );
+    place.providers().into_iter().fold(hint, Hint::run).run("istioctl analyze -A")
+}
