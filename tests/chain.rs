@@ -505,7 +505,9 @@ async fn what_the_hop_does_not_answer_is_a_problem_document() {
         "/service01",
         "/service10000",
         "/service-1",
-        "/service%31",
+        "/service%30%31",
+        "/service%3",
+        "/%73ervice1",
         "/service1/",
         "/serviceX",
         "/metrics/",
@@ -529,6 +531,22 @@ async fn what_the_hop_does_not_answer_is_a_problem_document() {
     let answer = hop.get("/hello/%ff", &[]).await;
     assert!((400..500).contains(&answer.status), "{}", answer.status);
     answer.assert_problem(answer.status);
+}
+
+#[tokio::test]
+async fn a_number_that_is_percent_encoded_is_the_same_number() {
+    let upstream = Upstream::answering(answer("200 OK", "", "")).await;
+    let hop = Hop::start(&["--upstream", &format!("http://{}", upstream.addr)], &[]);
+    for path in ["/service%31", "/service1%31", "/hello/service%31"] {
+        let reply = hop.get(path, &[("accept", "application/json")]).await.json();
+        assert_eq!(reply["path"], path);
+        let next = if path.contains("1%31") { "service12" } else { "service2" };
+        assert_eq!(reply["upstreams"][0]["url"], format!("http://{}/{next}", upstream.addr), "{path}");
+    }
+    for (path, who) in [("/hello/service01", "Service01"), ("/hello/service%301", "Service01"), ("/hello/%73ervice1", "Service1")]
+    {
+        assert_eq!(hop.get(path, &[]).await.text(), format!("Hello, {who}!\n"), "{path}");
+    }
 }
 
 #[tokio::test]

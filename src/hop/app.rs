@@ -1,34 +1,26 @@
-//! The composition root: takes the configuration apart, binds, stacks the onion, runs, drains, flushes.
+//! The composition root: takes the configuration apart, binds, stacks the layers, runs, drains, flushes.
 //!
 //! This is the only place that knows both the configuration and the parts.
 
-use std::convert::Infallible;
 use std::fmt;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::Duration;
 
-use bytes::Bytes;
-use http::{Request, Response};
-use hyper::body::Incoming;
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
 use crate::hop::config::HopConfig;
-use crate::hop::error::Error;
-use crate::hop::exchange::{Exchange, ObservedBody};
 use crate::hop::fault::Faults;
-use crate::hop::limits::{self, Permit};
-use crate::hop::response;
-use crate::hop::route::Route;
-use crate::hop::routes;
+use crate::hop::limits::RequestLimits;
+use crate::hop::service::service;
 use crate::hop::state::{Node, Watch};
 use crate::server::options::ConnectionOptions;
 use crate::server::shutdown::{DrainOptions, Phase, Stop};
 use crate::server::tls::{ServerTls, hop_client_config};
-use crate::server::{self, ConnectionInfo, ServerConfig};
+use crate::server::{self, ServerConfig};
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::export::{Exporter, ExporterError, Pipeline};
 use crate::telemetry::line_writer::LineWriter;
@@ -47,6 +39,7 @@ pub struct App {
     node: Arc<Node>,
     pipeline: Option<Pipeline>,
     connections: ConnectionOptions,
+    limits: RequestLimits,
     tls: Option<ServerTls>,
     drain: DrainOptions,
 }
@@ -169,19 +162,23 @@ impl App {
                 hop_client_config(config.upstream_roots, config.tls.clone()),
             ),
             max_hops: config.max_hops,
-            max_concurrency: config.max_concurrency,
-            in_flight: 0.into(),
+            permits: Semaphore::new(config.max_concurrency.min(Semaphore::MAX_PERMITS)),
             phase: Phase::default(),
             watch: std::sync::OnceLock::new(),
             identity,
         };
-        let HopConfig { connections, tls, drain, .. } = config;
-        Ok(Self { listener, addr, node: Arc::new(node), pipeline, connections, tls, drain })
+        let HopConfig { connections, limits, tls, drain, .. } = config;
+        Ok(Self { listener, addr, node: Arc::new(node), pipeline, connections, limits, tls, drain })
     }
 
     /// The address that was taken.
     pub fn addr(&self) -> SocketAddr {
         self.addr
+    }
+
+    #[cfg(test)]
+    pub(crate) fn node(&self) -> Arc<Node> {
+        self.node.clone()
     }
 
     /// The handle to this hop's latency and faults.
@@ -196,8 +193,7 @@ impl App {
 
     /// Serves until `shutdown` resolves; then drains, flushes and returns.
     pub async fn run(self, shutdown: impl Future<Output = Stop>) -> Ended {
-        let Self { listener, node, pipeline, connections, tls, drain, addr } = self;
-        let hop = Hop { node: node.clone() };
+        let Self { listener, node, pipeline, connections, limits, tls, drain, addr } = self;
         node.phase.set_ready();
         tracing::info!(
             address = %addr,
@@ -223,10 +219,10 @@ impl App {
         let metrics = node.metrics.clone();
         let on_refused = Arc::new(move |status: http::StatusCode| {
             // There is no request to log, but whoever counts errors finds it.
-            metrics.request(&http::Method::GET, "unmatched", status.as_str(), std::time::Duration::ZERO, None);
+            metrics.request(&http::Method::GET, "unmatched", status.as_str(), Duration::ZERO, None);
         });
         let server = ServerConfig { listener, options: connections, tls, phase: phase.clone(), on_refused };
-        let requests_cut = server::serve(server, hop, stop, drain.timeout).await;
+        let requests_cut = server::serve(server, service(node.clone(), limits), stop, drain.timeout).await;
         if let Some(following) = following {
             following.abort();
         }
@@ -266,77 +262,4 @@ pub(crate) async fn listen(listen: Listen) -> Result<TcpListener, BindError> {
         io::ErrorKind::AddrInUse => BindError::PortTaken(listen),
         _ => BindError::Listen(listen, error),
     })
-}
-
-/// What a connection calls for each request.
-#[derive(Clone)]
-struct Hop {
-    node: Arc<Node>,
-}
-
-impl tower_service::Service<Request<Incoming>> for Hop {
-    type Response = Response<ObservedBody>;
-    type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    /// The layers, outermost first.
-    fn call(&mut self, request: Request<Incoming>) -> Self::Future {
-        let hop = self.clone();
-        Box::pin(async move {
-            let connection = request.extensions().get().copied();
-            let connection =
-                connection.unwrap_or(ConnectionInfo { peer: Ipv4Addr::UNSPECIFIED.into(), without_client_certificate: true });
-            // Measuring is outside everything: what is shed, times out or panics is counted and logged too.
-            let exchange = Exchange::begin(&hop.node, connection.peer, &request);
-            let response = match hop.admitted(&exchange, connection.without_client_certificate, request).await {
-                Ok(response) => response,
-                Err(error) => error.into_response(),
-            };
-            Ok(exchange.answer(response))
-        })
-    }
-}
-
-impl Hop {
-    async fn admitted(
-        &self,
-        exchange: &Exchange,
-        anonymous: bool,
-        mut request: Request<Incoming>,
-    ) -> Result<Response<Bytes>, Error> {
-        // hyper looks at its limit only when it has to read again: a larger head that came at once passes it. HTTP/2 does not
-        // count fields.
-        if exchange.head_bytes > limits::MAX_HEAD || request.headers().len() > limits::MAX_FIELDS {
-            return Err(Error::HeadTooLarge);
-        }
-        if exchange.is_ambiguous {
-            return Err(Error::BadRequest);
-        }
-        // A kubelet that probes has no certificate; everybody else needs one where one is wanted.
-        if anonymous && !matches!(exchange.route, Route::Healthz | Route::Readyz) {
-            return Err(Error::CertificateRequired);
-        }
-        // Overload is answered at once, before anything is waited for.
-        let _permit = Permit::acquire(&self.node, exchange.route)?;
-        // The body is off the connection before the answer is begun.
-        limits::take_body(request.body_mut()).await?;
-        // Latency and faults come before the work, as they would in a slow or broken service.
-        if exchange.route.is_work() {
-            let draw = self.node.faults.decide();
-            exchange.set_draw(draw);
-            if !draw.wait.is_zero() {
-                tokio::time::sleep(draw.wait).await;
-            }
-            if let Some(status) = draw.abort.filter(|_| !exchange.route.is_chain()) {
-                let mut response = response::text(format!("injected: abort {}\n", status.as_u16()));
-                *response.status_mut() = status;
-                return Ok(response);
-            }
-        }
-        Ok(routes::answer(exchange, &request).await)
-    }
 }

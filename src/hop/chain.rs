@@ -1,8 +1,8 @@
 //! `/service<N>`: calls the next hops, and turns the outcomes into the reply and the status of this hop.
 
-use bytes::Bytes;
+use axum::response::Response;
+use http::StatusCode;
 use http::header::{self, HeaderMap};
-use http::{Response, StatusCode};
 
 use crate::hop::error::Error;
 use crate::hop::exchange::Exchange;
@@ -15,15 +15,15 @@ use crate::upstream::CallContext;
 use crate::upstream::foreign_response::ForeignResponse;
 use crate::upstream::outcome::{CallError, CallOutcome};
 
-/// Calls the next hops and answers with the tree of all replies.
-pub(crate) async fn chain(node: &Node, exchange: &Exchange, headers: &HeaderMap) -> Result<Response<Bytes>, Error> {
+/// Answers `/service<n>`: calls the next hops and answers with the tree of all replies.
+pub(crate) async fn chain(node: &Node, exchange: &Exchange, n: u16, headers: &HeaderMap) -> Result<Response, Error> {
     if exchange.hops >= node.max_hops {
         return Err(Error::LoopDetected);
     }
-    let abort = exchange.draw().abort;
+    let abort = exchange.fault_decision().abort;
     let calls = match abort {
         Some(_) => Vec::new(),
-        None => node.upstreams.call_all(call_context(node, exchange)).await,
+        None => node.upstreams.call_all(call_context(node, exchange, n)).await,
     };
     let calls: Vec<_> = calls.iter().map(CheckedCall::of).collect();
     let logged = calls.iter().find(|call| call.has_failed()).or(calls.last());
@@ -44,17 +44,17 @@ pub(crate) async fn chain(node: &Node, exchange: &Exchange, headers: &HeaderMap)
     Ok(response)
 }
 
-fn call_context<'a>(node: &'a Node, exchange: &'a Exchange) -> CallContext<'a> {
+fn call_context<'a>(node: &'a Node, exchange: &'a Exchange, n: u16) -> CallContext<'a> {
     CallContext {
         tracer: node.tracer.as_ref(),
         metrics: &node.metrics,
         propagator: &node.propagator,
         carried: &exchange.carried,
         request_id: &exchange.request_id,
-        span_context: exchange.context.as_ref(),
+        span_context: exchange.context(),
         new_trace: exchange.new_trace,
         hop_count: exchange.hops,
-        service_number: exchange.service_number(),
+        service_number: n,
     }
 }
 
@@ -124,7 +124,7 @@ fn combined_status(calls: &[CheckedCall<'_>]) -> StatusCode {
 
 fn reply<'a>(node: &'a Node, exchange: &'a Exchange, calls: Vec<CheckedCall<'a>>, status: StatusCode) -> Reply<Written<'a>> {
     let who = &node.identity;
-    let context = exchange.context.as_ref();
+    let context = exchange.context();
     let sampling = context.map(|context| context.sampling).filter(|sampling| *sampling != Sampling::Deferred);
     Reply {
         service: Text::Borrowed(&who.name),
@@ -145,7 +145,7 @@ fn reply<'a>(node: &'a Node, exchange: &'a Exchange, calls: Vec<CheckedCall<'a>>
         received: RedactedHeaders::received(&exchange.carried),
         client: Client { ip: Text::Address(exchange.client), identity: exchange.identity.as_deref().map(Text::Borrowed) },
         attempt: exchange.attempt,
-        injected: exchange.draw().injected,
+        injected: exchange.fault_decision().injected,
         upstreams: calls.into_iter().map(CheckedCall::into_call).collect(),
     }
 }

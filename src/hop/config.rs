@@ -5,6 +5,7 @@ use std::time::Duration;
 use http::HeaderName;
 
 use crate::hop::fault::FaultConfig;
+use crate::hop::limits::RequestLimits;
 use crate::hop::state::Identity;
 use crate::server::options::ConnectionOptions;
 use crate::server::shutdown::DrainOptions;
@@ -39,6 +40,8 @@ pub struct HopConfig {
     pub max_hops: u32,
     /// `--max-concurrency`.
     pub max_concurrency: usize,
+    /// The fixed limits of a request.
+    pub limits: RequestLimits,
     /// `--max-connections`, `--header-timeout`, `--idle-timeout`.
     pub connections: ConnectionOptions,
     /// `--tls-cert`, `--tls-key`, `--tls-client-ca`; `None` serves plain HTTP.
@@ -80,6 +83,7 @@ impl HopConfig {
             drop_headers: Vec::new(),
             max_hops: 16,
             max_concurrency: 1024,
+            limits: RequestLimits::default(),
             connections: ConnectionOptions::default(),
             tls: None,
             upstream_roots: Roots::default(),

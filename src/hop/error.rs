@@ -1,7 +1,9 @@
 //! The ways a request fails, and the only place where a failure becomes a response.
 
+use axum::response::{IntoResponse, Response as AxumResponse};
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
+use http_body_util::Full;
 
 /// A failure of ours, answered as `application/problem+json` (RFC 9457).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -10,7 +12,7 @@ pub(crate) enum Error {
     CertificateRequired,
     /// 404: no such path.
     NotFound,
-    /// 405: the path is there, the method is not. All our endpoints read only.
+    /// 405: the path is there, the method is not. The router adds `Allow`.
     MethodNotAllowed,
     /// 408: the request's body was not whole in time.
     RequestTimeout,
@@ -40,7 +42,9 @@ impl Error {
                 StatusCode::NOT_FOUND,
                 "There is no such path here. The hop answers /, /hello, /hello/<who>, /service<N> (N from 0 to 9999), /headers, /healthz, /readyz and /metrics.",
             ),
-            Self::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "This path answers GET and HEAD."),
+            Self::MethodNotAllowed => {
+                (StatusCode::METHOD_NOT_ALLOWED, "This path does not answer this method; Allow lists those that it answers.")
+            }
             Self::RequestTimeout => (StatusCode::REQUEST_TIMEOUT, "The request's body was not whole 10 s after its head."),
             Self::ContentTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "The request's body is larger than 64 KiB."),
             Self::HeadTooLarge => (
@@ -69,15 +73,12 @@ impl Error {
     }
 
     /// The answer.
-    pub(crate) fn into_response(self) -> Response<Bytes> {
-        let mut response = Response::new(self.problem().into());
+    pub(crate) fn response(self) -> Response<Full<Bytes>> {
+        let mut response = Response::new(Full::from(self.problem()));
         *response.status_mut() = self.parts().0;
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(PROBLEM_JSON));
         match self {
-            Self::MethodNotAllowed => {
-                headers.insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
-            }
             Self::Overloaded => {
                 headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
             }
@@ -88,6 +89,12 @@ impl Error {
             _ => {}
         }
         response
+    }
+}
+
+impl IntoResponse for Error {
+    fn into_response(self) -> AxumResponse {
+        self.response().into_response()
     }
 }
 

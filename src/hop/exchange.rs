@@ -1,29 +1,33 @@
-//! Measures a request once, around everything else, and tells metric, span and access line when it ends.
+//! One value per request, from its head until the last frame of its answer was handed to the connection.
 //!
-//! Trace context and carried headers are read here and nowhere else. What is known of a request is one value, the
-//! [`Exchange`]; it tells what it saw when it is dropped, so that requests that time out, panic or whose caller hangs up
-//! are counted and logged like any other.
+//! Trace context and carried headers are read here and nowhere else. The [`Exchange`] writes metric, span and access line when
+//! it is dropped, so that requests that time out, panic or whose caller hangs up are counted and logged like any other.
 
-use std::convert::Infallible;
-use std::net::IpAddr;
+use std::error::Error as StdError;
+use std::net::{IpAddr, Ipv4Addr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 use std::task::{Context as TaskContext, Poll};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
+use axum::extract::MatchedPath;
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::PathAndQuery;
-use http::{Method, Request, Response, Version};
+use http::{Method, Request, Response, StatusCode, Version};
 use http_body::{Body as HttpBody, Frame, SizeHint};
+use http_body_util::{Either, Full};
+use tokio::time::Instant;
 
+use crate::hop::error::Error;
 use crate::hop::fault::FaultDecision;
-use crate::hop::route::Route;
+use crate::hop::limits::RequestLimits;
 use crate::hop::state::Node;
 use crate::net::addresses::{self, canonical};
 use crate::net::hosts::host_and_port;
+use crate::server::ConnectionInfo;
 use crate::telemetry::access_log::AccessEntry;
 use crate::telemetry::ids;
 use crate::telemetry::metrics::known_method;
@@ -36,12 +40,16 @@ static TRACERESPONSE: HeaderName = HeaderName::from_static("traceresponse");
 /// What nginx calls a request whose caller hung up before it was answered.
 const CLIENT_CLOSED_REQUEST: u16 = 499;
 
-/// One request, from its head to the end of its answer.
+/// One request, from its head until the last frame of its answer was handed to the connection.
 pub(crate) struct Exchange {
     pub(crate) node: Arc<Node>,
+    connection: ConnectionInfo,
     begun: Instant,
     pub(crate) started_at: SystemTime,
-    pub(crate) route: Route,
+    /// Unset until the router was called; `None` when no route matched.
+    route: OnceLock<Option<MatchedPath>>,
+    /// The template that the endpoint found to be the right one.
+    corrected_route: OnceLock<&'static str>,
     method: Method,
     path: Option<PathAndQuery>,
     /// As reported: `X-Real-IP`, else the first of `X-Forwarded-For`, else of `Forwarded`, else the peer.
@@ -54,17 +62,21 @@ pub(crate) struct Exchange {
     pub(crate) hops: u32,
     host: Option<HeaderValue>,
     /// Another server might read this request differently than this one did (RFC 9112: 3.2 and 6.1).
-    pub(crate) is_ambiguous: bool,
+    is_ambiguous: bool,
     /// The size of the request's head, line ends included.
-    pub(crate) head_bytes: usize,
+    head_bytes: usize,
+    head_fields: usize,
     pub(crate) request_id: HeaderValue,
     pub(crate) carried: Carried,
     /// With an exporter this hop's server span, else what arrived.
-    pub(crate) context: Option<Context>,
+    context: Option<Context>,
+    /// Probes and scrapes: no span of this hop.
+    untraced: AtomicBool,
+    /// `Node::watch` was notified of the begin.
+    watched: AtomicBool,
     /// This hop started the trace.
     pub(crate) new_trace: bool,
-    /// What the fault dice said.
-    draw: OnceLock<FaultDecision>,
+    fault_decision: OnceLock<FaultDecision>,
     /// 0 until there is an answer.
     status: AtomicU16,
     sent_bytes: AtomicU64,
@@ -74,7 +86,9 @@ pub(crate) struct Exchange {
 
 impl Exchange {
     /// Reads the head of a request, once.
-    pub(crate) fn begin<B>(node: &Arc<Node>, peer: IpAddr, request: &Request<B>) -> Arc<Self> {
+    pub(crate) fn begin<B>(node: &Arc<Node>, request: &Request<B>) -> Arc<Self> {
+        let unknown = ConnectionInfo { peer: Ipv4Addr::UNSPECIFIED.into(), without_client_certificate: true };
+        let connection = request.extensions().get().copied().unwrap_or(unknown);
         let mut seen = Seen::default();
         let mut head_bytes = request.uri().path_and_query().map_or(0, |path| path.as_str().len());
         for (name, value) in request.headers() {
@@ -87,10 +101,8 @@ impl Exchange {
         let authority = || HeaderValue::from_str(request.uri().authority()?.as_str()).ok();
         seen.host = seen.host.or_else(authority);
         let path = request.uri().path_and_query().cloned();
-        let route = Route::of(path.as_ref().map_or("", PathAndQuery::path));
         let incoming = node.propagator.extract(&seen.carried);
         let (context, new_trace) = match &node.tracer {
-            Some(_) if route.is_ops() => (None, false),
             Some(tracer) => {
                 let (context, new_trace) = tracer.server_context(&incoming);
                 (Some(context), new_trace)
@@ -99,27 +111,29 @@ impl Exchange {
         };
         let request_id = seen.carried.request_id().cloned().unwrap_or_else(ids::request_id);
         node.metrics.active_requests.inc();
-        if let Some(watch) = node.watch.get().filter(|_| route.is_work()) {
-            watch.began();
-        }
         Arc::new(Self {
             begun: Instant::now(),
             started_at: SystemTime::now(),
-            route,
+            connection,
+            route: OnceLock::new(),
+            corrected_route: OnceLock::new(),
             method: request.method().clone(),
             path,
-            client: canonical(seen.real_ip.or(seen.forwarded_for).or(seen.forwarded).unwrap_or(peer)),
+            client: canonical(seen.real_ip.or(seen.forwarded_for).or(seen.forwarded).unwrap_or(connection.peer)),
             identity: seen.identity,
             attempt: seen.attempt.unwrap_or(1),
             hops: seen.hops.unwrap_or(0),
             is_ambiguous: seen.odd_encoding || (seen.hosts != 1 && request.version() == Version::HTTP_11) || seen.hosts > 1,
             host: seen.host,
             head_bytes,
+            head_fields: request.headers().len(),
             request_id,
             carried: seen.carried,
             context,
+            untraced: AtomicBool::new(false),
+            watched: AtomicBool::new(false),
             new_trace,
-            draw: OnceLock::new(),
+            fault_decision: OnceLock::new(),
             status: AtomicU16::new(0),
             sent_bytes: AtomicU64::new(0),
             upstream_status: AtomicU16::new(0),
@@ -132,10 +146,61 @@ impl Exchange {
         self.path.as_ref().map_or("", PathAndQuery::path)
     }
 
-    /// The N of `/service<N>`; 0 on other paths.
-    pub(crate) fn service_number(&self) -> u16 {
-        let digits = self.path().trim_start_matches(|c: char| !c.is_ascii_digit());
-        crate::values::service_number(digits).unwrap_or(0)
+    /// # Errors
+    ///
+    /// The head is too large, or another server could read it differently.
+    pub(crate) fn check_head(&self, limits: &RequestLimits) -> Result<(), Error> {
+        if self.head_bytes > limits.head_bytes || self.head_fields > limits.head_fields {
+            return Err(Error::HeadTooLarge);
+        }
+        if self.is_ambiguous { Err(Error::BadRequest) } else { Ok(()) }
+    }
+
+    /// # Errors
+    ///
+    /// Client certificates are required (`--tls-client-ca`) and the peer presented none.
+    pub(crate) fn require_certificate(&self) -> Result<(), Error> {
+        if self.connection.without_client_certificate { Err(Error::CertificateRequired) } else { Ok(()) }
+    }
+
+    /// Records the route that the router matched; `None` when it matched none.
+    pub(crate) fn set_route(&self, route: Option<MatchedPath>) {
+        let _ = self.route.set(route);
+    }
+
+    /// Replaces the template of the matched route: a path parameter matches any text, and not every text is one that the
+    /// endpoint is for. Empty when it is no route at all.
+    pub(crate) fn correct_route(&self, template: &'static str) {
+        let _ = self.corrected_route.set(template);
+    }
+
+    /// The router was called.
+    pub(crate) fn is_routed(&self) -> bool {
+        self.route.get().is_some()
+    }
+
+    /// The template of the route; empty when none matched.
+    fn template(&self) -> &str {
+        let matched = || self.route.get()?.as_ref().map(MatchedPath::as_str);
+        self.corrected_route.get().copied().or_else(matched).unwrap_or_default()
+    }
+
+    /// This request gets no span.
+    pub(crate) fn disable_tracing(&self) {
+        self.untraced.store(self.node.tracer.is_some(), Ordering::Relaxed);
+    }
+
+    /// With an exporter this hop's server span, else what arrived.
+    pub(crate) fn context(&self) -> Option<&Context> {
+        self.context.as_ref().filter(|_| !self.untraced.load(Ordering::Relaxed))
+    }
+
+    /// Notifies the node's watcher, now and when the exchange ends.
+    pub(crate) fn watch(&self) {
+        if let Some(watch) = self.node.watch.get() {
+            self.watched.store(true, Ordering::Relaxed);
+            watch.began();
+        }
     }
 
     /// How long the request has been here.
@@ -143,14 +208,14 @@ impl Exchange {
         self.begun.elapsed()
     }
 
-    /// Remembers what the fault dice said.
-    pub(crate) fn set_draw(&self, draw: FaultDecision) {
-        let _ = self.draw.set(draw);
+    /// Records what the faults do to this request.
+    pub(crate) fn set_fault_decision(&self, decision: FaultDecision) {
+        let _ = self.fault_decision.set(decision);
     }
 
-    /// What the fault dice said; nothing when they were not rolled.
-    pub(crate) fn draw(&self) -> FaultDecision {
-        self.draw.get().copied().unwrap_or_default()
+    /// What the faults do to this request; nothing when they were not evaluated.
+    pub(crate) fn fault_decision(&self) -> FaultDecision {
+        self.fault_decision.get().copied().unwrap_or_default()
     }
 
     /// For the access line: how the next hops answered.
@@ -158,23 +223,28 @@ impl Exchange {
         self.upstream_status.store(status, Ordering::Relaxed);
     }
 
-    /// The headers that every answer carries, and the body that tells the exchange how much of it was sent.
-    pub(crate) fn answer(self: Arc<Self>, mut response: Response<Bytes>) -> Response<ObservedBody> {
+    /// Adds the headers that every answer carries, and the body that keeps the exchange until it was handed over.
+    pub(crate) fn answer<B>(self: Arc<Self>, mut response: Response<AnswerBody<B>>) -> Response<ObservedBody<B>>
+    where
+        AnswerBody<B>: HttpBody<Data = Bytes>,
+    {
         self.status.store(response.status().as_u16(), Ordering::Relaxed);
-        if self.method == Method::HEAD {
-            let length = HeaderValue::from(response.body().len());
-            response.headers_mut().insert(header::CONTENT_LENGTH, length);
-            *response.body_mut() = Bytes::new();
+        // The router has done the same for what it answers.
+        if self.method == Method::HEAD && !response.body().is_end_stream() {
+            if let Some(length) = response.body().size_hint().exact() {
+                response.headers_mut().insert(header::CONTENT_LENGTH, length.into());
+            }
+            *response.body_mut() = Either::Left(Full::default());
         }
         self.write_headers(response.headers_mut());
-        response.map(|data| ObservedBody { data, exchange: Some(self) })
+        response.map(|body| ObservedBody { has_frames: !body.is_end_stream(), body, exchange: Some(self) })
     }
 
     fn write_headers(&self, headers: &mut HeaderMap) {
         headers.insert(X_REQUEST_ID.clone(), self.request_id.clone());
         headers.insert(VERSION.clone(), self.node.version_header.clone());
         headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-        if let Some(context) = &self.context {
+        if let Some(context) = self.context() {
             headers.insert(TRACERESPONSE.clone(), traceresponse(context));
         }
         if self.node.phase.is_draining() {
@@ -192,15 +262,15 @@ impl Drop for Exchange {
             status => status,
         };
         node.metrics.active_requests.dec();
-        if let Some(watch) = node.watch.get().filter(|_| self.route.is_work()) {
+        if let Some(watch) = node.watch.get().filter(|_| self.watched.load(Ordering::Relaxed)) {
             watch.ended(status, took);
         }
-        let template = self.route.template();
-        let sampled = self.context.filter(|context| context.sampling.is_sampled());
+        let template = self.template();
+        let sampled = self.context().filter(|context| context.sampling.is_sampled());
         let label = if template.is_empty() { "unmatched" } else { template };
-        let digits = http::StatusCode::from_u16(status).unwrap_or_default();
+        let digits = StatusCode::from_u16(status).unwrap_or_default();
         node.metrics.request(&self.method, label, digits.as_str(), took, sampled.map(|context| context.trace_id));
-        if let Some((tracer, context)) = node.tracer.as_ref().zip(self.context.as_ref()) {
+        if let Some((tracer, context)) = node.tracer.as_ref().zip(self.context()) {
             tracer.record(&FinishedSpan {
                 kind: SpanKind::Server,
                 context,
@@ -226,7 +296,7 @@ impl Drop for Exchange {
                 status,
                 bytes: self.sent_bytes.load(Ordering::Relaxed),
                 request_id: self.request_id.as_bytes(),
-                trace: self.context.as_ref(),
+                trace: self.context(),
                 lane: &node.identity.lane,
                 upstream_status: Some(self.upstream_status.load(Ordering::Relaxed)).filter(|status| *status != 0),
             });
@@ -302,30 +372,52 @@ pub(crate) fn caller_uri(xfcc: &str) -> Option<String> {
     uri.filter(|uri| !uri.is_empty() && uri.len() <= MAX).map(str::to_owned)
 }
 
-/// An answer's body that keeps its exchange until everything was handed to the connection, or until nobody wants it.
-pub(crate) struct ObservedBody {
-    data: Bytes,
+/// The body of an answer: a problem document from outside the router, or what the router answered.
+pub(crate) type AnswerBody<B> = Either<Full<Bytes>, B>;
+
+/// The body of an answer. It keeps its exchange until the last frame was handed to the connection.
+pub(crate) struct ObservedBody<B> {
+    body: AnswerBody<B>,
+    /// It was not empty from the beginning.
+    has_frames: bool,
     exchange: Option<Arc<Exchange>>,
 }
 
-impl HttpBody for ObservedBody {
+impl<B> HttpBody for ObservedBody<B>
+where
+    B: HttpBody<Data = Bytes, Error: Into<Box<dyn StdError + Send + Sync>>> + Unpin,
+{
     type Data = Bytes;
-    type Error = Infallible;
+    type Error = Box<dyn StdError + Send + Sync>;
 
-    fn poll_frame(mut self: Pin<&mut Self>, _: &mut TaskContext<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        let data = std::mem::take(&mut self.data);
-        if let Some(exchange) = self.exchange.take() {
-            exchange.sent_bytes.store(data.len() as u64, Ordering::Relaxed);
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        let frame = std::task::ready!(Pin::new(&mut self.body).poll_frame(cx));
+        if let (Some(exchange), Some(Ok(frame))) = (&self.exchange, &frame) {
+            let length = frame.data_ref().map_or(0, Bytes::len);
+            exchange.sent_bytes.fetch_add(length as u64, Ordering::Relaxed);
         }
-        Poll::Ready((!data.is_empty()).then(|| Ok(Frame::data(data))))
+        if frame.is_none() || self.body.is_end_stream() {
+            self.exchange = None;
+        }
+        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.data.is_empty()
+        self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.data.len() as u64)
+        self.body.size_hint()
+    }
+}
+
+impl<B> Drop for ObservedBody<B> {
+    fn drop(&mut self) {
+        // The connection drops an empty body without polling it. Any other that still has its exchange was not handed over
+        // whole: the caller hung up before.
+        if let Some(exchange) = self.exchange.take().filter(|_| self.has_frames) {
+            exchange.status.store(CLIENT_CLOSED_REQUEST, Ordering::Relaxed);
+        }
     }
 }
 

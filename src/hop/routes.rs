@@ -1,13 +1,16 @@
-//! Every endpoint. An endpoint finds what is known of its request in the [`Exchange`]; it never reads or writes trace headers.
+//! Every endpoint: a line in [`router`] and a handler. A handler finds what is known of its request in the [`Exchange`]; it
+//! never reads or writes trace headers.
 
-use std::any::Any;
-use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
 
-use bytes::Bytes;
-use futures_util::FutureExt as _;
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, State};
+use axum::middleware::{from_fn, from_fn_with_state};
+use axum::response::Response;
+use axum::routing::get;
+use axum::{Extension, Router};
+use http::StatusCode;
 use http::header::{self, HeaderMap};
-use http::{Method, Request, Response, StatusCode};
-use percent_encoding::percent_decode_str;
 use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 
@@ -15,63 +18,68 @@ use crate::hop::chain::chain;
 use crate::hop::error::Error;
 use crate::hop::exchange::Exchange;
 use crate::hop::response::{text, typed};
-use crate::hop::route::Route;
 use crate::hop::state::Node;
+use crate::hop::{fault, limits};
 use crate::telemetry::access_log::AccessLog;
 use crate::trace_context::redacted;
+use crate::values::service_number;
 
-/// Answers a request that was let in, whatever happens.
-pub(crate) async fn answer<B>(exchange: &Exchange, request: &Request<B>) -> Response<Bytes> {
-    caught(endpoint(exchange, request.method(), request.headers())).await
+const HELLO_WHO: &str = "/hello/{who}";
+
+/// The endpoints: those that work (limited, and subject to latency and faults), those that inform (limited), and those that
+/// operations ask (never limited, delayed or traced).
+pub(crate) fn router(node: Arc<Node>) -> Router {
+    let texts = Router::new()
+        .route("/", get(root))
+        .route("/hello", get(hello))
+        .route(HELLO_WHO, get(hello_who))
+        .route_layer(from_fn_with_state(node.clone(), fault::delay_and_abort));
+    let chains = Router::new()
+        .route("/service{n}", get(service))
+        .route("/hello/service{n}", get(hello_service))
+        .route_layer(from_fn_with_state(node.clone(), fault::delay));
+    let information = Router::new().route("/headers", get(all_headers));
+    let scrapes = Router::new().route("/metrics", get(metrics)).route_layer(from_fn(limits::require_certificate));
+    let probes = Router::new().route("/healthz", get(healthz)).route("/readyz", get(readyz));
+    let operations = probes.merge(scrapes).method_not_allowed_fallback(method_not_allowed);
+    texts
+        .merge(chains)
+        .merge(information)
+        .fallback(not_found)
+        .method_not_allowed_fallback(method_not_allowed)
+        .layer(from_fn_with_state(node.clone(), limits::admit))
+        .merge(operations.layer(from_fn(limits::exempt)))
+        .with_state(node)
 }
 
-/// Inside the measuring, so that a panic is an answer that is counted and logged.
-async fn caught(answer: impl Future<Output = Result<Response<Bytes>, Error>>) -> Response<Bytes> {
-    match AssertUnwindSafe(answer).catch_unwind().await {
-        Ok(Ok(response)) => response,
-        Ok(Err(error)) => error.into_response(),
-        Err(panic) => panicked(&*panic),
-    }
+async fn not_found() -> Error {
+    Error::NotFound
 }
 
-/// An endpoint is a line here and a variant of [`Route`].
-async fn endpoint(exchange: &Exchange, method: &Method, headers: &HeaderMap) -> Result<Response<Bytes>, Error> {
-    let node = &*exchange.node;
-    match exchange.route {
-        Route::Unmatched => Err(Error::NotFound),
-        _ if !matches!(*method, Method::GET | Method::HEAD) => Err(Error::MethodNotAllowed),
-        Route::Root => Ok(root(node)),
-        Route::Hello => Ok(hello(node)),
-        Route::HelloWho => hello_who(exchange.path()),
-        Route::Service | Route::HelloService => chain(node, exchange, headers).await,
-        Route::Headers => Ok(all_headers(headers)),
-        Route::Healthz => Ok(text("ok\n")),
-        Route::Readyz => Ok(readyz(node)),
-        Route::Metrics => Ok(metrics(node, headers)),
-    }
+async fn method_not_allowed() -> Error {
+    Error::MethodNotAllowed
 }
 
-fn panicked(panic: &(dyn Any + Send)) -> Response<Bytes> {
-    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    tracing::error!(panic = text.unwrap_or("not a text"), "an endpoint panicked");
-    Error::Internal.into_response()
-}
-
-fn root(node: &Node) -> Response<Bytes> {
+async fn root(State(node): State<Arc<Node>>) -> Response {
     let who = &node.identity;
     text(["You've hit ", &who.version, " ", &who.hostname, "\n"].concat())
 }
 
-fn hello(node: &Node) -> Response<Bytes> {
+async fn hello(State(node): State<Arc<Node>>) -> Response {
     let who = &node.identity;
     text(["Hello from ", &who.name, " ", &who.version, " (", &who.hostname, ")\n"].concat())
 }
 
-fn hello_who(path: &str) -> Result<Response<Bytes>, Error> {
-    let who = path.strip_prefix("/hello/").ok_or(Error::NotFound)?;
-    // What does not decode to text names nobody.
-    let who = percent_decode_str(who).decode_utf8().map_err(|_| Error::NotFound)?;
-    Ok(text(format!("Hello, {}!\n", capitalized(&who))))
+/// The value of the only path parameter. What does not decode to text names nothing.
+type Parameter = Result<Path<String>, PathRejection>;
+
+async fn hello_who(who: Parameter) -> Result<Response, Error> {
+    let Path(who) = who.map_err(|_| Error::NotFound)?;
+    Ok(greeting(&who))
+}
+
+fn greeting(who: &str) -> Response {
+    text(format!("Hello, {}!\n", capitalized(who)))
 }
 
 fn capitalized(who: &str) -> String {
@@ -79,7 +87,37 @@ fn capitalized(who: &str) -> String {
     chars.next().map_or_else(String::new, |first| first.to_uppercase().chain(chars).collect())
 }
 
-fn all_headers(headers: &HeaderMap) -> Response<Bytes> {
+async fn service(
+    State(node): State<Arc<Node>>,
+    Extension(exchange): Extension<Arc<Exchange>>,
+    n: Parameter,
+    headers: HeaderMap,
+) -> Result<Response, Error> {
+    let Some(n) = n.ok().and_then(|Path(n)| service_number(&n)) else {
+        exchange.correct_route("");
+        return Err(Error::NotFound);
+    };
+    chain(&node, &exchange, n, &headers).await
+}
+
+async fn hello_service(
+    State(node): State<Arc<Node>>,
+    Extension(exchange): Extension<Arc<Exchange>>,
+    n: Parameter,
+    headers: HeaderMap,
+) -> Result<Response, Error> {
+    let parameter = n.map(|Path(n)| n).map_err(|_| Error::NotFound);
+    if let Some(n) = parameter.as_deref().ok().and_then(service_number) {
+        return chain(&node, &exchange, n, &headers).await;
+    }
+    exchange.correct_route(HELLO_WHO);
+    match fault::aborted(&exchange) {
+        Some(response) => Ok(response),
+        None => Ok(greeting(&format!("service{}", parameter?))),
+    }
+}
+
+async fn all_headers(headers: HeaderMap) -> Response {
     /// A JSON object of arrays, secrets masked.
     struct All<'a>(&'a HeaderMap);
     impl Serialize for All<'_> {
@@ -92,10 +130,14 @@ fn all_headers(headers: &HeaderMap) -> Response<Bytes> {
             map.end()
         }
     }
-    typed("application/json", serde_json::to_vec(&All(headers)).unwrap_or_default())
+    typed("application/json", serde_json::to_vec(&All(&headers)).unwrap_or_default())
 }
 
-fn readyz(node: &Node) -> Response<Bytes> {
+async fn healthz() -> Response {
+    text("ok\n")
+}
+
+async fn readyz(State(node): State<Arc<Node>>) -> Response {
     match node.phase.readiness() {
         Ok(()) => text("ok\n"),
         Err(reason) => {
@@ -115,7 +157,7 @@ fn accepts_openmetrics(accept: &str) -> bool {
     })
 }
 
-fn metrics(node: &Node, headers: &HeaderMap) -> Response<Bytes> {
+async fn metrics(State(node): State<Arc<Node>>, headers: HeaderMap) -> Response {
     static OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     let openmetrics =
         accepts_openmetrics(headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default());
@@ -127,22 +169,6 @@ fn metrics(node: &Node, headers: &HeaderMap) -> Response<Bytes> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[tokio::test]
-    async fn a_panic_is_an_answer() {
-        for text in [None, Some("a text".to_owned())] {
-            let response = caught(async {
-                match text {
-                    Some(text) => std::panic::panic_any(text),
-                    None => panic!("a literal"),
-                }
-            });
-            let response = response.await;
-            assert_eq!(response.status(), 500);
-            let problem: serde_json::Value = serde_json::from_slice(response.body()).unwrap();
-            assert_eq!(problem["status"], 500);
-        }
-    }
 
     #[test]
     fn a_name_is_greeted_with_its_first_letter_upper_case() {

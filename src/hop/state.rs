@@ -1,11 +1,11 @@
 //! What one hop shares between its requests. Nothing here is process-global: two nodes in one process are two services.
 
 use std::fmt;
-use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use http::HeaderValue;
+use tokio::sync::Semaphore;
 
 use crate::hop::fault::Faults;
 use crate::server::shutdown::Phase;
@@ -63,9 +63,8 @@ pub(crate) struct Node {
     pub(crate) faults: Faults,
     pub(crate) upstreams: Upstreams,
     pub(crate) max_hops: u32,
-    pub(crate) max_concurrency: usize,
-    /// Requests that count against `max_concurrency`.
-    pub(crate) in_flight: AtomicUsize,
+    /// As many as `--max-concurrency`.
+    pub(crate) permits: Semaphore,
     pub(crate) phase: Phase,
     /// Empty outside the demo, whose page shows requests as they pass.
     pub(crate) watch: OnceLock<Arc<dyn Watch>>,

@@ -32,7 +32,7 @@ pub(crate) struct FinishedSpan<'a> {
     pub(crate) duration: Duration,
     pub(crate) method: &'static str,
     /// The route template; empty when no route matched and on client spans.
-    pub(crate) route: &'static str,
+    pub(crate) route: &'a str,
     /// 0 when there was no answer.
     pub(crate) status: u16,
     /// `error.type` where the status is not the reason.
@@ -52,7 +52,7 @@ pub(crate) struct QueuedSpan {
     pub(crate) start: SystemTime,
     pub(crate) duration: Duration,
     method: &'static str,
-    route: &'static str,
+    route: TextRange,
     status: u16,
     error: Option<&'static str>,
     path: TextRange,
@@ -121,6 +121,7 @@ impl SpanBatch {
     }
 
     fn push(&mut self, span: &FinishedSpan<'_>) {
+        let route = self.copy(span.route);
         let path = self.copy(span.path);
         let request_id = self.copy(span.request_id);
         let server = self.copy(span.server.map_or("", |(host, _)| host));
@@ -130,7 +131,7 @@ impl SpanBatch {
             start: span.start,
             duration: span.duration,
             method: span.method,
-            route: span.route,
+            route,
             status: span.status,
             error: span.error,
             path,
@@ -153,8 +154,8 @@ impl SpanBatch {
 
     /// The span's name: method and route of a server span, the method alone of a client span; `HTTP` in place of a method
     /// that is not registered (semantic conventions for HTTP).
-    pub(crate) fn name(&self, span: &QueuedSpan) -> (&'static str, &'static str) {
-        (if span.method == "_OTHER" { "HTTP" } else { span.method }, span.route)
+    pub(crate) fn name(&self, span: &QueuedSpan) -> (&'static str, &str) {
+        (if span.method == "_OTHER" { "HTTP" } else { span.method }, self.text(span.route))
     }
 
     /// Why the span failed, if it did: a status of 5xx on a server span, of 4xx or 5xx on a client span, or no answer.
@@ -174,7 +175,7 @@ impl SpanBatch {
             }
         };
         text(key::HTTP_REQUEST_METHOD, span.method);
-        text(key::HTTP_ROUTE, span.route);
+        text(key::HTTP_ROUTE, self.text(span.route));
         text(key::URL_PATH, self.text(span.path));
         text(key::SERVER_ADDRESS, self.text(span.server));
         text("request.id", self.text(span.request_id));

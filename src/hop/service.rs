@@ -1,0 +1,216 @@
+//! One hop as a tower service: the layers around the router, outermost first.
+//!
+//! 1. The [`Exchange`] measures around everything else: what is shed, times out or panics is counted and logged too.
+//! 2. The head is checked: its size, and whether another server could read it differently.
+//! 3. `tower-http` limits the body in size and time. Whoever reads it meets the limit as an error of the body.
+//! 4. `tower-http` turns a panic into an answer.
+//! 5. The router of `routes` finds the endpoint, whose own layers are in `limits` and `fault`.
+
+use std::any::Any;
+use std::convert::Infallible;
+use std::error::Error as StdError;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::{Body, HttpBody};
+use axum::response::{IntoResponse as _, Response as AxumResponse};
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::{Either, Full};
+use tower::{Service, ServiceBuilder, service_fn};
+use tower_http::body::UnsyncBoxBody;
+use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::limit::{RequestBodyLimitLayer, ResponseBody};
+use tower_http::timeout::RequestBodyDeadlineLayer;
+
+use crate::hop::error::Error;
+use crate::hop::exchange::{Exchange, ObservedBody};
+use crate::hop::limits::RequestLimits;
+use crate::hop::routes;
+use crate::hop::state::Node;
+
+type BoxError = Box<dyn StdError + Send + Sync>;
+
+/// The body of what the router answers, as the layers around it pass it on.
+pub(crate) type RouterBody = ResponseBody<UnsyncBoxBody<Bytes, BoxError>>;
+
+/// The service that answers every request of a hop.
+pub(crate) fn service<B>(
+    node: Arc<Node>,
+    limits: RequestLimits,
+) -> impl Service<Request<B>, Response = Response<ObservedBody<RouterBody>>, Error = Infallible, Future: Send + 'static>
++ Clone
++ Send
++ Sync
++ 'static
+where
+    B: HttpBody<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+{
+    around(routes::router(node.clone()), node, limits)
+}
+
+/// The layers around a router.
+fn around<B>(
+    mut router: Router,
+    node: Arc<Node>,
+    limits: RequestLimits,
+) -> impl Service<Request<B>, Response = Response<ObservedBody<RouterBody>>, Error = Infallible, Future: Send + 'static>
++ Clone
++ Send
++ Sync
++ 'static
+where
+    B: HttpBody<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+{
+    let mut layers = ServiceBuilder::new()
+        .layer(RequestBodyDeadlineLayer::new(limits.body_timeout))
+        .layer(RequestBodyLimitLayer::new(limits.body_bytes))
+        .layer(CatchPanicLayer::custom(panicked))
+        .service(service_fn(move |request: Request<_>| router.call(request.map(boxed))));
+    service_fn(move |mut request: Request<B>| {
+        let exchange = Exchange::begin(&node, &request);
+        let answering = exchange.check_head(&limits).map(|()| {
+            request.extensions_mut().insert(exchange.clone());
+            layers.call(request)
+        });
+        async move {
+            let response = match answering {
+                Ok(answering) => answering.await.unwrap_or_else(|never| match never {}),
+                Err(error) => return Ok(exchange.answer(error.response().map(Either::Left))),
+            };
+            // The body limit answers in words of its own what it refuses before the router sees it.
+            if !exchange.is_routed() {
+                return Ok(exchange.answer(Error::ContentTooLarge.response().map(Either::Left)));
+            }
+            Ok(exchange.answer(response.map(Either::<Full<Bytes>, _>::Right)))
+        }
+    })
+}
+
+/// The body for the router. Most requests have none, which needs no box.
+fn boxed<B>(body: B) -> Body
+where
+    B: HttpBody<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+{
+    if body.is_end_stream() { Body::empty() } else { Body::new(body) }
+}
+
+fn panicked(panic: Box<dyn Any + Send>) -> AxumResponse {
+    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    tracing::error!(panic = text.unwrap_or("not a text"), "an endpoint panicked");
+    Error::Internal.into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+    use std::time::Duration;
+
+    use axum::routing::get;
+    use futures_util::stream;
+    use http_body::Frame;
+    use http_body_util::{BodyExt as _, Empty, StreamBody};
+    use tower::ServiceExt as _;
+
+    use crate::hop::app::{App, Output};
+    use crate::hop::config::HopConfig;
+    use crate::server::ConnectionInfo;
+
+    use super::*;
+
+    async fn node() -> Arc<Node> {
+        let config = HopConfig::new("hop", "127.0.0.1:0".parse().unwrap());
+        App::bind(config, &Output::new()).await.unwrap().node()
+    }
+
+    fn get_request<B>(path: &str, body: B) -> Request<B> {
+        let request = Request::get(path).header("host", "hop");
+        let connection = ConnectionInfo { peer: Ipv4Addr::LOCALHOST.into(), without_client_certificate: false };
+        request.extension(connection).body(body).unwrap()
+    }
+
+    /// How many requests were counted with this route and status.
+    fn counted(node: &Node, route: &str, status: u16) -> bool {
+        let family = "http_server_request_duration_seconds_count";
+        let labels = format!("http_request_method=\"GET\",http_response_status_code=\"{status}\",http_route=\"{route}\"");
+        node.metrics.render(false, &node.span_queue, None).contains(&format!("{family}{{{labels}}} 1\n"))
+    }
+
+    async fn problem<B>(response: Response<ObservedBody<B>>) -> u64
+    where
+        ObservedBody<B>: HttpBody<Data = Bytes, Error: std::fmt::Debug>,
+    {
+        assert_eq!(response.headers()["content-type"], "application/problem+json");
+        assert!(response.headers().contains_key("x-request-id"));
+        let status = u64::from(response.status().as_u16());
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        let problem: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!(problem["status"], status);
+        status
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_an_answer_that_is_counted() {
+        let node = node().await;
+        async fn text() {
+            std::panic::panic_any("a text".to_owned())
+        }
+        async fn literal() {
+            panic!("a literal")
+        }
+        let router = Router::new().route("/text", get(text)).route("/literal", get(literal));
+        let layer = axum::middleware::from_fn_with_state(node.clone(), crate::hop::limits::admit);
+        let service = around(router.layer(layer), node.clone(), RequestLimits::default());
+        for path in ["/text", "/literal"] {
+            let response = service.clone().oneshot(get_request(path, Empty::new())).await.unwrap();
+            assert_eq!(problem(response).await, 500);
+            assert!(counted(&node, path, 500), "{path}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_has_its_time_and_its_size() {
+        let limits = RequestLimits { body_bytes: 10, body_timeout: Duration::from_millis(100), ..RequestLimits::default() };
+        let node = node().await;
+        let frames = |bytes: &'static str, then_more: bool| {
+            let first = stream::iter([Ok::<_, Infallible>(Frame::data(Bytes::from(bytes)))]);
+            let rest = stream::once(async move {
+                if then_more {
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+                Ok(Frame::data(Bytes::new()))
+            });
+            StreamBody::new(Box::pin(futures_util::StreamExt::chain(first, rest)))
+        };
+        for (path, bytes, then_more, status) in
+            [("/hello", "0123456789", true, 408), ("/hello", "0123456789a", false, 413), ("/readyz", "", true, 408)]
+        {
+            let request = get_request(path, frames(bytes, then_more));
+            let begun = tokio::time::Instant::now();
+            let response = service(node.clone(), limits).oneshot(request).await.unwrap();
+            assert_eq!(problem(response).await, status, "{path} {bytes}");
+            assert_eq!(begun.elapsed() >= limits.body_timeout, status == 408);
+            assert!(counted(&node, path, status as u16));
+        }
+        let response = service(node.clone(), limits).oneshot(get_request("/hello", frames("0123456789", false))).await.unwrap();
+        assert_eq!(response.status(), 200);
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_was_not_taken_whole_is_no_200() {
+        let node = node().await;
+        let hello = || service(node.clone(), RequestLimits::default()).oneshot(get_request("/hello", Empty::<Bytes>::new()));
+        drop(hello().await.unwrap());
+        assert!(counted(&node, "/hello", 499));
+        hello().await.unwrap().into_body().collect().await.unwrap();
+        assert!(counted(&node, "/hello", 200));
+        // The connection does not poll a body that is empty.
+        let mut head = get_request("/hello", Empty::<Bytes>::new());
+        *head.method_mut() = http::Method::HEAD;
+        let response = service(node.clone(), RequestLimits::default()).oneshot(head).await.unwrap();
+        assert_ne!(response.headers()["content-length"], "0");
+        drop(response);
+        let metrics = node.metrics.render(false, &node.span_queue, None);
+        assert!(metrics.contains("_count{http_request_method=\"HEAD\",http_response_status_code=\"200\""), "{metrics}");
+    }
+}
