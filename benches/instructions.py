@@ -6,6 +6,7 @@ whether a change to the request path was worth it. It leaves the kernel out, whi
 scripts/bench.sh has the last word. Needs valgrind and what scripts/bench.sh builds.
 
     python3 benches/instructions.py [case…]       e.g. own-hello own-middle bare-middle
+    python3 benches/instructions.py --growth      a middle hop whose next hop answers a chain of 1, 2, 5, 9, 10, 20, 49 hops
     python3 benches/instructions.py --server target/release/httpserver own-middle --functions 40
 """
 
@@ -19,6 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from canned import CannedHop, flat, replies
 from run import HEADERS, built, free_port
 
 CONTENDERS = built("contenders")
@@ -35,6 +37,11 @@ CASES = {
     "own-middle-otlp": ("own", "otlp", "/service2", True),
     "own-middle-none": ("own", "none", "/service2", True),
 }
+
+
+# The depths of the reply that a hop nests, and the middle hops that are compared by it. `flat` nests one reply of as many bytes,
+# which is what the bytes alone cost to read and to write.
+DEPTHS = (1, 2, 5, 9, 10, 20, 49)
 
 
 def wait_for(port):
@@ -77,26 +84,32 @@ def command(server, which, exporter, port, name, upstream):
     return [CONTENDERS, which, bind, *([upstream] if upstream else [])]
 
 
-def total(args, case, times, sink, profile):
-    which, exporter, path, calls = CASES[case]
-    env = {
+def run_server(argv, **options):
+    return subprocess.Popen(list(map(str, argv)), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, **options)
+
+
+def environment(sink):
+    return {
         **os.environ,
         "OTEL_EXPORTER_ZIPKIN_ENDPOINT": f"http://127.0.0.1:{sink}/api/v2/spans",
         "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": f"http://127.0.0.1:{sink}/v1/traces",
     }
-    quiet = {"env": env, "stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
-    leaf, upstream = None, None
-    if calls:
+
+
+def total(args, case, times, sink, profile, upstream=None):
+    """The instructions of a server that answers so many requests; `upstream` in place of a next hop of its own kind."""
+    which, exporter, path, calls = CASES[case]
+    env = environment(sink)
+    leaf = None
+    if calls and not upstream:
         below = free_port()
         upstream = f"http://127.0.0.1:{below}/service3"
-        leaf = subprocess.Popen(
-            list(map(str, command(args.server, which, exporter, below, "service3", None))), stderr=subprocess.DEVNULL, **quiet
-        )
+        leaf = run_server(command(args.server, which, exporter, below, "service3", None), env=env, stderr=subprocess.DEVNULL)
         wait_for(below)
     port = free_port()
     argv = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={profile}"]
     argv += command(args.server, which, exporter, port, "service2", upstream)
-    process = subprocess.Popen(list(map(str, argv)), stderr=subprocess.PIPE, text=True, **quiet)
+    process = run_server(argv, env=env, stderr=subprocess.PIPE, text=True)
     try:
         wait_for(port)
         ask(port, path, times)
@@ -109,21 +122,55 @@ def total(args, case, times, sink, profile):
     return int(re.search(r"Collected : (\d+)", said)[1])
 
 
+def per_request(args, case, sink, profile, upstream=None, times=(300, 1500)):
+    few, many = (total(args, case, count, sink, profile, upstream) for count in times)
+    return (many - few) / (times[1] - times[0])
+
+
+def growth(args, sink, profile):
+    """What a middle hop costs by the depth of the reply that it nests, and by that reply's bytes."""
+    canned = CannedHop()
+    ports = free_port(), free_port()
+    calls = (None, canned.url)
+    hops = [
+        run_server(command(args.server, "own", "zipkin", port, "service2", url), env=environment(sink), stderr=subprocess.DEVNULL)
+        for port, url in zip(ports, calls)
+    ]
+    try:
+        for port in ports:
+            wait_for(port)
+        nested = replies(*ports, canned, dict(header.split(": ", 1) for header in HEADERS), DEPTHS)
+    finally:
+        for hop in hops:
+            hop.kill()
+            hop.wait()
+    print(f"{'nests':>6}{'bytes':>9}{'own-middle':>13}{'flat':>13}{'bare-middle':>13}")
+    for depth, reply in nested.items():
+        counts = []
+        for case, body in (("own-middle", reply), ("own-middle", flat(nested[1], len(reply))), ("bare-middle", reply)):
+            canned.body = reply if depth == 1 else body
+            counts.append(per_request(args, case, sink, profile, canned.url, (100, 500)))
+        print(f"{depth:>6}{len(reply):>9,}" + "".join(f"{count:>13,.0f}" for count in counts), flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("cases", nargs="*", default=list(CASES), help=f"of {', '.join(CASES)}")
     parser.add_argument("--server", type=Path, default=built("httpserver"))
     parser.add_argument("--functions", type=int, default=0, metavar="N", help="the N costliest functions (needs symbols)")
+    parser.add_argument("--growth", action="store_true", help="by the depth of the reply that a middle hop nests")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         port = free_port()
         sink = subprocess.Popen([str(CONTENDERS), "span-sink", f"127.0.0.1:{port}"])
         try:
             wait_for(port)
+            if args.growth:
+                growth(args, port, Path(folder) / "growth.out")
+                return
             for case in args.cases:
                 profile = Path(folder) / f"{case}.out"
-                few, many = (total(args, case, times, port, profile) for times in (300, 1500))
-                print(f"{case:<20}{(many - few) / 1200:>10,.0f} instructions per request", flush=True)
+                print(f"{case:<20}{per_request(args, case, port, profile):>10,.0f} instructions per request", flush=True)
                 if args.functions:
                     told = subprocess.run(["callgrind_annotate", profile], capture_output=True, text=True, check=True).stdout
                     print("\n".join(told.splitlines()[20 : 26 + args.functions]))
