@@ -773,6 +773,62 @@ fn a_hop_without_a_sidecar_is_named_once_with_the_command_that_shows_it() {
 }
 
 /// The JSON at a path; null when there is none.
+/// The traces in a demo's store that have a span of the caller.
+fn begun_by_the_caller(store: &str) -> Vec<Vec<Value>> {
+    let all = get(store.trim_start_matches("http://"), "/api/v2/traces?serviceName=httpserver-check&limit=100");
+    all.as_array().unwrap().iter().map(|trace| trace.as_array().unwrap().clone()).collect()
+}
+
+/// Whether a trace of three hops has its five spans and, as its root, the caller's client span.
+fn has_the_callers_root(trace: &[Value]) -> bool {
+    let (roots, others): (Vec<_>, Vec<_>) = trace.iter().partition(|span| span["parentId"].is_null());
+    let ids: Vec<_> = trace.iter().map(|span| &span["id"]).collect();
+    let is_callers = |span: &&Value| span["kind"] == "CLIENT" && span["localEndpoint"]["serviceName"] == "httpserver-check";
+    roots.len() == 1
+        && roots.iter().all(is_callers)
+        && others.len() == 5
+        && others.iter().all(|span| ids.contains(&&span["parentId"]))
+}
+
+#[test]
+fn a_trace_that_check_begins_has_its_root_with_report_spans() {
+    let demo = Demo::start_with(&["--latency", "0"]);
+    let collector = format!("{}/api/v2/spans", demo.store);
+    let vars = [("OTEL_TRACES_EXPORTER", "zipkin"), ("OTEL_EXPORTER_ZIPKIN_ENDPOINT", collector.as_str())];
+    let run = check_with(&demo.url, &[&EXPECT[..], &["--count", "0", "--report-spans", "--traces", &demo.store]].concat(), &vars);
+    run.fine();
+    assert_eq!(run.check("traces.arrived")["status"], "pass", "{:#}", run.json);
+    assert_eq!(run.check("traces.spans")["data"], json!({"spans": 5, "app": 5, "proxies": 0}), "{:#}", run.json);
+    assert_eq!(run.stderr, "");
+    let traces = begun_by_the_caller(&demo.store);
+    assert!(traces.iter().any(|trace| has_the_callers_root(trace)), "{traces:#?}");
+    // Without the flag nothing is reported, and the same chain is just as fine.
+    quick(&demo.url, &["--traces", &demo.store]).fine();
+    assert_eq!(begun_by_the_caller(&demo.store).len(), traces.len());
+
+    let wrong = check_with(&demo.url, &["--report-spans"], &[("OTEL_TRACES_EXPORTER", "jaeger")]);
+    assert_eq!(wrong.code, Some(2));
+    assert!(wrong.stderr.contains("jaeger") && wrong.stderr.contains("otlp, zipkin"), "{}", wrong.stderr);
+    let gone = format!("http://{}/api/v2/spans", free_addr());
+    let vars = [("OTEL_TRACES_EXPORTER", "zipkin"), ("OTEL_EXPORTER_ZIPKIN_ENDPOINT", gone.as_str())];
+    let lost = check_with(&demo.url, &["--count", "0", "--report-spans"], &vars);
+    assert_eq!(lost.code, Some(0), "{:#}", lost.json);
+    assert!(lost.stderr.contains("did not accept"), "{}", lost.stderr);
+}
+
+#[test]
+fn the_trace_of_the_demos_own_request_has_its_root_with_report_spans() {
+    let demo = Demo::start_with(&["--latency", "0", "--report-spans"]);
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !begun_by_the_caller(&demo.store).iter().any(|trace| has_the_callers_root(trace)) {
+        assert!(Instant::now() < deadline, "{:#?}", begun_by_the_caller(&demo.store));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let once = httpserver().args(["demo", "--once", "--report-spans", "--latency", "0"]).output().unwrap();
+    let shown = String::from_utf8(once.stdout).unwrap();
+    assert!(once.status.success() && shown.contains("httpserver-check"), "{shown}");
+}
+
 fn get(address: &str, path: &str) -> Value {
     let mut stream = TcpStream::connect(address).unwrap();
     // HTTP/1.0, so that the answer does not come in chunks.

@@ -31,9 +31,11 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use reqwest::Url;
 use tokio::sync::watch as signal;
 
+use crate::config::caller_exporter;
 use crate::hop::reply::Tree;
 use crate::net::hosts::is_loopback;
 use crate::server::shutdown::Signals;
+use crate::telemetry::client_tracing::{ClientTracer, ClientTracing};
 use crate::trace_context::HeaderFamily;
 use crate::values;
 
@@ -112,6 +114,10 @@ pub struct CheckArgs {
     /// Tell a check's result without judging it, by its name in JSON: `reach.hsts`, or a group: `reach` (repeatable)
     #[arg(long, value_name = "CHECK")]
     pub skip: Vec<String>,
+    /// Report the client span of every request that begins a trace, to the collector that OTEL_EXPORTER_* names, so that the
+    /// trace has its root (service httpserver-check)
+    #[arg(long)]
+    pub report_spans: bool,
     /// The form of the report on standard output
     #[arg(long, value_enum, default_value_t = Output::Text)]
     pub output: Output,
@@ -122,6 +128,13 @@ pub struct CheckArgs {
 pub async fn run(args: CheckArgs) -> u8 {
     let trust = match validate(&args) {
         Ok(trust) => trust,
+        Err(line) => {
+            eprintln!("httpserver: {line}");
+            return 2;
+        }
+    };
+    let tracing = match args.report_spans.then(start_tracing).transpose() {
+        Ok(tracing) => tracing.flatten(),
         Err(line) => {
             eprintln!("httpserver: {line}");
             return 2;
@@ -143,13 +156,29 @@ pub async fn run(args: CheckArgs) -> u8 {
         // The sender lives until the end: receivers would take a closed channel for a stop that never comes.
         std::future::pending::<()>().await;
     });
-    checks(&args, trust, &mut report, stop.clone()).await;
+    let tracer = tracing.as_ref().map(ClientTracing::tracer);
+    checks(&args, trust, tracer, &mut report, stop.clone()).await;
     listener.abort();
+    let lost = match tracing {
+        Some(tracing) => tracing.finish(FLUSH).await,
+        None => 0,
+    };
     if *stop.borrow() {
         report.interrupt();
     }
     report.finish();
+    if lost > 0 {
+        eprintln!("httpserver: --report-spans: the collector did not accept {lost} of the caller's spans");
+    }
     u8::from(!report.is_fine())
+}
+
+/// How long the collector may take to accept the last spans of `--report-spans`.
+const FLUSH: Duration = Duration::from_secs(3);
+
+fn start_tracing() -> Result<Option<ClientTracing>, String> {
+    let exporter = caller_exporter(&|name| std::env::var(name).ok(), None).map_err(|error| error.to_string())?;
+    ClientTracing::start(exporter).map_err(|error| format!("--report-spans: {error}"))
 }
 
 /// What the parsers of single values cannot see. Errors: one line that names the flag, the value and what is accepted.
@@ -184,7 +213,13 @@ fn validate(args: &CheckArgs) -> Result<Trust, String> {
 }
 
 /// Everything, in order. Stops between steps when asked to.
-async fn checks(args: &CheckArgs, trust: Trust, report: &mut Report, mut stop: signal::Receiver<bool>) {
+async fn checks(
+    args: &CheckArgs,
+    trust: Trust,
+    tracer: Option<ClientTracer>,
+    report: &mut Report,
+    mut stop: signal::Receiver<bool>,
+) {
     let host = args.url.host_str().unwrap_or_default().trim_start_matches('[').trim_end_matches(']').to_owned();
     let place = Place {
         namespace: args.namespace.clone(),
@@ -205,6 +240,7 @@ async fn checks(args: &CheckArgs, trust: Trust, report: &mut Report, mut stop: s
         }
         return;
     };
+    let client = client.reporting(tracer);
     tokio::select! {
         findings = reachability::reach::hardening(&client, &answer, args.plain_port) => report.extend(findings),
         _ = stop.wait_for(|stop| *stop) => return,

@@ -51,6 +51,10 @@ pub struct DemoArgs {
     /// Send one request, draw its trace, exit: 0 if the trace is complete, else 1. Takes free ports
     #[arg(long)]
     pub once: bool,
+    /// Report the client span of the demo's own request, to its store or to where OTEL_TRACES_EXPORTER says, so that its trace
+    /// has its root (service httpserver-check)
+    #[arg(long)]
+    pub report_spans: bool,
     /// Print nothing but traces
     #[arg(short, long, conflicts_with = "verbose")]
     pub quiet: bool,

@@ -9,8 +9,8 @@ mod serve;
 use std::fmt;
 
 pub use demo::{AtHop, CarriedName, DemoArgs};
-pub(crate) use otel::pairs;
 pub use otel::{ExporterName, check_environment};
+pub(crate) use otel::{caller_exporter, pairs};
 pub use serve::{HealthArgs, ServeArgs, Verbosity};
 
 /// A configuration that nothing can be started with: one line that names what to change.

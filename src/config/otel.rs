@@ -41,6 +41,25 @@ pub enum ExporterName {
     Console,
 }
 
+/// Where `check` and `demo` report their own spans (`--report-spans`): as `OTEL_TRACES_EXPORTER` says, `default` where it says
+/// nothing, and as the variables of the exporter say.
+///
+/// # Errors
+///
+/// A variable whose value is not accepted.
+pub(crate) fn caller_exporter(env: &dyn Fn(&str) -> Option<String>, default: Option<Exporter>) -> Result<Exporter, ConfigError> {
+    const NAME: &str = "OTEL_TRACES_EXPORTER";
+    let variables = Variables::new(env);
+    let name = match (variables.get(NAME).as_deref(), default) {
+        (None, Some(default)) => return Ok(default),
+        (None | Some("otlp"), _) => ExporterName::Otlp,
+        (Some("zipkin"), _) => ExporterName::Zipkin,
+        (Some("none"), _) => ExporterName::None,
+        (Some(other), _) => return Err(ConfigError::value(NAME, other, "--report-spans accepts otlp, zipkin, none")),
+    };
+    variables.exporter(name)
+}
+
 /// Looks variables up; an empty one is not set.
 pub(super) struct Variables<'a> {
     look_up: &'a dyn Fn(&str) -> Option<String>,

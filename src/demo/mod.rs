@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{broadcast, watch};
 use tokio::task::JoinSet;
 
-use crate::config::DemoArgs;
+use crate::config::{DemoArgs, caller_exporter};
 use crate::hop::app::{App, BindError, Output, listen};
 use crate::hop::config::HopConfig;
 use crate::hop::fault::FaultConfig;
@@ -26,15 +26,18 @@ use crate::hop::reply::Tree;
 use crate::server::shutdown::{DrainOptions, Stop};
 use crate::server::{self, ServerConfig};
 use crate::telemetry::access_log::LogFormat;
+use crate::telemetry::client_tracing::{ClientTracer, ClientTracing};
 use crate::telemetry::export::Exporter;
+use crate::telemetry::ids;
 use crate::telemetry::line_writer::LineWriter;
+use crate::trace_context::{Context, HeaderFamily, Sampling};
 use crate::traces::ids::parse_trace_id;
-use crate::traces::{Expectation, Trace, TraceId, Verdict};
+use crate::traces::{Caller, Expectation, Trace, TraceId, Verdict};
 use crate::upstream::Target;
 use crate::values::Listen;
 use control::live::Gauge;
 use control::orders::Access;
-use control::panel::{Links, Panel, Seat, Sender};
+use control::panel::{Exchange, Links, Panel, Seat, Sender};
 use store::Store;
 use terminal::{Style, render, render_rows, render_verdict, sent_headers};
 
@@ -58,6 +61,7 @@ pub struct Demo {
     once: bool,
     quiet: bool,
     style: Style,
+    tracing: Option<ClientTracing>,
 }
 
 impl Demo {
@@ -129,6 +133,7 @@ impl Demo {
             once: args.once,
             quiet: args.quiet,
             style: style(),
+            tracing: if args.report_spans { start_tracing(&endpoint).map_err(Unbound::Usage)? } else { None },
         })
     }
 
@@ -136,9 +141,10 @@ impl Demo {
     /// only the first. Says whether that first trace was complete.
     pub async fn run(self, shutdown: impl Future<Output = Stop>) -> bool {
         let introduction = self.introduction();
-        let Self { hops, panel, access, output, store_listener, once, quiet, style } = self;
+        let Self { hops, panel, access, output, store_listener, once, quiet, style, tracing } = self;
+        let tracer = tracing.as_ref().map(ClientTracing::tracer);
         let expected = Expectation::of_hops(hops.len());
-        let screen = Screen { panel: panel.clone(), expected, style, out: output.stdout.clone() };
+        let screen = Screen { panel: panel.clone(), expected, style, out: output.stdout.clone(), tracer };
         if !quiet {
             screen.print(&introduction);
         }
@@ -175,6 +181,12 @@ impl Demo {
         };
         let _ = stop.send(true);
         while running.join_next().await.is_some() {}
+        if let Some(tracing) = tracing {
+            let lost = tracing.finish(Duration::from_secs(1)).await;
+            if lost > 0 {
+                tracing::warn!(spans = lost, "the collector did not accept the demo's own spans");
+            }
+        }
         let _ = stop_store.send(true);
         let _ = serving.await;
         let out = screen.out;
@@ -257,6 +269,13 @@ async fn keep(mut hop: App, mut config: HopConfig, output: Output, panel: Arc<Pa
     }
 }
 
+/// The demo's own spans go to its store, unless `OTEL_TRACES_EXPORTER` says otherwise.
+fn start_tracing(store: &str) -> Result<Option<ClientTracing>, String> {
+    let default = Exporter::Zipkin { endpoint: store.to_owned() };
+    let exporter = caller_exporter(&|name| std::env::var(name).ok(), Some(default)).map_err(|error| error.to_string())?;
+    ClientTracing::start(exporter).map_err(|error| format!("--report-spans: {error}"))
+}
+
 /// An address that can be called: what listens on every address is called on loopback.
 fn reachable(addr: SocketAddr) -> SocketAddr {
     match addr.ip() {
@@ -287,6 +306,8 @@ struct Screen {
     expected: Expectation,
     style: Style,
     out: LineWriter,
+    /// Reports the demo's own request.
+    tracer: Option<ClientTracer>,
 }
 
 impl Screen {
@@ -294,9 +315,26 @@ impl Screen {
         self.out.line(|out| out.extend_from_slice(text.as_bytes()));
     }
 
+    /// Sends the demo's own request, and says what has to arrive. With `--report-spans` it begins the trace.
+    async fn first_request(&self) -> (Exchange, Expectation) {
+        let Some(tracer) = &self.tracer else {
+            return (self.panel.send(Sender::Demo, http::HeaderMap::new()).await.0, self.expected.clone());
+        };
+        let (trace_id, span_id) = (ids::trace_id(), ids::span_id());
+        let context = Context { trace_id, short_trace_id: false, span_id, parent_id: None, sampling: Sampling::Sample };
+        let headers = HeaderFamily::ALL.into_iter().flat_map(|family| family.write(&context)).collect();
+        let span = tracer.begin(&context, &self.panel.front());
+        let (exchange, _) = self.panel.send(Sender::Demo, headers).await;
+        match exchange.status {
+            Some(status) => span.answered(status),
+            None => span.failed("no_answer"),
+        }
+        (exchange, Expectation { caller: Caller::Known(vec![span_id]), ..self.expected.clone() })
+    }
+
     /// Sends one request and draws what it left behind.
     async fn first_trace(&self, quiet: bool) -> bool {
-        let (exchange, _) = self.panel.send(Sender::Demo, http::HeaderMap::new()).await;
+        let (exchange, expected) = self.first_request().await;
         let url = exchange.url;
         let Some(reply) = exchange.reply else {
             self.print(&format!("{url}: {}\n", exchange.error.unwrap_or_default()));
@@ -310,14 +348,14 @@ impl Screen {
         let load = || -> Vec<Trace> { ids.iter().filter_map(|id| self.panel.store.tree(*id)).collect() };
         let mut arrivals = self.panel.store.subscribe();
         let mut traces = load();
-        while !Verdict::of(&traces, &self.expected).whole && Instant::now() < deadline {
+        while !Verdict::of(&traces, &expected).whole && Instant::now() < deadline {
             // A trace that is not what it should be is drawn once nothing more comes for it.
             match tokio::time::timeout(QUIET, arrivals.recv()).await {
                 Err(_) if !traces.is_empty() => break,
                 _ => traces = load(),
             }
         }
-        let verdict = Verdict::of(&traces, &self.expected);
+        let verdict = Verdict::of(&traces, &expected);
         for trace in &traces {
             self.print(&format!("{}\n", render(trace, &sent_headers(trace, &reply), &self.style)));
         }

@@ -4,6 +4,7 @@
 //! sends queued spans to a collector, [`line_writer`] writes lines to stdout and stderr; neither ever blocks a request.
 
 pub(crate) mod access_log;
+pub(crate) mod client_tracing;
 pub(crate) mod duration_histogram;
 pub mod export;
 pub(crate) mod ids;

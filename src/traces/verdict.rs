@@ -26,10 +26,18 @@ pub enum Caller {
     /// Somebody outside every trace: the first span has no parent.
     #[default]
     Untraced,
-    /// Somebody who sent one of these span ids along and reports no span.
+    /// Somebody who sent one of these span ids along. A client span of that id is the caller's own report: it is no part of
+    /// what is counted.
     Known(Vec<SpanId>),
     /// Not known. A trace with a single span at its top is whole, whether that names a parent or not.
     Unknown,
+}
+
+impl Caller {
+    /// Whether a span is the caller's report of its request.
+    fn is_span(&self, span: &Span) -> bool {
+        matches!(self, Self::Known(callers) if span.kind == Some(Kind::Client) && callers.contains(&span.id))
+    }
 }
 
 /// What one request has to leave behind. The default expects one whole trace, of any size.
@@ -140,8 +148,8 @@ impl Verdict {
         let mut verdict = Self {
             whole: false,
             traces: traces.iter().map(|trace| ids::zipkin_id(trace.id())).collect(),
-            services: services(traces),
-            spans: traces.iter().map(|trace| trace.rows().len()).sum(),
+            services: services(traces, &expected.caller),
+            spans: traces.iter().flat_map(Trace::rows).filter(|row| !expected.caller.is_span(&row.span)).count(),
             errors: traces.iter().map(Trace::errors).sum(),
             broken_at: Vec::new(),
             orphans: Vec::new(),
@@ -207,7 +215,7 @@ impl Verdict {
         let alone = tops.len() == 1;
         let begins = |row: &Row| match (&expected.caller, row.missing_parent) {
             (Caller::Known(callers), Some(parent)) => callers.contains(&parent),
-            (Caller::Known(callers), None) => callers.is_empty(),
+            (Caller::Known(callers), None) => callers.is_empty() || expected.caller.is_span(&row.span),
             (Caller::Unknown, Some(_)) => alone,
             (Caller::Untraced, Some(_)) => false,
             (Caller::Untraced | Caller::Unknown, None) => true,
@@ -293,9 +301,10 @@ impl Verdict {
     }
 }
 
-fn services(traces: &[Trace]) -> Vec<Box<str>> {
+fn services(traces: &[Trace], caller: &Caller) -> Vec<Box<str>> {
     let mut names: Vec<Box<str>> = Vec::new();
-    for name in traces.iter().flat_map(Trace::services) {
+    let own = traces.iter().flat_map(Trace::rows).find(|row| caller.is_span(&row.span)).and_then(|row| row.span.service());
+    for name in traces.iter().flat_map(Trace::services).filter(|name| Some(&***name) != own) {
         if names.len() < MAX_SERVICES && !names.contains(name) {
             names.push(name.clone());
         }

@@ -189,7 +189,14 @@ impl Run {
 
 /// Runs `check URL` with a JSON report.
 pub(crate) fn check(url: &str, args: &[&str]) -> Run {
-    let output = httpserver().arg("check").arg(url).args(["--output", "json"]).args(args).output().unwrap();
+    check_with(url, args, &[])
+}
+
+/// The same with environment variables.
+pub(crate) fn check_with(url: &str, args: &[&str], vars: &[(&str, &str)]) -> Run {
+    let mut command = httpserver();
+    command.arg("check").arg(url).args(["--output", "json"]).args(args).envs(vars.iter().copied());
+    let output = command.output().unwrap();
     let stdout = String::from_utf8(output.stdout).unwrap();
     Run {
         code: output.status.code(),

@@ -9,6 +9,7 @@ use crate::check::chain::probe::short;
 use crate::check::envoy::hints::{Hop, Place, Runner};
 use crate::check::report::{CheckId, Finding, Hint};
 use crate::hop::reply::{Propagation, Tree};
+use crate::telemetry::client_tracing;
 use crate::trace_context::HeaderFamily;
 use crate::traces::{Span, SpanId, Trace, TraceId, Verdict};
 
@@ -208,7 +209,9 @@ impl Arrived<'_> {
 
     /// How many spans there are and whose they are.
     fn whose_spans(&self, trace: &Trace) -> Finding {
-        let spans: Vec<&Span> = trace.rows().iter().map(|row| &*row.span).collect();
+        // The caller's own report is no part of the chain.
+        let spans = trace.rows().iter().map(|row| &*row.span);
+        let spans: Vec<&Span> = spans.filter(|span| span.service() != Some(client_tracing::SERVICE)).collect();
         let is = |id: SpanId, role: Role| self.expected.iter().any(|expected| expected.role == role && expected.span.id == id);
         // A call whose headers the hop lost wrote its id nowhere; but only the app puts a span below its own.
         let is_call = |span: &Span| {

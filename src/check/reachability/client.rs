@@ -15,6 +15,8 @@ use tokio::time::Instant;
 use crate::hop::reply::{Headers, Tree};
 
 use crate::check::reachability::tls::Trust;
+use crate::telemetry::client_tracing::{ClientSpan, ClientTracer};
+use crate::trace_context::{Context, HeaderFamily};
 
 /// The longest answer that is read, bytes.
 const MAX_BODY: usize = 16 << 20;
@@ -94,6 +96,17 @@ impl std::fmt::Display for Failure {
 }
 
 impl Failure {
+    /// `error.type` of the request's span.
+    fn error_type(&self) -> &'static str {
+        match self {
+            Self::TimedOut => "timeout",
+            Self::Connect(_) => "connect",
+            Self::Closed(_) => "closed",
+            Self::NotHttp(_) => "broken_answer",
+            Self::TooLarge => "too_large",
+        }
+    }
+
     fn of(error: &reqwest::Error) -> Self {
         let mut texts = Vec::new();
         let mut source: Option<&dyn std::error::Error> = Some(error);
@@ -126,6 +139,8 @@ pub(crate) struct Client {
     pub(crate) url: Url,
     extra: HeaderMap,
     pacer: Pacer,
+    /// Reports requests that begin a trace.
+    tracer: Option<ClientTracer>,
 }
 
 impl Client {
@@ -151,7 +166,12 @@ impl Client {
             .resolve(&host, address)
             .build()
             .map_err(|error| error.to_string())?;
-        Ok(Self { http, url, extra, pacer: Pacer::new(rate) })
+        Ok(Self { http, url, extra, pacer: Pacer::new(rate), tracer: None })
+    }
+
+    /// Reports the client span of every request that carries a context.
+    pub(crate) fn reporting(self, tracer: Option<ClientTracer>) -> Self {
+        Self { tracer, ..self }
     }
 
     /// Waits for this request's turn; [`Client::send`] then sends it.
@@ -173,6 +193,18 @@ impl Client {
 
     /// Sends at once. Only after a [`Client::turn`].
     pub(crate) async fn send(&self, url: Url, headers: &Headers) -> Result<Answer, Failure> {
+        let spans = self.tracer.as_ref().map(|tracer| spans(tracer, &url, headers)).unwrap_or_default();
+        let result = self.exchange(url, headers).await;
+        for span in spans {
+            match &result {
+                Ok(answer) => span.answered(answer.status),
+                Err(failure) => span.failed(failure.error_type()),
+            }
+        }
+        result
+    }
+
+    async fn exchange(&self, url: Url, headers: &Headers) -> Result<Answer, Failure> {
         let mut request = self.http.get(url).header(http::header::ACCEPT, "application/json").headers(self.extra.clone());
         for (name, values) in &headers.0 {
             for value in values {
@@ -197,6 +229,13 @@ impl Client {
             took: started.elapsed(),
         })
     }
+}
+
+/// A span for each context that the headers carry: a probe may begin one trace in W3C and another in B3.
+fn spans(tracer: &ClientTracer, url: &Url, headers: &Headers) -> Vec<ClientSpan> {
+    let mut contexts: Vec<Context> = HeaderFamily::ALL.into_iter().filter_map(|family| family.read(headers)).collect();
+    contexts.dedup_by_key(|context| (context.trace_id, context.span_id));
+    contexts.iter().filter(|context| context.sampling.is_sampled()).map(|context| tracer.begin(context, url.as_str())).collect()
 }
 
 #[cfg(test)]

@@ -196,7 +196,7 @@ pub(crate) struct Exchange {
     /// The headers that were sent, beside those that every client sends.
     sent: Vec<(String, String)>,
     /// Null when there was no answer.
-    status: Option<u16>,
+    pub(crate) status: Option<u16>,
     duration_ms: f64,
     /// Why there is no reply.
     pub(crate) error: Option<String>,
@@ -351,9 +351,14 @@ impl Panel {
         *lock(&seat.health) = health;
     }
 
+    /// The URL of the first hop.
+    pub(crate) fn front(&self) -> String {
+        format!("http://{}/service1", reachable(self.seats[0].addr))
+    }
+
     /// Sends a request to the first hop and remembers what came of it.
     pub(crate) async fn send(&self, sender: Sender, headers: HeaderMap) -> (Exchange, Bytes) {
-        let url = format!("http://{}/service1", reachable(self.seats[0].addr));
+        let url = self.front();
         let text = |value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
         let sent = headers.iter().map(|(name, value): (&HeaderName, _)| (name.as_str().to_owned(), text(value))).collect();
         let begun = Instant::now();

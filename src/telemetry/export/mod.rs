@@ -20,7 +20,7 @@ use crate::telemetry::span_queue::{QueuedSpan, SpanBatch};
 use crate::text::causes;
 
 /// How long one request to the collector may take, unless OTLP's own variable sets it.
-const TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const TIMEOUT: Duration = Duration::from_secs(10);
 /// How many bytes of a collector's answer are read.
 const MAX_ANSWER: usize = 64 << 10;
 
@@ -68,6 +68,8 @@ pub struct ResourceOptions {
 pub enum ExporterError {
     /// The HTTP client could not be built.
     HttpClient(reqwest::Error),
+    /// The options do not fit the exporter of `opentelemetry-otlp`.
+    Otlp(opentelemetry_otlp::ExporterBuildError),
     /// An extra header of the exports is not an HTTP header; holds its name. Its value may be a secret.
     Header(String),
 }
@@ -76,6 +78,7 @@ impl fmt::Display for ExporterError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::HttpClient(error) => write!(f, "cannot build the HTTP client of the span exporter: {error}"),
+            Self::Otlp(error) => write!(f, "cannot build the OTLP exporter: {error}"),
             Self::Header(name) => write!(f, "the export header '{}' is not an HTTP header", name.escape_debug()),
         }
     }
@@ -85,6 +88,7 @@ impl Error for ExporterError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
             Self::HttpClient(error) => Some(error),
+            Self::Otlp(error) => Some(error),
             Self::Header(_) => None,
         }
     }
@@ -99,12 +103,12 @@ enum SpanSink {
 }
 
 /// Why a chunk of spans was not accepted.
-struct ExportError {
+pub(super) struct ExportError {
     /// The same request may succeed later.
     is_retryable: bool,
     /// The earliest time for it, as `Retry-After` says.
     retry_after: Option<Duration>,
-    reason: String,
+    pub(super) reason: String,
 }
 
 impl ExportError {
@@ -138,7 +142,7 @@ impl SpanSink {
 }
 
 /// The client for exports. It ignores the environment's proxy: collectors are inside the cluster.
-fn http_client(timeout: Duration) -> Result<reqwest::Client, ExporterError> {
+pub(super) fn http_client(timeout: Duration) -> Result<reqwest::Client, ExporterError> {
     reqwest::Client::builder()
         .no_proxy()
         .tls_backend_preconfigured(tls::client_config())
@@ -149,7 +153,7 @@ fn http_client(timeout: Duration) -> Result<reqwest::Client, ExporterError> {
 }
 
 /// Sends a request and returns the body of its answer.
-async fn post(request: reqwest::RequestBuilder) -> Result<Vec<u8>, ExportError> {
+pub(super) async fn post(request: reqwest::RequestBuilder) -> Result<Vec<u8>, ExportError> {
     let failed = |error: reqwest::Error| ExportError { is_retryable: true, retry_after: None, reason: causes(&error) };
     let response = request.send().await.map_err(failed)?;
     let status = response.status();

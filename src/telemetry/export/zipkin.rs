@@ -127,3 +127,73 @@ fn encode_span(out: &mut Vec<u8>, resource: &EncodedResource, batch: &SpanBatch,
     }
     out.extend_from_slice(b"}}");
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::telemetry::span_queue::{FinishedSpan, SpanQueue};
+    use crate::trace_context::Context;
+    use crate::traces::{self, Kind};
+    use opentelemetry::trace::{SpanId, TraceId};
+
+    #[test]
+    fn what_is_written_by_hand_is_a_span_of_the_trace_model() {
+        let context = Context {
+            trace_id: TraceId::from(0xabc << 64 | 7),
+            short_trace_id: false,
+            span_id: SpanId::from(2),
+            parent_id: Some(SpanId::from(1)),
+            sampling: Sampling::Debug,
+        };
+        let resource = ResourceOptions { service_name: "a \"b\"".into(), attributes: vec![("lane".into(), "gray\n".into())] };
+        let queue = SpanQueue::new(8);
+        let span = FinishedSpan {
+            kind: SpanKind::Server,
+            context: &context,
+            start: SystemTime::UNIX_EPOCH + Duration::from_micros(1_767_323_045_678_901),
+            duration: Duration::from_nanos(1),
+            method: "GET",
+            route: "/hello/{who}",
+            status: 503,
+            error: None,
+            path: "/hello/ü\"\\\u{7}",
+            client: Some("2001:db8::1".parse().unwrap()),
+            server: Some(("localhost", 8080)),
+            request_id: "r",
+        };
+        queue.push(&span);
+        let root = Context { short_trace_id: true, parent_id: None, ..context };
+        queue.push(&FinishedSpan { kind: SpanKind::Client, context: &root, route: "", status: 200, ..span });
+        let batch = queue.take(SpanBatch::default());
+        let json = encode(&EncodedResource::new(&resource), &batch, &batch.spans);
+        let [server, client] = &traces::decode(&json, 10).unwrap()[..] else { panic!("{}", String::from_utf8_lossy(&json)) };
+
+        assert_eq!((server.trace_id, server.id, server.parent_id), (context.trace_id, context.span_id, context.parent_id));
+        assert_eq!((client.trace_id, client.parent_id), (TraceId::from(7), None));
+        assert_eq!((server.kind, client.kind), (Some(Kind::Server), Some(Kind::Client)));
+        assert_eq!((server.name.as_deref(), client.name.as_deref()), (Some("GET /hello/{who}"), Some("GET")));
+        assert_eq!((server.timestamp, server.duration), (Some(1_767_323_045_678_901), Some(1)));
+        assert_eq!(server.local_endpoint.as_ref().unwrap().service_name.as_deref(), Some("a \"b\""));
+        assert!(server.debug && !server.shared);
+        let tags: Vec<_> = server.tags.iter().map(|(name, value)| (&**name, &**value)).collect();
+        let expected = [
+            ("client.address", "2001:db8::1"),
+            ("error", "503"),
+            ("error.type", "503"),
+            ("http.request.method", "GET"),
+            ("http.response.status_code", "503"),
+            ("http.route", "/hello/{who}"),
+            ("lane", "gray\n"),
+            ("request.id", "r"),
+            ("server.address", "localhost"),
+            ("server.port", "8080"),
+            ("url.path", "/hello/ü\"\\\u{7}"),
+        ];
+        assert_eq!(tags, expected);
+        assert!(!client.tags.contains_key("error.type"));
+        // Nothing is written that the model would write otherwise or not at all.
+        let again: serde_json::Value = serde_json::to_value(traces::decode(&json, 10).unwrap()).unwrap();
+        let written: serde_json::Value = serde_json::from_slice(&json).unwrap();
+        assert_eq!(again[0], written[0]);
+    }
+}
