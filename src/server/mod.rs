@@ -17,6 +17,8 @@ pub(crate) mod listener;
 pub mod options;
 mod service;
 pub mod shutdown;
+#[cfg(test)]
+mod tests;
 pub mod tls;
 
 pub(crate) use listener::{ServerConfig, serve};
