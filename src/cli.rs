@@ -269,9 +269,9 @@ async fn health(args: HealthArgs) -> ExitCode {
     // On loopback it is this very hop, and its certificate names the service, not 127.0.0.1.
     let uri = url.parse::<http::Uri>().unwrap_or_default();
     let tls = if is_loopback(uri.host().unwrap_or_default()) {
-        crate::server::tls::unverified_client_config()
+        crate::net::tls::unverified_client_config()
     } else {
-        crate::server::tls::client_config()
+        crate::net::tls::client_config()
     };
     let client = reqwest::Client::builder()
         .no_proxy()

@@ -265,6 +265,28 @@ async fn at_the_cap_the_connection_idle_for_longest_makes_room_and_one_in_a_requ
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn out_of_file_descriptors_idle_connections_make_room_and_the_warning_is_rate_limited() {
+    let hop = Hop::start(&[], &[]);
+    let limited = std::process::Command::new("prlimit").args(["--pid", &hop.pid().to_string(), "--nofile=64:64"]).status();
+    assert!(limited.expect("prlimit runs").success());
+    let begun = Instant::now();
+    let mut silent = Vec::new();
+    for _ in 0..200 {
+        silent.push(connect(&hop).await);
+    }
+    let warnings = || hop.stderr().iter().filter(|line| line.contains("cannot accept connections")).count();
+    eventually("the hop runs out of descriptors", || async { (warnings() > 0).then_some(()) }).await;
+    for _ in 0..20 {
+        let mut stream = connect(&hop).await;
+        stream.write_all(b"GET /hello HTTP/1.1\r\nhost: hop\r\nconnection: close\r\n\r\n").await.unwrap();
+        let answer = tokio::time::timeout(PATIENCE, read_answer(&mut stream, false)).await.expect("in time");
+        assert_eq!(answer.expect("an answer").status, 200);
+    }
+    let (warned, took) = (warnings(), begun.elapsed());
+    assert!(warned as u64 <= 1 + took.as_secs(), "{warned} warnings in {took:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn more_requests_than_the_limit_are_shed_at_once_with_retry_after_and_probes_still_answer() {
     let hop = Hop::start(&["--max-concurrency", "2", "--latency", "4s"], &[]);
     let addr = hop.addr;

@@ -335,6 +335,31 @@ async fn with_a_client_ca_only_the_probes_answer_without_a_certificate() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_new_client_ca_is_taken_up_and_a_bad_one_is_not() {
+    let files = Files::new("client-ca-reload");
+    let (old, new) = (authority("old callers"), authority("new callers"));
+    let (of_old, of_new) = (issued(&old, "caller"), issued(&new, "caller"));
+    let ca = files.write("callers.crt", &old.pem());
+    let secure = Secure::start("client-ca-reload-server", &["--tls-client-ca", &ca]);
+    assert_eq!(secure.get("/hello", Some(&of_old)).await.unwrap().0, 200);
+    assert!(secure.get("/hello", Some(&of_new)).await.is_err(), "not yet");
+
+    files.write("callers.crt", "rubbish\n");
+    eventually("the hop reports the file", || async {
+        secure.hop.stderr().iter().any(|line| line.contains("was not reloaded") && line.contains("callers.crt")).then_some(())
+    })
+    .await;
+    assert_eq!(secure.get("/hello", Some(&of_old)).await.unwrap().0, 200, "the old CA stays");
+
+    files.write("callers.crt", &new.pem());
+    eventually("callers of the new CA are let in", || async {
+        secure.get("/hello", Some(&of_new)).await.ok().filter(|(status, _)| *status == 200)
+    })
+    .await;
+    assert!(secure.get("/hello", Some(&of_old)).await.is_err(), "callers of the old one no longer are");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn hops_call_each_other_over_mutual_tls() {
     let files = Files::new("chain");
     let authority = authority("mesh");

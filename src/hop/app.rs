@@ -17,9 +17,10 @@ use crate::hop::fault::Faults;
 use crate::hop::limits::RequestLimits;
 use crate::hop::service::service;
 use crate::hop::state::{Node, Watch};
+use crate::net::tls::hop_client_config;
 use crate::server::options::ConnectionOptions;
 use crate::server::shutdown::{DrainOptions, Phase, Stop};
-use crate::server::tls::{ServerTls, hop_client_config};
+use crate::server::tls::ServerTls;
 use crate::server::{self, ServerConfig};
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::export::{Exporter, ExporterError, Pipeline};
@@ -159,7 +160,7 @@ impl App {
                 config.fan_out,
                 config.upstream_timeout,
                 &identity.version,
-                hop_client_config(config.upstream_roots, config.tls.clone()),
+                hop_client_config(config.upstream_roots, config.tls.clone().map(|own| Arc::new(own) as _)),
             ),
             max_hops: config.max_hops,
             permits: Semaphore::new(config.max_concurrency.min(Semaphore::MAX_PERMITS)),

@@ -6,17 +6,14 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rustls::client::WebPkiServerVerifier;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::CryptoProvider;
+use rustls::client::danger::ServerCertVerifier as _;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{
-    AlertDescription, CertificateError, ClientConfig, ClientConnection, DigitallySignedStruct, InvalidMessage, RootCertStore,
-    SignatureScheme,
-};
+use rustls::{AlertDescription, CertificateError, ClientConfig, ClientConnection, InvalidMessage, RootCertStore};
 
 use crate::check::reachability::x509::{self, Certificate};
 use crate::check::report::Hint;
+use crate::net::tls::{CertificateVerification, client_config_with, provider};
 
 /// Whom to trust.
 #[derive(Debug, Clone)]
@@ -57,18 +54,10 @@ impl Trust {
 
     /// A client's configuration, and the memory of the certificates that it sees. Errors: rustls's, about the roots.
     pub(crate) fn config(&self) -> Result<(ClientConfig, Arc<Verifier>), String> {
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let webpki = WebPkiServerVerifier::builder_with_provider(self.roots.clone(), provider.clone())
-            .build()
-            .map_err(|error| error.to_string())?;
-        let verifier = Arc::new(Verifier { webpki, provider: provider.clone(), trust: self.clone(), seen: Mutex::new(None) });
-        let config = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .map_err(|error| error.to_string())?
-            .dangerous()
-            .with_custom_certificate_verifier(verifier.clone())
-            .with_no_client_auth();
-        Ok((config, verifier))
+        let webpki = WebPkiServerVerifier::builder_with_provider(self.roots.clone(), provider());
+        let webpki = webpki.build().map_err(|error| error.to_string())?;
+        let verifier = Arc::new(Verifier { webpki, trust: self.clone(), seen: Mutex::new(None) });
+        Ok((client_config_with(verifier.clone()), verifier))
     }
 }
 
@@ -85,7 +74,6 @@ pub(crate) struct Seen {
 #[derive(Debug)]
 pub(crate) struct Verifier {
     webpki: Arc<WebPkiServerVerifier>,
-    provider: Arc<CryptoProvider>,
     trust: Trust,
     seen: Mutex<Option<Seen>>,
 }
@@ -122,16 +110,16 @@ impl Verifier {
     }
 }
 
-impl ServerCertVerifier for Verifier {
-    fn verify_server_cert(
+impl CertificateVerification for Verifier {
+    fn verify(
         &self,
         end_entity: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
-        server_name: &ServerName<'_>,
-        ocsp_response: &[u8],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
         now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        let verdict = self.judge(end_entity, intermediates, server_name, ocsp_response, now);
+    ) -> Result<(), rustls::Error> {
+        let verdict = self.judge(end_entity, intermediates, name, ocsp, now);
         let error = match &verdict {
             Ok(()) => None,
             Err(rustls::Error::InvalidCertificate(error)) => Some(error.clone()),
@@ -139,29 +127,7 @@ impl ServerCertVerifier for Verifier {
         };
         let seen = Seen { leaf: x509::parse(end_entity).unwrap_or_default(), chain: 1 + intermediates.len(), error };
         *self.seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(seen);
-        if self.trust.insecure { Ok(ServerCertVerified::assertion()) } else { verdict.map(|()| ServerCertVerified::assertion()) }
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls12_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
+        if self.trust.insecure { Ok(()) } else { verdict }
     }
 }
 

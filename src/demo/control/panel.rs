@@ -271,7 +271,7 @@ impl Panel {
         let client = reqwest::Client::builder()
             .no_proxy()
             .redirect(reqwest::redirect::Policy::none())
-            .tls_backend_preconfigured(crate::server::tls::client_config())
+            .tls_backend_preconfigured(crate::net::tls::client_config())
             .timeout(REQUEST)
             .build()
             .map_err(|error| error.to_string())?;

@@ -14,7 +14,7 @@ use http::header::RETRY_AFTER;
 pub(crate) use pipeline::Pipeline;
 
 use crate::net::hosts::redacted_url;
-use crate::server::tls;
+use crate::net::tls;
 use crate::telemetry::line_writer::LineWriter;
 use crate::telemetry::span_queue::{QueuedSpan, SpanBatch};
 use crate::text::causes;

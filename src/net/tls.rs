@@ -1,0 +1,179 @@
+//! TLS of clients, with rustls and ring, and certificates read from PEM files.
+//!
+//! Clients trust Mozilla's roots from the binary, because an image with nothing but this binary has no certificate files, or
+//! the file that a flag names. Nothing is installed process-wide.
+
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+use rustls::client::ResolvesClientCert;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{ClientConfig, ConfigBuilder, DigitallySignedStruct, RootCertStore, SignatureScheme, WantsVerifier};
+
+/// The roots that a client trusts.
+#[derive(Debug, Clone)]
+pub struct Roots(Arc<RootCertStore>);
+
+impl Default for Roots {
+    /// Mozilla's.
+    fn default() -> Self {
+        Self(Arc::new(RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() }))
+    }
+}
+
+impl Roots {
+    /// The certificates of a PEM file and no others.
+    ///
+    /// # Errors
+    ///
+    /// One line that names `flag`, the file and what is wrong with it.
+    pub fn load(flag: &str, path: &Path) -> Result<Self, String> {
+        roots(flag, path, &read_file(flag, path)?).map(|roots| Self(Arc::new(roots)))
+    }
+}
+
+/// Verifies servers against the public roots.
+pub(crate) fn client_config() -> ClientConfig {
+    hop_client_config(Roots::default(), None)
+}
+
+/// Verifies next hops against `roots`, and presents the `own` certificate to those that ask for one.
+pub(crate) fn hop_client_config(roots: Roots, own: Option<Arc<dyn ResolvesClientCert>>) -> ClientConfig {
+    let builder = client_builder().with_root_certificates(roots.0);
+    match own {
+        Some(own) => builder.with_client_cert_resolver(own),
+        None => builder.with_no_client_auth(),
+    }
+}
+
+/// Verifies nothing: for the health check of the hop in the same container, whose certificate names another host.
+pub(crate) fn unverified_client_config() -> ClientConfig {
+    client_config_with(Arc::new(NoVerification))
+}
+
+/// Accepts the servers that `verification` accepts.
+pub(crate) fn client_config_with<V: CertificateVerification>(verification: Arc<V>) -> ClientConfig {
+    let verifier = CustomVerifier { verification, provider: provider() };
+    client_builder().dangerous().with_custom_certificate_verifier(Arc::new(verifier)).with_no_client_auth()
+}
+
+fn client_builder() -> ConfigBuilder<ClientConfig, WantsVerifier> {
+    match ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions() {
+        Ok(builder) => builder,
+        Err(error) => unreachable!("ring speaks TLS 1.2 and 1.3: {error}"),
+    }
+}
+
+/// What computes.
+pub(crate) fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
+}
+
+/// Reads the file that a flag names.
+///
+/// # Errors
+///
+/// One line that names `flag`, the file and what is wrong with it; the same for the functions below.
+pub(crate) fn read_file(flag: &str, path: &Path) -> Result<Vec<u8>, String> {
+    std::fs::read(path).map_err(|error| invalid_file(flag, path, &format!("cannot be read: {error}")))
+}
+
+/// The message for a file that cannot be used.
+pub(crate) fn invalid_file(flag: &str, path: &Path, why: &dyn fmt::Display) -> String {
+    format!("invalid value '{}' for {flag}: {why}; accepted: a PEM file", path.display().to_string().escape_debug())
+}
+
+/// The certificates in a PEM file: at least one.
+pub(crate) fn certificates(flag: &str, path: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
+    let certificates = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>();
+    let certificates = certificates.map_err(|error| invalid_file(flag, path, &error))?;
+    if certificates.is_empty() { Err(invalid_file(flag, path, &"no PEM certificate in it")) } else { Ok(certificates) }
+}
+
+/// The certificates in a PEM file as roots.
+pub(crate) fn roots(flag: &str, path: &Path, pem: &[u8]) -> Result<RootCertStore, String> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(flag, path, pem)? {
+        roots.add(certificate).map_err(|error| invalid_file(flag, path, &error))?;
+    }
+    Ok(roots)
+}
+
+/// Whether the certificate of a server is acceptable, other than by roots alone.
+pub(crate) trait CertificateVerification: fmt::Debug + Send + Sync + 'static {
+    /// # Errors
+    ///
+    /// rustls's: it ends the handshake.
+    fn verify(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<(), rustls::Error>;
+}
+
+/// Accepts every certificate.
+#[derive(Debug)]
+struct NoVerification;
+
+impl CertificateVerification for NoVerification {
+    fn verify(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<(), rustls::Error> {
+        Ok(())
+    }
+}
+
+/// A rustls verifier: `verification` decides about the certificate, ring about the signatures made with it.
+#[derive(Debug)]
+struct CustomVerifier<V> {
+    verification: Arc<V>,
+    provider: Arc<CryptoProvider>,
+}
+
+impl<V: CertificateVerification> ServerCertVerifier for CustomVerifier<V> {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        self.verification.verify(end_entity, intermediates, name, ocsp, now)?;
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls12_signature(message, certificate, signed, &self.provider.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls13_signature(message, certificate, signed, &self.provider.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
