@@ -9,7 +9,7 @@
 //!    `metrics`, [`trace`] and `access_log`.
 //! 4. `limits` sheds what is too much; [`fault`] delays and aborts on purpose.
 //! 5. `routes` holds the endpoints, `route` their templates; `upstream` calls the next hops with the headers that
-//!    [`propagation`] writes, on connections of its `pool`, and all of it becomes the [`reply`], which `json` writes and checks;
+//!    [`trace_context`] writes, on connections of its `pool`, and all of it becomes the [`reply`], which `json` writes and checks;
 //!    `stranger` is what a failed answer says that is no reply.
 //! 6. [`export`] takes finished spans from the queue to a collector; `lines` takes log lines to stdout and stderr.
 //! 7. `lifecycle` says whether the hop is ready; `error` is where a failure becomes a response.

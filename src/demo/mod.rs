@@ -22,7 +22,7 @@ use crate::config::{DemoArgs, caller_exporter};
 use crate::hop::app::{App, BindError, Output, listen};
 use crate::hop::config::HopConfig;
 use crate::hop::fault::FaultConfig;
-use crate::hop::reply::Tree;
+use crate::hop::reply::{Headers, Tree};
 use crate::server::shutdown::{DrainOptions, Stop};
 use crate::server::{self, ServerConfig};
 use crate::telemetry::access_log::LogFormat;
@@ -427,19 +427,23 @@ impl Screen {
 
 /// Where the trace broke: a sentence for each call whose two ends are in different traces.
 fn seams(reply: &Tree) -> Vec<String> {
-    const CONTEXTS: [&str; 3] = ["traceparent", "b3", "x-b3-traceid"];
     let mut found = Vec::new();
     for call in &reply.upstreams {
         let Some(below) = &call.reply else { continue };
         if below.trace_id != reply.trace_id {
             let (caller, callee) = (&reply.service, &below.service);
-            let sent: Vec<_> = CONTEXTS.into_iter().filter(|name| !call.sent.get(name).is_empty()).collect();
+            let names = |families: &[HeaderFamily]| families.iter().map(|family| family.header()).collect::<Vec<_>>().join(", ");
+            let valid =
+                |headers: &Headers| HeaderFamily::read_all(headers).into_iter().map(|(family, _)| family).collect::<Vec<_>>();
+            let (sent, received) = (valid(&call.sent), valid(&below.received));
             found.push(if sent.is_empty() {
-                format!("It broke between {caller} and {callee}: {caller} sent none of {}.", CONTEXTS.join(", "))
-            } else if sent.iter().all(|name| below.received.get(name).is_empty()) {
-                format!("It broke between {caller} and {callee}: {caller} sent {}, {callee} never got it.", sent.join(", "))
+                format!("It broke between {caller} and {callee}: {caller} sent none of {}.", names(&HeaderFamily::ALL))
+            } else if received.is_empty() {
+                let got =
+                    if sent.iter().any(|family| family.is_present(&below.received)) { "got it invalid" } else { "never got it" };
+                format!("It broke between {caller} and {callee}: {caller} sent {}, {callee} {got}.", names(&sent))
             } else {
-                format!("It broke at {callee}: it received {} and did not continue that trace.", sent.join(", "))
+                format!("It broke at {callee}: it received {} and did not continue that trace.", names(&received))
             });
         }
         found.extend(seams(below));
@@ -462,4 +466,35 @@ fn trace_ids(reply: &Tree) -> Vec<TraceId> {
     let mut ids = Vec::new();
     collect(reply, &mut ids);
     ids
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hop_is_not_blamed_for_a_context_that_it_never_got_or_got_invalid() {
+        const VALID: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let hop = |service: &str, trace: &str, received: serde_json::Value, upstreams: serde_json::Value| {
+            serde_json::json!({"service": service, "version": "v1", "lane": "base", "hostname": "h", "message": "", "path": "/",
+                "status": 200, "started_at": "2026-01-02T03:04:05.678901Z", "duration_ms": 1.0, "request_id": "r",
+                "trace_id": trace, "span_id": null, "parent_span_id": null, "sampled": true, "propagation": "continue",
+                "received": received, "client": {"ip": "127.0.0.1", "identity": null}, "attempt": 1, "injected": null,
+                "upstreams": upstreams})
+        };
+        let said = |sent: serde_json::Value, received: serde_json::Value| {
+            let below = hop("service2", "11111111111111111111111111111111", received, serde_json::json!([]));
+            let calls = serde_json::json!([{"url": "http://service2", "status": 200, "duration_ms": 1.0, "error": null,
+                "sent": sent, "reply": below}]);
+            let front = hop("service1", "4bf92f3577b34da6a3ce929d0e0e4736", serde_json::json!({}), calls);
+            seams(&Tree::parse(front.to_string().as_bytes()).unwrap()).remove(0)
+        };
+        let w3c = |value: &str| serde_json::json!({"traceparent": [value]});
+        let none = serde_json::json!({});
+        assert!(said(none.clone(), none.clone()).contains("service1 sent none of"));
+        assert!(said(w3c(VALID), none).ends_with("service1 sent traceparent, service2 never got it."));
+        let invalid = said(w3c(VALID), w3c(&format!("{VALID}-extra")));
+        assert!(invalid.ends_with("service1 sent traceparent, service2 got it invalid."), "{invalid}");
+        assert!(said(w3c(VALID), w3c(VALID)).starts_with("It broke at service2"));
+    }
 }

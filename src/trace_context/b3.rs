@@ -57,7 +57,7 @@ pub(super) fn parse_multi(headers: &impl HeaderSource) -> Option<Incoming> {
         let digits = headers.first(TRACE_ID.as_str())?;
         let (trace_id, short_trace_id) = (parse_trace_id(digits)?, digits.len() == 16);
         let span_id = parse_span_id(headers.first(SPAN_ID.as_str())?)?;
-        let parent_id = headers.first(PARENT_SPAN_ID.as_str()).and_then(|parent| parse_span_id(parent));
+        let parent_id = headers.first(PARENT_SPAN_ID.as_str()).and_then(parse_span_id);
         Some(Context { trace_id, short_trace_id, span_id, parent_id, sampling })
     };
     match context() {

@@ -99,6 +99,11 @@ impl HeaderFamily {
         self.formats().iter().find_map(|format| format.parse(headers)?.context)
     }
 
+    /// The valid contexts of all families among `headers`.
+    pub(crate) fn read_all(headers: &impl HeaderSource) -> Vec<(Self, Context)> {
+        Self::ALL.into_iter().filter_map(|family| Some((family, family.read(headers)?))).collect()
+    }
+
     /// Whether a header with the ids of this family is there at all, valid or not.
     pub(crate) fn is_present(self, headers: &impl HeaderSource) -> bool {
         ["traceparent", "b3", "x-b3-traceid", "x-b3-spanid"].into_iter().any(|name| self.has(name) && headers.is_present(name))

@@ -76,7 +76,7 @@ pub(crate) fn between(sent: &Headers, received: &Headers, is_edge: bool) -> (Vec
 /// What became of the trace contexts between a caller and a hop.
 fn contexts_between(sent: &Headers, received: &Headers) -> Vec<Effect> {
     let mut effects = Vec::new();
-    let before = contexts(sent);
+    let before = HeaderFamily::read_all(sent);
     for (format, was) in &before {
         let Some(is) = format.read(received) else {
             effects.extend(lost_or_invalid(*format, sent, received));
@@ -132,11 +132,6 @@ fn header_between(name: &str, sent: &Headers, received: &Headers, is_edge: bool)
 /// The members of a header that is a list.
 fn members<'a>(headers: &'a Headers, name: &str) -> Vec<&'a str> {
     values(headers, name).into_iter().flat_map(|value| value.split(',')).map(str::trim).collect()
-}
-
-/// The valid contexts among the headers.
-fn contexts(headers: &Headers) -> Vec<(HeaderFamily, Context)> {
-    HeaderFamily::ALL.into_iter().filter_map(|format| Some((format, format.read(headers)?))).collect()
 }
 
 /// The headers of a format that are there before and not after.
@@ -205,7 +200,7 @@ fn invalid(format: HeaderFamily, before: &Headers, after: &Headers) -> Effect {
 
 /// Whether a continuing hop joined the trace that it received, and the right one.
 pub(crate) fn joined(sent: &Headers, tree: &Tree) -> Vec<Effect> {
-    let contexts = contexts(&tree.received);
+    let contexts = HeaderFamily::read_all(&tree.received);
     let Some(trace) = trace_of(tree).filter(|_| !contexts.is_empty()) else { return Vec::new() };
     if !contexts.iter().any(|(_, context)| context.trace_id == trace) {
         let received = contexts.into_iter().map(|(format, context)| (format, context.trace_id.to_string())).collect();
@@ -230,7 +225,7 @@ pub(crate) fn joined(sent: &Headers, tree: &Tree) -> Vec<Effect> {
 /// written at all are returned beside, with the headers that are gone.
 pub(crate) fn continued(tree: &Tree, sent: &Headers, own: bool) -> (Vec<Effect>, Vec<(HeaderFamily, Vec<String>)>) {
     let (mut effects, mut unwritten) = (Vec::new(), Vec::new());
-    let (received, written) = (contexts(&tree.received), contexts(sent));
+    let (received, written) = (HeaderFamily::read_all(&tree.received), HeaderFamily::read_all(sent));
     let trace = trace_of(tree);
     for (format, _) in received.iter().filter(|(format, _)| format.read(sent).is_none()) {
         let gone = missing_headers(*format, &tree.received, sent);
