@@ -37,12 +37,14 @@ pub(super) enum HeaderRole {
 
 /// A line of the table.
 pub(super) struct CarriedHeader {
+    /// The name as text, which is cheaper to compare than a `HeaderName`.
+    text: &'static str,
     pub(super) name: HeaderName,
     pub(super) role: HeaderRole,
 }
 
 const fn line(name: &'static str, role: HeaderRole) -> CarriedHeader {
-    CarriedHeader { name: HeaderName::from_static(name), role }
+    CarriedHeader { text: name, name: HeaderName::from_static(name), role }
 }
 
 /// Every header that is carried to the next hop. A new one is a line here.
@@ -73,12 +75,12 @@ static TABLE: [CarriedHeader; 22] = [
 
 /// The names of the table, in its order.
 pub fn carried_names() -> impl Iterator<Item = &'static str> {
-    TABLE.iter().map(|line| line.name.as_str())
+    TABLE.iter().map(|line| line.text)
 }
 
 /// The line of a header in the table.
 pub(super) fn find(name: &str) -> Option<&'static CarriedHeader> {
-    TABLE.iter().find(|line| line.name.as_str() == name)
+    TABLE.iter().find(|line| line.text == name)
 }
 
 /// The role of a header that is carried.
@@ -189,18 +191,18 @@ impl<'a> RedactedHeaders<'a> {
     pub(crate) fn push_json(&self, out: &mut Vec<u8>) {
         out.push(b'{');
         for (i, (name, _)) in self.0.iter().enumerate() {
+            let text = name.as_str();
             // All values are written at the first occurrence of a name; the lists are short, so this costs less than a set.
-            if self.0[..i].iter().any(|(earlier, _)| earlier == name) {
+            if self.0[..i].iter().any(|(earlier, _)| earlier.as_str() == text) {
                 continue;
             }
             // A header's name needs no escaping.
-            let text = name.as_str();
             out.reserve(text.len() + 8);
             out.extend_from_slice(if i == 0 { b"\"" } else { b",\"" });
             out.extend_from_slice(text.as_bytes());
             out.extend_from_slice(b"\":");
             let mut separator = b'[';
-            for (_, value) in self.0[i..].iter().filter(|(at, _)| at == name) {
+            for (_, value) in self.0[i..].iter().filter(|(at, _)| at.as_str() == text) {
                 out.push(separator);
                 push_text(out, if value.is_sensitive() { MASK.as_bytes() } else { value.as_bytes() });
                 separator = b',';

@@ -11,14 +11,15 @@ const LENGTH: usize = 55;
 /// `00-<32 hex>-<16 hex>-<2 hex>`; a version above 00 is read as 00, `ff` is invalid. Source: W3C Trace Context, section 3.2.
 pub(super) fn parse_traceparent(value: &[u8]) -> Option<Context> {
     let (known, rest) = value.split_at_checked(LENGTH)?;
-    let is_hex = |digit: &u8| matches!(digit, b'0'..=b'9' | b'a'..=b'f');
+    let is_hex = |digits: &[u8]| digits.iter().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'));
     let fits = match &known[..2] {
         b"00" => rest.is_empty(),
         b"ff" => false,
-        _ => rest.is_empty() || rest[0] == b'-',
+        version => is_hex(version) && (rest.is_empty() || rest[0] == b'-'),
     };
-    let is_form = |(i, digit): (usize, &u8)| if matches!(i, 2 | 35 | 52) { *digit == b'-' } else { is_hex(digit) };
-    if !fits || !known.iter().enumerate().all(is_form) {
+    let is_form = known[2] == b'-' && known[35] == b'-' && known[52] == b'-' && is_hex(&known[53..]);
+    // The parsers of ids accept upper case, which B3 allows.
+    if !fits || !is_form || known.iter().any(u8::is_ascii_uppercase) {
         return None;
     }
     let sampled = matches!(known[54], b'1' | b'3' | b'5' | b'7' | b'9' | b'b' | b'd' | b'f');
