@@ -5,16 +5,9 @@ use std::str::FromStr;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use axum::Extension;
-use axum::extract::{Request, State};
-use axum::middleware::Next;
-use axum::response::Response;
 use http::StatusCode;
 
-use crate::hop::exchange::Exchange;
 use crate::hop::reply::Injected;
-use crate::hop::response;
-use crate::hop::state::Node;
 use crate::telemetry::ids;
 use crate::values::{parse_duration, parse_percent};
 
@@ -215,49 +208,6 @@ impl Faults {
         }
         decision
     }
-}
-
-/// The layer around the endpoints of the chain: decides the faults and waits. An abort is theirs to answer, with a reply.
-pub(crate) async fn delay(
-    State(node): State<Arc<Node>>,
-    Extension(exchange): Extension<Arc<Exchange>>,
-    request: Request,
-    next: Next,
-) -> Response {
-    decide(&node, &exchange).await;
-    next.run(request).await
-}
-
-/// The layer around the endpoints that answer a text: decides the faults, waits and aborts.
-pub(crate) async fn delay_and_abort(
-    State(node): State<Arc<Node>>,
-    Extension(exchange): Extension<Arc<Exchange>>,
-    request: Request,
-    next: Next,
-) -> Response {
-    decide(&node, &exchange).await;
-    match aborted(&exchange) {
-        Some(response) => response,
-        None => next.run(request).await,
-    }
-}
-
-/// Latency and faults come before the work, as they would in a slow or broken service.
-async fn decide(node: &Node, exchange: &Exchange) {
-    exchange.watch();
-    let decision = node.faults.decide();
-    exchange.set_fault_decision(decision);
-    if !decision.wait.is_zero() {
-        tokio::time::sleep(decision.wait).await;
-    }
-}
-
-/// The text of an abort, if the faults decided on one.
-pub(crate) fn aborted(exchange: &Exchange) -> Option<Response> {
-    let status = exchange.fault_decision().abort?;
-    let mut response = response::text(format!("injected: abort {}\n", status.as_u16()));
-    *response.status_mut() = status;
-    Some(response)
 }
 
 #[cfg(test)]

@@ -1,20 +1,14 @@
-//! What a request may ask for: the size of its head and body, the time of its body, a place among the requests in flight.
+//! What a request may ask for: the size of its head and body, and the time of its body.
 
 use std::error::Error as StdError;
-use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Extension;
 use axum::body::{Body, HttpBody as _};
-use axum::extract::{MatchedPath, Request, State};
-use axum::middleware::Next;
-use axum::response::Response;
+use axum::extract::Request;
 use http_body_util::{BodyExt as _, LengthLimitError};
 use tower_http::timeout::TimeoutError;
 
 use crate::hop::error::Error;
-use crate::hop::exchange::Exchange;
-use crate::hop::state::Node;
 
 /// The fixed limits of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,44 +29,8 @@ impl Default for RequestLimits {
     }
 }
 
-/// The layer around every endpoint that is limited: sheds what is too much at once, then reads the body.
-pub(crate) async fn admit(
-    State(node): State<Arc<Node>>,
-    Extension(exchange): Extension<Arc<Exchange>>,
-    route: Option<MatchedPath>,
-    request: Request,
-    next: Next,
-) -> Result<Response, Error> {
-    exchange.set_route(route);
-    exchange.require_certificate()?;
-    let _permit = node.permits.try_acquire().map_err(|_| Error::Overloaded)?;
-    Ok(next.run(read_body(request).await?).await)
-}
-
-/// The layer around probes: they are answered to everybody, never limited and never traced.
-pub(crate) async fn exempt(
-    Extension(exchange): Extension<Arc<Exchange>>,
-    route: MatchedPath,
-    request: Request,
-    next: Next,
-) -> Result<Response, Error> {
-    exchange.set_route(Some(route));
-    exchange.disable_tracing();
-    Ok(next.run(read_body(request).await?).await)
-}
-
-/// The layer around what a probe may see and an anonymous caller may not.
-pub(crate) async fn require_certificate(
-    Extension(exchange): Extension<Arc<Exchange>>,
-    request: Request,
-    next: Next,
-) -> Result<Response, Error> {
-    exchange.require_certificate()?;
-    Ok(next.run(request).await)
-}
-
 /// Reads the whole body, so that an answer never overtakes it. Nearly every request has none.
-async fn read_body(request: Request) -> Result<Request, Error> {
+pub(crate) async fn read_body(request: Request) -> Result<Request, Error> {
     if request.body().is_end_stream() {
         return Ok(request);
     }

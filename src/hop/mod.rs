@@ -6,6 +6,7 @@ pub mod config;
 pub(crate) mod error;
 pub(crate) mod exchange;
 pub mod fault;
+pub(crate) mod layers;
 pub mod limits;
 pub mod reply;
 pub(crate) mod response;

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use axum::extract::rejection::PathRejection;
-use axum::extract::{Path, State};
+use axum::extract::{Path, Request, State};
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::response::Response;
 use axum::routing::get;
@@ -17,9 +17,9 @@ use serde::{Serialize, Serializer};
 use crate::hop::chain::chain;
 use crate::hop::error::Error;
 use crate::hop::exchange::Exchange;
+use crate::hop::layers;
 use crate::hop::response::{text, typed};
 use crate::hop::state::Node;
-use crate::hop::{fault, limits};
 use crate::telemetry::access_log::AccessLog;
 use crate::trace_context::redacted;
 use crate::values::service_number;
@@ -33,23 +33,28 @@ pub(crate) fn router(node: Arc<Node>) -> Router {
         .route("/", get(root))
         .route("/hello", get(hello))
         .route(HELLO_WHO, get(hello_who))
-        .route_layer(from_fn_with_state(node.clone(), fault::delay_and_abort));
+        .method_not_allowed_fallback(method_not_allowed)
+        .layer(from_fn_with_state(node.clone(), layers::text));
     let chains = Router::new()
         .route("/service{n}", get(service))
         .route("/hello/service{n}", get(hello_service))
-        .route_layer(from_fn_with_state(node.clone(), fault::delay));
-    let information = Router::new().route("/headers", get(all_headers));
-    let scrapes = Router::new().route("/metrics", get(metrics)).route_layer(from_fn(limits::require_certificate));
-    let probes = Router::new().route("/healthz", get(healthz)).route("/readyz", get(readyz));
-    let operations = probes.merge(scrapes).method_not_allowed_fallback(method_not_allowed);
-    texts
-        .merge(chains)
-        .merge(information)
+        .method_not_allowed_fallback(method_not_allowed)
+        .layer(from_fn_with_state(node.clone(), layers::chain));
+    let information = Router::new()
+        .route("/headers", get(all_headers))
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
-        .layer(from_fn_with_state(node.clone(), limits::admit))
-        .merge(operations.layer(from_fn(limits::exempt)))
-        .with_state(node)
+        .layer(from_fn_with_state(node.clone(), layers::information));
+    let probes = Router::new()
+        .route("/healthz", get(healthz))
+        .route("/readyz", get(readyz))
+        .method_not_allowed_fallback(method_not_allowed)
+        .layer(from_fn(layers::probe));
+    let scrapes = Router::new()
+        .route("/metrics", get(metrics))
+        .method_not_allowed_fallback(method_not_allowed)
+        .layer(from_fn(layers::scrape));
+    texts.merge(chains).merge(information).merge(probes).merge(scrapes).with_state(node)
 }
 
 async fn not_found() -> Error {
@@ -91,33 +96,33 @@ async fn service(
     State(node): State<Arc<Node>>,
     Extension(exchange): Extension<Arc<Exchange>>,
     n: Parameter,
-    headers: HeaderMap,
+    request: Request,
 ) -> Result<Response, Error> {
     let Some(n) = n.ok().and_then(|Path(n)| service_number(&n)) else {
         exchange.correct_route("");
         return Err(Error::NotFound);
     };
-    chain(&node, &exchange, n, &headers).await
+    chain(&node, &exchange, n, request.headers()).await
 }
 
 async fn hello_service(
     State(node): State<Arc<Node>>,
     Extension(exchange): Extension<Arc<Exchange>>,
     n: Parameter,
-    headers: HeaderMap,
+    request: Request,
 ) -> Result<Response, Error> {
     let parameter = n.map(|Path(n)| n).map_err(|_| Error::NotFound);
     if let Some(n) = parameter.as_deref().ok().and_then(service_number) {
-        return chain(&node, &exchange, n, &headers).await;
+        return chain(&node, &exchange, n, request.headers()).await;
     }
     exchange.correct_route(HELLO_WHO);
-    match fault::aborted(&exchange) {
+    match layers::aborted(&exchange) {
         Some(response) => Ok(response),
         None => Ok(greeting(&format!("service{}", parameter?))),
     }
 }
 
-async fn all_headers(headers: HeaderMap) -> Response {
+async fn all_headers(request: Request) -> Response {
     /// A JSON object of arrays, secrets masked.
     struct All<'a>(&'a HeaderMap);
     impl Serialize for All<'_> {
@@ -130,7 +135,7 @@ async fn all_headers(headers: HeaderMap) -> Response {
             map.end()
         }
     }
-    typed("application/json", serde_json::to_vec(&All(&headers)).unwrap_or_default())
+    typed("application/json", serde_json::to_vec(&All(request.headers())).unwrap_or_default())
 }
 
 async fn healthz() -> Response {
@@ -157,10 +162,10 @@ fn accepts_openmetrics(accept: &str) -> bool {
     })
 }
 
-async fn metrics(State(node): State<Arc<Node>>, headers: HeaderMap) -> Response {
+async fn metrics(State(node): State<Arc<Node>>, request: Request) -> Response {
     static OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     let openmetrics =
-        accepts_openmetrics(headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default());
+        accepts_openmetrics(request.headers().get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default());
     let log = node.access_log.as_ref().map(|AccessLog { lines, .. }| lines);
     let families = node.metrics.render(openmetrics, &node.span_queue, log);
     typed(if openmetrics { OPENMETRICS } else { "text/plain; version=0.0.4; charset=utf-8" }, families)

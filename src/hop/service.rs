@@ -4,7 +4,7 @@
 //! 2. The head is checked: its size, and whether another server could read it differently.
 //! 3. `tower-http` limits the body in size and time. Whoever reads it meets the limit as an error of the body.
 //! 4. `tower-http` turns a panic into an answer.
-//! 5. The router of `routes` finds the endpoint, whose own layers are in `limits` and `fault`.
+//! 5. The router of `routes` finds the endpoint, whose own layers are in `layers`.
 
 use std::any::Any;
 use std::convert::Infallible;
@@ -159,7 +159,7 @@ mod tests {
             panic!("a literal")
         }
         let router = Router::new().route("/text", get(text)).route("/literal", get(literal));
-        let layer = axum::middleware::from_fn_with_state(node.clone(), crate::hop::limits::admit);
+        let layer = axum::middleware::from_fn_with_state(node.clone(), crate::hop::layers::information);
         let service = around(router.layer(layer), node.clone(), RequestLimits::default());
         for path in ["/text", "/literal"] {
             let response = service.clone().oneshot(get_request(path, Empty::new())).await.unwrap();
