@@ -212,15 +212,21 @@ pod_and_node_in_spans() {
 
 # ---------------------------------------------------------------- traces
 
-services=istio-ingressgateway.istio-system,service1.httpserver,service2.httpserver,service3.httpserver
-# trace SPANS TRACES [more for spans.py] -- [curl arguments]: one request, and what Jaeger has of it
+# judged SPANS SERVICES [OPTION...]: the reply on stdin, and what Jaeger has of its request (OPTION: of httpserver trace). Every app runs
+# beside a sidecar that reports.
+judged() {
+  local spans=$1 services=$2
+  find_httpserver
+  shift 2
+  "$HTTPSERVER" trace - --traces "$jaeger" --settle 3s --traces-wait 40s --sidecars --expect-spans "$spans" --expect-services "$services" "$@"
+}
+# trace SPANS TRACES [more for httpserver trace] -- [curl arguments]: one request, and what Jaeger has of it
 trace() {
-  local spans=$1 traces=$2 more=() id
+  local spans=$1 traces=$2 more=()
   shift 2
   while [ $# -gt 0 ] && [ "$1" != -- ]; do more+=("$1"); shift; done
   [ $# -eq 0 ] || shift
-  id=$(json service1.cncamp.io /hello/service1 "$@" | py 'r["request_id"]')
-  python3 scripts/spans.py jaeger "$jaeger" "$id" --services "$services" --spans "$spans" --traces "$traces" ${more[@]+"${more[@]}"}
+  json service1.cncamp.io /hello/service1 "$@" | judged "$spans" 4 --expect-traces "$traces" ${more[@]+"${more[@]}"}
 }
 provider() { grep -qE "name: $1\$" <<<"$mesh"; }
 # A caller that is itself traced by W3C, and asks a mesh that may not understand it
@@ -256,12 +262,12 @@ traces() {
   provider jaeger || die "no provider \"jaeger\" in the mesh: istioctl install -f istio/install.yaml"
   # The apps report, too: 12 spans.
   claim "OpenTelemetry: one trace of 12 spans, no orphan, each app span below its own sidecar's" trace 12 1
-  claim "OpenTelemetry, the caller brings a traceparent: its trace goes on, whole" trace 12 1 --trace-id "$stale_trace" --parent "$stale_span" -- "${stale[@]}"
+  claim "OpenTelemetry, the caller brings a traceparent: its trace goes on, whole" trace 12 1 --trace-id "$stale_trace" --caller "$stale_span" -- "${stale[@]}"
   if provider zipkin; then
     tracer zipkin
     claim "Zipkin with W3C: one trace of 12 spans" trace 12 1
     stale_trace=$(openssl rand -hex 16); stale=(-H "traceparent: 00-$stale_trace-$stale_span-01")
-    claim "Zipkin with W3C, the caller brings a traceparent: its trace goes on, whole" trace 12 1 --trace-id "$stale_trace" --parent "$stale_span" -- "${stale[@]}"
+    claim "Zipkin with W3C, the caller brings a traceparent: its trace goes on, whole" trace 12 1 --trace-id "$stale_trace" --caller "$stale_span" -- "${stale[@]}"
   else
     not_run+=("Zipkin with W3C: the provider \"zipkin\" is not installed")
   fi
@@ -509,11 +515,7 @@ scenarios() {
 service1_metrics() { request service1.cncamp.io /test/metrics >"$work/metrics" && grep -q 'httpserver_build_info{.*service="service1"' "$work/metrics"; }
 limited() { [ "$(code service1.cncamp.io /hello/golang)" = 429 ]; }
 two_services() { json service1.cncamp.io /two/http/service0 | py '" ".join(h["service"] for h in hops(r))'; }
-two_services_trace() {
-  local id
-  id=$(json service1.cncamp.io /two/http/service0 | py 'r["request_id"]')
-  python3 scripts/spans.py jaeger "$jaeger" "$id" --services istio-ingressgateway.istio-system,service0.tracing,service1.tracing --spans 8 --service-count 3
-}
+two_services_trace() { json service1.cncamp.io /two/http/service0 | judged 8 3; }
 soon_slow() {
   local status ms end=$((SECONDS + 20))
   while :; do

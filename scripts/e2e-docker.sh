@@ -188,10 +188,10 @@ claim "Compose: the same paths as in the cluster" is "200 200 200 200 404 404" \
 claim "Compose: port 80 redirects to where HTTPS is" is "301 https://service1.cncamp.io:$HTTPS_PORT/hello/golang" \
   "$(curl -s -o /dev/null -w '%{http_code} %{redirect_url}' -H 'host: service1.cncamp.io' "http://127.0.0.1:$HTTP_PORT/hello/golang")"
 claim "Compose: HSTS is set" is "max-age=31536000; includeSubDomains" "$(request service1.cncamp.io /hello/golang -o /dev/null -w '%header{strict-transport-security}')"
+find_httpserver
 one_trace() {
-  local id
-  id=$(request service1.cncamp.io /hello/service1 -H 'accept: application/json' | py 'r["request_id"]')
-  python3 scripts/spans.py jaeger "http://127.0.0.1:$JAEGER_PORT/jaeger" "$id" --spans 7 --services gateway,service1,service2,service3 --without-sidecars
+  request service1.cncamp.io /hello/service1 -H 'accept: application/json' |
+    "$HTTPSERVER" trace - --traces "http://127.0.0.1:$JAEGER_PORT/jaeger" --settle 3s --traces-wait 40s --expect-spans 7 --expect-services 4
 }
 claim "Compose: one trace of 7 spans in Jaeger: the gateway's 2, the apps' 5" one_trace
 claim "make compose-up works twice in a row" make compose-up

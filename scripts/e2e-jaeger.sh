@@ -23,7 +23,7 @@ links() {
 }
 
 start_jaeger
-collector=(jaeger "$jaeger")
+collector=$jaeger
 start_chain OTEL_TRACES_EXPORTER=otlp OTEL_EXPORTER_OTLP_ENDPOINT="$jaeger_otlp"
 whole_traces "Jaeger, by OTLP"
 claim "Jaeger lists the three services, and no other" becomes "service1 service2 service3" services

@@ -16,7 +16,7 @@ options "$@"
 provide curl python3 java zipkin httpserver
 
 start_zipkin
-collector=(zipkin "$zipkin")
+collector=$zipkin
 start_chain OTEL_TRACES_EXPORTER=zipkin OTEL_EXPORTER_ZIPKIN_ENDPOINT="$zipkin/api/v2/spans"
 whole_traces "Zipkin"
 

@@ -197,14 +197,15 @@ class World(contextlib.ExitStack):
         eventually("the chain answers", answers)
 
     def trace(self, spans, traces=1, **headers):
-        """One request; what its spans say (spans.py)."""
+        """One request; what `httpserver trace` says of its spans."""
         caller = []
         if headers:
             _, trace_id, span_id, _ = headers["traceparent"].split("-")
-            caller = [] if self.tracer == "zipkin-b3" else ["--trace-id", trace_id, "--parent", span_id]
-        request = Client(self.https).chain(**headers)["request_id"]
-        run = subprocess.run([sys.executable, os.path.join(TOP, "scripts/spans.py"), "sink", f"http://127.0.0.1:{self.sink_port}", request,
-                              "--spans", str(spans), "--traces", str(traces), "--seconds", "25", *caller], capture_output=True, text=True)
+            caller = [] if self.tracer == "zipkin-b3" else ["--trace-id", trace_id, "--caller", span_id]
+        reply = json.dumps(Client(self.https).chain(**headers))
+        run = subprocess.run([HTTPSERVER, "trace", "-", "--traces", f"http://127.0.0.1:{self.sink_port}", "--settle", "3s", "--traces-wait", "25s",
+                              "--sidecars", "--expect-spans", str(spans), "--expect-services", "4", "--expect-traces", str(traces), *caller],
+                             input=reply, capture_output=True, text=True)
         assert run.returncode == 0, run.stdout + run.stderr
         return run.stdout.strip()
 

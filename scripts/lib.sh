@@ -76,6 +76,13 @@ r = json.load(sys.stdin)
 print(eval(sys.argv[1]))' "$@"
 }
 
+# find_httpserver: sets HTTPSERVER, unless it is set, to the release binary of this tree, which is built where there is none
+find_httpserver() {
+  [ -z "${HTTPSERVER:-}" ] || return 0
+  HTTPSERVER=$top/target/release/httpserver
+  [ -x "$HTTPSERVER" ] || (cd "$top" && cargo build --release --locked)
+}
+
 # find_envoy: sets ENVOY, unless it is set, to the one of the Python package that scripts/e2e-envoy.sh --install gets; false where it is not
 envoy_python=$top/target/venv-envoy/bin/python
 find_envoy() {

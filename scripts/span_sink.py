@@ -1,9 +1,9 @@
-"""Takes spans by Zipkin (JSON) and OTLP (HTTP, protobuf) and hands them out again, for tests without a trace backend.
+"""Takes spans by Zipkin (JSON) and OTLP (HTTP, protobuf) and answers Zipkin's API with them, for tests without a trace backend.
 
     span_sink.py            listens on a free port of loopback, prints it, serves until it is killed
 
     POST /api/v2/spans, POST /v1/traces     what proxies and apps report
-    GET /spans?request=ID                   every span of every trace in which a span has this request id, as JSON
+    GET /api/v2/services, /api/v2/trace/ID, /api/v2/traces?annotationQuery=TAG=VALUE   what `httpserver trace` asks for
 """
 
 import gzip
@@ -13,8 +13,7 @@ import threading
 import urllib.parse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-REQUEST_TAGS = ("guid:x-request-id", "request.id")
-KINDS = {1: "internal", 2: "server", 3: "client"}
+KINDS = {2: "SERVER", 3: "CLIENT"}
 spans, lock = [], threading.Lock()
 
 
@@ -49,35 +48,32 @@ def fields(data):
 
 
 def attributes(message, number):
-    """The string attributes (KeyValue) in the fields with this number."""
+    """The attributes (KeyValue) of texts and integers in the fields with this number, as texts."""
     found = {}
     for key_value in (value for field, value in fields(message) if field == number):
         parts = dict(fields(key_value))
         value = dict(fields(parts.get(2, b"")))
         if 1 in value:
             found[parts[1].decode()] = value[1].decode()
+        elif 3 in value:
+            found[parts[1].decode()] = str(value[3])
     return found
 
 
 def from_otlp(body):
     for resource_spans in (value for field, value in fields(body) if field == 1):
         parts = list(fields(resource_spans))
-        service = next((attributes(value, 1).get("service.name") for field, value in parts if field == 1), None)
+        resource = next((attributes(value, 1) for field, value in parts if field == 1), {})
         for scope_spans in (value for field, value in parts if field == 2):
             for span in (value for field, value in fields(scope_spans) if field == 2):
-                one, tags = dict(fields(span)), attributes(span, 9)
-                parent = one.get(4, b"").hex()
-                yield {"trace": one[1].hex(), "id": one[2].hex(), "parent": parent or None, "name": one.get(5, b"").decode(), "service": service,
-                       "kind": KINDS.get(one.get(6), ""), "proxy": tags.get("component") == "proxy",
-                       "request": next((tags[tag] for tag in REQUEST_TAGS if tag in tags), None)}
+                one = dict(fields(span))
+                yield {"traceId": one[1].hex(), "id": one[2].hex(), "parentId": one.get(4, b"").hex() or None, "name": one.get(5, b"").decode(),
+                       "kind": KINDS.get(one.get(6)), "localEndpoint": {"serviceName": resource.get("service.name")},
+                       "tags": resource | attributes(span, 9)}
 
 
-def from_zipkin(body):
-    for span in json.loads(body):
-        tags = span.get("tags", {})
-        yield {"trace": span["traceId"].rjust(32, "0"), "id": span["id"], "parent": span.get("parentId"), "name": span.get("name", ""),
-               "service": span.get("localEndpoint", {}).get("serviceName"), "kind": span.get("kind", "").lower(),
-               "proxy": tags.get("component") == "proxy", "request": next((tags[tag] for tag in REQUEST_TAGS if tag in tags), None)}
+def trace_id(span):
+    return span["traceId"].rjust(32, "0")
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -105,7 +101,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.headers.get("content-encoding") == "gzip":
             body = gzip.decompress(body)
         if self.path == "/api/v2/spans":
-            new, status, kind = list(from_zipkin(body)), 202, "application/json"
+            new, status, kind = json.loads(body), 202, "application/json"
         elif self.path == "/v1/traces":
             # Envoy takes any answer but 200 for a failure.
             new, status, kind = list(from_otlp(body)), 200, "application/x-protobuf"
@@ -117,13 +113,19 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self):
         url = urllib.parse.urlsplit(self.path)
-        if url.path != "/spans":
-            return self.answer(404)
-        wanted = urllib.parse.parse_qs(url.query).get("request", [""])[0]
         with lock:
-            traces = {span["trace"] for span in spans if span["request"] == wanted}
-            found = [span for span in spans if span["trace"] in traces]
-        return self.answer(200, json.dumps(found).encode())
+            held = list(spans)
+        if url.path == "/api/v2/services":
+            found = sorted({span.get("localEndpoint", {}).get("serviceName") or "" for span in held})
+        elif url.path.startswith("/api/v2/trace/"):
+            found = [span for span in held if trace_id(span) == url.path.rsplit("/", 1)[1].rjust(32, "0")]
+        elif url.path == "/api/v2/traces":
+            tag, value = urllib.parse.parse_qs(url.query)["annotationQuery"][0].split("=", 1)
+            wanted = {trace_id(span) for span in held if span.get("tags", {}).get(tag) == value}
+            found = [[span for span in held if trace_id(span) == one] for one in sorted(wanted)]
+        else:
+            return self.answer(404)
+        return self.answer(404 if found == [] and "/trace/" in url.path else 200, json.dumps(found).encode())
 
     def log_message(self, *_):
         pass

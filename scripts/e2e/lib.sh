@@ -293,7 +293,7 @@ stop_chain() {
 
 # ---------------------------------------------------------------- looking
 
-collector=() # whose API is asked: (zipkin URL) or (jaeger URL)
+collector="" # the URL of the API that is asked
 
 # same WANTED ACTUAL
 same() { [ "$1" = "$2" ] || { printf 'wanted: %s\ngot:    %s\n' "$1" "$2"; return 1; }; echo "$2"; }
@@ -321,13 +321,39 @@ send() {
   get_json -o "$logs/$name.json" -H 'accept: application/json' "${headers[@]}" "$front/service1"
 }
 
-# whole_trace NAME [OPTION...]: the trace of that reply is whole in $collector; assert_trace.py says what that means, and has the options
+# one_chain REPLY [HEADER]: the three hops answered 200 one below the other, each sampled and continuing the one trace, which HEADER brought
+# to each of them; prints the trace id
+one_chain() {
+  python3 - "$@" <<'P'
+import json, sys
+front, header = json.load(open(sys.argv[1])), sys.argv[2]
+hops, calls = [front], front["upstreams"]
+while calls:
+    assert len(calls) == 1 and (calls[0]["status"], calls[0]["error"]) == (200, None), calls
+    hops.append(calls[0]["reply"])
+    calls = hops[-1]["upstreams"]
+assert [hop["service"] for hop in hops] == ["service1", "service2", "service3"], hops
+for hop in hops:
+    assert (hop["status"], hop["sampled"], hop["propagation"], hop["trace_id"]) == (200, True, "continue", front["trace_id"]), hop
+    values = hop["received"].get(header, [])
+    assert not header or len(values) == 1 and front["trace_id"].removeprefix("0" * 16) in values[0], (header, hop)
+print(front["trace_id"])
+P
+}
+
+# whole_trace NAME [--header HEADER] [OPTION...]: the reply of that name is `one_chain`'s, each hop's access line has its trace, and the trace
+# is whole in $collector, as `httpserver trace` (OPTION: its options) judges: parents, kinds, tags and ids as the replies say
 whole_trace() {
-  local name=$1 log
+  local reply=$logs/$1.json header="" log request trace caller
   shift
-  local options=(--reply "$logs/$name.json" --seconds "$patience")
-  for log in "${hop_logs[@]}"; do options+=(--access-log "$log"); done
-  python3 "$top/scripts/e2e/assert_trace.py" "${collector[@]}" "${options[@]}" "$@"
+  [ "${1:-}" != --header ] || { header=$2; shift 2; }
+  trace=$(one_chain "$reply" "$header") || return 1
+  request=$(py 'r["request_id"]' <"$reply")
+  caller=$(py 'r["parent_span_id"] or ""' <"$reply")
+  [ -z "$caller" ] || [[ " $* " == *" --caller "* ]] || set -- "$@" --caller "$caller"
+  # The line is written when the answer has been; the caller may be here sooner.
+  for log in "${hop_logs[@]}"; do becomes 1 grep -c "request=$request trace=$trace " "$log" >/dev/null || return 1; done
+  "$HTTPSERVER" trace "$reply" --traces "$collector" --traces-wait "${patience}s" --expect-spans 5 --expect-services 3 "$@"
 }
 
 # whole_traces TEXT: requests of every kind of caller through the chain, each one whole trace in $collector; then a last one, after which the
@@ -336,16 +362,16 @@ whole_traces() {
   local trace parent
   trace=$(new_id 16) parent=$(new_id 8)
   send b3 "x-b3-traceid: $trace" "x-b3-spanid: $parent" "x-b3-sampled: 1"
-  claim "$1, the caller sends B3" whole_trace b3 --trace-id "$trace" --parent "$parent" --header x-b3-traceid
+  claim "$1, the caller sends B3" whole_trace b3 --header x-b3-traceid --trace-id "$trace" --caller "$parent"
   trace=$(new_id 16) parent=$(new_id 8)
   send b3-single "b3: $trace-$parent-1"
-  claim "$1, the caller sends B3 in one header" whole_trace b3-single --trace-id "$trace" --parent "$parent" --header b3
+  claim "$1, the caller sends B3 in one header" whole_trace b3-single --header b3 --trace-id "$trace" --caller "$parent"
   trace=$(new_id 8) parent=$(new_id 8)
   send b3-short "x-b3-traceid: $trace" "x-b3-spanid: $parent" "x-b3-sampled: 1"
-  claim "$1, the caller sends B3 with a trace id of 64 bits" whole_trace b3-short --trace-id "$trace" --parent "$parent" --header x-b3-traceid
+  claim "$1, the caller sends B3 with a trace id of 64 bits" whole_trace b3-short --header x-b3-traceid --trace-id "$trace" --caller "$parent"
   trace=$(new_id 16) parent=$(new_id 8)
   send w3c "traceparent: 00-$trace-$parent-01"
-  claim "$1, the caller sends W3C" whole_trace w3c --trace-id "$trace" --parent "$parent" --header traceparent
+  claim "$1, the caller sends W3C" whole_trace w3c --header traceparent --trace-id "$trace" --caller "$parent"
   send alone
   claim "$1, the caller sends nothing" whole_trace alone
   send last

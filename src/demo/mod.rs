@@ -32,7 +32,7 @@ use crate::telemetry::ids;
 use crate::telemetry::line_writer::LineWriter;
 use crate::trace_context::{Context, HeaderFamily, Sampling};
 use crate::traces::ids::parse_trace_id;
-use crate::traces::{Caller, Expectation, Trace, TraceId, Verdict};
+use crate::traces::{Caller, ExpectedTrace, Trace, TraceId, Verdict};
 use crate::upstream::Target;
 use crate::values::Listen;
 use control::live::Gauge;
@@ -143,7 +143,7 @@ impl Demo {
         let introduction = self.introduction();
         let Self { hops, panel, access, output, store_listener, once, quiet, style, tracing } = self;
         let tracer = tracing.as_ref().map(ClientTracing::tracer);
-        let expected = Expectation::of_hops(hops.len());
+        let expected = ExpectedTrace::of_hops(hops.len());
         let screen = Screen { panel: panel.clone(), expected, style, out: output.stdout.clone(), tracer };
         if !quiet {
             screen.print(&introduction);
@@ -303,7 +303,7 @@ fn style() -> Style {
 /// What a person sees of the traces.
 struct Screen {
     panel: Arc<Panel>,
-    expected: Expectation,
+    expected: ExpectedTrace,
     style: Style,
     out: LineWriter,
     /// Reports the demo's own request.
@@ -316,7 +316,7 @@ impl Screen {
     }
 
     /// Sends the demo's own request, and says what has to arrive. With `--report-spans` it begins the trace.
-    async fn first_request(&self) -> (Exchange, Expectation) {
+    async fn first_request(&self) -> (Exchange, ExpectedTrace) {
         let Some(tracer) = &self.tracer else {
             return (self.panel.send(Sender::Demo, http::HeaderMap::new()).await.0, self.expected.clone());
         };
@@ -329,7 +329,7 @@ impl Screen {
             Some(status) => span.answered(status),
             None => span.failed("no_answer"),
         }
-        (exchange, Expectation { caller: Caller::Known(vec![span_id]), ..self.expected.clone() })
+        (exchange, ExpectedTrace { caller: Caller::Known(vec![span_id]), ..self.expected.clone() })
     }
 
     /// Sends one request and draws what it left behind.

@@ -13,5 +13,5 @@ mod verdict;
 
 pub use ids::{InvalidId, SpanId, TraceId};
 pub use span::{Annotation, DecodeError, Endpoint, Kind, Span, decode};
-pub use trace::{Row, Trace};
-pub use verdict::{Caller, Expectation, ExpectedSpan, Misplaced, Orphan, Verdict};
+pub use trace::{PlacedSpan, Trace};
+pub use verdict::{Caller, ExpectedSpan, ExpectedTrace, Misplaced, Orphan, Verdict};

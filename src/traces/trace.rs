@@ -10,7 +10,7 @@ use crate::traces::span::{Kind, Span};
 #[derive(Debug, Clone)]
 pub struct Trace {
     id: TraceId,
-    rows: Vec<Row>,
+    rows: Vec<PlacedSpan>,
     services: Vec<Box<str>>,
     start_us: u64,
     duration_us: u64,
@@ -19,7 +19,7 @@ pub struct Trace {
 
 /// One span in its place.
 #[derive(Debug, Clone)]
-pub struct Row {
+pub struct PlacedSpan {
     /// The span.
     pub span: Arc<Span>,
     /// How many spans are above it.
@@ -52,7 +52,7 @@ impl Trace {
         tops.sort_by_key(clock);
         children.iter_mut().for_each(|siblings| siblings.sort_by_key(clock));
 
-        let mut rows: Vec<Row> = Vec::with_capacity(spans.len());
+        let mut rows: Vec<PlacedSpan> = Vec::with_capacity(spans.len());
         // A stack of our own: a hostile trace can be as deep as it has spans.
         let mut next: Vec<(usize, Option<usize>, bool)> = tops.iter().rev().map(|top| (*top, None, true)).collect();
         while let Some((at, parent, is_last)) = next.pop() {
@@ -62,7 +62,7 @@ impl Trace {
             };
             let depth = parent.map_or(0, |parent: usize| rows[parent].depth + 1);
             let row = rows.len();
-            rows.push(Row { span: spans[at].clone(), depth, parent, missing_parent, is_last });
+            rows.push(PlacedSpan { span: spans[at].clone(), depth, parent, missing_parent, is_last });
             let siblings = &children[at];
             next.extend(siblings.iter().enumerate().rev().map(|(n, child)| (*child, Some(row), n + 1 == siblings.len())));
         }
@@ -89,7 +89,7 @@ impl Trace {
     }
 
     /// The spans, depth first.
-    pub fn rows(&self) -> &[Row] {
+    pub fn rows(&self) -> &[PlacedSpan] {
         &self.rows
     }
 
@@ -119,18 +119,18 @@ impl Trace {
     }
 
     /// Whether the missing parent of this row is there after all, but below it: spans that name each other.
-    pub fn names_descendant(&self, row: &Row) -> bool {
+    pub fn names_descendant(&self, row: &PlacedSpan) -> bool {
         row.missing_parent.is_some_and(|parent| self.rows.iter().any(|other| other.span.id == parent))
     }
 
-    /// The row of the span with this id: the server's half where two share it.
-    pub fn find(&self, id: SpanId) -> Option<&Row> {
-        self.rows.iter().filter(|row| row.span.id == id).max_by_key(|row| row.span.kind == Some(Kind::Server))
+    /// The row of the span with this id, of this kind where two share the id.
+    pub fn find(&self, id: SpanId, kind: Option<Kind>) -> Option<&PlacedSpan> {
+        self.rows.iter().filter(|row| row.span.id == id).max_by_key(|row| row.span.kind == kind)
     }
 
     /// Whether a span with the id `ancestor` is above `row`.
-    pub fn is_below(&self, row: &Row, ancestor: SpanId) -> bool {
-        let parent = |row: &Row| row.parent.map(|at| &self.rows[at]);
+    pub fn is_below(&self, row: &PlacedSpan, ancestor: SpanId) -> bool {
+        let parent = |row: &PlacedSpan| row.parent.map(|at| &self.rows[at]);
         std::iter::successors(parent(row), |row| parent(row)).any(|above| above.span.id == ancestor)
     }
 
@@ -279,7 +279,7 @@ mod tests {
         assert_eq!(tree, expected);
         assert_eq!(trace.services().iter().map(AsRef::as_ref).collect::<Vec<_>>(), ["service1", "service2", "service3"]);
         assert_eq!((trace.start_us(), trace.duration_us(), trace.orphans(), trace.roots()), (100, 42, 0, 1));
-        let last = trace.find(parse_span_id("5").unwrap()).unwrap();
+        let last = trace.find(parse_span_id("5").unwrap(), None).unwrap();
         assert!(trace.is_below(last, parse_span_id("1").unwrap()));
         assert!(!trace.is_below(last, parse_span_id("5").unwrap()));
         assert!(Trace::new(Vec::new()).is_none());

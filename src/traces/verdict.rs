@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::traces::ids::{self, SpanId, TraceId, shorten};
 use crate::traces::span::{Kind, Span};
-use crate::traces::trace::{Row, Trace};
+use crate::traces::trace::{PlacedSpan, Trace};
 
 /// Orphans named in sentences, for each trace; more are counted.
 const NAMED_ORPHANS: usize = 5;
@@ -42,7 +42,7 @@ impl Caller {
 
 /// What one request has to leave behind. The default expects one whole trace, of any size.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Expectation {
+pub struct ExpectedTrace {
     /// Traces; `None` for one.
     pub traces: Option<usize>,
     /// The trace id that the request brought; `None` when it brought none.
@@ -62,7 +62,7 @@ pub struct Expectation {
     pub sidecars: bool,
 }
 
-impl Expectation {
+impl ExpectedTrace {
     /// One request over `hops` services, each called once: a server span at each, and a client span for each call between
     /// two. A chain and a fan-out from the first hop have the same number of calls.
     pub fn of_hops(hops: usize) -> Self {
@@ -87,6 +87,12 @@ pub struct ExpectedSpan {
     /// The server span of the caller, which has to be above it; `None` for any.
     #[serde(with = "ids::parent_id", skip_serializing_if = "Option::is_none")]
     pub ancestor: Option<SpanId>,
+    /// Its side of the call; `None` for whatever the reporter says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kind: Option<Kind>,
+    /// The route that its name must end in; `None` for any name.
+    #[serde(skip)]
+    pub route: Option<String>,
     /// Tags with the values that they must have.
     #[serde(skip)]
     pub tags: Vec<(&'static str, String)>,
@@ -144,7 +150,7 @@ pub struct Verdict {
 
 impl Verdict {
     /// Compares the traces that one request became (one, when all is well) with what is expected of it.
-    pub fn of(traces: &[Trace], expected: &Expectation) -> Self {
+    pub fn of(traces: &[Trace], expected: &ExpectedTrace) -> Self {
         let mut verdict = Self {
             whole: false,
             traces: traces.iter().map(|trace| ids::zipkin_id(trace.id())).collect(),
@@ -170,7 +176,7 @@ impl Verdict {
         self.deviations.push(text.into());
     }
 
-    fn compare_counts(&mut self, expected: &Expectation) {
+    fn compare_counts(&mut self, expected: &ExpectedTrace) {
         let (found, wanted) = (self.traces.len(), expected.traces.unwrap_or(1));
         match found {
             0 => return self.say("No trace arrived: the hops do not report spans, report them elsewhere, or did not sample."),
@@ -210,18 +216,18 @@ impl Verdict {
     }
 
     /// The spans without a parent in `trace`: one is where it begins, every further one is where it broke.
-    fn add_tops(&mut self, trace: &Trace, expected: &Expectation) {
-        let tops: Vec<&Row> = trace.rows().iter().filter(|row| row.parent.is_none()).collect();
+    fn add_tops(&mut self, trace: &Trace, expected: &ExpectedTrace) {
+        let tops: Vec<&PlacedSpan> = trace.rows().iter().filter(|row| row.parent.is_none()).collect();
         let alone = tops.len() == 1;
-        let begins = |row: &Row| match (&expected.caller, row.missing_parent) {
+        let begins = |row: &PlacedSpan| match (&expected.caller, row.missing_parent) {
             (Caller::Known(callers), Some(parent)) => callers.contains(&parent),
             (Caller::Known(callers), None) => callers.is_empty() || expected.caller.is_span(&row.span),
             (Caller::Unknown, Some(_)) => alone,
             (Caller::Untraced, Some(_)) => false,
             (Caller::Untraced | Caller::Unknown, None) => true,
         };
-        let (beginnings, torn): (Vec<&Row>, Vec<&Row>) = tops.into_iter().partition(|row| begins(row));
-        let service = |row: &Row| Box::from(row.span.service().unwrap_or_default());
+        let (beginnings, torn): (Vec<&PlacedSpan>, Vec<&PlacedSpan>) = tops.into_iter().partition(|row| begins(row));
+        let service = |row: &PlacedSpan| Box::from(row.span.service().unwrap_or_default());
         self.broken_at.extend(beginnings.iter().skip(1).chain(&torn).map(|row| service(row)));
         for row in torn.iter().take(NAMED_ORPHANS) {
             let title = title(&row.span);
@@ -261,9 +267,10 @@ impl Verdict {
     }
 
     /// The required spans, and where they hang.
-    fn compare_spans(&mut self, traces: &[Trace], expected: &Expectation) {
+    fn compare_spans(&mut self, traces: &[Trace], expected: &ExpectedTrace) {
         let by_id: HashMap<TraceId, &Trace> = traces.iter().map(|trace| (trace.id(), trace)).collect();
-        let find = |span: &ExpectedSpan| by_id.get(&span.trace_id).and_then(|trace| Some((*trace, trace.find(span.id)?)));
+        let find =
+            |span: &ExpectedSpan| by_id.get(&span.trace_id).and_then(|trace| Some((*trace, trace.find(span.id, span.kind)?)));
         for span in &expected.required {
             match find(span) {
                 Some((trace, row)) => {
@@ -327,7 +334,7 @@ fn nearest_ancestor(span: &ExpectedSpan, required: &[ExpectedSpan], arrived: imp
 }
 
 /// What of a required span is not as required, a sentence each.
-fn differences(trace: &Trace, row: &Row, expected: &ExpectedSpan, ancestor: Option<SpanId>) -> Vec<String> {
+fn differences(trace: &Trace, row: &PlacedSpan, expected: &ExpectedSpan, ancestor: Option<SpanId>) -> Vec<String> {
     let mut found = Vec::new();
     let title = title(&row.span);
     if let Some(parent) = expected.parent.filter(|parent| row.span.parent_id != Some(*parent)) {
@@ -335,8 +342,16 @@ fn differences(trace: &Trace, row: &Row, expected: &ExpectedSpan, ancestor: Opti
         found.push(format!("{title}: its parent is {actual}, and the hop says {parent}."));
     }
     if let Some(ancestor) = ancestor.filter(|ancestor| !trace.is_below(row, *ancestor)) {
-        let caller = trace.find(ancestor).map_or_else(String::new, |row| format!(" of {}", service_of(&row.span)));
+        let caller =
+            trace.find(ancestor, Some(Kind::Server)).map_or_else(String::new, |row| format!(" of {}", service_of(&row.span)));
         found.push(format!("{title}: it is not below the span {ancestor}{caller}, which called it."));
+    }
+    if let Some(kind) = expected.kind.filter(|kind| row.span.kind != Some(*kind)) {
+        found.push(format!("{title}: it is not a {} span.", kind.as_str()));
+    }
+    let name = row.span.name.as_deref().unwrap_or_default().to_ascii_lowercase();
+    if let Some(route) = expected.route.as_ref().filter(|route| !name.ends_with(&route.to_ascii_lowercase())) {
+        found.push(format!("{title}: its name does not end in the route {route}."));
     }
     for (key, value) in &expected.tags {
         let actual = row.span.tag(key);
@@ -349,7 +364,7 @@ fn differences(trace: &Trace, row: &Row, expected: &ExpectedSpan, ancestor: Opti
 }
 
 /// Why a span is not where a sidecar and its app should have put it; `None` when it is, or when the rule is not about it.
-fn beside_sidecar(trace: &Trace, row: &Row) -> Option<String> {
+fn beside_sidecar(trace: &Trace, row: &PlacedSpan) -> Option<String> {
     let is_proxy = |span: &Span| span.tag("component") == Some("proxy");
     let span = &*row.span;
     let service = span.service()?;
@@ -434,6 +449,8 @@ mod tests {
             service: service.into(),
             parent: parent.map(id),
             ancestor: ancestor.map(id),
+            kind: None,
+            route: None,
             tags: Vec::new(),
         };
         vec![
@@ -445,8 +462,8 @@ mod tests {
         ]
     }
 
-    fn of_hops(hops: usize) -> Expectation {
-        Expectation { required: if hops == 3 { required() } else { Vec::new() }, ..Expectation::of_hops(hops) }
+    fn of_hops(hops: usize) -> ExpectedTrace {
+        ExpectedTrace { required: if hops == 3 { required() } else { Vec::new() }, ..ExpectedTrace::of_hops(hops) }
     }
 
     /// Without the lines of `WHOLE` whose span has this id, and with these instead.
@@ -457,12 +474,14 @@ mod tests {
 
     #[test]
     fn the_verdict_of_small_traces() {
-        let known =
-            |callers: &[&str]| Expectation { caller: Caller::Known(callers.iter().map(|text| id(text)).collect()), ..of_hops(3) };
-        let unknown = Expectation { caller: Caller::Unknown, ..of_hops(3) };
+        let known = |callers: &[&str]| ExpectedTrace {
+            caller: Caller::Known(callers.iter().map(|text| id(text)).collect()),
+            ..of_hops(3)
+        };
+        let unknown = ExpectedTrace { caller: Caller::Unknown, ..of_hops(3) };
         let called = WHOLE.replace("1<-", "1<9");
         // Spans, what is expected, where it broke, who did not report, orphans, and how each deviation begins or ends.
-        type Case<'a> = (&'a str, String, Expectation, &'a [&'a str], &'a [&'a str], usize, &'a [&'a str]);
+        type Case<'a> = (&'a str, String, ExpectedTrace, &'a [&'a str], &'a [&'a str], usize, &'a [&'a str]);
         let cases: &[Case<'_>] = &[
             ("whole", WHOLE.into(), of_hops(3), &[], &[], 0, &[]),
             ("whole below its caller", called.clone(), known(&["9"]), &[], &[], 0, &[]),
@@ -514,7 +533,7 @@ mod tests {
                  a 4<2 client service2
                  a 4<2 server+ service3"
                     .into(),
-                Expectation::of_hops(3),
+                ExpectedTrace::of_hops(3),
                 &[],
                 &[],
                 0,
@@ -534,7 +553,7 @@ mod tests {
                 0,
                 &["2 traces instead of 1", "2 of 2 spans of service2", "1 of 1 spans of service3"],
             ),
-            ("nothing", String::new(), Expectation::of_hops(3), &[], &[], 0, &["No trace arrived"]),
+            ("nothing", String::new(), ExpectedTrace::of_hops(3), &[], &[], 0, &["No trace arrived"]),
             (
                 "too few services",
                 WHOLE.into(),
@@ -548,7 +567,7 @@ mod tests {
             (
                 "spans that name each other",
                 "a 1<2 server service1\na 2<1 client service1".into(),
-                Expectation::default(),
+                ExpectedTrace::default(),
                 &["service1"],
                 &[],
                 1,
@@ -573,8 +592,15 @@ mod tests {
     fn tags_are_compared_and_a_trace_that_was_cut_is_not_whole() {
         let mut expected = of_hops(3);
         expected.required[0].tags = vec![("request.id", "r".into())];
+        expected.required[0].kind = Some(Kind::Client);
+        expected.required[0].route = Some("/service{n}".into());
         let verdict = Verdict::of(&traces(WHOLE), &expected);
-        assert_eq!(verdict.deviations, ["service1 server get: request.id is absent, and not r."]);
+        let texts = [
+            "service1 server get: it is not a client span.",
+            "service1 server get: its name does not end in the route /service{n}.",
+            "service1 server get: request.id is absent, and not r.",
+        ];
+        assert_eq!(verdict.deviations, texts);
         let cut: Vec<_> = traces(WHOLE).into_iter().map(|trace| trace.with_dropped(3)).collect();
         assert!(Verdict::of(&cut, &of_hops(3)).deviations[0].starts_with("The store cut trace 000000000000000a: 3 reports"));
     }
@@ -589,14 +615,14 @@ mod tests {
             a 6<5 client service1*
             a 7<6 server service2*
             a 8<7 server service2";
-        let sidecars = Expectation { sidecars: true, ..Expectation::default() };
+        let sidecars = ExpectedTrace { sidecars: true, ..ExpectedTrace::default() };
         let deviations = |text: &str| Verdict::of(&traces(text), &sidecars).deviations;
         assert_eq!(deviations(whole), [""; 0]);
         let app = deviations(&whole.replace("8<7", "8<6"));
         assert!(app.len() == 1 && app[0].contains("not the child of its own inbound sidecar's span"), "{app:?}");
         let proxy = deviations(&whole.replace("6<5", "6<4"));
         assert!(proxy.len() == 1 && proxy[0].contains("not the child of its app's client span"), "{proxy:?}");
-        assert!(Verdict::of(&traces(WHOLE), &Expectation::default()).whole, "the rule is for meshes with sidecars");
+        assert!(Verdict::of(&traces(WHOLE), &ExpectedTrace::default()).whole, "the rule is for meshes with sidecars");
     }
 
     #[test]

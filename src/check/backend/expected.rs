@@ -8,7 +8,7 @@ use crate::check::envoy::hints::Hop;
 use crate::hop::reply::{Propagation, Tree};
 use crate::trace_context::HeaderFamily;
 use crate::traces::ids::{parse_span_id, parse_trace_id};
-use crate::traces::{ExpectedSpan, SpanId, TraceId};
+use crate::traces::{ExpectedSpan, Kind, SpanId, TraceId};
 use crate::values::service_number;
 
 /// A span that must be there, and whose it is.
@@ -30,7 +30,8 @@ pub(super) enum Role {
 impl HopSpan {
     fn new(hop: &Hop, role: Role, trace_id: TraceId, id: SpanId) -> Self {
         let service = hop.name.as_str().into();
-        let span = ExpectedSpan { trace_id, id, service, parent: None, ancestor: None, tags: Vec::new() };
+        let span =
+            ExpectedSpan { trace_id, id, service, parent: None, ancestor: None, kind: None, route: None, tags: Vec::new() };
         Self { span, hop: hop.clone(), role }
     }
 
@@ -39,8 +40,15 @@ impl HopSpan {
         self
     }
 
-    fn tagged(mut self, tags: Vec<(&'static str, String)>) -> Self {
-        self.span.tags = tags;
+    fn described(mut self, kind: Kind, route: Option<String>, tags: Vec<(&'static str, String)>) -> Self {
+        (self.span.kind, self.span.route, self.span.tags) = (Some(kind), route, tags);
+        self
+    }
+
+    /// Only ids are compared: a backend may know no kinds, and a collector may rename tags.
+    pub(super) fn by_ids(mut self) -> Self {
+        (self.span.kind, self.span.route) = (None, None);
+        self.span.tags.clear();
         self
     }
 }
@@ -84,15 +92,24 @@ impl Walk<'_> {
         if let Some((trace_id, id)) = server {
             let parent = tree.parent_span_id.as_deref().and_then(|id| parse_span_id(id).ok());
             let mut tags = tags(tree, Some(tree.status));
-            tags.extend(route(&tree.path).map(|route| ("http.route", route)));
-            self.out.push(HopSpan::new(&hop, Role::Server, trace_id, id).below(parent, caller).tagged(tags));
+            let route = route(&tree.path);
+            tags.extend(route.clone().map(|route| ("http.route", route)));
+            self.out.push(HopSpan::new(&hop, Role::Server, trace_id, id).below(parent, caller).described(
+                Kind::Server,
+                route,
+                tags,
+            ));
         }
         for call in &tree.upstreams {
             let written = HeaderFamily::ALL.into_iter().find_map(|family| family.read(&call.sent));
             if let (Some((_, server)), Some(context)) = (server, written) {
                 let tags = tags(tree, call.status);
                 self.out.push(
-                    HopSpan::new(&hop, Role::Call, context.trace_id, context.span_id).below(Some(server), None).tagged(tags),
+                    HopSpan::new(&hop, Role::Call, context.trace_id, context.span_id).below(Some(server), None).described(
+                        Kind::Client,
+                        None,
+                        tags,
+                    ),
                 );
             }
             if let Some(reply) = &call.reply {

@@ -22,7 +22,7 @@ use crate::check::reachability::client::Client;
 use crate::check::report::{CheckId, Finding, Progress};
 use crate::hop::reply::Tree;
 use crate::trace_context::HeaderFamily;
-use crate::traces::{Caller, Expectation, Trace, TraceId, Verdict};
+use crate::traces::{Caller, ExpectedTrace, Trace, TraceId, Verdict};
 
 pub(crate) use client::{Backend, open};
 use expected::{HopSpan, expected_spans, trace_ids};
@@ -57,15 +57,13 @@ pub(crate) async fn follow(
     let expected = expected_spans(&tree, &place.url, Some(&xray));
     let ids = trace_ids(&expected);
     let Some(&id) = ids.first() else { return vec![findings::nobody_reports(&xray, place)] };
-    let mut here: Vec<HopSpan> = expected.into_iter().filter(|expected| expected.span.trace_id == id).collect();
-    // A collector may rename tags; only ids are compared here.
-    here.iter_mut().for_each(|expected| expected.span.tags.clear());
+    let here: Vec<HopSpan> = expected.into_iter().filter(|expected| expected.span.trace_id == id).map(HopSpan::by_ids).collect();
     // The spans of `check` itself, which reports none.
     let own = HeaderFamily::ALL.into_iter().filter_map(|family| Some(family.read(&probe.headers)?.span_id)).collect();
-    let expectation = Expectation {
+    let expectation = ExpectedTrace {
         caller: Caller::Known(own),
         required: here.iter().map(|expected| expected.span.clone()).collect(),
-        ..Expectation::default()
+        ..ExpectedTrace::default()
     };
     let started = Instant::now();
     let (trace, verdict, trouble) = arrival(backend, id, &expectation, wait, stop, progress).await;
@@ -103,7 +101,7 @@ async fn send(client: &Client) -> Option<(Probe, Tree)> {
 async fn arrival(
     backend: &Backend,
     id: TraceId,
-    expectation: &Expectation,
+    expectation: &ExpectedTrace,
     wait: Duration,
     stop: &mut watch::Receiver<bool>,
     progress: &Progress,

@@ -14,8 +14,11 @@ use crate::check::reachability::tls::Trust;
 use crate::hop::reply::Tree;
 use crate::text::escape::plain;
 use crate::traces::ids::{parse_span_id, parse_trace_id};
-use crate::traces::{Caller, Expectation, Kind, SpanId, Trace, TraceId, Verdict};
+use crate::traces::{Caller, ExpectedTrace, Kind, SpanId, Trace, TraceId, Verdict};
 use crate::values;
+
+/// Between two questions for the traces.
+const POLL: Duration = Duration::from_millis(300);
 
 /// Options of `httpserver trace`.
 #[derive(Debug, Clone, clap::Args)]
@@ -66,18 +69,22 @@ pub enum TraceOutput {
 
 /// Compares the traces with the reply and prints the verdict. Returns the exit code: 0 whole, 1 not, 2 wrong usage.
 pub async fn run(args: TraceArgs) -> u8 {
-    let opened = match (read_reply(&args.reply), Trust::new(None, false)) {
-        (Ok(tree), Ok(trust)) => open(&args.traces, &trust).await.map(|(backend, _)| (tree, backend)),
-        (Err(why), _) | (_, Err(why)) => {
+    let (tree, trust) = match read_reply(&args.reply).and_then(|tree| Ok((tree, Trust::new(None, false)?))) {
+        Ok(read) => read,
+        Err(why) => {
             eprintln!("httpserver: {}: {why}", args.reply.display());
             return 2;
         }
     };
-    let (tree, backend) = match opened {
-        Ok(opened) => opened,
-        Err(finding) => {
-            println!("{}", finding.text);
-            return 1;
+    let started = Instant::now();
+    let backend = loop {
+        match open(&args.traces, &trust).await {
+            Ok((backend, _)) => break backend,
+            Err(_) if started.elapsed() < args.traces_wait => tokio::time::sleep(POLL).await,
+            Err(finding) => {
+                println!("{}", finding.text);
+                return 1;
+            }
         }
     };
     let expected = expectation(&args, &tree);
@@ -100,8 +107,8 @@ fn read_reply(path: &PathBuf) -> Result<Tree, String> {
 }
 
 /// What the flags and the reply say of the traces.
-fn expectation(args: &TraceArgs, tree: &Tree) -> Expectation {
-    Expectation {
+fn expectation(args: &TraceArgs, tree: &Tree) -> ExpectedTrace {
+    ExpectedTrace {
         traces: Some(args.expect_traces),
         trace_id: args.trace_id,
         services: args.expect_services.map(|services| services..=services),
@@ -134,8 +141,7 @@ async fn load(backend: &Backend, tree: &Tree) -> Result<Vec<Trace>, String> {
 }
 
 /// The verdict once the traces have been whole for `--settle`, or the last one within `--traces-wait`.
-async fn settled(args: &TraceArgs, backend: &Backend, tree: &Tree, expected: &Expectation) -> (Verdict, Vec<Trace>) {
-    const POLL: Duration = Duration::from_millis(300);
+async fn settled(args: &TraceArgs, backend: &Backend, tree: &Tree, expected: &ExpectedTrace) -> (Verdict, Vec<Trace>) {
     let started = Instant::now();
     let mut whole_since = None;
     loop {

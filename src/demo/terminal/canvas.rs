@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use unicode_width::UnicodeWidthChar as _;
 
-use crate::traces::{Kind, Row};
+use crate::traces::{Kind, PlacedSpan};
 
 /// Rows of a drawing; more are counted, not drawn. Beyond this nobody scrolls back.
 pub(crate) const MAX_ROWS: usize = 200;
@@ -112,17 +112,17 @@ pub(crate) fn clean(text: &str, max: usize, unicode: bool) -> String {
 }
 
 /// `service2 server GET /service{n}`
-pub(crate) fn title(row: &Row, unicode: bool) -> String {
+pub(crate) fn title(row: &PlacedSpan, unicode: bool) -> String {
     let kind = row.span.kind.map_or("local", Kind::as_str);
     let name = clean(row.span.name.as_deref().unwrap_or("(no name)"), 60, unicode);
     format!("{} {kind} {name}", service_of(row, 40, unicode))
 }
 
-pub(crate) fn service_of(row: &Row, max: usize, unicode: bool) -> String {
+pub(crate) fn service_of(row: &PlacedSpan, max: usize, unicode: bool) -> String {
     clean(row.span.service().unwrap_or("(no service)"), max, unicode)
 }
 
-pub(crate) fn colour_of(row: &Row, colours: &HashMap<&str, &'static str>) -> &'static str {
+pub(crate) fn colour_of(row: &PlacedSpan, colours: &HashMap<&str, &'static str>) -> &'static str {
     row.span.service().and_then(|name| colours.get(name).copied()).unwrap_or(PLAIN)
 }
 

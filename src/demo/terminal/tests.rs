@@ -7,7 +7,7 @@ use super::canvas::*;
 use super::waterfall::*;
 use super::*;
 use crate::hop::reply::Tree;
-use crate::traces::{Expectation, decode};
+use crate::traces::{ExpectedTrace, decode};
 
 const T0: u64 = 1_700_000_000_000_000;
 const WIDE: Style = Style { width: 100, colour: false, unicode: true };
@@ -179,7 +179,7 @@ fn no_line_is_wider_than_the_terminal_and_none_holds_a_control_character() {
         .collect();
     for spans in [chain(), hostile(), deep] {
         let trace = trace(&spans);
-        let verdict = Verdict::of(std::slice::from_ref(&trace), &Expectation::of_hops(3));
+        let verdict = Verdict::of(std::slice::from_ref(&trace), &ExpectedTrace::of_hops(3));
         for unicode in [true, false] {
             for width in [0, 60, 61, 72, 80, 89, 90, 100, 131, 160, 5000] {
                 let style = Style { width, colour: false, unicode };
@@ -340,10 +340,10 @@ fn a_service_keeps_its_colour_and_shares_it_with_no_other() {
 
 #[test]
 fn the_verdict_is_a_line_and_every_deviation_below_it_another() {
-    let whole = Verdict::of(&[trace(&chain())], &Expectation::of_hops(3));
+    let whole = Verdict::of(&[trace(&chain())], &ExpectedTrace::of_hops(3));
     assert_eq!(render_verdict(&whole, &WIDE), "✓ complete  1 trace, 3 services, 5 spans, no orphan\n");
     assert_eq!(render_verdict(&whole, &Style::default()), "complete  1 trace, 3 services, 5 spans, no orphan\n");
-    let short = render_verdict(&Verdict::of(&[trace(&chain())], &Expectation::of_hops(4)), &WIDE);
+    let short = render_verdict(&Verdict::of(&[trace(&chain())], &ExpectedTrace::of_hops(4)), &WIDE);
     assert!(short.starts_with("✗ not complete  1 trace, 3 services, 5 spans, no orphan\n  - 3 services instead of 4"), "{short}");
 }
 
@@ -353,7 +353,7 @@ fn a_cut_trace_says_so() {
     store.insert(decode(chain().to_string().as_bytes(), 10).unwrap());
     let trace = store.tree(store.trace_ids()[0]).unwrap();
     assert!(render_rows(&trace, &WIDE).contains("The store cut this trace: 1 reports of spans were not kept."));
-    let verdict = Verdict::of(&[trace], &Expectation { spans: Some(4), ..Expectation::default() });
+    let verdict = Verdict::of(&[trace], &ExpectedTrace { spans: Some(4), ..ExpectedTrace::default() });
     assert!(verdict.deviations.iter().any(|text| text.contains("The store cut trace")), "{verdict:?}");
     assert!(store.tree(crate::traces::TraceId::from(1)).is_none());
 }

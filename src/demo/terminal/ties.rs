@@ -6,7 +6,7 @@ use crate::demo::terminal::canvas::*;
 use crate::hop::reply::Tree;
 use crate::trace_context::HeaderFamily;
 use crate::traces::ids::zipkin_id;
-use crate::traces::{Kind, Row, SpanId, Trace};
+use crate::traces::{Kind, PlacedSpan, SpanId, Trace};
 
 /// Calls explained; more are counted.
 const MAX_CALLS: usize = 16;
@@ -55,7 +55,7 @@ pub fn render_ties(trace: &Trace, sent: &SentHeaders, style: &Style) -> String {
     canvas.out
 }
 
-fn ids(canvas: &mut Canvas<'_>, trace: &Trace, colour: &dyn Fn(&Row) -> &'static str) {
+fn ids(canvas: &mut Canvas<'_>, trace: &Trace, colour: &dyn Fn(&PlacedSpan) -> &'static str) {
     let style = canvas.style;
     canvas.one(BOLD, "How the hops are tied together");
     canvas.blank();
@@ -107,7 +107,7 @@ fn ids(canvas: &mut Canvas<'_>, trace: &Trace, colour: &dyn Fn(&Row) -> &'static
     }
 }
 
-fn calls(canvas: &mut Canvas<'_>, trace: &Trace, sent: &SentHeaders, colour: &dyn Fn(&Row) -> &'static str) {
+fn calls(canvas: &mut Canvas<'_>, trace: &Trace, sent: &SentHeaders, colour: &dyn Fn(&PlacedSpan) -> &'static str) {
     let style = canvas.style;
     let mut answered: HashMap<usize, Vec<usize>> = HashMap::new();
     for (at, row) in trace.rows().iter().enumerate() {
@@ -120,7 +120,8 @@ fn calls(canvas: &mut Canvas<'_>, trace: &Trace, sent: &SentHeaders, colour: &dy
     let clients = trace.rows().iter().enumerate().filter(|(_, row)| row.span.kind == Some(Kind::Client));
     let total = clients.clone().count();
     for (at, client) in clients.take(MAX_CALLS) {
-        let servers: Vec<&Row> = answered.get(&at).into_iter().flatten().take(MAX_CALLS).map(|at| &trace.rows()[*at]).collect();
+        let servers: Vec<&PlacedSpan> =
+            answered.get(&at).into_iter().flatten().take(MAX_CALLS).map(|at| &trace.rows()[*at]).collect();
         let widest = style.width / 2 - 4;
         let from = service_of(client, widest, style.unicode);
         canvas.blank();
@@ -167,7 +168,7 @@ fn calls(canvas: &mut Canvas<'_>, trace: &Trace, sent: &SentHeaders, colour: &dy
 }
 
 /// One header, the ids in it marked: the trace's bold, the calling span's in its service's colour.
-fn header(canvas: &mut Canvas<'_>, trace: &Trace, name: &str, value: &str, client: &Row, colour: &str) {
+fn header(canvas: &mut Canvas<'_>, trace: &Trace, name: &str, value: &str, client: &PlacedSpan, colour: &str) {
     const NAME: usize = 19;
     let style = canvas.style;
     let mut line = canvas.line();

@@ -2,7 +2,7 @@
 
 use crate::demo::terminal::canvas::*;
 use crate::traces::ids::zipkin_id;
-use crate::traces::{Kind, Row, Span, Trace};
+use crate::traces::{Kind, PlacedSpan, Span, Trace};
 
 /// Where the columns of the waterfall are.
 pub(crate) struct Layout {
@@ -21,7 +21,7 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
-    pub(crate) fn of(trace: &Trace, rows: &[Row], style: &Style) -> Self {
+    pub(crate) fn of(trace: &Trace, rows: &[PlacedSpan], style: &Style) -> Self {
         const TIME: usize = 7;
         const STATUS: usize = 5;
         let narrow = style.width < NARROW;
@@ -170,7 +170,7 @@ fn head(canvas: &mut Canvas<'_>, trace: &Trace) {
     canvas.end(line);
 }
 
-fn rows(canvas: &mut Canvas<'_>, trace: &Trace, colour: &dyn Fn(&Row) -> &'static str) {
+fn rows(canvas: &mut Canvas<'_>, trace: &Trace, colour: &dyn Fn(&PlacedSpan) -> &'static str) {
     let style = canvas.style;
     let shown = &trace.rows()[..trace.rows().len().min(MAX_ROWS)];
     let layout = Layout::of(trace, shown, style);
@@ -218,7 +218,7 @@ fn axis(canvas: &mut Canvas<'_>, layout: &Layout) {
 }
 
 /// The line of one span, its bar in `colour`.
-fn span_line(canvas: &mut Canvas<'_>, trace: &Trace, row: &Row, rails: &str, layout: &Layout, colour: &str) {
+fn span_line(canvas: &mut Canvas<'_>, trace: &Trace, row: &PlacedSpan, rails: &str, layout: &Layout, colour: &str) {
     let style = canvas.style;
     let mut line = canvas.line();
     line.put(DIM, rails);
@@ -268,7 +268,7 @@ fn span_line(canvas: &mut Canvas<'_>, trace: &Trace, row: &Row, rails: &str, lay
 }
 
 /// The lines of the tree before a row. `open` says for each level above whether a sibling is still to come.
-fn rails(row: &Row, open: &mut Vec<bool>, layout: &Layout, style: &Style) -> String {
+fn rails(row: &PlacedSpan, open: &mut Vec<bool>, layout: &Layout, style: &Style) -> String {
     open.truncate(row.depth);
     let mut text = String::new();
     if row.depth > 0 {
