@@ -100,7 +100,7 @@ impl Demo {
             let calls = next.iter().map(|(_, number)| usize::from(*number)).collect();
             for ((hop, _), number) in next {
                 let url = format!("http://{}/service{number}", reachable(hop.addr()));
-                config.upstreams.push(url.parse::<Target>().map_err(Unbound::Address)?);
+                config.upstreams.push(url.parse::<Target>().map_err(|error| Unbound::Address(error.to_string()))?);
             }
             config.max_hops = config.max_hops.max(u32::from(count));
             config.fan_out = args.fan_out.unwrap_or_default();

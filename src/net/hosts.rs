@@ -25,7 +25,7 @@ pub(crate) fn is_loopback(host: &str) -> bool {
 
 /// Why a text is not an `http` or `https` URL that can be called.
 #[derive(Debug)]
-pub(crate) enum UrlError {
+pub enum UrlError {
     /// Not a URL.
     Syntax(http::uri::InvalidUri),
     /// Another scheme than `http` and `https`, or no host.

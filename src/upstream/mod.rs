@@ -25,7 +25,8 @@ use crate::upstream::client::{ConnectionLimits, Pool, connector};
 use crate::upstream::outcome::{Answer, CallError, CallOutcome};
 use crate::upstream::resolver::RotatingResolver;
 
-pub use crate::upstream::target::Target;
+pub use crate::net::hosts::UrlError;
+pub use crate::upstream::target::{Target, TargetError};
 
 /// The largest answer of a next hop, in bytes.
 const MAX_ANSWER: usize = 1 << 20;

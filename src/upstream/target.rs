@@ -1,12 +1,14 @@
 //! A next hop: its URL, as it is configured and as it is called.
 
 use std::borrow::Cow;
+use std::fmt;
 use std::str::FromStr;
 
+use http::header::InvalidHeaderValue;
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Uri};
 
-use crate::net::hosts::{parse_url, redacted_url};
+use crate::net::hosts::{UrlError, parse_url, redacted_url};
 
 /// A next hop.
 #[derive(Debug, Clone, PartialEq)]
@@ -37,14 +39,45 @@ impl Target {
     }
 }
 
-impl FromStr for Target {
-    type Err = String;
+/// Why a text is no [`Target`]. The messages do not repeat the text, which may hold a password.
+#[derive(Debug)]
+pub enum TargetError {
+    /// Not an `http` or `https` URL with a host and a usable port.
+    Url(UrlError),
+    /// A user name in the URL, which would have to be sent as credentials.
+    UserName,
+    /// The host cannot be the value of a `host` header.
+    Host(InvalidHeaderValue),
+}
 
-    fn from_str(text: &str) -> Result<Self, String> {
-        const FORM: &str = "a next hop is written http://service2/service2 or https://host:port/path";
-        let uri = parse_url(text).map_err(|error| format!("{error}; {FORM}"))?;
+impl fmt::Display for TargetError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Url(error) => error.fmt(f)?,
+            Self::UserName => f.write_str("a user name in the URL is not supported")?,
+            Self::Host(error) => error.fmt(f)?,
+        }
+        f.write_str("; a next hop is written http://service2/service2 or https://host:port/path")
+    }
+}
+
+impl std::error::Error for TargetError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Url(error) => Some(error),
+            Self::UserName => None,
+            Self::Host(error) => Some(error),
+        }
+    }
+}
+
+impl FromStr for Target {
+    type Err = TargetError;
+
+    fn from_str(text: &str) -> Result<Self, TargetError> {
+        let uri = parse_url(text).map_err(TargetError::Url)?;
         if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
-            return Err(format!("a user name in the URL is not supported; {FORM}"));
+            return Err(TargetError::UserName);
         }
         let url = text.trim();
         let has_path = uri.path() != "/" || uri.query().is_some() || url.ends_with('/');
@@ -52,7 +85,7 @@ impl FromStr for Target {
         let usual = if uri.scheme_str() == Some("https") { 443 } else { 80 };
         let port = uri.port_u16().unwrap_or(usual);
         let authority = if port == usual { host.clone() } else { format!("{host}:{port}") };
-        let authority = HeaderValue::from_str(&authority).map_err(|_| FORM.to_owned())?;
+        let authority = HeaderValue::from_str(&authority).map_err(TargetError::Host)?;
         Ok(Self { url: redacted_url(url), uri, has_path, host, port, authority })
     }
 }
