@@ -1,4 +1,4 @@
-//! The composition root: takes the configuration apart, binds, stacks the layers, runs, drains, flushes.
+//! The composition root: splits the configuration, binds, stacks the layers, runs, drains, flushes.
 //!
 //! This is the only place that knows both the configuration and the parts.
 
@@ -172,7 +172,7 @@ impl App {
         Ok(Self { listener, addr, node: Arc::new(node), pipeline, connections, limits, tls, drain })
     }
 
-    /// The address that was taken.
+    /// The address that is bound.
     pub fn addr(&self) -> SocketAddr {
         self.addr
     }
@@ -208,8 +208,8 @@ impl App {
         let phase = &node.phase;
         let stop = async {
             let stop = shutdown.await;
-            // From here on /readyz says no and every answer says `connection: close`, so callers go elsewhere while they
-            // are still served.
+            // From here on /readyz answers 503 and every answer carries `connection: close`: callers move to other
+            // instances while they are still served.
             phase.set_draining();
             if stop == Stop::Graceful && !drain.delay.is_zero() {
                 tracing::info!(delay = ?drain.delay, "draining: not ready, still serving");
@@ -219,7 +219,7 @@ impl App {
         };
         let metrics = node.metrics.clone();
         let on_refused = Arc::new(move |status: http::StatusCode| {
-            // There is no request to log, but whoever counts errors finds it.
+            // There is no request to log; the metric counts it.
             metrics.request(&http::Method::GET, "unmatched", status.as_str(), Duration::ZERO, None);
         });
         let server = ServerConfig { listener, options: connections, tls, phase: phase.clone(), on_refused };

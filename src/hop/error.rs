@@ -8,13 +8,13 @@ use http_body_util::Full;
 /// A failure of ours, answered as `application/problem+json` (RFC 9457).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Error {
-    /// 403: the caller showed no certificate where one is wanted.
+    /// 403: the caller presented no certificate where one is required.
     CertificateRequired,
     /// 404: no such path.
     NotFound,
     /// 405: the path is there, the method is not. The router adds `Allow`.
     MethodNotAllowed,
-    /// 408: the request's body was not whole in time.
+    /// 408: the request body was not received in time.
     RequestTimeout,
     /// 413: the request's body is too large.
     ContentTooLarge,
@@ -24,14 +24,14 @@ pub(crate) enum Error {
     BadRequest,
     /// 500: a panic.
     Internal,
-    /// 503: more requests in flight than the hop takes.
+    /// 503: more requests in flight than `--max-concurrency`.
     Overloaded,
     /// 508: the request has passed more hops than it may.
     LoopDetected,
 }
 
 impl Error {
-    /// Status and what to tell the caller.
+    /// Status and `detail`.
     pub(crate) fn parts(self) -> (StatusCode, &'static str) {
         match self {
             Self::CertificateRequired => (
@@ -45,7 +45,7 @@ impl Error {
             Self::MethodNotAllowed => {
                 (StatusCode::METHOD_NOT_ALLOWED, "This path does not answer this method; Allow lists those that it answers.")
             }
-            Self::RequestTimeout => (StatusCode::REQUEST_TIMEOUT, "The request's body was not whole 10 s after its head."),
+            Self::RequestTimeout => (StatusCode::REQUEST_TIMEOUT, "The request body was not received within 10 s."),
             Self::ContentTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "The request's body is larger than 64 KiB."),
             Self::HeadTooLarge => (
                 StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
@@ -54,7 +54,7 @@ impl Error {
             Self::BadRequest => {
                 (StatusCode::BAD_REQUEST, "The request is not valid HTTP, or another server could read it differently.")
             }
-            Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "The hop failed while it answered; its log says more."),
+            Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "The hop failed while it answered; the reason is in its log."),
             Self::Overloaded => {
                 (StatusCode::SERVICE_UNAVAILABLE, "The hop has as many requests in flight as --max-concurrency allows.")
             }

@@ -89,19 +89,19 @@ impl Exchange {
     pub(crate) fn begin<B>(node: &Arc<Node>, request: &Request<B>) -> Arc<Self> {
         let unknown = ConnectionInfo { peer: Ipv4Addr::UNSPECIFIED.into(), without_client_certificate: true };
         let connection = request.extensions().get().copied().unwrap_or(unknown);
-        let mut seen = Seen::default();
+        let mut head = RequestHead::default();
         let mut head_bytes = request.uri().path_and_query().map_or(0, |path| path.as_str().len());
         for (name, value) in request.headers() {
             head_bytes += name.as_str().len() + value.len() + 4;
-            if !node.propagator.carry(&mut seen.carried, name, value) {
-                seen.take(name, value);
+            if !node.propagator.carry(&mut head.carried, name, value) {
+                head.read(name, value);
             }
         }
-        // HTTP/2 says the host in its target.
+        // HTTP/2 has the host in its target.
         let authority = || HeaderValue::from_str(request.uri().authority()?.as_str()).ok();
-        seen.host = seen.host.or_else(authority);
+        head.host = head.host.or_else(authority);
         let path = request.uri().path_and_query().cloned();
-        let incoming = node.propagator.extract(&seen.carried);
+        let incoming = node.propagator.extract(&head.carried);
         let (context, new_trace) = match &node.tracer {
             Some(tracer) => {
                 let (context, new_trace) = tracer.server_context(&incoming);
@@ -109,7 +109,7 @@ impl Exchange {
             }
             None => (incoming.context, false),
         };
-        let request_id = seen.carried.request_id().cloned().unwrap_or_else(ids::request_id);
+        let request_id = head.carried.request_id().cloned().unwrap_or_else(ids::request_id);
         node.metrics.active_requests.inc();
         Arc::new(Self {
             begun: Instant::now(),
@@ -119,16 +119,16 @@ impl Exchange {
             corrected_route: OnceLock::new(),
             method: request.method().clone(),
             path,
-            client: canonical(seen.real_ip.or(seen.forwarded_for).or(seen.forwarded).unwrap_or(connection.peer)),
-            identity: seen.identity,
-            attempt: seen.attempt.unwrap_or(1),
-            hops: seen.hops.unwrap_or(0),
-            is_ambiguous: seen.odd_encoding || (seen.hosts != 1 && request.version() == Version::HTTP_11) || seen.hosts > 1,
-            host: seen.host,
+            client: canonical(head.real_ip.or(head.forwarded_for).or(head.forwarded).unwrap_or(connection.peer)),
+            identity: head.identity,
+            attempt: head.attempt.unwrap_or(1),
+            hops: head.hops.unwrap_or(0),
+            is_ambiguous: head.odd_encoding || (head.hosts != 1 && request.version() == Version::HTTP_11) || head.hosts > 1,
+            host: head.host,
             head_bytes,
             head_fields: request.headers().len(),
             request_id,
-            carried: seen.carried,
+            carried: head.carried,
             context,
             untraced: AtomicBool::new(false),
             watched: AtomicBool::new(false),
@@ -223,7 +223,7 @@ impl Exchange {
         self.upstream_status.store(status, Ordering::Relaxed);
     }
 
-    /// Adds the headers that every answer carries, and the body that keeps the exchange until it was handed over.
+    /// Adds the headers that every answer carries, and the body that ends the exchange when it was handed over.
     pub(crate) fn answer<B>(self: Arc<Self>, mut response: Response<AnswerBody<B>>) -> Response<ObservedBody<B>>
     where
         AnswerBody<B>: HttpBody<Data = Bytes>,
@@ -256,26 +256,26 @@ impl Exchange {
 impl Drop for Exchange {
     fn drop(&mut self) {
         let node = &*self.node;
-        let took = self.begun.elapsed();
+        let duration = self.begun.elapsed();
         let status = match self.status.load(Ordering::Relaxed) {
             0 => CLIENT_CLOSED_REQUEST,
             status => status,
         };
         node.metrics.active_requests.dec();
         if let Some(watch) = node.watch.get().filter(|_| self.watched.load(Ordering::Relaxed)) {
-            watch.ended(status, took);
+            watch.ended(status, duration);
         }
         let template = self.template();
         let sampled = self.context().filter(|context| context.sampling.is_sampled());
         let label = if template.is_empty() { "unmatched" } else { template };
         let digits = StatusCode::from_u16(status).unwrap_or_default();
-        node.metrics.request(&self.method, label, digits.as_str(), took, sampled.map(|context| context.trace_id));
+        node.metrics.request(&self.method, label, digits.as_str(), duration, sampled.map(|context| context.trace_id));
         if let Some((tracer, context)) = node.tracer.as_ref().zip(self.context()) {
             tracer.record(&FinishedSpan {
                 kind: SpanKind::Server,
                 context,
                 start: self.started_at,
-                duration: took,
+                duration,
                 method: known_method(&self.method),
                 route: template,
                 status: if status == CLIENT_CLOSED_REQUEST { 0 } else { status },
@@ -289,7 +289,7 @@ impl Drop for Exchange {
         if let Some(log) = &node.access_log {
             log.write(&AccessEntry {
                 started_at: self.started_at,
-                duration: took,
+                duration,
                 client: self.client,
                 method: self.method.as_str(),
                 path: self.path(),
@@ -304,9 +304,9 @@ impl Drop for Exchange {
     }
 }
 
-/// What a head holds beside the carried headers.
+/// The fields of a request head that a hop uses, beside the carried headers.
 #[derive(Default)]
-struct Seen {
+struct RequestHead {
     carried: Carried,
     host: Option<HeaderValue>,
     hosts: usize,
@@ -320,8 +320,8 @@ struct Seen {
     hops: Option<u32>,
 }
 
-impl Seen {
-    fn take(&mut self, name: &HeaderName, value: &HeaderValue) {
+impl RequestHead {
+    fn read(&mut self, name: &HeaderName, value: &HeaderValue) {
         let text = || value.to_str().ok();
         match name.as_str() {
             "host" => {
@@ -360,7 +360,7 @@ pub(crate) fn caller_uri(xfcc: &str) -> Option<String> {
         if name.trim().eq_ignore_ascii_case("URI") {
             uri = Some(value);
         }
-        // A comma begins the next proxy's element: what the one before said is about an earlier call.
+        // A comma begins the next proxy's element: the element before is about an earlier call.
         if after.starts_with(',') {
             uri = None;
         }
@@ -375,7 +375,7 @@ pub(crate) fn caller_uri(xfcc: &str) -> Option<String> {
 /// The body of an answer: a problem document from outside the router, or what the router answered.
 pub(crate) type AnswerBody<B> = Either<Full<Bytes>, B>;
 
-/// The body of an answer. It keeps its exchange until the last frame was handed to the connection.
+/// The body of an answer. The exchange ends when the last frame was handed to the connection.
 pub(crate) struct ObservedBody<B> {
     body: AnswerBody<B>,
     /// It was not empty from the beginning.

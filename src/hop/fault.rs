@@ -105,10 +105,10 @@ fn parse_delay(text: &str) -> Result<Duration, String> {
     if delay > MAX_DELAY { Err(format!("'{text}' is longer than an hour")) } else { Ok(delay) }
 }
 
-/// Something that goes wrong on purpose, for a share of the requests.
+/// A fault that is injected into a share of the requests.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Fault {
-    /// What goes wrong.
+    /// What it does.
     pub kind: FaultKind,
     /// The share of requests, from 0 to 1.
     pub share: f64,

@@ -16,7 +16,7 @@ use crate::telemetry::tracer::Tracer;
 use crate::trace_context::Propagator;
 use crate::upstream::Upstreams;
 
-/// Who a hop is: shown in replies, logs and metrics.
+/// The identity of a hop in replies, logs and metrics.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Identity {
     /// `--name`.
@@ -38,8 +38,8 @@ impl Identity {
     }
 }
 
-/// Somebody who wants to know of every request of the chain as it begins and as it ends. Called on the request's path, so it
-/// has to be quick and must not wait.
+/// Observes every request of the chain, at its begin and at its end. Called on the request path: an implementation must not
+/// block.
 pub trait Watch: fmt::Debug + Send + Sync {
     /// A request arrived.
     fn began(&self);
