@@ -5,7 +5,7 @@ REVISION ?= $(shell git describe --always --dirty --abbrev=12 2>/dev/null || ech
 COMPOSE ?= docker compose
 
 .DEFAULT_GOAL := help
-.PHONY: help build test check demo docker-build docker-push docker-load compose-up compose-down deploy undeploy e2e e2e-docker e2e-cluster
+.PHONY: help build test check demo docker-build docker-push docker-load compose-up compose-down deploy undeploy e2e e2e-docker e2e-cluster reproducible
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -16,9 +16,10 @@ build: ## the binary: target/release/httpserver
 test: ## every test of the crate
 	cargo test --locked
 
-check: ## format, lints, and the schemas of every manifest
+check: ## format, lints of Rust and of the shell, and the schemas of every manifest
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
+	shellcheck --external-sources --severity=warning $$(git ls-files '*.sh' .ci/run)
 	scripts/check-manifests.sh
 
 demo: ## the whole chain in one process, with its traces: http://127.0.0.1:9411
@@ -61,3 +62,16 @@ e2e-docker: ## the image and Compose, for real
 
 e2e-cluster: ## a cluster with Istio, for real: the one of kubectl
 	scripts/e2e-cluster.sh
+
+# Panic messages name source files: by their place in the sources and in cargo's home, not on this machine. The image is always built in
+# the same place.
+reproducible: ## build the image's binary twice, in two places, and compare the bytes (ten minutes)
+	set -eu; work=$$(mktemp -d); trap 'rm -rf "$$work"' EXIT; image=$$(sed -n 's/.*RUSTFLAGS="\([^"]*\)".*/\1/p' Dockerfile); \
+	target=$$(rustc -vV | sed -n 's/^host: //p'); test -n "$$image"; \
+	for build in one two; do \
+	  mkdir "$$work/$$build"; git archive HEAD | tar -x -C "$$work/$$build"; cd "$$work/$$build"; \
+	  REVISION=$(REVISION) RUSTFLAGS="$$image --remap-path-prefix=$$work/$$build=. --remap-path-prefix=$${CARGO_HOME:-$$HOME/.cargo}=cargo" \
+	    cargo build --quiet --release --locked --bin httpserver --target "$$target" --target-dir target; \
+	  cp "target/$$target/release/httpserver" "$$work/binary-$$build"; cd - >/dev/null; \
+	done; \
+	rustc --version; stat -c '%s bytes' "$$work/binary-one"; sha256sum "$$work"/binary-*; cmp "$$work/binary-one" "$$work/binary-two"

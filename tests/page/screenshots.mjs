@@ -1,4 +1,4 @@
-// The pictures for the README: `node screenshots.mjs DIR`. Run by scripts/screenshots.sh.
+// The pictures for the README: `node screenshots.mjs DIR`. Run by scripts/e2e-page.sh --pictures.
 
 import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
