@@ -1,13 +1,13 @@
 //! What each connection is doing and until when it may: published by the connection's task, read by the listener.
 
 use std::collections::HashMap;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, ready};
+use std::task::{Poll, ready};
+use std::time::Duration;
 
 use futures_util::task::AtomicWaker;
-use http_body::{Body, Frame, SizeHint};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -77,28 +77,20 @@ impl Connections {
 
 /// Removes a connection when its task ends, however it ends.
 #[derive(Debug)]
-pub(crate) struct OpenConnection {
-    connection: Arc<Connection>,
-    id: u64,
-}
+pub(crate) struct OpenConnection(pub(crate) Arc<Connection>);
 
 impl OpenConnection {
     pub(crate) fn new(connections: &Arc<Connections>, id: u64) -> Self {
-        let connection = Arc::new(Connection::new(connections.clone()));
+        let connection = Arc::new(Connection::new(connections.clone(), id));
         connections.open().insert(id, connection.clone());
-        Self { connection, id }
-    }
-
-    pub(crate) fn connection(&self) -> &Arc<Connection> {
-        &self.connection
+        Self(connection)
     }
 }
 
 impl Drop for OpenConnection {
     fn drop(&mut self) {
-        let connections = &self.connection.connections;
-        connections.open().remove(&self.id);
-        connections.closed.notify_one();
+        self.0.connections.open().remove(&self.0.id);
+        self.0.connections.closed.notify_one();
     }
 }
 
@@ -140,6 +132,7 @@ impl Activity {
 /// One connection, as its task and the listener share it.
 #[derive(Debug)]
 pub(crate) struct Connection {
+    id: u64,
     connections: Arc<Connections>,
     activity: Mutex<Activity>,
     /// Speaks HTTP/2: several requests at once, and GOAWAY as its way to end.
@@ -148,7 +141,7 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    fn new(connections: Arc<Connections>) -> Self {
+    fn new(connections: Arc<Connections>, id: u64) -> Self {
         let activity = Mutex::new(Activity {
             state: ConnectionState::New,
             since: Some(connections.clock.now()),
@@ -157,7 +150,7 @@ impl Connection {
             goaway_since: None,
             is_evicted: false,
         });
-        Self { connections, activity, is_multiplexed: AtomicBool::new(false), waker: AtomicWaker::new() }
+        Self { id, connections, activity, is_multiplexed: AtomicBool::new(false), waker: AtomicWaker::new() }
     }
 
     fn activity(&self) -> MutexGuard<'_, Activity> {
@@ -209,7 +202,7 @@ impl Connection {
     /// The order in which connections are closed to make room: those that never sent a request, but not at once, because a
     /// new connection is about to send one; then those idle for longest. `None` while a request is active.
     pub(crate) fn eviction_rank(&self, now: Instant) -> Option<(bool, Instant)> {
-        const SILENT: std::time::Duration = std::time::Duration::from_secs(1);
+        const SILENT: Duration = Duration::from_secs(1);
         let activity = self.activity();
         let since = activity.since.unwrap_or(now);
         let is_new = matches!(activity.state, ConnectionState::New | ConnectionState::Lingering);
@@ -246,7 +239,7 @@ impl Connection {
                 if serving.as_mut().poll(cx).is_ready() {
                     return Poll::Ready(());
                 }
-                let Some(deadline) = self.deadline(stage) else { return Poll::Pending };
+                let Some(deadline) = self.deadline(&mut self.activity(), stage) else { return Poll::Pending };
                 // A timer that fires too early is armed again then: most deadlines are replaced before they pass.
                 let deadline = self.connections.clock.to_tokio(deadline);
                 if sleep.is_elapsed() || deadline < sleep.deadline() {
@@ -262,11 +255,7 @@ impl Connection {
     }
 
     /// Until when the connection may do what it is doing; `None` while a request is active.
-    fn deadline(&self, stage: Stage) -> Option<Instant> {
-        self.deadline_of(&mut self.activity(), stage)
-    }
-
-    fn deadline_of(&self, activity: &mut Activity, stage: Stage) -> Option<Instant> {
+    fn deadline(&self, activity: &mut Activity, stage: Stage) -> Option<Instant> {
         let options = &self.connections.options;
         if let Some(since) = activity.write_blocked_since {
             return Some(since + options.write_timeout);
@@ -298,7 +287,7 @@ impl Connection {
     fn close_if_overdue(&self, stage: Stage) -> bool {
         let now = self.connections.clock.update();
         let mut activity = self.activity();
-        if self.deadline_of(&mut activity, stage).is_none_or(|deadline| deadline > now) {
+        if self.deadline(&mut activity, stage).is_none_or(|deadline| deadline > now) {
             return false;
         }
         let is_told = activity.goaway_since.is_some() || activity.is_busy() || activity.is_evicted;
@@ -319,7 +308,6 @@ impl ActiveRequest {
         let mut activity = connection.activity();
         activity.active_requests += 1;
         activity.is_evicted = false;
-        drop(activity);
         Self(connection.clone())
     }
 }
@@ -336,35 +324,5 @@ impl Drop for ActiveRequest {
         if is_idle && self.0.is_multiplexed() {
             self.0.waker.wake();
         }
-    }
-}
-
-/// An answer's body, with the guard that ends the request when hyper drops it.
-#[derive(Debug)]
-pub(crate) struct TrackedBody<B> {
-    body: B,
-    _request: ActiveRequest,
-}
-
-impl<B> TrackedBody<B> {
-    pub(crate) fn new(body: B, request: ActiveRequest) -> Self {
-        Self { body, _request: request }
-    }
-}
-
-impl<B: Body + Unpin> Body for TrackedBody<B> {
-    type Data = B::Data;
-    type Error = B::Error;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }

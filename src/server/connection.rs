@@ -8,6 +8,9 @@ use std::sync::Arc;
 use bytes::BytesMut;
 use http::header::{CONNECTION, HeaderValue, TRANSFER_ENCODING};
 use http::{Request, Response, StatusCode};
+use http_body::Body;
+use http_body_util::BodyExt as _;
+use http_body_util::combinators::MapErr;
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::{Service as _, service_fn};
@@ -17,7 +20,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 
-use crate::server::activity::{ActiveRequest, Connection, ConnectionState, TrackedBody};
+use crate::server::activity::{ActiveRequest, Connection, ConnectionState};
 use crate::server::io::TrackedIo;
 use crate::server::service::{ConnectionInfo, HttpService, OnRefused};
 use crate::server::tls::AcceptorState;
@@ -34,6 +37,8 @@ const MAX_STREAMS: u32 = 256;
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// How many bytes are still read after the last answer.
 const MAX_LINGER: usize = 4 << 20;
+
+type BodyError<S> = <<S as HttpService>::Body as Body>::Error;
 
 /// What the protocols of one connection share.
 pub(crate) struct Protocols<S> {
@@ -65,7 +70,7 @@ impl<S: HttpService> Protocols<S> {
     /// Without TLS the first bytes tell HTTP/2 (prior knowledge, RFC 9113, 3.3) from HTTP/1.1.
     async fn plain(&self, mut socket: TrackedIo<TcpStream>) -> Result<(), String> {
         // A silent connection needs no buffer yet.
-        socket.stream().readable().await.map_err(|error| causes(&error))?;
+        socket.stream.readable().await.map_err(|error| causes(&error))?;
         // As much as a usual head takes, so that it needs no further read.
         let mut first = BytesMut::with_capacity(2048);
         loop {
@@ -74,10 +79,12 @@ impl<S: HttpService> Protocols<S> {
             }
             let length = first.len().min(PREFACE.len());
             if first[..length] != PREFACE[..length] {
-                return self.http1(socket.with_prefix(first.freeze()), false).await;
+                socket.prefix = first.freeze();
+                return self.http1(socket, false).await;
             }
             if length == PREFACE.len() {
-                return Box::pin(self.http2(socket.with_prefix(first.freeze()), false)).await;
+                socket.prefix = first.freeze();
+                return Box::pin(self.http2(socket, false)).await;
             }
         }
     }
@@ -99,14 +106,28 @@ impl<S: HttpService> Protocols<S> {
         &self,
         mut request: Request<Incoming>,
         without_client_certificate: bool,
-    ) -> impl Future<Output = Result<Response<TrackedBody<S::Body>>, Infallible>> + use<S> {
+    ) -> impl Future<Output = Result<Response<MapErr<S::Body, impl FnMut(BodyError<S>) -> BodyError<S> + use<S>>>, Infallible>> + use<S>
+    {
         let active = ActiveRequest::new(&self.connection);
         request.extensions_mut().insert(ConnectionInfo { peer: self.peer, without_client_certificate });
         let call = self.service.call(request);
-        async move { Ok(call.await?.map(|body| TrackedBody::new(body, active))) }
+        async move {
+            // hyper drops the body at the end of the answer, and with it what this closure owns.
+            Ok(call.await?.map(|body| {
+                body.map_err(move |error| {
+                    let _until_dropped = &active;
+                    error
+                })
+            }))
+        }
     }
 
-    async fn http1(&self, io: TrackedIo<impl AsyncRead + AsyncWrite + Unpin>, without_certificate: bool) -> Result<(), String> {
+    async fn http1(
+        &self,
+        mut io: TrackedIo<impl AsyncRead + AsyncWrite + Unpin>,
+        without_certificate: bool,
+    ) -> Result<(), String> {
+        io.reads_heads = true;
         let service = service_fn(|request: Request<Incoming>| {
             // hyper ignores and removes a length beside it, and another server may have used that length: what follows on
             // this connection is not read as a request (RFC 9112, 6.1).
@@ -123,7 +144,7 @@ impl<S: HttpService> Protocols<S> {
         let mut http = http1::Builder::new();
         // hyper's own timeout would also close idle connections.
         http.timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(MAX_HEAD).max_headers(MAX_FIELDS);
-        let mut serving = http.serve_connection(TokioIo::new(io.reading_heads()), service);
+        let mut serving = http.serve_connection(TokioIo::new(io), service);
         let ended = (&mut serving).await;
         match &ended {
             Err(error) if error.is_parse_too_large() => (self.on_refused)(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE),

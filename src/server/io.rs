@@ -13,12 +13,12 @@ use crate::server::activity::Connection;
 /// A socket below TLS, what TLS makes of it, or both at once where there is no TLS.
 #[derive(Debug)]
 pub(crate) struct TrackedIo<S> {
-    stream: S,
+    pub(crate) stream: S,
     connection: Arc<Connection>,
     /// Was read to recognise the protocol, and is read again.
-    prefix: Bytes,
+    pub(crate) prefix: Bytes,
     /// Bytes that arrive are a request's: HTTP/1.1, decrypted.
-    reads_heads: bool,
+    pub(crate) reads_heads: bool,
     /// A write that waits here waits for the peer.
     is_socket: bool,
     is_blocked: bool,
@@ -31,18 +31,6 @@ impl<S> TrackedIo<S> {
 
     pub(crate) fn decrypted(stream: S, connection: Arc<Connection>) -> Self {
         Self { is_socket: false, ..Self::socket(stream, connection) }
-    }
-
-    pub(crate) fn stream(&self) -> &S {
-        &self.stream
-    }
-
-    pub(crate) fn with_prefix(self, prefix: Bytes) -> Self {
-        Self { prefix, ..self }
-    }
-
-    pub(crate) fn reading_heads(self) -> Self {
-        Self { reads_heads: true, ..self }
     }
 
     fn write_polled<T>(&mut self, polled: Poll<T>) -> Poll<T> {

@@ -146,7 +146,7 @@ impl<S: HttpService> Acceptor<S> {
         let open = OpenConnection::new(&self.connections, self.next_id);
         self.next_id += 1;
         let protocols = Protocols {
-            connection: open.connection().clone(),
+            connection: open.0.clone(),
             peer: peer.ip(),
             service: self.service.clone(),
             on_refused: self.on_refused.clone(),
