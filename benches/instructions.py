@@ -8,6 +8,7 @@ scripts/bench.sh has the last word. Needs valgrind and what scripts/bench.sh bui
     python3 benches/instructions.py [case…]       e.g. own-hello own-middle bare-middle
     python3 benches/instructions.py --growth      a middle hop whose next hop answers a chain of 1, 2, 5, 9, 10, 20, 49 hops
     python3 benches/instructions.py --server target/release/httpserver own-middle --functions 40
+    python3 benches/instructions.py --prices       own mechanisms of telemetry against libraries, alone (benches/prices)
 """
 
 import argparse
@@ -21,7 +22,7 @@ import time
 from pathlib import Path
 
 from canned import CannedHop, flat, replies
-from run import HEADERS, built, free_port
+from run import HEADERS, ROOT, built, free_port
 
 CONTENDERS = built("contenders")
 # Case -> (which server, exporter, path, whether it calls a next hop).
@@ -42,6 +43,37 @@ CASES = {
 # The depths of the reply that a hop nests, and the middle hops that are compared by it. `flat` nests one reply of as many bytes,
 # which is what the bytes alone cost to read and to write.
 DEPTHS = (1, 2, 5, 9, 10, 20, 49)
+
+# Mechanism -> the variants of `prices`, ours first.
+PRICES = {
+    "escape": ("own", "serde_json"),
+    "address": ("own", "std"),
+    "milliseconds": ("own", "std"),
+    "time": ("humantime",),
+    "access_line": ("own", "serde_json"),
+    "histogram": ("own", "prometheus"),
+    "record_span": ("own", "sdk"),
+    "encode_zipkin": ("own", "serde_json", "opentelemetry_zipkin"),
+    "encode_otlp": ("own", "opentelemetry_otlp"),
+    "scrape": ("own", "prometheus"),
+}
+
+
+def prices():
+    """Instructions of one run of each mechanism: the difference between few runs and many."""
+    binary = next((ROOT / "target/bench").glob("prices/*/release/prices"), ROOT / "target/bench/prices/release/prices")
+
+    def count(case, times):
+        argv = ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null", binary, case, str(times)]
+        said = subprocess.run(argv, capture_output=True, text=True, check=True).stderr
+        return int(re.search(r"Collected : (\d+)", said)[1])
+
+    for mechanism, variants in PRICES.items():
+        few, many = (20, 120) if mechanism == "scrape" else (1000, 6000)
+        for variant in variants:
+            case = f"{mechanism}-{variant}"
+            price = (count(case, many) - count(case, few)) / (many - few)
+            print(f"{mechanism:<16}{variant:<24}{price:>10,.0f}", flush=True)
 
 
 def wait_for(port):
@@ -159,7 +191,10 @@ def main():
     parser.add_argument("--server", type=Path, default=built("httpserver"))
     parser.add_argument("--functions", type=int, default=0, metavar="N", help="the N costliest functions (needs symbols)")
     parser.add_argument("--growth", action="store_true", help="by the depth of the reply that a middle hop nests")
+    parser.add_argument("--prices", action="store_true", help="own mechanisms against libraries, each alone")
     args = parser.parse_args()
+    if args.prices:
+        return prices()
     with tempfile.TemporaryDirectory() as folder:
         port = free_port()
         sink = subprocess.Popen([str(CONTENDERS), "span-sink", f"127.0.0.1:{port}"])

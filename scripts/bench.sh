@@ -33,6 +33,8 @@ build contenders cargo build --release --locked --manifest-path benches/contende
 # A hop without any telemetry shares the compiled packages with the product: the same versions, so the same lock file, and the same profile.
 cp Cargo.lock benches/in_process/Cargo.lock
 build in_process cargo build --release --manifest-path benches/in_process/Cargo.toml --target-dir "$out/rust" || true
+cp Cargo.lock benches/prices/Cargo.lock
+build prices cargo build --release --manifest-path benches/prices/Cargo.toml --target-dir "$out/prices" || true
 unset RUSTFLAGS CARGO_BUILD_TARGET
 if command -v go > /dev/null; then
   GOBIN="$PWD/$out/go" build podinfo go install github.com/stefanprodan/podinfo/cmd/podinfo@latest || true

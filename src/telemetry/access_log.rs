@@ -84,7 +84,7 @@ fn text(out: &mut Vec<u8>, entry: &AccessEntry<'_>) {
     out.push(b'\n');
 }
 
-fn json(out: &mut Vec<u8>, entry: &AccessEntry<'_>) {
+pub(crate) fn json(out: &mut Vec<u8>, entry: &AccessEntry<'_>) {
     out.extend_from_slice(b"{\"time\":\"");
     push_time(out, entry.started_at);
     out.extend_from_slice(b"\",\"client\":\"");

@@ -1,7 +1,7 @@
 //! OTLP over HTTP, protobuf, in the types of `opentelemetry-proto`.
 //!
 //! The exporter of `opentelemetry-otlp` accepts the SDK's `SpanData` only, and the way from our batch through it costs several
-//! times as much as the encoding itself (`ARCHITECTURE.md`, "What own code buys").
+//! times as much as the encoding itself (`ARCHITECTURE.md`, "What was asked for, and where it works").
 
 use std::io::Write as _;
 use std::time::{Duration, SystemTime};

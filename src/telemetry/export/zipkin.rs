@@ -23,7 +23,7 @@ pub(super) struct ZipkinSink {
 
 /// What all spans of a hop have in common, encoded once.
 #[derive(Debug)]
-struct EncodedResource {
+pub(crate) struct EncodedResource {
     /// The member `localEndpoint`, with the comma before it.
     local_endpoint: Vec<u8>,
     /// The first members of `tags`, without a comma after them.
@@ -43,7 +43,7 @@ impl ZipkinSink {
 }
 
 impl EncodedResource {
-    fn new(resource: &ResourceOptions) -> Self {
+    pub(crate) fn new(resource: &ResourceOptions) -> Self {
         let mut local_endpoint = b",\"localEndpoint\":{\"serviceName\":".to_vec();
         push_text(&mut local_endpoint, resource.service_name.as_bytes());
         local_endpoint.push(b'}');
@@ -60,7 +60,7 @@ impl EncodedResource {
     }
 }
 
-fn encode(resource: &EncodedResource, batch: &SpanBatch, spans: &[QueuedSpan]) -> Vec<u8> {
+pub(crate) fn encode(resource: &EncodedResource, batch: &SpanBatch, spans: &[QueuedSpan]) -> Vec<u8> {
     let mut out = Vec::with_capacity(2 + spans.len() * 640);
     out.push(b'[');
     for (i, span) in spans.iter().enumerate() {

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use httpserver::hop::app::{App, Output};
-use httpserver::config::{Cli, Command, parse};
+use httpserver::cli::{Cli, Command, parse};
 use httpserver::hop::config::HopConfig;
 use httpserver::telemetry::export::Exporter;
 use httpserver::telemetry::line_writer::LineWriter;

@@ -1,7 +1,7 @@
 //! `serve` with all telemetry off. It takes the same options; only the library can switch the access log off.
 
 use httpserver::hop::app::{App, Output};
-use httpserver::config::{Cli, Command, parse};
+use httpserver::cli::{Cli, Command, parse};
 use httpserver::hop::config::HopConfig;
 use httpserver::telemetry::export::Exporter;
 
