@@ -111,6 +111,31 @@ impl Events {
     }
 }
 
+#[test]
+fn the_verdict_on_a_trace_is_the_stores() {
+    let demo = Demo::start(&[]);
+    let spans = json!([
+        {"traceId": "c0ffee", "id": "1", "kind": "SERVER", "timestamp": 5, "localEndpoint": {"serviceName": "shop"}},
+        {"traceId": "c0ffee", "id": "2", "parentId": "9", "kind": "SERVER", "timestamp": 6, "localEndpoint": {"serviceName": "stock"}},
+        {"traceId": "beef", "id": "2", "parentId": "9", "kind": "SERVER", "timestamp": 6, "localEndpoint": {"serviceName": "stock"}},
+    ]);
+    let body = spans.to_string();
+    let (status, ..) = demo.raw(&format!(
+        "POST /api/v2/spans HTTP/1.1\r\nhost: {}\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
+        demo.page,
+        body.len()
+    ));
+    assert_eq!(status, 202);
+    let verdict = |path: &str| -> Value { serde_json::from_str(&demo.get(path).2).unwrap() };
+    let torn = verdict("/demo/verdict/c0ffee?hops=3");
+    assert_eq!((&torn["whole"], &torn["broken_at"]), (&json!(false), &json!(["stock"])), "{torn:#}");
+    assert!(torn["deviations"].to_string().contains("2 services instead of 3 reported"), "{torn:#}");
+    // A caller that reports nothing leaves one span without its parent, and more services than hops are no defect.
+    assert_eq!(verdict("/demo/verdict/beef?hops=0")["whole"], true);
+    assert_eq!(verdict("/demo/verdict/beef?hops=1")["whole"], true);
+    assert_eq!(verdict("/demo/verdict/dead?hops=0"), Value::Null);
+}
+
 const FILES: [&str; 11] = [
     "/",
     "/page/style.css",

@@ -257,7 +257,7 @@ withDemo('a hop that loses headers is named, and both parts of the trace are fou
   await page.waitForSelector('.rows .row');
   assert.match(await text(page.locator('.hop').nth(1)), /loses on purpose: traceparent, x-b3-traceid/);
   const id = await sendOne(page, 4);
-  assert.match(await text(page.locator('.wrong')), /2 of 3 services are in this trace/);
+  assert.match(await text(page.locator('.wrong')), /2 services instead of 3 reported/);
   assert.match(await text(page.locator('.story')), /the trace id got lost on the way: service3 began another trace/);
   await page.click('#tab-headers');
   assert.equal(await text(page.locator('.edge').nth(2).locator('[data-header=traceparent] .badge')), 'lost');
@@ -332,7 +332,7 @@ withDemo('a hop that is down, a trace with an orphan, a trace that is gone and a
   const span = (id, parentId, serviceName) => ({ traceId: 'c0ffee', id, parentId, kind: 'SERVER', name: 'work', timestamp: Date.now() * 1000, duration: 1000, localEndpoint: { serviceName } });
   await demo.report([span('1', undefined, 'shop'), span('2', '9', 'stock')]);
   await page.click('.list a[href="#/trace/0000000000c0ffee"]');
-  await eventually(async () => /An orphan: a span of stock names the parent 0000000000000009, and nobody reported that one/.test(await text(page.locator('.wrong'))));
+  await eventually(async () => /Span 0000000000000002 of stock server work names the parent 0000000000000009, but nobody reported that one/.test(await text(page.locator('.wrong'))));
   assert.equal(await page.locator('.rows .mark').innerText(), '?');
   await page.click('#tab-headers');
   assert.match(await text(page.locator('#view-headers')), /not sent from this page, so nobody kept its headers/);

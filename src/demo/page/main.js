@@ -4,7 +4,7 @@ import { $, h, fill, say, plain, time, counted, clock } from './dom.js';
 import { chain, ticked, lights } from './chain.js';
 import * as sending from './send.js';
 import * as list from './list.js';
-import { model, verdict } from './trace.js';
+import { model } from './trace.js';
 import { waterfall } from './waterfall.js';
 import { headers, derived, story } from './headers.js';
 
@@ -69,7 +69,7 @@ function route() {
   }
   open?.drawing?.done();
   view = now;
-  open = { id, trace: null, exchange: null, dropped: 0, missing: false, drawing: null, loading: false };
+  open = { id, trace: null, exchange: null, verdict: null, missing: false, drawing: null, loading: false };
   list.select(id);
   refresh(open);
 }
@@ -83,7 +83,7 @@ async function refresh(of) {
     if (exchange?.ok) of.exchange = await exchange.json();
     of.missing = !found?.length;
     of.trace = found?.length ? model(found) : null;
-    if (of.trace) of.dropped = await cut(of);
+    if (of.trace) of.verdict = await (await fetch(`/demo/verdict/${of.id}?hops=${hops(of)}`)).json();
   } catch {
     of.failed = true;
   }
@@ -92,11 +92,10 @@ async function refresh(of) {
   if (of.again) { of.again = false; refresh(of); }
 }
 
-/** How many spans the store cut off; only a trace at its bound can have lost any. */
-async function cut(of) {
-  if (of.trace.rows.length < 1000) return 0;
-  const one = await fetch(`/api/v2/trace/${of.id}`, { method: 'HEAD' });
-  return Number(one.headers.get('x-spans-dropped') ?? 0);
+/** How many services took part, 0 when nobody knows. */
+function hops({ trace, exchange }) {
+  if (exchange?.reply) return took(exchange.reply);
+  return trace.services.some((name) => config?.hops.some((hop) => hop.name === name)) ? config.hops.length : 0;
 }
 
 function draw() {
@@ -146,8 +145,8 @@ function about() {
   if (config?.links.zipkin) link(`${config.links.zipkin}/zipkin/traces/${id}`, 'Open in Zipkin', away);
   if (config?.links.jaeger) link(`${config.links.jaeger}/trace/${id}`, 'Open in Jaeger', away);
   fill($('links'), links);
-  const hops = exchange?.reply ? took(exchange.reply) : trace && trace.services.some((name) => config?.hops.some((hop) => hop.name === name)) ? config.hops.length : 0;
-  const wrong = trace ? verdict(trace, open.dropped, hops, Boolean(exchange?.reply)) : [];
+  const wrong = [...(open.verdict?.deviations ?? [])];
+  if (open.verdict?.errors) wrong.push(`${open.verdict.errors} of ${open.verdict.spans.toLocaleString('en')} spans failed. The deepest red one is where it began; the red ones above it only pass it on.`);
   const steps = story(trace, exchange);
   const shut = $('about').querySelector('details')?.open === false;
   fill($('about'),

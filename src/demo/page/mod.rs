@@ -7,11 +7,12 @@ pub(crate) mod events;
 
 use std::sync::Arc;
 
-use axum::Router;
-use axum::extract::{Path, Request};
+use axum::extract::{Path, Query, Request};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get};
+use axum::{Json, Router};
 use http::{HeaderName, HeaderValue, StatusCode, header};
+use serde::Deserialize;
 use tokio::sync::{Semaphore, watch};
 use tower_http::set_header::SetResponseHeaderLayer;
 
@@ -20,6 +21,7 @@ use crate::demo::control::panel::Panel;
 use crate::demo::page::events::STREAMS;
 use crate::server::ConnectionInfo;
 use crate::traces::ids::parse_trace_id;
+use crate::traces::{Caller, ExpectedTrace, Verdict};
 
 /// What the browser lets the page do.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
@@ -64,6 +66,7 @@ pub(crate) fn router(panel: Arc<Panel>, access: Access, stopped: watch::Receiver
     let places = Arc::new(Semaphore::new(STREAMS));
     let for_events = panel.clone();
     let for_exchange = panel.clone();
+    let for_verdict = panel.clone();
     router = router
         .route(
             "/demo/events",
@@ -77,6 +80,12 @@ pub(crate) fn router(panel: Arc<Panel>, access: Access, stopped: watch::Receiver
             }),
         )
         .route("/demo/exchange/{trace_id}", get(move |Path(id): Path<String>| async move { exchange(&for_exchange, &id) }))
+        .route(
+            "/demo/verdict/{trace_id}",
+            get(
+                move |Path(id): Path<String>, Query(query): Query<VerdictQuery>| async move { verdict(&for_verdict, &id, query) },
+            ),
+        )
         .route("/demo/control", any(move |request: Request| orders::control(panel, access, request)));
     let set =
         |name: HeaderName, value: &'static str| SetResponseHeaderLayer::if_not_present(name, HeaderValue::from_static(value));
@@ -97,6 +106,21 @@ fn exchange(panel: &Panel, id: &str) -> Response {
         // Not an error: the page asks for every trace, and a browser would write a line in red for each 404.
         None => (json, "null").into_response(),
     }
+}
+
+#[derive(Deserialize)]
+struct VerdictQuery {
+    /// How many services took part; 0 when nobody knows.
+    hops: usize,
+}
+
+/// What is wrong with a trace, by the rules that `check` and the terminal use. `null` for one that the store does not have.
+fn verdict(panel: &Panel, id: &str, query: VerdictQuery) -> Response {
+    let trace = parse_trace_id(id).ok().and_then(|id| panel.store.tree(id));
+    // A page shows whatever is reported: more services than hops are no defect, and nobody knows who called.
+    let services = (query.hops > 0).then_some(query.hops..=usize::MAX);
+    let expected = ExpectedTrace { services, caller: Caller::Unknown, ..ExpectedTrace::default() };
+    Json(trace.map(|trace| Verdict::of(&[trace], &expected))).into_response()
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-// A trace as a tree: the same rules as in the store (src/demo/zipkin.rs), the critical path, and what is wrong in words.
+// A trace as a tree: the same rules as in src/traces/trace.rs, and the critical path. What is wrong with it the store says.
 
 export function isError(span) {
   const tags = span.tags ?? {};
@@ -104,26 +104,4 @@ function criticalPath(rows) {
     }
     if (at > row.start) row.critical.push([row.start, at]);
   }
-}
-
-/** What is not as it should be, a sentence each. `hops`: how many services took part, 0 when nobody knows; `sure`: they did. */
-export function verdict(trace, dropped, hops, sure) {
-  const say = [];
-  const name = (r) => `${r.service || 'an unnamed service'}`;
-  const orphans = trace.rows.filter((r) => r.missing);
-  if (!trace.begunOutside) {
-    for (const r of orphans.slice(0, 3)) {
-      say.push(`An orphan: a span of ${name(r)} names the parent ${r.missing}, and nobody reported that one. A hop passed on an id that is not its own, or a span was lost or is still on its way.`);
-    }
-    if (orphans.length > 3) say.push(`${orphans.length - 3} more spans have a parent that nobody reported.`);
-  }
-  if (trace.roots > 1) say.push(`${trace.roots} spans have no parent, and one request has one root: a hop kept the trace id but lost its caller's span id.`);
-  if (hops && trace.services.length < hops) {
-    const why = sure ? 'The others took part and are in another trace, because a hop lost the trace headers; or their spans are still on their way.'
-      : 'The others were not reached, or a hop lost the trace headers and the next one began a trace of its own, or spans are still on their way.';
-    say.push(`${trace.services.length} of ${hops} services are in this trace. ${why}`);
-  }
-  if (trace.errors) say.push(`${trace.errors} of ${trace.rows.length.toLocaleString('en')} spans failed. The deepest red one is where it began; the red ones above it only pass it on.`);
-  if (dropped) say.push(`The store cut this trace: ${dropped} reports of spans were not kept.`);
-  return say;
 }
