@@ -1,17 +1,15 @@
-//! `httpserver check URL`: sends requests through a deployed chain and says what is broken, where, and why.
+//! `httpserver check URL`: sends requests through a deployed chain and reports what is broken, where, and why.
 //!
 //! ```text
-//!  options ─► reach ─► first reply ─► chain
-//!                          │
-//!                          ├─► xray (pure) ─► propagation       one module per group of the report;
-//!                          ├─► backend ─► the trace's spans     each returns findings, none prints
-//!                          ├─► lanes
-//!                          ├─► traffic ─► stats (pure)
-//!                          └─► watch
-//!                                   findings ─► report ─► text, JSON, JUnit
+//!  options ─► reachability ─► first reply ─► chain
+//!                                  │
+//!                                  ├─► chain::xray ─► evidence ─► propagation     evidence in, findings out;
+//!                                  ├─► backend ─► the trace's spans               only `report` prints
+//!                                  └─► traffic::sample ─► samples ─► traffic, lanes, watch
+//!                                                    findings ─► report ─► terminal, JSON, JUnit
 //! ```
 //!
-//! Only `client` talks to the target, only with GET, never faster than `--rate`.
+//! Only `reachability::client` sends requests to the target, only with GET, never faster than `--rate`.
 
 mod backend;
 pub mod chain;
@@ -22,7 +20,6 @@ mod report;
 mod traffic;
 
 use std::io::IsTerminal as _;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -43,13 +40,13 @@ pub use backend::trace::{TraceArgs, TraceOutput, run as run_trace};
 use chain::evidence::Xray;
 use chain::expect::{Expect, Resolve, Split};
 use chain::probe::Probe;
-use envoy::hints::{Hop, Place};
-use reachability::client::{Answer, Client};
+use envoy::suggestions::{HintContext, HopRef};
+use reachability::client::{CheckClient, FrontAnswer};
 use reachability::tls::Trust;
-pub use report::Output;
-use report::{CheckId, Finding, Group, Progress, Report};
-use traffic::Expectation;
-use traffic::sample::{Sample, Series};
+pub use report::OutputFormat;
+use report::{CheckId, Finding, Group, ProgressLine, Report};
+use traffic::TrafficExpectation;
+use traffic::sample::Series;
 
 /// Options of `httpserver check`.
 #[derive(Debug, Clone, clap::Args)]
@@ -63,7 +60,7 @@ pub struct CheckArgs {
     /// Trust the certificates in this PEM file, too
     #[arg(long, value_name = "FILE")]
     pub cacert: Option<PathBuf>,
-    /// Do not verify the certificate; what is wrong with it is told all the same
+    /// Do not verify the certificate; problems are still reported
     #[arg(short = 'k', long)]
     pub insecure: bool,
     /// Send this header with every request (repeatable)
@@ -78,7 +75,7 @@ pub struct CheckArgs {
     /// How long a trace may take to arrive
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = values::positive_duration)]
     pub traces_wait: Duration,
-    /// How many of the requests without trace context should be sampled, percent (judged with --traces)
+    /// How many of the requests without trace context should be sampled, percent (evaluated with --traces)
     #[arg(long, value_name = "PERCENT", default_value = "100", value_parser = chain::expect::percent)]
     pub expect_sampling: f64,
     /// Walk this lane and the baseline (repeatable)
@@ -111,7 +108,7 @@ pub struct CheckArgs {
     /// The namespace that hints name for the gateway
     #[arg(long, value_name = "NAME", default_value = "istio-system")]
     pub gateway_namespace: String,
-    /// Tell a check's result without judging it, by its name in JSON: `reach.hsts`, or a group: `reach` (repeatable)
+    /// Report this check but do not let it fail the run: its name in JSON, `reach.hsts`, or a group, `reach` (repeatable)
     #[arg(long, value_name = "CHECK")]
     pub skip: Vec<String>,
     /// Report the client span of every request that begins a trace, to the collector that OTEL_EXPORTER_* names, so that the
@@ -119,12 +116,12 @@ pub struct CheckArgs {
     #[arg(long)]
     pub report_spans: bool,
     /// The form of the report on standard output
-    #[arg(long, value_enum, default_value_t = Output::Text)]
-    pub output: Output,
+    #[arg(long, value_enum, default_value_t = OutputFormat::Text)]
+    pub output: OutputFormat,
 }
 
 /// Runs the checks and writes the report to standard output. Returns the exit code: 0 fine, 1 a check failed or the run was
-/// interrupted, 2 wrong usage, told in one line on standard error before anything is sent.
+/// interrupted, 2 wrong usage: one line on standard error, and nothing was sent.
 pub async fn run(args: CheckArgs) -> u8 {
     let trust = match validate(&args) {
         Ok(trust) => trust,
@@ -156,8 +153,15 @@ pub async fn run(args: CheckArgs) -> u8 {
         // The sender lives until the end: receivers would take a closed channel for a stop that never comes.
         std::future::pending::<()>().await;
     });
+    let context = HintContext {
+        namespace: args.namespace.clone(),
+        gateway_namespace: args.gateway_namespace.clone(),
+        url: args.url.to_string(),
+        loopback: is_loopback(args.url.host_str().unwrap_or_default()),
+    };
+    let progress = ProgressLine::new(std::io::stderr().is_terminal());
     let tracer = tracing.as_ref().map(ClientTracing::tracer);
-    checks(&args, trust, tracer, &mut report, stop.clone()).await;
+    Run { args: &args, trust, tracer, context, report: &mut report, stop: stop.clone(), progress }.checks().await;
     listener.abort();
     let lost = match tracing {
         Some(tracing) => tracing.finish(FLUSH).await,
@@ -181,7 +185,10 @@ fn start_tracing() -> Result<Option<ClientTracing>, String> {
     ClientTracing::start(exporter).map_err(|error| format!("--report-spans: {error}"))
 }
 
-/// What the parsers of single values cannot see. Errors: one line that names the flag, the value and what is accepted.
+/// Checks the options against each other and reads the files that they name.
+///
+/// # Errors
+/// One line that names the flag, the value and what is accepted.
 fn validate(args: &CheckArgs) -> Result<Trust, String> {
     let trust = Trust::new(args.cacert.as_deref(), args.insecure).map_err(|why| {
         let path = args.cacert.as_deref().map(std::path::Path::display).map_or_else(String::new, |path| path.to_string());
@@ -212,142 +219,163 @@ fn validate(args: &CheckArgs) -> Result<Trust, String> {
     Ok(trust)
 }
 
-/// Everything, in order. Stops between steps when asked to.
-async fn checks(
-    args: &CheckArgs,
+/// One run: what every step needs.
+struct Run<'a> {
+    args: &'a CheckArgs,
     trust: Trust,
     tracer: Option<ClientTracer>,
-    report: &mut Report,
-    mut stop: signal::Receiver<bool>,
-) {
-    let host = args.url.host_str().unwrap_or_default().trim_start_matches('[').trim_end_matches(']').to_owned();
-    let place = Place {
-        namespace: args.namespace.clone(),
-        gateway_namespace: args.gateway_namespace.clone(),
-        url: args.url.to_string(),
-        loopback: is_loopback(&host),
-    };
-    let reached = tokio::select! {
-        reached = reach(args, &trust, &host, &place, report) => reached,
-        _ = stop.wait_for(|stop| *stop) => None,
-    };
-    let Some((client, tree, answer)) = reached else {
-        if !*stop.borrow() {
-            report.add(Finding::skip(
-                CheckId::ChainHops,
-                "The chain and everything behind it: skipped, because it was not reached",
-            ));
+    context: HintContext,
+    report: &'a mut Report,
+    stop: signal::Receiver<bool>,
+    progress: ProgressLine,
+}
+
+impl Run<'_> {
+    /// Every check, in order. Stops between steps when asked to.
+    async fn checks(mut self) {
+        let mut stop = self.stop.clone();
+        let single = tokio::select! {
+            single = self.single_requests() => single,
+            _ = stop.wait_for(|stop| *stop) => return,
+        };
+        if let Some((client, xray)) = single {
+            self.many_requests(client, xray.as_ref()).await;
         }
-        return;
-    };
-    let client = client.reporting(tracer);
-    tokio::select! {
-        findings = reachability::reach::hardening(&client, &answer, args.plain_port) => report.extend(findings),
-        _ = stop.wait_for(|stop| *stop) => return,
     }
-    report.extend(chain::findings(&tree, &place.url, args.expect.as_ref(), &place));
-    let xray = tokio::select! {
-        xray = probe(&client, &place) => xray,
-        _ = stop.wait_for(|stop| *stop) => return,
-    };
-    match &xray {
-        Some((probe, xray)) => report.extend(propagation::findings(probe, xray, &place)),
-        None => report
-            .add(Finding::skip(CheckId::PropagationTrace, "Propagation: skipped, because no probe brought the chain's reply")),
+
+    /// Reach, Chain and Propagation; `None` when the chain was not reached.
+    async fn single_requests(&mut self) -> Option<(CheckClient, Option<Xray>)> {
+        let Some((client, tree, answer)) = self.reach().await else {
+            let text = "The chain and everything behind it: skipped, because it was not reached";
+            self.report.add(Finding::skip(CheckId::ChainHops, text));
+            return None;
+        };
+        let client = client.reporting(self.tracer.take());
+        self.report.extend(reachability::reach::hardening(&client, &answer, self.args.plain_port).await);
+        self.report.extend(chain::findings(&tree, &self.context.url, self.args.expect.as_ref(), &self.context));
+        let Some((probe, xray)) = probe(&client, &self.context).await else {
+            let text = "Propagation: skipped, because no probe brought the chain's reply";
+            self.report.add(Finding::skip(CheckId::PropagationTrace, text));
+            return Some((client, None));
+        };
+        self.report.extend(propagation::findings(&probe, &xray, &self.context));
+        Some((client, Some(xray)))
     }
-    let xray = xray.map(|(_, xray)| xray);
 
-    let progress = Progress::new(std::io::stderr().is_terminal());
-    let client = Arc::new(client);
-    let series =
-        |lane: Option<&str>| Series { client: client.clone(), place: place.clone(), headers: traffic::lane_check::headers(lane) };
+    /// Traces, Lanes, Traffic and Watch.
+    async fn many_requests(mut self, client: CheckClient, xray: Option<&Xray>) {
+        self.trace(&client).await;
+        let client = Arc::new(client);
+        let context = self.context.clone();
+        let series = |lane: Option<&str>| Series {
+            client: client.clone(),
+            context: context.clone(),
+            headers: traffic::lane_check::headers(lane),
+        };
+        // The requests of the statistics bring no trace context, so they also show the mesh's own sampling rate.
+        let samples = if self.args.count > 0 && !*self.stop.borrow() {
+            series(None).run(self.args.count, &mut self.stop, &self.progress, "requests").await
+        } else {
+            Vec::new()
+        };
+        if self.args.traces.is_some() && !samples.is_empty() {
+            self.report.add(traffic::sampling::finding(&samples, self.args.expect_sampling, xray, &self.context));
+        }
+        self.lanes(&series).await;
+        if self.args.count > 0 {
+            let expected = TrafficExpectation { success: self.args.expect_success, splits: &self.args.expect_split };
+            self.report.extend(traffic::findings(&samples, xray, &expected, &self.context));
+        }
+        self.watch(&series(None)).await;
+    }
 
-    // The statistics' requests bring no trace context, so they also tell the mesh's own sampling rate. The order of the
-    // report is the reader's: the backend before the traffic.
-    if let Some(url) = &args.traces {
-        match backend::open(url, &trust).await {
+    /// The trace of one request, from the backend.
+    async fn trace(&mut self, client: &CheckClient) {
+        let Some(url) = &self.args.traces else { return };
+        match backend::open(url, &self.trust).await {
             Ok((backend, finding)) => {
-                report.add(finding);
-                let request = backend::Request { client: &client, expect: args.expect.as_ref(), place: &place };
-                report.extend(backend::follow(&backend, &request, args.traces_wait, &mut stop, &progress).await);
+                self.report.add(finding);
+                let request = backend::Request { client, expect: self.args.expect.as_ref(), hints: &self.context };
+                let wait = self.args.traces_wait;
+                let findings = backend::follow(&backend, &request, wait, &mut self.stop, &self.progress).await;
+                self.report.extend(findings);
             }
-            Err(finding) => report.add(*finding),
+            Err(finding) => self.report.add(*finding),
         }
     }
-    let samples = if args.count > 0 && !*stop.borrow() {
-        series(None).run(args.count, &mut stop, &progress, "requests").await
-    } else {
-        Vec::new()
-    };
-    if args.traces.is_some() && !samples.is_empty() {
-        report.add(traffic::sampling::finding(&samples, args.expect_sampling, xray.as_ref(), &place));
+
+    /// The baseline, then each lane: enough requests each to reveal a rule that applies only at times.
+    async fn lanes(&mut self, series: &impl Fn(Option<&str>) -> Series) {
+        const REQUESTS: u64 = 20;
+        if self.args.lane.is_empty() || *self.stop.borrow() {
+            return;
+        }
+        let base = series(None).run(REQUESTS, &mut self.stop, &self.progress, "requests in the baseline").await;
+        self.report.extend(traffic::lane_check::baseline(&base, &self.context));
+        for lane in &self.args.lane {
+            if *self.stop.borrow() {
+                return;
+            }
+            let walking = series(Some(lane));
+            let samples = walking.run(REQUESTS, &mut self.stop, &self.progress, "requests in the lane").await;
+            let lost = lost_lane(&walking, lane).await;
+            self.report.extend(traffic::lane_check::walk(lane, &samples, lost, &self.context));
+        }
     }
-    if !args.lane.is_empty() && !*stop.borrow() {
-        walk_lanes(args, &series, &place, report, &mut stop, &progress).await;
-    }
-    if args.count > 0 {
-        let expected = Expectation { success: args.expect_success, splits: &args.expect_split };
-        report.extend(traffic::findings(&samples, xray.as_ref(), &expected, &place));
-    }
-    if let Some(span) = args.watch
-        && !*stop.borrow()
-    {
-        if progress_is_text(args) {
+
+    /// Constant load, for a rollout.
+    async fn watch(&mut self, series: &Series) {
+        let Some(span) = self.args.watch.filter(|_| !*self.stop.borrow()) else { return };
+        if self.args.output == OutputFormat::Text && std::io::stderr().is_terminal() {
             eprintln!("  watching for {} s: restart a Deployment now", span.as_secs());
         }
         let started = tokio::time::Instant::now();
-        let samples: Vec<Sample> = series(None).run_for(span, args.rate, &mut stop, &progress, "requests, watching").await;
-        report.extend(traffic::watch::findings(&samples, span.min(started.elapsed()), &place));
+        let rate = self.args.rate;
+        let samples = series.run_for(span, rate, &mut self.stop, &self.progress, "requests, watching").await;
+        self.report.extend(traffic::watch::findings(&samples, span.min(started.elapsed()), &self.context));
     }
-}
 
-fn progress_is_text(args: &CheckArgs) -> bool {
-    args.output == Output::Text && std::io::stderr().is_terminal()
-}
-
-/// Reaches the target; `None` when there is nothing to go on with.
-async fn reach(
-    args: &CheckArgs,
-    trust: &Trust,
-    host: &str,
-    place: &Place,
-    report: &mut Report,
-) -> Option<(Client, Tree, Answer)> {
-    const CONNECT: Duration = Duration::from_secs(5);
-    let limit = CONNECT.min(args.timeout);
-    let (findings, addresses) = reachability::reach::resolve(&args.url, &args.resolve).await;
-    report.extend(findings);
-    let (finding, address): (Finding, Option<SocketAddr>) = reachability::reach::connect(&addresses?, place, limit).await;
-    report.add(finding);
-    let address = address?;
-    if args.url.scheme() == "https" {
-        let (findings, go_on) = reachability::reach::tls(trust, host, address, place, limit).await;
+    /// Reaches the target; `None` when there is nothing to continue with.
+    async fn reach(&mut self) -> Option<(CheckClient, Tree, FrontAnswer)> {
+        const CONNECT: Duration = Duration::from_secs(5);
+        let Self { args, trust, context, report, .. } = self;
+        let limit = CONNECT.min(args.timeout);
+        let (findings, addresses) = reachability::reach::resolve(&args.url, &args.resolve).await;
         report.extend(findings);
-        if !go_on {
-            return None;
+        let (finding, address) = reachability::reach::connect(&addresses?, context, limit).await;
+        report.add(finding);
+        let address = address?;
+        if args.url.scheme() == "https" {
+            let (findings, is_usable) = reachability::reach::tls(trust, &host_of(&args.url), address, context, limit).await;
+            report.extend(findings);
+            if !is_usable {
+                return None;
+            }
         }
+        let extra: HeaderMap = args.headers.iter().cloned().collect();
+        let client = match CheckClient::new(args.url.clone(), address, trust, args.timeout, args.rate, extra) {
+            Ok(client) => client,
+            Err(error) => {
+                let hint = report::Hint::new("The TLS setup of this machine");
+                report.add(Finding::fail(CheckId::ReachHttp, format!("No client: {error}"), hint));
+                return None;
+            }
+        };
+        let (findings, first) = reachability::reach::first(&client, trust, address, context, limit).await;
+        report.extend(findings);
+        first.map(|(tree, answer)| (client, tree, answer))
     }
-    let extra: HeaderMap = args.headers.iter().cloned().collect();
-    let client = match Client::new(args.url.clone(), address, trust, args.timeout, args.rate, extra) {
-        Ok(client) => client,
-        Err(error) => {
-            report.add(Finding::fail(
-                CheckId::ReachHttp,
-                format!("No client: {error}"),
-                report::Hint::new("The TLS setup of this machine"),
-            ));
-            return None;
-        }
-    };
-    let (findings, first) = reachability::reach::first(&client, trust, address, place, limit).await;
-    report.extend(findings);
-    first.map(|(tree, answer)| (client, tree, answer))
 }
 
-/// The x-ray's probes. A fault on the way hides the hops behind it, so the most complete of a few answers counts.
-async fn probe(client: &Client, place: &Place) -> Option<(Probe, Xray)> {
+/// The host of a URL, without the brackets of IPv6.
+fn host_of(url: &Url) -> String {
+    url.host_str().unwrap_or_default().trim_start_matches('[').trim_end_matches(']').to_owned()
+}
+
+/// The probes of the x-ray. A failure hides the hops behind it, so the most complete of a few answers counts.
+async fn probe(client: &CheckClient, context: &HintContext) -> Option<(Probe, Xray)> {
     let (probe, tree) = deepest(client, &HeaderFamily::ALL).await?;
-    let mut xray = chain::xray::examine(&probe, &tree, &place.url);
+    let mut xray = chain::xray::examine(&probe, &tree, &context.url);
     if !xray.unwritten.is_empty() {
         let mut answers = Vec::new();
         for format in HeaderFamily::ALL {
@@ -358,7 +386,7 @@ async fn probe(client: &Client, place: &Place) -> Option<(Probe, Xray)> {
     Some((probe, xray))
 }
 
-async fn deepest(client: &Client, formats: &[HeaderFamily]) -> Option<(Probe, Tree)> {
+async fn deepest(client: &CheckClient, formats: &[HeaderFamily]) -> Option<(Probe, Tree)> {
     const TRIES: usize = 5;
     let mut best: Option<(usize, Probe, Tree)> = None;
     for _ in 0..TRIES {
@@ -377,31 +405,8 @@ async fn deepest(client: &Client, formats: &[HeaderFamily]) -> Option<(Probe, Tr
     best.map(|(_, probe, tree)| (probe, tree))
 }
 
-/// The baseline, then each lane: enough requests each to see a rule that holds only at times.
-async fn walk_lanes(
-    args: &CheckArgs,
-    series: &impl Fn(Option<&str>) -> Series,
-    place: &Place,
-    report: &mut Report,
-    stop: &mut signal::Receiver<bool>,
-    progress: &Progress,
-) {
-    const REQUESTS: u64 = 20;
-    let base = series(None).run(REQUESTS, stop, progress, "requests in the baseline").await;
-    report.extend(traffic::lane_check::baseline(&base, place));
-    for lane in &args.lane {
-        if *stop.borrow() {
-            return;
-        }
-        let walking = series(Some(lane));
-        let samples = walking.run(REQUESTS, stop, progress, "requests in the lane").await;
-        let lost = lost_lane(&walking, lane).await;
-        report.extend(traffic::lane_check::walk(lane, &samples, lost, place));
-    }
-}
-
 /// The seam at which `x-lane` is lost, in a request of this lane.
-async fn lost_lane(series: &Series, lane: &str) -> Option<(Hop, Hop)> {
+async fn lost_lane(series: &Series, lane: &str) -> Option<(HopRef, HopRef)> {
     let tree = series.client.get(&traffic::lane_check::headers(Some(lane))).await.ok()?.tree()?;
-    traffic::lane_check::lost(&tree, &series.place.url)
+    traffic::lane_check::lost(&tree, &series.context.url)
 }

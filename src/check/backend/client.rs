@@ -8,7 +8,7 @@ use reqwest::Url;
 use serde_json::Value;
 
 use crate::check::backend::jaeger;
-use crate::check::envoy::hints::quoted;
+use crate::check::envoy::suggestions::quoted;
 use crate::check::reachability::tls::Trust;
 use crate::check::report::{CheckId, Finding, Hint};
 use crate::traces::ids::parse_trace_id;

@@ -3,8 +3,8 @@
 //! A hop that continues the trace has its own span's id and its calls' in the reply; where a proxy wrote its span into the
 //! headers, that id arrived at the hop.
 
-use crate::check::chain::evidence::{Row, Xray};
-use crate::check::envoy::hints::Hop;
+use crate::check::chain::evidence::{HopEvidence, Xray};
+use crate::check::envoy::suggestions::HopRef;
 use crate::hop::reply::{Propagation, Tree};
 use crate::trace_context::HeaderFamily;
 use crate::traces::ids::{parse_span_id, parse_trace_id};
@@ -15,7 +15,7 @@ use crate::values::service_number;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct HopSpan {
     pub(super) span: ExpectedSpan,
-    pub(super) hop: Hop,
+    pub(super) hop: HopRef,
     pub(super) role: Role,
 }
 
@@ -28,7 +28,7 @@ pub(super) enum Role {
 }
 
 impl HopSpan {
-    fn new(hop: &Hop, role: Role, trace_id: TraceId, id: SpanId) -> Self {
+    fn new(hop: &HopRef, role: Role, trace_id: TraceId, id: SpanId) -> Self {
         let service = hop.name.as_str().into();
         let span =
             ExpectedSpan { trace_id, id, service, parent: None, ancestor: None, kind: None, route: None, tags: Vec::new() };
@@ -77,14 +77,14 @@ fn route(path: &str) -> Option<String> {
 
 struct Walk<'a> {
     /// In the order of the walk: one per hop that answered.
-    rows: std::slice::Iter<'a, Row>,
+    rows: std::slice::Iter<'a, HopEvidence>,
     out: Vec<HopSpan>,
 }
 
 impl Walk<'_> {
     /// `caller`: the server span of the nearest hop above that reports.
     fn hop(&mut self, tree: &Tree, url: &str, caller: Option<SpanId>) {
-        let hop = Hop::of(tree, url);
+        let hop = HopRef::of(tree, url);
         self.proxy(tree, &hop);
         let reports = tree.propagation == Propagation::Continue && tree.sampled == Some(true);
         let ids = tree.trace_id.as_deref().zip(tree.span_id.as_deref()).filter(|_| reports);
@@ -119,7 +119,7 @@ impl Walk<'_> {
     }
 
     /// The span of the proxy in front of the hop, where it wrote its id into a header.
-    fn proxy(&mut self, tree: &Tree, hop: &Hop) {
+    fn proxy(&mut self, tree: &Tree, hop: &HopRef) {
         let Some(row) = self.rows.next().filter(|_| tree.sampled != Some(false)) else { return };
         for family in HeaderFamily::ALL {
             let wrote = if family == HeaderFamily::W3c { row.proxy.w3c } else { row.proxy.b3 };

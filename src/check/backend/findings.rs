@@ -6,7 +6,7 @@ use crate::check::backend::expected::{HopSpan, Role};
 use crate::check::chain::evidence::Xray;
 use crate::check::chain::expect::{Expect, is_named};
 use crate::check::chain::probe::short;
-use crate::check::envoy::hints::{Hop, Place, Runner};
+use crate::check::envoy::suggestions::{HintContext, HopRef, Runner};
 use crate::check::report::{CheckId, Finding, Hint};
 use crate::hop::reply::{Propagation, Tree};
 use crate::telemetry::client_tracing;
@@ -31,26 +31,26 @@ pub(super) struct Arrived<'a> {
 
 /// Whether hops that are missing from the trace only forward, or never answered.
 struct Absent {
-    forwarding: Vec<Hop>,
+    forwarding: Vec<HopRef>,
     unanswered: Vec<String>,
 }
 
 impl Arrived<'_> {
-    pub(super) fn findings(&self, expect: Option<&Expect>, place: &Place, waited: Duration) -> Vec<Finding> {
+    pub(super) fn findings(&self, expect: Option<&Expect>, hints: &HintContext, waited: Duration) -> Vec<Finding> {
         let waited = waited.as_secs_f64();
-        let Some(trace) = self.trace else { return vec![self.never_arrived(place, waited)] };
+        let Some(trace) = self.trace else { return vec![self.never_arrived(hints, waited)] };
         let text = format!("The trace of one request arrived after {waited:.1} s: {} spans", trace.rows().len());
         let mut out = vec![Finding::pass(CheckId::TracesArrived, text), self.one_trace()];
-        out.extend(self.services(trace, expect, place));
+        out.extend(self.services(trace, expect, hints));
         out.extend([self.orphans(trace), self.parents()]);
-        out.extend(self.silent_proxies(place));
+        out.extend(self.silent_proxies(hints));
         out.push(self.whose_spans(trace));
         out
     }
 
-    fn never_arrived(&self, place: &Place, waited: f64) -> Finding {
+    fn never_arrived(&self, hints: &HintContext, waited: f64) -> Finding {
         let cause = "The exporters or the proxies report to another backend or to nobody: their endpoint is wrong, the collector is down, or this backend is not the one behind it";
-        let hint = exporter(place, &Hop::of(self.tree, &place.url)).into_iter().fold(Hint::new(cause), Hint::run);
+        let hint = exporter(hints, &HopRef::of(self.tree, &hints.url)).into_iter().fold(Hint::new(cause), Hint::run);
         let id = self.ids.first().map(ToString::to_string).unwrap_or_default();
         let text = format!("The trace never arrived: no span of {} after {waited:.0} s", short(&id));
         Finding::fail(CheckId::TracesArrived, text, hint)
@@ -81,21 +81,21 @@ impl Arrived<'_> {
     }
 
     /// Who did not report.
-    fn services(&self, trace: &Trace, expect: Option<&Expect>, place: &Place) -> Vec<Finding> {
-        let mut silent: Vec<&Hop> = Vec::new();
+    fn services(&self, trace: &Trace, expect: Option<&Expect>, hints: &HintContext) -> Vec<Finding> {
+        let mut silent: Vec<&HopRef> = Vec::new();
         for expected in self.missing(false) {
             if !silent.contains(&&expected.hop) {
                 silent.push(&expected.hop);
             }
         }
-        let mut out: Vec<Finding> = silent.iter().map(|hop| self.silent_hop(hop, place)).collect();
-        out.extend(self.silent_sidecars(place));
+        let mut out: Vec<Finding> = silent.iter().map(|hop| self.silent_hop(hop, hints)).collect();
+        out.extend(self.silent_sidecars(hints));
         let absent = if self.ids.len() > 1 { None } else { Some(self.absent(trace, expect)) };
         if let Some(Absent { forwarding, unanswered }) = absent {
             for hop in &forwarding {
                 let text = format!("{} is not in the trace: it only forwards, and nobody reports for it", hop.name);
                 let cause = format!("TRACE_EXPORTER (OTEL_TRACES_EXPORTER) is none at {}, while other hops report", hop.name);
-                let hint = Hint::new(cause).run(place.settings(hop));
+                let hint = Hint::new(cause).run(hints.settings(hop));
                 out.push(Finding::fail(CheckId::TracesServices, text, hint).hop(&hop.name));
             }
             // Whoever did not answer is a failure of the chain and reported there; its absence here is no second one.
@@ -113,20 +113,20 @@ impl Arrived<'_> {
         out
     }
 
-    fn silent_hop(&self, hop: &Hop, place: &Place) -> Finding {
+    fn silent_hop(&self, hop: &HopRef, hints: &HintContext) -> Finding {
         let count = self.missing(false).filter(|expected| expected.hop == *hop).count();
         let of = self.expected.iter().filter(|expected| expected.role != Role::Proxy && expected.hop == *hop).count();
         let cause = format!(
             "{} continues the trace and its report gets lost: its exporter's endpoint (OTEL_EXPORTER_…_ENDPOINT) is wrong or unreachable from there, or its queue overflows (httpserver_spans_dropped_total)",
             hop.name
         );
-        let hint = exporter(place, hop).into_iter().fold(Hint::new(cause), Hint::run);
+        let hint = exporter(hints, hop).into_iter().fold(Hint::new(cause), Hint::run);
         let text = format!("{count} of {of} spans of {} never arrived", hop.name);
         Finding::fail(CheckId::TracesServices, text, hint).hop(&hop.name)
     }
 
-    fn silent_sidecars(&self, place: &Place) -> Option<Finding> {
-        let mut hops: Vec<&Hop> = self.missing(true).map(|expected| &expected.hop).collect();
+    fn silent_sidecars(&self, hints: &HintContext) -> Option<Finding> {
+        let mut hops: Vec<&HopRef> = self.missing(true).map(|expected| &expected.hop).collect();
         hops.dedup();
         let hop = hops.first()?;
         let names: Vec<&str> = hops.iter().map(|hop| hop.name.as_str()).collect();
@@ -134,11 +134,11 @@ impl Arrived<'_> {
         let mut hint = Hint::new(
             "The proxy traces and its report gets lost: the provider's service and port in meshConfig.extensionProviders, or the collector's port for that protocol",
         );
-        if place.runner(hop) == Runner::Kubernetes {
+        if hints.runner(hop) == Runner::Kubernetes {
             hint = hint.run("kubectl get configmap istio -n istio-system -o yaml | grep -A8 extensionProviders").run(format!(
                 "istioctl proxy-config clusters {} -n {} | grep -E 'zipkin|jaeger|collector'",
                 hop.hostname,
-                place.namespace_of(hop)
+                hints.namespace_of(hop)
             ));
         }
         Some(Finding::fail(CheckId::TracesServices, text, hint).hop(&hop.name))
@@ -152,7 +152,7 @@ impl Arrived<'_> {
             answered.push(hop.service.clone());
             let named = trace.services().iter().any(|service| is_named(service, &hop.service));
             if reporters && hop.propagation == Propagation::Forward && !named {
-                forwarding.push(Hop::of(hop, url));
+                forwarding.push(HopRef::of(hop, url));
             }
         });
         let names = expect.map(Expect::names).unwrap_or_default();
@@ -197,14 +197,14 @@ impl Arrived<'_> {
 
     /// Sidecars that vouch for their callers and write no span anywhere. Only certificates prove a sidecar: other proxies may
     /// have no part in tracing.
-    fn silent_proxies(&self, place: &Place) -> Option<Finding> {
+    fn silent_proxies(&self, hints: &HintContext) -> Option<Finding> {
         let rows = self.xray.rows.iter().filter(|row| row.proxy.is_own_sidecar());
         let sidecars: Vec<&str> = rows.map(|row| row.hop.name.as_str()).collect();
         if sidecars.is_empty() || self.xray.mesh_traces() {
             return None;
         }
         let text = format!("The proxies in front of {} report no spans: the trace holds the app's alone", sidecars.join(", "));
-        Some(Finding::fail(CheckId::TracesProxies, text, no_tracing(place)))
+        Some(Finding::fail(CheckId::TracesProxies, text, no_tracing(hints)))
     }
 
     /// How many spans there are and whose they are.
@@ -249,40 +249,40 @@ impl Arrived<'_> {
 }
 
 /// No hop continues the trace, and no proxy wrote a span into a header.
-pub(super) fn nobody_reports(xray: &Xray, place: &Place) -> Finding {
+pub(super) fn nobody_reports(xray: &Xray, hints: &HintContext) -> Finding {
     let rows = xray.rows.iter().filter(|row| row.proxy.is_seen());
     let proxies: Vec<&str> = rows.map(|row| row.hop.name.as_str()).collect();
     if !proxies.is_empty() {
         let names = proxies.join(", ");
         let text = format!("Nobody reports spans: every hop only forwards, and the proxies at {names} do not trace");
-        return Finding::fail(CheckId::TracesArrived, text, no_tracing(place));
+        return Finding::fail(CheckId::TracesArrived, text, no_tracing(hints));
     }
     let hint = Hint::new("TRACE_EXPORTER (OTEL_TRACES_EXPORTER) is none at every hop, and there are no sidecars: set zipkin or otlp, or inject sidecars")
-        .run(format!("kubectl get namespace {} --show-labels", place.namespace));
+        .run(format!("kubectl get namespace {} --show-labels", hints.namespace));
     let text = "Nobody reports spans: every hop only forwards, and no proxy is seen between them";
     Finding::fail(CheckId::TracesArrived, text, hint)
 }
 
 /// The commands that show why a hop's report gets lost.
-fn exporter(place: &Place, hop: &Hop) -> Vec<String> {
-    let namespace = place.namespace_of(hop);
-    match place.runner(hop) {
+fn exporter(hints: &HintContext, hop: &HopRef) -> Vec<String> {
+    let namespace = hints.namespace_of(hop);
+    match hints.runner(hop) {
         Runner::Kubernetes => vec![
             format!(
                 "kubectl get --raw /api/v1/namespaces/{namespace}/pods/{}:8080/proxy/metrics | grep httpserver_spans",
                 hop.hostname
             ),
-            place.settings(hop),
-            place.logs(hop),
+            hints.settings(hop),
+            hints.logs(hop),
         ],
-        _ => vec![place.logs(hop)],
+        _ => vec![hints.logs(hop)],
     }
 }
 
 /// Why sidecars write no spans.
-fn no_tracing(place: &Place) -> Hint {
+fn no_tracing(hints: &HintContext) -> Hint {
     let hint = Hint::new(
         "The Telemetry resource names a provider that meshConfig.extensionProviders does not have, or no Telemetry resource turns tracing on",
     );
-    place.providers().into_iter().fold(hint, Hint::run).run("istioctl analyze -A")
+    hints.providers().into_iter().fold(hint, Hint::run).run("istioctl analyze -A")
 }

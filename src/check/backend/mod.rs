@@ -17,9 +17,9 @@ use tokio::time::Instant;
 use crate::check::chain::expect::Expect;
 use crate::check::chain::probe::Probe;
 use crate::check::chain::xray::examine;
-use crate::check::envoy::hints::Place;
-use crate::check::reachability::client::Client;
-use crate::check::report::{CheckId, Finding, Progress};
+use crate::check::envoy::suggestions::HintContext;
+use crate::check::reachability::client::CheckClient;
+use crate::check::report::{CheckId, Finding, ProgressLine};
 use crate::hop::reply::Tree;
 use crate::trace_context::HeaderFamily;
 use crate::traces::{Caller, ExpectedTrace, Trace, TraceId, Verdict};
@@ -30,9 +30,9 @@ use findings::Arrived;
 
 /// Where the request goes, and what is expected of it.
 pub(crate) struct Request<'a> {
-    pub(crate) client: &'a Client,
+    pub(crate) client: &'a CheckClient,
     pub(crate) expect: Option<&'a Expect>,
-    pub(crate) place: &'a Place,
+    pub(crate) hints: &'a HintContext,
 }
 
 /// Sends an ordinary request and compares its trace with its reply.
@@ -41,22 +41,22 @@ pub(crate) async fn follow(
     request: &Request<'_>,
     wait: Duration,
     stop: &mut watch::Receiver<bool>,
-    progress: &Progress,
+    progress: &ProgressLine,
 ) -> Vec<Finding> {
-    let &Request { client, expect, place } = request;
+    let &Request { client, expect, hints } = request;
     let Some((probe, tree)) = send(client).await else {
         return vec![Finding::skip(CheckId::TracesArrived, "Trace: skipped, because no request brought the chain's reply")];
     };
-    let xray = examine(&probe, &tree, &place.url);
+    let xray = examine(&probe, &tree, &hints.url);
     if tree.sampled == Some(false) {
         return vec![Finding::skip(
             CheckId::TracesArrived,
             "Trace: skipped, because the request arrived as \"not sampled\" although it asked to be: see the sampling rate below, or Propagation",
         )];
     }
-    let expected = expected_spans(&tree, &place.url, Some(&xray));
+    let expected = expected_spans(&tree, &hints.url, Some(&xray));
     let ids = trace_ids(&expected);
-    let Some(&id) = ids.first() else { return vec![findings::nobody_reports(&xray, place)] };
+    let Some(&id) = ids.first() else { return vec![findings::nobody_reports(&xray, hints)] };
     let here: Vec<HopSpan> = expected.into_iter().filter(|expected| expected.span.trace_id == id).map(HopSpan::by_ids).collect();
     // The spans of `check` itself, which reports none.
     let own = HeaderFamily::ALL.into_iter().filter_map(|family| Some(family.read(&probe.headers)?.span_id)).collect();
@@ -68,7 +68,7 @@ pub(crate) async fn follow(
     let started = Instant::now();
     let (trace, verdict, trouble) = arrival(backend, id, &expectation, wait, stop, progress).await;
     let arrived = Arrived { tree: &tree, xray: &xray, ids: &ids, expected: &here, trace: trace.as_ref(), verdict: &verdict };
-    let mut findings = arrived.findings(expect, place, started.elapsed());
+    let mut findings = arrived.findings(expect, hints, started.elapsed());
     if let Some(first) = findings.first_mut() {
         match trace {
             Some(_) => first.detail.push(backend.page(id)),
@@ -79,7 +79,7 @@ pub(crate) async fn follow(
 }
 
 /// A request and its reply. One that a fault strikes leaves a trace of the part that ran, so a complete one is preferred.
-async fn send(client: &Client) -> Option<(Probe, Tree)> {
+async fn send(client: &CheckClient) -> Option<(Probe, Tree)> {
     const TRIES: usize = 5;
     let mut last = None;
     for _ in 0..TRIES {
@@ -104,7 +104,7 @@ async fn arrival(
     expectation: &ExpectedTrace,
     wait: Duration,
     stop: &mut watch::Receiver<bool>,
-    progress: &Progress,
+    progress: &ProgressLine,
 ) -> (Option<Trace>, Verdict, Option<String>) {
     const POLL: Duration = Duration::from_millis(500);
     let started = Instant::now();

@@ -1,6 +1,6 @@
 //! What one request shows of every hop and every seam: the evidence that the findings are made from.
 
-use crate::check::envoy::hints::Hop;
+use crate::check::envoy::suggestions::HopRef;
 use crate::check::report::Side;
 use crate::hop::reply::Propagation;
 use crate::trace_context::{Context, HeaderFamily};
@@ -29,16 +29,16 @@ pub(crate) enum Effect {
 
 /// Everything that went wrong on one side of one seam.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Fault {
-    pub(crate) from: Hop,
-    pub(crate) to: Hop,
+pub(crate) struct SeamFault {
+    pub(crate) from: HopRef,
+    pub(crate) to: HopRef,
     pub(crate) side: Side,
     /// What the hop that is in question says of itself.
     pub(crate) mode: Option<Propagation>,
     pub(crate) effects: Vec<Effect>,
 }
 
-impl Fault {
+impl SeamFault {
     /// Whether a trace context is among what was lost or replaced.
     pub(crate) fn breaks(&self, format: HeaderFamily) -> bool {
         self.effects.iter().any(|effect| match effect {
@@ -96,8 +96,8 @@ impl Proxy {
 
 /// One hop of the x-ray's table.
 #[derive(Debug, Clone)]
-pub(crate) struct Row {
-    pub(crate) hop: Hop,
+pub(crate) struct HopEvidence {
+    pub(crate) hop: HopRef,
     /// 0 for the first hop.
     pub(crate) depth: usize,
     pub(crate) mode: Propagation,
@@ -109,7 +109,7 @@ pub(crate) struct Row {
     pub(crate) others: Vec<&'static str>,
 }
 
-impl Row {
+impl HopEvidence {
     pub(crate) fn context(&self, format: HeaderFamily) -> Option<&Context> {
         match format {
             HeaderFamily::W3c => self.w3c.as_ref(),
@@ -135,8 +135,8 @@ pub(crate) struct Unwritten {
     /// The hop: which upstream to take at every level, from the first hop on.
     pub(crate) path: Vec<usize>,
     pub(crate) format: HeaderFamily,
-    pub(crate) from: Hop,
-    pub(crate) to: Hop,
+    pub(crate) from: HopRef,
+    pub(crate) to: HopRef,
     /// The headers that are gone.
     pub(crate) names: Vec<String>,
 }
@@ -144,24 +144,24 @@ pub(crate) struct Unwritten {
 /// The picture of one request.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Xray {
-    pub(crate) faults: Vec<Fault>,
-    pub(crate) rows: Vec<Row>,
+    pub(crate) faults: Vec<SeamFault>,
+    pub(crate) rows: Vec<HopEvidence>,
     /// Open questions: see [`Xray::settle`].
     pub(crate) unwritten: Vec<Unwritten>,
     /// Formats that hops leave out by configuration, harmless where nobody speaks them.
-    pub(crate) left_out: Vec<(Hop, HeaderFamily)>,
+    pub(crate) left_out: Vec<(HopRef, HeaderFamily)>,
     /// Calls behind which nothing could be seen: the caller and the called.
-    pub(crate) dark: Vec<(Hop, Hop)>,
+    pub(crate) unobserved: Vec<(HopRef, HopRef)>,
     /// Sampling decisions that tracing proxies took instead of the one that came in.
     pub(crate) decided: Vec<Decided>,
 }
 
 /// A hop that injection left out.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Uninjected<'a> {
+pub(crate) struct MissingSidecar<'a> {
     /// Its row.
     pub(crate) at: usize,
-    pub(crate) hop: &'a Hop,
+    pub(crate) hop: &'a HopRef,
     /// Its call came from another address than sidecars have. Plain text around a hop alone may have another cause: mTLS that
     /// is switched off.
     pub(crate) is_certain: bool,
@@ -171,8 +171,8 @@ pub(crate) struct Uninjected<'a> {
 /// below 100 % this is what it was told to do, and a question of the rate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Decided {
-    pub(crate) from: Hop,
-    pub(crate) to: Hop,
+    pub(crate) from: HopRef,
+    pub(crate) to: HopRef,
     pub(crate) before: bool,
     pub(crate) after: bool,
 }
@@ -187,33 +187,33 @@ impl Xray {
     }
 
     /// The hop that calls the one in this row; `None` for the first.
-    pub(crate) fn caller_of(&self, at: usize) -> Option<&Row> {
+    pub(crate) fn caller_of(&self, at: usize) -> Option<&HopEvidence> {
         let depth = self.rows.get(at)?.depth;
         self.rows[..at].iter().rev().find(|row| row.depth + 1 == depth)
     }
 
     /// The hops that this row's calls and that answered.
-    pub(crate) fn called_by(&self, at: usize) -> impl Iterator<Item = &Row> {
+    pub(crate) fn called_by(&self, at: usize) -> impl Iterator<Item = &HopEvidence> {
         let depth = self.rows.get(at).map_or(0, |row| row.depth);
         self.rows.iter().skip(at + 1).take_while(move |row| row.depth > depth).filter(move |row| row.depth == depth + 1)
     }
 
     /// Hops without a sidecar of their own in a mesh whose other hops have one: nobody vouches for their caller, and nobody vouches
     /// for them where they call.
-    pub(crate) fn without_sidecar(&self) -> Vec<Uninjected<'_>> {
+    pub(crate) fn without_sidecar(&self) -> Vec<MissingSidecar<'_>> {
         let addressed = self.rows.iter().any(|row| row.proxy.sidecar);
         let vouched = self.rows.iter().any(|row| row.proxy.identity);
         // A sidecar that takes a call for bytes vouches for nobody, so its silence says nothing.
-        let reads = |row: &Row| row.proxy.traces() || row.proxy.envoy || (row.proxy.sidecar && !self.mesh_traces());
-        let mut out: Vec<Uninjected<'_>> = Vec::new();
+        let reads = |row: &HopEvidence| row.proxy.traces() || row.proxy.envoy || (row.proxy.sidecar && !self.mesh_traces());
+        let mut out: Vec<MissingSidecar<'_>> = Vec::new();
         for (at, row) in self.rows.iter().enumerate().filter(|(_, row)| !row.proxy.is_own_sidecar()) {
-            let called: Vec<&Row> = self.called_by(at).collect();
+            let called: Vec<&HopEvidence> = self.called_by(at).collect();
             // A gateway tells the first hop its own caller's address; and where no sidecar shows the address, they work otherwise.
             let by_address = addressed && row.depth > 0;
             let by_silence = vouched && !called.is_empty() && called.iter().all(|next| reads(next));
             let is_vouched_for = called.iter().any(|next| next.proxy.identity);
             if (by_address || by_silence) && !is_vouched_for && !out.iter().any(|known| *known.hop == row.hop) {
-                out.push(Uninjected { at, hop: &row.hop, is_certain: by_address });
+                out.push(MissingSidecar { at, hop: &row.hop, is_certain: by_address });
             }
         }
         out
@@ -225,13 +225,13 @@ impl Xray {
     }
 
     /// Adds what went wrong on one side of a seam.
-    pub(crate) fn fault(&mut self, from: &Hop, to: &Hop, side: Side, mode: Option<Propagation>, effects: Vec<Effect>) {
+    pub(crate) fn fault(&mut self, from: &HopRef, to: &HopRef, side: Side, mode: Option<Propagation>, effects: Vec<Effect>) {
         if effects.is_empty() {
             return;
         }
         match self.faults.iter_mut().find(|known| known.from == *from && known.to == *to && known.side == side) {
             Some(known) => known.effects.extend(effects),
-            None => self.faults.push(Fault { from: from.clone(), to: to.clone(), side, mode, effects }),
+            None => self.faults.push(SeamFault { from: from.clone(), to: to.clone(), side, mode, effects }),
         }
     }
 }

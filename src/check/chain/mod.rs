@@ -12,7 +12,7 @@ use crate::upstream::foreign_response::ForeignResponse;
 use crate::check::chain::evidence::CALLER;
 use crate::check::chain::expect::{Expect, is_named};
 use crate::check::envoy::gateway;
-use crate::check::envoy::hints::{Hop, Place, Runner, host_of, name_of};
+use crate::check::envoy::suggestions::{HintContext, HopRef, Runner, host_of, name_of};
 use crate::check::report::{CheckId, Finding, Hint};
 
 /// Why a call failed, or a hop.
@@ -43,8 +43,8 @@ pub(crate) enum FailureCause {
 /// Where a request broke: the deepest point that the tree shows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Break {
-    pub(crate) from: Hop,
-    pub(crate) to: Hop,
+    pub(crate) from: HopRef,
+    pub(crate) to: HopRef,
     pub(crate) cause: FailureCause,
 }
 
@@ -98,44 +98,44 @@ impl Break {
         if self.to.hostname.is_empty() { &self.from.hostname } else { &self.to.hostname }
     }
 
-    pub(crate) fn hint(&self, place: &Place) -> Hint {
+    pub(crate) fn hint(&self, hints: &HintContext) -> Hint {
         let (from, to) = (&self.from, &self.to);
         let name = &to.name;
-        let kubernetes = place.runner(to) == Runner::Kubernetes || place.runner(from) == Runner::Kubernetes;
-        let up = |cause: String| place.is_up(to).into_iter().fold(Hint::new(cause), Hint::run);
+        let kubernetes = hints.runner(to) == Runner::Kubernetes || hints.runner(from) == Runner::Kubernetes;
+        let up = |cause: String| hints.is_up(to).into_iter().fold(Hint::new(cause), Hint::run);
         match &self.cause {
             FailureCause::Refused => up(format!("{name} is not running there, or listens on another port")),
             FailureCause::NoSuchHost if kubernetes => Hint::new(format!("No Service has this name: UPSTREAM of {} is misspelt, or {name} is in another namespace", from.name))
-                .run(format!("kubectl get service -n {}", place.namespace_of(to)))
-                .run(place.settings(from)),
+                .run(format!("kubectl get service -n {}", hints.namespace_of(to)))
+                .run(hints.settings(from)),
             FailureCause::NoSuchHost => up(format!("The UPSTREAM of {} names a host that nobody has", from.name)),
             FailureCause::TimedOut => {
                 let cause = format!(
                     "{name} hangs or is slower than the UPSTREAM_TIMEOUT of {}. If a hop below {name} is the slow one, {name} waits longer than {} does: timeouts must fall along the chain",
                     from.name, from.name
                 );
-                Hint::new(cause).run(place.logs(to)).run(place.settings(from))
+                Hint::new(cause).run(hints.logs(to)).run(hints.settings(from))
             }
             FailureCause::Closed if kubernetes => Hint::new(format!(
                 "{name} stopped while it answered, or refuses plain text (STRICT mTLS) because {} has no sidecar",
                 from.name
             ))
-            .run(format!("kubectl get pods -n {} -o custom-columns=POD:.metadata.name,CONTAINERS:.spec.containers[*].name,INIT:.spec.initContainers[*].name", place.namespace_of(to)))
+            .run(format!("kubectl get pods -n {} -o custom-columns=POD:.metadata.name,CONTAINERS:.spec.containers[*].name,INIT:.spec.initContainers[*].name", hints.namespace_of(to)))
             .run("kubectl get peerauthentication -A"),
             FailureCause::Closed => up(format!("{name} stopped or crashed while it answered")),
             FailureCause::Transport(_) => up(format!("The connection to {name} does not work")),
-            FailureCause::NoReply(_) => Hint::new(format!("The UPSTREAM of {} leads to something that is not a hop of this chain", from.name)).run(place.settings(from)),
-            FailureCause::Answered(status, stranger) => gateway::inside(*status, stranger, from, to, place),
-            FailureCause::Injected(_) => Hint::new(format!("FAULT (--fault) is set at {name}")).run(place.settings(to)),
-            FailureCause::Itself(503) => Hint::new(format!("{name} is overloaded (MAX_CONCURRENCY) or draining: its log says which")).run(place.logs(to)),
-            FailureCause::Itself(508) => Hint::new(format!("The chain is longer than MAX_HOPS at {name}, or calls itself")).run(place.settings(to)),
-            FailureCause::Itself(_) => Hint::new(format!("{name} itself fails; its log says why")).run(place.logs(to)),
-            FailureCause::Loop => Hint::new(format!("The UPSTREAM of {} leads back up the chain: it should name the next hop, or nobody", from.name)).run(place.settings(from)),
+            FailureCause::NoReply(_) => Hint::new(format!("The UPSTREAM of {} leads to something that is not a hop of this chain", from.name)).run(hints.settings(from)),
+            FailureCause::Answered(status, stranger) => gateway::inside(*status, stranger, from, to, hints),
+            FailureCause::Injected(_) => Hint::new(format!("FAULT (--fault) is set at {name}")).run(hints.settings(to)),
+            FailureCause::Itself(503) => Hint::new(format!("{name} is overloaded (MAX_CONCURRENCY) or draining: its log says which")).run(hints.logs(to)),
+            FailureCause::Itself(508) => Hint::new(format!("The chain is longer than MAX_HOPS at {name}, or calls itself")).run(hints.settings(to)),
+            FailureCause::Itself(_) => Hint::new(format!("{name} itself fails; its log says why")).run(hints.logs(to)),
+            FailureCause::Loop => Hint::new(format!("The UPSTREAM of {} leads back up the chain: it should name the next hop, or nobody", from.name)).run(hints.settings(from)),
         }
     }
 
-    pub(crate) fn finding(&self, id: CheckId, place: &Place) -> Finding {
-        Finding::fail(id, self.text(), self.hint(place)).seam(&self.from.name, &self.to.name, None).hop(&self.to.name)
+    pub(crate) fn finding(&self, id: CheckId, hints: &HintContext) -> Finding {
+        Finding::fail(id, self.text(), self.hint(hints)).seam(&self.from.name, &self.to.name, None).hop(&self.to.name)
     }
 }
 
@@ -145,15 +145,15 @@ fn is_ok(status: u16) -> bool {
 
 /// Every deepest point at which this request broke; empty when it did not.
 pub(crate) fn breaks(tree: &Tree, url: &str) -> Vec<Break> {
-    let caller = Hop { name: CALLER.to_owned(), hostname: String::new(), url: String::new() };
+    let caller = HopRef { name: CALLER.to_owned(), hostname: String::new(), url: String::new() };
     let mut out = Vec::new();
     walk(&caller, tree, url, &mut vec![], &mut out);
     out.dedup();
     out
 }
 
-fn walk(caller: &Hop, tree: &Tree, url: &str, above: &mut Vec<String>, out: &mut Vec<Break>) {
-    let hop = Hop::of(tree, url);
+fn walk(caller: &HopRef, tree: &Tree, url: &str, above: &mut Vec<String>, out: &mut Vec<Break>) {
+    let hop = HopRef::of(tree, url);
     if let Some(status) = tree.injected.and_then(|injected| injected.abort_status) {
         out.push(Break { from: caller.clone(), to: hop, cause: FailureCause::Injected(status) });
         return;
@@ -164,11 +164,11 @@ fn walk(caller: &Hop, tree: &Tree, url: &str, above: &mut Vec<String>, out: &mut
         let failed = call.error.is_some() || !call.status.is_some_and(is_ok);
         match &call.reply {
             Some(reply) if above.contains(&reply.service) && (tree.status == 508 || call.status == Some(508)) => {
-                out.push(Break { from: hop.clone(), to: Hop::of(reply, &call.url), cause: FailureCause::Loop });
+                out.push(Break { from: hop.clone(), to: HopRef::of(reply, &call.url), cause: FailureCause::Loop });
             }
             Some(reply) => walk(&hop, reply, &call.url, above, out),
             None if failed => {
-                let to = Hop { name: name_of(&call.url), hostname: String::new(), url: call.url.clone() };
+                let to = HopRef { name: name_of(&call.url), hostname: String::new(), url: call.url.clone() };
                 let cause = if call.status == Some(508) && above.contains(&to.name) { FailureCause::Loop } else { cause(call) };
                 out.push(Break { from: hop.clone(), to, cause });
             }
@@ -179,7 +179,7 @@ fn walk(caller: &Hop, tree: &Tree, url: &str, above: &mut Vec<String>, out: &mut
             && out.len() == before
             && let Some(reply) = &call.reply
         {
-            out.push(Break { from: hop.clone(), to: Hop::of(reply, &call.url), cause: cause(call) });
+            out.push(Break { from: hop.clone(), to: HopRef::of(reply, &call.url), cause: cause(call) });
         }
     }
     above.pop();
@@ -240,11 +240,11 @@ pub(crate) fn visit<'a>(tree: &'a Tree, url: &'a str, depth: usize, see: &mut dy
 }
 
 /// The findings of the group.
-pub(crate) fn findings(tree: &Tree, url: &str, expect: Option<&Expect>, place: &Place) -> Vec<Finding> {
-    let mut out: Vec<Finding> = breaks(tree, url).iter().map(|broken| broken.finding(CheckId::ChainHops, place)).collect();
+pub(crate) fn findings(tree: &Tree, url: &str, expect: Option<&Expect>, hints: &HintContext) -> Vec<Finding> {
+    let mut out: Vec<Finding> = breaks(tree, url).iter().map(|broken| broken.finding(CheckId::ChainHops, hints)).collect();
     if let Some(expect) = expect {
-        let caller = Hop { name: CALLER.to_owned(), hostname: String::new(), url: String::new() };
-        compare(expect, &caller, tree, url, place, &mut out);
+        let caller = HopRef { name: CALLER.to_owned(), hostname: String::new(), url: String::new() };
+        compare(expect, &caller, tree, url, hints, &mut out);
     }
     let mut table = Vec::new();
     visit(tree, url, 0, &mut |hop, _, depth| {
@@ -267,7 +267,7 @@ pub(crate) fn findings(tree: &Tree, url: &str, expect: Option<&Expect>, place: &
     visit(tree, url, 0, &mut |hop, url, _| {
         for call in &hop.upstreams {
             if call.reply.is_none() && call.error.is_none() && call.status.is_some_and(is_ok) {
-                strangers.push((Hop::of(hop, url), call.url.clone()));
+                strangers.push((HopRef::of(hop, url), call.url.clone()));
             }
         }
     });
@@ -279,7 +279,7 @@ pub(crate) fn findings(tree: &Tree, url: &str, expect: Option<&Expect>, place: &
         let expected = expect.is_some_and(|expect| expect.has_below(&hop.name));
         out.push(if expected {
             let cause = format!("The UPSTREAM of {} leads to another server: a wrong port, path or Service", hop.name);
-            Finding::fail(CheckId::ChainStranger, text, Hint::new(cause).run(place.settings(&hop))).seam(
+            Finding::fail(CheckId::ChainStranger, text, Hint::new(cause).run(hints.settings(&hop))).seam(
                 &hop.name,
                 &name_of(&stranger),
                 None,
@@ -291,8 +291,8 @@ pub(crate) fn findings(tree: &Tree, url: &str, expect: Option<&Expect>, place: &
     out
 }
 
-fn compare(expect: &Expect, caller: &Hop, tree: &Tree, url: &str, place: &Place, out: &mut Vec<Finding>) {
-    let hop = Hop::of(tree, url);
+fn compare(expect: &Expect, caller: &HopRef, tree: &Tree, url: &str, hints: &HintContext, out: &mut Vec<Finding>) {
+    let hop = HopRef::of(tree, url);
     if !is_named(&tree.service, &expect.name) {
         let text = format!("Expected {} behind {}, and {} answered", expect.name, caller.name, tree.service);
         let cause = if caller.name == CALLER {
@@ -303,7 +303,7 @@ fn compare(expect: &Expect, caller: &Hop, tree: &Tree, url: &str, place: &Place,
         } else {
             format!("The UPSTREAM of {} names another hop, or SERVICE_NAME there is not what its Service is called", caller.name)
         };
-        let hint = Hint::new(cause).run(place.settings(if caller.name == CALLER { &hop } else { caller }));
+        let hint = Hint::new(cause).run(hints.settings(if caller.name == CALLER { &hop } else { caller }));
         out.push(Finding::fail(CheckId::ChainOrder, text, hint).seam(&caller.name, &expect.name, None).hop(&tree.service));
         return;
     }
@@ -317,12 +317,12 @@ fn compare(expect: &Expect, caller: &Hop, tree: &Tree, url: &str, place: &Place,
                 let text = format!("{} does not call {}", tree.service, below.name);
                 let cause = format!("UPSTREAM of {} is not set, or lacks {}", tree.service, below.name);
                 out.push(
-                    Finding::fail(CheckId::ChainOrder, text, Hint::new(cause).run(place.settings(&hop)))
+                    Finding::fail(CheckId::ChainOrder, text, Hint::new(cause).run(hints.settings(&hop)))
                         .seam(&tree.service, &below.name, None)
                         .hop(&below.name),
                 );
             }
-            Some(Call { url, reply: Some(reply), .. }) => compare(below, &hop, reply, url, place, out),
+            Some(Call { url, reply: Some(reply), .. }) => compare(below, &hop, reply, url, hints, out),
             // Told by the failed call itself, or as a stranger.
             Some(_) => {}
         }
@@ -330,7 +330,7 @@ fn compare(expect: &Expect, caller: &Hop, tree: &Tree, url: &str, place: &Place,
     for call in tree.upstreams.iter().skip(expect.below.len()) {
         let text = format!("{} also calls {}, which is not expected", tree.service, call.url);
         let cause = format!("UPSTREAM of {} names more hops than --expect, or --expect is too short", tree.service);
-        out.push(Finding::fail(CheckId::ChainOrder, text, Hint::new(cause).run(place.settings(&hop))).seam(
+        out.push(Finding::fail(CheckId::ChainOrder, text, Hint::new(cause).run(hints.settings(&hop))).seam(
             &tree.service,
             &name_of(&call.url),
             None,

@@ -8,10 +8,10 @@
 
 use std::collections::BTreeMap;
 
-use crate::check::chain::evidence::{CALLER, Decided, Effect, Row, Unwritten, Xray};
+use crate::check::chain::evidence::{CALLER, Decided, Effect, HopEvidence, Unwritten, Xray};
 use crate::check::chain::probe::Probe;
 use crate::check::chain::seams::{between, continued, is_empty, joined, proxy, trace_of, verbatim};
-use crate::check::envoy::hints::{Hop, name_of};
+use crate::check::envoy::suggestions::{HopRef, name_of};
 use crate::check::report::Side;
 use crate::hop::reply::{Headers, Propagation, Tree};
 use crate::trace_context::HeaderFamily;
@@ -19,7 +19,7 @@ use crate::trace_context::HeaderFamily;
 /// Examines one request.
 pub(crate) fn examine(probe: &Probe, tree: &Tree, url: &str) -> Xray {
     let mut xray = Xray::default();
-    let caller = Hop { name: CALLER.to_owned(), hostname: String::new(), url: String::new() };
+    let caller = HopRef { name: CALLER.to_owned(), hostname: String::new(), url: String::new() };
     xray.hop(&caller, &probe.headers, None, tree, url, &mut Vec::new());
     xray
 }
@@ -27,14 +27,14 @@ pub(crate) fn examine(probe: &Probe, tree: &Tree, url: &str) -> Xray {
 impl Xray {
     fn hop(
         &mut self,
-        caller: &Hop,
+        caller: &HopRef,
         sent: &Headers,
         caller_mode: Option<Propagation>,
         tree: &Tree,
         url: &str,
         path: &mut Vec<usize>,
     ) {
-        let hop = Hop::of(tree, url);
+        let hop = HopRef::of(tree, url);
         let is_edge = path.is_empty();
         let proxy = proxy(sent, tree);
         let (mut effects, request_id) = between(sent, &tree.received, is_edge);
@@ -48,7 +48,7 @@ impl Xray {
             });
         }
         self.fault(caller, &hop, Side::Between, caller_mode, effects);
-        self.rows.push(Row {
+        self.rows.push(HopEvidence {
             hop: hop.clone(),
             depth: path.len(),
             mode: tree.propagation,
@@ -67,8 +67,8 @@ impl Xray {
         }
         for (index, call) in tree.upstreams.iter().enumerate() {
             let next = match &call.reply {
-                Some(reply) => Hop::of(reply, &call.url),
-                None => Hop { name: name_of(&call.url), hostname: String::new(), url: call.url.clone() },
+                Some(reply) => HopRef::of(reply, &call.url),
+                None => HopRef { name: name_of(&call.url), hostname: String::new(), url: call.url.clone() },
             };
             let mut effects = verbatim(&tree.received, &call.sent, tree.propagation);
             if tree.propagation == Propagation::Continue {
@@ -89,7 +89,7 @@ impl Xray {
                     self.hop(&hop, &call.sent, Some(tree.propagation), reply, &call.url, path);
                     path.pop();
                 }
-                None => self.dark.push((hop.clone(), next)),
+                None => self.unobserved.push((hop.clone(), next)),
             }
         }
     }

@@ -6,7 +6,7 @@ use opentelemetry::trace::SpanId;
 use super::*;
 use crate::check::chain::probe::{fresh, fresh_request_id, one, written};
 use crate::check::chain::seams::same_request;
-use crate::check::envoy::hints::Place;
+use crate::check::envoy::suggestions::HintContext;
 use crate::check::propagation;
 use crate::check::report::{Finding, Status};
 use crate::hop::reply::{Call, Client};
@@ -236,13 +236,13 @@ fn xray(apps: &[App], between: &[Between]) -> (Probe, Xray) {
 
 fn report(apps: &[App], between: &[Between]) -> Vec<Finding> {
     let (probe, xray) = xray(apps, between);
-    let place = Place {
+    let hints = HintContext {
         namespace: "httpserver".into(),
         gateway_namespace: "istio-system".into(),
         url: "http://service1/service1".into(),
         loopback: false,
     };
-    propagation::findings(&probe, &xray, &place)
+    propagation::findings(&probe, &xray, &hints)
 }
 
 fn mesh(tracer: Option<Tracer>) -> Vec<Between> {
@@ -549,8 +549,8 @@ fn behind_a_hop_that_never_answered_nothing_is_judged() {
     tree.upstreams[0].reply = None;
     let xray = examine(&probe, &tree, "http://service1/service1");
     assert!(xray.faults.is_empty());
-    assert_eq!(xray.dark.len(), 1);
-    assert_eq!(xray.dark[0].1.name, "service2");
+    assert_eq!(xray.unobserved.len(), 1);
+    assert_eq!(xray.unobserved[0].1.name, "service2");
 }
 
 #[test]
@@ -566,18 +566,18 @@ fn a_call_that_no_sidecar_handles_as_http_is_a_finding_and_a_waypoint_for_some_s
     between[1].tracer = None;
     let probe = Probe::new(&HeaderFamily::ALL);
     let mut tree = travel(&probe, &[forward(), forward(), forward()], &between);
-    let place = Place {
+    let hints = HintContext {
         namespace: "httpserver".into(),
         gateway_namespace: "istio-system".into(),
         url: "http://x/service1".into(),
         loopback: false,
     };
-    let findings = propagation::findings(&probe, &examine(&probe, &tree, "http://x/service1"), &place);
+    let findings = propagation::findings(&probe, &examine(&probe, &tree, "http://x/service1"), &hints);
     assert!(failures(&findings).is_empty(), "{findings:#?}");
     let Some(two) = &mut tree.upstreams[0].reply else { panic!() };
     let Some(three) = &mut two.upstreams[0].reply else { panic!() };
     three.client.identity = Some("spiffe://cluster.local/ns/httpserver/sa/service2".into());
-    let findings = propagation::findings(&probe, &examine(&probe, &tree, "http://x/service1"), &place);
+    let findings = propagation::findings(&probe, &examine(&probe, &tree, "http://x/service1"), &hints);
     let failed = failures(&findings);
     assert_eq!(failed.len(), 1, "{findings:#?}");
     let seam = failed[0].seam.clone().unwrap();

@@ -4,23 +4,23 @@ use crate::hop::error::{Error, PROBLEM_JSON};
 use crate::upstream::foreign_response::{ForeignResponse, detail};
 
 use crate::check::envoy::flags::{self, ForeignAnswer, fill};
-use crate::check::envoy::hints::{Hop, Place, Runner, quoted};
-use crate::check::reachability::client::Answer;
+use crate::check::envoy::suggestions::{HintContext, HopRef, Runner, quoted};
+use crate::check::reachability::client::FrontAnswer;
 use crate::check::report::Hint;
 
 /// What the front's answer means: a sentence, and a hint.
-pub(crate) fn front(answer: &Answer, place: &Place) -> (String, Hint) {
+pub(crate) fn front(answer: &FrontAnswer, hints: &HintContext) -> (String, Hint) {
     let body = answer.text();
     let body = body.trim();
     if answer.header("content-type").is_some_and(|kind| kind.starts_with(PROBLEM_JSON)) {
-        return refused_by_hop(answer.status, body, place);
+        return refused_by_hop(answer.status, body, hints);
     }
     let (status, clipped, reason) = (answer.status.to_string(), clip(body), reason(body));
-    let (url, chain) = (quoted(&place.url), quoted(&place.other_path("/service1")));
+    let (url, chain) = (quoted(&hints.url), quoted(&hints.other_path("/service1")));
     let values = [
         ("status", status.as_str()),
-        ("gateway", place.gateway_namespace.as_str()),
-        ("namespace", place.namespace.as_str()),
+        ("gateway", hints.gateway_namespace.as_str()),
+        ("namespace", hints.namespace.as_str()),
         ("url", url.as_str()),
         ("chain", chain.as_str()),
         ("reason", reason.as_str()),
@@ -37,12 +37,12 @@ pub(crate) fn front(answer: &Answer, place: &Place) -> (String, Hint) {
 }
 
 /// A problem document: a hop itself refused.
-fn refused_by_hop(status: u16, body: &str, place: &Place) -> (String, Hint) {
-    let namespace = &place.namespace;
+fn refused_by_hop(status: u16, body: &str, hints: &HintContext) -> (String, Hint) {
+    let namespace = &hints.namespace;
     let detail = detail(body.as_bytes()).map_or_else(String::new, |detail| format!(" ({detail})"));
     let hint = match status {
         404 => Hint::new("The path that reaches the hop is none of its own: the chain is /service<N>. A route that publishes another path must rewrite it")
-            .run(format!("istioctl proxy-config routes deploy/istio-ingressgateway -n {}", place.gateway_namespace)),
+            .run(format!("istioctl proxy-config routes deploy/istio-ingressgateway -n {}", hints.gateway_namespace)),
         405 => Hint::new("Something on the way turned GET into another method"),
         503 => Hint::new("The hop is overloaded (MAX_CONCURRENCY) or draining; Retry-After says when to come back")
             .run(format!("kubectl get pods -n {namespace}")),
@@ -55,19 +55,19 @@ fn refused_by_hop(status: u16, body: &str, place: &Place) -> (String, Hint) {
 }
 
 /// What an answer that no hop gave means between two hops.
-pub(crate) fn inside(status: u16, stranger: &ForeignResponse, from: &Hop, to: &Hop, place: &Place) -> Hint {
+pub(crate) fn inside(status: u16, stranger: &ForeignResponse, from: &HopRef, to: &HopRef, hints: &HintContext) -> Hint {
     let (caller, called) = (from.name.as_str(), to.name.as_str());
     let words = stranger.message.as_deref();
     if words == Some(Error::Overloaded.parts().1) {
         let cause = format!("{called} is overloaded: more requests are in flight than its MAX_CONCURRENCY");
-        return Hint::new(cause).run(place.settings(to));
+        return Hint::new(cause).run(hints.settings(to));
     }
     if words == Some(Error::NotFound.parts().1) {
         let cause =
             format!("{called} does not serve this path: UPSTREAM of {caller} should end in /service<N>, or without any path");
-        return Hint::new(cause).run(place.settings(from));
+        return Hint::new(cause).run(hints.settings(from));
     }
-    let (settings, namespace) = (place.settings(from), place.namespace_of(to));
+    let (settings, namespace) = (hints.settings(from), hints.namespace_of(to));
     let (proxy, log) = match from.hostname.as_str() {
         "" => (format!("deploy/{caller}"), format!("deploy/{caller}")),
         pod => (pod.to_owned(), format!("pod/{pod}")),
@@ -80,7 +80,7 @@ pub(crate) fn inside(status: u16, stranger: &ForeignResponse, from: &Hop, to: &H
         ("caller", caller),
         ("called", called),
     ];
-    if place.runner(from) == Runner::Local {
+    if hints.runner(from) == Runner::Local {
         let cause = match status {
             503 => format!("{called} is draining, or something in front of it has nobody to send to"),
             300..=399 => fill(flags::REDIRECTED, &values),

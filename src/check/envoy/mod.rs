@@ -2,4 +2,4 @@
 
 pub(crate) mod flags;
 pub(crate) mod gateway;
-pub(crate) mod hints;
+pub(crate) mod suggestions;

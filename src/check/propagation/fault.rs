@@ -1,8 +1,8 @@
 //! A fault of the x-ray as a finding: the sentence, the likely cause, the next command.
 
-use crate::check::chain::evidence::{CALLER, Effect, Fault, Xray};
+use crate::check::chain::evidence::{CALLER, Effect, SeamFault, Xray};
 use crate::check::chain::probe::short;
-use crate::check::envoy::hints::{Hop, Place, Runner, quoted};
+use crate::check::envoy::suggestions::{HintContext, HopRef, Runner, quoted};
 use crate::check::report::{CheckId, Finding, Hint, Side};
 use crate::hop::reply::Propagation;
 use crate::trace_context::HeaderFamily;
@@ -25,7 +25,7 @@ enum Subject {
     Others,
 }
 
-fn subject(fault: &Fault) -> Subject {
+fn subject(fault: &SeamFault) -> Subject {
     match (fault.breaks(HeaderFamily::W3c), fault.breaks(HeaderFamily::B3)) {
         (true, true) => Subject::Trace,
         (true, false) => Subject::Only(HeaderFamily::W3c),
@@ -36,11 +36,11 @@ fn subject(fault: &Fault) -> Subject {
     }
 }
 
-pub(crate) fn is_order(fault: &Fault) -> bool {
+pub(crate) fn is_order(fault: &SeamFault) -> bool {
     fault.effects.iter().any(|effect| matches!(effect, Effect::Order { .. }))
 }
 
-fn id(fault: &Fault) -> CheckId {
+fn id(fault: &SeamFault) -> CheckId {
     if is_order(fault) {
         return CheckId::PropagationOrder;
     }
@@ -57,12 +57,12 @@ fn id(fault: &Fault) -> CheckId {
     }
 }
 
-fn lost(fault: &Fault) -> Vec<&str> {
+fn lost(fault: &SeamFault) -> Vec<&str> {
     fault.effects.iter().filter_map(|effect| if let Effect::Lost(name) = effect { Some(name.as_str()) } else { None }).collect()
 }
 
 /// The header whose value is no valid context any more.
-fn invalid(fault: &Fault) -> Option<&str> {
+fn invalid(fault: &SeamFault) -> Option<&str> {
     fault.effects.iter().find_map(|effect| if let Effect::Invalid { name, .. } = effect { Some(name.as_str()) } else { None })
 }
 
@@ -83,7 +83,7 @@ pub(crate) fn said(names: &[&str]) -> String {
     }
 }
 
-pub(crate) fn finding(fault: &Fault, xray: &Xray, place: &Place) -> Finding {
+pub(crate) fn finding(fault: &SeamFault, xray: &Xray, hints: &HintContext) -> Finding {
     let (from, to) = (&fault.from.name, &fault.to.name);
     let head = match subject(fault) {
         _ if fault.effects.iter().any(|effect| matches!(effect, Effect::Order { trace: false, .. })) => {
@@ -150,7 +150,7 @@ pub(crate) fn finding(fault: &Fault, xray: &Xray, place: &Place) -> Finding {
             ),
         });
     }
-    let hint = hint(fault, xray, place);
+    let hint = hint(fault, xray, hints);
     Finding::fail(id(fault), format!("{head}: {}", parts.join("; ")), hint)
         .seam(from, to, Some(fault.side))
         .hop(if fault.side == Side::NewTrace { to } else { from })
@@ -160,16 +160,16 @@ pub(crate) fn decision(sampled: bool) -> &'static str {
     if sampled { "\"sampled\"" } else { "\"not sampled\"" }
 }
 
-fn hint(fault: &Fault, xray: &Xray, place: &Place) -> Hint {
+fn hint(fault: &SeamFault, xray: &Xray, hints: &HintContext) -> Hint {
     match fault.side {
-        Side::Hop => by_hop(fault, xray, place),
-        Side::Between => by_proxy(fault, xray, place),
-        Side::NewTrace => by_new_trace(fault, place),
+        Side::Hop => by_hop(fault, xray, hints),
+        Side::Between => by_proxy(fault, xray, hints),
+        Side::NewTrace => by_new_trace(fault, hints),
     }
 }
 
 /// What losing one format means here.
-fn consequence(fault: &Fault, xray: &Xray) -> String {
+fn consequence(fault: &SeamFault, xray: &Xray) -> String {
     match subject(fault) {
         Subject::Only(format) if xray.mesh_speaks(format) => {
             format!(". The proxies here speak {}, so they start a new trace behind it", format.name())
@@ -182,7 +182,7 @@ fn consequence(fault: &Fault, xray: &Xray) -> String {
     }
 }
 
-fn by_hop(fault: &Fault, xray: &Xray, place: &Place) -> Hint {
+fn by_hop(fault: &SeamFault, xray: &Xray, hints: &HintContext) -> Hint {
     let hop = &fault.from;
     let name = &hop.name;
     let continues = fault.mode == Some(Propagation::Continue);
@@ -194,12 +194,12 @@ fn by_hop(fault: &Fault, xray: &Xray, place: &Place) -> Hint {
                 "{name} says that it forwards and yet changes the decision: not a build of this project, or a filter in its pod"
             )
         };
-        return Hint::new(cause).run(place.settings(hop));
+        return Hint::new(cause).run(hints.settings(hop));
     }
     let names = lost(fault);
     if names.is_empty() {
         let cause = format!("{name} changes headers that it should pass on as they came: another build, or a filter in its pod");
-        return Hint::new(cause).run(place.settings(hop));
+        return Hint::new(cause).run(hints.settings(hop));
     }
     let formats =
         names.iter().any(|name| *name == "traceparent" || *name == "baggage" || *name == "b3" || name.starts_with("x-b3-"));
@@ -218,14 +218,14 @@ fn by_hop(fault: &Fault, xray: &Xray, place: &Place) -> Hint {
         cause.push_str(", or an app of another make runs there that forwards only headers it knows");
     }
     cause.push_str(&consequence(fault, xray));
-    match place.runner(hop) {
+    match hints.runner(hop) {
         Runner::Local => Hint::new(format!("{cause}. Its first log lines name every header that it drops")).run(ask(hop, &names)),
-        Runner::Kubernetes | Runner::Compose => Hint::new(cause).run(place.settings(hop)),
+        Runner::Kubernetes | Runner::Compose => Hint::new(cause).run(hints.settings(hop)),
     }
 }
 
 /// A request that shows the loss at this hop alone.
-fn ask(hop: &Hop, names: &[&str]) -> String {
+fn ask(hop: &HopRef, names: &[&str]) -> String {
     let name = names.first().copied().unwrap_or("x-request-id");
     let value = match name {
         "traceparent" => "00-11111111111111111111111111111111-2222222222222222-01",
@@ -239,9 +239,9 @@ fn ask(hop: &Hop, names: &[&str]) -> String {
     format!("curl -s -H '{name}: {value}'{more} -H 'accept: application/json' {}", quoted(&hop.url))
 }
 
-fn by_proxy(fault: &Fault, xray: &Xray, place: &Place) -> Hint {
+fn by_proxy(fault: &SeamFault, xray: &Xray, hints: &HintContext) -> Hint {
     let (from, to) = (&fault.from.name, &fault.to.name);
-    let namespace = place.namespace_of(&fault.to);
+    let namespace = hints.namespace_of(&fault.to);
     let caller = from == CALLER;
     let names = lost(fault);
     if names.is_empty() {
@@ -260,10 +260,10 @@ fn by_proxy(fault: &Fault, xray: &Xray, place: &Place) -> Hint {
             }
             _ => format!("A proxy between {from} and {to} starts a trace of its own instead of continuing the one it got"),
         };
-        return Hint::new(cause).run(match place.runner(&fault.to) {
+        return Hint::new(cause).run(match hints.runner(&fault.to) {
             Runner::Kubernetes => "istioctl analyze -A".to_owned(),
             Runner::Compose => "docker compose logs --tail 20 envoy".to_owned(),
-            Runner::Local => place.settings(&fault.to),
+            Runner::Local => hints.settings(&fault.to),
         });
     }
     let what = if caller {
@@ -276,10 +276,10 @@ fn by_proxy(fault: &Fault, xray: &Xray, place: &Place) -> Hint {
         said(&names),
         consequence(fault, xray)
     );
-    match place.runner(&fault.to) {
+    match hints.runner(&fault.to) {
         Runner::Kubernetes => {
             let pod = if caller || fault.from.hostname.is_empty() {
-                format!("deploy/istio-ingressgateway -n {}", place.gateway_namespace)
+                format!("deploy/istio-ingressgateway -n {}", hints.gateway_namespace)
             } else {
                 format!("{} -n {namespace}", fault.from.hostname)
             };
@@ -289,13 +289,13 @@ fn by_proxy(fault: &Fault, xray: &Xray, place: &Place) -> Hint {
         }
         Runner::Compose => Hint::new(cause).run("docker compose logs --tail 20 envoy"),
         Runner::Local => {
-            let url = if fault.to.url.is_empty() { &place.url } else { &fault.to.url };
+            let url = if fault.to.url.is_empty() { &hints.url } else { &fault.to.url };
             Hint::new(cause).run(format!("curl -sv {}  # who answers: look at server: and via:", quoted(url)))
         }
     }
 }
 
-fn by_new_trace(fault: &Fault, place: &Place) -> Hint {
+fn by_new_trace(fault: &SeamFault, hints: &HintContext) -> Hint {
     let hop = &fault.to;
     let order =
         fault.effects.iter().find_map(|effect| if let Effect::Order { fresh, .. } = effect { Some(*fresh) } else { None });
@@ -322,10 +322,10 @@ fn by_new_trace(fault: &Fault, place: &Place) -> Hint {
             )
         }
     };
-    let hint = Hint::new(cause).run(place.settings(hop));
-    match (place.runner(hop), order) {
+    let hint = Hint::new(cause).run(hints.settings(hop));
+    match (hints.runner(hop), order) {
         (Runner::Kubernetes, Some(format)) => {
-            let namespace = place.namespace_of(hop);
+            let namespace = hints.namespace_of(hop);
             hint.run(format!("kubectl set env deploy/{} OTEL_PROPAGATORS={} -n {namespace}", hop.name, order_for(format)))
         }
         (Runner::Local, Some(format)) => Hint::new(hint.cause).run(format!(

@@ -5,9 +5,9 @@ mod passed;
 mod sidecars;
 mod table;
 
-use crate::check::chain::evidence::{Fault, Row, Xray};
+use crate::check::chain::evidence::{HopEvidence, SeamFault, Xray};
 use crate::check::chain::probe::Probe;
-use crate::check::envoy::hints::Place;
+use crate::check::envoy::suggestions::HintContext;
 use crate::check::report::{CheckId, Finding};
 use crate::trace_context::HeaderFamily;
 
@@ -26,24 +26,24 @@ pub(crate) fn dialect(w3c: bool, b3: bool) -> &'static str {
 }
 
 /// The findings of the group: what broke first, then what held, then what could not be seen.
-pub(crate) fn findings(probe: &Probe, xray: &Xray, place: &Place) -> Vec<Finding> {
+pub(crate) fn findings(probe: &Probe, xray: &Xray, hints: &HintContext) -> Vec<Finding> {
     let mut out = Vec::new();
     out.push(proxies(xray).lines(table(probe, xray)));
-    out.extend(missing_sidecars(xray, place));
-    out.extend(coverage(xray, place));
+    out.extend(missing_sidecars(xray, hints));
+    out.extend(coverage(xray, hints));
     // One slip in one setting shows at every hop: told once, with the other hops below.
-    let (order, others): (Vec<&Fault>, Vec<&Fault>) = xray.faults.iter().partition(|fault| is_order(fault));
+    let (order, others): (Vec<&SeamFault>, Vec<&SeamFault>) = xray.faults.iter().partition(|fault| is_order(fault));
     if let Some((first, more)) = order.split_first() {
-        let mut told = finding(first, xray, place);
+        let mut told = finding(first, xray, hints);
         if !more.is_empty() {
             let names: Vec<&str> = more.iter().map(|fault| fault.to.name.as_str()).collect();
             told.detail.push(format!("the same at {}", names.join(", ")));
         }
         out.push(told);
     }
-    out.extend(others.into_iter().map(|fault| finding(fault, xray, place)));
+    out.extend(others.into_iter().map(|fault| finding(fault, xray, hints)));
     out.extend(passed::findings(xray));
-    out.extend(xray.dark.iter().map(|(from, to)| {
+    out.extend(xray.unobserved.iter().map(|(from, to)| {
         Finding::skip(
             CheckId::PropagationUnseen,
             format!("Headers behind {}: skipped, because {} gave no reply that shows what it received", from.name, to.name),
@@ -56,7 +56,7 @@ pub(crate) fn findings(probe: &Probe, xray: &Xray, place: &Place) -> Vec<Finding
 /// Who speaks what between the hops.
 fn proxies(xray: &Xray) -> Finding {
     let (w3c, b3) = (xray.mesh_speaks(HeaderFamily::W3c), xray.mesh_speaks(HeaderFamily::B3));
-    let list = |wanted: &dyn Fn(&Row) -> bool| {
+    let list = |wanted: &dyn Fn(&HopEvidence) -> bool| {
         let names: Vec<&str> = xray.rows.iter().filter(|row| wanted(row)).map(|row| row.hop.name.as_str()).collect();
         names.join(", ")
     };

@@ -1,14 +1,14 @@
 //! Hops without a sidecar, and calls that no proxy traces.
 
-use crate::check::chain::evidence::{CALLER, Row, Uninjected, Xray};
-use crate::check::envoy::hints::Place;
+use crate::check::chain::evidence::{CALLER, HopEvidence, MissingSidecar, Xray};
+use crate::check::envoy::suggestions::HintContext;
 use crate::check::report::{CheckId, Finding, Hint};
 
 /// Hops that injection left out.
-pub(crate) fn missing_sidecars(xray: &Xray, place: &Place) -> Vec<Finding> {
-    let told = |Uninjected { at, hop, is_certain }: Uninjected<'_>| {
+pub(crate) fn missing_sidecars(xray: &Xray, hints: &HintContext) -> Vec<Finding> {
+    let told = |MissingSidecar { at, hop, is_certain }: MissingSidecar<'_>| {
         let name = &hop.name;
-        let namespace = place.namespace_of(hop);
+        let namespace = hints.namespace_of(hop);
         let behind = if xray.called_by(at).next().is_some() { ", and none behind it" } else { "" };
         let text =
             format!("{name} has no sidecar, while other hops have one: no proxy of its own is seen in front of it{behind}");
@@ -16,7 +16,7 @@ pub(crate) fn missing_sidecars(xray: &Xray, place: &Place) -> Vec<Finding> {
         let hint = Hint::new(format!(
             "Injection is missing at {name}: its pod is older than the label of the namespace (restart it), or has the label sidecar.istio.io/inject: \"false\"{or}"
         ))
-        .run(place.containers(hop))
+        .run(hints.containers(hop))
         .run(format!("kubectl get namespace {namespace} --show-labels  # istio-injection=enabled, or istio.io/rev"))
         .run(format!("kubectl get deploy {name} -n {namespace} -o jsonpath='{{.spec.template.metadata}}'  # sidecar.istio.io/inject"));
         let caller = xray.caller_of(at).map_or(CALLER, |row| row.hop.name.as_str());
@@ -26,15 +26,15 @@ pub(crate) fn missing_sidecars(xray: &Xray, place: &Place) -> Vec<Finding> {
 }
 
 /// Between two hops no proxy writes spans, while proxies do elsewhere.
-pub(crate) fn coverage(xray: &Xray, place: &Place) -> Vec<Finding> {
+pub(crate) fn coverage(xray: &Xray, hints: &HintContext) -> Vec<Finding> {
     // In ambient mode a waypoint serves some Services and not others; only sidecars stand everywhere.
     let inner = || xray.rows.iter().enumerate().filter(|(_, row)| row.depth > 0);
     let vouching = inner().any(|(_, row)| row.proxy.traces() && row.proxy.identity);
     let vouched = xray.rows.iter().any(|row| row.proxy.identity);
     let missing = xray.without_sidecar();
     let is_missing = |at: usize| missing.iter().any(|known| known.at == at);
-    let mut bytes: Option<(&Row, &Row)> = None;
-    let mut silent: Vec<(&Row, &Row)> = Vec::new();
+    let mut bytes: Option<(&HopEvidence, &HopEvidence)> = None;
+    let mut silent: Vec<(&HopEvidence, &HopEvidence)> = Vec::new();
     for (at, row) in inner().filter(|(_, row)| !row.proxy.traces() && (row.proxy.sidecar || vouching)) {
         let Some(caller) = xray.caller_of(at).filter(|_| !is_missing(at) && xray.mesh_traces()) else { continue };
         if row.proxy.identity {
@@ -46,7 +46,7 @@ pub(crate) fn coverage(xray: &Xray, place: &Place) -> Vec<Finding> {
     let mut out = Vec::new();
     if let Some((caller, row)) = bytes {
         let (from, to) = (&caller.hop.name, &row.hop.name);
-        let namespace = place.namespace_of(&row.hop);
+        let namespace = hints.namespace_of(&row.hop);
         let mut cause = format!(
             "The mesh does not know the port of Service {to} as HTTP, so it passes bytes along: its name must begin with http, or it needs appProtocol: http"
         );
@@ -63,11 +63,11 @@ pub(crate) fn coverage(xray: &Xray, place: &Place) -> Vec<Finding> {
     }
     if let Some((caller, first)) = silent.first() {
         let names: Vec<&str> = silent.iter().map(|(_, row)| row.hop.name.as_str()).collect();
-        let namespace = place.namespace_of(&first.hop);
+        let namespace = hints.namespace_of(&first.hop);
         let hint = Hint::new(format!(
             "No Telemetry resource with tracing covers the namespace {namespace}, or the one there names a provider that meshConfig.extensionProviders does not have"
         ));
-        let hint = place.providers().into_iter().fold(hint, Hint::run);
+        let hint = hints.providers().into_iter().fold(hint, Hint::run);
         let text = format!("The sidecars in front of {} do not trace, while proxies trace elsewhere", names.join(", "));
         let (from, to) = (&caller.hop.name, &first.hop.name);
         out.push(Finding::fail(CheckId::PropagationCoverage, text, hint).seam(from, to, None).hop(to));

@@ -1,6 +1,6 @@
 //! The table of the x-ray: a line per hop.
 
-use crate::check::chain::evidence::{CALLER, RequestId, Row, Xray};
+use crate::check::chain::evidence::{CALLER, HopEvidence, RequestId, Xray};
 use crate::check::chain::probe::{Probe, short};
 use crate::trace_context::{Context, HeaderFamily};
 
@@ -10,7 +10,7 @@ pub(crate) fn table(probe: &Probe, xray: &Xray) -> Vec<String> {
         context
             .map_or_else(|| "-".to_owned(), |c| format!("{}/{}", short(&c.trace_id.to_string()), short(&c.span_id.to_string())))
     };
-    let name = |row: &Row| {
+    let name = |row: &HopEvidence| {
         let text = format!("{}{}", "  ".repeat(row.depth.min(4)), row.hop.name);
         if text.chars().count() > 14 { text.chars().take(13).chain(['…']).collect() } else { text }
     };

@@ -47,7 +47,7 @@ impl Pacer {
 
 /// One answer.
 #[derive(Debug, Clone)]
-pub(crate) struct Answer {
+pub(crate) struct FrontAnswer {
     pub(crate) status: u16,
     pub(crate) headers: HeaderMap,
     pub(crate) body: Bytes,
@@ -55,7 +55,7 @@ pub(crate) struct Answer {
     pub(crate) took: Duration,
 }
 
-impl Answer {
+impl FrontAnswer {
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name)?.to_str().ok()
     }
@@ -72,7 +72,7 @@ impl Answer {
 
 /// Why there is no answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Failure {
+pub(crate) enum RequestFailure {
     TimedOut,
     /// No connection.
     Connect(String),
@@ -83,7 +83,7 @@ pub(crate) enum Failure {
     TooLarge,
 }
 
-impl std::fmt::Display for Failure {
+impl std::fmt::Display for RequestFailure {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::TimedOut => f.write_str("no whole answer in time"),
@@ -95,7 +95,7 @@ impl std::fmt::Display for Failure {
     }
 }
 
-impl Failure {
+impl RequestFailure {
     /// `error.type` of the request's span.
     fn error_type(&self) -> &'static str {
         match self {
@@ -134,7 +134,7 @@ impl Failure {
 }
 
 /// Sends requests to the target.
-pub(crate) struct Client {
+pub(crate) struct CheckClient {
     http: reqwest::Client,
     pub(crate) url: Url,
     extra: HeaderMap,
@@ -143,7 +143,7 @@ pub(crate) struct Client {
     tracer: Option<ClientTracer>,
 }
 
-impl Client {
+impl CheckClient {
     /// A client for `url`, whose host leads to `address` whatever DNS says. Errors: rustls's and reqwest's, about the setup.
     pub(crate) fn new(
         url: Url,
@@ -174,25 +174,25 @@ impl Client {
         Self { tracer, ..self }
     }
 
-    /// Waits for this request's turn; [`Client::send`] then sends it.
+    /// Waits for this request's turn; [`CheckClient::send`] then sends it.
     pub(crate) async fn turn(&self) {
         self.pacer.turn().await;
     }
 
     /// One GET of the target, in its turn.
-    pub(crate) async fn get(&self, headers: &Headers) -> Result<Answer, Failure> {
+    pub(crate) async fn get(&self, headers: &Headers) -> Result<FrontAnswer, RequestFailure> {
         self.turn().await;
         self.send(self.url.clone(), headers).await
     }
 
     /// One GET of another URL of the target's host, in its turn.
-    pub(crate) async fn get_at(&self, url: Url) -> Result<Answer, Failure> {
+    pub(crate) async fn get_at(&self, url: Url) -> Result<FrontAnswer, RequestFailure> {
         self.turn().await;
         self.send(url, &Headers::default()).await
     }
 
-    /// Sends at once. Only after a [`Client::turn`].
-    pub(crate) async fn send(&self, url: Url, headers: &Headers) -> Result<Answer, Failure> {
+    /// Sends at once. Only after a [`CheckClient::turn`].
+    pub(crate) async fn send(&self, url: Url, headers: &Headers) -> Result<FrontAnswer, RequestFailure> {
         let spans = self.tracer.as_ref().map(|tracer| spans(tracer, &url, headers)).unwrap_or_default();
         let result = self.exchange(url, headers).await;
         for span in spans {
@@ -204,7 +204,7 @@ impl Client {
         result
     }
 
-    async fn exchange(&self, url: Url, headers: &Headers) -> Result<Answer, Failure> {
+    async fn exchange(&self, url: Url, headers: &Headers) -> Result<FrontAnswer, RequestFailure> {
         let mut request = self.http.get(url).header(http::header::ACCEPT, "application/json").headers(self.extra.clone());
         for (name, values) in &headers.0 {
             for value in values {
@@ -214,15 +214,15 @@ impl Client {
             }
         }
         let started = Instant::now();
-        let mut response = request.send().await.map_err(|error| Failure::of(&error))?;
+        let mut response = request.send().await.map_err(|error| RequestFailure::of(&error))?;
         let mut body = BytesMut::new();
-        while let Some(part) = response.chunk().await.map_err(|error| Failure::of(&error))? {
+        while let Some(part) = response.chunk().await.map_err(|error| RequestFailure::of(&error))? {
             if body.len() + part.len() > MAX_BODY {
-                return Err(Failure::TooLarge);
+                return Err(RequestFailure::TooLarge);
             }
             body.extend_from_slice(&part);
         }
-        Ok(Answer {
+        Ok(FrontAnswer {
             status: response.status().as_u16(),
             headers: response.headers().clone(),
             body: body.freeze(),

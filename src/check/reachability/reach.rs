@@ -11,8 +11,8 @@ use crate::hop::reply::Tree;
 use crate::check::chain::expect::Resolve;
 use crate::check::chain::probe::Probe;
 use crate::check::envoy::gateway;
-use crate::check::envoy::hints::{Place, quoted};
-use crate::check::reachability::client::{Answer, Client, Failure};
+use crate::check::envoy::suggestions::{HintContext, quoted};
+use crate::check::reachability::client::{CheckClient, FrontAnswer, RequestFailure};
 use crate::check::reachability::tls::{self, Trust};
 use crate::check::reachability::x509;
 use crate::check::report::{CheckId, Finding, Hint};
@@ -63,7 +63,7 @@ async fn lookup(name: &str, port: u16) -> std::io::Result<Vec<SocketAddr>> {
 }
 
 /// Connects to the first address that answers.
-pub(crate) async fn connect(addresses: &[SocketAddr], place: &Place, limit: Duration) -> (Finding, Option<SocketAddr>) {
+pub(crate) async fn connect(addresses: &[SocketAddr], hints: &HintContext, limit: Duration) -> (Finding, Option<SocketAddr>) {
     let started = Instant::now();
     let mut last = String::new();
     let mut refused = false;
@@ -80,8 +80,8 @@ pub(crate) async fn connect(addresses: &[SocketAddr], place: &Place, limit: Dura
             Err(_) => last = format!("{address} does not answer"),
         }
     }
-    let gateway = &place.gateway_namespace;
-    let hint = match (refused, place.loopback) {
+    let gateway = &hints.gateway_namespace;
+    let hint = match (refused, hints.loopback) {
         (true, true) => {
             Hint::new("Nothing listens on that port of this machine: the server, the port-forward or the demo is not running")
                 .run("httpserver demo")
@@ -98,7 +98,13 @@ pub(crate) async fn connect(addresses: &[SocketAddr], place: &Place, limit: Dura
 }
 
 /// TLS and the certificate. `true`: go on.
-pub(crate) async fn tls(trust: &Trust, host: &str, address: SocketAddr, place: &Place, limit: Duration) -> (Vec<Finding>, bool) {
+pub(crate) async fn tls(
+    trust: &Trust,
+    host: &str,
+    address: SocketAddr,
+    hints: &HintContext,
+    limit: Duration,
+) -> (Vec<Finding>, bool) {
     let (owned, name) = (trust.clone(), host.to_owned());
     let Ok(shaken) = tokio::task::spawn_blocking(move || tls::handshake(&owned, &name, address, limit)).await else {
         return (vec![Finding::skip(CheckId::ReachTls, "TLS: skipped, because the handshake was aborted")], false);
@@ -115,12 +121,12 @@ pub(crate) async fn tls(trust: &Trust, host: &str, address: SocketAddr, place: &
         (Ok(version), _) => findings.push(Finding::pass(CheckId::ReachTls, format!("{version}, {sni}, in {ms:.1} ms"))),
         (Err(_), Some(seen)) if seen.error.is_some() => {}
         (Err(error), _) => {
-            let (text, hint) = tls::why_no_handshake(error, host, address.port(), &place.gateway_namespace);
+            let (text, hint) = tls::why_no_handshake(error, host, address.port(), &hints.gateway_namespace);
             return (vec![Finding::fail(CheckId::ReachTls, text, hint)], false);
         }
     }
     let Some(seen) = shaken.seen else { return (findings, true) };
-    let explained = tls::explain(&seen, host, now, trust.has_own(), &place.gateway_namespace);
+    let explained = tls::explain(&seen, host, now, trust.has_own(), &hints.gateway_namespace);
     let finding = match explained {
         Some((text, hint)) if trust.is_insecure() => {
             let mut finding =
@@ -141,7 +147,7 @@ pub(crate) async fn tls(trust: &Trust, host: &str, address: SocketAddr, place: &
             let lifetime = (seen.leaf.not_after - seen.leaf.not_before) / 86_400;
             if days < RENEWED_BY_DAYS.min(lifetime / 10) {
                 let hint = Hint::new("Nobody renews it, or only just before the end")
-                    .run(format!("kubectl get certificate,secret -n {}", place.gateway_namespace));
+                    .run(format!("kubectl get certificate,secret -n {}", hints.gateway_namespace));
                 Finding::fail(CheckId::ReachCertificate, text, hint)
             } else {
                 Finding::pass(CheckId::ReachCertificate, text)
@@ -158,15 +164,15 @@ pub(crate) async fn tls(trust: &Trust, host: &str, address: SocketAddr, place: &
 
 /// The first request. What it brings is the chain's.
 pub(crate) async fn first(
-    client: &Client,
+    client: &CheckClient,
     trust: &Trust,
     address: SocketAddr,
-    place: &Place,
+    hints: &HintContext,
     limit: Duration,
-) -> (Vec<Finding>, Option<(Tree, Answer)>) {
+) -> (Vec<Finding>, Option<(Tree, FrontAnswer)>) {
     let probe = Probe::ordinary();
     match client.get(&probe.headers).await {
-        Ok(answer) if (300..400).contains(&answer.status) => (vec![redirected(client, answer, place).await], None),
+        Ok(answer) if (300..400).contains(&answer.status) => (vec![redirected(client, answer, hints).await], None),
         Ok(answer) => match answer.tree() {
             Some(tree) => {
                 let ms = answer.took.as_secs_f64() * 1000.0;
@@ -178,13 +184,13 @@ pub(crate) async fn first(
                 (vec![Finding::pass(CheckId::ReachHttp, text)], Some((tree, answer)))
             }
             None => {
-                let (text, hint) = gateway::front(&answer, place);
+                let (text, hint) = gateway::front(&answer, hints);
                 (vec![Finding::fail(CheckId::ReachHttp, text, hint).data(serde_json::json!({"status": answer.status}))], None)
             }
         },
         Err(failure) => {
-            let tls = if client.url.scheme() == "http" { beneath(client, trust, address, limit).await } else { None };
-            (vec![no_answer(&failure, tls, &client.url, place)], None)
+            let tls = if client.url.scheme() == "http" { probe_tls(client, trust, address, limit).await } else { None };
+            (vec![no_answer(&failure, tls, &client.url, hints)], None)
         }
     }
 }
@@ -198,7 +204,7 @@ enum Tls {
 }
 
 /// Tries TLS; `None` when the port does not speak it.
-async fn beneath(client: &Client, trust: &Trust, address: SocketAddr, limit: Duration) -> Option<Tls> {
+async fn probe_tls(client: &CheckClient, trust: &Trust, address: SocketAddr, limit: Duration) -> Option<Tls> {
     let (trust, host) = (trust.clone(), client.url.host_str().unwrap_or_default().to_owned());
     let shaken = tokio::task::spawn_blocking(move || tls::handshake(&trust, &host, address, limit)).await.ok()?;
     match shaken.seen {
@@ -207,8 +213,8 @@ async fn beneath(client: &Client, trust: &Trust, address: SocketAddr, limit: Dur
     }
 }
 
-fn no_answer(failure: &Failure, tls: Option<Tls>, url: &reqwest::Url, place: &Place) -> Finding {
-    let namespace = &place.namespace;
+fn no_answer(failure: &RequestFailure, tls: Option<Tls>, url: &reqwest::Url, hints: &HintContext) -> Finding {
+    let namespace = &hints.namespace;
     let port = url.port_or_known_default().unwrap_or_default();
     if let Some(Tls::Sidecar(workload)) = &tls {
         let text = format!("A sidecar ({workload}) refuses plain text on port {port}: {failure}");
@@ -221,28 +227,28 @@ fn no_answer(failure: &Failure, tls: Option<Tls>, url: &reqwest::Url, place: &Pl
         return Finding::fail(CheckId::ReachHttp, format!("Plain HTTP to port {port}, which speaks TLS"), hint);
     }
     let (text, hint) = match failure {
-        Failure::TimedOut => (
+        RequestFailure::TimedOut => (
             "No whole answer in time (--timeout)".to_owned(),
             Hint::new("The gateway accepts and nobody answers: a hop hangs and no timeout on the way ends it, or the chain is slower than --timeout")
                 .run("kubectl get virtualservice -A -o yaml | grep -i timeout")
                 .run(format!("kubectl get pods -n {namespace}")),
         ),
-        Failure::Closed(why) => (
+        RequestFailure::Closed(why) => (
             format!("The server closed the connection without an answer ({why})"),
             Hint::new("A sidecar refuses plain text (STRICT mTLS) from a caller outside the mesh, the server crashed, or the port speaks another protocol")
                 .run("kubectl get peerauthentication -A")
                 .run(format!("kubectl get pods -n {namespace}"))
                 .run("httpserver check https://HOST/…  # through the gateway, which is in the mesh"),
         ),
-        Failure::Connect(why) => (format!("No connection for the request: {why}"), Hint::new("The port accepted a moment ago: the server restarts, or limits connections").run(format!("kubectl get pods -n {namespace}"))),
-        Failure::NotHttp(why) => (format!("The answer is no HTTP/1.1 ({why})"), Hint::new("The port speaks another protocol: gRPC, a database, HTTP/2 alone").run(format!("curl -v {}", quoted(url.as_str())))),
-        Failure::TooLarge => (failure.to_string(), Hint::new("Not a reply of the chain").run(format!("curl -sv -o /dev/null {}", quoted(url.as_str())))),
+        RequestFailure::Connect(why) => (format!("No connection for the request: {why}"), Hint::new("The port accepted a moment ago: the server restarts, or limits connections").run(format!("kubectl get pods -n {namespace}"))),
+        RequestFailure::NotHttp(why) => (format!("The answer is no HTTP/1.1 ({why})"), Hint::new("The port speaks another protocol: gRPC, a database, HTTP/2 alone").run(format!("curl -v {}", quoted(url.as_str())))),
+        RequestFailure::TooLarge => (failure.to_string(), Hint::new("Not a reply of the chain").run(format!("curl -sv -o /dev/null {}", quoted(url.as_str())))),
     };
     Finding::fail(CheckId::ReachHttp, text, hint)
 }
 
 /// A redirect is no answer of the chain: where does it lead, and does it lead anywhere?
-async fn redirected(client: &Client, mut answer: Answer, place: &Place) -> Finding {
+async fn redirected(client: &CheckClient, mut answer: FrontAnswer, hints: &HintContext) -> Finding {
     const MOST: usize = 10;
     let first = answer.status;
     let mut at = client.url.clone();
@@ -294,7 +300,7 @@ async fn redirected(client: &Client, mut answer: Answer, place: &Place) -> Findi
             Ok(more) if (300..400).contains(&more.status) => answer = more,
             Ok(more) if more.tree().is_some() || more.status < 300 => return end(&at),
             Ok(more) => {
-                let (text, hint) = gateway::front(&more, place);
+                let (text, hint) = gateway::front(&more, hints);
                 return Finding::fail(CheckId::ReachHttp, format!("HTTP {first}: redirected to {at}. {text}"), hint);
             }
             Err(failure) => {
@@ -310,7 +316,7 @@ async fn redirected(client: &Client, mut answer: Answer, place: &Place) -> Findi
 }
 
 /// HSTS in the answer, and what the plain port does.
-pub(crate) async fn hardening(client: &Client, answer: &Answer, plain_port: Option<u16>) -> Vec<Finding> {
+pub(crate) async fn hardening(client: &CheckClient, answer: &FrontAnswer, plain_port: Option<u16>) -> Vec<Finding> {
     let url = &client.url;
     if url.scheme() != "https" {
         return vec![Finding::skip(CheckId::ReachRedirect, "Redirect to https and HSTS: skipped, because the URL is plain HTTP")];
@@ -342,7 +348,7 @@ fn max_age(value: &str) -> Option<u64> {
         .ok()
 }
 
-async fn plain(client: &Client, plain_port: Option<u16>) -> Finding {
+async fn plain(client: &CheckClient, plain_port: Option<u16>) -> Finding {
     let port = match (plain_port, client.url.port_or_known_default()) {
         (Some(port), _) => port,
         (None, Some(443)) => 80,
@@ -386,7 +392,7 @@ async fn plain(client: &Client, plain_port: Option<u16>) -> Finding {
             CheckId::ReachRedirect,
             format!("Redirect to https: skipped, because port {port} answers {}: it serves nothing there", answer.status),
         ),
-        Err(Failure::Connect(_) | Failure::TimedOut) => {
+        Err(RequestFailure::Connect(_) | RequestFailure::TimedOut) => {
             Finding::skip(CheckId::ReachRedirect, format!("Redirect to https: skipped, because nothing answers on port {port}"))
         }
         Err(failure) => {

@@ -63,7 +63,7 @@ impl Trust {
 
 /// The certificates of one handshake, and what is wrong with them.
 #[derive(Debug, Clone)]
-pub(crate) struct Seen {
+pub(crate) struct PresentedCertificates {
     pub(crate) leaf: Certificate,
     /// How many certificates the server sent.
     pub(crate) chain: usize,
@@ -75,12 +75,12 @@ pub(crate) struct Seen {
 pub(crate) struct Verifier {
     webpki: Arc<WebPkiServerVerifier>,
     trust: Trust,
-    seen: Mutex<Option<Seen>>,
+    seen: Mutex<Option<PresentedCertificates>>,
 }
 
 impl Verifier {
     /// Takes what the last handshake showed.
-    pub(crate) fn take(&self) -> Option<Seen> {
+    pub(crate) fn take(&self) -> Option<PresentedCertificates> {
         self.seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take()
     }
 
@@ -125,7 +125,8 @@ impl CertificateVerification for Verifier {
             Err(rustls::Error::InvalidCertificate(error)) => Some(error.clone()),
             Err(_) => Some(CertificateError::BadEncoding),
         };
-        let seen = Seen { leaf: x509::parse(end_entity).unwrap_or_default(), chain: 1 + intermediates.len(), error };
+        let seen =
+            PresentedCertificates { leaf: x509::parse(end_entity).unwrap_or_default(), chain: 1 + intermediates.len(), error };
         *self.seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(seen);
         if self.trust.insecure { Ok(()) } else { verdict }
     }
@@ -136,7 +137,7 @@ impl CertificateVerification for Verifier {
 pub(crate) struct Handshake {
     /// `TLS 1.3, TLS13_AES_256_GCM_SHA384`, or why there is no connection.
     pub(crate) outcome: Result<String, std::io::Error>,
-    pub(crate) seen: Option<Seen>,
+    pub(crate) seen: Option<PresentedCertificates>,
     pub(crate) took: Duration,
 }
 
@@ -172,7 +173,13 @@ pub(crate) fn handshake(trust: &Trust, host: &str, address: SocketAddr, timeout:
 }
 
 /// What is wrong with a certificate, and what to do about it.
-pub(crate) fn explain(seen: &Seen, host: &str, now: i64, has_own: bool, gateway_namespace: &str) -> Option<(String, Hint)> {
+pub(crate) fn explain(
+    seen: &PresentedCertificates,
+    host: &str,
+    now: i64,
+    has_own: bool,
+    gateway_namespace: &str,
+) -> Option<(String, Hint)> {
     let error = seen.error.as_ref()?;
     let leaf = &seen.leaf;
     let renew = format!("kubectl get certificate,secret -n {gateway_namespace}");

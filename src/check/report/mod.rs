@@ -14,7 +14,7 @@ use std::time::Instant;
 use serde::Serialize;
 
 pub(crate) use ids::{CheckId, Group};
-pub(crate) use progress::Progress;
+pub(crate) use progress::ProgressLine;
 
 use crate::text::plain;
 use terminal::Terminal;
@@ -154,7 +154,7 @@ impl Finding {
 
 /// The forms of the report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
-pub enum Output {
+pub enum OutputFormat {
     /// One line per check, for people.
     #[default]
     Text,
@@ -167,7 +167,7 @@ pub enum Output {
 /// Collects findings; in text form it writes them as they come.
 pub(crate) struct Report {
     target: String,
-    output: Output,
+    output: OutputFormat,
     /// Names of checks and groups whose failures do not count.
     skip: Vec<String>,
     terminal: Terminal,
@@ -178,10 +178,10 @@ pub(crate) struct Report {
 }
 
 impl Report {
-    pub(crate) fn new(target: String, output: Output, skip: Vec<String>, color: bool, out: Box<dyn Write + Send>) -> Self {
+    pub(crate) fn new(target: String, output: OutputFormat, skip: Vec<String>, color: bool, out: Box<dyn Write + Send>) -> Self {
         let (terminal, findings, started) = (Terminal { color }, Vec::new(), Instant::now());
         let mut report = Self { target, output, skip, terminal, findings, started, interrupted: false, out };
-        if output == Output::Text {
+        if output == OutputFormat::Text {
             let title = format!("httpserver check {}\n", plain(&report.target));
             report.write(&title);
         }
@@ -199,7 +199,7 @@ impl Report {
             finding = finding.into_informational();
             finding.detail.insert(0, "not judged (--skip)".to_owned());
         }
-        if self.output == Output::Text {
+        if self.output == OutputFormat::Text {
             let begins = self.findings.last().is_none_or(|last| last.group != finding.group);
             let heading = if begins { self.terminal.heading(finding.group) } else { String::new() };
             self.write(&(heading + &self.terminal.finding(&finding)));
@@ -241,9 +241,9 @@ impl Report {
     /// Writes what is still to be written: the verdict line, or the whole report in the other forms.
     pub(crate) fn finish(&mut self) {
         let text = match self.output {
-            Output::Text => self.terminal.verdict(self),
-            Output::Json => json::document(self),
-            Output::Junit => junit::document(self),
+            OutputFormat::Text => self.terminal.verdict(self),
+            OutputFormat::Json => json::document(self),
+            OutputFormat::Junit => junit::document(self),
         };
         self.write(&text);
     }
@@ -268,7 +268,7 @@ mod tests {
         }
     }
 
-    fn run(output: Output, skip: &[&str]) -> (String, Report) {
+    fn run(output: OutputFormat, skip: &[&str]) -> (String, Report) {
         let page = Page::default();
         let skip = skip.iter().map(|id| (*id).to_owned()).collect();
         let mut report = Report::new("http://x/service1".into(), output, skip, false, Box::new(page.clone()));
@@ -289,7 +289,7 @@ mod tests {
 
     #[test]
     fn text_fits_80_columns_and_sends_no_control_character() {
-        let (text, report) = run(Output::Text, &[]);
+        let (text, report) = run(OutputFormat::Text, &[]);
         assert!(text.lines().all(|line| line.chars().count() <= 80 || line.contains("kubectl")), "{text}");
         assert!(!text.contains('\u{1b}'), "{text}");
         for part in [
@@ -307,7 +307,7 @@ mod tests {
 
     #[test]
     fn json_holds_the_seam_and_its_side() {
-        let (text, _) = run(Output::Json, &[]);
+        let (text, _) = run(OutputFormat::Json, &[]);
         let json: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert_eq!(json["ok"], false);
         assert_eq!(json["checks"][2]["seam"], serde_json::json!({"from": "service2", "to": "service3", "side": "hop"}));
@@ -315,7 +315,7 @@ mod tests {
 
     #[test]
     fn junit_is_well_formed_whatever_the_text_holds() {
-        let (text, _) = run(Output::Junit, &[]);
+        let (text, _) = run(OutputFormat::Junit, &[]);
         for part in [" tests=\"3\"", " failures=\"1\"", " skipped=\"1\""] {
             assert!(text.lines().nth(1).unwrap().contains(part), "{part} in {text}");
         }
@@ -325,14 +325,14 @@ mod tests {
 
     #[test]
     fn a_skipped_id_is_told_but_not_judged() {
-        let (text, report) = run(Output::Text, &["propagation"]);
+        let (text, report) = run(OutputFormat::Text, &["propagation"]);
         assert!(report.is_fine(), "{text}");
         assert!(text.contains("not judged (--skip)"), "{text}");
     }
 
     #[test]
     fn an_interrupted_run_is_not_fine() {
-        let mut report = Report::new("x".into(), Output::Json, Vec::new(), false, Box::new(Page::default()));
+        let mut report = Report::new("x".into(), OutputFormat::Json, Vec::new(), false, Box::new(Page::default()));
         report.add(Finding::pass(CheckId::ReachTcp, "TCP"));
         assert!(report.is_fine());
         report.interrupt();

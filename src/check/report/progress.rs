@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 
 /// A progress line on standard error, for a person who waits. Does nothing when standard error is no terminal, or one that knows
 /// no control sequences.
-pub(crate) struct Progress {
+pub(crate) struct ProgressLine {
     on: bool,
     /// When the line was last drawn.
     drawn: Mutex<Option<Instant>>,
 }
 
-impl Progress {
+impl ProgressLine {
     /// The shortest time between two draws: a remote terminal need not draw every request.
     const REDRAW_INTERVAL: Duration = Duration::from_millis(50);
 

@@ -1,7 +1,7 @@
 //! Who called whom, where a proxy vouches for it.
 
 use crate::check::chain::evidence::{CALLER, Proxy, Xray};
-use crate::check::envoy::hints::Place;
+use crate::check::envoy::suggestions::HintContext;
 use crate::check::report::{CheckId, Finding, Hint};
 use crate::check::traffic::sample::HopSamples;
 
@@ -9,7 +9,7 @@ const ID: CheckId = CheckId::TrafficIdentity;
 
 /// How the callers of one hop are known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Caller {
+enum CallerProof {
     /// A proxy reports the identity in every call.
     Vouched,
     /// A proxy is there, and calls come without mTLS.
@@ -25,7 +25,7 @@ enum Caller {
 /// What the samples and the x-ray show of one hop's callers.
 struct HopCallers<'a> {
     name: &'a str,
-    caller: Caller,
+    caller: CallerProof,
     line: String,
 }
 
@@ -39,11 +39,11 @@ impl<'a> HopCallers<'a> {
         let without = hop.answers.iter().filter(|answer| answer.identity.is_none()).count();
         let (is_proxied, has_sidecar) = (is_proxied(xray, name), has(xray, name, |proxy| proxy.sidecar));
         let (caller, line) = match (is_proxied, ids.is_empty()) {
-            (_, false) if without == 0 && (is_proxied || has_sidecar) => (Caller::Vouched, format!("called by {ids}")),
-            (true, _) => (Caller::PlainText, format!("{without} of {} calls without mTLS", hop.answers.len())),
-            (false, false) => (Caller::Unproven, format!("reports {ids}, and no proxy is seen there")),
-            (false, true) if has_sidecar => (Caller::Opaque, "its sidecar does not report who calls".to_owned()),
-            (false, true) => (Caller::NoProxy, "no proxy seen in front".to_owned()),
+            (_, false) if without == 0 && (is_proxied || has_sidecar) => (CallerProof::Vouched, format!("called by {ids}")),
+            (true, _) => (CallerProof::PlainText, format!("{without} of {} calls without mTLS", hop.answers.len())),
+            (false, false) => (CallerProof::Unproven, format!("reports {ids}, and no proxy is seen there")),
+            (false, true) if has_sidecar => (CallerProof::Opaque, "its sidecar does not report who calls".to_owned()),
+            (false, true) => (CallerProof::NoProxy, "no proxy seen in front".to_owned()),
         };
         Self { name, caller, line: format!("{name:<20} {line}") }
     }
@@ -58,7 +58,7 @@ fn is_proxied(xray: &Xray, name: &str) -> bool {
 }
 
 /// The finding of the check.
-pub(crate) fn finding(hops: &[HopSamples<'_>], xray: &Xray, place: &Place) -> Finding {
+pub(crate) fn finding(hops: &[HopSamples<'_>], xray: &Xray, hints: &HintContext) -> Finding {
     if !hops.iter().any(|hop| hop.answers.iter().any(|answer| answer.identity.is_some())) {
         let why = if hops.iter().any(|hop| is_proxied(xray, hop.name)) {
             "no proxy reports a caller's certificate: the hops are called without mTLS, or the proxies do not forward it"
@@ -68,10 +68,10 @@ pub(crate) fn finding(hops: &[HopSamples<'_>], xray: &Xray, place: &Place) -> Fi
         return Finding::skip(ID, format!("Identities: not judged, because {why}"));
     }
     let callers: Vec<HopCallers<'_>> = hops.iter().map(|hop| HopCallers::of(hop, xray)).collect();
-    let of = |kind: Caller| -> Vec<&str> {
+    let of = |kind: CallerProof| -> Vec<&str> {
         callers.iter().filter(|callers| callers.caller == kind).map(|callers| callers.name).collect()
     };
-    let (plain, unproven) = (of(Caller::PlainText), of(Caller::Unproven));
+    let (plain, unproven) = (of(CallerProof::PlainText), of(CallerProof::Unproven));
     // A missing sidecar is a finding of Propagation: calls to and from that hop are in plain text for that reason.
     let missing = xray.without_sidecar();
     let is_missing = |name: &str| missing.iter().any(|known| known.hop.name == name);
@@ -87,7 +87,7 @@ pub(crate) fn finding(hops: &[HopSamples<'_>], xray: &Xray, place: &Place) -> Fi
         let (plain, names) = (plain.join(", "), names.join(", "));
         Finding::skip(ID, format!("Identities: not judged at {plain}, because {names} has no sidecar: see Propagation"))
     } else {
-        plain_text(&plain, xray, place)
+        plain_text(&plain, xray, hints)
     };
     finding.lines(callers.into_iter().map(|callers| callers.line))
 }
@@ -99,7 +99,7 @@ fn caller_of<'a>(xray: &'a Xray, name: &str) -> Option<&'a str> {
 }
 
 /// Plain text into a hop and out of it again: that hop has no sidecar. Plain text into one alone: itself, or its caller.
-fn plain_text(plain: &[&str], xray: &Xray, place: &Place) -> Finding {
+fn plain_text(plain: &[&str], xray: &Xray, hints: &HintContext) -> Finding {
     let first = plain.first().copied().unwrap_or_default();
     let is_last = xray.rows.last().is_some_and(|row| row.hop.name == first);
     let is_own = |name: &str| has(xray, name, Proxy::is_own_sidecar);
@@ -125,9 +125,9 @@ fn plain_text(plain: &[&str], xray: &Xray, place: &Place) -> Finding {
         }
         None => (first, called, format!("{} calls from outside the mesh, or {off}", caller.unwrap_or(CALLER))),
     };
-    let namespace = &place.namespace;
+    let namespace = &hints.namespace;
     let hint = Hint::new(cause)
-        .run(place.all_containers())
+        .run(hints.all_containers())
         .run(format!("kubectl get namespace {namespace} --show-labels"))
         .run("kubectl get peerauthentication,destinationrule -A");
     Finding::fail(ID, text, hint).hop(hop)

@@ -4,7 +4,7 @@ use crate::hop::reply::{Headers, Tree};
 
 use crate::check::chain::evidence::CALLER;
 use crate::check::chain::expect::BASE_LANE;
-use crate::check::envoy::hints::{Hop, Place, Runner};
+use crate::check::envoy::suggestions::{HintContext, HopRef, Runner};
 use crate::check::report::{CheckId, Finding, Hint};
 use crate::check::traffic::sample::{HopSamples, Outcome, Sample, by_hop};
 
@@ -13,20 +13,20 @@ pub(crate) fn headers(lane: Option<&str>) -> Headers {
     Headers(lane.map(|lane| ("x-lane".to_owned(), vec![lane.to_owned()])).into_iter().collect())
 }
 
-fn commands(place: &Place, hop: &Hop) -> Vec<String> {
-    let namespace = place.namespace_of(hop);
-    match place.runner(hop) {
+fn commands(hints: &HintContext, hop: &HopRef) -> Vec<String> {
+    let namespace = hints.namespace_of(hop);
+    match hints.runner(hop) {
         Runner::Kubernetes => vec![
             format!("kubectl get pods -n {namespace} -l app={} -L lane,version", hop.name),
             format!("kubectl get virtualservice -n {namespace} -o yaml | grep -B4 -A12 x-lane"),
             format!("istioctl analyze -n {namespace}"),
         ],
-        _ => vec![place.settings(hop)],
+        _ => vec![hints.settings(hop)],
     }
 }
 
-fn hint(cause: String, place: &Place, hop: &Hop) -> Hint {
-    commands(place, hop).into_iter().fold(Hint::new(cause), Hint::run)
+fn hint(cause: String, hints: &HintContext, hop: &HopRef) -> Hint {
+    commands(hints, hop).into_iter().fold(Hint::new(cause), Hint::run)
 }
 
 /// What stopped a walk, if no request at all came through.
@@ -53,7 +53,7 @@ fn blocked(what: &str, samples: &[Sample]) -> Option<Finding> {
 }
 
 /// A base request that touches a lane is a failure.
-pub(crate) fn baseline(samples: &[Sample], place: &Place) -> Vec<Finding> {
+pub(crate) fn baseline(samples: &[Sample], hints: &HintContext) -> Vec<Finding> {
     if let Some(finding) = blocked("Baseline", samples) {
         return vec![finding];
     }
@@ -72,7 +72,7 @@ pub(crate) fn baseline(samples: &[Sample], place: &Place) -> Vec<Finding> {
             let cause = format!(
                 "The baseline's route for {name} goes to the whole Service, or to a subset that the pods of lane {lane} match too: every subset must name lane and version"
             );
-            out.push(Finding::fail(CheckId::LanesLeak, text, hint(cause, place, hop)).seam(from, name, None).hop(name));
+            out.push(Finding::fail(CheckId::LanesLeak, text, hint(cause, hints, hop)).seam(from, name, None).hop(name));
         }
     }
     if out.is_empty() {
@@ -88,7 +88,7 @@ pub(crate) fn baseline(samples: &[Sample], place: &Place) -> Vec<Finding> {
 /// A request of the lane: from the lane where it has the hop, from the baseline where it has not, and never from another.
 ///
 /// `lost_at`: the seam at which `x-lane` was lost in a request of this lane, if it was.
-pub(crate) fn walk(lane: &str, samples: &[Sample], lost_at: Option<(Hop, Hop)>, place: &Place) -> Vec<Finding> {
+pub(crate) fn walk(lane: &str, samples: &[Sample], lost_at: Option<(HopRef, HopRef)>, hints: &HintContext) -> Vec<Finding> {
     if let Some(finding) = blocked(&format!("Lane {lane}"), samples) {
         return vec![finding];
     }
@@ -103,7 +103,7 @@ pub(crate) fn walk(lane: &str, samples: &[Sample], lost_at: Option<(Hop, Hop)>, 
         for (other, count) in lanes.iter().filter(|(other, _)| **other != lane && **other != BASE_LANE) {
             let text = format!("Lane {lane} is answered from lane {other} at {name}: {count} of {all} requests");
             let cause = format!("A route for {name} sends x-lane: {lane} to the subset of {other}, or to one that both match");
-            out.push(Finding::fail(CheckId::LanesWalk, text, hint(cause, place, hop)).hop(name));
+            out.push(Finding::fail(CheckId::LanesWalk, text, hint(cause, hints, hop)).hop(name));
         }
         in_lane += own;
         if own > 0 && base > 0 {
@@ -118,7 +118,7 @@ pub(crate) fn walk(lane: &str, samples: &[Sample], lost_at: Option<(Hop, Hop)>, 
                     format!("The lane's route for {name} shares its weight with the baseline, or only some proxies have it yet")
                 }
             };
-            out.push(Finding::fail(CheckId::LanesWalk, text, hint(cause, place, hop)).hop(name));
+            out.push(Finding::fail(CheckId::LanesWalk, text, hint(cause, hints, hop)).hop(name));
         }
         route.push(match (own, base) {
             (0, 0) => format!("{name} ?"),
@@ -133,7 +133,7 @@ pub(crate) fn walk(lane: &str, samples: &[Sample], lost_at: Option<(Hop, Hop)>, 
             format!("{} does not carry x-lane (DROP_HEADERS), or something between removes it: see Propagation", from.name);
         let where_ = if from.hostname.is_empty() { &to } else { &from };
         out.push(
-            Finding::fail(CheckId::LanesCarry, text, hint(cause, place, where_)).seam(&from.name, &to.name, None).hop(&from.name),
+            Finding::fail(CheckId::LanesCarry, text, hint(cause, hints, where_)).seam(&from.name, &to.name, None).hop(&from.name),
         );
     }
     let route = route.join(", ");
@@ -141,7 +141,7 @@ pub(crate) fn walk(lane: &str, samples: &[Sample], lost_at: Option<(Hop, Hop)>, 
         let Some(hop) = hops.first().and_then(|hop| hop.answers.first()).map(|answer| &answer.hop) else { return out };
         let text = format!("Lane {lane}: no hop answered from it in {} requests: {route}", samples.len());
         let cause = format!("Nothing runs with LANE={lane}, or no route matches x-lane: {lane}");
-        out.push(Finding::fail(CheckId::LanesWalk, text, hint(cause, place, hop)));
+        out.push(Finding::fail(CheckId::LanesWalk, text, hint(cause, hints, hop)));
     } else if out.is_empty() {
         let text = format!("Lane {lane}, {} requests: {route}", samples.len());
         let mut finding = Finding::pass(CheckId::LanesWalk, text);
@@ -154,11 +154,11 @@ pub(crate) fn walk(lane: &str, samples: &[Sample], lost_at: Option<(Hop, Hop)>, 
 }
 
 /// The first seam at which `x-lane` is gone, behind the first hop: what arrives there is the gateway's business.
-pub(crate) fn lost(tree: &Tree, url: &str) -> Option<(Hop, Hop)> {
+pub(crate) fn lost(tree: &Tree, url: &str) -> Option<(HopRef, HopRef)> {
     for call in &tree.upstreams {
         let Some(reply) = &call.reply else { continue };
         if tree.received.first("x-lane").is_some() && reply.received.first("x-lane").is_none() {
-            return Some((Hop::of(tree, url), Hop::of(reply, &call.url)));
+            return Some((HopRef::of(tree, url), HopRef::of(reply, &call.url)));
         }
         if let Some(found) = lost(reply, &call.url) {
             return Some(found);

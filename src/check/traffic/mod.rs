@@ -11,33 +11,38 @@ pub(crate) mod watch;
 use crate::check::chain::FailureCause;
 use crate::check::chain::evidence::Xray;
 use crate::check::chain::expect::Split;
-use crate::check::envoy::hints::{Place, quoted};
+use crate::check::envoy::suggestions::{HintContext, quoted};
 use crate::check::report::{CheckId, Finding, Hint};
 use crate::check::traffic::sample::{HopSamples, Outcome, Sample, by_hop};
 
 /// What the user expects of the traffic.
-pub(crate) struct Expectation<'a> {
+pub(crate) struct TrafficExpectation<'a> {
     /// Percent of the requests that succeed.
     pub(crate) success: f64,
     pub(crate) splits: &'a [Split],
 }
 
 /// The findings of the group.
-pub(crate) fn findings(samples: &[Sample], xray: Option<&Xray>, expected: &Expectation<'_>, place: &Place) -> Vec<Finding> {
+pub(crate) fn findings(
+    samples: &[Sample],
+    xray: Option<&Xray>,
+    expected: &TrafficExpectation<'_>,
+    hints: &HintContext,
+) -> Vec<Finding> {
     if samples.is_empty() {
         let text = "Traffic: skipped, because no request was answered before the end";
         return vec![Finding::skip(CheckId::TrafficSuccess, text)];
     }
-    let mut out = success(samples, expected.success, place);
+    let mut out = success(samples, expected.success, hints);
     out.extend(latency(samples));
     let hops = by_hop(samples);
     if hops.is_empty() {
         return out;
     }
     out.push(versions(&hops));
-    out.extend(expected.splits.iter().flat_map(|split| split::findings(&hops, split, place)));
+    out.extend(expected.splits.iter().flat_map(|split| split::findings(&hops, split, hints)));
     out.push(retries(&hops));
-    out.extend(xray.map(|xray| identity::finding(&hops, xray, place)));
+    out.extend(xray.map(|xray| identity::finding(&hops, xray, hints)));
     out
 }
 
@@ -52,13 +57,13 @@ pub(crate) struct FailureKind {
 }
 
 /// The ways in which requests failed, most frequent first.
-pub(crate) fn failures(samples: &[Sample], id: CheckId, place: &Place) -> Vec<FailureKind> {
+pub(crate) fn failures(samples: &[Sample], id: CheckId, hints: &HintContext) -> Vec<FailureKind> {
     let mut kinds: Vec<FailureKind> = Vec::new();
     let mut count = |key: String, is_explained: bool, finding: Finding| match kinds.iter_mut().find(|kind| kind.key == key) {
         Some(kind) => kind.count += 1,
         None => kinds.push(FailureKind { key, count: 1, finding, is_explained }),
     };
-    let curl = format!("curl -sv {}", quoted(&place.url));
+    let curl = format!("curl -sv {}", quoted(&hints.url));
     for sample in samples {
         match &sample.outcome {
             Outcome::Fine => {}
@@ -69,7 +74,7 @@ pub(crate) fn failures(samples: &[Sample], id: CheckId, place: &Place) -> Vec<Fa
             }
             Outcome::Broke(breaks) => breaks.iter().for_each(|broken| {
                 let on_purpose = matches!(broken.cause, FailureCause::Injected(_));
-                count(broken.key(), on_purpose, broken.finding(id, place));
+                count(broken.key(), on_purpose, broken.finding(id, hints));
             }),
             Outcome::Foreign { status, text, hint } => {
                 count(format!("front: {status}"), true, Finding::fail(id, text.as_str(), hint.clone()));
@@ -85,7 +90,7 @@ pub(crate) fn failures(samples: &[Sample], id: CheckId, place: &Place) -> Vec<Fa
     kinds
 }
 
-fn success(samples: &[Sample], expected: f64, place: &Place) -> Vec<Finding> {
+fn success(samples: &[Sample], expected: f64, hints: &HintContext) -> Vec<Finding> {
     const SHOWN: usize = 5;
     const ID: CheckId = CheckId::TrafficSuccess;
     let all = samples.len();
@@ -95,7 +100,7 @@ fn success(samples: &[Sample], expected: f64, place: &Place) -> Vec<Finding> {
     if fine == all {
         return vec![Finding::pass(ID, format!("All {all} requests succeeded")).data(data)];
     }
-    let kinds = failures(samples, ID, place);
+    let kinds = failures(samples, ID, hints);
     if rate >= expected {
         let text = format!("{fine} of {all} requests succeeded ({rate:.2} %), {expected} % promised");
         let lines = kinds.iter().take(SHOWN).map(|kind| format!("{:>6} x {}", kind.count, kind.key));
@@ -173,7 +178,7 @@ mod tests {
 
     #[test]
     fn a_failure_that_no_hop_shows_is_a_finding() {
-        let place = Place {
+        let hints = HintContext {
             namespace: "httpserver".into(),
             gateway_namespace: "istio-system".into(),
             url: "http://x/service1".into(),
@@ -181,7 +186,7 @@ mod tests {
         };
         let outcome = Outcome::Broke(Vec::new());
         let sample = Sample { at: Duration::ZERO, took: Duration::ZERO, outcome, hops: Vec::new(), sampled: None };
-        let findings = findings(&[sample], None, &Expectation { success: 100.0, splits: &[] }, &place);
+        let findings = findings(&[sample], None, &TrafficExpectation { success: 100.0, splits: &[] }, &hints);
         assert_eq!(findings.len(), 1, "{findings:#?}");
         assert_eq!((findings[0].id, findings[0].status), (CheckId::TrafficSuccess, Status::Fail));
         assert!(findings[0].text.starts_with("1 of 1 requests failed."), "{}", findings[0].text);

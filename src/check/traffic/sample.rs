@@ -12,14 +12,14 @@ use crate::hop::reply::{Headers, Tree};
 
 use crate::check::chain::{self, Break};
 use crate::check::envoy::gateway;
-use crate::check::envoy::hints::{Hop, Place};
-use crate::check::reachability::client::{Answer, Client, Failure};
-use crate::check::report::{Hint, Progress};
+use crate::check::envoy::suggestions::{HintContext, HopRef};
+use crate::check::reachability::client::{CheckClient, FrontAnswer, RequestFailure};
+use crate::check::report::{Hint, ProgressLine};
 
 /// One hop in one request.
 #[derive(Debug, Clone)]
 pub(crate) struct HopSample {
-    pub(crate) hop: Hop,
+    pub(crate) hop: HopRef,
     pub(crate) version: String,
     pub(crate) lane: String,
     pub(crate) attempt: u32,
@@ -38,7 +38,7 @@ pub(crate) enum Outcome {
     /// Something answered that is no hop.
     Foreign { status: u16, text: String, hint: Hint },
     /// No answer.
-    Failed(Failure),
+    Failed(RequestFailure),
 }
 
 /// One request, reduced to what the statistics need.
@@ -62,8 +62,8 @@ impl Sample {
 /// What the requests of a series have in common.
 #[derive(Clone)]
 pub(crate) struct Series {
-    pub(crate) client: Arc<Client>,
-    pub(crate) place: Place,
+    pub(crate) client: Arc<CheckClient>,
+    pub(crate) context: HintContext,
     /// Sent with every request.
     pub(crate) headers: Headers,
 }
@@ -71,7 +71,13 @@ pub(crate) struct Series {
 impl Series {
     /// Sends `count` requests at the client's rate, each on time whether or not the ones before were answered. Ends early
     /// when `stop` turns true, with what came until then.
-    pub(crate) async fn run(&self, count: u64, stop: &mut watch::Receiver<bool>, progress: &Progress, what: &str) -> Vec<Sample> {
+    pub(crate) async fn run(
+        &self,
+        count: u64,
+        stop: &mut watch::Receiver<bool>,
+        progress: &ProgressLine,
+        what: &str,
+    ) -> Vec<Sample> {
         self.run_while(|sent, _| sent < count, count, stop, progress, what).await
     }
 
@@ -81,7 +87,7 @@ impl Series {
         span: Duration,
         rate: f64,
         stop: &mut watch::Receiver<bool>,
-        progress: &Progress,
+        progress: &ProgressLine,
         what: &str,
     ) -> Vec<Sample> {
         let all = (span.as_secs_f64() * rate).ceil() as u64;
@@ -93,7 +99,7 @@ impl Series {
         go_on: impl Fn(u64, Duration) -> bool,
         all: u64,
         stop: &mut watch::Receiver<bool>,
-        progress: &Progress,
+        progress: &ProgressLine,
         what: &str,
     ) -> Vec<Sample> {
         let start = Instant::now();
@@ -140,24 +146,24 @@ impl Series {
         let at = start.elapsed();
         let sent = Instant::now();
         let result = self.client.send(self.client.url.clone(), &self.headers).await;
-        digest(result, at, sent.elapsed(), &self.place)
+        digest(result, at, sent.elapsed(), &self.context)
     }
 }
 
 /// Reduces one answer to what the statistics need.
-pub(crate) fn digest(result: Result<Answer, Failure>, at: Duration, took: Duration, place: &Place) -> Sample {
+pub(crate) fn digest(result: Result<FrontAnswer, RequestFailure>, at: Duration, took: Duration, hints: &HintContext) -> Sample {
     let mut sample = Sample { at, took, outcome: Outcome::Fine, hops: Vec::new(), sampled: None };
     match result {
         Err(failure) => sample.outcome = Outcome::Failed(failure),
         Ok(answer) => match answer.tree() {
             None => {
-                let (text, hint) = gateway::front(&answer, place);
+                let (text, hint) = gateway::front(&answer, hints);
                 sample.outcome = Outcome::Foreign { status: answer.status, text, hint };
             }
             Some(tree) => {
                 sample.sampled = tree.sampled;
-                chain::visit(&tree, &place.url, 0, &mut |hop, url, _| sample.hops.push(hop_sample(hop, url)));
-                let breaks = chain::breaks(&tree, &place.url);
+                chain::visit(&tree, &hints.url, 0, &mut |hop, url, _| sample.hops.push(hop_sample(hop, url)));
+                let breaks = chain::breaks(&tree, &hints.url);
                 if !breaks.is_empty() || answer.status >= 300 {
                     sample.outcome = Outcome::Broke(breaks);
                 }
@@ -173,7 +179,7 @@ fn hop_sample(tree: &Tree, url: &str) -> HopSample {
     // In sequence the calls add up; in parallel the longest counts, and their sum would exceed the hop's own time.
     let below = if sum <= tree.duration_ms { sum } else { longest };
     HopSample {
-        hop: Hop::of(tree, url),
+        hop: HopRef::of(tree, url),
         version: tree.version.clone(),
         lane: tree.lane.clone(),
         attempt: tree.attempt,

@@ -1,7 +1,7 @@
 //! The sampling rate of the mesh, from requests that bring no trace context.
 
 use crate::check::chain::evidence::Xray;
-use crate::check::envoy::hints::{Place, Runner};
+use crate::check::envoy::suggestions::{HintContext, Runner};
 use crate::check::report::{CheckId, Finding, Hint};
 use crate::check::traffic::sample::Sample;
 use crate::check::traffic::stats::{self, ALPHA, MIN_DETECTABLE_SHIFT};
@@ -9,7 +9,7 @@ use crate::check::traffic::stats::{self, ALPHA, MIN_DETECTABLE_SHIFT};
 const ID: CheckId = CheckId::TracesSampling;
 
 /// Tests the rate over requests that brought no decision. `expected`: percent.
-pub(crate) fn finding(samples: &[Sample], expected: f64, xray: Option<&Xray>, place: &Place) -> Finding {
+pub(crate) fn finding(samples: &[Sample], expected: f64, xray: Option<&Xray>, hints: &HintContext) -> Finding {
     let decided: Vec<bool> = samples.iter().filter_map(|sample| sample.sampled).collect();
     if decided.is_empty() {
         let why = "no hop and no proxy made a decision in requests without trace context";
@@ -32,7 +32,7 @@ pub(crate) fn finding(samples: &[Sample], expected: f64, xray: Option<&Xray>, pl
             "The sampling rate in force is not {expected} %: randomSamplingPercentage of the Telemetry resource (1 % when nobody sets it), or OTEL_TRACES_SAMPLER. {asked}. --expect-sampling says what is meant"
         ));
         let hint = match samples.iter().find_map(|sample| sample.hops.first()).map(|first| &first.hop) {
-            Some(hop) if place.runner(hop) == Runner::Local => hint.run(place.settings(hop)),
+            Some(hop) if hints.runner(hop) == Runner::Local => hint.run(hints.settings(hop)),
             _ => hint
                 .run("kubectl get telemetry -A -o yaml | grep -B12 randomSamplingPercentage")
                 .run("kubectl get configmap istio -n istio-system -o yaml | grep -i sampling"),

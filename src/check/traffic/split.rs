@@ -1,7 +1,7 @@
 //! Traffic splits over versions, tested exactly.
 
 use crate::check::chain::expect::{Split, is_named};
-use crate::check::envoy::hints::Place;
+use crate::check::envoy::suggestions::HintContext;
 use crate::check::report::{CheckId, Finding, Hint};
 use crate::check::traffic::sample::HopSamples;
 use crate::check::traffic::stats::{self, ALPHA, MIN_DETECTABLE_SHIFT};
@@ -9,7 +9,7 @@ use crate::check::traffic::stats::{self, ALPHA, MIN_DETECTABLE_SHIFT};
 const ID: CheckId = CheckId::TrafficSplit;
 
 /// A finding for each hop that the split is about: the named one, or each that answers in more than one of the versions.
-pub(crate) fn findings(hops: &[HopSamples<'_>], split: &Split, place: &Place) -> Vec<Finding> {
+pub(crate) fn findings(hops: &[HopSamples<'_>], split: &Split, hints: &HintContext) -> Vec<Finding> {
     let is_concerned = |hop: &&HopSamples<'_>| match &split.hop {
         Some(expected) => is_named(hop.name, expected),
         None => {
@@ -17,7 +17,7 @@ pub(crate) fn findings(hops: &[HopSamples<'_>], split: &Split, place: &Place) ->
             split.shares.iter().filter(|(version, _)| versions.contains_key(version.as_str())).count() > 1
         }
     };
-    let found: Vec<Finding> = hops.iter().filter(is_concerned).map(|hop| judge(hop, split, place)).collect();
+    let found: Vec<Finding> = hops.iter().filter(is_concerned).map(|hop| judge(hop, split, hints)).collect();
     if !found.is_empty() {
         return found;
     }
@@ -25,21 +25,21 @@ pub(crate) fn findings(hops: &[HopSamples<'_>], split: &Split, place: &Place) ->
         return vec![Finding::skip(ID, format!("Split {split} at {hop}: not judged, because {hop} never answered"))];
     }
     if split.shares.iter().filter(|(_, share)| *share > 0.0).count() < 2 {
-        return hops.first().map(|hop| judge(hop, split, place)).into_iter().collect();
+        return hops.first().map(|hop| judge(hop, split, hints)).into_iter().collect();
     }
     let cause = "No weighted route is in force: it is for another host or Gateway, or a version has no pods behind its subset";
     let text = format!("Split {split}: no hop answered in more than one of these versions");
-    vec![Finding::fail(ID, text, hint(cause.to_owned(), place))]
+    vec![Finding::fail(ID, text, hint(cause.to_owned(), hints))]
 }
 
-fn hint(cause: String, place: &Place) -> Hint {
+fn hint(cause: String, hints: &HintContext) -> Hint {
     Hint::new(cause)
         .run("kubectl get virtualservice -A -o yaml | grep -B8 weight:")
-        .run(format!("kubectl get pods -n {} -L app,version", place.namespace))
+        .run(format!("kubectl get pods -n {} -L app,version", hints.namespace))
 }
 
 /// The exact binomial test for every version, corrected for the number of versions.
-fn judge(hop: &HopSamples<'_>, split: &Split, place: &Place) -> Finding {
+fn judge(hop: &HopSamples<'_>, split: &Split, hints: &HintContext) -> Finding {
     let name = hop.name;
     let counts = hop.tally(|answer| &answer.version);
     let count = |version: &str| counts.get(version).copied().unwrap_or(0);
@@ -68,7 +68,7 @@ fn judge(hop: &HopSamples<'_>, split: &Split, place: &Place) -> Finding {
             )
         };
         let chance = if p > 0.0 { format!("p = {p:.0e}") } else { "impossible by chance".to_owned() };
-        Finding::fail(ID, format!("{result}, {split} promised ({chance})"), hint(cause, place))
+        Finding::fail(ID, format!("{result}, {split} promised ({chance})"), hint(cause, hints))
     } else if shift > MIN_DETECTABLE_SHIFT {
         let text = format!("{result}, {split} promised: {}", stats::too_few(points));
         Finding::skip(ID, text)

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use crate::check::envoy::hints::Place;
+use crate::check::envoy::suggestions::HintContext;
 use crate::check::report::{CheckId, Finding, Hint};
 use crate::check::traffic::sample::{Outcome, Sample, by_hop};
 use crate::check::traffic::{FailureKind, failures};
 
 /// The findings of the group.
-pub(crate) fn findings(samples: &[Sample], span: Duration, place: &Place) -> Vec<Finding> {
+pub(crate) fn findings(samples: &[Sample], span: Duration, hints: &HintContext) -> Vec<Finding> {
     if samples.is_empty() {
         return vec![Finding::skip(
             CheckId::WatchFailures,
@@ -21,7 +21,7 @@ pub(crate) fn findings(samples: &[Sample], span: Duration, place: &Place) -> Vec
     let gap = longest_gap(samples, span);
     let data = serde_json::json!({"requests": all, "failed": failed.len(), "longest_gap_ms": gap.as_millis() as u64});
     let mut out = Vec::new();
-    match failures(samples, CheckId::WatchFailures, place).into_iter().next() {
+    match failures(samples, CheckId::WatchFailures, hints).into_iter().next() {
         None => {
             let text = format!("All {all} requests in {:.0} s succeeded", span.as_secs_f64());
             out.push(Finding::pass(CheckId::WatchFailures, text).data(data));
@@ -29,7 +29,7 @@ pub(crate) fn findings(samples: &[Sample], span: Duration, place: &Place) -> Vec
         Some(FailureKind { mut finding, is_explained, .. }) => {
             finding.text = format!("{} of {all} requests failed. {}", failed.len(), finding.text);
             if !is_explained {
-                let hint = rollout_hint(place);
+                let hint = rollout_hint(hints);
                 (finding.cause, finding.next) = (Some(hint.cause), hint.next);
             }
             finding = finding.data(data).lines(failed.iter().take(SHOWN).map(|sample| line(sample)));
@@ -60,8 +60,8 @@ fn line(sample: &Sample) -> String {
 }
 
 /// Why requests fail while pods are replaced.
-fn rollout_hint(place: &Place) -> Hint {
-    let namespace = &place.namespace;
+fn rollout_hint(hints: &HintContext) -> Hint {
+    let namespace = &hints.namespace;
     Hint::new("A pod stopped while it was still called: its drain (DRAIN_DELAY, DRAIN_TIMEOUT) is longer than terminationGracePeriodSeconds or missing, or its successor was not ready (maxUnavailable 0, readiness on /readyz)")
         .run(format!("kubectl get deploy -n {namespace} -o yaml | grep -E 'name: DRAIN|terminationGrace|maxUnavailable|path: /readyz'"))
         .run(format!("kubectl get events -n {namespace} --sort-by=.lastTimestamp | tail -20"))

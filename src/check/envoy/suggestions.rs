@@ -14,7 +14,7 @@ pub(crate) enum Runner {
 
 /// The user's side of every hint: which namespaces the commands name, and what URL was given.
 #[derive(Debug, Clone)]
-pub(crate) struct Place {
+pub(crate) struct HintContext {
     pub(crate) namespace: String,
     pub(crate) gateway_namespace: String,
     /// The URL that is checked.
@@ -25,7 +25,7 @@ pub(crate) struct Place {
 
 /// One hop as hints see it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Hop {
+pub(crate) struct HopRef {
     pub(crate) name: String,
     /// Empty when the hop never answered.
     pub(crate) hostname: String,
@@ -33,7 +33,7 @@ pub(crate) struct Hop {
     pub(crate) url: String,
 }
 
-impl Hop {
+impl HopRef {
     pub(crate) fn of(tree: &Tree, url: &str) -> Self {
         Self { name: tree.service.clone(), hostname: tree.hostname.clone(), url: url.to_owned() }
     }
@@ -54,9 +54,9 @@ pub(crate) fn runner(hostname: &str) -> Runner {
     }
 }
 
-impl Place {
+impl HintContext {
     /// What runs this hop. One that never answered is told by its URL: a bare Service name cannot be a local process.
-    pub(crate) fn runner(&self, hop: &Hop) -> Runner {
+    pub(crate) fn runner(&self, hop: &HopRef) -> Runner {
         if !hop.hostname.is_empty() {
             return runner(&hop.hostname);
         }
@@ -66,7 +66,7 @@ impl Place {
     }
 
     /// The namespace of a hop: the second label of a Service's DNS name, else the user's.
-    pub(crate) fn namespace_of<'a>(&'a self, hop: &'a Hop) -> &'a str {
+    pub(crate) fn namespace_of<'a>(&'a self, hop: &'a HopRef) -> &'a str {
         let mut labels = host_of(&hop.url).split('.');
         match (labels.next(), labels.next(), labels.next()) {
             (Some(_), Some(namespace), Some("svc")) => namespace,
@@ -75,7 +75,7 @@ impl Place {
     }
 
     /// Shows how the hop is configured.
-    pub(crate) fn settings(&self, hop: &Hop) -> String {
+    pub(crate) fn settings(&self, hop: &HopRef) -> String {
         let namespace = self.namespace_of(hop);
         match self.runner(hop) {
             Runner::Kubernetes if hop.hostname.is_empty() => format!("kubectl set env deploy/{} --list -n {namespace}", hop.name),
@@ -86,7 +86,7 @@ impl Place {
     }
 
     /// Shows what the hop logged.
-    pub(crate) fn logs(&self, hop: &Hop) -> String {
+    pub(crate) fn logs(&self, hop: &HopRef) -> String {
         let namespace = self.namespace_of(hop);
         match self.runner(hop) {
             Runner::Kubernetes if hop.hostname.is_empty() => {
@@ -99,7 +99,7 @@ impl Place {
     }
 
     /// Shows the containers of the hop's pods, where a sidecar is `istio-proxy`: among the init containers in Istio of today.
-    pub(crate) fn containers(&self, hop: &Hop) -> String {
+    pub(crate) fn containers(&self, hop: &HopRef) -> String {
         format!(
             "kubectl -n {} get pod -l app={} -o jsonpath='{{range .items[*]}}{{.metadata.name}}: {{.spec.initContainers[*].name}} {{.spec.containers[*].name}}{{\"\\n\"}}{{end}}'",
             self.namespace_of(hop),
@@ -124,7 +124,7 @@ impl Place {
     }
 
     /// Whether the hop runs at all.
-    pub(crate) fn is_up(&self, hop: &Hop) -> Vec<String> {
+    pub(crate) fn is_up(&self, hop: &HopRef) -> Vec<String> {
         let namespace = self.namespace_of(hop);
         match self.runner(hop) {
             Runner::Kubernetes => vec![
@@ -144,7 +144,7 @@ impl Place {
     }
 
     /// The hop's URL with another path.
-    fn ops(&self, hop: &Hop, path: &str) -> String {
+    fn ops(&self, hop: &HopRef, path: &str) -> String {
         Self::with_path(if hop.url.is_empty() { &self.url } else { &hop.url }, path)
     }
 
@@ -197,8 +197,8 @@ pub(crate) fn quoted(word: &str) -> String {
 mod tests {
     use super::*;
 
-    fn place() -> Place {
-        Place {
+    fn place() -> HintContext {
+        HintContext {
             namespace: "httpserver".into(),
             gateway_namespace: "istio-system".into(),
             url: "http://127.0.0.1:8080/service1".into(),
@@ -229,13 +229,13 @@ mod tests {
 
     #[test]
     fn commands_name_the_pod_its_namespace_and_nothing_unquoted() {
-        let hop = Hop {
+        let hop = HopRef {
             name: "service2".into(),
             hostname: "service2-7d4b9c6f5-x2x5z".into(),
             url: "http://service2.shop.svc.cluster.local/service2".into(),
         };
         assert_eq!(place().settings(&hop), "kubectl set env pod/service2-7d4b9c6f5-x2x5z --list -n shop");
-        let gone = Hop { hostname: String::new(), url: "http://service2/service2".into(), ..hop };
+        let gone = HopRef { hostname: String::new(), url: "http://service2/service2".into(), ..hop };
         assert_eq!(place().is_up(&gone)[0], "kubectl get pods -n httpserver -l app=service2");
         assert_eq!(quoted("http://x/a?b=1&c"), "'http://x/a?b=1&c'");
     }
