@@ -55,8 +55,7 @@ impl DurationHistogram {
         Self { name, labels: *labels, vec, handles: RwLock::default() }
     }
 
-    /// The histogram with these label values, created on first use. There are few, so a scan is cheaper than the hash of
-    /// `HistogramVec` (`benches/README.md`, "Price list").
+    /// The histogram with these label values and its exemplars, created on first use. There are few, so a scan finds it.
     pub(crate) fn handle(&self, values: [&str; 3]) -> Arc<HistogramHandle> {
         if let Some(handle) = self.find(values) {
             return handle;
