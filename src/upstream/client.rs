@@ -112,7 +112,10 @@ impl Pool {
         request: impl Fn() -> Request<Empty<Bytes>>,
         resend_count: &mut u32,
     ) -> Result<(Response<Incoming>, PooledConnection), CallError> {
-        if let Some(mut connection) = self.unused() {
+        while let Some(mut connection) = self.unused() {
+            if connection.sender.ready().await.is_err() {
+                continue;
+            }
             connection.answer_begun.reset();
             match connection.sender.try_send_request(request()).await {
                 Ok(response) => return Ok((response, self.in_use(connection))),
@@ -122,6 +125,7 @@ impl Pool {
                         return Err(CallError::Broken(error.into_error().into()));
                     }
                     *resend_count = u32::from(was_written);
+                    break;
                 }
             }
         }
@@ -136,7 +140,7 @@ impl Pool {
         let mut idle = lock(&self.idle);
         loop {
             let (_, connection) = idle.pop()?;
-            if connection.expires_at > now && connection.sender.is_ready() {
+            if connection.expires_at > now && !connection.sender.is_closed() {
                 return Some(connection);
             }
         }
@@ -166,26 +170,15 @@ impl Pool {
 }
 
 impl PooledConnection {
-    /// Returns the connection to its pool, after the answer was read to its end.
+    /// Returns the connection to its pool, after the answer was read to its end. Its task may not have processed that end yet; the
+    /// next call waits for it, which is cheaper than a task that waits here.
     pub(crate) fn release(self) {
-        let Self { mut connection, idle } = self;
-        if connection.sender.is_ready() {
-            put_back(connection, &idle);
-        } else if !connection.sender.is_closed() {
-            // Its task has not yet processed the end of the answer.
-            tokio::spawn(async move {
-                if connection.sender.ready().await.is_ok() {
-                    put_back(connection, &idle);
-                }
-            });
+        let Self { connection, idle } = self;
+        let now = Instant::now();
+        let usable = now < connection.expires_at && !connection.sender.is_closed();
+        if let Some(idle) = idle.upgrade().filter(|_| usable) {
+            lock(&idle).push((now, connection));
         }
-    }
-}
-
-fn put_back(connection: Connection, idle: &Weak<Mutex<Idle>>) {
-    let now = Instant::now();
-    if let Some(idle) = idle.upgrade().filter(|_| now < connection.expires_at) {
-        lock(&idle).push((now, connection));
     }
 }
 
