@@ -522,6 +522,7 @@ mod tests {
         pass(ConnectionLimits::default().max_age).await;
         answer.notify_one();
         assert_eq!(call.await, "127.0.0.1");
+        assert!(lock(&pool.idle).is_empty(), "an expired connection was returned");
         until("no later call can use it", || count(&server.open) == 0).await;
         answer.notify_one();
         assert_eq!(get(&pool).await, "127.0.0.1");
