@@ -1,20 +1,77 @@
 //! `httpserver`: the traced demo microservice chain. One binary plays any hop.
 //!
-//! The modules in the order in which a request meets them:
+//! The library is for the binary, the benchmarks and the fuzz targets. Its centre is [`hop::app::App`]: bind it, ask for its
+//! address, run it until a future resolves.
 //!
-//! 1. [`cli`] and [`config`] turn the command line into plain values; [`app`] takes them apart, binds and runs.
-//! 2. `server` accepts connections and closes those that do nothing for too long; `connection` is one of them, [`tls`] its
-//!    encryption.
-//! 3. `observe` reads a request's head once and measures it around everything else: when its `Exchange` is dropped it tells
-//!    `metrics`, [`trace`] and `access_log`.
-//! 4. `limits` sheds what is too much; [`fault`] delays and aborts on purpose.
-//! 5. `routes` holds the endpoints, `route` their templates; `upstream` calls the next hops with the headers that
-//!    [`trace_context`] writes, on connections of its `pool`, and all of it becomes the [`reply`], which `json` writes and checks;
-//!    `stranger` is what a failed answer says that is no reply.
-//! 6. [`export`] takes finished spans from the queue to a collector; `lines` takes log lines to stdout and stderr.
-//! 7. `lifecycle` says whether the hop is ready; `error` is where a failure becomes a response.
+//! ```
+//! use httpserver::hop::app::{App, Output};
+//! use httpserver::hop::config::HopConfig;
+//! use httpserver::server::shutdown::Stop;
+//! use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+//! use tokio::net::TcpStream;
+//! use tokio::sync::oneshot;
 //!
-//! Configuration stops at `app`: parts own their option types. `state` holds what requests share and knows no handler.
+//! #[tokio::main]
+//! async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     // Port 0: the kernel picks one, `addr` returns it.
+//!     let config = HopConfig::new("service1", "127.0.0.1:0".parse()?);
+//!     let app = App::bind(config, &Output::new()).await?;
+//!     let addr = app.addr();
+//!     let (stop, stopped) = oneshot::channel();
+//!     let running = tokio::spawn(app.run(async { stopped.await.unwrap_or(Stop::Now) }));
+//!
+//!     let mut connection = TcpStream::connect(addr).await?;
+//!     connection.write_all(b"GET /hello HTTP/1.1\r\nhost: service1\r\nconnection: close\r\n\r\n").await?;
+//!     let mut answer = String::new();
+//!     connection.read_to_string(&mut answer).await?;
+//!     assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"));
+//!     assert!(answer.contains("Hello from service1 v1"));
+//!
+//!     // `Stop::Graceful` would first serve on for the drain delay, as after SIGTERM.
+//!     stop.send(Stop::Now).map_err(|_| "the app has ended")?;
+//!     assert_eq!(running.await?.requests_cut, 0);
+//!     Ok(())
+//! }
+//! ```
+//!
+//! # A tour, in the order in which a request meets the modules
+//!
+//! 1. [`cli`] parses the command line and maps the result to an exit code. [`config`] turns flags and variables into the plain
+//!    option types of the modules below it: `serve` becomes a [`hop::config::HopConfig`].
+//! 2. [`hop::app`] is the composition root. It binds the listener, builds what the requests of a hop share, runs the server and
+//!    drains it.
+//! 3. [`server`] accepts connections (HTTP/1.1, HTTP/2, TLS), enforces their timeouts and their number, and calls a tower
+//!    service for each request. It does not depend on `hop`.
+//! 4. [`hop`] is that service. `hop::service` lists its layers; `hop::exchange` reads the request head once, and writes metric,
+//!    span and access line when the request ends; `hop::routes` is the axum `Router`; [`hop::fault`] delays and aborts on purpose.
+//! 5. `hop::chain` answers `/service<N>`: [`upstream`] calls the next hops, and [`hop::reply`] is the JSON that nests their
+//!    answers. `hop::error` is the only place where a failure becomes a response.
+//! 6. [`trace_context`] parses and writes W3C and B3, and has the table of carried headers. It reads every request and writes
+//!    every call.
+//! 7. [`telemetry`] samples, queues and exports spans, counts, and writes log lines. No request waits for it.
+//!
+//! Two commands stand beside the request path. [`demo`] runs a chain of `App`s in one process with a trace store and a page;
+//! [`check`] sends requests through a deployed chain and reports what is broken. Both use [`traces`], which reads collected
+//! spans and says whether a trace is whole.
+//!
+//! # The floors
+//!
+//! A module imports from the floors below its own, never from its own or from above; there is no import cycle.
+//! `tests/house.rs` has this table as data and checks every `crate::` and `super::` path.
+//!
+//! ```text
+//! main
+//! cli  fuzzing
+//! demo  check
+//! config
+//! hop
+//! server  upstream
+//! telemetry
+//! trace_context  traces
+//! values  net  text
+//! ```
+//!
+//! `ARCHITECTURE.md` has the picture, two walkthroughs, and the place for the next change.
 
 pub mod check;
 pub mod cli;

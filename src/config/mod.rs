@@ -1,6 +1,7 @@
 //! Flags and variables: what clap reads for each command, and the plain options that the rooms below are made from.
 //!
-//! `serve` and `demo` have a file each; `otel` reads the variables that OpenTelemetry defines and that have no flag.
+//! `serve` and `demo` have a file each; `otel` reads the variables that OpenTelemetry defines and that have no flag. The options
+//! of `check` and `trace` stand with their commands. Imports `hop` and the floors below it, none of which imports `config`.
 
 mod demo;
 mod otel;

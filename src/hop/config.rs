@@ -18,7 +18,7 @@ use crate::trace_context::Propagators;
 use crate::upstream::{FanOut, Target};
 use crate::values::{Listen, parse_label};
 
-/// One hop's configuration: what [`crate::hop::app::App`] is made from.
+/// One hop's configuration: what [`App`](crate::hop::app::App) is made from.
 #[derive(Debug, Clone)]
 pub struct HopConfig {
     /// `--addr`.

@@ -1,4 +1,13 @@
-//! One hop: its composition, its endpoints, the exchange of one request, faults, the reply and the errors.
+//! One hop: what it is made of, its endpoints, and one request from its head to its last byte.
+//!
+//! Imports `server`, `upstream`, `telemetry`, `trace_context` and the leaves; never `config`, `demo` or `check`. In reading
+//! order:
+//!
+//! 1. [`config`]: the options as plain values. [`app`]: bind, run, drain, flush. [`state`]: what requests share.
+//! 2. `service`: the layers around the router. `exchange`: one value per request, which reads the head and reports the end.
+//!    `limits`: what a request may ask for.
+//! 3. `routes`: the endpoints. `layers`: what a request passes before its handler. [`fault`]: latency and faults.
+//! 4. `chain`: `/service<N>`. [`reply`]: its JSON. `response` and `error`: every other answer.
 
 pub mod app;
 pub(crate) mod chain;

@@ -1,4 +1,5 @@
-//! Hosts and addresses as they stand in URLs and headers, and TLS of clients. Knows nothing of the rest.
+//! Hosts and addresses as they stand in URLs and headers (`hosts`, `addresses`), and TLS of clients (`tls`). A leaf: imports
+//! nothing of this crate.
 
 pub(crate) mod addresses;
 pub(crate) mod hosts;

@@ -3,11 +3,12 @@
 //! `axum::serve` has no header timeout, no connection cap and no drain deadline. hyper's own header timeout also closes
 //! kept-alive idle connections, which Envoy's pool answers with a 503. hyper-util's `GracefulShutdown` closes a connection
 //! that has not sent a request yet at once, and with it a request that the kernel has already received. So each connection
-//! publishes its state ([`activity`]) and its task arms one timer for the deadline of that state; the listener reads the
+//! publishes its state (`activity`) and its task arms one timer for the deadline of that state; the listener reads the
 //! same state when it has to choose a connection to close.
 //!
 //! The server knows nothing of what the service answers. What a service needs to know of the connection is the request
-//! extension [`ConnectionInfo`].
+//! extension `ConnectionInfo`. Imports `net` and `text` only. In reading order: [`options`]; `listener`; `connection`;
+//! `activity`, `clock` and `io`; `service`; [`tls`]; [`shutdown`].
 
 mod activity;
 mod clock;

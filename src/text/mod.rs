@@ -1,4 +1,4 @@
-//! Text helpers that know nothing of the rest.
+//! Text: escaping, hex, numbers, times, the causes of an error. A leaf: imports nothing of this crate.
 
 mod causes;
 pub(crate) mod escape;

@@ -5,6 +5,8 @@
 //! `Propagator::outgoing` writes the hop's own context in every configured format that the request spoke, so that no stale
 //! context travels beside a fresh one. Whoever else reads trace headers (`check`, the demo's waterfall) reads them with
 //! `HeaderFamily::read`, which has the same parsers.
+//!
+//! Imports the leaves only. In reading order: `context`; `w3c` and `b3`; `format`; `carried`; `propagator`.
 
 mod b3;
 mod carried;

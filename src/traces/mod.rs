@@ -3,6 +3,8 @@
 //! One [`Span`] is read and written everywhere: by the trace store, by `check` and by the demo; the exporter's encoder is held
 //! to it by a test. A [`Trace`] is the tree of the spans of one trace id; a [`Verdict`] says what is wrong with the traces that
 //! one request left behind.
+//!
+//! Imports the leaves only. In reading order: [`ids`]; `span`, with `lenient`; `trace`; `verdict`; [`dependencies`].
 
 pub mod dependencies;
 pub mod ids;

@@ -1,4 +1,8 @@
-//! Calls to zero or more next hops, and their outcomes. What the hop answers because of them is its own business.
+//! Calls to zero or more next hops, and their outcomes. What the hop answers because of them is decided in `hop::chain`.
+//!
+//! Imports `telemetry`, `trace_context` and the leaves; neither `hop` nor `server`. In reading order: `target` (a next hop as
+//! it is configured); this file (one call: headers, deadline, span, metric); `client` (the connections to one next hop), with
+//! `resolver` and `answer_tracker`; `outcome`; `foreign_response` (what a proxy says in place of the next hop).
 
 mod answer_tracker;
 pub(crate) mod client;

@@ -1,4 +1,7 @@
 //! The chain itself: the hops in the expected order, and where a failed request broke.
+//!
+//! In reading order: `probe` (the request), `evidence` (what it shows), `xray` and `seams` (how it is compared), [`expect`] (the
+//! values of the options).
 
 pub(crate) mod evidence;
 pub mod expect;

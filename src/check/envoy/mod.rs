@@ -1,4 +1,5 @@
-//! What is known of Envoy: its own answers, and which object to look at next.
+//! What `check` knows of Envoy: its response flags as a table (`flags`), its answers explained (`gateway`), and the commands that
+//! show more (`suggestions`).
 
 pub(crate) mod flags;
 pub(crate) mod gateway;

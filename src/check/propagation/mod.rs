@@ -1,4 +1,6 @@
 //! From the x-ray's faults to findings: the sentence, the likely cause, the next command.
+//!
+//! In reading order: this file (the order of the findings), `table`, `fault`, `passed`, `sidecars`.
 
 mod fault;
 mod passed;

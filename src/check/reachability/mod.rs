@@ -1,4 +1,5 @@
-//! The target of a check: reaching it, its TLS and its certificate.
+//! The target of a check. In reading order: `client` (every request of `check` passes it), `reach` (DNS, TCP, TLS, HTTP), `tls`
+//! and `x509` (the certificate that was presented).
 
 pub(crate) mod client;
 pub(crate) mod reach;

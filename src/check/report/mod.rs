@@ -1,4 +1,5 @@
-//! The model of the report: findings and the verdict. The printers are [`terminal`], [`json`] and [`junit`].
+//! The model of the report: findings and the verdict. The printers are `terminal`, `json` and `junit`; `ids` has the name of every
+//! check.
 //!
 //! Text is written finding by finding while the run goes on; the other forms when it ends.
 

@@ -1,4 +1,6 @@
 //! Statistics over many requests: success, latency, versions, retries, splits, identities, sampling.
+//!
+//! In reading order: `sample` (sends the requests), this file, then a file per question; `stats` has the exact tests.
 
 pub(crate) mod identity;
 pub(crate) mod lane_check;

@@ -1,4 +1,5 @@
-//! What the page shows of the hops and what it changes in them.
+//! The running hops as the page shows and changes them. In reading order: `panel` (the hops and the demo's own sender), `live`
+//! (their figures), `orders` (the one endpoint that changes something).
 
 pub(crate) mod live;
 pub(crate) mod orders;

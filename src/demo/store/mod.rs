@@ -1,4 +1,4 @@
-//! The trace store: keeps the newest spans in memory and answers Zipkin's v2 API ([`api`], [`query`]).
+//! The trace store: keeps the newest spans in memory and answers Zipkin's v2 API (`api`, `query`).
 //!
 //! It forgets rather than grows. Whatever is sent to it, spans, text and bookkeeping together stay within [`Limits`]. The work
 //! for a batch is linear in its size.
