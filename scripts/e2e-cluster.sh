@@ -212,9 +212,9 @@ pod_and_node_in_spans() {
 
 # ---------------------------------------------------------------- traces
 
-# judged SPANS SERVICES [OPTION...]: the reply on stdin, and what Jaeger has of its request (OPTION: of httpserver trace). Every app runs
+# judge_trace SPANS SERVICES [OPTION...]: the reply on stdin, and what Jaeger has of its request (OPTION: of httpserver trace). Every app runs
 # beside a sidecar that reports.
-judged() {
+judge_trace() {
   local spans=$1 services=$2
   find_httpserver
   shift 2
@@ -226,7 +226,7 @@ trace() {
   shift 2
   while [ $# -gt 0 ] && [ "$1" != -- ]; do more+=("$1"); shift; done
   [ $# -eq 0 ] || shift
-  json service1.cncamp.io /hello/service1 "$@" | judged "$spans" 4 --expect-traces "$traces" ${more[@]+"${more[@]}"}
+  json service1.cncamp.io /hello/service1 "$@" | judge_trace "$spans" 4 --expect-traces "$traces" ${more[@]+"${more[@]}"}
 }
 provider() { grep -qE "name: $1\$" <<<"$mesh"; }
 # A caller that is itself traced by W3C, and asks a mesh that may not understand it
@@ -515,7 +515,7 @@ scenarios() {
 service1_metrics() { request service1.cncamp.io /test/metrics >"$work/metrics" && grep -q 'httpserver_build_info{.*service="service1"' "$work/metrics"; }
 limited() { [ "$(code service1.cncamp.io /hello/golang)" = 429 ]; }
 two_services() { json service1.cncamp.io /two/http/service0 | py '" ".join(h["service"] for h in hops(r))'; }
-two_services_trace() { json service1.cncamp.io /two/http/service0 | judged 8 3; }
+two_services_trace() { json service1.cncamp.io /two/http/service0 | judge_trace 8 3; }
 soon_slow() {
   local status ms end=$((SECONDS + 20))
   while :; do
@@ -726,7 +726,6 @@ gateway_api() {
   claim "the same paths: rewritten, greeted, redirected, not published" is "/service0 Hello, Golang! 301 404" \
     "$(json httpsserver.cncamp.io /http/service0 | py 'r["path"]') $(request service1.cncamp.io /hello/golang) $(curl -s -o /dev/null -w '%{http_code}' -H 'host: service1.cncamp.io' "http://$INGRESS_HOST:$INGRESS_PORT/hello/golang") $(code service1.cncamp.io /metrics)"
   claim "HSTS is set" is "max-age=31536000; includeSubDomains" "$(request service1.cncamp.io /hello/golang -o /dev/null -w '%header{strict-transport-security}')"
-  services=httpserver-istio.httpserver,service1.httpserver,service2.httpserver,service3.httpserver
   claim "one trace of 12 spans" trace 12 1
   claim "lanes closed: the baseline, three times" is "base base base" "$(lanes_of /hello/service1 -H 'x-lane: gray')"
   kubectl apply -f istio/gateway-api/lanes/gray.yaml -f istio/gateway-api/lanes/blue.yaml >/dev/null

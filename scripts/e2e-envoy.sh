@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The chain behind a real Envoy, without a cluster: the gateway of Compose and a sidecar for each hop (istio/local), three tracers, swim
-# lanes, retries, timeouts, idle connections, a restart under load. About two and a half minutes, on loopback.
+# lanes, retries, timeouts, idle connections, a restart under load (tests/e2e/envoy.rs). About three minutes, on loopback.
 #
 #   scripts/e2e-envoy.sh [--install] [--missing]
 #
@@ -16,9 +16,5 @@ set -euo pipefail
 . "$(dirname "$0")/e2e/lib.sh"
 
 options "$@"
-provide python3 openssl envoy httpserver
-
-work=$top/target/e2e-envoy
-rm -rf "$work" && mkdir -p "$work"
-"$top/scripts/certificate.sh" --local --dir "$work/certs" 2>/dev/null
-ENVOY=$ENVOY HTTPSERVER=$HTTPSERVER exec python3 "$top/scripts/e2e_envoy.py" "$work"
+provide python3 cargo openssl envoy httpserver
+cargo_e2e --test-threads=3 envoy::

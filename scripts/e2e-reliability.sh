@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The short version of what docs/reliability.md measures: a minute of load through a real Envoy while one copy of each hop is restarted, and
-# some seconds of four times what a hop takes. Nothing in it is a matter of speed: it holds on a busy machine, too. About two minutes.
+# Load through a real Envoy while the hops are restarted, and four times more requests than a hop takes (tests/e2e/restarts.rs, overload.rs).
+# As it is, it is short, nothing in it is a matter of speed, and it holds on a busy machine, too: about two minutes.
 #
 #   scripts/e2e-reliability.sh [--install] [--missing]
 #
@@ -9,7 +9,9 @@
 #
 #   HTTPSERVER   the binary to test; default: target/release/httpserver
 #   ENVOY        an Envoy to use instead of the one under target/
-#   LOAD         the load generator; default: built from examples/load.rs
+#   RELEASE=yes  build the load generator with optimisations, for the measurements of docs/reliability.md:
+#     SOAK_MINUTES=1 SOAK_EVERY=15 SOAK_ROUNDS=0 SOAK_RATE=30 SOAK_DRAIN_DELAY=10s              restarts: see tests/e2e/restarts.rs
+#     OVERLOAD_SECONDS=8 OVERLOAD_LATENCY=250 OVERLOAD_LIMIT=32 OVERLOAD_TIMES=no               overload: see tests/e2e/overload.rs
 #
 # Exit: 0 every claim held, 1 one did not, 2 something needed is missing.
 set -euo pipefail
@@ -18,18 +20,5 @@ set -euo pipefail
 
 options "$@"
 provide python3 cargo envoy httpserver
-
-if [ -z "${LOAD:-}" ]; then
-  # At this rate the debug build will do, and the tests have built most of it.
-  (cd "$top" && cargo build --quiet --locked --example load)
-  LOAD=$top/target/debug/examples/load
-fi
-export ENVOY HTTPSERVER LOAD
-
-failed=()
-say "restarts under load"
-# Twice the usual drain delay: where compilers run beside it, Envoy's probes can come seconds late.
-"$top/scripts/soak.sh" --minutes 1 --every 15 --rate 30 --drain-delay 10s || failed+=("restarts under load")
-say "overload"
-"$top/scripts/overload.sh" --seconds 8 --limit 32 --no-times || failed+=("overload")
-[ ${#failed[@]} -eq 0 ] || die "failed: ${failed[*]}"
+# One after the other: restarts by a slow probe are not to be blamed on the overload.
+cargo_e2e --test-threads=1 restarts:: overload::

@@ -34,8 +34,17 @@ eventually() {
   done
 }
 
-# free_ports COUNT: different TCP ports of loopback that nobody listens on now (ports.py)
-free_ports() { python3 "$top/scripts/ports.py" "$@"; }
+# free_ports COUNT: different TCP ports of loopback that nobody listens on now, for servers that cannot pick one themselves. They are below
+# the range that the system gives to connections and to whoever asks for port 0, and below Kubernetes' node ports.
+free_ports() {
+  local port count=$1 ports=()
+  while read -r port; do
+    ! (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null || continue
+    ports+=("$port")
+    ((--count)) || break
+  done < <(shuf -i 20000-29999)
+  echo "${ports[*]}"
+}
 
 # claim TEXT COMMAND...: one line of the table of claims; the run goes on, `claims_end` says how it went
 # What cannot be shown here goes to not_run, a line each with the reason.

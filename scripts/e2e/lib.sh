@@ -154,6 +154,13 @@ get_jaeger() {
     github.com/jaegertracing/jaeger/cmd/jaeger)
 }
 
+# cargo_e2e ARGUMENT...: the tests of tests/e2e that these arguments of the test binary select
+cargo_e2e() {
+  HTTPSERVER=$(realpath "$HTTPSERVER")
+  export ENVOY HTTPSERVER
+  (cd "$top" && cargo test --quiet --locked ${RELEASE:+--release} --test e2e -- --ignored --nocapture "$@")
+}
+
 # ---------------------------------------------------------------- starting and stopping
 
 running=no # from here on there are logs worth showing

@@ -3,26 +3,28 @@
 //! - [`Hop`]: one running `httpserver serve`; [`chain`] starts several that call each other; [`run`] runs any command to its end.
 //! - [`Answer`]: what came back. [`Hop::get`], [`Hop::json`] and [`Hop::request`] send; [`exchange`] sends any bytes.
 //! - [`Upstream`]: a next hop that does what a script says, byte by byte, and keeps the heads of the requests it got.
-//! - [`Sink`]: a collector, Zipkin or OTLP, that keeps the spans it got and can be told to misbehave.
+//! - [`Sink`]: a collector, Zipkin or OTLP, that keeps the spans it got, answers Zipkin's API with them, and can be told to misbehave.
 //! - [`eventually`]: the only way to wait for something.
 #![allow(dead_code, unreachable_pub, reason = "every test binary uses its own part of this")]
 
 pub mod ports;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead as _, BufReader, Read};
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Bytes;
-use axum::extract::State;
+use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, StatusCode};
-use axum::routing::post;
+use axum::routing::{get, post};
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
+use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
@@ -49,9 +51,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// The binary that is tested: the one of this build, or the one that `HTTPSERVER` names.
+pub fn httpserver() -> PathBuf {
+    std::env::var_os("HTTPSERVER").unwrap_or_else(|| env!("CARGO_BIN_EXE_httpserver").into()).into()
+}
+
 /// The binary, with nothing of this process's environment: a variable set in CI must not change a test.
-fn binary(args: &[&str], env: &[(&str, &str)]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_httpserver"));
+pub fn binary(args: &[&str], env: &[(&str, &str)]) -> Command {
+    let mut command = Command::new(httpserver());
     command.args(args).env_clear().envs(env.iter().copied()).stdin(Stdio::null());
     command
 }
@@ -125,6 +132,17 @@ impl Lines {
     }
 }
 
+/// Where a hop's access lines go.
+#[derive(Debug)]
+pub enum AccessLog {
+    /// To [`Hop::stdout`].
+    Kept,
+    /// Into a pipe that nobody reads.
+    Unread,
+    /// There.
+    To(Stdio),
+}
+
 /// One running `httpserver serve`. It is killed when the value is dropped.
 #[derive(Debug)]
 pub struct Hop {
@@ -140,21 +158,24 @@ pub struct Hop {
 impl Hop {
     /// Starts a hop on a free loopback port (unless `flags` name an address) and returns when it serves.
     pub fn start(flags: &[&str], env: &[(&str, &str)]) -> Self {
-        Self::spawn(flags, env, true)
+        Self::start_with(flags, env, AccessLog::Kept)
     }
 
     /// Like [`Hop::start`], with a stdout that is a pipe and that nobody ever reads.
     pub fn start_unread(flags: &[&str], env: &[(&str, &str)]) -> Self {
-        Self::spawn(flags, env, false)
+        Self::start_with(flags, env, AccessLog::Unread)
     }
 
-    fn spawn(flags: &[&str], env: &[(&str, &str)], read: bool) -> Self {
+    /// Like [`Hop::start`], with the access lines elsewhere.
+    pub fn start_with(flags: &[&str], env: &[(&str, &str)], access_log: AccessLog) -> Self {
         let mut args = vec!["serve"];
         if !flags.contains(&"--addr") {
             args.extend(["--addr", "127.0.0.1:0"]);
         }
         args.extend(flags);
-        let mut child = binary(&args, env).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary starts");
+        let keep = matches!(access_log, AccessLog::Kept);
+        let stdout = if let AccessLog::To(stdout) = access_log { stdout } else { Stdio::piped() };
+        let mut child = binary(&args, env).stdout(stdout).stderr(Stdio::piped()).spawn().expect("the binary starts");
         let (told, address) = mpsc::channel();
         let stderr = Lines::read(child.stderr.take().unwrap(), move |line| {
             let address = line.split_once("serving address=").map(|(_, rest)| rest.split(' ').next().unwrap_or_default());
@@ -162,9 +183,9 @@ impl Hop {
                 let _ = told.send(address);
             }
         });
-        let (stdout, unread) = match child.stdout.take().unwrap() {
-            out if read => (Lines::read(out, |_| {}), None),
-            out => (Lines::default(), Some(out)),
+        let (stdout, unread) = match child.stdout.take() {
+            Some(out) if keep => (Lines::read(out, |_| {}), None),
+            out => (Lines::default(), out),
         };
         let Ok(addr) = address.recv_timeout(PATIENCE) else {
             let _ = child.kill();
@@ -572,8 +593,13 @@ impl Sink {
     fn on(listener: TcpListener, exporter: &'static str) -> Self {
         let addr = listener.local_addr().unwrap();
         let collected = Arc::new(Mutex::new(Collected { mood: Mood::Takes, spans: Vec::new(), requests: Vec::new() }));
-        let router =
-            Router::new().route("/api/v2/spans", post(take)).route("/v1/traces", post(take)).with_state(collected.clone());
+        let router = Router::new()
+            .route("/api/v2/spans", post(take))
+            .route("/v1/traces", post(take))
+            .route("/api/v2/services", get(services))
+            .route("/api/v2/trace/{id}", get(trace_by_id))
+            .route("/api/v2/traces", get(traces_by_tag))
+            .with_state(collected.clone());
         let task = tokio::spawn(async move {
             let mut connections = tokio::task::JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
@@ -663,9 +689,51 @@ async fn take(State(collected): State<Arc<Mutex<Collected>>>, headers: HeaderMap
     }
 }
 
+type OfSink = State<Arc<Mutex<Collected>>>;
+
+/// Zipkin's API, as far as `httpserver trace` asks it: the services,
+async fn services(State(collected): OfSink) -> axum::Json<BTreeSet<String>> {
+    axum::Json(lock(&collected).spans.iter().map(|span| span.service.clone()).collect())
+}
+
+/// the spans of a trace,
+async fn trace_by_id(State(collected): OfSink, Path(id): Path<String>) -> (StatusCode, axum::Json<Vec<Value>>) {
+    let spans: Vec<_> = lock(&collected).spans.iter().filter(|span| same_trace(&span.trace_id, &id)).map(as_zipkin).collect();
+    (if spans.is_empty() { StatusCode::NOT_FOUND } else { StatusCode::OK }, axum::Json(spans))
+}
+
+/// and the traces in which a span has a tag with a value.
+async fn traces_by_tag(State(collected): OfSink, Query(query): Query<BTreeMap<String, String>>) -> axum::Json<Vec<Vec<Value>>> {
+    let tag = query.get("annotationQuery").and_then(|query| query.split_once('='));
+    let spans = &lock(&collected).spans;
+    let has_tag = |span: &&Span| tag.is_some_and(|(name, value)| span.tags.get(name).is_some_and(|found| found == value));
+    let ids: BTreeSet<_> = spans.iter().filter(has_tag).map(|span| &span.trace_id).collect();
+    let trace = |id: &String| spans.iter().filter(|span| same_trace(&span.trace_id, id)).map(as_zipkin).collect();
+    axum::Json(ids.into_iter().map(trace).collect())
+}
+
+/// An id of 64 bits is one of 128 bits with zeros in front.
+fn same_trace(one: &str, other: &str) -> bool {
+    format!("{one:0>32}") == format!("{other:0>32}")
+}
+
+fn as_zipkin(span: &Span) -> Value {
+    let mut json = serde_json::json!({
+        "traceId": span.trace_id, "id": span.id, "name": span.name, "localEndpoint": { "serviceName": span.service },
+        "timestamp": span.start_us, "duration": span.duration_us, "tags": span.tags,
+    });
+    if let Some(parent) = &span.parent {
+        json["parentId"] = parent.as_str().into();
+    }
+    if ["SERVER", "CLIENT"].contains(&span.kind.as_str()) {
+        json["kind"] = span.kind.as_str().into();
+    }
+    json
+}
+
 fn zipkin_spans(body: &[u8]) -> Option<Vec<Span>> {
-    let json: serde_json::Value = serde_json::from_slice(body).ok()?;
-    let span = |span: &serde_json::Value| {
+    let json: Value = serde_json::from_slice(body).ok()?;
+    let span = |span: &Value| {
         let text = |name: &str| span[name].as_str().map(str::to_owned);
         let tags = span["tags"].as_object()?.iter();
         let tags =
