@@ -102,6 +102,7 @@ impl<S: HttpService> Protocols<S> {
     }
 
     /// Passes one request to the service.
+    #[expect(clippy::type_complexity, reason = "an alias cannot name the closure that the body owns")]
     fn call(
         &self,
         mut request: Request<Incoming>,
