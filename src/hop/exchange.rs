@@ -86,9 +86,9 @@ pub(crate) struct Exchange {
 
 impl Exchange {
     /// Reads the head of a request, once.
-    pub(crate) fn begin<B>(node: &Arc<Node>, request: &Request<B>) -> Arc<Self> {
+    pub(crate) fn begin<B>(node: &Arc<Node>, request: &mut Request<B>) -> Arc<Self> {
         let unknown = ConnectionInfo { peer: Ipv4Addr::UNSPECIFIED.into(), without_client_certificate: true };
-        let connection = request.extensions().get().copied().unwrap_or(unknown);
+        let connection = request.extensions_mut().remove().unwrap_or(unknown);
         let mut head = RequestHead::default();
         let mut head_bytes = request.uri().path_and_query().map_or(0, |path| path.as_str().len());
         for (name, value) in request.headers() {

@@ -1,109 +1,120 @@
-//! The layers around the endpoints, one for each kind: what a request passes before its handler runs. One layer does what its
-//! kind needs, because each layer of a router costs a request some boxes.
+//! What a request passes before its handler runs: one layer around each handler, which does what the kind of endpoint needs.
+//!
+//! The layer is a service of its own around the handler (`Handler::layer`). `Router::layer` with `axum::middleware::from_fn`
+//! would put router, layer and handler in boxes that every request clones.
 
+use std::convert::Infallible;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
-use axum::Extension;
-use axum::extract::{MatchedPath, Request, State};
-use axum::middleware::Next;
-use axum::response::Response;
+use axum::extract::{MatchedPath, Request};
+use axum::response::{IntoResponse as _, Response};
 use tokio::sync::SemaphorePermit;
+use tower::{Layer, Service};
 
 use crate::hop::error::Error;
 use crate::hop::exchange::Exchange;
 use crate::hop::limits::read_body;
 use crate::hop::response;
-use crate::hop::state::Node;
 
-type SharedExchange = Extension<Arc<Exchange>>;
-
-/// Work that answers a text: limited, then delayed or aborted.
-pub(crate) async fn text(
-    State(node): State<Arc<Node>>,
-    Extension(exchange): SharedExchange,
-    route: Option<MatchedPath>,
-    request: Request,
-    next: Next,
-) -> Result<Response, Error> {
-    exchange.set_route(route);
-    let (_permit, request) = admit(&node, &exchange, request).await?;
-    decide_and_wait(&node, &exchange).await;
-    Ok(match aborted(&exchange) {
-        Some(response) => response,
-        None => next.run(request).await,
-    })
+/// What an endpoint is for, and with it what its requests pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum EndpointKind {
+    /// Work that answers a text: limited, then delayed or aborted.
+    Text,
+    /// Work that answers a reply: limited, then delayed. An abort is the handler's to answer, with a reply.
+    Chain,
+    /// Information, and paths that are not there: limited.
+    Information,
+    /// Probes: never limited, never traced, and answered without a certificate, which a kubelet does not have.
+    Probe,
+    /// Scrapes: never limited and never traced.
+    Scrape,
 }
 
-/// Work that answers a reply: limited, then delayed. An abort is the endpoint's to answer, with a reply.
-pub(crate) async fn chain(
-    State(node): State<Arc<Node>>,
-    Extension(exchange): SharedExchange,
-    route: Option<MatchedPath>,
-    request: Request,
-    next: Next,
-) -> Result<Response, Error> {
-    exchange.set_route(route);
-    let (_permit, request) = admit(&node, &exchange, request).await?;
-    decide_and_wait(&node, &exchange).await;
-    Ok(next.run(request).await)
+impl<S> Layer<S> for EndpointKind {
+    type Service = Endpoint<S>;
+
+    fn layer(&self, handler: S) -> Endpoint<S> {
+        Endpoint { kind: *self, handler }
+    }
 }
 
-/// Information, and paths that are not there: limited.
-pub(crate) async fn information(
-    State(node): State<Arc<Node>>,
-    Extension(exchange): SharedExchange,
-    route: Option<MatchedPath>,
-    request: Request,
-    next: Next,
-) -> Result<Response, Error> {
-    exchange.set_route(route);
-    let (_permit, request) = admit(&node, &exchange, request).await?;
-    Ok(next.run(request).await)
+/// A handler with its layer.
+#[derive(Debug, Clone)]
+pub(crate) struct Endpoint<S> {
+    kind: EndpointKind,
+    handler: S,
 }
 
-/// Probes: never limited, never traced, and answered without a certificate, which a kubelet does not have.
-pub(crate) async fn probe(
-    Extension(exchange): SharedExchange,
-    route: Option<MatchedPath>,
-    request: Request,
-    next: Next,
-) -> Result<Response, Error> {
-    exchange.set_route(route);
-    exchange.disable_tracing();
-    Ok(next.run(read_body(request).await?).await)
+impl<S> Service<Request> for Endpoint<S>
+where
+    S: Service<Request, Response = Response, Error = Infallible, Future: Send> + Clone + Send + 'static,
+{
+    type Response = Response;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.handler.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request) -> Self::Future {
+        let Self { kind, mut handler } = self.clone();
+        Box::pin(async move {
+            let Some(exchange) = request.extensions().get::<Arc<Exchange>>().cloned() else {
+                return Ok(Error::Internal.into_response());
+            };
+            exchange.set_route(request.extensions().get::<MatchedPath>().cloned());
+            let _permit = match kind.admit(&exchange, &mut request).await {
+                Ok(permit) => permit,
+                Err(error) => return Ok(error.into_response()),
+            };
+            match aborted(&exchange).filter(|_| kind == EndpointKind::Text) {
+                Some(response) => Ok(response),
+                None => handler.call(request).await,
+            }
+        })
+    }
 }
 
-/// Scrapes: never limited and never traced.
-pub(crate) async fn scrape(
-    Extension(exchange): SharedExchange,
-    route: Option<MatchedPath>,
-    request: Request,
-    next: Next,
-) -> Result<Response, Error> {
-    exchange.set_route(route);
-    exchange.disable_tracing();
-    exchange.require_certificate()?;
-    Ok(next.run(read_body(request).await?).await)
-}
-
-/// Sheds what is too much at once, then reads the body. The permit is the request's place among those in flight.
-///
-/// # Errors
-///
-/// No certificate where one is required, no place, or a body that is too large or too slow.
-async fn admit<'a>(node: &'a Node, exchange: &Exchange, request: Request) -> Result<(SemaphorePermit<'a>, Request), Error> {
-    exchange.require_certificate()?;
-    let permit = node.permits.try_acquire().map_err(|_| Error::Overloaded)?;
-    Ok((permit, read_body(request).await?))
+impl EndpointKind {
+    /// Sheds what is too much at once, then reads the body, then waits as long as latency and faults say. The permit is the
+    /// request's place among those in flight.
+    ///
+    /// # Errors
+    ///
+    /// No certificate where one is required, no place, or a body that is too large or too slow.
+    async fn admit<'a>(self, exchange: &'a Exchange, request: &mut Request) -> Result<Option<SemaphorePermit<'a>>, Error> {
+        if self != Self::Probe {
+            exchange.require_certificate()?;
+        }
+        let permit = match self {
+            Self::Probe | Self::Scrape => {
+                exchange.disable_tracing();
+                None
+            }
+            Self::Text | Self::Chain | Self::Information => {
+                Some(exchange.node.permits.try_acquire().map_err(|_| Error::Overloaded)?)
+            }
+        };
+        read_body(request).await?;
+        if matches!(self, Self::Text | Self::Chain) {
+            decide_and_wait(exchange).await;
+        }
+        Ok(permit)
+    }
 }
 
 /// Latency and faults come before the work, as they would in a slow or broken service.
-async fn decide_and_wait(node: &Node, exchange: &Exchange) {
+async fn decide_and_wait(exchange: &Exchange) {
     exchange.watch();
-    let decision = node.faults.decide();
+    let decision = exchange.node.faults.decide();
     exchange.set_fault_decision(decision);
     if !decision.wait.is_zero() {
-        tokio::time::sleep(decision.wait).await;
+        // Boxed, because the size of a timer would be every request's.
+        Box::pin(tokio::time::sleep(decision.wait)).await;
     }
 }
 

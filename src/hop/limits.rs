@@ -30,14 +30,15 @@ impl Default for RequestLimits {
 }
 
 /// Reads the whole body, so that an answer never overtakes it. Nearly every request has none.
-pub(crate) async fn read_body(request: Request) -> Result<Request, Error> {
+pub(crate) async fn read_body(request: &mut Request) -> Result<(), Error> {
     if request.body().is_end_stream() {
-        return Ok(request);
+        return Ok(());
     }
-    let (head, body) = request.into_parts();
+    let body = std::mem::take(request.body_mut());
     // Boxed, because its size would be every request's.
     let body = Box::pin(body.collect()).await.map_err(|error| body_error(&error))?;
-    Ok(Request::from_parts(head, Body::from(body.to_bytes())))
+    *request.body_mut() = Body::from(body.to_bytes());
+    Ok(())
 }
 
 /// Which limit ended the body. Without one it was broken off or malformed.

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
-use axum::middleware::{from_fn, from_fn_with_state};
+use axum::handler::Handler;
 use axum::response::Response;
-use axum::routing::get;
+use axum::routing::{MethodRouter, get};
 use axum::{Extension, Router};
 use http::StatusCode;
 use http::header::{self, HeaderMap};
@@ -17,7 +17,8 @@ use serde::{Serialize, Serializer};
 use crate::hop::chain::chain;
 use crate::hop::error::Error;
 use crate::hop::exchange::Exchange;
-use crate::hop::layers;
+use crate::hop::layers::EndpointKind::{self, Chain, Information, Probe, Scrape, Text};
+use crate::hop::layers::aborted;
 use crate::hop::response::{text, typed};
 use crate::hop::state::Node;
 use crate::telemetry::access_log::AccessLog;
@@ -29,32 +30,27 @@ const HELLO_WHO: &str = "/hello/{who}";
 /// The endpoints: those that work (limited, and subject to latency and faults), those that inform (limited), and those that
 /// operations ask (never limited, delayed or traced).
 pub(crate) fn router(node: Arc<Node>) -> Router {
-    let texts = Router::new()
-        .route("/", get(root))
-        .route("/hello", get(hello))
-        .route(HELLO_WHO, get(hello_who))
-        .method_not_allowed_fallback(method_not_allowed)
-        .layer(from_fn_with_state(node.clone(), layers::text));
-    let chains = Router::new()
-        .route("/service{n}", get(service))
-        .route("/hello/service{n}", get(hello_service))
-        .method_not_allowed_fallback(method_not_allowed)
-        .layer(from_fn_with_state(node.clone(), layers::chain));
-    let information = Router::new()
-        .route("/headers", get(all_headers))
-        .fallback(not_found)
-        .method_not_allowed_fallback(method_not_allowed)
-        .layer(from_fn_with_state(node.clone(), layers::information));
-    let probes = Router::new()
-        .route("/healthz", get(healthz))
-        .route("/readyz", get(readyz))
-        .method_not_allowed_fallback(method_not_allowed)
-        .layer(from_fn(layers::probe));
-    let scrapes = Router::new()
-        .route("/metrics", get(metrics))
-        .method_not_allowed_fallback(method_not_allowed)
-        .layer(from_fn(layers::scrape));
-    texts.merge(chains).merge(information).merge(probes).merge(scrapes).with_state(node)
+    Router::new()
+        .route("/", endpoint(Text, root))
+        .route("/hello", endpoint(Text, hello))
+        .route(HELLO_WHO, endpoint(Text, hello_who))
+        .route("/service{n}", endpoint(Chain, service))
+        .route("/hello/service{n}", endpoint(Chain, hello_service))
+        .route("/headers", endpoint(Information, all_headers))
+        .route("/healthz", endpoint(Probe, healthz))
+        .route("/readyz", endpoint(Probe, readyz))
+        .route("/metrics", endpoint(Scrape, metrics))
+        .fallback(not_found.layer(Information))
+        .with_state(node)
+}
+
+/// A path that answers GET and HEAD, behind what requests of this kind pass.
+fn endpoint<H, T>(kind: EndpointKind, handler: H) -> MethodRouter<Arc<Node>>
+where
+    H: Handler<T, Arc<Node>>,
+    T: 'static,
+{
+    get(handler.layer(kind)).fallback(method_not_allowed.layer(kind))
 }
 
 async fn not_found() -> Error {
@@ -116,7 +112,7 @@ async fn hello_service(
         return chain(&node, &exchange, n, request.headers()).await;
     }
     exchange.correct_route(HELLO_WHO);
-    match layers::aborted(&exchange) {
+    match aborted(&exchange) {
         Some(response) => Ok(response),
         None => Ok(greeting(&format!("service{}", parameter?))),
     }

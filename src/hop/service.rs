@@ -15,9 +15,10 @@ use axum::Router;
 use axum::body::{Body, HttpBody};
 use axum::response::{IntoResponse as _, Response as AxumResponse};
 use bytes::Bytes;
+use futures_util::future::{Either as EitherFuture, TryFutureExt as _};
 use http::{Request, Response};
 use http_body_util::{Either, Full};
-use tower::{Service, ServiceBuilder, service_fn};
+use tower::{Layer as _, Service, ServiceBuilder, service_fn};
 use tower_http::body::UnsyncBoxBody;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::limit::{RequestBodyLimitLayer, ResponseBody};
@@ -32,7 +33,7 @@ use crate::hop::state::Node;
 type BoxError = Box<dyn StdError + Send + Sync>;
 
 /// The body of what the router answers, as the layers around it pass it on.
-pub(crate) type RouterBody = ResponseBody<UnsyncBoxBody<Bytes, BoxError>>;
+pub(crate) type RouterBody = Either<UnsyncBoxBody<Bytes, BoxError>, ResponseBody<UnsyncBoxBody<Bytes, BoxError>>>;
 
 /// The service that answers every request of a hop.
 pub(crate) fn service<B>(
@@ -51,7 +52,7 @@ where
 
 /// The layers around a router.
 fn around<B>(
-    mut router: Router,
+    router: Router,
     node: Arc<Node>,
     limits: RequestLimits,
 ) -> impl Service<Request<B>, Response = Response<ObservedBody<RouterBody>>, Error = Infallible, Future: Send + 'static>
@@ -62,16 +63,21 @@ fn around<B>(
 where
     B: HttpBody<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
 {
-    let mut layers = ServiceBuilder::new()
+    let mut routed = CatchPanicLayer::custom(panicked).layer(router);
+    let mut limited = ServiceBuilder::new()
         .layer(RequestBodyDeadlineLayer::new(limits.body_timeout))
         .layer(RequestBodyLimitLayer::new(limits.body_bytes))
-        .layer(CatchPanicLayer::custom(panicked))
-        .service(service_fn(move |request: Request<_>| router.call(request.map(boxed))));
+        .service(routed.clone());
     service_fn(move |mut request: Request<B>| {
-        let exchange = Exchange::begin(&node, &request);
+        let exchange = Exchange::begin(&node, &mut request);
         let answering = exchange.check_head(&limits).map(|()| {
             request.extensions_mut().insert(exchange.clone());
-            layers.call(request)
+            // Most requests have no body: they need neither its limits nor a box for it.
+            if request.body().is_end_stream() {
+                EitherFuture::Left(routed.call(request.map(|_| Body::empty())).map_ok(|response| response.map(Either::Left)))
+            } else {
+                EitherFuture::Right(Box::pin(limited.call(request).map_ok(|response| response.map(Either::Right))))
+            }
         });
         async move {
             let response = match answering {
@@ -87,14 +93,6 @@ where
     })
 }
 
-/// The body for the router. Most requests have none, which needs no box.
-fn boxed<B>(body: B) -> Body
-where
-    B: HttpBody<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
-{
-    if body.is_end_stream() { Body::empty() } else { Body::new(body) }
-}
-
 fn panicked(panic: Box<dyn Any + Send>) -> AxumResponse {
     let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
     tracing::error!(panic = text.unwrap_or("not a text"), "an endpoint panicked");
@@ -106,6 +104,7 @@ mod tests {
     use std::net::Ipv4Addr;
     use std::time::Duration;
 
+    use axum::handler::Handler as _;
     use axum::routing::get;
     use futures_util::stream;
     use http_body::Frame;
@@ -114,6 +113,7 @@ mod tests {
 
     use crate::hop::app::{App, Output};
     use crate::hop::config::HopConfig;
+    use crate::hop::layers::EndpointKind;
     use crate::server::ConnectionInfo;
 
     use super::*;
@@ -158,9 +158,10 @@ mod tests {
         async fn literal() {
             panic!("a literal")
         }
-        let router = Router::new().route("/text", get(text)).route("/literal", get(literal));
-        let layer = axum::middleware::from_fn_with_state(node.clone(), crate::hop::layers::information);
-        let service = around(router.layer(layer), node.clone(), RequestLimits::default());
+        let router = Router::new()
+            .route("/text", get(text.layer(EndpointKind::Information)))
+            .route("/literal", get(literal.layer(EndpointKind::Information)));
+        let service = around(router, node.clone(), RequestLimits::default());
         for path in ["/text", "/literal"] {
             let response = service.clone().oneshot(get_request(path, Empty::new())).await.unwrap();
             assert_eq!(problem(response).await, 500);

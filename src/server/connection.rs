@@ -6,6 +6,7 @@ use std::pin::pin;
 use std::sync::Arc;
 
 use bytes::BytesMut;
+use futures_util::TryFutureExt as _;
 use http::header::{CONNECTION, HeaderValue, TRANSFER_ENCODING};
 use http::{Request, Response, StatusCode};
 use http_body::Body;
@@ -111,16 +112,16 @@ impl<S: HttpService> Protocols<S> {
     {
         let active = ActiveRequest::new(&self.connection);
         request.extensions_mut().insert(ConnectionInfo { peer: self.peer, without_client_certificate });
-        let call = self.service.call(request);
-        async move {
+        // Futures that `map_ok` wraps are polled in place; an `async` block would move the whole call once more.
+        self.service.call(request).map_ok(|response| {
             // hyper drops the body at the end of the answer, and with it what this closure owns.
-            Ok(call.await?.map(|body| {
+            response.map(|body| {
                 body.map_err(move |error| {
                     let _until_dropped = &active;
                     error
                 })
-            }))
-        }
+            })
+        })
     }
 
     async fn http1(
@@ -133,14 +134,12 @@ impl<S: HttpService> Protocols<S> {
             // hyper ignores and removes a length beside it, and another server may have used that length: what follows on
             // this connection is not read as a request (RFC 9112, 6.1).
             let is_chunked = request.headers().contains_key(TRANSFER_ENCODING);
-            let call = self.call(request, without_certificate);
-            async move {
-                let mut response = call.await?;
+            self.call(request, without_certificate).map_ok(move |mut response| {
                 if is_chunked {
                     response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
                 }
-                Ok::<_, Infallible>(response)
-            }
+                response
+            })
         });
         let mut http = http1::Builder::new();
         // hyper's own timeout would also close idle connections.
