@@ -1,20 +1,21 @@
 //! What the black-box tests share. They start the real binary with real flags on port 0 and talk to it over a socket.
 //!
-//! - [`Hop`]: one running `httpserver serve`; [`chain`] starts several that call each other; [`run`] runs any command to its end.
+//! - [`Hop`]: one running `httpserver serve`; [`chain`] starts several that call each other; [`Demo`]: one running `demo`; [`run`]
+//!   runs any command to its end. [`process`] is what they have in common.
 //! - [`Answer`]: what came back. [`Hop::get`], [`Hop::json`] and [`Hop::request`] send; [`exchange`] sends any bytes.
 //! - [`Upstream`]: a next hop that does what a script says, byte by byte, and keeps the heads of the requests it got.
 //! - [`Sink`]: a collector, Zipkin or OTLP, that keeps the spans it got, answers Zipkin's API with them, and can be told to misbehave.
-//! - [`eventually`]: the only way to wait for something.
-#![allow(dead_code, unreachable_pub, reason = "every test binary uses its own part of this")]
+//! - [`eventually`], [`wait_until`]: the only ways to wait for something.
+#![allow(dead_code, unused_imports, unreachable_pub, reason = "every test binary uses its own part of this")]
 
+mod in_process;
 pub mod ports;
+mod process;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{BufRead as _, BufReader, Read};
 use std::net::SocketAddr;
-use std::path::PathBuf;
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::process::{Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -29,8 +30,14 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
+pub use in_process::InProcess;
+pub use process::{Demo, Process, Ran, binary, httpserver, run, run_command};
+
 /// How long a condition may take to come true. Generous, because it is only used up when a test fails.
 pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How often a condition is looked at.
+const POLL: Duration = Duration::from_millis(5);
 
 /// Asks `probe` until it has something, and fails the test with `what` when it never has.
 pub async fn eventually<T, F>(what: &str, mut probe: impl FnMut() -> F) -> T
@@ -43,93 +50,24 @@ where
             return found;
         }
         assert!(Instant::now() < deadline, "in {PATIENCE:?} it did not happen that {what}");
-        tokio::time::sleep(Duration::from_millis(10)).await;
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+/// [`eventually`] on a thread of its own.
+pub fn wait_until<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = probe() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "in {PATIENCE:?} it did not happen that {what}");
+        std::thread::sleep(POLL);
     }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// The binary that is tested: the one of this build, or the one that `HTTPSERVER` names.
-pub fn httpserver() -> PathBuf {
-    std::env::var_os("HTTPSERVER").unwrap_or_else(|| env!("CARGO_BIN_EXE_httpserver").into()).into()
-}
-
-/// The binary, with nothing of this process's environment: a variable set in CI must not change a test.
-pub fn binary(args: &[&str], env: &[(&str, &str)]) -> Command {
-    let mut command = Command::new(httpserver());
-    command.args(args).env_clear().envs(env.iter().copied()).stdin(Stdio::null());
-    command
-}
-
-/// How a command ended.
-#[derive(Debug)]
-pub struct Ran {
-    /// The exit code; `None` after a signal.
-    pub code: Option<i32>,
-    pub stdout: String,
-    pub stderr: String,
-}
-
-/// Runs `httpserver` with `args` until it ends by itself; fails the test when it does not.
-pub fn run(args: &[&str], env: &[(&str, &str)]) -> Ran {
-    run_command(binary(args, env))
-}
-
-/// Like [`run`], for a command that was made by hand (`env!("CARGO_BIN_EXE_httpserver")`), say with a value that is not text.
-pub fn run_command(mut command: Command) -> Ran {
-    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary starts");
-    let (stdout, stderr) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
-    let whole = |mut from: Box<dyn Read + Send>| {
-        std::thread::spawn(move || {
-            let mut text = String::new();
-            let _ = from.read_to_string(&mut text);
-            text
-        })
-    };
-    let (stdout, stderr) = (whole(Box::new(stdout)), whole(Box::new(stderr)));
-    let status = wait(&mut child);
-    Ran { code: status.code(), stdout: stdout.join().unwrap(), stderr: stderr.join().unwrap() }
-}
-
-fn wait(child: &mut Child) -> ExitStatus {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        if let Some(status) = child.try_wait().expect("a child can be waited for") {
-            return status;
-        }
-        if Instant::now() > deadline {
-            let _ = child.kill();
-            let _ = child.wait();
-            panic!("the process did not end in {PATIENCE:?}");
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
-/// What a process has written so far, line by line.
-#[derive(Debug, Clone, Default)]
-struct Lines(Arc<Mutex<Vec<String>>>);
-
-impl Lines {
-    /// Keeps every line of `from`, and shows each to `each` first.
-    fn read(from: impl Read + Send + 'static, each: impl Fn(&str) + Send + 'static) -> Self {
-        let lines = Self::default();
-        let kept = lines.clone();
-        std::thread::spawn(move || {
-            for line in BufReader::new(from).split(b'\n').map_while(Result::ok) {
-                let line = String::from_utf8_lossy(&line).into_owned();
-                each(&line);
-                lock(&kept.0).push(line);
-            }
-        });
-        lines
-    }
-
-    fn all(&self) -> Vec<String> {
-        lock(&self.0).clone()
-    }
 }
 
 /// Where a hop's access lines go.
@@ -146,13 +84,9 @@ pub enum AccessLog {
 /// One running `httpserver serve`. It is killed when the value is dropped.
 #[derive(Debug)]
 pub struct Hop {
-    child: Child,
+    process: Process,
     /// Where it listens.
     pub addr: SocketAddr,
-    stdout: Lines,
-    stderr: Lines,
-    /// Holds a stdout that nobody reads open.
-    _unread: Option<std::process::ChildStdout>,
 }
 
 impl Hop {
@@ -168,31 +102,17 @@ impl Hop {
 
     /// Like [`Hop::start`], with the access lines elsewhere.
     pub fn start_with(flags: &[&str], env: &[(&str, &str)], access_log: AccessLog) -> Self {
-        let mut args = vec!["serve"];
+        let mut command = binary(&["serve"], env);
         if !flags.contains(&"--addr") {
-            args.extend(["--addr", "127.0.0.1:0"]);
+            command.args(["--addr", "127.0.0.1:0"]);
         }
-        args.extend(flags);
-        let keep = matches!(access_log, AccessLog::Kept);
-        let stdout = if let AccessLog::To(stdout) = access_log { stdout } else { Stdio::piped() };
-        let mut child = binary(&args, env).stdout(stdout).stderr(Stdio::piped()).spawn().expect("the binary starts");
-        let (told, address) = mpsc::channel();
-        let stderr = Lines::read(child.stderr.take().unwrap(), move |line| {
-            let address = line.split_once("serving address=").map(|(_, rest)| rest.split(' ').next().unwrap_or_default());
-            if let Some(address) = address.and_then(|address| address.parse().ok()) {
-                let _ = told.send(address);
-            }
-        });
-        let (stdout, unread) = match child.stdout.take() {
-            Some(out) if keep => (Lines::read(out, |_| {}), None),
-            out => (Lines::default(), out),
-        };
-        let Ok(addr) = address.recv_timeout(PATIENCE) else {
-            let _ = child.kill();
-            let _ = child.wait();
-            panic!("no hop with {args:?}: {:#?}", stderr.all());
-        };
-        Self { child, addr, stdout, stderr, _unread: unread }
+        command.args(flags);
+        let is_read = matches!(access_log, AccessLog::Kept);
+        if let AccessLog::To(stdout) = access_log {
+            command.stdout(stdout);
+        }
+        let process = if is_read { Process::start(command) } else { Process::start_unread(command) };
+        Self { addr: process.serving_address(), process }
     }
 
     /// The URL of a path at this hop. An empty path is the URL without one.
@@ -228,12 +148,12 @@ impl Hop {
 
     /// The access lines so far.
     pub fn stdout(&self) -> Vec<String> {
-        self.stdout.all()
+        self.process.stdout()
     }
 
     /// The diagnostics so far.
     pub fn stderr(&self) -> Vec<String> {
-        self.stderr.all()
+        self.process.stderr()
     }
 
     /// The access line of the request with this id.
@@ -246,25 +166,22 @@ impl Hop {
 
     /// The process.
     pub fn pid(&self) -> u32 {
-        self.child.id()
+        self.process.pid()
     }
 
     /// Sends the process a signal: `TERM`, `INT`.
     pub fn signal(&self, name: &str) {
-        let sent = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status();
-        assert!(sent.expect("kill runs").success(), "no such process");
+        self.process.signal(name);
     }
 
     /// Waits for the process's end.
     pub fn ended(&mut self) -> ExitStatus {
-        wait(&mut self.child)
+        self.process.ended()
     }
-}
 
-impl Drop for Hop {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+    /// Ends the process without a chance to say anything.
+    pub fn kill(&mut self) {
+        self.process.kill();
     }
 }
 
@@ -464,7 +381,12 @@ pub struct Upstream {
 impl Upstream {
     /// `script` is asked once for each request; after its last act the connection waits for the next request.
     pub async fn start(script: impl Fn(&Head) -> Vec<Act> + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::start_at("127.0.0.1:0", script).await
+    }
+
+    /// The same at a given address.
+    pub async fn start_at(addr: &str, script: impl Fn(&Head) -> Vec<Act> + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind(addr).await.unwrap();
         let addr = listener.local_addr().unwrap();
         let heads = Arc::new(Mutex::new(Vec::new()));
         let (kept, script) = (heads.clone(), Arc::new(script));

@@ -1,13 +1,14 @@
 //! `check` behind a real Envoy as sidecar of every hop, in each tracer mode.
 //!
-//!     ENVOY=/path/to/envoy cargo test --test check -- --ignored envoy
+//!     ENVOY=/path/to/envoy cargo test --test tools -- --ignored envoy
 
 use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use super::ports::free_addr;
 use super::support::*;
+use crate::common;
+use crate::common::ports::free_addr;
 
 /// A sidecar, gone when dropped.
 struct Envoy {
@@ -25,7 +26,7 @@ impl Drop for Envoy {
 /// Three hops, each with a sidecar; the front's URL.
 struct Mesh {
     url: String,
-    _hops: Vec<Running>,
+    _hops: Vec<common::Hop>,
     _sidecars: Vec<Envoy>,
 }
 

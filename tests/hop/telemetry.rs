@@ -1,11 +1,9 @@
 //! Metrics and access lines: what they tell, and that no request can make them tell something else.
 
-mod common;
-
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use common::{Act, Hop, Samples, Sink, Upstream, answer, eventually, exchange};
+use crate::common::{Act, Hop, Samples, Sink, Upstream, answer, eventually, exchange};
 use tokio::io::AsyncWriteExt as _;
 
 const SERVER: &str = "http_server_request_duration_seconds";
@@ -273,6 +271,34 @@ async fn a_caller_who_hangs_up_is_counted_and_logged_as_499() {
     assert_eq!(samples.sum(&format!("{SERVER}_count"), &[("http_response_status_code", "499")]), 1.0);
     assert_eq!(samples.sum(&format!("{CLIENT}_count"), &[("http_response_status_code", "")]), 1.0, "the call too");
     assert_eq!(samples.sum("http_server_active_requests", &[]), 1.0);
+}
+
+#[tokio::test]
+async fn an_answer_whose_reader_hangs_up_in_the_middle_is_logged_as_it_was_handed_to_the_connection() {
+    // HTTP/2's window makes a hop wait with the rest of an answer: an answer of some KiB would fit into a socket's buffers.
+    const WINDOW: usize = 1000;
+    let hop = Hop::start(&[], &[]);
+    let stream = tokio::net::TcpStream::connect(hop.addr).await.unwrap();
+    let mut client = hyper::client::conn::http2::Builder::new(hyper_util::rt::TokioExecutor::new());
+    client.initial_stream_window_size(WINDOW as u32);
+    let (mut send, connection) = client.handshake(hyper_util::rt::TokioIo::new(stream)).await.unwrap();
+    let connection = tokio::spawn(connection);
+    let request = http::Request::get(format!("http://hop/headers?{}", "x".repeat(100)))
+        .header("x-request-id", "r-middle")
+        .header("x-large", "x".repeat(20 << 10))
+        .body(http_body_util::Empty::<bytes::Bytes>::new())
+        .unwrap();
+    let answer = send.send_request(request).await.unwrap();
+    assert_eq!(answer.status(), 200);
+    drop((answer, send));
+    connection.abort();
+    let line = hop.access_line("r-middle").await;
+    // What was not read of it is the connection's: the answer itself was whole.
+    let bytes = line.split(' ').find_map(|part| part.strip_suffix('B')?.parse::<usize>().ok()).unwrap();
+    assert!(line.contains("\"GET /headers\" 200 ") && bytes > 20 << 10, "{line}");
+    let counted = hop.metrics().await.sum(&format!("{SERVER}_count"), &[("http_response_status_code", "200")]);
+    assert_eq!(counted, 1.0);
+    assert_eq!(hop.metrics().await.sum("http_server_active_requests", &[]), 1.0);
 }
 
 #[tokio::test]

@@ -1,12 +1,10 @@
 //! TLS in the binary, HTTP/2, and certificates that change while the hop runs. Every certificate is made when the test runs.
 
-mod common;
-
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::{Hop, PATIENCE, eventually, exchange, read_answer, run};
+use crate::common::{Hop, PATIENCE, eventually, exchange, read_answer, run};
 use http_body_util::{BodyExt as _, Empty};
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -176,32 +174,13 @@ async fn http_2_heads_have_the_same_limits() {
     assert_eq!(send.send_request(many).await.unwrap().status(), 431, "101 fields");
     let mut large = h2_request("/hello");
     large.headers_mut().insert("x-large", "x".repeat(33 << 10).parse().unwrap());
-    match send.send_request(large).await {
-        Ok(answer) => assert_eq!(answer.status(), 431, "33 KiB"),
-        // The client itself may refuse to send more than the server said it takes.
-        Err(error) => assert!(error.is_user() || !error.is_closed(), "{error:?}"),
-    }
+    assert_eq!(send.send_request(large).await.unwrap().status(), 431, "33 KiB");
     assert_eq!(hop.get("/hello", &[]).await.status, 200);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_idle_http_2_connection_outlives_the_header_timeout_whatever_frames_it_sends() {
-    let hop = Hop::start(&["--header-timeout", "300ms"], &[]);
-    let stream = TcpStream::connect(hop.addr).await.unwrap();
-    let mut http = http2::Builder::new(TokioExecutor::new());
-    http.timer(hyper_util::rt::TokioTimer::new()).keep_alive_interval(Duration::from_millis(100)).keep_alive_while_idle(true);
-    let (mut send, connection) = http.handshake(TokioIo::new(stream)).await.unwrap();
-    tokio::spawn(connection);
-    for _ in 0..3 {
-        assert_eq!(send.send_request(h2_request("/hello")).await.unwrap().status(), 200);
-        tokio::time::sleep(Duration::from_millis(1500)).await;
-    }
-    assert_eq!(send.send_request(h2_request("/hello")).await.unwrap().status(), 200);
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn sigterm_says_goaway_and_finishes_every_stream_of_an_http_2_connection() {
-    let mut hop = Hop::start(&["--latency", "2s", "--drain-delay", "500ms"], &[]);
+    let mut hop = Hop::start(&["--latency", "1s", "--drain-delay", "300ms"], &[]);
     let stream = TcpStream::connect(hop.addr).await.unwrap();
     let (mut send, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
     let connection = tokio::spawn(connection);

@@ -1,11 +1,10 @@
 //! Clients that are slow, silent, greedy or hostile: each is answered or closed within the limits, and nobody else notices.
 
-mod common;
-
+use std::io::ErrorKind::WouldBlock;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use common::{Hop, PATIENCE, eventually, exchange, read_answer};
+use crate::common::{Demo, Hop, PATIENCE, eventually, exchange, read_answer};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
@@ -78,19 +77,6 @@ async fn a_connection_that_never_says_anything_is_closed_at_the_header_timeout()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_body_that_is_not_whole_after_ten_seconds_is_answered_408() {
-    let hop = Hop::start(&[], &[]);
-    let mut slow = connect(&hop).await;
-    slow.write_all(b"GET /hello HTTP/1.1\r\nhost: hop\r\ncontent-length: 1000\r\n\r\nsome").await.unwrap();
-    let begun = Instant::now();
-    let answer = tokio::time::timeout(Duration::from_secs(20), read_answer(&mut slow, false)).await.unwrap().unwrap();
-    answer.assert_problem(408);
-    assert_eq!(answer.header("connection"), Some("close"));
-    assert!(begun.elapsed() >= Duration::from_secs(9), "{:?}", begun.elapsed());
-    until_closed(&mut slow, PATIENCE).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn a_body_that_never_ends_is_answered_413_and_closed() {
     let hop = Hop::start(&[], &[]);
     let mut endless = connect(&hop).await;
@@ -111,6 +97,39 @@ async fn a_body_larger_than_the_limit_is_answered_413_before_it_is_sent() {
     exchange(hop.addr, head.as_bytes()).await.assert_problem(413);
     let fits = format!("GET /hello HTTP/1.1\r\nhost: hop\r\ncontent-length: {}\r\n\r\n{}", 64 << 10, "x".repeat(64 << 10));
     assert_eq!(exchange(hop.addr, fits.as_bytes()).await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_small_body_that_waits_for_100_continue_is_asked_for_and_read() {
+    let hop = Hop::start(&[], &[]);
+    let mut stream = connect(&hop).await;
+    for _ in 0..2 {
+        stream.write_all(b"GET /hello HTTP/1.1\r\nhost: hop\r\nexpect: 100-continue\r\ncontent-length: 4\r\n\r\n").await.unwrap();
+        let mut interim = [0; b"HTTP/1.1 100 Continue\r\n\r\n".len()];
+        let read = tokio::time::timeout(PATIENCE, stream.read_exact(&mut interim)).await;
+        read.expect("the hop asks for the body").unwrap();
+        assert_eq!(String::from_utf8_lossy(&interim), "HTTP/1.1 100 Continue\r\n\r\n");
+        stream.write_all(b"body").await.unwrap();
+        let answer = tokio::time::timeout(PATIENCE, read_answer(&mut stream, false)).await.expect("in time");
+        let answer = answer.expect("an answer");
+        assert_eq!((answer.status, answer.header("connection")), (200, None), "and the connection is kept");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn http_1_0_keeps_the_connection_only_when_it_asks_for_it() {
+    let hop = Hop::start(&[], &[]);
+    let mut kept = connect(&hop).await;
+    for _ in 0..3 {
+        kept.write_all(b"GET /hello HTTP/1.0\r\nhost: hop\r\nconnection: keep-alive\r\n\r\n").await.unwrap();
+        let answer = tokio::time::timeout(PATIENCE, read_answer(&mut kept, false)).await.expect("in time");
+        let answer = answer.expect("the connection is kept");
+        assert_eq!((answer.status, answer.header("connection")), (200, Some("keep-alive")));
+    }
+    kept.write_all(b"GET /hello HTTP/1.0\r\nhost: hop\r\n\r\n").await.unwrap();
+    let text = String::from_utf8(until_closed(&mut kept, PATIENCE).await).unwrap();
+    assert_eq!(text.matches("HTTP/1.").count(), 1, "one answer, and then the end: {text}");
+    assert!(text.contains(" 200 OK\r\n") && !text.contains("keep-alive"), "{text}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -159,47 +178,30 @@ async fn pipelined_requests_are_answered_in_their_order() {
             assert!(read > 0, "closed before answer {i}");
         }
         let end = bytes.windows(text.len()).position(|window| window == text).unwrap() + text.len();
-        assert!(!bytes[..end].windows(4).any(|window| window == b"N999"), "in order");
+        let answer = String::from_utf8_lossy(&bytes[..end]);
+        assert_eq!(answer.matches("Hello, N").count(), 1, "answer {i} is the next one: {answer}");
         bytes.drain(..end);
     }
     assert!(bytes.is_empty(), "one answer each");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whoever_sends_requests_and_reads_no_answer_is_cut_after_30_seconds_and_costs_no_memory() {
+async fn whoever_sends_requests_and_reads_no_answer_costs_no_memory() {
     let hop = Hop::start(&[], &[]);
     let before = memory(&hop).await;
     let mut greedy = connect(&hop).await;
     let request = format!("GET /headers HTTP/1.1\r\nhost: hop\r\nx-large: {}\r\n\r\n", "x".repeat(30 << 10));
-    let begun = Instant::now();
     let mut sent = 0;
-    // Until neither side's buffers take more; then until the hop has had enough.
-    let cut = async {
-        while let Ok(written) = greedy.write(&request.as_bytes()[sent % request.len()..]).await {
-            sent += written
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(60), cut).await.expect("the hop cuts it off");
-    let took = begun.elapsed();
-    assert!(took > Duration::from_secs(29), "a reader has 30 seconds: {took:?}");
+    // Until neither side's buffers take more.
+    while let Ok(written) =
+        tokio::time::timeout(Duration::from_secs(1), greedy.write(&request.as_bytes()[sent % request.len()..])).await
+    {
+        sent += written.expect("the hop keeps the connection");
+    }
     let grown = memory(&hop).await - before;
+    assert!(sent > 1 << 20, "{sent}");
     assert!(grown < 8e6, "{sent} bytes were sent, and memory grew by {grown}");
     assert_eq!(hop.get("/hello", &[]).await.status, 200);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_reader_of_one_byte_a_second_gets_its_answer() {
-    let hop = Hop::start(&[], &[]);
-    let mut slow = connect(&hop).await;
-    slow.write_all(b"GET /hello/slow HTTP/1.1\r\nhost: hop\r\n\r\n").await.unwrap();
-    let mut first = [0; 8];
-    for byte in &mut first {
-        *byte = slow.read_u8().await.unwrap();
-        tokio::time::sleep(Duration::from_secs(1)).await;
-    }
-    assert_eq!(&first, b"HTTP/1.1");
-    let answer = read_answer(&mut slow, false).await.expect("the rest");
-    assert!(answer.text().contains("Hello, Slow!"));
 }
 
 /// As many as are asked for, or as the limit on open files allows.
@@ -242,7 +244,7 @@ async fn thousands_of_idle_connections_close_nobody_elses_and_slow_nobody_down()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn at_the_cap_the_connection_idle_for_longest_makes_room_and_one_in_a_request_never_does() {
+async fn at_the_cap_one_idle_connection_makes_room_and_one_in_a_request_never_does() {
     let hop = Hop::start(&["--max-connections", "4", "--latency", "3s"], &[]);
     let mut working = connect(&hop).await;
     working.write_all(b"GET /hello HTTP/1.1\r\nhost: hop\r\n\r\n").await.unwrap();
@@ -256,8 +258,14 @@ async fn at_the_cap_the_connection_idle_for_longest_makes_room_and_one_in_a_requ
     let mut fifth = connect(&hop).await;
     fifth.write_all(b"GET /healthz HTTP/1.1\r\nhost: hop\r\n\r\n").await.unwrap();
     assert_eq!(read_answer(&mut fifth, false).await.unwrap().status, 200);
-    assert_eq!(until_closed(&mut idle[0], PATIENCE).await, b"", "the one idle for longest");
-    for stream in &mut idle[1..] {
+    // Which of them, src/server/tests.rs says: on a busy machine the order in which clients have their answers is not the hop's.
+    let closed = eventually("one of the idle ones is closed", || {
+        let is_closed = |stream: &TcpStream| !matches!(stream.try_read(&mut [0]), Err(error) if error.kind() == WouldBlock);
+        let closed = idle.iter().position(is_closed);
+        async move { closed }
+    });
+    idle.swap_remove(closed.await);
+    for stream in &mut idle {
         stream.write_all(b"GET /healthz HTTP/1.1\r\nhost: hop\r\n\r\n").await.unwrap();
         assert_eq!(read_answer(stream, false).await.expect("the others live").status, 200);
     }
@@ -288,7 +296,7 @@ async fn out_of_file_descriptors_idle_connections_make_room_and_the_warning_is_r
 
 #[tokio::test(flavor = "multi_thread")]
 async fn more_requests_than_the_limit_are_shed_at_once_with_retry_after_and_probes_still_answer() {
-    let hop = Hop::start(&["--max-concurrency", "2", "--latency", "4s"], &[]);
+    let hop = Hop::start(&["--max-concurrency", "2", "--latency", "2s"], &[]);
     let addr = hop.addr;
     let get = |path: &'static str| {
         tokio::spawn(async move { exchange(addr, format!("GET {path} HTTP/1.1\r\nhost: hop\r\n\r\n").as_bytes()).await })
@@ -302,7 +310,7 @@ async fn more_requests_than_the_limit_are_shed_at_once_with_retry_after_and_prob
     let shed = get("/hello").await.unwrap();
     shed.assert_problem(503);
     assert!(shed.header("retry-after").is_some());
-    assert!(begun.elapsed() < Duration::from_secs(3), "at once: {:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(1), "at once: {:?}", begun.elapsed());
     for path in ["/healthz", "/readyz", "/metrics"] {
         assert_eq!(get(path).await.unwrap().status, 200, "{path}");
     }
@@ -394,41 +402,42 @@ async fn a_request_that_two_servers_could_read_differently_never_smuggles_a_seco
     // Read one way and closed after it, so that it does not matter how another server read it.
     let chunk_size =
         |size: &str| format!("GET / HTTP/1.1\r\nhost: hop\r\ntransfer-encoding: chunked\r\n\r\n{size}\r\n\r\n{SECOND}");
-    let closed: Vec<(&str, String)> = vec![
+    let closed: Vec<(&str, u16, String)> =
+        vec![
         (
-            "a length, then chunked",
+            "a length, then chunked", 200,
             format!("GET / HTTP/1.1\r\nhost: hop\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n{SECOND}"),
         ),
         (
-            "chunked, then a length",
+            "chunked, then a length", 200,
             format!("GET / HTTP/1.1\r\nhost: hop\r\ntransfer-encoding: chunked\r\ncontent-length: 5\r\n\r\n0\r\n\r\n{SECOND}"),
         ),
         (
-            "chunked and a rubbish length",
+            "chunked and a rubbish length", 200,
             format!("GET / HTTP/1.1\r\nhost: hop\r\ntransfer-encoding: chunked\r\ncontent-length: x\r\n\r\n0\r\n\r\n{SECOND}"),
         ),
         (
-            "chunked in capitals",
+            "chunked in capitals", 200,
             format!("GET / HTTP/1.1\r\nhost: hop\r\nTransfer-Encoding: CHUNKED\r\ncontent-length: 5\r\n\r\n0\r\n\r\n{SECOND}"),
         ),
-        ("a chunk size that overflows", chunk_size("fffffffffffffffff0")),
-        ("a signed chunk size", chunk_size("+0")),
-        ("a chunk size with 0x", chunk_size("0x0")),
+        ("a chunk size that overflows", 400, chunk_size("fffffffffffffffff0")),
+        ("a signed chunk size", 400, chunk_size("+0")),
+        ("a chunk size with 0x", 400, chunk_size("0x0")),
         (
-            "a chunk size with a bare LF",
+            "a chunk size with a bare LF", 400,
             "GET / HTTP/1.1\r\nhost: hop\r\ntransfer-encoding: chunked\r\n\r\n0\n\nGET /smuggled HTTP/1.1\r\nhost: hop\r\n\r\n"
                 .to_owned(),
         ),
-        ("a chunk extension with a bare LF", chunk_size("0;a\nb")),
+        ("a chunk extension with a bare LF", 400, chunk_size("0;a\nb")),
         (
-            "a chunk longer than its size",
+            "a chunk longer than its size", 400,
             format!("GET / HTTP/1.1\r\nhost: hop\r\ntransfer-encoding: chunked\r\n\r\n1\r\nabc\r\n0\r\n\r\n{SECOND}"),
         ),
     ];
-    for (what, request) in &closed {
+    for (what, status, request) in &closed {
         let (text, count) = answers(hop.addr, request.as_bytes()).await;
-        assert!(count <= 1, "{what}: {text}");
-        assert!(text.is_empty() || text.contains("connection: close"), "{what}: {text}");
+        assert_eq!(count, 1, "{what}: {text}");
+        assert!(text.starts_with(&format!("HTTP/1.1 {status} ")) && text.contains("connection: close"), "{what}: {text}");
     }
     eventually("the requests are logged", || async { hop.stdout().iter().any(|line| line.contains("\"GET /\"")).then_some(()) })
         .await;
@@ -481,7 +490,7 @@ async fn a_flood_of_connections_that_hang_up_at_once_leaves_nothing_behind() {
     })
     .await;
     let grown = memory(&hop).await - before;
-    assert!(grown < 16e6, "memory grew by {grown}");
+    assert!(grown < 6e6, "memory grew by {grown}");
 }
 
 /// One frame of HTTP/2 (RFC 9113, 4.1).
@@ -525,7 +534,7 @@ async fn floods_of_http_2_frames_cost_bounded_memory_and_slow_nobody_down() {
         // Until all is sent, or the hop reads no further or has had enough; it need not take all of it.
         let _ = tokio::time::timeout(Duration::from_secs(5), hostile.write_all(&sent)).await;
         let grown = memory(&hop).await - before;
-        assert!(grown < 32e6, "{what}: memory grew by {grown}");
+        assert!(grown < 4e6, "{what}: memory grew by {grown}");
         let begun = Instant::now();
         assert_eq!(hop.get("/hello", &[]).await.status, 200, "{what}");
         assert!(begun.elapsed() < Duration::from_secs(5), "{what}: {:?}", begun.elapsed());
@@ -573,15 +582,10 @@ fn listening(pid: u32) -> Vec<std::net::IpAddr> {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_demo_with_its_store_listens_on_loopback_alone_unless_told_otherwise() {
     for (flags, loopback) in [(&[][..], true), (&["--listen", "0.0.0.0"], false)] {
-        let mut demo = std::process::Command::new(env!("CARGO_BIN_EXE_httpserver"));
-        demo.args(["demo", "--port", "0", "--store-port", "0"]).args(flags).stdout(std::process::Stdio::null());
-        let mut demo = demo.stderr(std::process::Stdio::null()).spawn().expect("the binary starts");
-        let pid = demo.id();
-        let found =
-            eventually("three hops and the store listen", || async { Some(listening(pid)).filter(|found| found.len() == 4) });
-        let found = found.await;
-        demo.kill().unwrap();
-        demo.wait().unwrap();
+        let demo = Demo::start(flags);
+        // Three hops and the store, which has the page, too.
+        let found = listening(demo.process.pid());
+        assert_eq!(found.len(), 4, "{flags:?}: {found:?}");
         assert!(found.iter().all(|address| address.is_loopback() == loopback), "{flags:?}: {found:?}");
     }
 }

@@ -1,11 +1,9 @@
 //! What is carried from hop to hop: every header of the contract's table to the third hop, and every row of its in/out table on
 //! the wire.
 
-mod common;
-
 use std::collections::BTreeSet;
 
-use common::{Head, Hop, Sink, Upstream, answer, exchange};
+use crate::common::{Head, Hop, Sink, Upstream, answer, exchange};
 
 /// The contract's table.
 const TABLE: [&str; 22] = [
@@ -346,7 +344,7 @@ async fn check(wire: &Wire, sink: &Sink, rows: &[Row<'_>]) {
 
         let zipkin = if short { b3_trace } else { trace };
         if sampled {
-            let spans: Vec<_> = common::eventually(what, || async {
+            let spans: Vec<_> = crate::common::eventually(what, || async {
                 let spans: Vec<_> = sink.spans().into_iter().filter(|span| span.id == *client || span.id == server).collect();
                 (spans.len() == 2).then_some(spans)
             })

@@ -2,43 +2,23 @@
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use crate::common::{self, Process};
+
 /// A demo that runs for one test, on free ports.
 struct Demo {
-    child: Child,
+    process: Process,
     page: SocketAddr,
     front: SocketAddr,
 }
 
-impl Drop for Demo {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 impl Demo {
     fn start(flags: &[&str]) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_httpserver"))
-            .args(["demo", "--port", "0", "--store-port", "0", "--latency", "0"])
-            .args(flags)
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let mut address = |name: &str| -> SocketAddr {
-            let line = lines.by_ref().map(Result::unwrap).find(|line| line.trim_start().starts_with(name)).unwrap();
-            let url = line.split_whitespace().nth(1).unwrap();
-            url.trim_start_matches("http://").trim_end_matches('/').parse().unwrap()
-        };
-        let (front, page) = (address("service1 "), address("page "));
-        // What it draws is read to the end, or the demo would wait for its reader.
-        std::thread::spawn(move || lines.for_each(drop));
-        Self { child, page, front }
+        let common::Demo { process, front, page, .. } = common::Demo::start(&[&["--latency", "0"], flags].concat());
+        Self { process, page, front }
     }
 
     /// Sends bytes as they are and returns status, head and body.
@@ -407,8 +387,7 @@ fn the_demo_ends_at_once_while_pages_are_open() {
     let mut events = demo.events();
     events.until("chain", |_| true);
     let begun = Instant::now();
-    let signalled = Command::new("kill").args(["-INT", &demo.child.id().to_string()]).status().unwrap();
-    assert!(signalled.success());
-    assert!(demo.child.wait().unwrap().success());
+    demo.process.signal("INT");
+    assert!(demo.process.ended().success());
     assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
 }

@@ -1,12 +1,10 @@
 //! The chain: hops that call hops, what comes back when they do and when they do not, and what every answer has.
 
-mod common;
-
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use common::ports::free_addr;
-use common::{Act, Hop, Upstream, answer, chain, eventually, exchange};
+use crate::common::ports::free_addr;
+use crate::common::{Act, Hop, Upstream, answer, chain, eventually, exchange};
 use serde_json::{Value, json};
 
 #[tokio::test]
@@ -62,7 +60,7 @@ async fn an_upstream_without_a_path_gets_the_next_service() {
 }
 
 /// How long [`slow`] takes: longer than a busy machine needs to send two requests at once.
-const SLOW: Duration = Duration::from_secs(2);
+const SLOW: Duration = Duration::from_secs(1);
 
 /// An upstream that takes that long for an answer, and when its requests arrived.
 async fn slow() -> (Upstream, Arc<Mutex<Vec<Instant>>>) {
@@ -697,4 +695,14 @@ async fn odd_but_valid_requests_are_answered() {
     }
     assert_eq!(hop.stdout().iter().filter(|line| line.contains(" 500 ")).count(), 0);
     assert!(!hop.stderr().iter().any(|line| line.contains("panicked")), "{:?}", hop.stderr());
+}
+
+#[tokio::test]
+async fn an_ipv6_next_hop_is_called_by_its_address_in_brackets() {
+    let upstream = Upstream::start_at("[::1]:0", |_| vec![Act::Send(answer("200 OK", "", "ok"))]).await;
+    let port = upstream.addr.port();
+    let front = Hop::start(&["--upstream", &format!("http://[::1]:{port}")], &[]);
+    let (status, reply) = front.json("/service1", &[]).await;
+    assert_eq!((status, &reply["upstreams"][0]["url"]), (200, &json!(format!("http://[::1]:{port}/service2"))), "{reply}");
+    assert_eq!(upstream.heads()[0].one("host"), Some(format!("[::1]:{port}")));
 }

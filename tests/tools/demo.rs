@@ -1,69 +1,18 @@
 //! `httpserver demo`, as a person starts it.
 
-use std::io::{BufRead as _, BufReader, Read as _};
-use std::net::TcpListener;
-use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::io::Read as _;
+use std::net::{SocketAddr, TcpListener};
+use std::time::Duration;
 
-fn demo(args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_httpserver"));
-    command.arg("demo").args(args).env_remove("RUST_LOG").env_remove("LANG").env_remove("LC_ALL").env_remove("LC_CTYPE");
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    command
-}
+use crate::common::{self, Demo, Ran, wait_until};
 
 fn run(args: &[&str]) -> (Option<i32>, String, String) {
-    let Output { status, stdout, stderr } = demo(args).output().unwrap();
-    (status.code(), String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap())
-}
-
-/// A demo that goes on serving, and what it has printed so far.
-struct Serving {
-    child: Child,
-    stdout: BufReader<std::process::ChildStdout>,
-    printed: String,
-}
-
-impl Serving {
-    fn start(args: &[&str]) -> Self {
-        let mut child = demo(args).spawn().unwrap();
-        let stdout = BufReader::new(child.stdout.take().unwrap());
-        Self { child, stdout, printed: String::new() }
-    }
-
-    /// Reads until a line holds `text`; the child's end ends the test.
-    fn until(&mut self, text: &str) -> &str {
-        loop {
-            let mut line = String::new();
-            let read = self.stdout.read_line(&mut line).unwrap();
-            assert!(read > 0, "the demo ended before it printed {text:?}:\n{}", self.printed);
-            self.printed.push_str(&line);
-            if line.contains(text) {
-                return &self.printed;
-            }
-        }
-    }
-
-    fn address_of(&self, name: &str) -> String {
-        let line = self.printed.lines().find(|line| line.trim_start().starts_with(name)).unwrap();
-        line.split("http://").nth(1).unwrap().split(['/', ' ']).next().unwrap().to_owned()
-    }
-
-    fn signal(&self, name: &str) {
-        let killed = Command::new("kill").args([name, &self.child.id().to_string()]).status().unwrap();
-        assert!(killed.success());
-    }
-}
-
-impl Drop for Serving {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+    let Ran { code, stdout, stderr } = common::run(&[&["demo"], args].concat(), &[]);
+    (code, stdout, stderr)
 }
 
 /// A minimal HTTP exchange: status and body.
-fn http(address: &str, request: &str) -> (u16, String) {
+fn http(address: SocketAddr, request: &str) -> (u16, String) {
     use std::io::Write as _;
     let mut stream = std::net::TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
@@ -74,19 +23,8 @@ fn http(address: &str, request: &str) -> (u16, String) {
     (status, answer.split_once("\r\n\r\n").unwrap().1.to_owned())
 }
 
-fn get(address: &str, path: &str, headers: &str) -> (u16, String) {
+fn get(address: SocketAddr, path: &str, headers: &str) -> (u16, String) {
     http(address, &format!("GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n{headers}\r\n"))
-}
-
-fn eventually<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    loop {
-        if let Some(value) = attempt() {
-            return value;
-        }
-        assert!(Instant::now() < deadline, "not within 20 s: {what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
 }
 
 #[test]
@@ -124,12 +62,12 @@ fn every_hop_of_the_longest_chains_is_in_the_tree() {
         assert!(stdout.contains(&format!("1 trace, {hops} services, {} spans, no orphan", 2 * hops - 1)), "{stdout}");
         assert!(!stdout.contains("not a hop of ours"), "{stdout}");
     }
-    let mut serving = Serving::start(&["--port", "0", "--store-port", "0", "--latency", "0", "--hops", "50"]);
-    serving.until("Every further trace");
-    let (status, tree) = get(&serving.address_of("service1"), "/service1", "");
+    let serving = Demo::start(&["--latency", "0", "--hops", "50"]);
+    serving.process.until_printed("Every further trace");
+    let (status, tree) = get(serving.front, "/service1", "");
     assert_eq!((status, tree.lines().filter(|line| line.contains("└─ service")).count()), (200, 49), "{tree}");
     assert!(tree.contains("└─ service50 v1") && tree.contains("received:"), "{tree}");
-    let (status, reply) = get(&serving.address_of("service1"), "/service1", "accept: application/json\r\n");
+    let (status, reply) = get(serving.front, "/service1", "accept: application/json\r\n");
     assert_eq!((status, reply.matches("\"service\":\"service").count()), (200, 50));
 }
 
@@ -181,20 +119,19 @@ fn wrong_usage_exits_with_2_and_a_clear_error() {
 
 #[test]
 fn it_goes_on_serving_draws_further_traces_and_ends_on_ctrl_c() {
-    let mut serving = Serving::start(&["--port", "0", "--store-port", "0", "--latency", "0"]);
-    serving.until("Every further trace");
-    let front = serving.address_of("service1");
-    let store = serving.address_of("traces");
+    let mut serving = Demo::start(&["--latency", "0"]);
+    serving.process.until_printed("Every further trace");
+    let (front, store) = (serving.front, serving.store);
 
     let trace = "463ac35c9f6413ad48485a3953bb6124";
-    let (status, tree) = get(&front, "/service1", &format!("b3: {trace}-a2fb4a1d1a96d312-1\r\n"));
+    let (status, tree) = get(front, "/service1", &format!("b3: {trace}-a2fb4a1d1a96d312-1\r\n"));
     assert_eq!(status, 200, "{tree}");
-    serving.until(&format!("trace {trace}"));
-    serving.until("service3");
+    serving.process.until_printed(&format!("trace {trace}"));
+    serving.process.until_printed("service3");
 
     // The same trace is there for everybody who speaks Zipkin's API, and so is what others report.
-    let spans = eventually("five spans in the store", || {
-        let (_, spans) = get(&store, &format!("/api/v2/trace/{trace}"), "");
+    let spans = wait_until("five spans in the store", || {
+        let (_, spans) = get(store, &format!("/api/v2/trace/{trace}"), "");
         let spans: Vec<serde_json::Value> = serde_json::from_str(dechunked(&spans).as_str()).ok()?;
         (spans.len() == 5).then_some(spans)
     });
@@ -206,12 +143,11 @@ fn it_goes_on_serving_draws_further_traces_and_ends_on_ctrl_c() {
     let head = format!(
         "POST /api/v2/spans HTTP/1.1\r\nhost: {store}\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n"
     );
-    assert_eq!(http(&store, &(head + body)).0, 202);
-    serving.until("stranger");
+    assert_eq!(http(store, &(head + body)).0, 202);
+    serving.process.until_printed("stranger");
 
-    serving.signal("-INT");
-    let status = serving.child.wait().unwrap();
-    assert_eq!(status.code(), Some(0));
+    serving.process.signal("INT");
+    assert_eq!(serving.process.ended().code(), Some(0));
 }
 
 /// The store streams its answers in chunks.
@@ -228,22 +164,16 @@ fn dechunked(body: &str) -> String {
 
 #[test]
 fn a_reader_that_goes_away_does_not_end_the_demo() {
-    let mut serving = Serving::start(&["--port", "0", "--store-port", "0", "--latency", "0", "-v"]);
-    serving.until("Every further trace");
-    let front = serving.address_of("service1");
-    // The demo's stdout now has no reader.
-    let Serving { child, stdout, .. } = &mut serving;
-    let gone = std::mem::replace(stdout, BufReader::new(dummy()));
-    drop(gone);
+    let mut serving = Demo::start(&["--latency", "0", "-v"]);
+    serving.process.until_printed("Every further trace");
+    let front = serving.front;
+    serving.process.stop_reading();
+    wait_until("nobody reads the demo's stdout", || {
+        assert_eq!(get(front, "/service1", "").0, 200);
+        serving.process.is_unread().then_some(())
+    });
     for _ in 0..20 {
-        assert_eq!(get(&front, "/service1", "").0, 200);
+        assert_eq!(get(front, "/service1", "").0, 200);
     }
-    assert!(child.try_wait().unwrap().is_none());
-}
-
-fn dummy() -> std::process::ChildStdout {
-    let mut child = Command::new("true").stdout(Stdio::piped()).spawn().unwrap();
-    let stdout = child.stdout.take().unwrap();
-    child.wait().unwrap();
-    stdout
+    assert!(serving.process.is_running());
 }

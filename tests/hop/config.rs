@@ -1,11 +1,8 @@
 //! Configuration: what cannot be read is a clear error and exit code 2; flags win over variables; an empty variable is none.
 
-mod common;
-
 use std::os::unix::ffi::OsStringExt as _;
-use std::process::Command;
 
-use common::{Hop, Ran, Upstream, answer, run, run_command};
+use crate::common::{Hop, Ran, Upstream, answer, httpserver, run, run_command};
 
 /// Asserts exit code 2 and these parts on stderr; nothing was started. The first line is the error, from clap or from us.
 fn assert_refused(ran: &Ran, parts: &[&str]) {
@@ -111,11 +108,11 @@ fn a_value_that_is_no_text_is_refused() {
     for variable in
         ["ADDR", "SERVICE_NAME", "UPSTREAM", "OTEL_PROPAGATORS", "OTEL_SERVICE_NAME", "OTEL_BSP_SCHEDULE_DELAY", "RUST_LOG"]
     {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_httpserver"));
+        let mut command = httpserver();
         command.arg("serve").env_clear().env(variable, not_text());
         assert_refused(&run_command(command), &[variable]);
     }
-    let mut command = Command::new(env!("CARGO_BIN_EXE_httpserver"));
+    let mut command = httpserver();
     command.args(["serve", "--name"]).arg(not_text()).env_clear();
     assert_refused(&run_command(command), &[]);
 }

@@ -1,64 +1,22 @@
 //! What the tests of `check` need: real hops, and small servers that misbehave on purpose.
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
-/// The binary, free of whatever variables this machine has set.
-pub(crate) fn httpserver() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_httpserver"));
-    for (name, _) in std::env::vars() {
-        if name.starts_with("OTEL_") || name == "RUST_LOG" {
-            command.env_remove(name);
-        }
-    }
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    command
+use crate::common;
+pub(crate) use crate::common::httpserver;
+
+/// Starts a hop on `addr`.
+pub(crate) fn serve_at(addr: &str, name: &str, args: &[&str], vars: &[(&str, &str)]) -> common::Hop {
+    common::Hop::start(&[&["--addr", addr, "--name", name, "--drain-delay", "0s"], args].concat(), vars)
 }
 
-/// A running `httpserver serve` or `demo`, killed when dropped.
-pub(crate) struct Running {
-    child: Child,
-    pub(crate) addr: SocketAddr,
-}
-
-impl Running {
-    pub(crate) fn kill(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.kill();
-    }
-}
-
-/// Starts a hop on a free port of loopback, or on `addr`.
-pub(crate) fn serve_at(addr: &str, name: &str, args: &[&str], vars: &[(&str, &str)]) -> Running {
-    let mut command = httpserver();
-    command.args(["serve", "--addr", addr, "--name", name, "--drain-delay", "0s"]).args(args).envs(vars.iter().copied());
-    let mut child = command.stdout(Stdio::null()).spawn().unwrap();
-    let mut log = BufReader::new(child.stderr.take().unwrap());
-    let mut line = String::new();
-    let addr = loop {
-        line.clear();
-        assert!(log.read_line(&mut line).unwrap() > 0, "{name} ended before it served");
-        if let Some((_, rest)) = line.split_once("serving address=") {
-            break rest.split(' ').next().unwrap().parse().unwrap();
-        }
-    };
-    // A log that nobody reads would end up blocking its writer.
-    std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
-    Running { child, addr }
-}
-
-pub(crate) fn serve(name: &str, args: &[&str], vars: &[(&str, &str)]) -> Running {
+/// Starts a hop on a free port of loopback.
+pub(crate) fn serve(name: &str, args: &[&str], vars: &[(&str, &str)]) -> common::Hop {
     serve_at("127.0.0.1:0", name, args, vars)
 }
 
@@ -100,7 +58,7 @@ impl Hop {
 
 /// A chain: `service1` calls `service2` calls …; the last first in time.
 pub(crate) struct Chain {
-    pub(crate) hops: Vec<Running>,
+    pub(crate) hops: Vec<common::Hop>,
 }
 
 impl Chain {
@@ -110,7 +68,7 @@ impl Chain {
 
     /// `via(index, address)`: where the caller of hop `index` is sent instead of to the hop itself.
     pub(crate) fn start_via(hops: &[Hop], mut via: impl FnMut(usize, SocketAddr) -> SocketAddr) -> Self {
-        let mut running: Vec<Running> = Vec::new();
+        let mut running: Vec<common::Hop> = Vec::new();
         let mut next: Option<SocketAddr> = None;
         for (index, hop) in hops.iter().enumerate().rev() {
             let mut args: Vec<String> = hop.args.clone();
@@ -437,7 +395,7 @@ impl Drop for File {
 
 /// `httpserver demo`, for its chain and for its store.
 pub(crate) struct Demo {
-    child: Child,
+    _process: common::Process,
     pub(crate) url: String,
     pub(crate) store: String,
 }
@@ -448,30 +406,7 @@ impl Demo {
     }
 
     pub(crate) fn start_with(args: &[&str]) -> Self {
-        let mut command = httpserver();
-        command.args(["demo", "--port", "0", "--store-port", "0"]).args(args);
-        let mut child = command.stderr(Stdio::null()).spawn().unwrap();
-        let mut out = BufReader::new(child.stdout.take().unwrap());
-        let (mut url, mut store) = (String::new(), String::new());
-        let mut line = String::new();
-        while url.is_empty() || store.is_empty() {
-            line.clear();
-            assert!(out.read_line(&mut line).unwrap() > 0, "the demo ended");
-            let mut words = line.split_whitespace();
-            match (words.next(), words.next()) {
-                (Some("service1"), Some(address)) if address.starts_with("http://") => url = format!("{address}/service1"),
-                (Some("traces"), Some(address)) => store = address.split("/api").next().unwrap().to_owned(),
-                _ => {}
-            }
-        }
-        std::thread::spawn(move || std::io::copy(&mut out, &mut std::io::sink()));
-        Self { child, url, store }
-    }
-}
-
-impl Drop for Demo {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        let common::Demo { process, front, store, .. } = common::Demo::start(args);
+        Self { _process: process, url: format!("http://{front}/service1"), store: format!("http://{store}") }
     }
 }

@@ -1,10 +1,8 @@
 //! `--help` and the README's table of options tell the same flags and variables.
 
-mod common;
-
 use std::collections::{BTreeMap, BTreeSet};
 
-use common::run;
+use crate::common::run;
 
 /// What an option is called: flags on the left, variables on the right.
 type Options = BTreeMap<String, BTreeSet<String>>;

@@ -1,12 +1,10 @@
 //! Spans: one request is one trace in the collector, in both formats; and a collector that misbehaves costs spans, which are
 //! counted, and never a request.
 
-mod common;
-
 use std::time::{Duration, Instant};
 
-use common::ports::free_addr;
-use common::{Act, Hop, Mood, Sink, Span, Upstream, answer, chain, eventually, export_env};
+use crate::common::ports::free_addr;
+use crate::common::{Act, Hop, Mood, Sink, Span, Upstream, answer, chain, eventually, export_env};
 use tokio::io::AsyncWriteExt as _;
 
 const T: &str = "463ac35c9f6413ad48485a3953bb6124";

@@ -1,16 +1,13 @@
 //! Bad neighbours: next hops and collectors that hold, flood or mislead. Requests end in time, memory stays bounded, and the
 //! answer says which hop it was. The ordinary failures are in `chain.rs` and `spans.rs`.
 
-mod common;
-
 use std::net::SocketAddr;
-use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use common::ports::free_addr;
-use common::{Act, Answer, Hop, PATIENCE, Upstream, answer, eventually, exchange, read_answer};
+use crate::common::ports::free_addr;
+use crate::common::{Act, Answer, Hop, PATIENCE, Upstream, answer, eventually, exchange, httpserver, read_answer};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -62,24 +59,26 @@ async fn floods_from_an_upstream_end_at_the_limit_and_cost_no_memory() {
             "broken answer",
         ),
         ("an endless header", "HTTP/1.1 200 OK\r\nx: ", vec![b'x'; 1 << 16], "broken answer"),
-        ("endless early hints", "", b"HTTP/1.1 103 Early Hints\r\n\r\n".repeat(1000), ""),
+        ("endless early hints", "", b"HTTP/1.1 103 Early Hints\r\n\r\n".repeat(1000), "no whole answer within 2s"),
     ] {
         let (url, task) = flooding(head, piece).await;
-        let hop = calling(&url, "2s");
+        // The limit ends what has one, however busy the machine is; nothing but the time ends interim answers.
+        let (timeout, status) = if says.contains("2s") { ("2s", 504) } else { ("50s", 502) };
+        let hop = calling(&url, timeout);
         let before = memory(&hop).await;
         // An endless head is parsed for as long as it comes: in a debug build many at once would only show how slow that is.
         let count = if says == "too large" { 20 } else { 1 };
         let calls =
             (0..count).map(|_| exchange(hop.addr, b"GET /service1 HTTP/1.1\r\nhost: hop\r\naccept: application/json\r\n\r\n"));
         for answer in futures_util::future::join_all(calls).await {
-            assert!(matches!(answer.status, 502 | 504), "{what}: {}", answer.status);
+            assert_eq!(answer.status, status, "{what}");
             let reply = answer.json();
             let error = reply["upstreams"][0]["error"].as_str().unwrap();
-            // Where the machine is busy the time may be over before the limit is reached.
-            assert!(error.contains(says) || error.contains("no whole answer"), "{what}: {error}");
+            assert!(error.contains(says), "{what}: {error}");
         }
         let grown = memory(&hop).await - before;
-        assert!(grown < 100e6, "{what}: {count} calls cost {grown} bytes");
+        // Twenty answers of 1 MiB, the limit.
+        assert!(grown < 40e6, "{what}: {count} calls cost {grown} bytes");
         task.abort();
     }
 }
@@ -99,10 +98,10 @@ async fn an_upstream_that_answers_byte_by_byte_has_the_same_time_as_any_other() 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_upstream_whose_name_resolves_to_nothing_is_a_502_that_says_so() {
-    let (status, error, took) = failure(&calling("http://nothing.invalid:8080/", "3s")).await;
-    assert!(matches!(status, 502 | 504), "{status}: {error}");
-    assert!(status == 504 || error.contains("cannot connect"), "{error}");
-    assert!(took < Duration::from_secs(8), "{took:?}");
+    // A resolver without a server to ask gives up by itself, later.
+    let (status, error, _) = failure(&calling("http://nothing.invalid:8080/", "50s")).await;
+    assert_eq!(status, 502, "{error}");
+    assert!(error.contains("cannot connect"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -174,7 +173,7 @@ async fn a_request_that_is_sent_again_has_what_is_left_of_the_first_ones_time() 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hop_whose_upstream_hangs_still_answers_everything_else() {
     let hung = Upstream::start(|_| vec![Act::Hang]).await;
-    let hop = Hop::start(&["--upstream", &hung.url(), "--upstream-timeout", "3s", "--max-concurrency", "50"], &[]);
+    let hop = Hop::start(&["--upstream", &hung.url(), "--upstream-timeout", "2s", "--max-concurrency", "50"], &[]);
     let before = memory(&hop).await;
     let waiting = (0..200).map(|_| exchange(hop.addr, b"GET /service1 HTTP/1.1\r\nhost: hop\r\n\r\n"));
     let waiting = tokio::spawn(futures_util::future::join_all(waiting));
@@ -191,12 +190,12 @@ async fn a_hop_whose_upstream_hangs_still_answers_everything_else() {
     statuses.sort();
     assert_eq!(statuses.iter().filter(|status| **status == 504).count(), 50, "{statuses:?}");
     assert_eq!(statuses.iter().filter(|status| **status == 503).count(), 150, "{statuses:?}");
-    assert!(memory(&hop).await - before < 32e6);
+    assert!(memory(&hop).await - before < 20e6);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hop_that_is_killed_loses_its_own_requests_and_the_front_says_which_it_was() {
-    let hops = common::chain(3, &["--upstream-timeout", "5s"], &[]);
+    let hops = crate::common::chain(3, &["--upstream-timeout", "5s"], &[]);
     let (status, _) = hops[0].json("/service1", &[]).await;
     assert_eq!(status, 200);
     hops[2].signal("KILL");
@@ -226,65 +225,76 @@ fn in_flight(addr: SocketAddr, path: &str) -> tokio::task::JoinHandle<Option<Ans
     })
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn kill_9_of_any_hop_fails_what_was_in_flight_there_and_nothing_else_and_it_can_come_back() {
+/// `kill -9` of one hop of three fails what was in flight there and nothing else, and it can come back.
+async fn kill_9_of(killed: usize) {
     const MANY: usize = 10;
-    for killed in 0..3 {
-        // The last hop's answer never comes, so whatever was sent down the chain is in every hop when one is killed.
-        let last = Hop::start(&["--name", "service3", "--latency", "10m"], &[]);
-        let calling = |name: &str, below: &Hop| {
-            let flags = ["--name", name, "--upstream", &below.url(""), "--upstream-timeout", "10m", "--latency", "1s"];
-            Hop::start(&flags, &[])
+    // The last hop's answer never comes, so whatever was sent down the chain is in every hop when one is killed.
+    let last = Hop::start(&["--name", "service3", "--latency", "10m"], &[]);
+    let calling = |name: &str, below: &Hop| {
+        let flags = ["--name", name, "--upstream", &below.url(""), "--upstream-timeout", "10m", "--latency", "1s"];
+        Hop::start(&flags, &[])
+    };
+    let middle = calling("service2", &last);
+    let front = calling("service1", &middle);
+    let mut hops = [front, middle, last];
+    let down_the_chain: Vec<_> = (0..MANY).map(|_| in_flight(hops[0].addr, "/service1")).collect();
+    eventually("all of them are at the end of the chain", || async {
+        // The scrape is one, too.
+        (hops[2].metrics().await.sum("http_server_active_requests", &[]) > MANY as f64).then_some(())
+    })
+    .await;
+    // They take a second, and have nothing to do with the one that is killed.
+    let others: Vec<_> =
+        (0..2).filter(|hop| *hop != killed).flat_map(|hop| [(); MANY].map(|()| in_flight(hops[hop].addr, "/hello"))).collect();
+    hops[killed].signal("KILL");
+    assert_eq!(hops[killed].ended().code(), None, "it had no time to say anything");
+    for answer in down_the_chain {
+        let answer = tokio::time::timeout(PATIENCE, answer).await.expect("its end is seen at once").unwrap();
+        let Some(answer) = answer else {
+            assert_eq!(killed, 0, "only who called the killed hop itself gets no answer");
+            continue;
         };
-        let middle = calling("service2", &last);
-        let front = calling("service1", &middle);
-        let mut hops = [front, middle, last];
-        let down_the_chain: Vec<_> = (0..MANY).map(|_| in_flight(hops[0].addr, "/service1")).collect();
-        eventually("all of them are at the end of the chain", || async {
-            // The scrape is one, too.
-            (hops[2].metrics().await.sum("http_server_active_requests", &[]) > MANY as f64).then_some(())
-        })
-        .await;
-        // They take a second, and have nothing to do with the one that is killed.
-        let others: Vec<_> = (0..2)
-            .filter(|hop| *hop != killed)
-            .flat_map(|hop| [(); MANY].map(|()| in_flight(hops[hop].addr, "/hello")))
-            .collect();
-        hops[killed].signal("KILL");
-        assert_eq!(hops[killed].ended().code(), None, "it had no time to say anything");
-        for answer in down_the_chain {
-            let answer = tokio::time::timeout(PATIENCE, answer).await.expect("its end is seen at once").unwrap();
-            let Some(answer) = answer else {
-                assert_eq!(killed, 0, "only who called the killed hop itself gets no answer");
-                continue;
-            };
-            assert_eq!(answer.status, 502);
-            let reply = answer.json();
-            let mut call = &reply["upstreams"][0];
-            for _ in 1..killed {
-                assert_eq!(call["status"], 502, "a hop above it answers: {call:#}");
-                call = &call["reply"]["upstreams"][0];
-            }
-            assert_eq!((&call["status"], &call["reply"]), (&serde_json::Value::Null, &serde_json::Value::Null), "{call:#}");
-            let (url, error) = (call["url"].as_str().unwrap(), call["error"].as_str().unwrap());
-            assert!(url.contains(&hops[killed].addr.to_string()), "the killed hop is named: {call:#}");
-            assert!(error.contains("broken answer") || error.contains("cannot connect"), "{error}");
+        assert_eq!(answer.status, 502);
+        let reply = answer.json();
+        let mut call = &reply["upstreams"][0];
+        for _ in 1..killed {
+            assert_eq!(call["status"], 502, "a hop above it answers: {call:#}");
+            call = &call["reply"]["upstreams"][0];
         }
-        for answer in others {
-            assert_eq!(answer.await.unwrap().expect("an answer").status, 200, "another hop's request is not touched");
-        }
-        // At its old address, as a container that is started again.
-        let addr = hops[killed].addr.to_string();
-        let flags = ["--addr", &addr, "--name", "again"];
-        let below = hops.get(killed + 1).map(|hop| hop.url(""));
-        let flags: Vec<_> = flags.into_iter().chain(below.iter().flat_map(|url| ["--upstream", url])).collect();
-        hops[killed] = Hop::start(&flags, &[]);
-        if killed == 2 {
-            assert_eq!(in_flight(hops[0].addr, "/service1").await.unwrap().expect("an answer").status, 200);
-        } else {
-            assert_eq!(hops[killed].get("/hello", &[]).await.status, 200);
-        }
+        assert_eq!((&call["status"], &call["reply"]), (&serde_json::Value::Null, &serde_json::Value::Null), "{call:#}");
+        let (url, error) = (call["url"].as_str().unwrap(), call["error"].as_str().unwrap());
+        assert!(url.contains(&hops[killed].addr.to_string()), "the killed hop is named: {call:#}");
+        assert!(error.contains("broken answer") || error.contains("cannot connect"), "{error}");
     }
+    for answer in others {
+        assert_eq!(answer.await.unwrap().expect("an answer").status, 200, "another hop's request is not touched");
+    }
+    // At its old address, as a container that is started again.
+    let addr = hops[killed].addr.to_string();
+    let flags = ["--addr", &addr, "--name", "again"];
+    let below = hops.get(killed + 1).map(|hop| hop.url(""));
+    let flags: Vec<_> = flags.into_iter().chain(below.iter().flat_map(|url| ["--upstream", url])).collect();
+    hops[killed] = Hop::start(&flags, &[]);
+    if killed == 2 {
+        assert_eq!(in_flight(hops[0].addr, "/service1").await.unwrap().expect("an answer").status, 200);
+    } else {
+        assert_eq!(hops[killed].get("/hello", &[]).await.status, 200);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kill_9_of_the_first_hop_fails_what_was_in_flight_there_and_nothing_else() {
+    kill_9_of(0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kill_9_of_a_hop_in_the_middle_fails_what_was_in_flight_there_and_nothing_else() {
+    kill_9_of(1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kill_9_of_the_last_hop_fails_what_was_in_flight_there_and_nothing_else() {
+    kill_9_of(2).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -311,7 +321,7 @@ async fn a_collector_that_never_reads_or_floods_costs_counted_spans_bounded_memo
             slowest = slowest.max(begun.elapsed());
         }
         assert!(slowest < Duration::from_secs(2), "a collector that {what}: {slowest:?}");
-        assert!(memory(&hop).await - before < 32e6, "a collector that {what}");
+        assert!(memory(&hop).await - before < 8e6, "a collector that {what}");
         if what != "floods" {
             eventually("lost spans are counted", || async {
                 (hop.metrics().await.sum("httpserver_spans_dropped_total", &[]) > 0.0).then_some(())
@@ -330,7 +340,7 @@ async fn a_collector_that_never_reads_or_floods_costs_counted_spans_bounded_memo
 fn nothing_prints_the_environment() {
     // Secrets of a deployment are in variables: no answer, line or help text may show one.
     let ran = {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_httpserver"));
+        let mut command = httpserver();
         command.args(["serve", "--help"]).env("SECRET_TOKEN", "s3cr3t").env("ADDR", ":1").env("UPSTREAM", "http://user-s3cr3t/");
         command.output().unwrap()
     };
