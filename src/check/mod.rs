@@ -30,7 +30,7 @@ use tokio::sync::watch as signal;
 
 use crate::config::caller_exporter;
 use crate::hop::reply::Tree;
-use crate::net::hosts::is_loopback;
+use crate::net::hosts::{host_of, is_loopback};
 use crate::server::shutdown::Signals;
 use crate::telemetry::client_tracing::{ClientTracer, ClientTracing};
 use crate::trace_context::HeaderFamily;
@@ -346,7 +346,8 @@ impl Run<'_> {
         report.add(finding);
         let address = address?;
         if args.url.scheme() == "https" {
-            let (findings, is_usable) = reachability::reach::tls(trust, &host_of(&args.url), address, context, limit).await;
+            let (findings, is_usable) =
+                reachability::reach::tls(trust, &host_of(args.url.as_str()), address, context, limit).await;
             report.extend(findings);
             if !is_usable {
                 return None;
@@ -365,11 +366,6 @@ impl Run<'_> {
         report.extend(findings);
         first.map(|(tree, answer)| (client, tree, answer))
     }
-}
-
-/// The host of a URL, without the brackets of IPv6.
-fn host_of(url: &Url) -> String {
-    url.host_str().unwrap_or_default().trim_start_matches('[').trim_end_matches(']').to_owned()
 }
 
 /// The probes of the x-ray. A failure hides the hops behind it, so the most complete of a few answers counts.

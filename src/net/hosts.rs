@@ -18,6 +18,12 @@ pub(crate) fn address_of(host: &str) -> Option<IpAddr> {
     host.trim_start_matches('[').trim_end_matches(']').parse().ok()
 }
 
+/// The host of a URL, without port and the brackets of IPv6; empty when there is none.
+pub(crate) fn host_of(url: &str) -> String {
+    let uri: Uri = url.parse().unwrap_or_default();
+    uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned()
+}
+
 /// Whether a host is this machine, by an address or by the name `localhost`.
 pub(crate) fn is_loopback(host: &str) -> bool {
     address_of(host).map_or(host.eq_ignore_ascii_case("localhost"), |address| address.to_canonical().is_loopback())
@@ -97,6 +103,15 @@ mod tests {
         assert_eq!(host_and_port("service2:8080"), ("service2", 8080));
         assert_eq!(host_and_port("[::1]:8080"), ("[::1]", 8080));
         assert_eq!(host_and_port("::1"), ("::1", 80));
+    }
+
+    #[test]
+    fn the_host_of_a_url_has_no_port_user_or_brackets() {
+        for (url, host) in
+            [("http://a.b:80/c?d", "a.b"), ("https://u:p@a/", "a"), ("http://[::1]:8081/", "::1"), ("", ""), ("/a", "")]
+        {
+            assert_eq!(host_of(url), host, "{url}");
+        }
     }
 
     #[test]

@@ -52,12 +52,14 @@ pub(crate) fn hop_client_config(roots: Roots, own: Option<Arc<dyn ResolvesClient
 
 /// Verifies nothing: for the health check of the hop in the same container, whose certificate names another host.
 pub(crate) fn unverified_client_config() -> ClientConfig {
-    client_config_with(Arc::new(NoVerification))
+    client_config_with(|_| Ok(()))
 }
 
-/// Accepts the servers that `verification` accepts.
-pub(crate) fn client_config_with<V: CertificateVerification>(verification: Arc<V>) -> ClientConfig {
-    let verifier = CustomVerifier { verification, provider: provider() };
+/// Accepts the servers that `verify` accepts.
+pub(crate) fn client_config_with(
+    verify: impl Fn(&ServerCertificate<'_>) -> Result<(), rustls::Error> + Send + Sync + 'static,
+) -> ClientConfig {
+    let verifier = CustomVerifier { verify: Box::new(verify), provider: provider() };
     client_builder().dangerous().with_custom_certificate_verifier(Arc::new(verifier)).with_no_client_auth()
 }
 
@@ -103,46 +105,28 @@ pub(crate) fn roots(flag: &str, path: &Path, pem: &[u8]) -> Result<RootCertStore
     Ok(roots)
 }
 
-/// Whether the certificate of a server is acceptable, other than by roots alone.
-pub(crate) trait CertificateVerification: fmt::Debug + Send + Sync + 'static {
-    /// # Errors
-    ///
-    /// rustls's: it ends the handshake.
-    fn verify(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        name: &ServerName<'_>,
-        ocsp: &[u8],
-        now: UnixTime,
-    ) -> Result<(), rustls::Error>;
+/// What a server presents in a handshake, and to whom.
+pub(crate) struct ServerCertificate<'a> {
+    pub(crate) end_entity: &'a CertificateDer<'a>,
+    pub(crate) intermediates: &'a [CertificateDer<'a>],
+    pub(crate) name: &'a ServerName<'a>,
+    pub(crate) ocsp: &'a [u8],
+    pub(crate) now: UnixTime,
 }
 
-/// Accepts every certificate.
-#[derive(Debug)]
-struct NoVerification;
-
-impl CertificateVerification for NoVerification {
-    fn verify(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<(), rustls::Error> {
-        Ok(())
-    }
-}
-
-/// A rustls verifier: `verification` decides about the certificate, ring about the signatures made with it.
-#[derive(Debug)]
-struct CustomVerifier<V> {
-    verification: Arc<V>,
+/// A rustls verifier: `verify` decides about the certificate, ring about the signatures made with it.
+struct CustomVerifier {
+    verify: Box<dyn Fn(&ServerCertificate<'_>) -> Result<(), rustls::Error> + Send + Sync>,
     provider: Arc<CryptoProvider>,
 }
 
-impl<V: CertificateVerification> ServerCertVerifier for CustomVerifier<V> {
+impl fmt::Debug for CustomVerifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("CustomVerifier")
+    }
+}
+
+impl ServerCertVerifier for CustomVerifier {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -151,7 +135,7 @@ impl<V: CertificateVerification> ServerCertVerifier for CustomVerifier<V> {
         ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        self.verification.verify(end_entity, intermediates, name, ocsp, now)?;
+        (self.verify)(&ServerCertificate { end_entity, intermediates, name, ocsp, now })?;
         Ok(ServerCertVerified::assertion())
     }
 

@@ -10,12 +10,13 @@ mod seams;
 pub(crate) mod xray;
 
 use crate::hop::reply::{Call, Tree};
+use crate::net::hosts::host_of;
 use crate::upstream::foreign_response::ForeignResponse;
 
 use crate::check::chain::evidence::CALLER;
 use crate::check::chain::expect::{Expect, is_named};
 use crate::check::envoy::gateway;
-use crate::check::envoy::suggestions::{HintContext, HopRef, Runner, host_of, name_of};
+use crate::check::envoy::suggestions::{HintContext, HopRef, Runner, name_of};
 use crate::check::report::{CheckId, Finding, Hint};
 
 /// Why a call failed, or a hop.

@@ -73,7 +73,7 @@ pub(crate) fn inside(status: u16, stranger: &ForeignResponse, from: &HopRef, to:
         pod => (pod.to_owned(), format!("pod/{pod}")),
     };
     let values = [
-        ("namespace", namespace),
+        ("namespace", namespace.as_str()),
         ("settings", settings.as_str()),
         ("proxy", proxy.as_str()),
         ("log", log.as_str()),

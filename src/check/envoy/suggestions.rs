@@ -1,7 +1,10 @@
 //! Where a hop runs, and so which commands look at it: `kubectl` and `istioctl`, `docker compose`, or plain `curl`.
 
+use http::Uri;
+use http::uri::Authority;
+
 use crate::hop::reply::Tree;
-use crate::net::hosts::is_loopback;
+use crate::net::hosts::{address_of, host_of, is_loopback, redacted_url};
 
 /// What runs the hops. Told from the host name in the reply, because `check` itself may run anywhere.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,16 +64,15 @@ impl HintContext {
             return runner(&hop.hostname);
         }
         let host = host_of(&hop.url);
-        let local = if host.is_empty() { self.loopback } else { is_loopback(host) };
+        let local = if host.is_empty() { self.loopback } else { is_loopback(&host) };
         if local { Runner::Local } else { Runner::Kubernetes }
     }
 
     /// The namespace of a hop: the second label of a Service's DNS name, else the user's.
-    pub(crate) fn namespace_of<'a>(&'a self, hop: &'a HopRef) -> &'a str {
-        let mut labels = host_of(&hop.url).split('.');
-        match (labels.next(), labels.next(), labels.next()) {
-            (Some(_), Some(namespace), Some("svc")) => namespace,
-            _ => &self.namespace,
+    pub(crate) fn namespace_of(&self, hop: &HopRef) -> String {
+        match host_of(&hop.url).split('.').collect::<Vec<_>>()[..] {
+            [_, namespace, "svc", ..] => namespace.to_owned(),
+            _ => self.namespace.clone(),
         }
     }
 
@@ -149,38 +151,22 @@ impl HintContext {
     }
 
     fn with_path(url: &str, path: &str) -> String {
-        let origin = url.find("://").map_or(0, |at| at + 3);
-        let end = url[origin..].find(['/', '?']).map_or(url.len(), |at| origin + at);
-        format!("{}{path}", &url[..end])
-    }
-}
-
-/// The host of a URL, without port and brackets; empty when there is none.
-pub(crate) fn host_of(url: &str) -> &str {
-    let rest = url.split_once("://").map_or("", |(_, rest)| rest);
-    let authority = rest.split(['/', '?', '#']).next().unwrap_or("");
-    let authority = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
-    match authority.strip_prefix('[') {
-        Some(v6) => v6.split(']').next().unwrap_or(""),
-        None => authority.split(':').next().unwrap_or(""),
+        let uri = url.parse::<Uri>().unwrap_or_default();
+        format!("{}://{}{path}", uri.scheme_str().unwrap_or("http"), uri.authority().map_or("", Authority::as_str))
     }
 }
 
 /// The likely name of the hop that a URL leads to: the Service's name, else the path's `service<N>`, else host and port.
 pub(crate) fn name_of(url: &str) -> String {
     let host = host_of(url);
-    if !host.is_empty() && !is_loopback(host) && host.parse::<std::net::IpAddr>().is_err() {
-        return host.split('.').next().unwrap_or(host).to_owned();
+    if !host.is_empty() && !is_loopback(&host) && address_of(&host).is_none() {
+        return host.split('.').next().unwrap_or(&host).to_owned();
     }
-    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
-    let path = rest.split(['?', '#']).next().unwrap_or("");
-    match path
-        .rsplit('/')
-        .find(|part| part.strip_prefix("service").is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit())))
-    {
-        Some(service) => service.to_owned(),
-        None => path.split('/').next().unwrap_or(url).to_owned(),
-    }
+    let uri = url.parse::<Uri>().unwrap_or_default();
+    let is_service =
+        |part: &&str| part.strip_prefix("service").is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()));
+    let name = uri.path().rsplit('/').find(is_service).or(uri.authority().map(Authority::as_str));
+    name.map_or_else(|| redacted_url(url), str::to_owned)
 }
 
 /// A word for a shell: as it is when that is safe, else in single quotes.

@@ -2,18 +2,18 @@
 //! refused certificate can be explained.
 
 use std::net::{SocketAddr, TcpStream};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::ServerCertVerifier as _;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{AlertDescription, CertificateError, ClientConfig, ClientConnection, InvalidMessage, RootCertStore};
 
 use crate::check::reachability::x509::{self, Certificate};
 use crate::check::report::Hint;
-use crate::net::tls::{CertificateVerification, client_config_with, provider};
+use crate::net::tls::{ServerCertificate, client_config_with, provider};
 
 /// Whom to trust.
 #[derive(Debug, Clone)]
@@ -52,12 +52,48 @@ impl Trust {
         !self.own.is_empty()
     }
 
-    /// A client's configuration, and the memory of the certificates that it sees. Errors: rustls's, about the roots.
-    pub(crate) fn config(&self) -> Result<(ClientConfig, Arc<Verifier>), String> {
+    /// A client's configuration, and what the server of the last handshake presented.
+    ///
+    /// # Errors
+    ///
+    /// rustls's, about the roots.
+    pub(crate) fn config(&self) -> Result<(ClientConfig, Arc<Mutex<Option<PresentedCertificates>>>), String> {
         let webpki = WebPkiServerVerifier::builder_with_provider(self.roots.clone(), provider());
         let webpki = webpki.build().map_err(|error| error.to_string())?;
-        let verifier = Arc::new(Verifier { webpki, trust: self.clone(), seen: Mutex::new(None) });
-        Ok((client_config_with(verifier.clone()), verifier))
+        let presented = Arc::new(Mutex::new(None));
+        let (trust, record) = (self.clone(), presented.clone());
+        let config = client_config_with(move |server| {
+            let verdict = trust.verify(&webpki, server);
+            let error = match &verdict {
+                Ok(()) => None,
+                Err(rustls::Error::InvalidCertificate(error)) => Some(error.clone()),
+                Err(_) => Some(CertificateError::BadEncoding),
+            };
+            let leaf = x509::parse(server.end_entity).unwrap_or_default();
+            let seen = PresentedCertificates { leaf, chain: 1 + server.intermediates.len(), error };
+            *record.lock().unwrap_or_else(PoisonError::into_inner) = Some(seen);
+            if trust.insecure { Ok(()) } else { verdict }
+        });
+        Ok((config, presented))
+    }
+
+    fn verify(&self, webpki: &WebPkiServerVerifier, server: &ServerCertificate<'_>) -> Result<(), rustls::Error> {
+        let ServerCertificate { end_entity, intermediates, name, ocsp, now } = server;
+        let verdict = webpki.verify_server_cert(end_entity, intermediates, name, ocsp, *now).map(|_| ());
+        if verdict.is_ok() || !self.own.iter().any(|own| own.as_ref() == end_entity.as_ref()) {
+            return verdict;
+        }
+        // The very certificate that the user trusts, marked as a CA (openssl's default for -x509): name and dates still count.
+        let leaf = x509::parse(end_entity).unwrap_or_default();
+        let at = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+        if at > leaf.not_after {
+            return Err(CertificateError::Expired.into());
+        }
+        if at < leaf.not_before {
+            return Err(CertificateError::NotValidYet.into());
+        }
+        let parsed = rustls::server::ParsedCertificate::try_from(*end_entity)?;
+        rustls::client::verify_server_name(&parsed, name)
     }
 }
 
@@ -68,68 +104,6 @@ pub(crate) struct PresentedCertificates {
     /// How many certificates the server sent.
     pub(crate) chain: usize,
     pub(crate) error: Option<CertificateError>,
-}
-
-/// webpki's verdict, remembered.
-#[derive(Debug)]
-pub(crate) struct Verifier {
-    webpki: Arc<WebPkiServerVerifier>,
-    trust: Trust,
-    seen: Mutex<Option<PresentedCertificates>>,
-}
-
-impl Verifier {
-    /// Takes what the last handshake showed.
-    pub(crate) fn take(&self) -> Option<PresentedCertificates> {
-        self.seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take()
-    }
-
-    fn judge(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        name: &ServerName<'_>,
-        ocsp: &[u8],
-        now: UnixTime,
-    ) -> Result<(), rustls::Error> {
-        let verdict = self.webpki.verify_server_cert(end_entity, intermediates, name, ocsp, now).map(|_| ());
-        if verdict.is_err() && self.trust.own.iter().any(|own| own.as_ref() == end_entity.as_ref()) {
-            // The very certificate that the user trusts, marked as a CA (openssl's default for -x509): name and dates still count.
-            let leaf = x509::parse(end_entity).unwrap_or_default();
-            let at = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
-            if at > leaf.not_after {
-                return Err(CertificateError::Expired.into());
-            }
-            if at < leaf.not_before {
-                return Err(CertificateError::NotValidYet.into());
-            }
-            let parsed = rustls::server::ParsedCertificate::try_from(end_entity)?;
-            return rustls::client::verify_server_name(&parsed, name);
-        }
-        verdict
-    }
-}
-
-impl CertificateVerification for Verifier {
-    fn verify(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        name: &ServerName<'_>,
-        ocsp: &[u8],
-        now: UnixTime,
-    ) -> Result<(), rustls::Error> {
-        let verdict = self.judge(end_entity, intermediates, name, ocsp, now);
-        let error = match &verdict {
-            Ok(()) => None,
-            Err(rustls::Error::InvalidCertificate(error)) => Some(error.clone()),
-            Err(_) => Some(CertificateError::BadEncoding),
-        };
-        let seen =
-            PresentedCertificates { leaf: x509::parse(end_entity).unwrap_or_default(), chain: 1 + intermediates.len(), error };
-        *self.seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(seen);
-        if self.trust.insecure { Ok(()) } else { verdict }
-    }
 }
 
 /// How a handshake ended.
@@ -144,10 +118,10 @@ pub(crate) struct Handshake {
 /// Shakes hands with `address` for `host`. Blocking.
 pub(crate) fn handshake(trust: &Trust, host: &str, address: SocketAddr, timeout: Duration) -> Handshake {
     let started = Instant::now();
-    let mut memory = None;
+    let mut presented = None;
     let outcome = (|| {
-        let (config, verifier) = trust.config().map_err(std::io::Error::other)?;
-        memory = Some(verifier);
+        let (config, seen) = trust.config().map_err(std::io::Error::other)?;
+        presented = Some(seen);
         let name = ServerName::try_from(host.to_owned()).map_err(std::io::Error::other)?;
         let mut tls = ClientConnection::new(Arc::new(config), name).map_err(std::io::Error::other)?;
         let mut socket = TcpStream::connect_timeout(&address, timeout)?;
@@ -169,7 +143,11 @@ pub(crate) fn handshake(trust: &Trust, host: &str, address: SocketAddr, timeout:
         let _ = tls.complete_io(&mut socket);
         Ok(format!("{version}{suite}"))
     })();
-    Handshake { outcome, seen: memory.and_then(|verifier| verifier.take()), took: started.elapsed() }
+    Handshake {
+        outcome,
+        seen: presented.and_then(|seen| seen.lock().unwrap_or_else(PoisonError::into_inner).take()),
+        took: started.elapsed(),
+    }
 }
 
 /// What is wrong with a certificate, and what to do about it.
@@ -237,10 +215,10 @@ pub(crate) fn explain(
             Hint::new("--cacert holds a CA of the same name with another key: an old one").run(renew),
         ),
         other if leaf.is_self_issued => (
-            format!("The certificate is self-signed ({}) and not trusted here ({})", leaf.subject, reason(other)),
+            format!("The certificate is self-signed ({}) and not trusted here ({})", leaf.subject, other),
             Hint::new("Give that very certificate with --cacert; --insecure goes on without verifying").run("httpserver check … --cacert tls.crt"),
         ),
-        other => (format!("The certificate is refused: {}", reason(other)), Hint::new("Not a certificate for a server of this name").run(renew)),
+        other => (format!("The certificate is refused: {}", other), Hint::new("Not a certificate for a server of this name").run(renew)),
     })
 }
 
@@ -251,10 +229,6 @@ pub(crate) fn past_the_gateway(host: &str) -> Hint {
     ))
     .run("kubectl get peerauthentication -A")
     .run("kubectl get virtualservice -A  # the hosts that the gateway serves")
-}
-
-fn reason(error: &CertificateError) -> String {
-    error.to_string()
 }
 
 fn san_of(host: &str) -> String {
