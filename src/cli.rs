@@ -12,7 +12,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::check::CheckArgs;
 use crate::config::{ConfigError, DemoArgs, HealthArgs, ServeArgs, Verbosity, check_environment};
-use crate::demo::{Demo, Unbound};
+use crate::demo::{Demo, DemoError};
 use crate::hop::app::{App, Output};
 use crate::hop::config::HopConfig;
 use crate::net::hosts::is_loopback;
@@ -219,8 +219,8 @@ async fn demo(args: DemoArgs) -> ExitCode {
             Some(complete) if complete || !once => ExitCode::SUCCESS,
             _ => ExitCode::FAILURE,
         },
-        Err(Unbound::Usage(line)) => return wrong(&line),
-        Err(Unbound::Address(line)) => return stopped(&line),
+        Err(DemoError::Usage(line)) => return wrong(&line),
+        Err(DemoError::Address(line)) => return stopped(&line),
     };
     output.stderr.flush(Duration::from_millis(500));
     code

@@ -1,6 +1,6 @@
 //! IP addresses as callers and proxies report them.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// `::1` as `127.0.0.1`, and an IPv4 address that is mapped into IPv6 as IPv4.
 pub(crate) fn canonical(address: IpAddr) -> IpAddr {
@@ -40,6 +40,14 @@ pub(crate) fn first_forwarded(value: &str) -> Option<IpAddr> {
     let mut pairs = value.split(',').next()?.split(';').filter_map(|pair| pair.split_once('='));
     let (_, node) = pairs.find(|(name, _)| name.trim().eq_ignore_ascii_case("for"))?;
     parse(node.trim().trim_matches('"'))
+}
+
+/// An address that can be called: what listens on every address is called on loopback.
+pub(crate) fn reachable(mut addr: SocketAddr) -> SocketAddr {
+    if addr.ip().is_unspecified() {
+        addr.set_ip(if addr.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() });
+    }
+    addr
 }
 
 #[cfg(test)]

@@ -11,3 +11,8 @@ pub(crate) use escape::{misleads, plain};
 
 /// The media type of problem documents (RFC 9457).
 pub(crate) const PROBLEM_JSON: &str = "application/problem+json";
+
+/// A number of things of one kind: `1 span`, `2 spans`.
+pub(crate) fn counted(n: usize, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+}

@@ -14,6 +14,7 @@ mod carried;
 pub(crate) mod cases_for_tests;
 mod context;
 mod format;
+mod handover;
 mod propagator;
 mod w3c;
 
@@ -24,5 +25,6 @@ pub(crate) use carried::{
 pub(crate) use context::HeaderSource;
 pub use context::{Context, Incoming, Sampling};
 pub(crate) use format::HeaderFamily;
+pub(crate) use handover::{TraceBreak, names_trace};
 pub use propagator::{Propagator, Propagators};
 pub(crate) use w3c::{is_valid_tracestate, traceresponse};

@@ -7,6 +7,7 @@ use std::ops::RangeInclusive;
 
 use serde::Serialize;
 
+use crate::text::counted;
 use crate::traces::ids::{self, SpanId, TraceId, shorten};
 use crate::traces::span::{Kind, Span};
 use crate::traces::trace::{PlacedSpan, Trace};
@@ -391,10 +392,6 @@ fn title(span: &Span) -> String {
 
 fn service_of(span: &Span) -> String {
     shorten(span.service().unwrap_or("(no service)"), MAX_NAME)
-}
-
-fn counted(n: usize, what: &str) -> String {
-    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }
 
 #[cfg(test)]

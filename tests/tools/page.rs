@@ -42,6 +42,16 @@ impl Demo {
         self.raw(&format!("POST /demo/control HTTP/1.1\r\n{headers}content-length: {length}\r\nconnection: close\r\n\r\n{body}"))
     }
 
+    /// Reports spans to the store.
+    fn report(&self, spans: &Value) {
+        let (body, host) = (spans.to_string(), self.page);
+        let length = body.len();
+        let (status, ..) = self.raw(&format!(
+            "POST /api/v2/spans HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}"
+        ));
+        assert_eq!(status, 202);
+    }
+
     /// An order as the page gives it.
     fn order(&self, order: &Value) -> (u16, Value) {
         let (host, origin) = (self.page.to_string(), format!("http://{}", self.page));
@@ -99,21 +109,24 @@ fn the_verdict_on_a_trace_is_the_stores() {
         {"traceId": "c0ffee", "id": "2", "parentId": "9", "kind": "SERVER", "timestamp": 6, "localEndpoint": {"serviceName": "stock"}},
         {"traceId": "beef", "id": "2", "parentId": "9", "kind": "SERVER", "timestamp": 6, "localEndpoint": {"serviceName": "stock"}},
     ]);
-    let body = spans.to_string();
-    let (status, ..) = demo.raw(&format!(
-        "POST /api/v2/spans HTTP/1.1\r\nhost: {}\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
-        demo.page,
-        body.len()
-    ));
-    assert_eq!(status, 202);
+    demo.report(&spans);
     let verdict = |path: &str| -> Value { serde_json::from_str(&demo.get(path).2).unwrap() };
     let torn = verdict("/demo/verdict/c0ffee?hops=3");
     assert_eq!((&torn["whole"], &torn["broken_at"]), (&json!(false), &json!(["stock"])), "{torn:#}");
     assert!(torn["deviations"].to_string().contains("2 services instead of 3 reported"), "{torn:#}");
+    let placed: Vec<_> = torn["rows"].as_array().unwrap().iter().map(|row| (&row["span"]["id"], &row["missing"])).collect();
+    assert_eq!(placed, [(&json!("0000000000000001"), &Value::Null), (&json!("0000000000000002"), &json!("0000000000000009"))]);
     // A caller that reports nothing leaves one span without its parent, and more services than hops are no defect.
     assert_eq!(verdict("/demo/verdict/beef?hops=0")["whole"], true);
     assert_eq!(verdict("/demo/verdict/beef?hops=1")["whole"], true);
-    assert_eq!(verdict("/demo/verdict/dead?hops=0"), Value::Null);
+    // Nobody knows how many services take part in a request of strangers.
+    assert_eq!(verdict("/demo/verdict/beef")["whole"], true);
+    assert_eq!(verdict("/demo/verdict/dead"), Value::Null);
+    // The demo knows it of its own: here all hops but one are missing.
+    let spans =
+        json!([{"traceId": "fade", "id": "1", "kind": "SERVER", "timestamp": 5, "localEndpoint": {"serviceName": "service1"}}]);
+    demo.report(&spans);
+    assert_eq!(verdict("/demo/verdict/fade")["whole"], false);
 }
 
 const FILES: [&str; 11] = [

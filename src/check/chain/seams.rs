@@ -6,6 +6,7 @@ use crate::check::chain::evidence::{Effect, Proxy, RequestId, SIDECAR_CALLS_FROM
 use crate::hop::reply::{Headers, Propagation, Tree};
 use crate::trace_context::{
     Context, HeaderFamily, HeaderSource as _, is_foreign_tracer, is_trace_context, is_valid_request_id, is_valid_tracestate,
+    names_trace,
 };
 use crate::traces::ids::{parse_span_id, parse_trace_id};
 
@@ -83,7 +84,7 @@ fn contexts_between(sent: &Headers, received: &Headers) -> Vec<Effect> {
             continue;
         };
         // A proxy that speaks both writes `traceparent` anew from B3: its trace then is one that was sent.
-        if !before.iter().any(|(_, known)| known.trace_id == is.trace_id) {
+        if !names_trace(&before, is.trace_id) {
             effects.push(Effect::Trace { format: *format, before: was.trace_id.to_string(), after: is.trace_id.to_string() });
         } else if let (Some(before), Some(after)) = (was.sampling.decision(), is.sampling.decision())
             && before != after
@@ -202,7 +203,7 @@ fn invalid(format: HeaderFamily, before: &Headers, after: &Headers) -> Effect {
 pub(crate) fn joined(sent: &Headers, tree: &Tree) -> Vec<Effect> {
     let contexts = HeaderFamily::read_all(&tree.received);
     let Some(trace) = trace_of(tree).filter(|_| !contexts.is_empty()) else { return Vec::new() };
-    if !contexts.iter().any(|(_, context)| context.trace_id == trace) {
+    if !names_trace(&contexts, trace) {
         let received = contexts.into_iter().map(|(format, context)| (format, context.trace_id.to_string())).collect();
         return vec![Effect::NewTrace { received, started: trace.to_string() }];
     }

@@ -3,4 +3,5 @@
 
 pub(crate) mod live;
 pub(crate) mod orders;
-pub(crate) mod panel;
+pub(crate) mod plan;
+pub(crate) mod state;

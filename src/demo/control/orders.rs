@@ -16,7 +16,8 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use http_body_util::{BodyExt as _, Limited};
 use serde::Deserialize;
 
-use crate::demo::control::panel::{Panel, PlanForm, Sender};
+use crate::demo::control::plan::PlanForm;
+use crate::demo::control::state::{DemoState, Sender};
 use crate::net::hosts;
 use crate::server::ConnectionInfo;
 use crate::trace_context::carried_names;
@@ -108,7 +109,7 @@ fn json(body: impl Into<Body>) -> Response {
 }
 
 /// Answers `/demo/control`.
-pub(crate) async fn control(panel: Arc<Panel>, access: Access, request: Request) -> Response {
+pub(crate) async fn control(state: Arc<DemoState>, access: Access, request: Request) -> Response {
     let (head, body) = request.into_parts();
     if head.method != Method::POST {
         let allow = [(header::ALLOW, HeaderValue::from_static("POST"))];
@@ -125,7 +126,7 @@ pub(crate) async fn control(panel: Arc<Panel>, access: Access, request: Request)
         Err(_) => return text(StatusCode::REQUEST_TIMEOUT, "the order did not arrive in time"),
     };
     match serde_json::from_slice::<Order>(&body) {
-        Ok(order) => match follow(&panel, order).await {
+        Ok(order) => match follow(&state, order).await {
             Ok(response) => response,
             Err(why) => text(StatusCode::BAD_REQUEST, &crate::text::plain(&why)),
         },
@@ -133,25 +134,23 @@ pub(crate) async fn control(panel: Arc<Panel>, access: Access, request: Request)
     }
 }
 
-async fn follow(panel: &Panel, order: Order) -> Result<Response, String> {
-    let seat = |hop: usize| {
-        let seat = hop.checked_sub(1).and_then(|at| panel.seats.get(at));
-        seat.ok_or_else(|| format!("there is no service{hop}"))
-    };
+async fn follow(state: &DemoState, order: Order) -> Result<Response, String> {
+    let handle =
+        |hop: usize| hop.checked_sub(1).and_then(|at| state.hops.get(at)).ok_or_else(|| format!("there is no service{hop}"));
     match order {
         Order::Send { headers } => {
-            let (_, answer) = panel.send(Sender::Page, header_map(headers)?).await;
+            let (_, answer) = state.send(Sender::Page, header_map(headers)?).await;
             Ok(json(answer))
         }
         Order::Plan { hop, plan } => {
-            let faults = seat(hop)?.faults();
+            let faults = handle(hop)?.faults();
             faults.set(plan.plan(&faults.config())?);
-            panel.altered.send_replace(());
+            state.altered.send_replace(());
             Ok(json("{}"))
         }
         Order::Run { hop, running } => {
-            seat(hop)?.running.send_replace(running);
-            panel.altered.send_replace(());
+            handle(hop)?.running.send_replace(running);
+            state.altered.send_replace(());
             Ok(json("{}"))
         }
     }

@@ -15,26 +15,23 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::Body;
+use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
-use bytes::Bytes;
 use futures_util::stream;
-use http::{HeaderValue, StatusCode, header};
 use serde::Serialize;
 use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 use tokio::sync::{OwnedSemaphorePermit, broadcast, mpsc, watch};
 
-use crate::demo::control::panel::Panel;
-use crate::demo::until;
-use crate::traces::Trace;
-use crate::traces::TraceId;
+use crate::demo::control::state::DemoState;
+use crate::demo::supervisor::until;
+use crate::traces::{Trace, TraceId};
 
 /// Streams at once; each costs a task.
 pub(crate) const STREAMS: usize = 32;
 /// Traces that a stream begins with, and the most in one event.
 const TRACES: usize = 100;
-/// What happens within this time is told in one event. Below what an eye can tell apart.
-const TOGETHER: Duration = Duration::from_millis(25);
+/// Changes within this time are sent as one event. Shorter than what an eye can distinguish.
+const DEBOUNCE: Duration = Duration::from_millis(25);
 /// The longest text of somebody else in a summary, characters.
 const MAX_TEXT: usize = 120;
 /// Services named in a summary.
@@ -74,31 +71,27 @@ impl Summary {
 
 /// Answers `/demo/events`. `watching_only` says why this viewer may change nothing.
 pub(crate) fn events(
-    panel: Arc<Panel>,
+    state: Arc<DemoState>,
     watching_only: Option<&'static str>,
     place: OwnedSemaphorePermit,
     stopped: watch::Receiver<bool>,
 ) -> Response {
-    let (tx, rx) = mpsc::channel::<Bytes>(4);
+    let (tx, rx) = mpsc::channel(4);
     tokio::spawn(async move {
-        let feed = Feed { panel, tx, watching_only };
+        let feed = Feed { state, tx, watching_only };
         tokio::select! {
             _ = feed.run() => {}
             () = until(stopped) => {}
         }
         drop(place);
     });
-    let body = stream::unfold(rx, |mut rx| async { rx.recv().await.map(|bytes| (Ok::<_, Infallible>(bytes), rx)) });
-    let headers = [
-        (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
-        (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
-    ];
-    (StatusCode::OK, headers, Body::from_stream(body)).into_response()
+    let events = stream::unfold(rx, |mut rx| async { rx.recv().await.map(|event| (Ok::<_, Infallible>(event), rx)) });
+    Sse::new(events).keep_alive(KeepAlive::default()).into_response()
 }
 
 struct Feed {
-    panel: Arc<Panel>,
-    tx: mpsc::Sender<Bytes>,
+    state: Arc<DemoState>,
+    tx: mpsc::Sender<Event>,
     watching_only: Option<&'static str>,
 }
 
@@ -107,39 +100,39 @@ struct Gone;
 
 impl Feed {
     async fn run(&self) -> Result<(), Gone> {
-        // Subscribed before anything is told: what happens in between comes twice rather than never.
-        let panel = &self.panel;
-        let mut altered = panel.altered.subscribe();
-        let mut passed = panel.passed.subscribe();
-        let mut ticked = panel.ticked.subscribe();
+        // Subscribed before anything is sent: what happens in between comes twice rather than never.
+        let state = &self.state;
+        let mut altered = state.altered.subscribe();
+        let mut passed = state.passed.subscribe();
+        let mut ticked = state.ticked.subscribe();
         ticked.mark_unchanged();
-        let mut arrivals = panel.store.subscribe();
-        panel.prompt.notify_one();
-        self.tell("chain", &panel.chain(self.watching_only)).await?;
-        self.tell("passed", &panel.passed()).await?;
-        self.traces(panel.store.trace_ids()).await?;
+        let mut arrivals = state.store.subscribe();
+        state.prompt.notify_one();
+        self.send("chain", &state.chain(self.watching_only)).await?;
+        self.send("passed", &state.passed()).await?;
+        self.traces(state.store.trace_ids()).await?;
         loop {
             tokio::select! {
-                Ok(()) = altered.changed() => self.tell("chain", &panel.chain(self.watching_only)).await?,
+                Ok(()) = altered.changed() => self.send("chain", &state.chain(self.watching_only)).await?,
                 Ok(()) = passed.changed() => {
-                    tokio::time::sleep(TOGETHER).await;
+                    tokio::time::sleep(DEBOUNCE).await;
                     passed.mark_unchanged();
-                    self.tell("passed", &panel.passed()).await?;
+                    self.send("passed", &state.passed()).await?;
                 }
                 Ok(()) = ticked.changed() => {
                     let figures = ticked.borrow_and_update().clone();
-                    self.tell("ticked", &figures).await?;
+                    self.send("ticked", &figures).await?;
                 }
                 arrived = arrivals.recv() => {
                     let ids = match arrived {
                         Ok(first) => {
-                            tokio::time::sleep(TOGETHER).await;
+                            tokio::time::sleep(DEBOUNCE).await;
                             drain(first, &mut arrivals)
                         }
                         Err(RecvError::Lagged(_)) => None,
                         Err(RecvError::Closed) => return Ok(()),
                     };
-                    self.traces(ids.unwrap_or_else(|| panel.store.trace_ids())).await?;
+                    self.traces(ids.unwrap_or_else(|| state.store.trace_ids())).await?;
                 }
                 // The page may be gone while nothing happens here.
                 () = self.tx.closed() => return Err(Gone),
@@ -147,22 +140,16 @@ impl Feed {
         }
     }
 
-    /// Tells of the first of these traces that are still there.
+    /// Sends summaries of the first of these traces that are still there.
     async fn traces(&self, ids: Vec<TraceId>) -> Result<(), Gone> {
-        let load = |id| self.panel.store.tree(id).map(|trace| Summary::of(&trace));
+        let load = |id| self.state.store.tree(id).map(|trace| Summary::of(&trace));
         let summaries: Vec<_> = ids.into_iter().take(TRACES).filter_map(load).collect();
-        self.tell("traces", &serde_json::to_vec(&summaries).unwrap_or_default()).await
+        self.send("traces", &summaries).await
     }
 
-    async fn tell(&self, event: &str, json: &[u8]) -> Result<(), Gone> {
-        let mut text = Vec::with_capacity(json.len() + event.len() + 20);
-        text.extend_from_slice(b"event: ");
-        text.extend_from_slice(event.as_bytes());
-        // JSON as it is written here is one line: serde_json escapes every line break in a text.
-        text.extend_from_slice(b"\ndata: ");
-        text.extend_from_slice(json);
-        text.extend_from_slice(b"\n\n");
-        self.tx.send(text.into()).await.map_err(|_| Gone)
+    async fn send(&self, name: &str, data: &impl Serialize) -> Result<(), Gone> {
+        let event = Event::default().event(name).json_data(data).map_err(|_| Gone)?;
+        self.tx.send(event).await.map_err(|_| Gone)
     }
 }
 

@@ -78,24 +78,18 @@ async function refresh(of) {
   if (of.loading) { of.again = true; return; }
   of.loading = true;
   try {
-    const [spans, exchange] = await Promise.all([fetch(`/api/v2/traceMany?traceIds=${of.id}`), of.exchange ? null : fetch(`/demo/exchange/${of.id}`)]);
-    const found = spans.ok ? (await spans.json())[0] : null;
+    const [answer, exchange] = await Promise.all([fetch(`/demo/verdict/${of.id}`), of.exchange ? null : fetch(`/demo/exchange/${of.id}`)]);
+    const found = answer.ok ? await answer.json() : null;
     if (exchange?.ok) of.exchange = await exchange.json();
-    of.missing = !found?.length;
-    of.trace = found?.length ? model(found) : null;
-    if (of.trace) of.verdict = await (await fetch(`/demo/verdict/${of.id}?hops=${hops(of)}`)).json();
+    of.missing = !found;
+    of.verdict = found;
+    of.trace = found && model(found);
   } catch {
     of.failed = true;
   }
   of.loading = false;
   if (of === open) draw();
   if (of.again) { of.again = false; refresh(of); }
-}
-
-/** How many services took part, 0 when nobody knows. */
-function hops({ trace, exchange }) {
-  if (exchange?.reply) return took(exchange.reply);
-  return trace.services.some((name) => config?.hops.some((hop) => hop.name === name)) ? config.hops.length : 0;
 }
 
 function draw() {
@@ -155,17 +149,6 @@ function about() {
     trace?.begunOutside && h('p', { class: 'wrong calm' }, `The first span hangs below ${trace.rows[0].missing}, the id that the caller sent along. The caller reports no spans here, so the picture begins at ${plain(trace.rows[0].service || 'the first hop', 60)}.`),
     wrong.length > 0 && h('ul', { class: 'wrong', 'aria-label': 'What is not as it should be' }, wrong.map((text) => h('li', null, plain(text, 600)))),
     steps && h('details', { class: 'told', open: !shut }, h('summary', null, 'What happened to the trace id'), h('p', { class: 'hint' }, 'A trace id is the one number that everything done for one request has in common. It has to be handed from hop to hop.'), h('ol', { class: 'story' }, steps)));
-}
-
-/** How many services answered. */
-function took(reply) {
-  const names = new Set(), stack = [reply];
-  while (stack.length) {
-    const hop = stack.pop();
-    names.add(hop.service);
-    for (const call of hop.upstreams) if (call.reply) stack.push(call.reply);
-  }
-  return names.size;
 }
 
 // --- the beginning

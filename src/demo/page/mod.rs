@@ -12,16 +12,16 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get};
 use axum::{Json, Router};
 use http::{HeaderName, HeaderValue, StatusCode, header};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, watch};
 use tower_http::set_header::SetResponseHeaderLayer;
 
 use crate::demo::control::orders::{self, Access};
-use crate::demo::control::panel::Panel;
+use crate::demo::control::state::DemoState;
 use crate::demo::page::events::STREAMS;
 use crate::server::ConnectionInfo;
-use crate::traces::ids::parse_trace_id;
-use crate::traces::{Caller, ExpectedTrace, Verdict};
+use crate::traces::ids::{parent_id, parse_trace_id};
+use crate::traces::{Caller, ExpectedTrace, Span, SpanId, Verdict};
 
 /// What the browser lets the page do.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
@@ -57,16 +57,16 @@ const FILES: [File; 11] = [
 ];
 
 /// The page's part of the store's port. `stopped` ends the streams of events.
-pub(crate) fn router(panel: Arc<Panel>, access: Access, stopped: watch::Receiver<bool>) -> Router {
+pub(crate) fn router(state: Arc<DemoState>, access: Access, stopped: watch::Receiver<bool>) -> Router {
     let mut router = Router::new();
     for (path, kind, text) in FILES {
         let answer = move || async move { ([(header::CONTENT_TYPE, HeaderValue::from_static(kind))], text) };
         router = router.route(path, get(answer));
     }
     let places = Arc::new(Semaphore::new(STREAMS));
-    let for_events = panel.clone();
-    let for_exchange = panel.clone();
-    let for_verdict = panel.clone();
+    let for_events = state.clone();
+    let for_exchange = state.clone();
+    let for_verdict = state.clone();
     router = router
         .route(
             "/demo/events",
@@ -86,7 +86,7 @@ pub(crate) fn router(panel: Arc<Panel>, access: Access, stopped: watch::Receiver
                 move |Path(id): Path<String>, Query(query): Query<VerdictQuery>| async move { verdict(&for_verdict, &id, query) },
             ),
         )
-        .route("/demo/control", any(move |request: Request| orders::control(panel, access, request)));
+        .route("/demo/control", any(move |request: Request| orders::control(state, access, request)));
     let set =
         |name: HeaderName, value: &'static str| SetResponseHeaderLayer::if_not_present(name, HeaderValue::from_static(value));
     router
@@ -99,9 +99,9 @@ pub(crate) fn router(panel: Arc<Panel>, access: Access, stopped: watch::Receiver
 }
 
 /// What the demo remembers of the request that a trace is of: only those that it sent itself.
-fn exchange(panel: &Panel, id: &str) -> Response {
+fn exchange(state: &DemoState, id: &str) -> Response {
     let json = [(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))];
-    match parse_trace_id(id).ok().and_then(|id| panel.exchange(id)) {
+    match parse_trace_id(id).ok().and_then(|id| state.exchange(id)) {
         Some(body) => (json, body).into_response(),
         // Not an error: the page asks for every trace, and a browser would write a line in red for each 404.
         None => (json, "null").into_response(),
@@ -110,17 +110,53 @@ fn exchange(panel: &Panel, id: &str) -> Response {
 
 #[derive(Deserialize)]
 struct VerdictQuery {
-    /// How many services took part; 0 when nobody knows.
-    hops: usize,
+    /// How many services took part, 0 for any number; by default what the demo knows.
+    hops: Option<usize>,
 }
 
-/// What is wrong with a trace, by the rules that `check` and the terminal use. `null` for one that the store does not have.
-fn verdict(panel: &Panel, id: &str, query: VerdictQuery) -> Response {
-    let trace = parse_trace_id(id).ok().and_then(|id| panel.store.tree(id));
+/// A trace as the page draws it, and what is wrong with it.
+#[derive(Serialize)]
+struct JudgedTrace<'a> {
+    #[serde(flatten)]
+    verdict: Verdict,
+    start_us: u64,
+    duration_us: u64,
+    rows: Vec<Row<'a>>,
+}
+
+/// One span in its place: [`PlacedSpan`](crate::traces::PlacedSpan).
+#[derive(Serialize)]
+struct Row<'a> {
+    span: &'a Span,
+    depth: usize,
+    parent: Option<usize>,
+    #[serde(with = "parent_id")]
+    missing: Option<SpanId>,
+    error: bool,
+}
+
+/// A trace with its verdict, by the rules that `check` and the terminal use. `null` for one that the store does not have.
+fn verdict(state: &DemoState, id: &str, query: VerdictQuery) -> Response {
+    let Some(trace) = parse_trace_id(id).ok().and_then(|id| state.store.tree(id)) else {
+        return Json(()).into_response();
+    };
     // A page shows whatever is reported: more services than hops are no defect, and nobody knows who called.
-    let services = (query.hops > 0).then_some(query.hops..=usize::MAX);
+    let services = query.hops.or_else(|| state.services_of(&trace)).filter(|hops| *hops > 0).map(|hops| hops..=usize::MAX);
     let expected = ExpectedTrace { services, caller: Caller::Unknown, ..ExpectedTrace::default() };
-    Json(trace.map(|trace| Verdict::of(&[trace], &expected))).into_response()
+    let rows = trace.rows().iter().map(|row| Row {
+        span: &row.span,
+        depth: row.depth,
+        parent: row.parent,
+        missing: row.missing_parent,
+        error: row.span.is_error(),
+    });
+    Json(JudgedTrace {
+        verdict: Verdict::of(std::slice::from_ref(&trace), &expected),
+        start_us: trace.start_us(),
+        duration_us: trace.duration_us(),
+        rows: rows.collect(),
+    })
+    .into_response()
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 
 use unicode_width::UnicodeWidthChar as _;
 
+pub(crate) use crate::text::counted;
 use crate::traces::{Kind, PlacedSpan};
 
 /// Rows of a drawing; more are counted, not drawn. Beyond this nobody scrolls back.
@@ -225,8 +226,4 @@ impl<'a> Canvas<'a> {
         }
         self.end(line);
     }
-}
-
-pub(crate) fn counted(n: usize, what: &str) -> String {
-    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }

@@ -1,6 +1,7 @@
 //! What the terminal shows of a trace. All text in spans is from outside: here it loses its control characters and its length.
 
 mod canvas;
+pub(crate) mod printer;
 #[cfg(test)]
 mod tests;
 mod ties;

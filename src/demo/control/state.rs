@@ -1,6 +1,6 @@
 //! What the page shows and steers: the hops as they run, and the demo's own caller.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -8,15 +8,19 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::future::join_all;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use tokio::sync::{Notify, watch};
 
 use crate::demo::control::live::{Figures, Gauge, Passed};
+use crate::demo::control::plan::PlanForm;
 use crate::demo::store::Store;
-use crate::demo::{reachable, trace_ids, until};
-use crate::hop::fault::{Fault, FaultConfig, FaultKind, Faults, Latency};
+use crate::demo::supervisor::until;
+use crate::hop::config::HopConfig;
+use crate::hop::fault::Faults;
 use crate::hop::reply::{Tree, milliseconds};
-use crate::traces::TraceId;
+use crate::net::addresses::reachable;
+use crate::traces::ids::parse_trace_id;
+use crate::traces::{Trace, TraceId};
 use crate::upstream::FanOut;
 
 /// How often figures and health are looked at while somebody watches.
@@ -30,12 +34,10 @@ const MAX_ANSWER: usize = 4 << 20;
 /// Answers that are remembered for the view of their headers, and their bytes in all.
 const EXCHANGES: usize = 500;
 const EXCHANGE_BYTES: usize = 16 << 20;
-/// The longest latency and delay that can be set from the page.
-pub(crate) const MAX_DELAY: Duration = Duration::from_secs(60);
 
 /// One hop of the demo: who it is, and the handles to it while it runs.
 #[derive(Debug)]
-pub(crate) struct Seat {
+pub(crate) struct HopHandle {
     pub(crate) name: String,
     pub(crate) version: String,
     pub(crate) lane: String,
@@ -65,14 +67,8 @@ enum Health {
     NoAnswer(String),
 }
 
-impl Seat {
-    pub(crate) fn new(
-        addr: SocketAddr,
-        config: &crate::hop::config::HopConfig,
-        calls: Vec<usize>,
-        gauge: Gauge,
-        faults: Faults,
-    ) -> Self {
+impl HopHandle {
+    pub(crate) fn new(addr: SocketAddr, config: &HopConfig, calls: Vec<usize>, gauge: Gauge, faults: Faults) -> Self {
         Self {
             name: config.identity.name.clone(),
             version: config.identity.version.clone(),
@@ -102,82 +98,6 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Latency and faults as the page reads and writes them.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct PlanForm {
-    /// From and to, milliseconds, uniform between them; null for a curve of percentiles, which the page leaves as it is.
-    latency_ms: Option<[f64; 2]>,
-    faults: Vec<FaultForm>,
-}
-
-/// One fault; `percent` of the requests get it.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", deny_unknown_fields)]
-enum FaultForm {
-    Abort { status: u16, percent: f64 },
-    Delay { ms: f64, percent: f64 },
-}
-
-impl From<&FaultConfig> for PlanForm {
-    fn from(plan: &FaultConfig) -> Self {
-        let latency_ms = match plan.latency {
-            Latency::None => Some([0.0, 0.0]),
-            Latency::Fixed(delay) => Some([milliseconds(delay); 2]),
-            Latency::Uniform(low, high) => Some([milliseconds(low), milliseconds(high)]),
-            Latency::Quantiles(_) => None,
-        };
-        let faults = plan.faults.iter().map(|fault| {
-            // Shares are halves, tenths and the like: what was 7 % must not come back as 7.000000000000001.
-            let percent = (fault.share * 1e8).round() / 1e6;
-            match fault.kind {
-                FaultKind::Abort(status) => FaultForm::Abort { status: status.as_u16(), percent },
-                FaultKind::Delay(delay) => FaultForm::Delay { ms: milliseconds(delay), percent },
-            }
-        });
-        Self { latency_ms, faults: faults.collect() }
-    }
-}
-
-impl PlanForm {
-    /// The plan that this describes, in place of `now`. Errors: what cannot be.
-    pub(crate) fn plan(&self, now: &FaultConfig) -> Result<FaultConfig, String> {
-        const MAX_FAULTS: usize = 8;
-        let delay = |ms: f64| {
-            let delay = Duration::try_from_secs_f64(ms / 1e3).ok().filter(|delay| *delay <= MAX_DELAY);
-            delay.ok_or_else(|| format!("a delay of {ms} ms is not from 0 to {} ms", MAX_DELAY.as_millis()))
-        };
-        let latency = match self.latency_ms {
-            None => now.latency.clone(),
-            Some([low, high]) => match (delay(low)?, delay(high)?) {
-                (low, high) if low > high => return Err("the lower latency is above the upper".into()),
-                (_, Duration::ZERO) => Latency::None,
-                (low, high) if low == high => Latency::Fixed(low),
-                (low, high) => Latency::Uniform(low, high),
-            },
-        };
-        if self.faults.len() > MAX_FAULTS {
-            return Err(format!("a hop takes up to {MAX_FAULTS} faults from here"));
-        }
-        let fault = |form: &FaultForm| {
-            let (FaultForm::Abort { percent, .. } | FaultForm::Delay { percent, .. }) = *form;
-            if !(0.0..=100.0).contains(&percent) {
-                return Err(format!("a rate of {percent} % is not from 0 to 100"));
-            }
-            let kind = match *form {
-                FaultForm::Abort { status, .. } => {
-                    let code = Some(status).filter(|status| (400..=599).contains(status));
-                    let code = code.and_then(|status| http::StatusCode::from_u16(status).ok());
-                    FaultKind::Abort(code.ok_or_else(|| format!("the status {status} is not from 400 to 599"))?)
-                }
-                FaultForm::Delay { ms, .. } => FaultKind::Delay(delay(ms)?),
-            };
-            Ok(Fault { kind, share: percent / 100.0 })
-        };
-        Ok(FaultConfig { latency, faults: self.faults.iter().map(fault).collect::<Result<_, _>>()? })
-    }
-}
-
 /// Who had a request sent.
 #[derive(Debug, Clone, Copy, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -190,7 +110,7 @@ pub(crate) enum Sender {
 
 /// One request of the demo's own, as it was sent and as it was answered.
 #[derive(Debug, Clone, Serialize)]
-pub(crate) struct Exchange {
+pub(crate) struct SentRequest {
     sender: Sender,
     pub(crate) url: String,
     /// The headers that were sent, beside those that every client sends.
@@ -203,6 +123,16 @@ pub(crate) struct Exchange {
     pub(crate) reply: Option<Tree>,
 }
 
+/// A request of the demo's own that a hop answered.
+#[derive(Debug)]
+struct Answered {
+    traces: Vec<TraceId>,
+    /// How many services are in the reply.
+    services: usize,
+    /// The [`SentRequest`].
+    json: Bytes,
+}
+
 /// Web pages of others that can show a trace too.
 #[derive(Debug, Clone, Default, Serialize)]
 pub(crate) struct Links {
@@ -212,8 +142,8 @@ pub(crate) struct Links {
 
 /// Everything that the page can see and do.
 #[derive(Debug)]
-pub(crate) struct Panel {
-    pub(crate) seats: Vec<Seat>,
+pub(crate) struct DemoState {
+    pub(crate) hops: Vec<HopHandle>,
     pub(crate) fan_out: Option<FanOut>,
     pub(crate) store: Store,
     pub(crate) links: Links,
@@ -222,16 +152,16 @@ pub(crate) struct Panel {
     /// Told when a plan is changed or a hop is started or stopped.
     pub(crate) altered: watch::Sender<()>,
     /// Told when there are new figures.
-    pub(crate) ticked: watch::Sender<Bytes>,
+    pub(crate) ticked: watch::Sender<Vec<Ticked>>,
     /// Asks for new figures at once.
     pub(crate) prompt: Notify,
     client: reqwest::Client,
-    exchanges: Mutex<VecDeque<(Vec<TraceId>, Bytes)>>,
+    exchanges: Mutex<VecDeque<Answered>>,
 }
 
 /// The chain as the page draws it.
 #[derive(Serialize)]
-struct Chain<'a> {
+pub(crate) struct Chain<'a> {
     version: &'a str,
     /// Null for a chain.
     fan_out: Option<&'a str>,
@@ -253,16 +183,17 @@ struct Hop<'a> {
     plan: PlanForm,
 }
 
-#[derive(Serialize)]
-struct Ticked {
+/// Health and figures of one hop.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Ticked {
     health: Health,
     #[serde(flatten)]
     figures: Figures,
 }
 
-impl Panel {
+impl DemoState {
     pub(crate) fn new(
-        seats: Vec<Seat>,
+        hops: Vec<HopHandle>,
         fan_out: Option<FanOut>,
         store: Store,
         links: Links,
@@ -276,48 +207,41 @@ impl Panel {
             .build()
             .map_err(|error| error.to_string())?;
         Ok(Self {
-            seats,
+            hops,
             fan_out,
             store,
             links,
             passed,
             altered: watch::Sender::new(()),
-            ticked: watch::Sender::new(Bytes::new()),
+            ticked: watch::Sender::default(),
             prompt: Notify::new(),
             client,
             exchanges: Mutex::default(),
         })
     }
 
-    /// The chain as JSON. `watching_only` says why whoever asks may change nothing.
-    pub(crate) fn chain(&self, watching_only: Option<&str>) -> Vec<u8> {
-        let hop = |seat: &'_ Seat| (PlanForm::from(&seat.faults().config()), *seat.running.borrow());
-        let hops = self.seats.iter().map(|seat| {
-            let (plan, running) = hop(seat);
-            Hop {
-                name: &seat.name,
-                version: &seat.version,
-                lane: &seat.lane,
-                address: reachable(seat.addr),
-                calls: &seat.calls,
-                drops: &seat.drops,
-                running,
-                plan,
-            }
+    /// `watching_only`: why the viewer may change nothing.
+    pub(crate) fn chain<'a>(&'a self, watching_only: Option<&'a str>) -> Chain<'a> {
+        let hops = self.hops.iter().map(|hop| Hop {
+            name: &hop.name,
+            version: &hop.version,
+            lane: &hop.lane,
+            address: reachable(hop.addr),
+            calls: &hop.calls,
+            drops: &hop.drops,
+            running: *hop.running.borrow(),
+            plan: PlanForm::from(&hop.faults().config()),
         });
         let fan_out = self.fan_out.map(|fan_out| match fan_out {
             FanOut::Parallel => "parallel",
             FanOut::Sequential => "sequential",
         });
-        let chain =
-            Chain { version: env!("CARGO_PKG_VERSION"), fan_out, hops: hops.collect(), links: &self.links, watching_only };
-        serde_json::to_vec(&chain).unwrap_or_default()
+        Chain { version: env!("CARGO_PKG_VERSION"), fan_out, hops: hops.collect(), links: &self.links, watching_only }
     }
 
-    /// What passed each hop since it began, as JSON.
-    pub(crate) fn passed(&self) -> Vec<u8> {
-        let passed: Vec<Passed> = self.seats.iter().map(|seat| seat.gauge.passed()).collect();
-        serde_json::to_vec(&passed).unwrap_or_default()
+    /// The counters of each hop.
+    pub(crate) fn passed(&self) -> Vec<Passed> {
+        self.hops.iter().map(|hop| hop.gauge.passed()).collect()
     }
 
     /// Looks at figures and health once a second for as long as somebody watches, until `stopped`.
@@ -334,36 +258,36 @@ impl Panel {
             if self.ticked.receiver_count() == 0 {
                 continue;
             }
-            join_all(self.seats.iter().map(|seat| self.probe(seat))).await;
-            let now = |seat: &Seat| Ticked { health: lock(&seat.health).clone(), figures: seat.gauge.figures() };
-            let ticked: Vec<_> = self.seats.iter().map(now).collect();
-            self.ticked.send_replace(serde_json::to_vec(&ticked).unwrap_or_default().into());
+            join_all(self.hops.iter().map(|hop| self.probe(hop))).await;
+            let now = |hop: &HopHandle| Ticked { health: lock(&hop.health).clone(), figures: hop.gauge.figures() };
+            let ticked = self.hops.iter().map(now).collect();
+            self.ticked.send_replace(ticked);
         }
     }
 
-    async fn probe(&self, seat: &Seat) {
-        let url = format!("http://{}/readyz", reachable(seat.addr));
+    async fn probe(&self, hop: &HopHandle) {
+        let url = format!("http://{}/readyz", reachable(hop.addr));
         let health = match self.client.get(url).timeout(PROBE).send().await {
             Ok(answer) if answer.status() == http::StatusCode::OK => Health::Ready,
             Ok(answer) => Health::NotReady(answer.status().to_string()),
             Err(error) => Health::NoAnswer(why(&error)),
         };
-        *lock(&seat.health) = health;
+        *lock(&hop.health) = health;
     }
 
     /// The URL of the first hop.
     pub(crate) fn front(&self) -> String {
-        format!("http://{}/service1", reachable(self.seats[0].addr))
+        format!("http://{}/service1", reachable(self.hops[0].addr))
     }
 
     /// Sends a request to the first hop and remembers what came of it.
-    pub(crate) async fn send(&self, sender: Sender, headers: HeaderMap) -> (Exchange, Bytes) {
+    pub(crate) async fn send(&self, sender: Sender, headers: HeaderMap) -> (SentRequest, Bytes) {
         let url = self.front();
         let text = |value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
         let sent = headers.iter().map(|(name, value): (&HeaderName, _)| (name.as_str().to_owned(), text(value))).collect();
         let begun = Instant::now();
         let request = self.client.get(&url).headers(headers).header(header::ACCEPT, "application/json");
-        let mut exchange = Exchange { sender, url, sent, status: None, duration_ms: 0.0, error: None, reply: None };
+        let mut exchange = SentRequest { sender, url, sent, status: None, duration_ms: 0.0, error: None, reply: None };
         match request.send().await {
             Ok(answer) => {
                 exchange.status = Some(answer.status().as_u16());
@@ -379,13 +303,13 @@ impl Panel {
         }
         exchange.duration_ms = milliseconds(begun.elapsed());
         let json = Bytes::from(serde_json::to_vec(&exchange).unwrap_or_default());
-        let ids = exchange.reply.as_ref().map(trace_ids).unwrap_or_default();
-        if !ids.is_empty() {
+        if let Some(reply) = &exchange.reply {
+            let services = hops_of(reply).map(|hop| &hop.service).collect::<HashSet<_>>().len();
             let mut exchanges = lock(&self.exchanges);
-            exchanges.push_back((ids, json.clone()));
-            let mut bytes: usize = exchanges.iter().map(|(_, json)| json.len()).sum();
+            exchanges.push_back(Answered { traces: trace_ids(reply), services, json: json.clone() });
+            let mut bytes: usize = exchanges.iter().map(|known| known.json.len()).sum();
             while exchanges.len() > EXCHANGES || bytes > EXCHANGE_BYTES {
-                bytes -= exchanges.pop_front().map_or(0, |(_, json)| json.len());
+                bytes -= exchanges.pop_front().map_or(0, |known| known.json.len());
             }
         }
         (exchange, json)
@@ -394,8 +318,30 @@ impl Panel {
     /// The remembered request that this trace is of, as JSON.
     pub(crate) fn exchange(&self, id: TraceId) -> Option<Bytes> {
         let exchanges = lock(&self.exchanges);
-        exchanges.iter().rev().find(|(ids, _)| ids.contains(&id)).map(|(_, json)| json.clone())
+        exchanges.iter().rev().find(|known| known.traces.contains(&id)).map(|known| known.json.clone())
     }
+
+    /// How many services take part in a trace: those of the reply where the demo sent the request, all hops where one of them
+    /// reported; `None` when nobody knows.
+    pub(crate) fn services_of(&self, trace: &Trace) -> Option<usize> {
+        let exchanges = lock(&self.exchanges);
+        let answered = exchanges.iter().rev().find(|known| known.traces.contains(&trace.id())).map(|known| known.services);
+        let is_ours = || self.hops.iter().any(|hop| trace.services().iter().any(|name| **name == *hop.name));
+        answered.or_else(|| is_ours().then_some(self.hops.len()))
+    }
+}
+
+/// Every hop of a reply, depth first.
+fn hops_of(reply: &Tree) -> Box<dyn Iterator<Item = &Tree> + '_> {
+    let below = reply.upstreams.iter().filter_map(|call| call.reply.as_deref());
+    Box::new(std::iter::once(reply).chain(below.flat_map(hops_of)))
+}
+
+/// Every trace id in a reply: one when all hops continued one trace.
+pub(crate) fn trace_ids(reply: &Tree) -> Vec<TraceId> {
+    let mut known = HashSet::new();
+    let ids = hops_of(reply).filter_map(|hop| parse_trace_id(hop.trace_id.as_deref()?).ok());
+    ids.filter(|id| known.insert(*id)).collect()
 }
 
 /// Why a request of the demo's own failed, without the URL, which whoever reads it knows.
@@ -420,42 +366,4 @@ async fn read(mut answer: reqwest::Response) -> Result<Vec<u8>, String> {
         body.extend_from_slice(&chunk);
     }
     Ok(body)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn form(json: &str) -> Result<FaultConfig, String> {
-        serde_json::from_str::<PlanForm>(json).map_err(|error| error.to_string())?.plan(&FaultConfig::default())
-    }
-
-    #[test]
-    fn a_plan_comes_back_from_the_page_as_it_went_there() {
-        let faults: Vec<Fault> = ["abort=503@7%", "delay=2s@0.5%", "abort=500@100%"].map(|fault| fault.parse().unwrap()).to_vec();
-        for latency in ["0", "20ms", "5ms..60ms", "p50=20ms,p90=80ms"] {
-            let plan = FaultConfig { latency: latency.parse().unwrap(), faults: faults.clone() };
-            let form = PlanForm::from(&plan);
-            let json = serde_json::to_string(&form).unwrap();
-            assert!(json.contains(r#"{"abort":{"status":503,"percent":7.0}}"#), "{json}");
-            assert_eq!(serde_json::from_str::<PlanForm>(&json).unwrap().plan(&plan), Ok(plan));
-        }
-    }
-
-    #[test]
-    fn what_cannot_be_is_refused_and_nothing_panics() {
-        assert!(form(r#"{"latency_ms":[0,60000],"faults":[]}"#).is_ok());
-        for bad in [
-            r#"{"latency_ms":[5,1],"faults":[]}"#,
-            r#"{"latency_ms":[-1,1],"faults":[]}"#,
-            r#"{"latency_ms":[0,60001],"faults":[]}"#,
-            r#"{"latency_ms":[0,1e300],"faults":[]}"#,
-            r#"{"latency_ms":[0,1],"faults":[{"abort":{"status":200,"percent":1}}]}"#,
-            r#"{"latency_ms":[0,1],"faults":[{"abort":{"status":503,"percent":101}}]}"#,
-            r#"{"latency_ms":[0,1],"faults":[{"delay":{"ms":-1,"percent":1}}]}"#,
-            r#"{"latency_ms":[0,1],"faults":[],"more":1}"#,
-        ] {
-            assert!(form(bad).is_err(), "{bad}");
-        }
-    }
 }

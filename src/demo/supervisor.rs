@@ -1,0 +1,58 @@
+//! Supervises one hop of the demo.
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use crate::demo::control::state::DemoState;
+use crate::hop::app::{App, Output};
+use crate::hop::config::HopConfig;
+use crate::server::shutdown::Stop;
+
+/// Resolves when `stopped` becomes true, or when nobody can set it any more.
+pub(crate) async fn until(mut stopped: watch::Receiver<bool>) {
+    let _ = stopped.wait_for(|stopped| *stopped).await;
+}
+
+/// Supervises one hop; restarts it when the page asks. `at` is its index in the chain.
+pub(crate) async fn supervise(
+    mut app: App,
+    mut config: HopConfig,
+    output: Output,
+    state: Arc<DemoState>,
+    at: usize,
+    stopped: watch::Receiver<bool>,
+) {
+    let hop = &state.hops[at];
+    let mut running = hop.running.subscribe();
+    loop {
+        app.watch(hop.gauge.clone());
+        let (mut ordered, stop) = (running.clone(), until(stopped.clone()));
+        app.run(async move {
+            tokio::select! {
+                () = stop => {}
+                _ = ordered.wait_for(|running| !running) => {}
+            }
+            Stop::Now
+        })
+        .await;
+        app = loop {
+            tokio::select! {
+                () = until(stopped.clone()) => return,
+                _ = running.wait_for(|running| *running) => {}
+            }
+            // Faults that were changed while the hop was stopped apply, too.
+            config.faults = hop.faults().config();
+            match App::bind(config.clone(), &output).await {
+                Ok(app) => break app,
+                Err(error) => {
+                    tracing::warn!(hop = hop.name, %error, "the hop cannot be started again");
+                    hop.running.send_replace(false);
+                    state.altered.send_replace(());
+                }
+            }
+        };
+        hop.set_faults(app.faults());
+        state.altered.send_replace(());
+    }
+}

@@ -1,0 +1,249 @@
+//! Prints what a person at the terminal sees of the demo: where everything is, and every trace.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt::Write as _;
+use std::io::IsTerminal as _;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::broadcast;
+
+use crate::demo::control::state::{DemoState, Sender, SentRequest, trace_ids};
+use crate::demo::store::Limits;
+use crate::demo::terminal::{Style, render, render_rows, render_verdict, sent_headers};
+use crate::hop::reply::Tree;
+use crate::net::addresses::reachable;
+use crate::telemetry::client_tracing::ClientTracer;
+use crate::telemetry::ids;
+use crate::telemetry::line_writer::LineWriter;
+use crate::trace_context::{Context, HeaderFamily, Sampling, TraceBreak};
+use crate::traces::{Caller, ExpectedTrace, Trace, TraceId, Verdict};
+
+/// A trace without new spans for this long is drawn, complete or not.
+const DEBOUNCE: Duration = Duration::from_millis(700);
+/// How long the demo's own request and its spans may take.
+const FIRST_TRACE: Duration = Duration::from_secs(30);
+/// How many traces a second are drawn; a load test must not drown the terminal.
+const DRAWN_PER_SECOND: u32 = 4;
+
+/// As wide as the terminal, coloured on a terminal unless `NO_COLOR` says no, ASCII where nothing says UTF-8.
+pub(crate) fn style_of_stdout() -> Style {
+    let terminal = std::io::stdout().is_terminal();
+    let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let locale = ["LC_ALL", "LC_CTYPE", "LANG"].into_iter().find_map(set);
+    let utf8 = locale.map(|locale| locale.to_ascii_lowercase().replace('-', "").contains("utf8"));
+    let width = if terminal { terminal_size::terminal_size().map(|(width, _)| usize::from(width.0)) } else { None };
+    Style {
+        width: width.unwrap_or(100),
+        colour: terminal && set("NO_COLOR").is_none() && std::env::var("TERM").is_ok_and(|term| term != "dumb"),
+        // A terminal that says nothing (in a container, mostly) is a modern one.
+        unicode: utf8.unwrap_or(terminal),
+    }
+}
+
+/// Prints traces as they arrive.
+pub(crate) struct Printer {
+    pub(crate) state: Arc<DemoState>,
+    pub(crate) expected: ExpectedTrace,
+    pub(crate) style: Style,
+    pub(crate) out: LineWriter,
+    /// Reports the demo's own request.
+    pub(crate) tracer: Option<ClientTracer>,
+}
+
+impl Printer {
+    /// The chain, the addresses, and commands to paste.
+    pub(crate) fn introduction(&self, store: SocketAddr) -> String {
+        let hops = &self.state.hops;
+        let front = reachable(hops[0].addr);
+        let mut text = String::new();
+        let arrow = if self.style.unicode { "──▶" } else { "-->" };
+        let names: Vec<_> = hops.iter().map(|hop| hop.name.clone()).collect();
+        let _ = match (self.state.fan_out, names.split_first()) {
+            (Some(_), Some((first, others))) => writeln!(text, "you {arrow} {first} {arrow} {}", others.join(", ")),
+            _ => writeln!(text, "you {arrow} {}", names.join(&format!(" {arrow} "))),
+        };
+        text.push('\n');
+        for hop in hops {
+            let _ = writeln!(text, "  {:<10} http://{}", hop.name, reachable(hop.addr));
+        }
+        let _ = writeln!(text, "  {:<10} http://{store}/api/v2/spans  (Zipkin v2 API: anything may report to it)", "traces");
+        let _ = writeln!(text, "  {:<10} http://{store}/  (open it in a browser and watch)", "page");
+        let _ = writeln!(text, "\nTry it:\n\n  curl http://{front}/service1\n");
+        let _ = writeln!(text, "  curl -H 'b3: 463ac35c9f6413ad48485a3953bb6124-a2fb4a1d1a96d312-1' http://{front}/service1\n");
+        text
+    }
+
+    pub(crate) fn print(&self, text: &str) {
+        self.out.line(|out| out.extend_from_slice(text.as_bytes()));
+    }
+
+    /// Sends the demo's own request, and says what has to arrive. With `--report-spans` it begins the trace.
+    async fn first_request(&self) -> (SentRequest, ExpectedTrace) {
+        let Some(tracer) = &self.tracer else {
+            return (self.state.send(Sender::Demo, http::HeaderMap::new()).await.0, self.expected.clone());
+        };
+        let (trace_id, span_id) = (ids::trace_id(), ids::span_id());
+        let context = Context { trace_id, short_trace_id: false, span_id, parent_id: None, sampling: Sampling::Sample };
+        let headers = HeaderFamily::ALL.into_iter().flat_map(|family| family.write(&context)).collect();
+        let span = tracer.begin(&context, &self.state.front());
+        let (exchange, _) = self.state.send(Sender::Demo, headers).await;
+        match exchange.status {
+            Some(status) => span.answered(status),
+            None => span.failed("no_answer"),
+        }
+        (exchange, ExpectedTrace { caller: Caller::Known(vec![span_id]), ..self.expected.clone() })
+    }
+
+    /// Sends one request and draws what it left behind.
+    pub(crate) async fn first_trace(&self, quiet: bool) -> bool {
+        let (exchange, expected) = self.first_request().await;
+        let url = exchange.url;
+        let Some(reply) = exchange.reply else {
+            self.print(&format!("{url}: {}\n", exchange.error.unwrap_or_default()));
+            return false;
+        };
+        if !quiet {
+            self.print(&format!("$ curl {url}\n{}\n", reply.to_text()));
+        }
+        let ids = trace_ids(&reply);
+        let deadline = Instant::now() + FIRST_TRACE;
+        let load = || -> Vec<Trace> { ids.iter().filter_map(|id| self.state.store.tree(*id)).collect() };
+        let mut arrivals = self.state.store.subscribe();
+        let mut traces = load();
+        while !Verdict::of(&traces, &expected).whole && Instant::now() < deadline {
+            // A trace that is not what it should be is drawn once nothing more comes for it.
+            match tokio::time::timeout(DEBOUNCE, arrivals.recv()).await {
+                Err(_) if !traces.is_empty() => break,
+                _ => traces = load(),
+            }
+        }
+        let verdict = Verdict::of(&traces, &expected);
+        for trace in &traces {
+            self.print(&format!("{}\n", render(trace, &sent_headers(trace, &reply), &self.style)));
+        }
+        self.print(&render_verdict(&verdict, &self.style));
+        for text in trace_breaks(&reply) {
+            self.print(&format!("  - {text}\n"));
+        }
+        self.print("\n");
+        verdict.whole
+    }
+
+    /// Draws every trace that comes in, when it is as it should be or when it has been quiet for a while.
+    pub(crate) async fn further_traces(&self, mut arrivals: broadcast::Receiver<TraceId>) {
+        let mut drawn: HashMap<TraceId, usize> = self.state.store.trace_ids().into_iter().map(|id| (id, 0)).collect();
+        let mut waiting: HashMap<TraceId, Instant> = HashMap::new();
+        let mut second = (Instant::now(), 0);
+        let mut skipped = 0_usize;
+        loop {
+            let next = waiting.values().min().copied();
+            let quiet = async {
+                match next {
+                    Some(at) => tokio::time::sleep_until((at + DEBOUNCE).into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                arrived = arrivals.recv() => match arrived {
+                    Ok(id) if drawn.contains_key(&id) => {}
+                    Ok(id) => { waiting.insert(id, Instant::now()); }
+                    Err(broadcast::error::RecvError::Lagged(_)) => {}
+                    Err(broadcast::error::RecvError::Closed) => return,
+                },
+                () = quiet => {}
+            }
+            let now = Instant::now();
+            if now.duration_since(second.0) >= Duration::from_secs(1) {
+                second = (now, 0);
+                if skipped > 0 {
+                    self.print(&format!("({skipped} further traces came in too fast to draw; the store has the latest)\n\n"));
+                    skipped = 0;
+                }
+            }
+            let ids: Vec<_> = waiting.iter().map(|(id, at)| (*id, *at)).collect();
+            for (id, at) in ids {
+                let Some(trace) = self.state.store.tree(id) else {
+                    waiting.remove(&id);
+                    continue;
+                };
+                let verdict = Verdict::of(std::slice::from_ref(&trace), &self.expected);
+                if !verdict.whole && now.duration_since(at) < DEBOUNCE {
+                    continue;
+                }
+                waiting.remove(&id);
+                drawn.insert(id, trace.rows().len());
+                if second.1 >= DRAWN_PER_SECOND {
+                    skipped += 1;
+                    continue;
+                }
+                second.1 += 1;
+                self.print(&format!("{}\n", render_rows(&trace, &self.style)));
+            }
+            if drawn.len() > 4 * Limits::default().traces {
+                let known: HashSet<_> = self.state.store.trace_ids().into_iter().collect();
+                drawn.retain(|id, _| known.contains(id));
+            }
+        }
+    }
+}
+
+/// A sentence for each call whose two ends are in different traces.
+fn trace_breaks(reply: &Tree) -> Vec<String> {
+    let names = |families: Vec<HeaderFamily>| families.into_iter().map(HeaderFamily::header).collect::<Vec<_>>().join(", ");
+    let mut found = Vec::new();
+    for call in &reply.upstreams {
+        let Some(below) = &call.reply else { continue };
+        if below.trace_id != reply.trace_id {
+            let (caller, callee) = (&reply.service, &below.service);
+            let between = format!("It broke between {caller} and {callee}:");
+            found.push(match TraceBreak::between(&call.sent, &below.received) {
+                TraceBreak::NotSent => format!("{between} {caller} sent none of {}.", names(HeaderFamily::ALL.to_vec())),
+                TraceBreak::NotReceived { sent, invalid } => {
+                    let got = if invalid { "got it invalid" } else { "never got it" };
+                    format!("{between} {caller} sent {}, {callee} {got}.", names(sent))
+                }
+                TraceBreak::Replaced(received) => format!("{between} {callee} got another trace in {}.", names(received)),
+                TraceBreak::NotContinued(received) => {
+                    format!("It broke at {callee}: it received {} and did not continue that trace.", names(received))
+                }
+            });
+        }
+        found.extend(trace_breaks(below));
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hop_is_not_blamed_for_a_context_that_it_never_got_or_got_invalid_or_replaced() {
+        const VALID: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let hop = |service: &str, trace: &str, received: serde_json::Value, upstreams: serde_json::Value| {
+            serde_json::json!({"service": service, "version": "v1", "lane": "base", "hostname": "h", "message": "", "path": "/",
+                "status": 200, "started_at": "2026-01-02T03:04:05.678901Z", "duration_ms": 1.0, "request_id": "r",
+                "trace_id": trace, "span_id": null, "parent_span_id": null, "sampled": true, "propagation": "continue",
+                "received": received, "client": {"ip": "127.0.0.1", "identity": null}, "attempt": 1, "injected": null,
+                "upstreams": upstreams})
+        };
+        let said = |sent: serde_json::Value, received: serde_json::Value| {
+            let below = hop("service2", "11111111111111111111111111111111", received, serde_json::json!([]));
+            let calls = serde_json::json!([{"url": "http://service2", "status": 200, "duration_ms": 1.0, "error": null,
+                "sent": sent, "reply": below}]);
+            let front = hop("service1", "4bf92f3577b34da6a3ce929d0e0e4736", serde_json::json!({}), calls);
+            trace_breaks(&Tree::parse(front.to_string().as_bytes()).unwrap()).remove(0)
+        };
+        let w3c = |value: &str| serde_json::json!({"traceparent": [value]});
+        let none = serde_json::json!({});
+        assert!(said(none.clone(), none.clone()).contains("service1 sent none of"));
+        assert!(said(w3c(VALID), none).ends_with("service1 sent traceparent, service2 never got it."));
+        let invalid = said(w3c(VALID), w3c(&format!("{VALID}-extra")));
+        assert!(invalid.ends_with("service1 sent traceparent, service2 got it invalid."), "{invalid}");
+        assert!(said(w3c(VALID), w3c(VALID)).starts_with("It broke at service2"));
+        let replaced = said(w3c(VALID), w3c("00-11111111111111111111111111111111-00f067aa0ba902b7-01"));
+        assert_eq!(replaced, "It broke between service1 and service2: service2 got another trace in traceparent.");
+    }
+}
