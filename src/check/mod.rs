@@ -274,7 +274,7 @@ impl Run<'_> {
         };
         // The requests of the statistics bring no trace context, so they also show the mesh's own sampling rate.
         let samples = if self.args.count > 0 && !*self.stop.borrow() {
-            series(None).run(self.args.count, &mut self.stop, &self.progress, "requests").await
+            series(None).run(self.args.count, Duration::MAX, &mut self.stop, &self.progress, "requests").await
         } else {
             Vec::new()
         };
@@ -310,14 +310,14 @@ impl Run<'_> {
         if self.args.lane.is_empty() || *self.stop.borrow() {
             return;
         }
-        let base = series(None).run(REQUESTS, &mut self.stop, &self.progress, "requests in the baseline").await;
+        let base = series(None).run(REQUESTS, Duration::MAX, &mut self.stop, &self.progress, "requests in the baseline").await;
         self.report.extend(traffic::lane_check::baseline(&base, &self.context));
         for lane in &self.args.lane {
             if *self.stop.borrow() {
                 return;
             }
             let walking = series(Some(lane));
-            let samples = walking.run(REQUESTS, &mut self.stop, &self.progress, "requests in the lane").await;
+            let samples = walking.run(REQUESTS, Duration::MAX, &mut self.stop, &self.progress, "requests in the lane").await;
             let lost = lost_lane(&walking, lane).await;
             self.report.extend(traffic::lane_check::walk(lane, &samples, lost, &self.context));
         }
@@ -330,8 +330,8 @@ impl Run<'_> {
             eprintln!("  watching for {} s: restart a Deployment now", span.as_secs());
         }
         let started = tokio::time::Instant::now();
-        let rate = self.args.rate;
-        let samples = series.run_for(span, rate, &mut self.stop, &self.progress, "requests, watching").await;
+        let all = (span.as_secs_f64() * self.args.rate).ceil() as u64;
+        let samples = series.run(all, span, &mut self.stop, &self.progress, "requests, watching").await;
         self.report.extend(traffic::watch::findings(&samples, span.min(started.elapsed()), &self.context));
     }
 

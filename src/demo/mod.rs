@@ -32,8 +32,9 @@ use crate::values::Listen;
 use control::live::Gauge;
 use control::orders::Access;
 use control::state::{DemoState, HopHandle, Links};
+use control::until;
 use store::Store;
-use supervisor::{supervise, until};
+use supervisor::supervise;
 use terminal::Style;
 use terminal::printer::{Printer, style_of_stdout};
 

@@ -5,14 +5,10 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use crate::demo::control::state::DemoState;
+use crate::demo::control::until;
 use crate::hop::app::{App, Output};
 use crate::hop::config::HopConfig;
 use crate::server::shutdown::Stop;
-
-/// Resolves when `stopped` becomes true, or when nobody can set it any more.
-pub(crate) async fn until(mut stopped: watch::Receiver<bool>) {
-    let _ = stopped.wait_for(|stopped| *stopped).await;
-}
 
 /// Supervises one hop; restarts it when the page asks. `at` is its index in the chain.
 pub(crate) async fn supervise(

@@ -2,7 +2,7 @@
 //!
 //! There is one set of rules. `check`, the terminal of the demo and its page differ only in what they expect.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::RangeInclusive;
 
 use serde::Serialize;
@@ -125,7 +125,7 @@ pub struct Misplaced {
 }
 
 /// What arrived, compared with what was expected.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Verdict {
     /// Everything is as expected.
     pub whole: bool,
@@ -153,16 +153,11 @@ impl Verdict {
     /// Compares the traces that one request became (one, when all is well) with what is expected of it.
     pub fn of(traces: &[Trace], expected: &ExpectedTrace) -> Self {
         let mut verdict = Self {
-            whole: false,
             traces: traces.iter().map(|trace| ids::zipkin_id(trace.id())).collect(),
             services: services(traces, &expected.caller),
             spans: traces.iter().flat_map(Trace::rows).filter(|row| !expected.caller.is_span(&row.span)).count(),
             errors: traces.iter().map(Trace::errors).sum(),
-            broken_at: Vec::new(),
-            orphans: Vec::new(),
-            missing: Vec::new(),
-            misplaced: Vec::new(),
-            deviations: Vec::new(),
+            ..Self::default()
         };
         verdict.compare_counts(expected);
         for trace in traces {
@@ -299,13 +294,8 @@ impl Verdict {
 
     /// The services of which required spans did not arrive, each once.
     pub fn silent(&self) -> Vec<Box<str>> {
-        let mut silent: Vec<Box<str>> = Vec::new();
-        for span in &self.missing {
-            if !silent.contains(&span.service) {
-                silent.push(span.service.clone());
-            }
-        }
-        silent
+        let mut known = HashSet::new();
+        self.missing.iter().map(|span| &span.service).filter(|name| known.insert(*name)).cloned().collect()
     }
 }
 

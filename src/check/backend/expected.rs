@@ -3,6 +3,8 @@
 //! A hop that continues the trace has its own span's id and its calls' in the reply; where a proxy wrote its span into the
 //! headers, that id arrived at the hop.
 
+use std::collections::HashSet;
+
 use crate::check::chain::evidence::{HopEvidence, Xray};
 use crate::check::envoy::suggestions::HopRef;
 use crate::hop::reply::{Propagation, Tree};
@@ -135,11 +137,6 @@ impl Walk<'_> {
 /// The traces that the request is in, first the one that it begins in: ours, or the one that the front gave it. Where hops only
 /// forward, the proxies' are the ones that count.
 pub(super) fn trace_ids(expected: &[HopSpan]) -> Vec<TraceId> {
-    let mut ids: Vec<TraceId> = Vec::new();
-    for expected in expected {
-        if !ids.contains(&expected.span.trace_id) {
-            ids.push(expected.span.trace_id);
-        }
-    }
-    ids
+    let mut known = HashSet::new();
+    expected.iter().map(|expected| expected.span.trace_id).filter(|id| known.insert(*id)).collect()
 }

@@ -12,6 +12,7 @@ use crate::check::backend::client::{Backend, open};
 use crate::check::backend::expected::{expected_spans, trace_ids};
 use crate::check::reachability::tls::Trust;
 use crate::hop::reply::Tree;
+use crate::text::counted;
 use crate::text::escape::plain;
 use crate::traces::ids::{parse_span_id, parse_trace_id};
 use crate::traces::{Caller, ExpectedTrace, Kind, SpanId, Trace, TraceId, Verdict};
@@ -179,7 +180,7 @@ fn text(verdict: &Verdict, traces: &[Trace]) -> String {
         }
     }
     let counts = [(verdict.spans, "span"), (verdict.services.len(), "service"), (verdict.orphans.len(), "orphan")];
-    let counts = counts.map(|(n, what)| format!("{n} {what}{}", if n == 1 { "" } else { "s" })).join(", ");
+    let counts = counts.map(|(n, what)| counted(n, what)).join(", ");
     let whole = if verdict.whole { "whole" } else { "not whole" };
     let _ = writeln!(text, "{whole}: trace {}: {counts}", verdict.traces.join(", "));
     text

@@ -10,10 +10,6 @@ use crate::trace_context::{
 };
 use crate::traces::ids::{parse_span_id, parse_trace_id};
 
-pub(crate) fn is_empty(headers: &Headers, name: &str) -> bool {
-    headers.get(name).iter().all(String::is_empty)
-}
-
 /// The values that are not empty, as an empty one is not carried (Envoy sends an empty `tracestate`).
 fn values<'a>(headers: &'a Headers, name: &str) -> Vec<&'a str> {
     headers.get(name).iter().map(String::as_str).filter(|value| !value.is_empty()).collect()
@@ -103,7 +99,7 @@ fn lost_or_invalid(format: HeaderFamily, before: &Headers, after: &Headers) -> V
 
 /// What became of one header that is no part of a trace context.
 fn header_between(name: &str, sent: &Headers, received: &Headers, is_edge: bool) -> Option<Effect> {
-    let lost = is_empty(received, name) && !is_empty(sent, name);
+    let lost = !received.is_present(name) && sent.is_present(name);
     let is_fault = match name {
         "x-request-id" => false,
         // The edge may remove the lane of callers who have no right to it.
@@ -114,7 +110,7 @@ fn header_between(name: &str, sent: &Headers, received: &Headers, is_edge: bool)
                 (Some(was), Some(is)) => was.trace_id == is.trace_id,
                 _ => false,
             };
-            let parent_lost = !is_empty(sent, "traceparent") && is_empty(received, "traceparent");
+            let parent_lost = sent.is_present("traceparent") && !received.is_present("traceparent");
             lost && (same || parent_lost)
         }
         "baggage" if !lost => {
@@ -138,7 +134,7 @@ fn members<'a>(headers: &'a Headers, name: &str) -> Vec<&'a str> {
 /// The headers of a format that are there before and not after.
 fn missing_headers(format: HeaderFamily, before: &Headers, after: &Headers) -> Vec<String> {
     let names = before.0.iter().map(|(name, _)| name);
-    names.filter(|name| format.has(name) && is_empty(after, name)).cloned().collect()
+    names.filter(|name| format.has(name) && !after.is_present(name)).cloned().collect()
 }
 
 /// What a hop did to the headers that it passes on as they came: all of them for one that forwards, all but the trace
@@ -256,8 +252,8 @@ pub(crate) fn continued(tree: &Tree, sent: &Headers, own: bool) -> (Vec<Effect>,
     let state_goes_on = HeaderFamily::W3c.read(&tree.received).is_some_and(|context| Some(context.trace_id) == trace);
     if state_goes_on
         && HeaderFamily::W3c.is_present(sent)
-        && !is_empty(&tree.received, "tracestate")
-        && is_empty(sent, "tracestate")
+        && tree.received.is_present("tracestate")
+        && !sent.is_present("tracestate")
         && is_valid_tracestate(tree.received.values("tracestate"))
     {
         effects.push(Effect::Lost("tracestate".to_owned()));

@@ -10,11 +10,11 @@ use std::collections::BTreeMap;
 
 use crate::check::chain::evidence::{CALLER, Decided, Effect, HopEvidence, Unwritten, Xray};
 use crate::check::chain::probe::Probe;
-use crate::check::chain::seams::{between, continued, is_empty, joined, proxy, trace_of, verbatim};
+use crate::check::chain::seams::{between, continued, joined, proxy, trace_of, verbatim};
 use crate::check::envoy::suggestions::{HopRef, name_of};
 use crate::check::report::Side;
 use crate::hop::reply::{Headers, Propagation, Tree};
-use crate::trace_context::HeaderFamily;
+use crate::trace_context::{HeaderFamily, HeaderSource as _};
 
 /// Examines one request.
 pub(crate) fn examine(probe: &Probe, tree: &Tree, url: &str) -> Xray {
@@ -56,7 +56,7 @@ impl Xray {
             b3: HeaderFamily::B3.read(&tree.received),
             request_id,
             proxy,
-            others: ["baggage", "tracestate", "x-lane"].into_iter().filter(|name| !is_empty(&tree.received, name)).collect(),
+            others: ["baggage", "tracestate", "x-lane"].into_iter().filter(|name| tree.received.is_present(name)).collect(),
         });
 
         let mut own = true;

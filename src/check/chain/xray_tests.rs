@@ -137,7 +137,7 @@ fn cross(between: &Between, headers: &mut Headers, edge: bool) {
 
 /// A hop: its reply, and what it sends on.
 fn hop(index: usize, app: &App, received: Headers) -> (Tree, Headers) {
-    let mut sent = Headers(received.0.iter().filter(|(name, _)| !is_empty(&received, name)).cloned().collect());
+    let mut sent = Headers(received.0.iter().filter(|(name, _)| received.is_present(name)).cloned().collect());
     let mut tree = Tree {
         service: format!("service{}", index + 1),
         version: "v1".into(),

@@ -5,6 +5,7 @@ use http::uri::Authority;
 
 use crate::hop::reply::Tree;
 use crate::net::hosts::{address_of, host_of, is_loopback, redacted_url};
+use crate::values::service_number;
 
 /// What runs the hops. Told from the host name in the reply, because `check` itself may run anywhere.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -163,8 +164,7 @@ pub(crate) fn name_of(url: &str) -> String {
         return host.split('.').next().unwrap_or(&host).to_owned();
     }
     let uri = url.parse::<Uri>().unwrap_or_default();
-    let is_service =
-        |part: &&str| part.strip_prefix("service").is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()));
+    let is_service = |part: &&str| part.strip_prefix("service").is_some_and(|digits| service_number(digits).is_some());
     let name = uri.path().rsplit('/').find(is_service).or(uri.authority().map(Authority::as_str));
     name.map_or_else(|| redacted_url(url), str::to_owned)
 }

@@ -192,24 +192,16 @@ pub(crate) fn explain(
             Hint::new("Nobody but its maker vouches for it. Give that very certificate, or the CA that signed it, with --cacert; --insecure goes on without verifying")
                 .run("httpserver check … --cacert tls.crt"),
         ),
-        CertificateError::UnknownIssuer if has_own => (
-            format!("The certificate was issued by {}, which is neither public nor in --cacert", leaf.issuer),
-            Hint::new(if seen.chain == 1 {
-                "--cacert is another CA's, or the server sends its own certificate without the intermediate one"
+        CertificateError::UnknownIssuer => {
+            let (trust, cause, alone) = if has_own {
+                ("neither public nor in --cacert", "--cacert is another CA's", ", or the server sends its own certificate without the intermediate one")
             } else {
-                "--cacert is another CA's"
-            })
-            .run(format!("openssl s_client -connect {host}:443 -servername {host} -showcerts </dev/null")),
-        ),
-        CertificateError::UnknownIssuer => (
-            format!("The certificate was issued by {}, which is not trusted here", leaf.issuer),
-            Hint::new(if seen.chain == 1 {
-                "A private CA: give it with --cacert. For a public CA, the server sends its certificate without the intermediate one"
-            } else {
-                "A private CA: give it with --cacert"
-            })
-            .run(format!("openssl s_client -connect {host}:443 -servername {host} -showcerts </dev/null")),
-        ),
+                ("not trusted here", "A private CA: give it with --cacert", ". For a public CA, the server sends its certificate without the intermediate one")
+            };
+            let cause = format!("{cause}{}", if seen.chain == 1 { alone } else { "" });
+            let show = format!("openssl s_client -connect {host}:443 -servername {host} -showcerts </dev/null");
+            (format!("The certificate was issued by {}, which is {trust}", leaf.issuer), Hint::new(cause).run(show))
+        }
         CertificateError::BadSignature => (
             format!("The certificate's signature is not by {}", leaf.issuer),
             Hint::new("--cacert holds a CA of the same name with another key: an old one").run(renew),

@@ -69,35 +69,12 @@ pub(crate) struct Series {
 }
 
 impl Series {
-    /// Sends `count` requests at the client's rate, each on time whether or not the ones before were answered. Ends early
-    /// when `stop` turns true, with what came until then.
+    /// Sends `all` requests at the client's rate, those within `span`, each on time whether or not the ones before were
+    /// answered. Ends early when `stop` turns true, with what came until then.
     pub(crate) async fn run(
         &self,
-        count: u64,
-        stop: &mut watch::Receiver<bool>,
-        progress: &ProgressLine,
-        what: &str,
-    ) -> Vec<Sample> {
-        self.run_while(|sent, _| sent < count, count, stop, progress, what).await
-    }
-
-    /// The same for a span of time.
-    pub(crate) async fn run_for(
-        &self,
-        span: Duration,
-        rate: f64,
-        stop: &mut watch::Receiver<bool>,
-        progress: &ProgressLine,
-        what: &str,
-    ) -> Vec<Sample> {
-        let all = (span.as_secs_f64() * rate).ceil() as u64;
-        self.run_while(|_, elapsed| elapsed < span, all, stop, progress, what).await
-    }
-
-    async fn run_while(
-        &self,
-        go_on: impl Fn(u64, Duration) -> bool,
         all: u64,
+        span: Duration,
         stop: &mut watch::Receiver<bool>,
         progress: &ProgressLine,
         what: &str,
@@ -106,12 +83,12 @@ impl Series {
         let mut in_flight: JoinSet<Sample> = JoinSet::new();
         let mut samples = Vec::new();
         let mut sent = 0;
-        while go_on(sent, start.elapsed()) && !*stop.borrow() {
+        while sent < all && start.elapsed() < span && !*stop.borrow() {
             tokio::select! {
                 () = self.client.turn() => {}
                 _ = stop.wait_for(|stop| *stop) => break,
             }
-            if !go_on(sent, start.elapsed()) {
+            if start.elapsed() >= span {
                 break;
             }
             sent += 1;

@@ -5,3 +5,10 @@ pub(crate) mod live;
 pub(crate) mod orders;
 pub(crate) mod plan;
 pub(crate) mod state;
+
+use tokio::sync::watch;
+
+/// Resolves when `stopped` becomes true, or when nobody can set it any more.
+pub(crate) async fn until(mut stopped: watch::Receiver<bool>) {
+    let _ = stopped.wait_for(|stopped| *stopped).await;
+}

@@ -13,8 +13,8 @@ use tokio::sync::{Notify, watch};
 
 use crate::demo::control::live::{Figures, Gauge, Passed};
 use crate::demo::control::plan::PlanForm;
+use crate::demo::control::until;
 use crate::demo::store::Store;
-use crate::demo::supervisor::until;
 use crate::hop::config::HopConfig;
 use crate::hop::fault::Faults;
 use crate::hop::reply::{Tree, milliseconds};
@@ -350,11 +350,8 @@ fn why(error: &reqwest::Error) -> String {
         return "no answer in time".into();
     }
     // The innermost cause is what the system said.
-    let mut cause: &dyn std::error::Error = error;
-    while let Some(next) = cause.source() {
-        cause = next;
-    }
-    cause.to_string()
+    let causes = std::iter::successors(Some(error as &dyn std::error::Error), |error| error.source());
+    causes.last().map_or_else(String::new, ToString::to_string)
 }
 
 async fn read(mut answer: reqwest::Response) -> Result<Vec<u8>, String> {

@@ -23,7 +23,7 @@ use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 use tokio::sync::{OwnedSemaphorePermit, broadcast, mpsc, watch};
 
 use crate::demo::control::state::DemoState;
-use crate::demo::supervisor::until;
+use crate::demo::control::until;
 use crate::traces::{Trace, TraceId};
 
 /// Streams at once; each costs a task.

@@ -6,12 +6,12 @@ use std::time::Duration;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::watch;
 
+use crate::demo::control::until;
 use crate::demo::store::Store;
-use crate::demo::until;
 use crate::traces::TraceId;
 
 /// Spans that arrive within this time go on in one batch.
-const TOGETHER: Duration = Duration::from_millis(300);
+const FLUSH_INTERVAL: Duration = Duration::from_millis(300);
 
 /// Passes spans on until `stopped`. What the collector does not take is lost there and said once; the store still has it.
 pub(crate) async fn forward(store: Store, base: String, stopped: watch::Receiver<bool>) {
@@ -28,7 +28,7 @@ pub(crate) async fn forward(store: Store, base: String, stopped: watch::Receiver
             () = &mut stopped => return,
             arrived = arrivals.recv() => if matches!(arrived, Err(RecvError::Closed)) { return },
         }
-        tokio::time::sleep(TOGETHER).await;
+        tokio::time::sleep(FLUSH_INTERVAL).await;
         arrivals = arrivals.resubscribe();
         let ids = store.trace_ids();
         gone.retain(|id, _| ids.contains(id));
