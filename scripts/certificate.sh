@@ -17,17 +17,7 @@ set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 
 dir=certs namespace="" selector=istio=ingressgateway client=no local=no days=365
-while [ $# -gt 0 ]; do
-  case $1 in
-    -h | --help) help "$0"; exit 0 ;;
-    --dir | --namespace | --selector | --days)
-      [ $# -ge 2 ] || usage_error "$1 needs a value"
-      name=${1#--}; printf -v "$name" %s "$2"; shift 2 ;;
-    --client) client=yes; shift ;;
-    --local) local=yes; shift ;;
-    *) usage_error "unknown option: $1" ;;
-  esac
-done
+parse "dir namespace selector days" "client local" "$@"
 need openssl
 [ $local = yes ] || need kubectl
 umask 077

@@ -12,15 +12,7 @@ set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 
 namespace=istio-system service=istio-ingressgateway
-while [ $# -gt 0 ]; do
-  case $1 in
-    -h | --help) help "$0"; exit 0 ;;
-    --namespace | --service)
-      [ $# -ge 2 ] || usage_error "$1 needs a value"
-      name=${1#--}; printf -v "$name" %s "$2"; shift 2 ;;
-    *) usage_error "unknown option: $1" ;;
-  esac
-done
+parse "namespace service" "" "$@"
 need kubectl
 
 get() { kubectl -n "$namespace" get service "$service" -o jsonpath="$1"; }

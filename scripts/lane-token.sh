@@ -11,16 +11,7 @@ set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 
 dir=certs minutes=60 apply=no
-while [ $# -gt 0 ]; do
-  case $1 in
-    -h | --help) help "$0"; exit 0 ;;
-    --dir | --minutes)
-      [ $# -ge 2 ] || usage_error "$1 needs a value"
-      name=${1#--}; printf -v "$name" %s "$2"; shift 2 ;;
-    --apply) apply=yes; shift ;;
-    *) usage_error "unknown option: $1" ;;
-  esac
-done
+parse "dir minutes" "apply" "$@"
 need openssl
 [[ $minutes =~ ^[1-9][0-9]*$ ]] || usage_error "--minutes is a whole number above 0"
 umask 077
