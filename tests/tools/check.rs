@@ -1021,7 +1021,7 @@ fn a_hop_without_a_sidecar_is_named_by_the_plain_text_around_it() {
     run.fails("propagation.sidecar", &["service2 has no sidecar", "Injection is missing at service2"]);
     assert_eq!(run.failed().len(), 1, "one cause, one finding: {:#}", run.json);
     let text = run.check("traffic.identity")["text"].as_str().unwrap();
-    assert!(text.contains("not judged at service2, service3, because service2 has no sidecar"), "{text}");
+    assert!(text.contains("not checked at service2, service3, because service2 has no sidecar"), "{text}");
 }
 
 #[test]

@@ -101,7 +101,7 @@ impl Arrived<'_> {
             // Whoever did not answer is a failure of the chain and reported there; its absence here is no second one.
             if !unanswered.is_empty() {
                 let (names, they) = (unanswered.join(", "), if unanswered.len() == 1 { "it" } else { "they" });
-                let text = format!("Spans of {names}: not judged, because {they} did not answer this request: see Chain");
+                let text = format!("Spans of {names}: not checked, because {they} did not answer this request: see Chain");
                 out.push(Finding::skip(CheckId::TracesServices, text));
             }
         }

@@ -289,7 +289,7 @@ pub(crate) fn findings(tree: &Tree, url: &str, expect: Option<&Expect>, hints: &
                 None,
             )
         } else {
-            Finding::skip(CheckId::ChainStranger, format!("{text}; nothing behind it is judged"))
+            Finding::skip(CheckId::ChainStranger, format!("{text}; nothing behind it is checked"))
         });
     }
     out

@@ -72,7 +72,7 @@ fn proxies(xray: &Xray) -> Finding {
     }
     let untraced = list(&|row| row.proxy.is_seen());
     let text = if untraced.is_empty() {
-        "No proxy seen between the hops, so the order of OTEL_PROPAGATORS is not judged".to_owned()
+        "No proxy seen between the hops, so the order of OTEL_PROPAGATORS is not checked".to_owned()
     } else {
         format!(
             "There are proxies in front of {untraced}, and none of them traces: no Telemetry resource with tracing, or one that \

@@ -52,7 +52,7 @@ fn trace(xray: &Xray, format: HeaderFamily, hops: &str) -> Option<Finding> {
     if !left.is_empty() {
         let left = left.join(", ");
         let why = format!("{left} leaves it out (OTEL_PROPAGATORS or DROP_HEADERS) and no proxy here speaks it");
-        return Some(Finding::skip(id, format!("{name} trace: not judged, because {why}")));
+        return Some(Finding::skip(id, format!("{name} trace: not checked, because {why}")));
     }
     let how = match xray.rows.len() {
         1 => "",
@@ -78,7 +78,7 @@ fn sampling(xray: &Xray, hops: &str) -> Option<Finding> {
     };
     let (sent, got) = (decision(*before), decision(*after));
     let text = format!(
-        "The sampling decision: not judged, because the proxies take it themselves: {} sent {sent}, {} got {got}. That is a question of their sampling rate, which --traces measures",
+        "The sampling decision: not checked, because the proxies take it themselves: {} sent {sent}, {} got {got}. That is a question of their sampling rate, which --traces measures",
         from.name, to.name
     );
     Some(Finding::skip(CheckId::PropagationSampled, text))
@@ -94,5 +94,5 @@ fn not_judged(xray: &Xray, name: &str) -> Option<Finding> {
         _ => (CheckId::PropagationBaggage, "the hops before it had none to send"),
     };
     let trace_broke = xray.faults.iter().any(|fault| HeaderFamily::ALL.into_iter().all(|format| fault.breaks(format)));
-    (!trace_broke).then(|| Finding::skip(id, format!("{name} did not reach {}: not judged, because {why}", row.hop.name)))
+    (!trace_broke).then(|| Finding::skip(id, format!("{name} did not reach {}: not checked, because {why}", row.hop.name)))
 }

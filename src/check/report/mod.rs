@@ -28,7 +28,7 @@ pub(crate) enum Status {
     Pass,
     /// ✗
     Fail,
-    /// - : not judged; the text says why.
+    /// - : not checked; the text says why.
     Skip,
 }
 
@@ -116,7 +116,7 @@ impl Finding {
         Self { cause: Some(hint.cause), next: hint.next, ..Self::new(id, Status::Fail, text) }
     }
 
-    /// `text` says what was not judged and why.
+    /// `text` says what was not checked and why.
     pub(crate) fn skip(id: CheckId, text: impl Into<String>) -> Self {
         Self::new(id, Status::Skip, text)
     }
@@ -198,7 +198,7 @@ impl Report {
         let name = finding.id.name();
         if finding.status == Status::Fail && self.skip.iter().any(|skip| name == skip || finding.group.name() == skip) {
             finding = finding.into_informational();
-            finding.detail.insert(0, "not judged (--skip)".to_owned());
+            finding.detail.insert(0, "not checked (--skip)".to_owned());
         }
         if self.output == OutputFormat::Text {
             let begins = self.findings.last().is_none_or(|last| last.group != finding.group);
@@ -328,7 +328,7 @@ mod tests {
     fn a_skipped_id_is_told_but_not_judged() {
         let (text, report) = run(OutputFormat::Text, &["propagation"]);
         assert!(report.is_fine(), "{text}");
-        assert!(text.contains("not judged (--skip)"), "{text}");
+        assert!(text.contains("not checked (--skip)"), "{text}");
     }
 
     #[test]

@@ -65,7 +65,7 @@ pub(crate) fn finding(hops: &[HopSamples<'_>], xray: &Xray, hints: &HintContext)
         } else {
             "no proxy is seen in front of any hop"
         };
-        return Finding::skip(ID, format!("Identities: not judged, because {why}"));
+        return Finding::skip(ID, format!("Identities: not checked, because {why}"));
     }
     let callers: Vec<HopCallers<'_>> = hops.iter().map(|hop| HopCallers::of(hop, xray)).collect();
     let of = |kind: CallerProof| -> Vec<&str> {
@@ -81,11 +81,11 @@ pub(crate) fn finding(hops: &[HopSamples<'_>], xray: &Xray, hints: &HintContext)
     } else if plain.is_empty() {
         let names = unproven.join(", ");
         let why = "no proxy is seen in front and what the caller reports proves nothing";
-        Finding::skip(ID, format!("Identities: not judged at {names}, because {why}"))
+        Finding::skip(ID, format!("Identities: not checked at {names}, because {why}"))
     } else if plain.iter().all(is_explained) {
         let names: Vec<&str> = missing.iter().map(|known| known.hop.name.as_str()).collect();
         let (plain, names) = (plain.join(", "), names.join(", "));
-        Finding::skip(ID, format!("Identities: not judged at {plain}, because {names} has no sidecar: see Propagation"))
+        Finding::skip(ID, format!("Identities: not checked at {plain}, because {names} has no sidecar: see Propagation"))
     } else {
         plain_text(&plain, xray, hints)
     };

@@ -13,7 +13,7 @@ pub(crate) fn finding(samples: &[Sample], expected: f64, xray: Option<&Xray>, hi
     let decided: Vec<bool> = samples.iter().filter_map(|sample| sample.sampled).collect();
     if decided.is_empty() {
         let why = "no hop and no proxy made a decision in requests without trace context";
-        return Finding::skip(ID, format!("Sampling: not judged, because {why}"));
+        return Finding::skip(ID, format!("Sampling: not checked, because {why}"));
     }
     let (yes, all) = (decided.iter().filter(|yes| **yes).count() as u64, decided.len() as u64);
     let rate = 100.0 * yes as f64 / all as f64;

@@ -22,7 +22,7 @@ pub(crate) fn findings(hops: &[HopSamples<'_>], split: &Split, hints: &HintConte
         return found;
     }
     if let Some(hop) = &split.hop {
-        return vec![Finding::skip(ID, format!("Split {split} at {hop}: not judged, because {hop} never answered"))];
+        return vec![Finding::skip(ID, format!("Split {split} at {hop}: not checked, because {hop} never answered"))];
     }
     if split.shares.iter().filter(|(_, share)| *share > 0.0).count() < 2 {
         return hops.first().map(|hop| judge(hop, split, hints)).into_iter().collect();
