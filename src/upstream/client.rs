@@ -1,8 +1,8 @@
 //! The connections to one next hop, and the rules for them: how long one lives, when a request is sent again, which address is
 //! next.
 //!
-//! hyper does HTTP, its connector DNS, TCP and TLS. hyper-util's pooled client costs a tenth more of a middle hop (the price list
-//! in `ARCHITECTURE.md`): it looks its pool up by scheme and authority, and rewrites URI and `Host` for every call.
+//! hyper does HTTP, its connector DNS, TCP and TLS. The pools of hyper-util have no maximum age and cannot be asked for a new
+//! connection while an unused one is left; `ARCHITECTURE.md` has the prices.
 
 use std::fmt;
 use std::future::poll_fn;
@@ -129,7 +129,8 @@ impl Pool {
                 }
             }
         }
-        let mut connection = self.connect().await?;
+        // Boxed, because its size would be every call's.
+        let mut connection = Box::pin(self.connect()).await?;
         let response = connection.sender.send_request(request()).await;
         Ok((response.map_err(|error| CallError::Broken(error.into()))?, self.in_use(connection)))
     }
