@@ -74,7 +74,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Trace(args) => ExitCode::from(runtime.block_on(crate::check::run_trace(*args))),
         Command::Health(args) => runtime.block_on(health(args)),
     };
-    // What is left on the runtime (a request cut off, a name being looked up) must not hold the exit.
+    // What is left on the runtime (a request that was cut off, a name that is being resolved) must not delay the exit.
     runtime.shutdown_timeout(Duration::ZERO);
     code
 }
@@ -201,7 +201,7 @@ type BoxedStop = std::pin::Pin<Box<dyn Future<Output = Stop> + Send>>;
 
 async fn demo(args: DemoArgs) -> ExitCode {
     let output = Output::new();
-    // The demo's own pictures are what a person looks at; diagnostics are for when something is wrong.
+    // The demo's output is its drawings; diagnostics are for failures.
     let verbosity = match args.verbose {
         0 => Verbosity { quiet: 1, verbose: 0 },
         more => Verbosity { quiet: 0, verbose: more - 1 },

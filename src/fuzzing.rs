@@ -178,7 +178,7 @@ fn zipkin(data: &[u8]) {
     let Ok(spans) = decode(data, MAX) else { return };
     assert!(spans.len() <= MAX);
     let count = spans.len();
-    // What is held can be told, and what is told can be read again.
+    // What is stored can be written, and what is written can be read again.
     let told = serde_json::to_vec(&spans).expect("spans are JSON");
     assert_eq!(decode(&told, MAX).expect("our own JSON is read").len(), count);
     let limits = Limits { traces: 2, spans: 8, bytes: 16 << 10, trace_spans: 4, trace_bytes: 8 << 10 };
@@ -217,7 +217,7 @@ fn stranger(data: &[u8]) {
     let error = format!("answered 503 Service Unavailable{stranger}");
     assert!(error.len() < 512 && !error.chars().any(misleads), "{error:?}");
     let told = ForeignResponse::parse(&error);
-    // Without a server to end it, a text may look as if it named one.
+    // Without a server at its end, a text may resemble one that names a server.
     if !stranger.server.is_empty() || !error.ends_with(']') {
         assert_eq!(told, stranger, "{error}");
     }

@@ -84,13 +84,13 @@ pub struct CheckArgs {
     /// Requests for the statistics; 0 for none
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u64).range(0..=1_000_000))]
     pub count: u64,
-    /// How many of them should succeed, percent
+    /// How many of the requests for the statistics should succeed, percent
     #[arg(long, value_name = "PERCENT", default_value = "100", value_parser = chain::expect::percent)]
     pub expect_success: f64,
     /// The promised split over versions: `v1=90,v2=10`, or `service2:v1=90,v2=10` (repeatable)
     #[arg(long, value_name = "SPLIT")]
     pub expect_split: Vec<Split>,
-    /// Keep up a constant load for this long and report every failure: restart a Deployment meanwhile
+    /// Send a constant load for this long and report every failure: restart a Deployment meanwhile
     #[arg(long, value_name = "TIME", value_parser = values::positive_duration)]
     pub watch: Option<Duration>,
     /// Requests per second, at most
@@ -99,7 +99,7 @@ pub struct CheckArgs {
     /// How long one request may take
     #[arg(long, value_name = "TIME", default_value = "15s", value_parser = values::positive_duration)]
     pub timeout: Duration,
-    /// Where the gateway's plain HTTP is [default: 80 when the URL's port is 443]
+    /// The gateway's port for plain HTTP [default: 80 when the URL's port is 443]
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     pub plain_port: Option<u16>,
     /// The namespace that hints name for the hops
@@ -195,7 +195,7 @@ fn validate(args: &CheckArgs) -> Result<Trust, String> {
         format!("--cacert {path}: {why}; accepted: a PEM file with at least one certificate")
     })?;
     if !args.expect_split.is_empty() && args.count == 0 {
-        return Err("--count 0: --expect-split needs requests to judge; accepted: a number above 0".to_owned());
+        return Err("--count 0: --expect-split needs requests; accepted: a number above 0".to_owned());
     }
     if let Some(expect) = &args.expect {
         for split in &args.expect_split {

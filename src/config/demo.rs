@@ -30,7 +30,7 @@ pub struct DemoArgs {
     /// Delay that every hop adds: `20ms`, `10ms..2s` or `p50=20ms,p90=80ms,p99=400ms`
     #[arg(long, default_value = "5ms..60ms")]
     pub latency: Latency,
-    /// What goes wrong at one hop, repeatable: `service2:abort=503@10%`, `service3:delay=2s@5%`
+    /// A fault at one hop and its rate, repeatable: `service2:abort=503@10%`, `service3:delay=2s@5%`
     #[arg(long, value_name = "HOP:FAULT")]
     pub fault: Vec<AtHop<Fault>>,
     /// A header that one hop loses on purpose, repeatable: `service2:traceparent`
@@ -68,7 +68,7 @@ pub struct DemoArgs {
 pub struct AtHop<T> {
     /// The hop's number, from 1.
     pub hop: u16,
-    /// What it gets.
+    /// What applies to it.
     pub what: T,
 }
 

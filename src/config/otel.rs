@@ -60,7 +60,7 @@ pub(crate) fn caller_exporter(env: &dyn Fn(&str) -> Option<String>, default: Opt
     variables.exporter(name)
 }
 
-/// Looks variables up; an empty one is not set.
+/// Reads variables; an empty one counts as not set.
 pub(super) struct Variables<'a> {
     look_up: &'a dyn Fn(&str) -> Option<String>,
 }

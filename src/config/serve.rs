@@ -49,7 +49,7 @@ pub struct ServeArgs {
     /// Added delay: `20ms`, `10ms..2s` (uniform) or `p50=20ms,p90=80ms,p99=400ms`
     #[arg(long, env, default_value = "0")]
     pub latency: Latency,
-    /// What goes wrong and how often, repeatable: `abort=503@10%`, `delay=2s@5%`
+    /// A fault and its rate, repeatable: `abort=503@10%`, `delay=2s@5%`
     #[arg(long, env, value_delimiter = ',')]
     pub fault: Vec<Fault>,
     /// A header to carry to the next hop beside the built-in ones, repeatable
@@ -67,10 +67,10 @@ pub struct ServeArgs {
     /// At this many connections the one idle for longest is closed first
     #[arg(long, env, default_value = "10000", value_parser = at_least_one, value_name = "N")]
     pub max_connections: usize,
-    /// A request head must be whole this long after its first byte
+    /// A request head must be complete this long after its first byte
     #[arg(long, env, default_value = "10s", value_parser = positive_duration, value_name = "DURATION")]
     pub header_timeout: Duration,
-    /// How long a kept-alive connection may be idle; longer than Envoy's pool keeps it (1 h)
+    /// How long a kept-alive connection may be idle; longer than in Envoy's pool (1 h)
     #[arg(long, env, default_value = "65m", value_parser = positive_duration, value_name = "DURATION")]
     pub idle_timeout: Duration,
     /// After SIGTERM: not ready, still serving, this long
@@ -79,7 +79,7 @@ pub struct ServeArgs {
     /// Then finish what is in flight, at most this long
     #[arg(long, env, default_value = "20s", value_parser = parse_duration, value_name = "DURATION")]
     pub drain_timeout: Duration,
-    /// Then hand over the last spans and log lines, at most this long
+    /// Then export the last spans and write the last log lines, at most this long
     #[arg(long, env, default_value = "3s", value_parser = parse_duration, value_name = "DURATION")]
     pub flush_timeout: Duration,
     /// The hop's own certificate, a PEM file: serves TLS, HTTP/2 and HTTP/1.1. Reloaded when it changes
@@ -94,7 +94,7 @@ pub struct ServeArgs {
     /// Who signs the certificates of next hops, a PEM file [default: the public roots]
     #[arg(long, env, value_name = "FILE")]
     pub upstream_ca: Option<PathBuf>,
-    /// How access lines look
+    /// The format of access lines
     #[arg(long, env, default_value = "text")]
     pub log_format: LogFormat,
     #[command(flatten)]
@@ -108,7 +108,7 @@ pub struct ServeArgs {
 /// `-v` and `-q`.
 #[derive(Debug, Clone, Copy, Default, Args)]
 pub struct Verbosity {
-    /// More diagnostics on stderr (twice for everything); RUST_LOG says it in detail
+    /// More diagnostics on stderr (twice for everything); RUST_LOG sets it in detail
     #[arg(short, long, action = clap::ArgAction::Count)]
     pub verbose: u8,
     /// Fewer diagnostics: warnings only (twice: errors only)
@@ -119,19 +119,19 @@ pub struct Verbosity {
 /// The options of `health`.
 #[derive(Debug, Clone, Args)]
 pub struct HealthArgs {
-    /// What to ask [default: /healthz on loopback, at the port of ADDR]
+    /// The URL to request [default: /healthz on loopback, at the port of ADDR]
     #[arg(value_name = "URL")]
     pub url: Option<String>,
     /// Where the server listens
     #[arg(long, env, default_value = ":8080", value_name = "ADDRESS")]
     pub addr: Listen,
-    /// Set as for the server: then it is asked by TLS. The certificate of this very host is not verified
+    /// Set as for the server: then the request is sent over TLS. A certificate on loopback is not verified
     #[arg(long, env, value_name = "FILE")]
     pub tls_cert: Option<PathBuf>,
 }
 
 impl HopConfig {
-    /// From the options of `serve` and the variables of OpenTelemetry, which `env` looks up.
+    /// From the options of `serve` and the variables of OpenTelemetry, which `env` returns.
     ///
     /// # Errors
     ///

@@ -80,7 +80,7 @@ impl Demo {
         let store_addr = store_listener.local_addr().map_err(|error| DemoError::Address(error.to_string()))?;
         let endpoint = format!("http://{}/api/v2/spans", reachable(store_addr));
 
-        // The last hop first: with free ports the one before must be told where it is.
+        // The last hop first: with free ports the one before must know its address.
         let mut hops: Vec<(App, HopConfig)> = Vec::new();
         let mut handles = Vec::new();
         let passed = watch::Sender::new(());

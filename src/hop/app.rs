@@ -187,7 +187,7 @@ impl App {
         self.node.faults.clone()
     }
 
-    /// Tells `watch` of every request of the chain. The first who watches stays the only one.
+    /// Notifies `watch` of every request of the chain. Only the first watcher is registered.
     pub fn watch(&self, watch: Arc<dyn Watch>) {
         let _ = self.node.watch.set(watch);
     }
@@ -242,7 +242,7 @@ impl App {
         if let Some(log) = &node.access_log {
             let left = drain.flush_timeout.saturating_sub(flush.elapsed());
             let lines = log.lines.clone();
-            // Blocks on a reader that may never come, so not on a thread that others need.
+            // Blocks until stdout is read, which may never happen, so not on a thread of the runtime.
             let _ = tokio::task::spawn_blocking(move || lines.flush(left)).await;
         }
         Ended { requests_cut, spans_lost }

@@ -67,7 +67,7 @@ struct CheckedCall<'a> {
 }
 
 impl<'a> CheckedCall<'a> {
-    /// A body that is no reply is not shown; if the call failed, its error quotes what the body says.
+    /// A body that is no reply is left out; if the call failed, its error quotes the message in the body.
     fn of(outcome: &'a CallOutcome<'a>) -> Self {
         let error = || outcome.failure.as_ref().map(|failure| causes(failure));
         let Some(answer) = &outcome.answer else {

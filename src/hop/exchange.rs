@@ -203,7 +203,7 @@ impl Exchange {
         }
     }
 
-    /// How long the request has been here.
+    /// The time since the head was read.
     pub(crate) fn elapsed(&self) -> Duration {
         self.begun.elapsed()
     }

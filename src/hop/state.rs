@@ -43,7 +43,7 @@ impl Identity {
 pub trait Watch: fmt::Debug + Send + Sync {
     /// A request arrived.
     fn began(&self);
-    /// It is over: the status that was answered (499 when the caller hung up first) and how long it took.
+    /// A request ended: the status that was answered (499 when the caller hung up first) and the duration.
     fn ended(&self, status: u16, took: Duration);
 }
 

@@ -282,7 +282,7 @@ impl Connection {
         })
     }
 
-    /// Looks at the deadline again, by a clock that knows how long the process was stopped. An idle HTTP/2 connection
+    /// Checks the deadline again, by a clock that excludes the time for which the process was stopped. An idle HTTP/2 connection
     /// receives GOAWAY first.
     fn close_if_overdue(&self, stage: Stage) -> bool {
         let now = self.connections.clock.update();

@@ -1,4 +1,4 @@
-//! A clock that stands still while the process does.
+//! A clock that stops while the process is stopped.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -10,7 +10,7 @@ use tokio::time::Instant;
 pub(crate) const HEARTBEAT: Duration = Duration::from_millis(250);
 
 /// Tokio's clock without the time in which this process did not run (SIGSTOP, a paused container, a starved node): during
-/// that time no peer was idle, because nobody could serve it.
+/// that time no peer was idle, because no request could be served.
 #[derive(Debug)]
 pub(crate) struct RunningClock {
     /// Nanoseconds that the process did not run.

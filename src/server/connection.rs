@@ -68,7 +68,7 @@ impl<S: HttpService> Protocols<S> {
             .await;
     }
 
-    /// Without TLS the first bytes tell HTTP/2 (prior knowledge, RFC 9113, 3.3) from HTTP/1.1.
+    /// Without TLS the connection preface distinguishes HTTP/2 (prior knowledge, RFC 9113, 3.3) from HTTP/1.1.
     async fn plain(&self, mut socket: TrackedIo<TcpStream>) -> Result<(), String> {
         // A silent connection needs no buffer yet.
         socket.stream.readable().await.map_err(|error| causes(&error))?;
@@ -90,7 +90,7 @@ impl<S: HttpService> Protocols<S> {
         }
     }
 
-    /// With TLS the handshake does (ALPN).
+    /// With TLS, ALPN distinguishes them.
     async fn encrypted(&self, socket: TrackedIo<TcpStream>, tls: &AcceptorState) -> Result<(), String> {
         let accepted = TlsAcceptor::from(tls.config.clone()).accept(socket).await;
         let stream = accepted.map_err(|error| format!("TLS: {}", causes(&error)))?;

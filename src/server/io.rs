@@ -52,7 +52,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for TrackedIo<S> {
             buf.put_slice(&self.prefix[..length]);
             self.prefix.advance(length);
             if self.prefix.is_empty() {
-                // Gives the memory back.
+                // Frees the memory.
                 self.prefix = Bytes::new();
             }
         }

@@ -129,14 +129,14 @@ impl<S: HttpService> Acceptor<S> {
                 },
             }
         }
-        // The peers in the listener's queue are connected as far as they know, and may have sent a request already.
+        // Peers in the accept queue have completed the TCP handshake and may have sent a request already.
         while let Some(Ok((stream, peer))) = listener.accept().now_or_never() {
             self.start(stream, peer);
         }
     }
 
     fn start(&mut self, stream: TcpStream, peer: SocketAddr) {
-        // Where every connection is in a request, the new one is closed: it has nothing to lose yet.
+        // If every connection is in a request, the new one is closed: it has sent none yet.
         let is_full = self.connections.open().len() >= self.connections.options.max_connections;
         if is_full && !self.evictions.evict_one(&self.connections) {
             return;

@@ -11,9 +11,9 @@ pub struct ConnectionOptions {
     pub header_timeout: Duration,
     /// How long a kept-alive connection may wait for its next request.
     pub idle_timeout: Duration,
-    /// How long an answer may wait for its reader to accept another byte.
+    /// How long an answer may wait until the peer accepts another byte.
     pub write_timeout: Duration,
-    /// How long a peer may go on sending after the last answer, or how long it may take to close its side.
+    /// How long a peer may continue to send after the last answer, or may need to close its side.
     pub linger_timeout: Duration,
     /// How long a request head that is incomplete when the server stops accepting may still take, and how long an HTTP/2
     /// peer may take to answer GOAWAY.

@@ -21,12 +21,14 @@ impl Phase {
         self.0.store(DRAINING, Ordering::Release);
     }
 
-    /// From the first signal on every answer tells its caller to connect elsewhere.
+    /// From the first signal on every answer asks its caller to connect elsewhere (`connection: close`).
     pub(crate) fn is_draining(&self) -> bool {
         self.0.load(Ordering::Relaxed) == DRAINING
     }
 
-    /// Errors: why the hop should get no traffic.
+    /// # Errors
+    ///
+    /// Why the hop should receive no traffic.
     pub(crate) fn readiness(&self) -> Result<(), &'static str> {
         match self.0.load(Ordering::Acquire) {
             READY => Ok(()),
@@ -39,20 +41,20 @@ impl Phase {
 /// How a running hop is asked to end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stop {
-    /// SIGTERM: keep serving for the drain delay, so that whoever routes here learns of it first.
+    /// SIGTERM: continue to serve for the drain delay, so that endpoints and proxies learn of it first.
     Graceful,
     /// SIGINT, a person at a terminal: no delay.
     Now,
 }
 
-/// How long the steps of the end may take.
+/// The time limits of the steps of a shutdown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DrainOptions {
     /// Not ready, still serving.
     pub delay: Duration,
     /// No longer accepting, finishing what is in flight.
     pub timeout: Duration,
-    /// Handing over the last spans and log lines.
+    /// Exporting the last spans and writing the last log lines.
     pub flush_timeout: Duration,
 }
 
@@ -72,7 +74,9 @@ pub(crate) struct Signals {
 }
 
 impl Signals {
-    /// Errors: the operating system's, when signals cannot be listened to.
+    /// # Errors
+    ///
+    /// The operating system's, when no signal handler can be installed.
     #[cfg(unix)]
     pub(crate) fn listen() -> std::io::Result<Self> {
         use tokio::signal::unix::{SignalKind, signal};
@@ -88,7 +92,9 @@ impl Signals {
         }
     }
 
-    /// Errors: none on this system.
+    /// # Errors
+    ///
+    /// None on this system.
     #[cfg(not(unix))]
     pub(crate) fn listen() -> std::io::Result<Self> {
         Ok(Self {})

@@ -142,7 +142,7 @@ impl ClientSpan {
     }
 }
 
-/// Gives a span the ids of the context that its request carries.
+/// Sets the ids of a span to those of the context that its request carries.
 #[derive(Debug)]
 struct SentIds;
 

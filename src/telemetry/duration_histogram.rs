@@ -33,7 +33,7 @@ pub(crate) struct HistogramHandle {
 
 #[derive(Debug, Default)]
 struct ExemplarSlot {
-    /// Milliseconds since the epoch; 0 for none. Read without the lock, so that most requests never take it.
+    /// Milliseconds since the epoch; 0 for none. Read without the lock, so that most requests never acquire it.
     at_ms: AtomicU64,
     sample: Mutex<Option<(TraceId, f64)>>,
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 /// The most bytes that may wait, in addition to those being written.
 const MAX_BUFFERED: usize = 1 << 20;
 
-/// The pause between two writes, so that one write(2) takes many lines.
+/// The pause between two writes, so that one write(2) writes many lines.
 const FLUSH_INTERVAL: Duration = Duration::from_millis(20);
 
 /// A handle that accepts lines. Clones share the buffer.

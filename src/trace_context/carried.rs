@@ -12,7 +12,7 @@ pub(crate) static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-
 /// How many hops a request has passed; a hop writes one more than it read.
 pub(crate) static X_HOP_COUNT: HeaderName = HeaderName::from_static("x-hop-count");
 
-/// What a carried header is to the hop. Decides what happens to it when the hop continues a trace.
+/// The role of a carried header: it decides what happens to the header when the hop continues a trace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum HeaderRole {
     /// The request id: carried, or made when it is missing or unusable.
@@ -133,7 +133,7 @@ pub fn is_secret(name: &str) -> bool {
     PARTS.iter().any(|part| name.contains(part))
 }
 
-/// What is shown instead of a secret.
+/// What replaces the value of a secret.
 const MASK: &str = "***";
 
 /// A header's value for people and JSON: masked when it is a secret, lossy when it is not UTF-8.

@@ -15,7 +15,7 @@ pub enum Sampling {
     Drop,
     /// Recorded.
     Sample,
-    /// Recorded, whatever a sampler says (B3's debug flag).
+    /// Recorded, whatever a sampler decides (B3's debug flag).
     Debug,
 }
 
@@ -53,7 +53,7 @@ impl Context {
     }
 }
 
-/// What a request said about its trace.
+/// The trace context of a request, as it arrived.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Incoming {
     /// The first valid context in the configured order.

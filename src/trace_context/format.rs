@@ -21,7 +21,7 @@ pub(crate) enum WireFormat {
 }
 
 impl WireFormat {
-    /// What `headers` say in this format; `None` when that is nothing valid.
+    /// The context in `headers` in this format; `None` when it is not valid.
     pub(super) fn parse(self, headers: &impl HeaderSource) -> Option<Incoming> {
         match self {
             // Of two `traceparent` headers neither can be trusted.

@@ -84,7 +84,7 @@ impl Propagator {
         true
     }
 
-    /// Reads what the request says about its trace: the first valid context in the configured order.
+    /// Reads the request's trace context: the first valid one in the configured order.
     pub fn extract(&self, carried: &Carried) -> Incoming {
         let mut alone = Sampling::Deferred;
         for found in self.propagators.formats.iter().filter_map(|format| format.parse(carried)) {
@@ -99,7 +99,7 @@ impl Propagator {
     }
 
     /// The headers of a call to the next hop. `context` is the hop's own client span; without one (no exporter) every trace
-    /// header passes through untouched. `new_trace` says that the hop started the trace itself.
+    /// header passes through untouched. `new_trace`: the hop started the trace itself.
     pub(crate) fn outgoing(
         &self,
         carried: &Carried,

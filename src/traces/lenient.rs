@@ -72,7 +72,7 @@ impl Scalar {
         }
     }
 
-    /// A string that says something; `None` for null and the empty string.
+    /// A string that is not empty; `None` for null and the empty string.
     fn name<E: Error>(self) -> Result<Option<Box<str>>, E> {
         match self {
             Self::Null => Ok(None),
@@ -105,7 +105,7 @@ pub(crate) fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Box<str
     Scalar::read(deserializer)?.text().ok_or_else(|| D::Error::custom("has no value"))
 }
 
-/// Microseconds; zero, a negative number and null all mean that nobody knows, as in Zipkin.
+/// Microseconds; zero, a negative number and null all mean unknown, as in Zipkin.
 pub(crate) fn micros<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
     let value = Scalar::read(deserializer)?.integer()?.max(0);
     let value = u64::try_from(value).map_err(|_| D::Error::custom("more microseconds than fit into 64 bits"))?;
@@ -138,7 +138,7 @@ pub(crate) fn flag<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D
     }
 }
 
-/// A value whose default stands for null; one that equals its default says nothing and counts as null.
+/// A value whose default stands for null; one that equals its default counts as null.
 pub(crate) fn non_default<'de, T, D>(deserializer: D) -> Result<Option<T>, D::Error>
 where
     T: Deserialize<'de> + Default + PartialEq,

@@ -1,8 +1,8 @@
-//! A collected trace: its spans, how they hang together, whether it is whole, and who called whom.
+//! A collected trace: its spans, their tree, whether it is whole, and which service called which.
 //!
 //! One [`Span`] is read and written everywhere: by the trace store, by `check` and by the demo; the exporter's encoder is held
-//! to it by a test. A [`Trace`] is the tree of the spans of one trace id; a [`Verdict`] says what is wrong with the traces that
-//! one request left behind.
+//! to it by a test. A [`Trace`] is the tree of the spans of one trace id; a [`Verdict`] lists what is wrong with the traces
+//! of one request.
 //!
 //! Imports the leaves only. In reading order: [`ids`]; `span`, with `lenient`; `trace`; `verdict`; [`dependencies`].
 

@@ -1,4 +1,4 @@
-//! Whether the traces that one request left behind are whole; if not, where they broke and who did not report.
+//! Whether the traces of one request are whole; if not, where they broke and which services did not report.
 //!
 //! There is one set of rules. `check`, the terminal of the demo and its page differ only in what they expect.
 
@@ -16,7 +16,7 @@ use crate::traces::trace::{PlacedSpan, Trace};
 const NAMED_ORPHANS: usize = 5;
 /// Services named in a sentence.
 const NAMED_SERVICES: usize = 8;
-/// Different services that are told apart; a hostile trace has thousands.
+/// How many services are distinguished; a hostile trace has thousands.
 const MAX_SERVICES: usize = 200;
 /// The longest name in a sentence, characters.
 const MAX_NAME: usize = 60;
@@ -114,7 +114,7 @@ pub struct Orphan {
     pub name: Box<str>,
 }
 
-/// A span that is not where it should be, or does not say what it should.
+/// A span in the wrong place of the tree, or with other values than expected.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Misplaced {
     /// The span.
@@ -428,7 +428,7 @@ mod tests {
         parse_span_id(text).unwrap()
     }
 
-    /// The spans of [`WHOLE`] as the replies of its hops tell them.
+    /// The spans of [`WHOLE`] as the replies of its hops list them.
     fn required() -> Vec<ExpectedSpan> {
         let span = |service: &str, of: &str, parent: Option<&str>, ancestor: Option<&str>| ExpectedSpan {
             trace_id: parse_trace_id("a").unwrap(),

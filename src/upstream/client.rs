@@ -45,7 +45,7 @@ impl Default for ConnectionLimits {
 /// Establishes connections to next hops.
 pub(crate) type Connector = HttpsConnector<HttpConnector<RotatingResolver>>;
 
-/// A connector whose attempts take at most `timeout` for all addresses of a name together. `tls` says whom `https://` trusts.
+/// A connector whose attempts take at most `timeout` for all addresses of a name together. `tls` has the roots that `https://` trusts.
 pub(crate) fn connector(resolver: RotatingResolver, timeout: Duration, tls: ClientConfig) -> Connector {
     let mut http = HttpConnector::new_with_resolver(resolver);
     http.enforce_http(false);

@@ -2,7 +2,7 @@
 //!
 //! Imports `telemetry`, `trace_context` and the leaves; neither `hop` nor `server`. In reading order: `target` (a next hop as
 //! it is configured); this file (one call: headers, deadline, span, metric); `client` (the connections to one next hop), with
-//! `resolver` and `answer_tracker`; `outcome`; `foreign_response` (what a proxy says in place of the next hop).
+//! `resolver` and `answer_tracker`; `outcome`; `foreign_response` (the answer of a proxy in place of the next hop).
 
 mod answer_tracker;
 pub(crate) mod client;
@@ -77,7 +77,7 @@ pub(crate) struct Upstreams {
 
 impl Upstreams {
     /// `timeout` is for a call, whole answer included. `version` is the hop's version label, as it goes into `user-agent`;
-    /// `tls` says whom calls to `https://` trust.
+    /// `tls` has the roots that calls to `https://` trust.
     pub(crate) fn new(targets: Vec<Target>, fan_out: FanOut, timeout: Duration, version: &str, tls: ClientConfig) -> Self {
         let targets = targets.into_iter().map(|target| {
             let connector = connector(RotatingResolver::system(), timeout, tls.clone());

@@ -34,7 +34,7 @@ pub(crate) struct Answer {
     pub(crate) body: Bytes,
 }
 
-/// Why a call failed. The sources say more; [`causes`](crate::text::causes) writes all of them.
+/// Why a call failed. The sources have the details; [`causes`](crate::text::causes) writes all of them.
 #[derive(Debug)]
 pub(crate) enum CallError {
     /// The whole answer was not there in time.

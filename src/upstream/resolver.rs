@@ -17,7 +17,7 @@ use crate::telemetry::ids;
 
 type Lookup = dyn Fn(Name) -> BoxFuture<'static, io::Result<Vec<SocketAddr>>> + Send + Sync;
 
-/// Looks a name up for each new connection, and begins with another of its addresses each time. The connector goes on with the
+/// Resolves a name for each new connection, and begins with another of its addresses each time. The connector goes on with the
 /// others when one cannot be reached. Clones share the turn.
 #[derive(Clone)]
 pub(crate) struct RotatingResolver {
@@ -27,7 +27,7 @@ pub(crate) struct RotatingResolver {
 }
 
 impl RotatingResolver {
-    /// By `getaddrinfo`, which knows the search domains of Kubernetes and `/etc/hosts`.
+    /// By `getaddrinfo`, which reads the search domains of Kubernetes and `/etc/hosts`.
     pub(crate) fn system() -> Self {
         Self::new(|name| GaiResolver::new().call(name).map(|found| found.map(Iterator::collect)).boxed())
     }

@@ -168,7 +168,7 @@ pub(crate) struct MissingSidecar<'a> {
 }
 
 /// A proxy's own word about sampling. One that traces rolls its own dice even for a caller that asked to be sampled, so at a rate
-/// below 100 % this is what it was told to do, and a question of the rate.
+/// below 100 % this is configured behaviour, and a question of the rate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Decided {
     pub(crate) from: HopRef,
@@ -208,7 +208,7 @@ impl Xray {
         let mut out: Vec<MissingSidecar<'_>> = Vec::new();
         for (at, row) in self.rows.iter().enumerate().filter(|(_, row)| !row.proxy.is_own_sidecar()) {
             let called: Vec<&HopEvidence> = self.called_by(at).collect();
-            // A gateway tells the first hop its own caller's address; and where no sidecar shows the address, they work otherwise.
+            // A gateway reports its own caller's address to the first hop; and where no sidecar reports the address, they work otherwise.
             let by_address = addressed && row.depth > 0;
             let by_silence = vouched && !called.is_empty() && called.iter().all(|next| reads(next));
             let is_vouched_for = called.iter().any(|next| next.proxy.identity);

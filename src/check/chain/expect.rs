@@ -157,7 +157,7 @@ impl fmt::Display for Split {
     }
 }
 
-/// `HOST:PORT:ADDRESS`, as curl has it; the address may also be a name, looked up when the run starts.
+/// `HOST:PORT:ADDRESS`, as curl has it; the address may also be a name, resolved when the run starts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Resolve {
     /// The host in the URL, lower case.

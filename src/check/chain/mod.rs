@@ -178,7 +178,7 @@ fn walk(caller: &HopRef, tree: &Tree, url: &str, above: &mut Vec<String>, out: &
             }
             None => {}
         }
-        // The reply looks fine and the call does not: a caller that gave up, or a proxy that turned the answer.
+        // The reply is a success and the call is not: the caller gave up, or a proxy changed the answer.
         if failed
             && out.len() == before
             && let Some(reply) = &call.reply
@@ -327,7 +327,7 @@ fn compare(expect: &Expect, caller: &HopRef, tree: &Tree, url: &str, hints: &Hin
                 );
             }
             Some(Call { url, reply: Some(reply), .. }) => compare(below, &hop, reply, url, hints, out),
-            // Told by the failed call itself, or as a stranger.
+            // Reported by the failed call itself, or as a foreign response.
             Some(_) => {}
         }
     }

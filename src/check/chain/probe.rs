@@ -57,7 +57,7 @@ pub(crate) fn written(format: HeaderFamily, context: &Context) -> impl Iterator<
     format.write(context).into_iter().map(|(name, value)| one(name.as_str(), text(value.as_bytes())))
 }
 
-/// The start of an id, enough to tell two apart on a line.
+/// The start of an id, enough to distinguish two on a line.
 pub(crate) fn short(id: &str) -> String {
     const SHOWN: usize = 8;
     match id.char_indices().nth(SHOWN) {

@@ -66,7 +66,7 @@ struct Between {
     missing: usize,
     /// The hop is called by a sidecar of its own, by its address.
     sidecar: bool,
-    /// mTLS: the proxy tells who calls.
+    /// mTLS: the proxy reports the caller.
     vouches: bool,
 }
 
@@ -256,7 +256,7 @@ fn istio(tracer: Option<Tracer>, sidecars: [bool; 3]) -> Vec<Between> {
         Between {
             tracer,
             missing: usize::from(!caller) + usize::from(!sidecars[index]),
-            // A gateway tells the first hop the address of its own caller.
+            // A gateway reports the address of its own caller to the first hop.
             sidecar: sidecars[index] && index > 0,
             vouches: caller && sidecars[index],
             ..Between::default()
@@ -543,7 +543,7 @@ fn a_request_id_made_anew_between_hops_is_a_finding_and_at_the_edge_it_is_not() 
 }
 
 #[test]
-fn behind_a_hop_that_never_answered_nothing_is_judged() {
+fn behind_a_hop_that_never_answered_nothing_is_checked() {
     let probe = Probe::new(&HeaderFamily::ALL);
     let mut tree = travel(&probe, &[forward(), forward(), forward()], &mesh(None));
     tree.upstreams[0].reply = None;

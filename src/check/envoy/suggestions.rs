@@ -1,4 +1,4 @@
-//! Where a hop runs, and so which commands look at it: `kubectl` and `istioctl`, `docker compose`, or plain `curl`.
+//! Where a hop runs, and so which commands inspect it: `kubectl` and `istioctl`, `docker compose`, or plain `curl`.
 
 use http::Uri;
 use http::uri::Authority;
@@ -7,7 +7,7 @@ use crate::hop::reply::Tree;
 use crate::net::hosts::{address_of, host_of, is_loopback, redacted_url};
 use crate::values::service_number;
 
-/// What runs the hops. Told from the host name in the reply, because `check` itself may run anywhere.
+/// What runs the hops. Known from the host name in the reply, because `check` itself may run anywhere.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Runner {
     Kubernetes,
@@ -59,7 +59,7 @@ pub(crate) fn runner(hostname: &str) -> Runner {
 }
 
 impl HintContext {
-    /// What runs this hop. One that never answered is told by its URL: a bare Service name cannot be a local process.
+    /// What runs this hop. One that never answered is known by its URL: a bare Service name cannot be a local process.
     pub(crate) fn runner(&self, hop: &HopRef) -> Runner {
         if !hop.hostname.is_empty() {
             return runner(&hop.hostname);

@@ -17,7 +17,7 @@ use fault::{finding, is_order};
 use sidecars::{coverage, missing_sidecars};
 use table::table;
 
-/// What the mesh's proxies speak, for people.
+/// The trace formats of the mesh's proxies, as text.
 pub(crate) fn dialect(w3c: bool, b3: bool) -> &'static str {
     match (w3c, b3) {
         (true, true) => "B3 and W3C (Zipkin tracer with W3C)",
@@ -27,21 +27,21 @@ pub(crate) fn dialect(w3c: bool, b3: bool) -> &'static str {
     }
 }
 
-/// The findings of the group: what broke first, then what held, then what could not be seen.
+/// The findings of the group: what broke, then what passed, then what could not be observed.
 pub(crate) fn findings(probe: &Probe, xray: &Xray, hints: &HintContext) -> Vec<Finding> {
     let mut out = Vec::new();
     out.push(proxies(xray).lines(table(probe, xray)));
     out.extend(missing_sidecars(xray, hints));
     out.extend(coverage(xray, hints));
-    // One slip in one setting shows at every hop: told once, with the other hops below.
+    // One wrong setting shows at every hop: reported once, with the other hops below.
     let (order, others): (Vec<&SeamFault>, Vec<&SeamFault>) = xray.faults.iter().partition(|fault| is_order(fault));
     if let Some((first, more)) = order.split_first() {
-        let mut told = finding(first, xray, hints);
+        let mut reported = finding(first, xray, hints);
         if !more.is_empty() {
             let names: Vec<&str> = more.iter().map(|fault| fault.to.name.as_str()).collect();
-            told.detail.push(format!("the same at {}", names.join(", ")));
+            reported.detail.push(format!("the same at {}", names.join(", ")));
         }
-        out.push(told);
+        out.push(reported);
     }
     out.extend(others.into_iter().map(|fault| finding(fault, xray, hints)));
     out.extend(passed::findings(xray));
@@ -55,7 +55,7 @@ pub(crate) fn findings(probe: &Probe, xray: &Xray, hints: &HintContext) -> Vec<F
     out
 }
 
-/// Who speaks what between the hops.
+/// The formats that the proxies between the hops use.
 fn proxies(xray: &Xray) -> Finding {
     let (w3c, b3) = (xray.mesh_speaks(HeaderFamily::W3c), xray.mesh_speaks(HeaderFamily::B3));
     let list = |wanted: &dyn Fn(&HopEvidence) -> bool| {

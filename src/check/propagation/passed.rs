@@ -30,7 +30,7 @@ pub(crate) fn findings(xray: &Xray) -> Vec<Finding> {
     if !through.is_empty() {
         out.push(Finding::pass(CheckId::PropagationHeaders, format!("{} {hops}", said(&through))));
     }
-    out.extend(stopped.into_iter().filter_map(|name| not_judged(xray, name)));
+    out.extend(stopped.into_iter().filter_map(|name| not_checked(xray, name)));
     out
 }
 
@@ -85,7 +85,7 @@ fn sampling(xray: &Xray, hops: &str) -> Option<Finding> {
 }
 
 /// A header that did not reach every hop for a reason that is no fault of its own.
-fn not_judged(xray: &Xray, name: &str) -> Option<Finding> {
+fn not_checked(xray: &Xray, name: &str) -> Option<Finding> {
     let row = xray.rows.iter().find(|row| !row.others.contains(&name))?;
     let (id, why) = match name {
         "tracestate" => (CheckId::PropagationTracestate, "the traceparent that it belonged to was replaced there"),

@@ -1,4 +1,4 @@
-//! TLS as `check` speaks it: rustls with ring, public roots plus `--cacert`, and a verifier that remembers what it saw, so that a
+//! TLS as `check` speaks it: rustls with ring, public roots plus `--cacert`, and a verifier that records what it received, so that a
 //! refused certificate can be explained.
 
 use std::net::{SocketAddr, TcpStream};
@@ -214,7 +214,7 @@ pub(crate) fn explain(
     })
 }
 
-/// Whoever asks a hop's own address meets its sidecar, which wants to know who calls.
+/// A request to a hop's own address reaches its sidecar, which requires a client certificate.
 pub(crate) fn past_the_gateway(host: &str) -> Hint {
     Hint::new(format!(
         "{host} is a hop's own address. Its sidecar takes mutual TLS from the mesh alone (PeerAuthentication STRICT), and this caller is outside the mesh: ask the gateway, or run check in a pod with a sidecar"
@@ -236,7 +236,7 @@ pub(crate) fn ago(seconds: i64) -> String {
     }
 }
 
-/// Why a handshake failed before any certificate was judged.
+/// Why a handshake failed before any certificate was verified.
 pub(crate) fn why_no_handshake(error: &std::io::Error, host: &str, port: u16, gateway_namespace: &str) -> (String, Hint) {
     use std::io::ErrorKind;
     let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());

@@ -325,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn a_skipped_id_is_told_but_not_judged() {
+    fn a_skipped_id_is_reported_but_not_checked() {
         let (text, report) = run(OutputFormat::Text, &["propagation"]);
         assert!(report.is_fine(), "{text}");
         assert!(text.contains("not checked (--skip)"), "{text}");

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 
 use crate::hop::state::Watch;
 
-/// How far back the figures look. Long enough for a steady p99 at ten requests a second, short enough to see a slider's effect.
+/// The window of the figures. Long enough for a steady p99 at ten requests a second, short enough to see a slider's effect.
 pub(crate) const WINDOW: Duration = Duration::from_secs(10);
 /// Durations that are remembered of each second; of more, a part that is spread over the second.
 const SAMPLES: usize = 2_000;
@@ -26,7 +26,7 @@ pub(crate) struct Gauge {
     failed: AtomicU64,
     started: Instant,
     seconds: Mutex<VecDeque<Second>>,
-    /// Told of every change; shared by all hops.
+    /// Notified of every change; shared by all hops.
     changed: watch::Sender<()>,
 }
 
@@ -74,7 +74,7 @@ impl Gauge {
     }
 
     pub(crate) fn passed(&self) -> Passed {
-        // Ends first: a request that ends in between must not look as if it had never begun.
+        // Ends first: a request that ends in between must not appear never to have begun.
         let (failed, ended) = (self.failed.load(Ordering::Acquire), self.ended.load(Ordering::Acquire));
         Passed { began: self.began.load(Ordering::Acquire), ended, failed }
     }

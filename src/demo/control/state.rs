@@ -23,7 +23,7 @@ use crate::traces::ids::parse_trace_id;
 use crate::traces::{Trace, TraceId};
 use crate::upstream::FanOut;
 
-/// How often figures and health are looked at while somebody watches.
+/// How often figures and health are read while a page is open.
 const TICK: Duration = Duration::from_secs(1);
 /// How long a hop may take to say that it is ready.
 const PROBE: Duration = Duration::from_millis(900);
@@ -147,11 +147,11 @@ pub(crate) struct DemoState {
     pub(crate) fan_out: Option<FanOut>,
     pub(crate) store: Store,
     pub(crate) links: Links,
-    /// Told when a request begins or ends at a hop.
+    /// Notified when a request begins or ends at a hop.
     pub(crate) passed: watch::Sender<()>,
-    /// Told when a plan is changed or a hop is started or stopped.
+    /// Notified when faults are changed or a hop is started or stopped.
     pub(crate) altered: watch::Sender<()>,
-    /// Told when there are new figures.
+    /// Notified when there are new figures.
     pub(crate) ticked: watch::Sender<Vec<Ticked>>,
     /// Asks for new figures at once.
     pub(crate) prompt: Notify,
@@ -244,7 +244,7 @@ impl DemoState {
         self.hops.iter().map(|hop| hop.gauge.passed()).collect()
     }
 
-    /// Looks at figures and health once a second for as long as somebody watches, until `stopped`.
+    /// Reads figures and health once a second while a page is open, until `stopped`.
     pub(crate) async fn tick(self: Arc<Self>, stopped: watch::Receiver<bool>) {
         let mut turns = tokio::time::interval(TICK);
         turns.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);

@@ -166,7 +166,7 @@ fn drain(first: TraceId, arrivals: &mut broadcast::Receiver<TraceId>) -> Option<
             }
             Err(TryRecvError::Lagged(_)) => return None,
             Err(TryRecvError::Empty | TryRecvError::Closed) => {
-                // The newest are what is looked at when they are too many.
+                // When they are too many, the newest matter.
                 ids.reverse();
                 return Some(ids);
             }

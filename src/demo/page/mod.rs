@@ -179,7 +179,7 @@ mod tests {
                 assert!(!text.contains("<style") && !text.contains(" style=") && !text.contains(" onclick="), "{path}");
                 assert_eq!(text.matches("<script").count(), text.matches("<script type=\"module\" src=").count(), "{path}");
             }
-            // A namespace is a name that looks like an address; nothing is loaded from it.
+            // A namespace has the form of a URL; nothing is loaded from it.
             let outside = text.replace("http://www.w3.org/2000/svg", "");
             assert!(!outside.contains("https://") && !outside.contains("url("), "{path}");
         }

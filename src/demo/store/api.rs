@@ -257,7 +257,7 @@ async fn dependencies(State(store): State<Store>, Query(period): Query<Period>) 
 }
 
 async fn health(State(store): State<Store>) -> Response {
-    // The shape that Zipkin's own health answer has, and what this store can tell beside it.
+    // The shape of Zipkin's own health answer, and this store's figures beside it.
     let up = serde_json::json!({"status": "UP"});
     Json(serde_json::json!({
         "status": "UP",

@@ -32,9 +32,9 @@ const SPAN_OVERHEAD: usize = 128;
 /// Age is arrival, not what spans claim: a timestamp from the year 3000 must not make a trace immortal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Traces. 1,000: more than a person looks through.
+    /// Traces. 1,000: more than a person reads.
     pub traces: usize,
-    /// Spans of all traces. 50,000: what a list of 1,000 traces of 50 spans needs; a question looks at all of them in milliseconds.
+    /// Spans of all traces. 50,000: what a list of 1,000 traces of 50 spans needs; a query reads all of them in milliseconds.
     pub spans: usize,
     /// Bytes of all spans, text and bookkeeping included. 32 MiB: nobody minds that on a laptop or in a small container.
     pub bytes: usize,
@@ -134,7 +134,7 @@ impl Store {
         self.shared.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes spans in, tells the subscribers, and returns how many were not kept because their trace was at its bound.
+    /// Stores spans, notifies the subscribers, and returns how many were not stored because their trace was at its limit.
     pub fn insert(&self, spans: Vec<Span>) -> u64 {
         let mut touched = HashSet::new();
         let mut arrived = Vec::new();

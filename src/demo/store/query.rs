@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use crate::traces::Span;
 
-/// How far a question looks back, Zipkin's default.
+/// The period of a query, Zipkin's default.
 const DEFAULT_LOOKBACK_MS: u64 = 24 * 60 * 60 * 1000;
 
 /// Zipkin lower-cases names; here they keep their case, and questions ignore it.
@@ -30,7 +30,7 @@ pub(super) struct TraceQuery {
     pub(super) limit: Option<usize>,
 }
 
-/// What is looked for, in Zipkin's terms: all of it has to be found among the spans of `service`, not in one of them.
+/// A search, in Zipkin's terms: all of it has to be found among the spans of `service`, not in one of them.
 pub(super) struct Filter {
     service: Option<String>,
     remote_service: Option<String>,

@@ -50,11 +50,11 @@ pub(crate) const BAD: &str = "1;31";
 pub(crate) const WARN: &str = "33";
 pub(crate) const GOOD: &str = "32";
 
-/// Colours of services: told apart by eye and readable on dark and on light ground. Red is kept for errors.
+/// Colours of services: distinct, and readable on a dark and on a light background. Red is reserved for errors.
 pub(crate) const SERVICE_COLOURS: [&str; 8] =
     ["38;5;103", "38;5;168", "38;5;134", "38;5;71", "38;5;68", "38;5;172", "38;5;136", "38;5;37"];
 
-/// A colour per service: the name's own as long as no other service of the trace has it, so that a service looks the same
+/// A colour per service: the name's own as long as no other service of the trace has it, so that a service has the same colour
 /// in every trace of its chain.
 pub(crate) fn service_colours(services: &[Box<str>]) -> HashMap<&str, &'static str> {
     let mut names: Vec<&str> = services.iter().map(AsRef::as_ref).collect();

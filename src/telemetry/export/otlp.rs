@@ -86,7 +86,7 @@ fn gzip(body: &[u8]) -> std::io::Result<Vec<u8>> {
     encoder.finish()
 }
 
-/// What a partial success says. Collectors that answer otherwise than the protocol requires have accepted everything.
+/// The rejected spans of a partial success. Collectors that answer otherwise than the protocol requires have accepted everything.
 fn rejected_spans(answer: &[u8]) -> usize {
     let partial = ExportTraceServiceResponse::decode(answer).ok().and_then(|response| response.partial_success);
     let Some(partial) = partial.filter(|partial| partial.rejected_spans > 0 || !partial.error_message.is_empty()) else {

@@ -1,4 +1,4 @@
-//! The task that takes spans from the queue, sends them in chunks and retries with backoff while the collector is away.
+//! The task that drains the span queue, sends spans in chunks and retries with backoff while the collector is unavailable.
 //!
 //! The queue is bounded, so an unreachable collector costs spans, which are counted, and never a request.
 
