@@ -114,9 +114,11 @@ pub(crate) struct ServerCertificate<'a> {
     pub(crate) now: UnixTime,
 }
 
+type Verify = dyn Fn(&ServerCertificate<'_>) -> Result<(), rustls::Error> + Send + Sync;
+
 /// A rustls verifier: `verify` decides about the certificate, ring about the signatures made with it.
 struct CustomVerifier {
-    verify: Box<dyn Fn(&ServerCertificate<'_>) -> Result<(), rustls::Error> + Send + Sync>,
+    verify: Box<Verify>,
     provider: Arc<CryptoProvider>,
 }
 

@@ -57,10 +57,10 @@ impl Trust {
     /// # Errors
     ///
     /// rustls's, about the roots.
-    pub(crate) fn config(&self) -> Result<(ClientConfig, Arc<Mutex<Option<PresentedCertificates>>>), String> {
+    pub(crate) fn config(&self) -> Result<(ClientConfig, LastHandshake), String> {
         let webpki = WebPkiServerVerifier::builder_with_provider(self.roots.clone(), provider());
         let webpki = webpki.build().map_err(|error| error.to_string())?;
-        let presented = Arc::new(Mutex::new(None));
+        let presented = LastHandshake::default();
         let (trust, record) = (self.clone(), presented.clone());
         let config = client_config_with(move |server| {
             let verdict = trust.verify(&webpki, server);
@@ -96,6 +96,9 @@ impl Trust {
         rustls::client::verify_server_name(&parsed, name)
     }
 }
+
+/// What the server of the last handshake presented; `None` before the first.
+pub(crate) type LastHandshake = Arc<Mutex<Option<PresentedCertificates>>>;
 
 /// The certificates of one handshake, and what is wrong with them.
 #[derive(Debug, Clone)]
