@@ -18,10 +18,10 @@ import time
 import urllib.request
 from pathlib import Path
 
+from ports import free_port
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-sys.path.append(str(ROOT / "scripts"))
-from ports import free_port  # noqa: E402
 
 # What a mesh's ingress adds to a request: every contender gets the same. The trace is sampled.
 HEADERS = [
