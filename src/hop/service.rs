@@ -15,9 +15,9 @@ use axum::Router;
 use axum::body::{Body, HttpBody};
 use axum::response::{IntoResponse as _, Response as AxumResponse};
 use bytes::Bytes;
-use futures_util::future::{Either as EitherFuture, TryFutureExt as _};
+use futures_util::future::{self, Either as EitherFuture, FutureExt as _, TryFutureExt as _};
 use http::{Request, Response};
-use http_body_util::{Either, Full};
+use http_body_util::Either;
 use tower::{Layer as _, Service, ServiceBuilder, service_fn};
 use tower_http::body::UnsyncBoxBody;
 use tower_http::catch_panic::CatchPanicLayer;
@@ -70,26 +70,30 @@ where
         .service(routed.clone());
     service_fn(move |mut request: Request<B>| {
         let exchange = Exchange::begin(&node, &mut request);
-        let answering = exchange.check_head(&limits).map(|()| {
+        // Futures that wrap each other are polled in place: an `async` block would move the call at each level. The rare ways
+        // are boxed, because their size would be every request's.
+        let answering = if let Err(error) = exchange.check_head(&limits) {
+            EitherFuture::Right(future::ok(error.response().map(Either::Left)).boxed())
+        } else {
             request.extensions_mut().insert(exchange.clone());
-            // Most requests have no body: they need neither its limits nor a box for it.
             if request.body().is_end_stream() {
-                EitherFuture::Left(routed.call(request.map(|_| Body::empty())).map_ok(|response| response.map(Either::Left)))
+                // Most requests have no body: they need neither its limits nor a box for it.
+                let routed = routed.call(request.map(|_| Body::empty()));
+                EitherFuture::Left(routed.map_ok(|response| response.map(|body| Either::Right(Either::Left(body)))))
             } else {
-                EitherFuture::Right(Box::pin(limited.call(request).map_ok(|response| response.map(Either::Right))))
+                let exchange = exchange.clone();
+                let limited = limited.call(request).map_ok(move |response| {
+                    // The body limit answers in words of its own what it refuses before the router sees it.
+                    if exchange.is_routed() {
+                        response.map(|body| Either::Right(Either::Right(body)))
+                    } else {
+                        Error::ContentTooLarge.response().map(Either::Left)
+                    }
+                });
+                EitherFuture::Right(limited.boxed())
             }
-        });
-        async move {
-            let response = match answering {
-                Ok(answering) => answering.await.unwrap_or_else(|never| match never {}),
-                Err(error) => return Ok(exchange.answer(error.response().map(Either::Left))),
-            };
-            // The body limit answers in words of its own what it refuses before the router sees it.
-            if !exchange.is_routed() {
-                return Ok(exchange.answer(Error::ContentTooLarge.response().map(Either::Left)));
-            }
-            Ok(exchange.answer(response.map(Either::<Full<Bytes>, _>::Right)))
-        }
+        };
+        answering.map_ok(move |response| exchange.answer(response))
     })
 }
 
