@@ -279,3 +279,37 @@ fn the_lines_of_each_room_are_printed() {
         assert!(rooms.contains_key(room), "no room {room} in src/");
     }
 }
+
+/// Words that stand for a technical term, each with the term.
+const BANNED: [(&str, &str); 5] = [
+    ("thrown away", "discarded"),
+    ("onion", "layers"),
+    (" in hand", "in flight"),
+    ("not judged", "not checked"),
+    ("a stranger", "a foreign response"),
+];
+
+#[test]
+fn comments_and_guides_use_the_technical_term() {
+    fn texts(path: &Path, files: &mut Vec<PathBuf>) {
+        if path.is_dir() {
+            fs::read_dir(path).unwrap().for_each(|entry| texts(&entry.unwrap().path(), files));
+        } else if path.extension().is_some_and(|extension| extension == "rs" || extension == "md") {
+            files.push(path.to_owned());
+        }
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut files = Vec::new();
+    for path in ["src", "docs", "README.md", "ARCHITECTURE.md", "CHANGELOG.md", "SECURITY.md"] {
+        texts(&root.join(path), &mut files);
+    }
+    let mut wrong = Vec::new();
+    for file in &files {
+        for (i, line) in fs::read_to_string(file).unwrap().lines().enumerate() {
+            for (word, term) in BANNED.iter().filter(|(word, _)| line.contains(word)) {
+                wrong.push(format!("{}:{}: write {term} for {}", file.display(), i + 1, word.trim()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
