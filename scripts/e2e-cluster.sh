@@ -230,8 +230,11 @@ trace() {
 }
 provider() { grep -qE "name: $1\$" <<<"$mesh"; }
 # A caller that is itself traced by W3C, and asks a mesh that may not understand it
-stale_trace=$(openssl rand -hex 16) stale_span=$(openssl rand -hex 8)
-stale=(-H "traceparent: 00-$stale_trace-$stale_span-01")
+# fresh_caller: another trace each time, so that no claim finds the spans of an earlier one
+fresh_caller() {
+  stale_trace=$(openssl rand -hex 16) stale_span=$(openssl rand -hex 8)
+  stale=(-H "traceparent: 00-$stale_trace-$stale_span-01")
+}
 
 # speaks CONDITION: what the hops receive is so 16 times in a row: with two pods of each hop, every proxy has its new tracer
 speaks() {
@@ -262,11 +265,12 @@ traces() {
   provider jaeger || die "no provider \"jaeger\" in the mesh: istioctl install -f istio/install.yaml"
   # The apps report, too: 12 spans.
   claim "OpenTelemetry: one trace of 12 spans, no orphan, each app span below its own sidecar's" trace 12 1
+  fresh_caller
   claim "OpenTelemetry, the caller brings a traceparent: its trace goes on, whole" trace 12 1 --trace-id "$stale_trace" --caller "$stale_span" -- "${stale[@]}"
   if provider zipkin; then
     tracer zipkin
     claim "Zipkin with W3C: one trace of 12 spans" trace 12 1
-    stale_trace=$(openssl rand -hex 16); stale=(-H "traceparent: 00-$stale_trace-$stale_span-01")
+    fresh_caller
     claim "Zipkin with W3C, the caller brings a traceparent: its trace goes on, whole" trace 12 1 --trace-id "$stale_trace" --caller "$stale_span" -- "${stale[@]}"
   else
     not_run+=("Zipkin with W3C: the provider \"zipkin\" is not installed")
@@ -275,6 +279,7 @@ traces() {
     deploy sidecar b3-first
     tracer zipkin-b3
     claim "Zipkin with B3, component b3-first: one trace of 12 spans" trace 12 1
+    fresh_caller
     claim "Zipkin with B3, the caller brings a traceparent, which is stale here: one trace of 12 spans all the same" trace 12 1 -- "${stale[@]}"
   else
     not_run+=("Zipkin with B3 alone: the provider \"zipkin-b3\" is not installed")
@@ -290,6 +295,7 @@ traces() {
   if provider zipkin-b3; then
     tracer zipkin-b3
     claim "forward-only, Zipkin with B3: one trace of 7 spans" trace 7 1
+    fresh_caller
     claim "forward-only, Zipkin with B3, stale traceparent: one trace of 7 spans" trace 7 1 -- "${stale[@]}"
   fi
   # What a broken hop looks like, so that the numbers above mean something.
