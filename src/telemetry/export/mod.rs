@@ -141,10 +141,12 @@ impl SpanSink {
     }
 }
 
-/// The client for exports. It ignores the environment's proxy: collectors are inside the cluster.
+/// The client for exports. It ignores the environment's proxy, because collectors are inside the cluster, and follows no redirect:
+/// the POST would become a GET whose 200 says nothing about spans, and headers with keys would go to another host.
 pub(super) fn http_client(timeout: Duration) -> Result<reqwest::Client, ExporterError> {
     reqwest::Client::builder()
         .no_proxy()
+        .redirect(reqwest::redirect::Policy::none())
         .tls_backend_preconfigured(tls::client_config())
         .pool_max_idle_per_host(1)
         .timeout(timeout)
@@ -154,7 +156,10 @@ pub(super) fn http_client(timeout: Duration) -> Result<reqwest::Client, Exporter
 
 /// Sends a request and returns the body of its answer.
 pub(super) async fn post(request: reqwest::RequestBuilder) -> Result<Vec<u8>, ExportError> {
-    let failed = |error: reqwest::Error| ExportError { is_retryable: true, retry_after: None, reason: causes(&error) };
+    let failed = |error: reqwest::Error| {
+        let url = error.url().map(|url| redacted_url(url.as_str())).unwrap_or_default();
+        ExportError { is_retryable: true, retry_after: None, reason: format!("{url}: {}", causes(&error.without_url())) }
+    };
     let response = request.send().await.map_err(failed)?;
     let status = response.status();
     let retry_after = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
@@ -195,6 +200,7 @@ mod tests {
             ("503 Unavailable\r\nretry-after: 7", Some((true, Some(7)))),
             ("429 Slow\r\nretry-after: Wed, 21 Oct 2026 07:28:00 GMT", Some((true, None))),
             ("400 Bad", Some((false, None))),
+            ("302 Found\r\nlocation: http://127.0.0.1:9/login", Some((false, None))),
             ("200 OK", None),
         ];
         for (answer, expected) in cases {
@@ -223,5 +229,17 @@ mod tests {
                 (Err(error), None) => panic!("{answer} is none: {}", error.reason),
             }
         }
+    }
+
+    #[tokio::test]
+    async fn a_collector_that_cannot_be_reached_is_named_without_its_secrets() {
+        // Bound and not listening, so that nobody else gets the port.
+        let nobody = tokio::net::TcpSocket::new_v4().unwrap();
+        nobody.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let addr = nobody.local_addr().unwrap();
+        let url = format!("http://u:s3cret@{addr}/v1/traces?token=s3cret");
+        let error = post(http_client(TIMEOUT).unwrap().post(&url)).await.unwrap_err();
+        assert!(error.reason.contains(&format!("http://{addr}/v1/traces")), "{}", error.reason);
+        assert!(error.is_retryable && error.reason.contains("refused") && !error.reason.contains("s3cret"), "{}", error.reason);
     }
 }
