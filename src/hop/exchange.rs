@@ -93,7 +93,9 @@ impl Exchange {
         let mut head_bytes = request.uri().path_and_query().map_or(0, |path| path.as_str().len());
         for (name, value) in request.headers() {
             head_bytes += name.as_str().len() + value.len() + 4;
-            if !node.propagator.carry(&mut head.carried, name, value) {
+            let is_carried = node.propagator.carry(&mut head.carried, name, value);
+            // With `--forward-header` a name that the hop reads itself can be carried, too.
+            if !is_carried || name.as_str() == "x-real-ip" {
                 head.read(name, value);
             }
         }

@@ -10,6 +10,7 @@ use std::task::{Context, Poll};
 
 use axum::extract::{MatchedPath, Request};
 use axum::response::{IntoResponse as _, Response};
+use percent_encoding::percent_decode_str;
 use tokio::sync::SemaphorePermit;
 use tower::{Layer, Service};
 
@@ -17,6 +18,7 @@ use crate::hop::error::Error;
 use crate::hop::exchange::Exchange;
 use crate::hop::limits::read_body;
 use crate::hop::response;
+use crate::values::service_number;
 
 /// What an endpoint is for, and with it what its requests pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,11 +102,17 @@ impl EndpointKind {
             }
         };
         read_body(request).await?;
-        if matches!(self, Self::Text | Self::Chain) {
+        if self == Self::Text || self == Self::Chain && names_a_service(request.uri().path()) {
             decide_and_wait(exchange).await;
         }
         Ok(permit)
     }
+}
+
+/// Whether the path of a chain endpoint is not one of `/service…` that has no number: nothing is there to be slow or to fail.
+fn names_a_service(path: &str) -> bool {
+    let is_number = |n: &str| percent_decode_str(n).decode_utf8().is_ok_and(|n| service_number(&n).is_some());
+    path.strip_prefix("/service").is_none_or(is_number)
 }
 
 /// Latency and faults come before the work, as they would in a slow or broken service.

@@ -130,8 +130,13 @@ impl<S: HttpService> Acceptor<S> {
             }
         }
         // Peers in the accept queue have completed the TCP handshake and may have sent a request already.
-        while let Some(Ok((stream, peer))) = listener.accept().now_or_never() {
-            self.start(stream, peer);
+        // Unconstrained, because a long queue would use up the task's budget, and look empty.
+        loop {
+            match tokio::task::unconstrained(listener.accept()).now_or_never() {
+                Some(Ok((stream, peer))) => self.start(stream, peer),
+                Some(Err(error)) if is_peers(&error) => {}
+                _ => break,
+            }
         }
     }
 

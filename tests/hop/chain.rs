@@ -532,6 +532,21 @@ async fn what_the_hop_does_not_answer_is_a_problem_document() {
 }
 
 #[tokio::test]
+async fn a_service_without_a_number_is_not_found_at_once_and_no_fault_is_its_own() {
+    let hop = Hop::start(&["--latency", "1h", "--fault", "abort=503@100%"], &[]);
+    for path in ["/service01", "/serviceX", "/service%301"] {
+        hop.get(path, &[]).await.assert_problem(404);
+    }
+}
+
+#[tokio::test]
+async fn an_address_that_is_carried_is_read_all_the_same() {
+    let hop = Hop::start(&["--forward-header", "x-real-ip"], &[]);
+    let (_, reply) = hop.json("/service1", &[("x-real-ip", "10.0.0.9"), ("x-forwarded-for", "10.0.0.7")]).await;
+    assert_eq!((&reply["client"]["ip"], &reply["received"]["x-real-ip"]), (&"10.0.0.9".into(), &json!(["10.0.0.9"])));
+}
+
+#[tokio::test]
 async fn a_number_that_is_percent_encoded_is_the_same_number() {
     let upstream = Upstream::answering(answer("200 OK", "", "")).await;
     let hop = Hop::start(&["--upstream", &format!("http://{}", upstream.addr)], &[]);
