@@ -16,7 +16,8 @@ const FLUSH_INTERVAL: Duration = Duration::from_millis(300);
 /// Passes spans on until `stopped`. What the collector does not take is lost there and said once; the store still has it.
 pub(crate) async fn forward(store: Store, base: String, stopped: watch::Receiver<bool>) {
     let client = reqwest::Client::builder().no_proxy().tls_backend_preconfigured(crate::net::tls::client_config());
-    let Ok(client) = client.timeout(Duration::from_secs(5)).build() else { return };
+    let client = client.redirect(reqwest::redirect::Policy::none()).timeout(Duration::from_secs(5));
+    let Ok(client) = client.build() else { return };
     let url = format!("{base}/api/v2/spans");
     let mut arrivals = store.subscribe();
     // How many spans of each trace have gone on; a store only ever adds at the end.
