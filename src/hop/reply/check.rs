@@ -5,8 +5,9 @@ use serde_json::value::RawValue;
 
 use super::{MAX_HOPS, Reply, Representation};
 
-/// A hop nests its next hop's reply three JSON levels deeper: in an object, in an array, in the reply.
-const MAX_DEPTH: usize = 3 * (MAX_HOPS as usize - 1);
+/// A hop nests its next hop's reply three JSON levels deeper: in an object, in an array, in the reply. The last reply's calls may
+/// have no reply, and nest two levels deeper than its own headers: the headers that were sent.
+const MAX_DEPTH: usize = 3 * (MAX_HOPS as usize - 1) + 2;
 
 /// The text of a valid reply, to be written verbatim.
 #[derive(Debug, Clone, Copy)]
@@ -224,6 +225,17 @@ mod tests {
         for levels in [MAX_DEPTH - 3, MAX_DEPTH, 10_000, 400_000] {
             assert_eq!(NestedReply::check(nested(levels).as_bytes()).unwrap_err(), NotNested::TooDeep, "{levels}");
         }
+        // Below the first hop of the longest chain stand all others, and the last of them may have called in vain.
+        let call = |reply: &str| {
+            format!(r#"{{"url":"http://a","status":null,"duration_ms":1.0,"error":null,"sent":{{"b3":["0"]}},"reply":{reply}}}"#)
+        };
+        let chain = |hops: u32| {
+            (0..hops).fold("null".to_owned(), |reply, _| {
+                LEAF.replacen("\"upstreams\":[]", &format!("\"upstreams\":[{}]", call(&reply)), 1)
+            })
+        };
+        assert!(is_reply(&chain(MAX_HOPS - 1)));
+        assert_eq!(NestedReply::check(chain(MAX_HOPS).as_bytes()).unwrap_err(), NotNested::TooDeep);
         // Wide is not deep.
         let wide = LEAF.replacen("{", &format!("{{\"wide\":[{}0],", "[],".repeat(10_000)), 1);
         assert!(is_reply(&wide));
