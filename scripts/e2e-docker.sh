@@ -7,7 +7,7 @@
 #   --no-build    take the image httpserver at the version of Cargo.toml as it is
 #
 #   OUTSIDE_URL   an https address with a certificate of a public authority, to show that TLS is verified without files in the image
-#   SIZE_LIMIT    bytes the image may have, default 10500000: ARCHITECTURE.md says what is in it, and why it is not 6 MB
+#   SIZE_LIMIT    bytes the image may have, default 9500000: ARCHITECTURE.md says what is in it, and why it is not 6 MB
 #   READY_LIMIT   milliseconds from the container's start to its first answer, default 50
 #
 # Needs docker with compose, and the images that compose.yaml names (pulled, unless they are here). Stops and removes what it started.
@@ -59,7 +59,7 @@ run() {
 if [ $build = yes ]; then claim "make docker-build" make docker-build; fi
 docker image inspect "$image" >/dev/null 2>&1 || { say "no image $image"; exit 2; }
 inspect() { docker image inspect "$image" --format "$1"; }
-claim "the image has at most ${SIZE_LIMIT:-10500000} bytes" at_most "${SIZE_LIMIT:-10500000}" "$(inspect '{{.Size}}')" bytes
+claim "the image has at most ${SIZE_LIMIT:-9500000} bytes" at_most "${SIZE_LIMIT:-9500000}" "$(inspect '{{.Size}}')" bytes
 one_file() {
   local id
   id=$(docker create "$image")
