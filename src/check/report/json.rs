@@ -11,6 +11,7 @@ pub(crate) fn document(report: &Report) -> String {
         "passed": report.count(Status::Pass),
         "failed": report.count(Status::Fail),
         "skipped": report.count(Status::Skip),
+        "follow": report.count(Status::Follows),
         "duration_ms": report.started.elapsed().as_millis() as u64,
         "checks": report.findings,
     });

@@ -28,7 +28,7 @@ pub(crate) fn document(report: &Report) -> String {
 fn case(finding: &Finding) -> TestCase {
     let mut status = match finding.status {
         Status::Pass => TestCaseStatus::success(),
-        Status::Skip => TestCaseStatus::skipped(),
+        Status::Skip | Status::Follows => TestCaseStatus::skipped(),
         Status::Fail => TestCaseStatus::non_success(NonSuccessKind::Failure),
     };
     status.set_message(finding.text.as_str());

@@ -30,6 +30,8 @@ pub(crate) enum Status {
     Fail,
     /// - : not checked; the text says why.
     Skip,
+    /// ↳ : not as it should be, because of a failure that the report already has. Counts as no failure of its own.
+    Follows,
 }
 
 /// Which of the three sides of a seam is at fault.
@@ -97,6 +99,15 @@ pub(crate) struct Finding {
     /// The hop in question.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) hop: Option<String>,
+    /// The object that is at fault, as read from the cluster: `DestinationRule httpserver/service2`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) object: Option<String>,
+    /// The field of that object: `spec.trafficPolicy.tls.mode`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) field: Option<String>,
+    /// The check whose failure this one follows from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) follows: Option<CheckId>,
     /// Figures for machines.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) data: Option<serde_json::Value>,
@@ -104,8 +115,21 @@ pub(crate) struct Finding {
 
 impl Finding {
     fn new(id: CheckId, status: Status, text: impl Into<String>) -> Self {
-        let (text, detail, next) = (text.into(), Vec::new(), Vec::new());
-        Self { group: id.group(), id, status, text, detail, cause: None, next, seam: None, hop: None, data: None }
+        Self {
+            group: id.group(),
+            id,
+            status,
+            text: text.into(),
+            detail: Vec::new(),
+            cause: None,
+            next: Vec::new(),
+            seam: None,
+            hop: None,
+            object: None,
+            field: None,
+            follows: None,
+            data: None,
+        }
     }
 
     pub(crate) fn pass(id: CheckId, text: impl Into<String>) -> Self {
@@ -143,6 +167,13 @@ impl Finding {
 
     pub(crate) fn data(mut self, data: serde_json::Value) -> Self {
         self.data = Some(data);
+        self
+    }
+
+    /// Makes a failure the consequence of another, which has the cause and the commands.
+    pub(crate) fn following(mut self, cause: CheckId) -> Self {
+        (self.status, self.follows) = (Status::Follows, Some(cause));
+        (self.cause, self.next) = (None, Vec::new());
         self
     }
 
@@ -199,6 +230,14 @@ impl Report {
         if finding.status == Status::Fail && self.skip.iter().any(|skip| name == skip || finding.group.name() == skip) {
             finding = finding.into_informational();
             finding.detail.insert(0, "not checked (--skip)".to_owned());
+        }
+        // One cause at one place is one failure, however many checks meet it.
+        let same =
+            |known: &&Finding| known.status == Status::Fail && (&known.cause, &known.seam) == (&finding.cause, &finding.seam);
+        if finding.status == Status::Fail
+            && let Some(id) = self.findings.iter().find(same).map(|known| known.id)
+        {
+            finding = finding.following(id);
         }
         if self.output == OutputFormat::Text {
             let begins = self.findings.last().is_none_or(|last| last.group != finding.group);
@@ -312,6 +351,33 @@ mod tests {
         let json: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert_eq!(json["ok"], false);
         assert_eq!(json["checks"][2]["seam"], serde_json::json!({"from": "service2", "to": "service3", "side": "hop"}));
+    }
+
+    #[test]
+    fn a_failure_with_the_cause_and_the_place_of_another_is_its_consequence() {
+        let mut report = Report::new("x".into(), OutputFormat::Json, Vec::new(), false, Box::new(Page::default()));
+        let fail = |id, to| Finding::fail(id, "Calls fail", Hint::new("no pod is ready")).seam("service1", to, None);
+        report.extend([
+            fail(CheckId::ChainHops, "service2"),
+            fail(CheckId::TrafficSuccess, "service2"),
+            fail(CheckId::TrafficSuccess, "service3"),
+        ]);
+        let status = report.findings.iter().map(|finding| (finding.status, finding.follows)).collect::<Vec<_>>();
+        let counted = (Status::Fail, None);
+        assert_eq!(status, [counted, (Status::Follows, Some(CheckId::ChainHops)), counted]);
+        assert!(report.verdict().starts_with("broken: 2 of 2 checks failed"), "{}", report.verdict());
+    }
+
+    #[test]
+    fn json_names_the_object_and_the_field() {
+        let mut finding = Finding::fail(CheckId::ChainHops, "Calls fail", Hint::new("tls.mode is DISABLE"));
+        finding.object = Some("DestinationRule httpserver/service2".into());
+        finding.field = Some("spec.trafficPolicy.tls.mode".into());
+        let json = serde_json::to_value(finding).unwrap();
+        assert_eq!(
+            (json["object"].as_str(), json["field"].as_str()),
+            (Some("DestinationRule httpserver/service2"), Some("spec.trafficPolicy.tls.mode"))
+        );
     }
 
     #[test]

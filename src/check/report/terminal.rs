@@ -33,10 +33,22 @@ impl Terminal {
             Status::Pass => ("✓", AnsiColor::Green.on_default()),
             Status::Fail => ("✗", AnsiColor::Red.on_default()),
             Status::Skip => ("-", Style::new().dimmed()),
+            Status::Follows => ("↳", Style::new().dimmed()),
         };
         let mut out = format!("  {} {}\n", self.paint(style, mark), wrapped(&finding.text, "    ", 4));
         for line in &finding.detail {
             let _ = writeln!(out, "{INDENT}{}", plain(line));
+        }
+        if let Some(cause) = finding.follows {
+            let _ = writeln!(out, "{INDENT}follows from {}, above", cause.name());
+        }
+        if let Some(object) = &finding.object {
+            let _ = writeln!(
+                out,
+                "{INDENT}object {}{}",
+                plain(object),
+                finding.field.as_ref().map_or_else(String::new, |field| format!(": {}", plain(field)))
+            );
         }
         if let Some(cause) = &finding.cause {
             let _ = writeln!(out, "{INDENT}cause  {}", wrapped(cause, "             ", 13));
