@@ -61,6 +61,9 @@ pub struct ServeArgs {
     /// A chain that calls itself ends with 508 after so many hops, at most 256
     #[arg(long, env, default_value = "16", value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_HOPS)), value_name = "N")]
     pub max_hops: u32,
+    /// Calls that one request makes in all, at every hop together; at the limit the call is not made and the hop answers 508
+    #[arg(long, env, default_value = "1000", value_parser = clap::value_parser!(u32).range(1..), value_name = "N")]
+    pub max_calls: u32,
     /// More requests in flight get 503 at once
     #[arg(long, env, default_value = "1024", value_parser = at_least_one, value_name = "N")]
     pub max_concurrency: usize,
@@ -164,6 +167,7 @@ impl HopConfig {
         config.forward_headers = args.forward_header;
         config.drop_headers = args.drop_header;
         config.max_hops = args.max_hops;
+        config.max_calls = args.max_calls;
         config.max_concurrency = args.max_concurrency;
         config.connections = ConnectionOptions {
             max_connections: args.max_connections,

@@ -163,6 +163,7 @@ impl App {
                 hop_client_config(config.upstream_roots, config.tls.clone().map(|own| Arc::new(own) as _)),
             ),
             max_hops: config.max_hops,
+            max_calls: config.max_calls,
             permits: Semaphore::new(config.max_concurrency.min(Semaphore::MAX_PERMITS)),
             phase: Phase::default(),
             watch: std::sync::OnceLock::new(),

@@ -53,7 +53,9 @@ fn call_context<'a>(node: &'a Node, exchange: &'a Exchange, n: u16) -> CallConte
         request_id: &exchange.request_id,
         span_context: exchange.context(),
         new_trace: exchange.new_trace,
+        hop: &node.identity.name,
         hop_count: exchange.hops,
+        call_budget: exchange.call_budget,
         service_number: n,
     }
 }
@@ -91,6 +93,10 @@ impl<'a> CheckedCall<'a> {
         self.error.is_some()
     }
 
+    fn is_loop(&self) -> bool {
+        matches!(self.outcome.failure, Some(CallError::NoBudget(_))) || self.outcome.status == Some(StatusCode::LOOP_DETECTED)
+    }
+
     fn has_timed_out(&self) -> bool {
         matches!(self.outcome.failure, Some(CallError::Timeout(_))) || self.outcome.status == Some(StatusCode::GATEWAY_TIMEOUT)
     }
@@ -107,13 +113,13 @@ impl<'a> CheckedCall<'a> {
     }
 }
 
-/// The status of a hop from its calls: 508 if any ended with it; else 504 if every failed one timed out or was answered 504; else
+/// The status of a hop from its calls: 508 if any ended with it, or was not made for want of a budget; else 504 if every failed one timed out or was answered 504; else
 /// 502; 200 if none failed.
 fn combined_status(calls: &[CheckedCall<'_>]) -> StatusCode {
     let failed = || calls.iter().filter(|call| call.has_failed());
     if failed().next().is_none() {
         StatusCode::OK
-    } else if failed().any(|call| call.outcome.status == Some(StatusCode::LOOP_DETECTED)) {
+    } else if failed().any(CheckedCall::is_loop) {
         StatusCode::LOOP_DETECTED
     } else if failed().all(CheckedCall::has_timed_out) {
         StatusCode::GATEWAY_TIMEOUT
@@ -206,6 +212,7 @@ mod tests {
         assert_eq!(status(&[answered(503), timed_out()]), 502);
         assert_eq!(status(&[answered(503), timed_out(), answered(508)]), 508);
         assert_eq!(status(&[answered(301)]), 502);
+        assert_eq!(status(&[answered(200), outcome(None, Some(CallError::NoBudget("service1".to_owned())))]), 508);
     }
 
     #[test]

@@ -39,6 +39,8 @@ pub struct HopConfig {
     pub drop_headers: Vec<HeaderName>,
     /// `--max-hops`.
     pub max_hops: u32,
+    /// `--max-calls`.
+    pub max_calls: u32,
     /// `--max-concurrency`.
     pub max_concurrency: usize,
     /// The fixed limits of a request.
@@ -83,6 +85,7 @@ impl HopConfig {
             forward_headers: Vec::new(),
             drop_headers: Vec::new(),
             max_hops: 16,
+            max_calls: 1000,
             max_concurrency: 1024,
             limits: RequestLimits::default(),
             connections: ConnectionOptions::default(),

@@ -32,7 +32,7 @@ use crate::telemetry::access_log::AccessEntry;
 use crate::telemetry::ids;
 use crate::telemetry::metrics::known_method;
 use crate::telemetry::span_queue::{FinishedSpan, SpanKind};
-use crate::trace_context::{Carried, Context, X_HOP_COUNT, X_REQUEST_ID, traceresponse};
+use crate::trace_context::{Carried, Context, X_CALL_BUDGET, X_HOP_COUNT, X_REQUEST_ID, traceresponse};
 
 static VERSION: HeaderName = HeaderName::from_static("version");
 static TRACERESPONSE: HeaderName = HeaderName::from_static("traceresponse");
@@ -60,6 +60,8 @@ pub(crate) struct Exchange {
     pub(crate) attempt: u32,
     /// How many hops the request has passed.
     pub(crate) hops: u32,
+    /// How many calls this hop and those below it may make for the request.
+    pub(crate) call_budget: u32,
     host: Option<HeaderValue>,
     /// Another server might read this request differently than this one did (RFC 9112: 3.2 and 6.1).
     is_ambiguous: bool,
@@ -125,6 +127,7 @@ impl Exchange {
             identity: head.identity,
             attempt: head.attempt.unwrap_or(1),
             hops: head.hops.unwrap_or(0),
+            call_budget: head.call_budget.map_or(node.max_calls, |budget| budget.min(node.max_calls)),
             is_ambiguous: head.odd_encoding || (head.hosts != 1 && request.version() == Version::HTTP_11) || head.hosts > 1,
             host: head.host,
             head_bytes,
@@ -320,6 +323,7 @@ struct RequestHead {
     identity: Option<String>,
     attempt: Option<u32>,
     hops: Option<u32>,
+    call_budget: Option<u32>,
 }
 
 impl RequestHead {
@@ -339,6 +343,7 @@ impl RequestHead {
             "x-forwarded-client-cert" => self.identity = text().and_then(caller_uri),
             "x-envoy-attempt-count" => self.attempt = text().and_then(|count| count.parse().ok()).filter(|count| *count > 0),
             _ if *name == X_HOP_COUNT => self.hops = text().and_then(|count| count.parse().ok()),
+            _ if *name == X_CALL_BUDGET => self.call_budget = text().and_then(|count| count.parse().ok()),
             _ => {}
         }
     }

@@ -63,6 +63,7 @@ pub(crate) struct Node {
     pub(crate) faults: Faults,
     pub(crate) upstreams: Upstreams,
     pub(crate) max_hops: u32,
+    pub(crate) max_calls: u32,
     /// As many as `--max-concurrency`.
     pub(crate) permits: Semaphore,
     pub(crate) phase: Phase,

@@ -11,6 +11,8 @@ use crate::text::escape::push_text;
 pub(crate) static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// How many hops a request has passed; a hop writes one more than it read.
 pub(crate) static X_HOP_COUNT: HeaderName = HeaderName::from_static("x-hop-count");
+/// How many calls may still be made on behalf of a request; a hop writes each call's share.
+pub(crate) static X_CALL_BUDGET: HeaderName = HeaderName::from_static("x-call-budget");
 
 /// The role of a carried header: it decides what happens to the header when the hop continues a trace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,7 +103,7 @@ pub(crate) fn is_foreign_tracer(name: &str) -> bool {
 /// Whether a header is never carried, whatever is configured: it belongs to one connection, one proxy or one body, or the hop
 /// writes its own.
 pub fn is_never_carried(name: &str) -> bool {
-    const NEVER: [&str; 16] = [
+    const NEVER: [&str; 17] = [
         "connection",
         "keep-alive",
         "proxy-authenticate",
@@ -118,6 +120,7 @@ pub fn is_never_carried(name: &str) -> bool {
         "accept-encoding",
         "user-agent",
         "x-hop-count",
+        "x-call-budget",
     ];
     NEVER.contains(&name) || name.starts_with("x-forwarded-") || name.starts_with("x-envoy-") || name == "forwarded"
 }

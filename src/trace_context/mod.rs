@@ -20,7 +20,7 @@ mod w3c;
 
 pub use carried::{Carried, carried_names, is_never_carried, is_secret, is_valid_request_id};
 pub(crate) use carried::{
-    HeaderPairs, RedactedHeaders, X_HOP_COUNT, X_REQUEST_ID, is_foreign_tracer, is_trace_context, redacted,
+    HeaderPairs, RedactedHeaders, X_CALL_BUDGET, X_HOP_COUNT, X_REQUEST_ID, is_foreign_tracer, is_trace_context, redacted,
 };
 pub(crate) use context::HeaderSource;
 pub use context::{Context, Incoming, Sampling};

@@ -24,7 +24,7 @@ use crate::telemetry::ids;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::span_queue::{FinishedSpan, SpanKind};
 use crate::telemetry::tracer::Tracer;
-use crate::trace_context::{Carried, Context, HeaderPairs, Propagator, X_HOP_COUNT};
+use crate::trace_context::{Carried, Context, HeaderPairs, Propagator, X_CALL_BUDGET, X_HOP_COUNT};
 use crate::upstream::client::{ConnectionLimits, Pool, connector};
 use crate::upstream::outcome::{Answer, CallError, CallOutcome};
 use crate::upstream::resolver::RotatingResolver;
@@ -59,6 +59,10 @@ pub(crate) struct CallContext<'a> {
     pub(crate) span_context: Option<&'a Context>,
     /// The hop started the trace.
     pub(crate) new_trace: bool,
+    /// The name of this hop.
+    pub(crate) hop: &'a str,
+    /// How many calls this hop and those below it may make for the request.
+    pub(crate) call_budget: u32,
     /// How many hops the request has passed, without this one.
     pub(crate) hop_count: u32,
     /// The N of the request's `/service<N>`.
@@ -92,7 +96,8 @@ impl Upstreams {
 
     /// Calls every next hop. The outcomes are in the configured order.
     pub(crate) async fn call_all(&self, context: CallContext<'_>) -> Vec<CallOutcome<'_>> {
-        let calls = self.targets.iter().map(|(target, pool)| self.call(context, target, pool));
+        let budgets = divided(context.call_budget, self.targets.len());
+        let calls = self.targets.iter().zip(budgets).map(|((target, pool), budget)| self.call(context, target, pool, budget));
         match (self.targets.len(), self.fan_out) {
             (0, _) => Vec::new(),
             (2.., FanOut::Parallel) => futures_util::future::join_all(calls).await,
@@ -106,7 +111,19 @@ impl Upstreams {
         }
     }
 
-    async fn call<'a>(&'a self, context: CallContext<'_>, target: &'a Target, pool: &Pool) -> CallOutcome<'a> {
+    /// `budget` is for the calls that the next hop makes; without one the next hop is not called.
+    async fn call<'a>(
+        &'a self,
+        context: CallContext<'_>,
+        target: &'a Target,
+        pool: &Pool,
+        budget: Option<u32>,
+    ) -> CallOutcome<'a> {
+        let Some(budget) = budget else {
+            let failure = Some(CallError::NoBudget(context.hop.to_owned()));
+            let (_, url) = target.path(context.service_number);
+            return CallOutcome { url, status: None, duration: Duration::ZERO, failure, sent: HeaderPairs::new(), answer: None };
+        };
         let span_context = context.tracer.and(context.span_context).map(|server| server.child(ids::span_id()));
         let sent = context.propagator.outgoing(context.carried, context.request_id, span_context.as_ref(), context.new_trace);
         let (path, url) = target.path(context.service_number);
@@ -120,7 +137,7 @@ impl Upstreams {
             progress: Progress::default(),
             error: Some("cancelled"),
         };
-        let request = || self.request(target, path.clone(), &sent, context.hop_count);
+        let request = || self.request(target, path.clone(), &sent, [context.hop_count.saturating_add(1), budget]);
         let answered = tokio::time::timeout(self.timeout, send_and_read(pool, request, &mut span.progress)).await;
         let (answer, failure) = match answered {
             Ok(Ok(answer)) => {
@@ -134,20 +151,36 @@ impl Upstreams {
         CallOutcome { url, status: span.progress.status, duration: span.start.elapsed(), failure, sent, answer }
     }
 
-    fn request(&self, target: &Target, path: PathAndQuery, sent: &HeaderPairs, hop_count: u32) -> Request<Empty<Bytes>> {
+    fn request(
+        &self,
+        target: &Target,
+        path: PathAndQuery,
+        sent: &HeaderPairs,
+        [hop_count, call_budget]: [u32; 2],
+    ) -> Request<Empty<Bytes>> {
         let mut request = Request::new(Empty::new());
         *request.uri_mut() = Uri::from(path);
         let headers = request.headers_mut();
-        headers.reserve(sent.len() + 4);
+        headers.reserve(sent.len() + 5);
         headers.insert(header::HOST, target.authority.clone());
         headers.insert(header::ACCEPT, HeaderValue::from_static("application/json"));
         headers.insert(header::USER_AGENT, self.user_agent.clone());
-        headers.insert(X_HOP_COUNT.clone(), HeaderValue::from(hop_count.saturating_add(1)));
+        headers.insert(X_HOP_COUNT.clone(), HeaderValue::from(hop_count));
+        headers.insert(X_CALL_BUDGET.clone(), HeaderValue::from(call_budget));
         for (name, value) in sent {
             headers.append(name.clone(), value.clone());
         }
         request
     }
+}
+
+/// Divides a budget among `calls` calls: each call that is made costs one, and what is left is split evenly between them, the
+/// remainder one each to the first. A call does not return what it leaves unused, because the others are under way by then.
+fn divided(budget: u32, calls: usize) -> impl Iterator<Item = Option<u32>> {
+    let made = budget.min(u32::try_from(calls).unwrap_or(u32::MAX));
+    let left = budget - made;
+    let share = move |call| left / made + u32::from(call < left % made);
+    (0..made).map(move |call| Some(share(call))).chain(std::iter::repeat(None))
 }
 
 /// What is known of a call before it ends, and so also of one that times out.
@@ -208,6 +241,27 @@ impl Drop for ClientSpanGuard<'_> {
                 server: Some((&self.target.host, self.target.port)),
                 request_id: self.context.request_id.to_str().unwrap_or_default(),
             });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn calls_and_their_shares_are_the_budget_and_no_more() {
+        for budget in [0, 1, 2, 9, 10, 11, 999, 1000, u32::MAX] {
+            for calls in [0_usize, 1, 2, 3, 7, 10, 50] {
+                let shares: Vec<_> = divided(budget, calls).take(calls).collect();
+                let made: Vec<u32> = shares.iter().flatten().copied().collect();
+                assert_eq!(made.len(), calls.min(budget as usize), "{budget} {calls}");
+                assert!(shares[..made.len()].iter().all(Option::is_some), "the first are made: {shares:?}");
+                if calls > 0 {
+                    assert_eq!(made.iter().sum::<u32>() + made.len() as u32, budget, "{budget} {calls}: {made:?}");
+                    assert!(made.iter().max().unwrap_or(&0) - made.iter().min().unwrap_or(&0) <= 1, "{made:?}");
+                }
+            }
         }
     }
 }

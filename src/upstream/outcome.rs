@@ -45,6 +45,8 @@ pub(crate) enum CallError {
     Broken(Box<dyn StdError + Send + Sync>),
     /// More than [`MAX_ANSWER`](super::MAX_ANSWER).
     TooLarge,
+    /// Not made, because `x-call-budget` was used up at the hop of this name.
+    NoBudget(String),
     /// Redirects are not followed: a hop makes the calls that it was configured to make. With the location, without its query.
     Redirect(StatusCode, String),
     /// Any other status outside 2xx.
@@ -58,6 +60,9 @@ impl fmt::Display for CallError {
             Self::Connect(_) => f.write_str("cannot connect"),
             Self::Broken(_) => f.write_str("broken answer"),
             Self::TooLarge => f.write_str("too large"),
+            Self::NoBudget(hop) => {
+                write!(f, "not called: {hop} has no call left for this request (x-call-budget, at most --max-calls)")
+            }
             Self::Redirect(status, to) => write!(f, "redirect {} to {to} is not followed", status.as_u16()),
             Self::Status(status) => write!(f, "answered {status}"),
         }
@@ -93,6 +98,7 @@ impl CallError {
             Self::Connect(_) => Some("connect"),
             Self::Broken(_) => Some("broken_answer"),
             Self::TooLarge => Some("too_large"),
+            Self::NoBudget(_) => Some("call_budget"),
             Self::Redirect(..) => Some("redirect"),
             Self::Status(_) => None,
         }

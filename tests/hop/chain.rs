@@ -143,6 +143,51 @@ async fn a_chain_that_calls_itself_ends_with_508_at_the_front() {
     hop.get("/service1", &[("x-hop-count", "4294967295")]).await.assert_problem(508);
 }
 
+/// How many requests of the chain a hop was sent.
+async fn chain_requests(hop: &Hop) -> f64 {
+    hop.metrics().await.sum("http_server_request_duration_seconds_count", &[("http_route", "/service{n}")])
+}
+
+#[tokio::test]
+async fn a_request_makes_no_more_calls_than_its_budget_however_wide_the_loop_is() {
+    let addr = free_addr().to_string();
+    let itself = [format!("http://{addr}/service1").as_str(); 10].join(",");
+    let hop = Hop::start(&["--addr", &addr, "--max-calls", "50", "--upstream", &itself], &[]);
+    // Of these budgets the hop accepts what is not above its own limit, and its own limit where there is none that it can read.
+    let budgets = [
+        (None, 50),
+        (Some("7"), 7),
+        (Some("13"), 13),
+        (Some("51"), 50),
+        (Some("4294967296"), 50),
+        (Some("x"), 50),
+        (Some(""), 50),
+    ];
+    for (budget, calls) in budgets {
+        let before = chain_requests(&hop).await;
+        let headers: Vec<_> = budget.map(|budget| ("x-call-budget", budget)).into_iter().collect();
+        let (status, reply) = hop.json("/service1", &headers).await;
+        assert_eq!(status, 508, "{budget:?}: {reply}");
+        let after = || async { (chain_requests(&hop).await - before == f64::from(calls + 1)).then_some(()) };
+        eventually("as many calls as the budget allows, and the request itself", after).await;
+    }
+    let (_, reply) = hop.json("/service1", &[("x-call-budget", "2")]).await;
+    let calls = reply["upstreams"].as_array().unwrap();
+    assert_eq!(calls.len(), 10);
+    for (call, made) in calls.iter().zip([true, true].into_iter().chain([false; 8])) {
+        let status = if made { json!(508) } else { Value::Null };
+        assert_eq!(call["status"], status, "{call}");
+        let error = if made { &call["reply"]["upstreams"][0]["error"] } else { &call["error"] };
+        assert!(error.as_str().unwrap().contains("httpserver has no call left"), "{call}");
+    }
+}
+
+#[tokio::test]
+async fn a_hop_that_calls_nobody_needs_no_budget() {
+    let hop = Hop::start(&[], &[]);
+    assert_eq!(hop.json("/service1", &[("x-call-budget", "0")]).await.0, 200);
+}
+
 /// A hop's reply that nests what is no reply, but JSON of this many levels.
 fn nesting_reply(levels: usize) -> String {
     let deep = format!("{{\"a\":{}{}}}", "[".repeat(levels), "]".repeat(levels));

@@ -48,6 +48,8 @@ const BAD: &[(&str, &str, &str, &str)] = &[
     ("--max-hops", "MAX_HOPS", "0", "1"),
     ("--max-hops", "MAX_HOPS", "many", ""),
     ("--max-hops", "MAX_HOPS", "257", "256"),
+    ("--max-calls", "MAX_CALLS", "0", "1"),
+    ("--max-calls", "MAX_CALLS", "many", ""),
     ("--max-concurrency", "MAX_CONCURRENCY", "0", "from 1 on"),
     ("--max-connections", "MAX_CONNECTIONS", "-1", "from 1 on"),
     ("--header-timeout", "HEADER_TIMEOUT", "0", "longer than 0"),

@@ -31,7 +31,7 @@ const TABLE: [&str; 22] = [
     "x-lane",
 ];
 /// What a call has beside carried headers.
-const OWN: [&str; 4] = ["host", "accept", "user-agent", "x-hop-count"];
+const OWN: [&str; 5] = ["host", "accept", "user-agent", "x-hop-count", "x-call-budget"];
 
 const T: &str = "463ac35c9f6413ad48485a3953bb6124";
 const T2: &str = "80f198ee56343ba864fe8b2a57d3eff7";
@@ -141,11 +141,12 @@ async fn without_an_exporter_all_formats_travel_together_untouched_whatever_they
         assert_eq!(head.all(name), sent, "{name}");
     }
     assert_eq!(carried(&head), set(TABLE));
-    // Beside them a call has these four, and nothing else.
+    // Beside them a call has these five, and nothing else.
     assert_eq!(head.one("host"), Some(wire.upstream.addr.to_string()));
     assert_eq!(head.one("accept").as_deref(), Some("application/json"));
     assert_eq!(head.one("user-agent").as_deref(), Some("httpserver/v9"));
     assert_eq!(head.one("x-hop-count").as_deref(), Some("2"));
+    assert_eq!(head.one("x-call-budget").as_deref(), Some("998"));
 }
 
 #[tokio::test]
@@ -169,6 +170,7 @@ async fn empty_headers_and_what_belongs_to_one_connection_are_never_carried() {
         "accept",
         "user-agent",
         "x-hop-count",
+        "x-call-budget",
     ];
     let wire = Wire::new(1, &["--forward-header", &never.join(",")], &[]).await;
     let mut headers: Vec<_> = TABLE.iter().filter(|name| **name != "x-request-id").map(|name| (*name, "")).collect();
@@ -188,6 +190,7 @@ async fn empty_headers_and_what_belongs_to_one_connection_are_never_carried() {
     let (head, _) = wire.send(&headers).await;
     assert_eq!(carried(&head), set(["x-request-id"]), "{head:?}");
     assert_eq!(head.one("x-hop-count").as_deref(), Some("8"));
+    assert_eq!(head.one("x-call-budget").as_deref(), Some("6"));
     assert_eq!(head.one("user-agent").as_deref(), Some("httpserver/v1"));
 }
 

@@ -132,7 +132,7 @@ impl Break {
             FailureCause::Answered(status, stranger) => gateway::inside(*status, stranger, from, to, hints),
             FailureCause::Injected(_) => Hint::new(format!("FAULT (--fault) is set at {name}")).run(hints.settings(to)),
             FailureCause::Itself(503) => Hint::new(format!("{name} is overloaded (MAX_CONCURRENCY) or draining: its log says which")).run(hints.logs(to)),
-            FailureCause::Itself(508) => Hint::new(format!("The chain is longer than MAX_HOPS at {name}, or calls itself")).run(hints.settings(to)),
+            FailureCause::Itself(508) => Hint::new(format!("The chain is longer than MAX_HOPS or makes more calls than MAX_CALLS at {name}, or calls itself")).run(hints.settings(to)),
             FailureCause::Itself(_) => Hint::new(format!("{name} itself fails; its log says why")).run(hints.logs(to)),
             FailureCause::Loop => Hint::new(format!("The UPSTREAM of {} leads back up the chain: it should name the next hop, or nobody", from.name)).run(hints.settings(from)),
         }

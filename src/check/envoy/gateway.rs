@@ -46,7 +46,7 @@ fn refused_by_hop(status: u16, body: &str, hints: &HintContext) -> (String, Hint
         405 => Hint::new("Something on the way turned GET into another method"),
         503 => Hint::new("The hop is overloaded (MAX_CONCURRENCY) or draining; Retry-After says when to come back")
             .run(format!("kubectl get pods -n {namespace}")),
-        508 => Hint::new("The chain calls itself, or is longer than MAX_HOPS: an UPSTREAM leads back to a hop above it")
+        508 => Hint::new("The chain calls itself, is longer than MAX_HOPS or makes more calls than MAX_CALLS: an UPSTREAM leads back to a hop above it")
             .run(format!("kubectl set env deploy --all --list -n {namespace} | grep -B3 UPSTREAM")),
         _ => Hint::new("The hop's log says why")
             .run(format!("kubectl logs -n {namespace} -l app=service1 -c httpserver --tail=20")),
