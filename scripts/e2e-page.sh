@@ -1,10 +1,9 @@
 #!/usr/bin/env bash
 # Tries the demo's page in a real Chromium, as a person would.
 #
-#   scripts/e2e-page.sh [--install] [--missing] [--pictures] [NAME]
+#   scripts/e2e-page.sh [--install] [--pictures] [NAME]
 #
 #   --install    get what is missing: Debian's chromium, nodejs and npm, two npm packages into target/e2e/page
-#   --missing    only list what is missing
 #   --pictures   instead of the tests, make the pictures of the README in docs/images, each below 150 KB
 #   NAME         only the tests whose name contains it
 #
@@ -16,29 +15,30 @@ set -euo pipefail
 # shellcheck source=scripts/e2e/lib.sh
 . "$(dirname "$0")/e2e/lib.sh"
 
-pictures=no name="" rest=()
+pictures=no name=""
 for argument; do
   case $argument in
+    -h | --help) help "$0"; exit 0 ;;
+    --install) install=yes ;;
     --pictures) pictures=yes ;;
-    -*) rest+=("$argument") ;;
+    -*) usage_error "unknown option: $argument" ;;
     *) name=$argument ;;
   esac
 done
-options ${rest[@]+"${rest[@]}"}
 provide node npm chromium page_packages httpserver
 
 cd "$top"
 HTTPSERVER=$(realpath "$HTTPSERVER")
-export HTTPSERVER MODULES=$page_modules/node_modules
+export MODULES=$page_modules
 if [ $pictures = yes ]; then
   mkdir -p docs/images
   exec node tests/page/screenshots.mjs docs/images
 fi
 # try [NAME]: all tests, or those whose name contains NAME; the output is shown and kept
-try() { node --test --test-concurrency=1 --test-reporter=tap ${1:+--test-name-pattern="$1"} tests/page/page.test.mjs | tee "$logs/page.tap"; }
+try() { node --test --test-concurrency=1 --test-reporter=tap ${1:+--test-name-pattern="$1"} tests/page/page.test.mjs | tee "$e2e/page.tap"; }
 if try "$name"; then exit; fi
 # A browser on a busy machine is late in ways that no condition names. Each test that failed has one more try, alone, and that is said.
-mapfile -t failed < <(sed -n 's/^not ok [0-9]* - //p' "$logs/page.tap")
+mapfile -t failed < <(sed -n 's/^not ok [0-9]* - //p' "$e2e/page.tap")
 if [ ${#failed[@]} -eq 0 ] || [ ${#failed[@]} -gt 2 ]; then exit 1; fi
 for name in "${failed[@]}"; do
   try "$name" || exit 1

@@ -1,63 +1,77 @@
 #!/usr/bin/env bash
-# The whole thing against real software, without containers: builds the release binary, then runs the parts, each a script that can be run
-# alone. Everything listens on loopback, on free ports, and is stopped at the end.
+# The whole thing against real software, without containers: builds the release binary, then runs the parts. Everything listens on loopback, on
+# free ports, and is stopped at the end.
 #
 #   scripts/e2e.sh [--install] [PART...]
 #
-#   zipkin       a Zipkin server: one whole trace for each request                     scripts/e2e-zipkin.sh
-#   jaeger       a Jaeger 2, by OTLP and in Zipkin's format: the same                  scripts/e2e-jaeger.sh
-#   prometheus   a Prometheus scrapes the hops: histograms, labels, exemplars          scripts/e2e-prometheus.sh
+#   zipkin       a Zipkin server: one whole trace for each request                     tests/e2e/backends.rs
+#   jaeger       a Jaeger 2, by OTLP and in Zipkin's format: the same                  tests/e2e/backends.rs
+#   prometheus   a Prometheus scrapes the hops: histograms, labels, exemplars          tests/e2e/prometheus.rs
 #   page         the demo's page in a real Chromium, as a person uses it               scripts/e2e-page.sh
-#   envoy        the chain behind a gateway and sidecars: tracers, lanes, restarts     scripts/e2e-envoy.sh
-#   reliability  no request and no span lost over restarts; excess is shed             scripts/e2e-reliability.sh
+#   envoy        the chain behind a gateway and sidecars: tracers, lanes, restarts     tests/e2e/envoy.rs
+#   reliability  no request and no span lost over restarts; excess is shed             tests/e2e/restarts.rs, overload.rs
 #
 #   --install    get what is missing: environments, jars and Go tools under target/, system packages by apt.
 #                Without it, what is missing is listed, nothing is started, and the exit code is 2.
 #
 #   JAEGER_BIN, ENVOY   a Jaeger 2, an Envoy to use instead of getting one
+#   RELEASE=yes         build the load generator of reliability with optimisations, for the measurements of docs/reliability.md:
+#     SOAK_MINUTES=1 SOAK_EVERY=15 SOAK_ROUNDS=0 SOAK_RATE=30 SOAK_DRAIN_DELAY=10s              restarts: see tests/e2e/restarts.rs
+#     OVERLOAD_SECONDS=8 OVERLOAD_LATENCY=250 OVERLOAD_LIMIT=32 OVERLOAD_TIMES=no               overload: see tests/e2e/overload.rs
 #
-# Exit: 0 every part passed, 1 one did not (logs in target/e2e/logs), 2 something needed is missing.
+# Exit: 0 every part passed, 1 one did not (logs of the servers in target/tmp/e2e), 2 something needed is missing.
 set -euo pipefail
-# shellcheck source=scripts/lib.sh
-. "$(dirname "$0")/lib.sh"
+# shellcheck source=scripts/e2e/lib.sh
+. "$(dirname "$0")/e2e/lib.sh"
 
-known=(zipkin jaeger prometheus page envoy reliability)
-install=() parts=()
+# needs PART
+needs() {
+  case $1 in
+    zipkin) echo java zipkin script ;;
+    jaeger) echo jaeger ;;
+    prometheus) echo prometheus promtool ;;
+    page) echo node npm chromium page_packages ;;
+    envoy) echo python3 openssl envoy ;;
+    reliability) echo python3 envoy ;;
+    *) return 1 ;;
+  esac
+}
+# run PART: restarts one after the other with the overload, for which a slow probe is not to be blamed on it
+run() {
+  case $1 in
+    page) scripts/e2e-page.sh ;;
+    zipkin | jaeger) cargo_e2e 1 "backends::$1" ;;
+    envoy) cargo_e2e 3 envoy:: ;;
+    reliability) cargo_e2e 1 restarts:: overload:: ;;
+    *) cargo_e2e 1 "$1::" ;;
+  esac
+}
+# cargo_e2e THREADS FILTER...: those of tests/e2e
+cargo_e2e() { cargo test --quiet --locked ${RELEASE:+--release} --test e2e -- --ignored --nocapture --test-threads="$1" "${@:2}"; }
+
+parts=() what=(cargo)
 for argument; do
   case $argument in
     -h | --help) help "$0"; exit 0 ;;
-    --install) install=(--install) ;;
+    --install) install=yes ;;
     -*) usage_error "unknown option: $argument" ;;
-    *) [[ " ${known[*]} " == *" $argument "* ]] || usage_error "unknown part: $argument"; parts+=("$argument") ;;
+    *) needs "$argument" >/dev/null || usage_error "unknown part: $argument"; parts+=("$argument") ;;
   esac
 done
-[ ${#parts[@]} -gt 0 ] || parts=("${known[@]}")
+[ ${#parts[@]} -gt 0 ] || parts=(zipkin jaeger prometheus page envoy reliability)
+for part in "${parts[@]}"; do read -ra more < <(needs "$part") && what+=("${more[@]}"); done
+provide "${what[@]}"
 
 cd "$top"
-if [ ${#install[@]} -eq 0 ]; then
-  lacking=""
-  command -v cargo >/dev/null || lacking+=$'\n'"cargo: Rust $(sed -n 's/^rust-version = "\(.*\)"$/\1/p' Cargo.toml) or later"
-  # The binary is built below, so it is not missing; any other stands in for it here.
-  for part in "${parts[@]}"; do lacking+=$'\n'$(HTTPSERVER=$BASH "scripts/e2e-$part.sh" --missing); done
-  lacking=$(grep . <<<"$lacking" | sort -u || :)
-  if [ -n "$lacking" ]; then
-    printf '%s: missing; --install gets all but a toolchain:\n' "${0##*/}" >&2
-    while read -r line; do printf '  %s\n' "$line"; done <<<"$lacking" >&2
-    exit 2
-  fi
-fi
-
-need cargo
 say "the release binary"
 cargo build --release --locked
-export HTTPSERVER=$top/target/release/httpserver
-
+HTTPSERVER=$top/target/release/httpserver
 failed=()
 for part in "${parts[@]}"; do
   printf '\n'
   say "$part"
   start=$SECONDS
-  "scripts/e2e-$part.sh" "${install[@]}" || failed+=("$part")
+  run "$part" || failed+=("$part")
   say "$part: $((SECONDS - start)) s"
 done
 printf '\n'

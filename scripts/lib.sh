@@ -115,7 +115,7 @@ find_httpserver() {
   [ -x "$HTTPSERVER" ] || (cd "$top" && cargo build --release --locked)
 }
 
-# find_envoy: sets ENVOY, unless it is set, to the one of the Python package that scripts/e2e-envoy.sh --install gets; false where it is not
+# find_envoy: sets ENVOY, unless it is set, to the one of the Python package that scripts/e2e.sh --install gets; false where it is not
 envoy_python=$top/target/venv-envoy/bin/python
 find_envoy() {
   [ -z "${ENVOY:-}" ] || return 0

@@ -1,17 +1,19 @@
-//! The chain behind a real Envoy, without a cluster, and under load: what a debug build and a quiet test run cannot show. Every test prints
-//! the table of its claims.
+//! The chain against real software (Zipkin, Jaeger, Prometheus, Envoy) and under load: what a debug build and a quiet test run cannot show. Every
+//! test prints the table of its claims.
 //!
-//! `scripts/e2e.sh envoy reliability` runs them, with the Envoy that it gets and the release binary:
+//! `scripts/e2e.sh` runs them, with the servers that it gets and the release binary:
 //!
-//!     ENVOY=/path/to/envoy HTTPSERVER=target/release/httpserver cargo test --test e2e -- --ignored --nocapture
+//!     ENVOY=/path/to/envoy HTTPSERVER=target/release/httpserver cargo test --test e2e -- --ignored --nocapture envoy::
 #![allow(unreachable_pub, reason = "the harness is shared by other test binaries")]
 
 #[path = "../common/mod.rs"]
 mod common;
 
+mod backends;
 mod claims;
 mod envoy;
 mod load;
 mod mesh;
 mod overload;
+mod prometheus;
 mod restarts;
