@@ -16,7 +16,7 @@ use axum::extract::MatchedPath;
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::PathAndQuery;
-use http::{Method, Request, Response, StatusCode, Version};
+use http::{Method, Request, Response, StatusCode};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::{Either, Full};
 use tokio::time::Instant;
@@ -25,6 +25,7 @@ use crate::hop::error::Error;
 use crate::hop::fault::FaultDecision;
 use crate::hop::limits::RequestLimits;
 use crate::hop::state::Node;
+use crate::hop::target;
 use crate::net::addresses::{self, canonical};
 use crate::net::hosts::host_and_port;
 use crate::server::ConnectionInfo;
@@ -101,9 +102,11 @@ impl Exchange {
                 head.read(name, value);
             }
         }
-        // HTTP/2 has the host in its target.
-        let authority = || HeaderValue::from_str(request.uri().authority()?.as_str()).ok();
-        head.host = head.host.or_else(authority);
+        let is_target_valid = target::is_valid(request.uri(), request.version(), head.host.as_ref(), head.hosts);
+        // In HTTP/2 and in absolute form the target names the host, and `Host` is ignored (RFC 9112, 3.2.2).
+        if let Some(authority) = request.uri().authority() {
+            head.host = HeaderValue::from_str(authority.as_str()).ok();
+        }
         let path = request.uri().path_and_query().cloned();
         let incoming = node.propagator.extract(&head.carried);
         let (context, new_trace) = match &node.tracer {
@@ -128,7 +131,7 @@ impl Exchange {
             attempt: head.attempt.unwrap_or(1),
             hops: head.hops.unwrap_or(0),
             call_budget: head.call_budget.map_or(node.max_calls, |budget| budget.min(node.max_calls)),
-            is_ambiguous: head.odd_encoding || (head.hosts != 1 && request.version() == Version::HTTP_11) || head.hosts > 1,
+            is_ambiguous: head.odd_encoding || !is_target_valid,
             host: head.host,
             head_bytes,
             head_fields: request.headers().len(),

@@ -10,6 +10,8 @@ use std::task::{Context, Poll};
 
 use axum::extract::{MatchedPath, Request};
 use axum::response::{IntoResponse as _, Response};
+use http::header::EXPECT;
+use http_body::Body as _;
 use percent_encoding::percent_decode_str;
 use tokio::sync::SemaphorePermit;
 use tower::{Layer, Service};
@@ -39,7 +41,19 @@ impl<S> Layer<S> for EndpointKind {
     type Service = Endpoint<S>;
 
     fn layer(&self, handler: S) -> Endpoint<S> {
-        Endpoint { kind: *self, handler }
+        Endpoint { kind: *self, is_refusal: false, handler }
+    }
+}
+
+/// The layer of a handler that answers 404 or 405 to every request.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Refusal(pub(crate) EndpointKind);
+
+impl<S> Layer<S> for Refusal {
+    type Service = Endpoint<S>;
+
+    fn layer(&self, handler: S) -> Endpoint<S> {
+        Endpoint { is_refusal: true, ..self.0.layer(handler) }
     }
 }
 
@@ -47,6 +61,7 @@ impl<S> Layer<S> for EndpointKind {
 #[derive(Debug, Clone)]
 pub(crate) struct Endpoint<S> {
     kind: EndpointKind,
+    is_refusal: bool,
     handler: S,
 }
 
@@ -63,13 +78,13 @@ where
     }
 
     fn call(&mut self, mut request: Request) -> Self::Future {
-        let Self { kind, mut handler } = self.clone();
+        let Self { kind, is_refusal, mut handler } = self.clone();
         Box::pin(async move {
             let Some(exchange) = request.extensions().get::<Arc<Exchange>>().cloned() else {
                 return Ok(Error::Internal.into_response());
             };
             exchange.set_route(request.extensions().get::<MatchedPath>().cloned());
-            let _permit = match kind.admit(&exchange, &mut request).await {
+            let _permit = match kind.admit(is_refusal, &exchange, &mut request).await {
                 Ok(permit) => permit,
                 Err(error) => return Ok(error.into_response()),
             };
@@ -88,7 +103,12 @@ impl EndpointKind {
     /// # Errors
     ///
     /// No certificate where one is required, no place, or a body that is too large or too slow.
-    async fn admit<'a>(self, exchange: &'a Exchange, request: &mut Request) -> Result<Option<SemaphorePermit<'a>>, Error> {
+    async fn admit<'a>(
+        self,
+        is_refusal: bool,
+        exchange: &'a Exchange,
+        request: &mut Request,
+    ) -> Result<Option<SemaphorePermit<'a>>, Error> {
         if self != Self::Probe {
             exchange.require_certificate()?;
         }
@@ -101,7 +121,13 @@ impl EndpointKind {
                 Some(exchange.node.permits.try_acquire().map_err(|_| Error::Overloaded)?)
             }
         };
-        read_body(request).await?;
+        if !request.body().is_end_stream() {
+            // Whoever waits for `100 Continue` is not asked for a body that changes nothing (RFC 9110, 10.1.1).
+            let is_unwanted = request.headers().contains_key(EXPECT) && (is_refusal || will_fail(self, exchange));
+            if !is_unwanted {
+                read_body(request).await?;
+            }
+        }
         if self == Self::Text || self == Self::Chain && names_a_service(request.uri().path()) {
             decide_and_wait(exchange).await;
         }
@@ -113,6 +139,13 @@ impl EndpointKind {
 fn names_a_service(path: &str) -> bool {
     let is_number = |n: &str| percent_decode_str(n).decode_utf8().is_ok_and(|n| service_number(&n).is_some());
     path.strip_prefix("/service").is_none_or(is_number)
+}
+
+/// Whether an endpoint will refuse this request for its path, or for the hops that it has passed.
+fn will_fail(kind: EndpointKind, exchange: &Exchange) -> bool {
+    let path = exchange.path();
+    let is_loop = || exchange.hops >= exchange.node.max_hops;
+    percent_decode_str(path).decode_utf8().is_err() || kind == EndpointKind::Chain && (!names_a_service(path) || is_loop())
 }
 
 /// Latency and faults come before the work, as they would in a slow or broken service.

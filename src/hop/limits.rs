@@ -3,7 +3,7 @@
 use std::error::Error as StdError;
 use std::time::Duration;
 
-use axum::body::{Body, HttpBody as _};
+use axum::body::Body;
 use axum::extract::Request;
 use http_body_util::{BodyExt as _, LengthLimitError};
 use tower_http::timeout::TimeoutError;
@@ -29,11 +29,8 @@ impl Default for RequestLimits {
     }
 }
 
-/// Reads the whole body, so that an answer never overtakes it. Nearly every request has none.
+/// Reads the whole body, so that an answer never overtakes it.
 pub(crate) async fn read_body(request: &mut Request) -> Result<(), Error> {
-    if request.body().is_end_stream() {
-        return Ok(());
-    }
     let body = std::mem::take(request.body_mut());
     // Boxed, because its size would be every request's.
     let body = Box::pin(body.collect()).await.map_err(|error| body_error(&error))?;

@@ -5,7 +5,7 @@
 //!
 //! 1. [`config`]: the options as plain values. [`app`]: bind, run, drain, flush. [`state`]: what requests share.
 //! 2. `service`: the layers around the router. `exchange`: one value per request, which reads the head and reports the end.
-//!    `limits`: what a request may ask for.
+//!    `limits`: what a request may ask for. `target`: the host that it is for.
 //! 3. `routes`: the endpoints. `layers`: what a request passes before its handler. [`fault`]: latency and faults.
 //! 4. `chain`: `/service<N>`. [`reply`]: its JSON. `response` and `error`: every other answer.
 
@@ -22,3 +22,4 @@ pub(crate) mod response;
 pub(crate) mod routes;
 pub(crate) mod service;
 pub mod state;
+pub(crate) mod target;

@@ -18,7 +18,7 @@ use crate::hop::chain::chain;
 use crate::hop::error::Error;
 use crate::hop::exchange::Exchange;
 use crate::hop::layers::EndpointKind::{self, Chain, Information, Probe, Scrape, Text};
-use crate::hop::layers::aborted;
+use crate::hop::layers::{Refusal, aborted};
 use crate::hop::response::{text, typed};
 use crate::hop::state::Node;
 use crate::telemetry::access_log::AccessLog;
@@ -40,7 +40,7 @@ pub(crate) fn router(node: Arc<Node>) -> Router {
         .route("/healthz", endpoint(Probe, healthz))
         .route("/readyz", endpoint(Probe, readyz))
         .route("/metrics", endpoint(Scrape, metrics))
-        .fallback(not_found.layer(Information))
+        .fallback(not_found.layer(Refusal(Information)))
         .with_state(node)
 }
 
@@ -50,7 +50,7 @@ where
     H: Handler<T, Arc<Node>>,
     T: 'static,
 {
-    get(handler.layer(kind)).fallback(method_not_allowed.layer(kind))
+    get(handler.layer(kind)).fallback(method_not_allowed.layer(Refusal(kind)))
 }
 
 async fn not_found() -> Error {

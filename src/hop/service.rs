@@ -16,6 +16,7 @@ use axum::body::{Body, HttpBody};
 use axum::response::{IntoResponse as _, Response as AxumResponse};
 use bytes::Bytes;
 use futures_util::future::{self, Either as EitherFuture, FutureExt as _, TryFutureExt as _};
+use http::header::{CONNECTION, EXPECT, HeaderValue};
 use http::{Request, Response};
 use http_body_util::Either;
 use tower::{Layer as _, Service, ServiceBuilder, service_fn};
@@ -82,13 +83,18 @@ where
                 EitherFuture::Left(routed.map_ok(|response| response.map(|body| Either::Right(Either::Left(body)))))
             } else {
                 let exchange = exchange.clone();
+                let may_wait = request.headers().contains_key(EXPECT);
                 let limited = limited.call(request).map_ok(move |response| {
                     // The body limit answers in words of its own what it refuses before the router sees it.
-                    if exchange.is_routed() {
-                        response.map(|body| Either::Right(Either::Right(body)))
-                    } else {
-                        Error::ContentTooLarge.response().map(Either::Left)
+                    if !exchange.is_routed() {
+                        return Error::ContentTooLarge.response().map(Either::Left);
                     }
+                    let mut response = response.map(|body| Either::Right(Either::Right(body)));
+                    // It was perhaps not asked for the body, and may send it all the same.
+                    if may_wait && !response.status().is_success() {
+                        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                    }
+                    response
                 });
                 EitherFuture::Right(limited.boxed())
             }

@@ -1,7 +1,7 @@
 //! Hosts, ports and URLs as texts.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use http::Uri;
 
@@ -11,6 +11,49 @@ pub(crate) fn host_and_port(host: &str) -> (&str, u16) {
         Some((name, port)) if !name.contains(':') || name.ends_with(']') => (name, port.parse().unwrap_or(80)),
         _ => (host, 80),
     }
+}
+
+/// Whether a text is `uri-host [":" port]` (RFC 9110, 7.2): a name or an address, no user, and a port that exists.
+pub(crate) fn is_host_and_port(text: &[u8]) -> bool {
+    let (is_host, port) = match text {
+        [b'[', rest @ ..] => match rest.iter().position(|byte| *byte == b']') {
+            Some(end) => (std::str::from_utf8(&rest[..end]).is_ok_and(|host| host.parse::<Ipv6Addr>().is_ok()), &rest[end + 1..]),
+            None => return false,
+        },
+        _ => {
+            let (name, port) = text.split_at(text.iter().position(|byte| *byte == b':').unwrap_or(text.len()));
+            (!name.is_empty() && is_registered_name(name), port)
+        }
+    };
+    let is_port = match port {
+        [] | [b':'] => true,
+        [b':', digits @ ..] => {
+            let number = digits.iter().try_fold(0_u32, |number, byte| match byte {
+                b'0'..=b'9' => Some(number * 10 + u32::from(byte - b'0')).filter(|number| *number <= u32::from(u16::MAX)),
+                _ => None,
+            });
+            number.is_some()
+        }
+        _ => false,
+    };
+    is_host && is_port
+}
+
+/// `reg-name` (RFC 3986, 3.2.2), which an IPv4 address is, too.
+fn is_registered_name(name: &[u8]) -> bool {
+    let mut bytes = name.iter();
+    while let Some(byte) = bytes.next() {
+        let is_valid = match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => true,
+            b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b',' | b';' | b'=' => true,
+            b'%' => (0..2).all(|_| bytes.next().is_some_and(u8::is_ascii_hexdigit)),
+            _ => false,
+        };
+        if !is_valid {
+            return false;
+        }
+    }
+    true
 }
 
 /// The address that a URL's or a header's host is, if it is no name; brackets of IPv6 are read.

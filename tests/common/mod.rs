@@ -5,9 +5,11 @@
 //! - [`Answer`]: what came back. [`Hop::get`], [`Hop::json`] and [`Hop::request`] send; [`exchange`] sends any bytes.
 //! - [`Upstream`]: a next hop that does what a script says, byte by byte, and keeps the heads of the requests it got.
 //! - [`Sink`]: a collector, Zipkin or OTLP, that keeps the spans it got, answers Zipkin's API with them, and can be told to misbehave.
+//! - [`http2`]: HTTP/2 in raw frames.
 //! - [`eventually`], [`wait_until`]: the only ways to wait for something.
 #![allow(dead_code, unused_imports, unreachable_pub, reason = "every test binary uses its own part of this")]
 
+pub mod http2;
 mod in_process;
 pub mod ports;
 mod process;

@@ -15,6 +15,7 @@ mod in_process;
 mod lifecycle;
 mod neighbours;
 mod propagation;
+mod requests;
 mod spans;
 mod telemetry;
 mod tls;

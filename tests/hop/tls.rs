@@ -62,14 +62,14 @@ fn issued(by: &Authority, host: &str) -> (String, String) {
 }
 
 /// A hop with a certificate for `localhost` and what is needed to talk to it.
-struct Secure {
-    hop: Hop,
+pub(crate) struct Secure {
+    pub(crate) hop: Hop,
     files: Files,
     authority: Authority,
 }
 
 impl Secure {
-    fn start(test: &str, flags: &[&str]) -> Self {
+    pub(crate) fn start(test: &str, flags: &[&str]) -> Self {
         let (files, authority) = (Files::new(test), authority("test"));
         let (cert, key) = issued(&authority, "localhost");
         let (cert, key) = (files.write("tls.crt", &cert), files.write("tls.key", &key));
@@ -79,7 +79,7 @@ impl Secure {
         Self { hop: Hop::start(&all, &[]), files, authority }
     }
 
-    async fn connect(&self, alpn: &[&[u8]], own: Option<&(String, String)>) -> std::io::Result<TlsStream<TcpStream>> {
+    pub(crate) async fn connect(&self, alpn: &[&[u8]], own: Option<&(String, String)>) -> std::io::Result<TlsStream<TcpStream>> {
         let mut roots = rustls::RootCertStore::empty();
         roots.add(self.authority.der().clone()).unwrap();
         let provider = Arc::new(rustls::crypto::ring::default_provider());
