@@ -20,17 +20,14 @@ kubeconform=$work/bin/kubeconform python=$work/venv/bin/python
 # PodMonitor has its schema from the Prometheus operator, which nobody here has; an IstioOperator is read by istioctl, not by a cluster.
 unchecked=monitoring.coreos.com/v1/PodMonitor,install.istio.io/v1alpha1/IstioOperator
 
-case ${1:-} in
-  -h | --help) help "$0"; exit 0 ;;
-  --install)
-    need python3 go
-    [ -x "$kubeconform" ] || GOBIN=$work/bin go install github.com/yannh/kubeconform/cmd/kubeconform@v0.8.0
-    [ -x "$python" ] || python3 -m venv "$work/venv"
-    "$python" -m pip install --quiet --disable-pip-version-check kubernetes-validate==1.34.1 PyYAML==6.0.3
-    ;;
-  "") ;;
-  *) usage_error "unknown option: $1" ;;
-esac
+install=no
+parse "" install "$@"
+if [ $install = yes ]; then
+  need python3 go
+  [ -x "$kubeconform" ] || GOBIN=$work/bin go install github.com/yannh/kubeconform/cmd/kubeconform@v0.8.0
+  [ -x "$python" ] || python3 -m venv "$work/venv"
+  "$python" -m pip install --quiet --disable-pip-version-check kubernetes-validate==1.34.1 PyYAML==6.0.3
+fi
 need kubectl
 for tool in "$kubeconform" "$python"; do
   [ -x "$tool" ] || { say "missing: ${tool#"$top/"}: scripts/check-manifests.sh --install gets it"; exit 2; }

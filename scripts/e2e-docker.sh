@@ -16,13 +16,8 @@ set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "$0")/lib.sh"
 
-build=yes
-case ${1:-} in
-  -h | --help) help "$0"; exit 0 ;;
-  --no-build) build=no ;;
-  "") ;;
-  *) usage_error "unknown option: $1" ;;
-esac
+no_build=no
+parse "" no-build "$@"
 need docker curl python3 make openssl
 cd "$top"
 docker info >/dev/null 2>&1 || { say "no Docker daemon answers"; exit 2; }
@@ -48,24 +43,21 @@ trap cleanup EXIT
 at_most() { [ "$2" -le "$1" ] || { printf 'wanted: at most %s\ngot:    %s\n' "$1" "$2"; return 1; }; echo "$2${3:+ $3}"; }
 # run NAME [docker arguments]: a hop in the background; prints its address on loopback
 run() {
-  local name=$1
-  shift
-  docker run -d --name "$prefix-$name" --network-alias "$name" "${hardened[@]}" -p 127.0.0.1::8080 -e SERVICE_NAME="$name" "$@" "$image" >/dev/null
-  docker port "$prefix-$name" 8080/tcp | head -n 1
+  docker run -d --name "$prefix-$1" --network-alias "$1" "${hardened[@]}" -p 127.0.0.1::8080 -e SERVICE_NAME="$1" "${@:2}" "$image" >/dev/null
+  docker port "$prefix-$1" 8080/tcp | head -n 1
 }
+# json URL [curl arguments]
+json() { curl -s -H 'accept: application/json' "$@"; }
 
 # ---------------------------------------------------------------- the image
 
-if [ $build = yes ]; then claim "make docker-build" make docker-build; fi
+if [ $no_build = no ]; then claim "make docker-build" make docker-build; fi
 docker image inspect "$image" >/dev/null 2>&1 || { say "no image $image"; exit 2; }
 inspect() { docker image inspect "$image" --format "$1"; }
 claim "the image has at most ${SIZE_LIMIT:-9500000} bytes" at_most "${SIZE_LIMIT:-9500000}" "$(inspect '{{.Size}}')" bytes
 one_file() {
-  local id
-  id=$(docker create "$image")
-  docker export "$id" | tar -t | grep -vE '/$|^\.dockerenv$|^etc/(hostname|hosts|resolv.conf|mtab)$|^dev/' >"$work/files"
-  docker rm "$id" >/dev/null
-  is httpserver "$(cat "$work/files")"
+  docker create --name "$prefix-files" "$image" >/dev/null
+  is httpserver "$(docker export "$prefix-files" | tar -t | grep -vE '/$|^\.dockerenv$|^etc/(hostname|hosts|resolv.conf|mtab)$|^dev/')"
 }
 claim "it holds one file" one_file
 claim "it runs as 65532" is 65532:65532 "$(inspect '{{.Config.User}}')"
@@ -76,20 +68,18 @@ docker network create "$prefix" >/dev/null
 # How long from the start of the container until the server says it listens, by the clock of the daemon. It notes the start when the process is
 # on its way already, so a server that is quick enough listens before that: below 0.
 start_time() {
-  local i times="" name started said
+  local i times=() name started said
   for i in 1 2 3 4 5; do
     name=$prefix-start-$i
     docker run -d --name "$name" "${hardened[@]}" "$image" >/dev/null
     eventually 10 "a log line" sh -c "docker logs $name 2>&1 | grep -q ." || return 1
-    started=$(docker inspect "$name" --format '{{.State.StartedAt}}')
-    said=$(docker logs -t "$name" 2>&1 | sort | head -n 1 | cut -d' ' -f1)
-    times+=$(python3 -c '
-import datetime, sys
-a, b = (datetime.datetime.fromisoformat(t[:26].rstrip("Z") + "+00:00") for t in sys.argv[1:])
-print(round((b - a).total_seconds() * 1000))' "$started" "$said")$'\n'
+    started=$(date -d "$(docker inspect "$name" --format '{{.State.StartedAt}}')" +%s%N)
+    said=$(date -d "$(docker logs -t "$name" 2>&1 | sort | head -n 1 | cut -d' ' -f1)" +%s%N)
+    times+=($(((said - started) / 1000000)))
     docker rm -f "$name" >/dev/null
   done
-  at_most "${READY_LIMIT:-50}" "$(sort -n <<<"${times%$'\n'}" | sed -n 3p)" "ms after the daemon noted the start (median of 5: $(sort -n <<<"${times%$'\n'}" | paste -sd' '))"
+  mapfile -t times < <(printf '%s\n' "${times[@]}" | sort -n)
+  at_most "${READY_LIMIT:-50}" "${times[2]}" "ms after the daemon noted the start (median of 5: ${times[*]})"
 }
 claim "it listens at most ${READY_LIMIT:-50} ms after its start" start_time
 
@@ -100,7 +90,7 @@ run service2 -e UPSTREAM=http://service3:8080/service3 -e UPSTREAM_TIMEOUT=3s >/
 front=$(run service1 -e UPSTREAM=http://service2:8080/service2 -e UPSTREAM_TIMEOUT=4s -e LATENCY=20ms)
 claim "three read-only containers without capabilities answer as a chain; names resolve" eventually 15 "the chain" \
   sh -c "curl -sf http://$front/hello/service1 | grep -q service3"
-claim "each hop says who it is" is "service1 service2 service3" "$(curl -s -H 'accept: application/json' "http://$front/hello/service1" | py '" ".join(h["service"] for h in hops(r))')"
+claim "each hop says who it is" is "service1 service2 service3" "$(json "http://$front/hello/service1" | py '" ".join(h["service"] for h in hops(r))')"
 claim "HEALTHCHECK finds them healthy" eventually 60 "healthy" sh -c "[ \"\$(docker inspect $prefix-service1 --format '{{.State.Health.Status}}')\" = healthy ]"
 claim "httpserver_build_info has version and revision" sh -c \
   "curl -s http://$front/metrics | grep '^httpserver_build_info' | grep 'revision=\"$(inspect '{{index .Config.Labels "org.opencontainers.image.revision"}}')\"' | grep 'version=\"$(release_version)\"'"
@@ -113,9 +103,10 @@ tls_refused() {
   pid=$!
   # On the host's own network, as the server is.
   docker run -d --name "$prefix-tls" --read-only --cap-drop ALL --network host -e ADDR=127.0.0.1:0 -e SERVICE_NAME=tls -e UPSTREAM="https://localhost:$port/" "$image" >/dev/null
-  eventually 10 "its address" sh -c "docker logs $prefix-tls 2>&1 | grep -qoE '127.0.0.1:[1-9][0-9]*'" || { kill $pid; return 1; }
-  address=$(docker logs "$prefix-tls" 2>&1 | grep -oE '127\.0\.0\.1:[1-9][0-9]*' | head -n 1)
-  status=$(curl -s -H 'accept: application/json' "http://$address/service1" | py '[r["status"], r["upstreams"][0]["error"]]')
+  listens() { docker logs "$prefix-tls" 2>&1 | grep -oE '127\.0\.0\.1:[1-9][0-9]*' | head -n 1 | grep .; }
+  eventually 10 "its address" listens || { kill $pid; return 1; }
+  address=$(listens)
+  status=$(json "http://$address/service1" | py '[r["status"], r["upstreams"][0]["error"]]')
   kill $pid
   docker rm -f "$prefix-tls" >/dev/null
   grep -qi '502.*certificate\|502.*tls' <<<"$status" || { echo "$status"; return 1; }
@@ -127,7 +118,7 @@ if [ -n "${OUTSIDE_URL:-}" ]; then
     local address
     address=$(run outside -e UPSTREAM="$OUTSIDE_URL")
     eventually 10 "it answers" curl -sf "http://$address/readyz" || return 1
-    is 200 "$(curl -s -H 'accept: application/json' "http://$address/service1" | py 'r["upstreams"][0]["status"]')"
+    is 200 "$(json "http://$address/service1" | py 'r["upstreams"][0]["status"]')"
   }
   claim "TLS to $OUTSIDE_URL verifies without files from the image" outside
 else
@@ -138,7 +129,7 @@ fi
 # ports would take a connection before it knows. Not being connected at all is what is left of a server that has ended; anything else
 # that is not 200 is a request that the server took and dropped.
 stopped_under_load() {
-  local loaders=() i took started codes bad address
+  local loaders=() took started codes bad address
   address=$(docker inspect "$prefix-service1" --format '{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}'):8080
   for i in 1 2 3 4; do
     while [ ! -e "$work/stopped" ]; do

@@ -15,16 +15,8 @@ set -euo pipefail
 # shellcheck source=scripts/e2e/lib.sh
 . "$(dirname "$0")/e2e/lib.sh"
 
-pictures=no name=""
-for argument; do
-  case $argument in
-    -h | --help) help "$0"; exit 0 ;;
-    --install) install=yes ;;
-    --pictures) pictures=yes ;;
-    -*) usage_error "unknown option: $argument" ;;
-    *) name=$argument ;;
-  esac
-done
+pictures=no
+parse ... "install pictures" "$@"
 provide node npm chromium page_packages httpserver
 
 cd "$top"
@@ -35,8 +27,8 @@ if [ $pictures = yes ]; then
   exec node tests/page/screenshots.mjs docs/images
 fi
 # try [NAME]: all tests, or those whose name contains NAME; the output is shown and kept
-try() { node --test --test-concurrency=1 --test-reporter=tap ${1:+--test-name-pattern="$1"} tests/page/page.test.mjs | tee "$e2e/page.tap"; }
-if try "$name"; then exit; fi
+try() { node --test --test-concurrency=1 --test-reporter=tap ${1:+"--test-name-pattern=$1"} tests/page/page.test.mjs | tee "$e2e/page.tap"; }
+if try "${arguments[@]}"; then exit; fi
 # A browser on a busy machine is late in ways that no condition names. Each test that failed has one more try, alone, and that is said.
 mapfile -t failed < <(sed -n 's/^not ok [0-9]* - //p' "$e2e/page.tap")
 if [ ${#failed[@]} -eq 0 ] || [ ${#failed[@]} -gt 2 ]; then exit 1; fi

@@ -49,17 +49,13 @@ run() {
 # cargo_e2e THREADS FILTER...: those of tests/e2e
 cargo_e2e() { cargo test --quiet --locked ${RELEASE:+--release} --test e2e -- --ignored --nocapture --test-threads="$1" "${@:2}"; }
 
-parts=() what=(cargo)
-for argument; do
-  case $argument in
-    -h | --help) help "$0"; exit 0 ;;
-    --install) install=yes ;;
-    -*) usage_error "unknown option: $argument" ;;
-    *) needs "$argument" >/dev/null || usage_error "unknown part: $argument"; parts+=("$argument") ;;
-  esac
-done
+parse ... install "$@"
+parts=("${arguments[@]}") what=(cargo)
 [ ${#parts[@]} -gt 0 ] || parts=(zipkin jaeger prometheus page envoy reliability)
-for part in "${parts[@]}"; do read -ra more < <(needs "$part") && what+=("${more[@]}"); done
+for part in "${parts[@]}"; do
+  needs "$part" >/dev/null || usage_error "unknown part: $part"
+  read -ra more < <(needs "$part") && what+=("${more[@]}")
+done
 provide "${what[@]}"
 
 cd "$top"

@@ -15,18 +15,12 @@
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "$0")/lib.sh"
-runs=10000000 parsers=()
-while [ $# -gt 0 ]; do
-  case $1 in
-    -h | --help) help "$0"; exit 0 ;;
-    --runs) [[ ${2:-} =~ ^[0-9]+$ ]] || usage_error "--runs needs a number"; runs=$2; shift ;;
-    -*) usage_error "unknown option: $1" ;;
-    *) parsers+=("$1") ;;
-  esac
-  shift
-done
+runs=10000000
+parse "runs ..." "" "$@"
+[[ $runs =~ ^[0-9]+$ ]] || usage_error "--runs needs a number"
 need cargo rustc "${CXX:-c++}"
 mapfile -t known < <(sed -n '/^pub const PARSERS/,/^];/s/^    ("\([a-z0-9_]*\)".*/\1/p' "$top/src/fuzzing.rs")
+parsers=("${arguments[@]}")
 [ ${#parsers[@]} -gt 0 ] || parsers=("${known[@]}")
 for parser in "${parsers[@]}"; do [[ " ${known[*]} " == *" $parser "* ]] || usage_error "no parser '$parser': there are ${known[*]}"; done
 cd "$top"

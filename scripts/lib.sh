@@ -13,7 +13,9 @@ usage_error() { printf '%s: %s (see --help)\n' "${0##*/}" "$*" >&2; exit 2; }
 # help FILE: prints the comment at the head of a script, which is its help text
 help() { sed -n '2,/^[^#]/{/^#/!d;s/^# \{0,1\}//;p}' "$1"; }
 
-# parse NAMES FLAGS ARGUMENT...: sets the variable of each option: of --NAME to its value, of --FLAG to yes
+# parse NAMES FLAGS ARGUMENT...: sets the variable of each option: of --NAME to its value, of --FLAG to yes (a - in it becomes a _). What is
+# no option goes into the array arguments where NAMES has "...".
+arguments=()
 parse() {
   local names=" $1 " flags=" $2 " option
   shift 2
@@ -21,16 +23,16 @@ parse() {
     option=${1#--}
     case $1 in
       -h | --help) help "$0"; exit 0 ;;
-      --*)
+      -*)
         if [[ $flags == *" $option "* ]]; then
-          printf -v "$option" yes
+          printf -v "${option//-/_}" yes
         else
           [[ $names == *" $option "* ]] || usage_error "unknown option: $1"
           [ $# -ge 2 ] || usage_error "$1 needs a value"
           printf -v "$option" %s "$2"
           shift
         fi ;;
-      *) usage_error "unknown argument: $1" ;;
+      *) [[ $names == *" ... "* ]] || usage_error "unknown argument: $1"; arguments+=("$1") ;;
     esac
     shift
   done

@@ -15,18 +15,9 @@ set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "$0")/lib.sh"
 
-image="" into="" cluster=""
-while [ $# -gt 0 ]; do
-  case $1 in
-    -h | --help) help "$0"; exit 0 ;;
-    --into | --cluster)
-      [ $# -ge 2 ] || usage_error "$1 needs a value"
-      name=${1#--}; printf -v "$name" %s "$2"; shift 2 ;;
-    -*) usage_error "unknown option: $1" ;;
-    *) image=$1; shift ;;
-  esac
-done
-image=${image:-httpserver:$(release_version)}
+into="" cluster=""
+parse "into cluster ..." "" "$@"
+image=${arguments[0]:-httpserver:$(release_version)}
 need docker
 docker image inspect "$image" >/dev/null 2>&1 || die "no image $image here: make docker-build"
 

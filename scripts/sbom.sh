@@ -6,7 +6,7 @@
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "$0")/lib.sh"
-case ${1:-} in -h | --help) help "$0"; exit 0 ;; "") ;; *) usage_error "unknown option: $1" ;; esac
+parse "" "" "$@"
 need cargo python3
 cd "$top"
 cargo metadata --format-version 1 --locked --filter-platform "${TARGET:-x86_64-unknown-linux-gnu}" | python3 -c '
