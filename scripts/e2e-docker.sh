@@ -153,13 +153,19 @@ stopped_under_load() {
 claim "docker stop -t 30 under load: served for 5 s more, nothing dropped, exit 0" stopped_under_load
 
 demo_in_a_container() {
-  local address
+  local address page key
   docker run -d --name "$prefix-demo" --read-only --cap-drop ALL -p 127.0.0.1::8080 -p 127.0.0.1::9411 "$image" demo --listen 0.0.0.0 >/dev/null
   address=$(docker port "$prefix-demo" 8080/tcp | head -n 1)
   eventually 15 "the demo's chain" sh -c "curl -sf http://$address/hello/service1 | grep -q service3" || return 1
-  is 200 "$(curl -s -o /dev/null -w '%{http_code}' "http://$(docker port "$prefix-demo" 9411/tcp | head -n 1)/")"
+  page=$(docker port "$prefix-demo" 9411/tcp | head -n 1)
+  is 200 "$(curl -s -o /dev/null -w '%{http_code}' "http://$page/")" >/dev/null || return 1
+  order() { curl -s -o /dev/null -w '%{http_code}' "$@" -H "origin: http://$page" --json '{"send": {"headers": []}}' "http://$page/demo/control"; }
+  is 403 "$(order)" >/dev/null || return 1
+  key=$(docker logs "$prefix-demo" | sed -n 's/^ *page .*?key=\([0-9a-f]*\).*/\1/p')
+  curl -s -o /dev/null -c "$work/cookies" "http://$page/?key=$key"
+  is 200 "$(order -b "$work/cookies")"
 }
-claim "demo --listen 0.0.0.0 in a container: the chain and the page of its traces" demo_in_a_container
+claim "demo --listen 0.0.0.0 in a container: the chain, the page of its traces, and orders with the key of its URL" demo_in_a_container
 
 # ---------------------------------------------------------------- Compose
 

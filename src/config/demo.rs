@@ -42,6 +42,9 @@ pub struct DemoArgs {
     /// Let other machines than this one send requests and change faults from the page
     #[arg(long)]
     pub allow_remote_control: bool,
+    /// A name under which the page and its queries are answered, too, repeatable: `store`
+    #[arg(long, value_name = "NAME", value_parser = host_name)]
+    pub allow_host: Vec<String>,
     /// A Zipkin that the page links to; every trace is passed on to it: `http://localhost:9412`
     #[arg(long, value_name = "URL", value_parser = base_url)]
     pub zipkin: Option<String>,
@@ -112,4 +115,14 @@ fn base_url(text: &str) -> Result<String, String> {
         return Err(FORM.to_owned());
     }
     Ok(text.trim().trim_end_matches('/').to_owned())
+}
+
+/// A host as it stands in a `Host` header: a name or an address, without a port.
+fn host_name(text: &str) -> Result<String, String> {
+    let name = text.strip_suffix('.').unwrap_or(text);
+    let bracketed = if name.parse::<std::net::Ipv6Addr>().is_ok() { format!("[{name}]") } else { name.to_owned() };
+    match bracketed.parse::<http::uri::Authority>() {
+        Ok(host) if host.host() == bracketed => Ok(bracketed),
+        _ => Err("written as a host without scheme and port: `store`, `traces.example.com`".to_owned()),
+    }
 }

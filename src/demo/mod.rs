@@ -4,6 +4,7 @@
 //! the Zipkin v2 API: no span takes a way that another server's could not. The page at the store's port shows all of it;
 //! what it shows of requests as they pass and what it changes are handles to the hops, in `control`.
 
+mod access;
 mod control;
 mod page;
 pub mod store;
@@ -29,8 +30,8 @@ use crate::telemetry::export::Exporter;
 use crate::traces::ExpectedTrace;
 use crate::upstream::Target;
 use crate::values::Listen;
+use access::Access;
 use control::live::Gauge;
-use control::orders::Access;
 use control::state::{DemoState, HopHandle, Links};
 use control::until;
 use store::Store;
@@ -121,7 +122,7 @@ impl Demo {
         Ok(Self {
             hops,
             state: Arc::new(state),
-            access: Access { addr: store_addr, remote: args.allow_remote_control },
+            access: Access::new(store_addr, args.allow_host, args.allow_remote_control).map_err(DemoError::Address)?,
             output: output.clone(),
             store_listener,
             once: args.once,
@@ -139,7 +140,7 @@ impl Demo {
         let expected = ExpectedTrace::of_hops(hops.len());
         let printer = Printer { state: state.clone(), expected, style, out: output.stdout.clone(), tracer };
         if !quiet {
-            printer.print(&printer.introduction(reachable(access.addr)));
+            printer.print(&printer.introduction(&access));
         }
         let arrivals = state.store.subscribe();
         let (stop, stopped) = watch::channel(false);
@@ -153,7 +154,7 @@ impl Demo {
         }
         // The store outlives the hops, which flush their last spans into it.
         let (stop_store, store_stopped) = watch::channel(false);
-        let router = state.store.router().merge(page::router(state.clone(), access, stopped.clone()));
+        let router = access.guard(state.store.router().merge(page::router(state.clone(), access.clone(), stopped.clone())));
         let serving = server::serve(ServerConfig::plain(store_listener), router, until(store_stopped), Duration::from_secs(1));
         let serving = tokio::spawn(serving);
 

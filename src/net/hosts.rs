@@ -67,8 +67,9 @@ pub(crate) fn host_of(url: &str) -> String {
     uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned()
 }
 
-/// Whether a host is this machine, by an address or by the name `localhost`.
+/// Whether a host is this machine, by an address or by the name `localhost`, which may end in a dot.
 pub(crate) fn is_loopback(host: &str) -> bool {
+    let host = host.strip_suffix('.').unwrap_or(host);
     address_of(host).map_or(host.eq_ignore_ascii_case("localhost"), |address| address.to_canonical().is_loopback())
 }
 
@@ -159,7 +160,7 @@ mod tests {
 
     #[test]
     fn loopback_is_known_by_name_and_by_address() {
-        for host in ["localhost", "LOCALHOST", "127.0.0.1", "127.9.9.9", "::1", "[::1]", "::ffff:127.0.0.1"] {
+        for host in ["localhost", "LOCALHOST", "localhost.", "127.0.0.1", "127.9.9.9", "::1", "[::1]", "::ffff:127.0.0.1"] {
             assert!(is_loopback(host), "{host}");
         }
         for host in ["", "localhost.example.com", "10.0.0.1", "0.0.0.0", "service1", "[::]"] {

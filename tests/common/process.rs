@@ -177,6 +177,11 @@ impl Process {
         })
     }
 
+    /// The access key in the URL of the page.
+    pub fn page_key(&self) -> String {
+        self.find(&self.stdout, "page", |line| Some(line.split_once("?key=")?.1.split_whitespace().next()?.to_owned()))
+    }
+
     pub fn pid(&self) -> u32 {
         self.child.id()
     }

@@ -20,14 +20,14 @@ export async function startDemo(...flags) {
   const found = new Promise((resolve, reject) => {
     child.stdout.on('data', (data) => {
       text += data;
-      const page = /^ *page +(http:\/\/\S+?)\/?\s/m.exec(text), front = /^ *service1 +(http:\/\/\S+)/m.exec(text);
-      if (page && front && text.includes('Try it')) resolve({ page: page[1], front: front[1] });
+      const page = /^ *page +(http:\/\/[^\s/]+)\/\?key=(\S+)/m.exec(text), front = /^ *service1 +(http:\/\/\S+)/m.exec(text);
+      if (page && front && text.includes('Try it')) resolve({ page: page[1], key: page[2], front: front[1] });
     });
     child.on('exit', (code) => reject(new Error(`the demo ended with ${code}`)));
   });
-  const { page, front } = await found;
+  const { page, key, front } = await found;
   return {
-    page, front,
+    page, key, front,
     async get(path) { return (await fetch(page + path)).json(); },
     async report(spans) {
       const answer = await fetch(`${page}/api/v2/spans`, { method: 'POST', headers: { 'content-type': 'application/json' }, body: JSON.stringify(spans) });

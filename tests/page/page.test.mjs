@@ -392,9 +392,9 @@ withDemo('a page of another site and a name that was pointed here give no orders
     assert.deepEqual(answers, ['blocked', 'blocked', 'blocked', true, 'blocked']);
     await t.context.close();
     const u = await tab(rebound.browser, `http://evil.example:${port}/`);
-    await u.page.waitForSelector('.hop');
-    await u.page.click('#one');
-    await eventually(async () => /the Host header is not a name of this demo/.test(await u.page.innerText('#sent')));
+    assert.match(await u.page.innerText('body'), /the Host header is not a name of this store/);
+    const read = (path) => u.page.evaluate(async (path) => (await fetch(path)).status, path);
+    for (const path of ['/api/v2/traces', '/demo/events', '/page/main.js']) assert.equal(await read(path), 403, path);
     await u.context.close();
     // What our own page orders next is the only thing that happened.
     const own = await tab(browser, demo.page);
@@ -406,6 +406,23 @@ withDemo('a page of another site and a name that was pointed here give no orders
     site.close();
     await rebound.stop();
   }
+});
+
+withDemo('under a foreign name and from another machine, the key opens the page and lets it send', ['--latency', '0', '--listen', '0.0.0.0'], async (demo) => {
+  const named = await startBrowser('MAP demo.example 127.0.0.1');
+  try {
+    const at = `http://demo.example:${new URL(demo.page).port}/`;
+    const t = await tab(named.browser, `${at}?key=${demo.key}`);
+    await t.page.waitForSelector('.rows .row');
+    assert.equal(t.page.url().split('#')[0], at, 'the key is not in the address any more');
+    assert.equal(await t.page.evaluate(() => document.cookie), '', 'no script reads it');
+    assert.ok(await t.page.locator('#notice').isHidden());
+    await sendOne(t.page);
+    await t.clean();
+    const without = await tab(named.browser, at);
+    assert.match(await without.page.innerText('body'), /open the page by the URL that was printed/);
+    await without.context.close();
+  } finally { await named.stop(); }
 });
 
 withDemo('a trace of 1,000 spans stays light: few elements, short work for a scroll, every span reached', ['--latency', '0'], async (demo, browser) => {

@@ -232,6 +232,103 @@ fn an_order_is_taken_from_our_own_page_only() {
 }
 
 #[test]
+fn spans_are_taken_under_any_name_but_from_no_browser_and_read_under_our_names_only() {
+    let demo = Demo::start(&["--allow-host", "Store.example."]);
+    let port = demo.page.port();
+    let report = |headers: &str| {
+        let body = json!([{"traceId": "c0ffee", "id": "1", "localEndpoint": {"serviceName": "shop"}}]).to_string();
+        let length = body.len();
+        demo.raw(&format!("POST /api/v2/spans HTTP/1.1\r\n{headers}content-length: {length}\r\nconnection: close\r\n\r\n{body}"))
+            .0
+    };
+    assert_eq!(report("host: evil.example\r\norigin: http://evil.example\r\ncontent-type: text/plain\r\n"), 403);
+    assert_eq!(report(&format!("host: 127.0.0.1:{port}\r\norigin: null\r\n")), 403);
+    assert_eq!(demo.get("/api/v2/trace/c0ffee").0, 404, "nothing was stored");
+    assert_eq!(report("host: zipkin.observability:9411\r\n"), 202);
+    let get = |path: &str, host: &str, more: &str| {
+        demo.raw(&format!("GET {path} HTTP/1.1\r\nhost: {host}\r\n{more}connection: close\r\n\r\n")).0
+    };
+    let paths =
+        ["/", "/page/main.js", "/api/v2/trace/c0ffee", "/api/v2/services", "/demo/verdict/c0ffee", "/demo/exchange/c0ffee"];
+    for path in paths {
+        for host in
+            [format!("localhost:{port}"), format!("LOCALHOST.:{port}"), format!("[::1]:{port}"), "store.EXAMPLE:9411".into()]
+        {
+            assert_eq!(get(path, &host, ""), 200, "{path} {host}");
+        }
+        for host in
+            [format!("evil.example:{port}"), format!("localhost.evil.example:{port}"), format!("10.0.0.7:{port}"), String::new()]
+        {
+            assert_eq!(get(path, &host, ""), 403, "{path} {host}");
+        }
+        assert_eq!(get(path, &format!("localhost:{port}"), "origin: http://evil.example\r\n"), 403, "{path}");
+    }
+    assert_eq!(get("/demo/events", "evil.example", ""), 403);
+    assert_eq!(get("/health", "10.1.2.3:9411", ""), 200, "a probe is answered");
+}
+
+#[test]
+fn the_key_in_the_printed_url_lets_another_machine_read_and_order() {
+    let Some(outside) = outside_address() else { return };
+    let mut demo = Demo::start(&["--listen", "0.0.0.0", "-vvv"]);
+    let (key, host) = (demo.process.page_key(), format!("demo.example:{}", demo.page.port()));
+    demo.page.set_ip(outside);
+    let get =
+        |path: &str, more: &str| demo.raw(&format!("GET {path} HTTP/1.1\r\nhost: {host}\r\n{more}connection: close\r\n\r\n"));
+    assert_eq!((get("/", "").0, get("/?key=0123456789abcdef0123456789abcdef", "").0), (403, 403));
+    let (status, head, _) = get(&format!("/?key={key}"), "");
+    assert_eq!(status, 303);
+    assert!(head.contains("location: /\r\n") && head.contains("httponly; samesite=strict"), "{head}");
+    let cookie = head.split("set-cookie: ").nth(1).unwrap().split(';').next().unwrap().to_owned();
+    assert_eq!(get("/api/v2/services", &format!("cookie: {cookie}\r\n")).0, 200);
+    let origin = format!("http://{host}");
+    let order = json!({"send": {"headers": []}}).to_string();
+    let headers = [("host", host.as_str()), ("origin", &origin), ("content-type", "application/json"), ("cookie", &cookie)];
+    assert_eq!(demo.post(&headers, &order).0, 200);
+    assert_eq!(demo.post(&headers[..3], &order).0, 403);
+    assert_eq!(demo.post(&[headers[0], ("origin", "http://evil.example"), headers[2], headers[3]], &order).0, 403);
+    demo.process.signal("INT");
+    assert!(demo.process.ended().success());
+    let printed = [demo.process.stdout(), demo.process.stderr()].concat().join("\n");
+    assert_eq!(printed.matches(&key).count(), 1, "{printed}");
+}
+
+#[test]
+fn a_connection_that_does_not_read_does_not_keep_others_from_watching() {
+    let demo = Demo::start(&[]);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let held = runtime.block_on(async {
+        let stream = hyper_util::rt::TokioIo::new(tokio::net::TcpStream::connect(demo.page).await.unwrap());
+        let mut client = hyper::client::conn::http2::Builder::new(hyper_util::rt::TokioExecutor::new());
+        // No event fits into the window of any stream.
+        client.initial_stream_window_size(1);
+        let (mut sender, connection) = client.handshake(stream).await.unwrap();
+        tokio::spawn(connection);
+        let mut held = Vec::new();
+        for _ in 0..40 {
+            let request = http::Request::get(format!("http://{}/demo/events", demo.page)).body(String::new()).unwrap();
+            sender.ready().await.unwrap();
+            held.push(sender.send_request(request).await.unwrap());
+        }
+        held
+    });
+    assert_eq!(held.len(), 40);
+    // Its place is given to who reads, and who reads keeps it.
+    let mut readers: Vec<_> = (0..8).map(|_| demo.events()).collect();
+    for reader in &mut readers {
+        reader.until("chain", |_| true);
+        reader.until("ticked", |_| true);
+    }
+    let refused = common::wait_until("the ninth page of one address is refused", || {
+        Some(demo.get("/demo/events").0).filter(|status| *status == 503)
+    });
+    assert_eq!(refused, 503);
+    for reader in &mut readers {
+        reader.until("ticked", |_| true);
+    }
+}
+
+#[test]
 fn an_order_that_cannot_be_is_refused_and_changes_nothing() {
     let demo = Demo::start(&[]);
     let plan = |latency: Value, faults: Value| json!({"plan": {"hop": 2, "plan": {"latency_ms": latency, "faults": faults}}});

@@ -12,22 +12,31 @@
 
 use std::collections::HashSet;
 use std::convert::Infallible;
-use std::sync::Arc;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
+use http::StatusCode;
 use serde::Serialize;
 use tokio::sync::broadcast::error::{RecvError, TryRecvError};
-use tokio::sync::{OwnedSemaphorePermit, broadcast, mpsc, watch};
+use tokio::sync::{broadcast, mpsc, watch};
+use tokio::task::AbortHandle;
 
+use crate::demo::access::text;
 use crate::demo::control::state::DemoState;
 use crate::demo::control::until;
 use crate::traces::{Trace, TraceId};
 
-/// Streams at once; each costs a task.
-pub(crate) const STREAMS: usize = 32;
+/// Streams at once, of all and of one address; each costs a task.
+const STREAMS: usize = 32;
+const STREAMS_PER_PEER: usize = 8;
+/// Events that a stream may be behind.
+const BACKLOG: usize = 4;
+/// A page that takes no event for this long is gone.
+const STALLED: Duration = Duration::from_secs(30);
 /// Traces that a stream begins with, and the most in one event.
 const TRACES: usize = 100;
 /// Changes within this time are sent as one event. Shorter than what an eye can distinguish.
@@ -69,22 +78,60 @@ impl Summary {
     }
 }
 
+/// The streams that are open. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Streams(Arc<Mutex<Vec<OpenStream>>>);
+
+#[derive(Debug)]
+struct OpenStream {
+    peer: IpAddr,
+    tx: mpsc::WeakSender<Event>,
+    feed: AbortHandle,
+}
+
+impl Streams {
+    fn lock(&self) -> MutexGuard<'_, Vec<OpenStream>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes room for a stream of `peer`, at the expense of one whose page does not read. Returns whether there is room.
+    fn make_room(&self, peer: IpAddr) -> bool {
+        let mut open = self.lock();
+        open.retain(|stream| !stream.feed.is_finished());
+        let of_peer = open.iter().filter(|stream| stream.peer == peer).count();
+        if of_peer < STREAMS_PER_PEER && open.len() < STREAMS {
+            return true;
+        }
+        let room = |stream: &OpenStream| stream.tx.upgrade().map_or(0, |tx| tx.capacity());
+        let rivals = open.iter().enumerate().filter(|(_, stream)| of_peer < STREAMS_PER_PEER || stream.peer == peer);
+        let behind = rivals.map(|(at, stream)| (room(stream), at)).filter(|(room, _)| *room < BACKLOG);
+        let Some((_, at)) = behind.min() else { return false };
+        open.remove(at).feed.abort();
+        true
+    }
+}
+
 /// Answers `/demo/events`. `watching_only` says why this viewer may change nothing.
 pub(crate) fn events(
     state: Arc<DemoState>,
     watching_only: Option<&'static str>,
-    place: OwnedSemaphorePermit,
+    streams: &Streams,
+    peer: IpAddr,
     stopped: watch::Receiver<bool>,
 ) -> Response {
-    let (tx, rx) = mpsc::channel(4);
-    tokio::spawn(async move {
-        let feed = Feed { state, tx, watching_only };
+    if !streams.make_room(peer) {
+        return text(StatusCode::SERVICE_UNAVAILABLE, "too many pages are open");
+    }
+    let (tx, rx) = mpsc::channel(BACKLOG);
+    let weak = tx.downgrade();
+    let feed = Feed { state, tx, watching_only };
+    let feed = tokio::spawn(async move {
         tokio::select! {
             _ = feed.run() => {}
             () = until(stopped) => {}
         }
-        drop(place);
     });
+    streams.lock().push(OpenStream { peer, tx: weak, feed: feed.abort_handle() });
     let events = stream::unfold(rx, |mut rx| async { rx.recv().await.map(|event| (Ok::<_, Infallible>(event), rx)) });
     Sse::new(events).keep_alive(KeepAlive::default()).into_response()
 }
@@ -149,7 +196,7 @@ impl Feed {
 
     async fn send(&self, name: &str, data: &impl Serialize) -> Result<(), Gone> {
         let event = Event::default().event(name).json_data(data).map_err(|_| Gone)?;
-        self.tx.send(event).await.map_err(|_| Gone)
+        self.tx.send_timeout(event, STALLED).await.map_err(|_| Gone)
     }
 }
 

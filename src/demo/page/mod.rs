@@ -11,15 +11,15 @@ use axum::extract::{Path, Query, Request};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get};
 use axum::{Json, Router};
-use http::{HeaderName, HeaderValue, StatusCode, header};
+use http::{HeaderName, HeaderValue, header};
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tower_http::set_header::SetResponseHeaderLayer;
 
-use crate::demo::control::orders::{self, Access};
+use crate::demo::access::{Access, ORDERS_PATH, peer};
+use crate::demo::control::orders;
 use crate::demo::control::state::DemoState;
-use crate::demo::page::events::STREAMS;
-use crate::server::ConnectionInfo;
+use crate::demo::page::events::Streams;
 use crate::traces::ids::{parent_id, parse_trace_id};
 use crate::traces::{Caller, ExpectedTrace, Span, SpanId, Verdict};
 
@@ -63,7 +63,8 @@ pub(crate) fn router(state: Arc<DemoState>, access: Access, stopped: watch::Rece
         let answer = move || async move { ([(header::CONTENT_TYPE, HeaderValue::from_static(kind))], text) };
         router = router.route(path, get(answer));
     }
-    let places = Arc::new(Semaphore::new(STREAMS));
+    let streams = Streams::default();
+    let for_orders = access.clone();
     let for_events = state.clone();
     let for_exchange = state.clone();
     let for_verdict = state.clone();
@@ -71,12 +72,8 @@ pub(crate) fn router(state: Arc<DemoState>, access: Access, stopped: watch::Rece
         .route(
             "/demo/events",
             get(move |request: Request| async move {
-                let Ok(place) = places.try_acquire_owned() else {
-                    return (StatusCode::SERVICE_UNAVAILABLE, "too many pages are open\n").into_response();
-                };
-                let peer = request.extensions().get::<ConnectionInfo>().map(|connection| connection.peer);
-                let watching_only = peer.map_or(Some("the caller's address is unknown"), |peer| access.watching_only(peer));
-                events::events(for_events, watching_only, place, stopped)
+                let (head, _) = request.into_parts();
+                events::events(for_events, access.watching_only(&head), &streams, peer(&head), stopped)
             }),
         )
         .route("/demo/exchange/{trace_id}", get(move |Path(id): Path<String>| async move { exchange(&for_exchange, &id) }))
@@ -86,7 +83,7 @@ pub(crate) fn router(state: Arc<DemoState>, access: Access, stopped: watch::Rece
                 move |Path(id): Path<String>, Query(query): Query<VerdictQuery>| async move { verdict(&for_verdict, &id, query) },
             ),
         )
-        .route("/demo/control", any(move |request: Request| orders::control(state, access, request)));
+        .route(ORDERS_PATH, any(move |request: Request| orders::control(state, for_orders, request)));
     let set =
         |name: HeaderName, value: &'static str| SetResponseHeaderLayer::if_not_present(name, HeaderValue::from_static(value));
     router

@@ -20,6 +20,7 @@ use http_body_util::BodyExt;
 use serde::Deserialize;
 use tower_http::decompression::RequestDecompressionLayer;
 
+use crate::demo::access::text;
 use crate::demo::store::Store;
 use crate::demo::store::query::{TraceQuery, Window, begin_us, same};
 use crate::traces::dependencies::Dependencies;
@@ -72,15 +73,6 @@ async fn plain_encoding(mut request: Request) -> Request {
         }
     }
     request
-}
-
-/// A plain text answer. The text may hold parts of what was sent, so no browser may guess another type.
-fn text(status: StatusCode, message: impl Into<String>) -> Response {
-    let headers = [
-        (header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8")),
-        (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
-    ];
-    (status, headers, format!("{}\n", message.into())).into_response()
 }
 
 async fn post_spans(State(store): State<Store>, request: Request) -> Response {

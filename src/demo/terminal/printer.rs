@@ -3,12 +3,12 @@
 use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
 use std::io::IsTerminal as _;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::broadcast;
 
+use crate::demo::access::Access;
 use crate::demo::control::state::{DemoState, Sender, SentRequest, trace_ids};
 use crate::demo::store::Limits;
 use crate::demo::terminal::{Style, render, render_rows, render_verdict, sent_headers};
@@ -56,7 +56,8 @@ pub(crate) struct Printer {
 
 impl Printer {
     /// The chain, the addresses, and commands to paste.
-    pub(crate) fn introduction(&self, store: SocketAddr) -> String {
+    pub(crate) fn introduction(&self, access: &Access) -> String {
+        let (store, page) = (access.addr(), access.url());
         let hops = &self.state.hops;
         let front = reachable(hops[0].addr);
         let mut text = String::new();
@@ -71,7 +72,7 @@ impl Printer {
             let _ = writeln!(text, "  {:<10} http://{}", hop.name, reachable(hop.addr));
         }
         let _ = writeln!(text, "  {:<10} http://{store}/api/v2/spans  (Zipkin v2 API: anything may report to it)", "traces");
-        let _ = writeln!(text, "  {:<10} http://{store}/  (open it in a browser and watch)", "page");
+        let _ = writeln!(text, "  {:<10} {page}  (open it in a browser and watch)", "page");
         let _ = writeln!(text, "\nTry it:\n\n  curl http://{front}/service1\n");
         let _ = writeln!(text, "  curl -H 'b3: 463ac35c9f6413ad48485a3953bb6124-a2fb4a1d1a96d312-1' http://{front}/service1\n");
         text
