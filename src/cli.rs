@@ -149,18 +149,16 @@ fn wrong(line: &str) -> ExitCode {
 
 async fn serve(args: ServeArgs) -> ExitCode {
     let verbosity = args.verbosity;
-    let config = check_environment().and_then(|()| HopConfig::from_args(args, &|name| std::env::var(name).ok()));
-    let config = match config {
-        Ok(config) => config,
-        Err(error) => return wrong(&error.to_string()),
-    };
     let output = Output::new();
-    if let Err(error) = diagnostics(verbosity, &output) {
-        return wrong(&error.to_string());
-    }
-    let flush = output.stderr.clone();
-    let code = serve_until_signalled(config, &output).await;
-    flush.flush(Duration::from_millis(500));
+    // Before the variables are read: those of OpenTelemetry that cannot be used are warned about.
+    let config = diagnostics(verbosity, &output)
+        .and_then(|()| check_environment())
+        .and_then(|()| HopConfig::from_args(args, &|name| std::env::var(name).ok()));
+    let code = match config {
+        Ok(config) => serve_until_signalled(config, &output).await,
+        Err(error) => wrong(&error.to_string()),
+    };
+    output.stderr.flush(Duration::from_millis(500));
     code
 }
 

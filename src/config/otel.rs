@@ -1,5 +1,6 @@
 //! The variables that OpenTelemetry defines, with their standard names and meanings.
 
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use percent_encoding::percent_decode_str;
 use crate::config::ConfigError;
 use crate::hop::config::HopConfig;
 use crate::net::hosts::parse_url;
+use crate::net::tls::{ClientTls, Roots, certified_key, read_file};
 use crate::telemetry::export::{Exporter, OtlpOptions};
 use crate::telemetry::tracer::Sampler;
 use crate::values::at_least_one;
@@ -20,7 +22,8 @@ Variables of OpenTelemetry, with their standard meanings:
   OTEL_RESOURCE_ATTRIBUTES             further attributes of every span: key=value,key=value
   OTEL_EXPORTER_ZIPKIN_ENDPOINT        [default: http://localhost:9411/api/v2/spans]
   OTEL_EXPORTER_OTLP_ENDPOINT          [default: http://localhost:4318]; also …_TRACES_ENDPOINT, …_HEADERS, …_TIMEOUT,
-                                       …_COMPRESSION (gzip), …_PROTOCOL (http/protobuf)
+                                       …_COMPRESSION (gzip), …_PROTOCOL (http/protobuf), …_CERTIFICATE (of the CA),
+                                       …_CLIENT_CERTIFICATE, …_CLIENT_KEY: PEM files
   OTEL_PROPAGATORS                     which formats are read (first valid one wins) and written
                                        [default: tracecontext,baggage,b3multi,b3]
   OTEL_TRACES_SAMPLER                  [default: parentbased_always_on], with OTEL_TRACES_SAMPLER_ARG
@@ -154,8 +157,33 @@ impl<'a> Variables<'a> {
             },
             None => false,
         };
-        Ok(OtlpOptions { endpoint, headers, timeout, gzip })
+        Ok(OtlpOptions { endpoint, headers, timeout, gzip, tls: self.otlp_tls() })
     }
+
+    /// The certificates of an exporter. A file that cannot be used is left out with a warning: a variable that is set for a
+    /// whole namespace must not keep a hop from serving.
+    fn otlp_tls(&self) -> ClientTls {
+        let file = |suffix| self.otlp(suffix).map(|(name, path)| (name, PathBuf::from(path)));
+        let read = |(name, path): (String, PathBuf)| read_file(&name, &path).map(|pem| (name, path, pem));
+        let roots = file("CERTIFICATE").map(|(name, path)| Roots::load(&name, &path));
+        let own = match (file("CLIENT_CERTIFICATE"), file("CLIENT_KEY")) {
+            (None, None) => None,
+            (Some(cert), Some(key)) => Some(read(cert).and_then(|(cert, cert_path, cert_pem)| {
+                let (key, key_path, key_pem) = read(key)?;
+                certified_key((&cert, &cert_path, &cert_pem), (&key, &key_path, &key_pem))
+            })),
+            (Some((name, _)), None) => Some(Err(format!("{name} needs OTEL_EXPORTER_OTLP_CLIENT_KEY"))),
+            (None, Some((name, _))) => Some(Err(format!("{name} needs OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE"))),
+        };
+        let roots = roots.transpose().unwrap_or_else(ignored).unwrap_or_default();
+        ClientTls { roots, own: own.transpose().unwrap_or_else(ignored) }
+    }
+}
+
+/// Warns about a variable that cannot be used.
+fn ignored<T>(reason: String) -> Option<T> {
+    tracing::warn!("{reason}; it is ignored");
+    None
 }
 
 /// Headers of an export, each of which HTTP accepts: the exporter would leave out any other without an error.

@@ -130,15 +130,9 @@ impl App {
         let metrics = Arc::new(Metrics::new(&build));
         let span_queue = Arc::new(SpanQueue::new(config.span_queue));
         let tracer = (config.exporter != Exporter::None).then(|| Tracer::new(config.sampler, span_queue.clone()));
-        let pipeline = Pipeline::start(
-            config.exporter,
-            config.resource,
-            span_queue.clone(),
-            config.schedule_delay,
-            metrics.clone(),
-            &output.stderr,
-        )
-        .map_err(BindError::Exporter)?;
+        let pipeline =
+            Pipeline::start(config.exporter, config.resource, span_queue.clone(), config.schedule_delay, &output.stderr)
+                .map_err(BindError::Exporter)?;
         for name in config.forward_headers.iter().filter(|name| is_never_carried(name.as_str())) {
             tracing::warn!(header = name.as_str(), "this header belongs to one connection or proxy and is not carried");
         }

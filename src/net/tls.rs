@@ -11,7 +11,8 @@ use rustls::client::ResolvesClientCert;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, ConfigBuilder, DigitallySignedStruct, RootCertStore, SignatureScheme, WantsVerifier};
 
 /// The roots that a client trusts.
@@ -33,6 +34,33 @@ impl Roots {
     /// One line that names `flag`, the file and what is wrong with it.
     pub fn load(flag: &str, path: &Path) -> Result<Self, String> {
         roots(flag, path, &read_file(flag, path)?).map(|roots| Self(Arc::new(roots)))
+    }
+}
+
+/// Whom a client trusts, and the certificate that it presents to servers that ask for one.
+#[derive(Debug, Clone, Default)]
+pub struct ClientTls {
+    /// Whose certificates are trusted.
+    pub roots: Roots,
+    /// The client's own certificate.
+    pub own: Option<Arc<CertifiedKey>>,
+}
+
+impl ClientTls {
+    pub(crate) fn config(self) -> ClientConfig {
+        hop_client_config(self.roots, self.own.map(|own| Arc::new(SingleCertAndKey::from(own)) as _))
+    }
+}
+
+/// The same files, read once.
+impl PartialEq for ClientTls {
+    fn eq(&self, other: &Self) -> bool {
+        let same_key = match (&self.own, &other.own) {
+            (Some(one), Some(two)) => Arc::ptr_eq(one, two),
+            (None, None) => true,
+            _ => false,
+        };
+        same_key && Arc::ptr_eq(&self.roots.0, &other.roots.0)
     }
 }
 
@@ -103,6 +131,21 @@ pub(crate) fn roots(flag: &str, path: &Path, pem: &[u8]) -> Result<RootCertStore
         roots.add(certificate).map_err(|error| invalid_file(flag, path, &error))?;
     }
     Ok(roots)
+}
+
+/// A certificate and its private key; both are named by their flag and file.
+pub(crate) fn certified_key(
+    (cert_flag, cert, cert_pem): (&str, &Path, &[u8]),
+    (key_flag, key, key_pem): (&str, &Path, &[u8]),
+) -> Result<Arc<CertifiedKey>, String> {
+    let chain = certificates(cert_flag, cert, cert_pem)?;
+    let wrong_key = |why: &dyn fmt::Display| invalid_file(key_flag, key, why);
+    let der = PrivateKeyDer::from_pem_slice(key_pem).map_err(|_| wrong_key(&"no PEM private key in it"))?;
+    let pair = CertifiedKey::from_der(chain, der, &provider()).map_err(|error| match error {
+        rustls::Error::InconsistentKeys(_) => wrong_key(&format!("not the key of {}", cert.display())),
+        error => wrong_key(&error),
+    })?;
+    Ok(Arc::new(pair))
 }
 
 /// What a server presents in a handshake, and to whom.

@@ -6,13 +6,11 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use rustls::client::ResolvesClientCert;
-use rustls::pki_types::PrivateKeyDer;
-use rustls::pki_types::pem::PemObject as _;
 use rustls::server::WebPkiClientVerifier;
 use rustls::sign::CertifiedKey;
 use rustls::{ServerConfig, SignatureScheme};
 
-use crate::net::tls::{certificates, invalid_file, provider, read_file, roots};
+use crate::net::tls::{certified_key, invalid_file, provider, read_file, roots};
 
 /// How often the files are polled. cert-manager and the kubelet replace them hours before they expire.
 const RELOAD: Duration = Duration::from_secs(2);
@@ -125,14 +123,10 @@ impl PemFiles {
 
     fn acceptor_state(&self, options: &TlsOptions) -> Result<AcceptorState, String> {
         let provider = provider();
-        let chain = certificates("--tls-cert (TLS_CERT)", &options.cert, &self.cert)?;
-        let wrong_key = |why: &dyn fmt::Display| invalid_file("--tls-key (TLS_KEY)", &options.key, why);
-        let key = PrivateKeyDer::from_pem_slice(&self.key).map_err(|_| wrong_key(&"no PEM private key in it"))?;
-        let pair = CertifiedKey::from_der(chain, key, &provider).map_err(|error| match error {
-            rustls::Error::InconsistentKeys(_) => wrong_key(&format!("not the key of {}", options.cert.display())),
-            error => wrong_key(&error),
-        })?;
-        let pair = Arc::new(pair);
+        let pair = certified_key(
+            ("--tls-cert (TLS_CERT)", &options.cert, &self.cert),
+            ("--tls-key (TLS_KEY)", &options.key, &self.key),
+        )?;
         let builder = ServerConfig::builder_with_provider(provider.clone())
             .with_safe_default_protocol_versions()
             .map_err(|error| error.to_string())?;

@@ -23,7 +23,7 @@ use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 use tracing_subscriber::layer::SubscriberExt as _;
 
 use crate::net::hosts::{host_and_port, redacted_url};
-use crate::telemetry::export::{Exporter, ExporterError, OtlpOptions, TIMEOUT, http_client, post};
+use crate::telemetry::export::{Collector, Exporter, ExporterError, OtlpOptions, http_client, zipkin};
 use crate::telemetry::ids;
 use crate::trace_context::Context;
 use crate::traces::{Endpoint, Kind, Span};
@@ -63,7 +63,7 @@ impl ClientTracing {
             .build();
         let exporter = match exporter {
             Exporter::Otlp(options) => CallerExporter::Otlp(Box::new(otlp_exporter(options, &resource)?)),
-            Exporter::Zipkin { endpoint } => CallerExporter::Zipkin { client: http_client(TIMEOUT)?, endpoint },
+            Exporter::Zipkin { endpoint } => CallerExporter::Zipkin(zipkin::collector(&endpoint)?),
             Exporter::None | Exporter::Console => return Ok(None),
         };
         let (sender, receiver) = mpsc::channel(QUEUE);
@@ -202,16 +202,17 @@ impl SpanProcessor for QueueProcessor {
 /// How a caller's spans are sent.
 enum CallerExporter {
     Otlp(Box<opentelemetry_otlp::SpanExporter>),
-    Zipkin { client: reqwest::Client, endpoint: String },
+    Zipkin(Collector),
 }
 
 impl CallerExporter {
     async fn send(&self, spans: Vec<SpanData>) -> Result<(), String> {
         match self {
             Self::Otlp(exporter) => exporter.export(spans).await.map_err(|error| error.to_string()),
-            Self::Zipkin { client, endpoint } => {
+            Self::Zipkin(collector) => {
                 let spans: Vec<Span> = spans.iter().map(zipkin_span).collect();
-                post(client.post(endpoint).json(&spans)).await.map(drop).map_err(|error| error.reason)
+                let body = serde_json::to_vec(&spans).map_err(|error| error.to_string())?;
+                collector.post(body).await.map(drop).map_err(|error| error.reason)
             }
         }
     }
@@ -235,7 +236,7 @@ async fn export(exporter: CallerExporter, mut queue: mpsc::Receiver<SpanData>, l
 fn otlp_exporter(options: OtlpOptions, resource: &Resource) -> Result<opentelemetry_otlp::SpanExporter, ExporterError> {
     let mut builder = opentelemetry_otlp::SpanExporter::builder()
         .with_http()
-        .with_http_client(http_client(options.timeout)?)
+        .with_http_client(http_client(options.timeout, options.tls)?)
         .with_endpoint(options.endpoint)
         .with_timeout(options.timeout)
         .with_headers(options.headers.into_iter().collect::<HashMap<_, _>>());
@@ -317,7 +318,13 @@ mod tests {
 
     #[tokio::test]
     async fn otlp_carries_the_callers_service_and_what_it_does_not_accept_is_counted() {
-        let options = |endpoint| OtlpOptions { endpoint, headers: Vec::new(), timeout: Duration::from_secs(10), gzip: false };
+        let options = |endpoint| OtlpOptions {
+            endpoint,
+            headers: Vec::new(),
+            timeout: Duration::from_secs(10),
+            gzip: false,
+            tls: Default::default(),
+        };
         let (endpoint, mut bodies) = collector().await;
         let tracing = ClientTracing::start(Exporter::Otlp(options(endpoint))).unwrap().unwrap();
         tracing.tracer().begin(&sent(), "http://service1/service1").failed("timeout");

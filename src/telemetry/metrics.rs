@@ -20,13 +20,13 @@ pub(crate) struct Metrics {
     client_duration: DurationHistogram,
     /// Requests in flight.
     pub(crate) active_requests: IntGauge,
-    /// Spans accepted by the collector.
-    pub(crate) spans_exported: IntCounter,
-    /// Lost spans, by reason.
+    spans_recorded: IntCounter,
+    spans_exported: IntCounter,
     spans_dropped: IntCounterVec,
+    spans_queued: IntGauge,
     /// Lost access log lines.
     log_lines_dropped: IntCounter,
-    /// Serialises copying of external drop counters into the registry.
+    /// Serialises copying of counters that are kept elsewhere into the registry.
     sync_lock: Mutex<()>,
 }
 
@@ -70,15 +70,17 @@ impl Metrics {
             counter
         };
         let active_requests = gauge("http_server_active_requests", "HTTP server requests in flight.");
+        let spans_recorded = counter(
+            "httpserver_spans_recorded_total",
+            "Sampled spans that ended: the sum of those exported, dropped and queued.",
+        );
+        let spans_queued = gauge("httpserver_spans_queued", "Spans that wait for the collector or are on their way to it.");
         let spans_exported = counter("httpserver_spans_exported_total", "Spans accepted by the collector.");
         let spans_dropped = IntCounterVec::new(
             Opts::new("httpserver_spans_dropped_total", "Spans lost: queue_full, rejected, unreachable or shutdown."),
             &["reason"],
         )
         .expect("the family is well formed");
-        for reason in ["queue_full", "rejected", "unreachable", "shutdown"] {
-            spans_dropped.with_label_values(&[reason]);
-        }
         register(Box::new(spans_dropped.clone()));
         let log_lines_dropped =
             counter("httpserver_log_lines_dropped_total", "Access log lines lost because stdout was not read.");
@@ -98,8 +100,10 @@ impl Metrics {
             server_duration,
             client_duration,
             active_requests,
+            spans_recorded,
             spans_exported,
             spans_dropped,
+            spans_queued,
             log_lines_dropped,
             sync_lock: Mutex::default(),
         }
@@ -115,22 +119,28 @@ impl Metrics {
         self.client_duration.handle(["GET", server_address, status])
     }
 
-    /// Counts lost spans.
-    pub(crate) fn spans_dropped(&self, reason: &str, spans: usize) {
-        self.spans_dropped.with_label_values(&[reason]).inc_by(spans as u64);
-    }
-
-    /// Every family as text: OpenMetrics when `openmetrics`, else Prometheus text 0.0.4. The drop counters of `queue` and
-    /// `log` are copied first.
+    /// Every family as text: OpenMetrics when `openmetrics`, else Prometheus text 0.0.4. The counters of `queue` and `log`
+    /// are copied first.
     pub(crate) fn render(&self, openmetrics: bool, queue: &SpanQueue, log: Option<&LineWriter>) -> String {
-        {
+        let families = {
             // Two concurrent scrapes would both add the same difference.
             let _guard = self.sync_lock.lock().unwrap_or_else(PoisonError::into_inner);
             let sync = |counter: &IntCounter, now: u64| counter.inc_by(now.saturating_sub(counter.get()));
-            sync(&self.spans_dropped.with_label_values(&["queue_full"]), queue.dropped() as u64);
+            let spans = queue.counts();
+            sync(&self.spans_recorded, spans.recorded);
+            sync(&self.spans_exported, spans.exported);
+            for (reason, lost) in [
+                ("queue_full", spans.queue_full),
+                ("rejected", spans.rejected),
+                ("unreachable", spans.unreachable),
+                ("shutdown", spans.shutdown),
+            ] {
+                sync(&self.spans_dropped.with_label_values(&[reason]), lost);
+            }
+            self.spans_queued.set(i64::try_from(spans.queued).unwrap_or(i64::MAX));
             sync(&self.log_lines_dropped, log.map_or(0, LineWriter::dropped));
-        }
-        let families = self.registry.gather();
+            self.registry.gather()
+        };
         if openmetrics {
             return openmetrics::encode(&families, &[&self.server_duration, &self.client_duration]);
         }
@@ -186,9 +196,10 @@ mod tests {
     #[test]
     fn the_plain_text_has_no_exemplar_and_counts_losses() {
         let metrics = metrics();
-        metrics.spans_dropped("rejected", 3);
         let text = metrics.render(false, &SpanQueue::new(1), None);
-        assert!(text.contains("httpserver_spans_dropped_total{reason=\"rejected\"} 3"), "{text}");
+        for reason in ["queue_full", "rejected", "unreachable", "shutdown"] {
+            assert!(text.contains(&format!("httpserver_spans_dropped_total{{reason=\"{reason}\"}} 0\n")), "{text}");
+        }
         assert!(text.contains("httpserver_log_lines_dropped_total 0"), "{text}");
         assert!(text.contains("process_resident_memory_bytes"), "{text}");
         assert!(!text.contains("# EOF"), "{text}");

@@ -6,7 +6,6 @@
 use std::fmt;
 use std::net::IpAddr;
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -191,52 +190,101 @@ impl SpanBatch {
     }
 }
 
+/// What became of spans that were recorded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum SpanFate {
+    /// The collector accepted them.
+    Exported,
+    /// The collector did not accept them, and would not later.
+    Rejected,
+    /// The collector was not reached, at the last attempt.
+    Unreachable,
+    /// The flush timeout was over.
+    Shutdown,
+}
+
+/// Spans since the start. Read under one lock, so that the parts are the whole at any time:
+/// `recorded = queued + exported + rejected + unreachable + shutdown + queue_full`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct SpanCounts {
+    pub(crate) recorded: u64,
+    pub(crate) exported: u64,
+    pub(crate) rejected: u64,
+    pub(crate) unreachable: u64,
+    pub(crate) shutdown: u64,
+    pub(crate) queue_full: u64,
+    /// Waiting, or on their way to the collector.
+    pub(crate) queued: u64,
+}
+
+impl SpanCounts {
+    /// Spans that the exporter took from the queue and lost.
+    pub(crate) fn lost(&self) -> u64 {
+        self.rejected + self.unreachable + self.shutdown
+    }
+}
+
 /// The bounded queue between the request path and the exporter.
 #[derive(Debug)]
 pub(crate) struct SpanQueue {
-    batch: Mutex<SpanBatch>,
+    waiting: Mutex<Waiting>,
     /// The most spans that may wait.
     max: usize,
-    dropped: AtomicUsize,
     half_full: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    batch: SpanBatch,
+    counts: SpanCounts,
 }
 
 impl SpanQueue {
     pub(crate) fn new(max: usize) -> Self {
-        Self { batch: Mutex::default(), max, dropped: AtomicUsize::new(0), half_full: Notify::new() }
+        Self { waiting: Mutex::default(), max, half_full: Notify::new() }
     }
 
-    fn lock(&self) -> MutexGuard<'_, SpanBatch> {
-        self.batch.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Appends a span; a span that does not fit is dropped and counted.
     pub(crate) fn push(&self, span: &FinishedSpan<'_>) {
-        let mut batch = self.lock();
-        let queued = batch.spans.len();
+        let mut waiting = self.lock();
+        let queued = waiting.batch.spans.len();
+        waiting.counts.recorded += 1;
         if queued >= self.max {
-            self.dropped.fetch_add(1, Ordering::Relaxed);
+            waiting.counts.queue_full += 1;
             return;
         }
-        batch.push(span);
-        drop(batch);
+        waiting.counts.queued += 1;
+        waiting.batch.push(span);
+        drop(waiting);
         if queued + 1 == self.max.div_ceil(2) {
             self.half_full.notify_one();
         }
     }
 
-    /// Removes every queued span and leaves `empty` in its place.
+    /// Removes every waiting span and leaves `empty` in its place. They count as queued until they are settled.
     pub(crate) fn take(&self, empty: SpanBatch) -> SpanBatch {
-        std::mem::replace(&mut *self.lock(), empty)
+        std::mem::replace(&mut self.lock().batch, empty)
     }
 
-    pub(crate) fn len(&self) -> usize {
-        self.lock().spans.len()
+    /// Counts what became of spans that were queued.
+    pub(crate) fn settle(&self, spans: usize, fate: SpanFate) {
+        let counts = &mut self.lock().counts;
+        let spans = (spans as u64).min(counts.queued);
+        counts.queued -= spans;
+        *match fate {
+            SpanFate::Exported => &mut counts.exported,
+            SpanFate::Rejected => &mut counts.rejected,
+            SpanFate::Unreachable => &mut counts.unreachable,
+            SpanFate::Shutdown => &mut counts.shutdown,
+        } += spans;
     }
 
-    /// Spans dropped since the start because the queue was full.
-    pub(crate) fn dropped(&self) -> usize {
-        self.dropped.load(Ordering::Relaxed)
+    pub(crate) fn counts(&self) -> SpanCounts {
+        self.lock().counts
     }
 
     /// Resolves when the queue is half full, so that the exporter need not wait for its schedule.
@@ -281,11 +329,15 @@ mod tests {
         for path in ["/a", "/b", "/c"] {
             queue.push(&finished(&context, path));
         }
-        assert_eq!(queue.dropped(), 1);
+        let counts = SpanCounts { recorded: 3, queued: 2, queue_full: 1, ..SpanCounts::default() };
+        assert_eq!(queue.counts(), counts);
         let batch = queue.take(SpanBatch::default());
         let paths: Vec<_> = batch.spans.iter().map(|span| batch.text(span.path)).collect();
         assert_eq!(paths, ["/a", "/b"]);
-        assert_eq!(queue.len(), 0);
+        assert_eq!(queue.counts(), counts, "what was taken is queued until it is settled");
+        queue.settle(1, SpanFate::Exported);
+        queue.settle(1, SpanFate::Rejected);
+        assert_eq!(queue.counts(), SpanCounts { queued: 0, exported: 1, rejected: 1, ..counts });
     }
 
     #[test]

@@ -24,6 +24,7 @@ use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, StatusCode};
+use axum::response::IntoResponse as _;
 use axum::routing::{get, post};
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
@@ -474,8 +475,16 @@ pub enum Mood {
     Takes,
     /// Answers with this status and keeps nothing.
     Answers(u16),
+    /// Answers with this status and `Retry-After`, and keeps nothing.
+    Postpones(u16, u64),
     /// Never answers and keeps nothing.
     Hangs,
+    /// Answers 302 to a login page at this address.
+    Redirects(SocketAddr),
+    /// Keeps all but the first so many spans of each request and says why: OTLP's partial success.
+    Rejects(usize, &'static str),
+    /// Keeps nothing, answers 200 and closes the connection in the middle of the answer.
+    Dies,
 }
 
 #[derive(Debug)]
@@ -501,20 +510,25 @@ async fn any_port() -> TcpListener {
 impl Sink {
     /// One that speaks Zipkin v2 JSON.
     pub async fn zipkin() -> Self {
-        Self::on(any_port().await, "zipkin")
+        Self::on(any_port().await, "zipkin", None)
     }
 
     /// One that speaks OTLP over HTTP, protobuf.
     pub async fn otlp() -> Self {
-        Self::on(any_port().await, "otlp")
+        Self::on(any_port().await, "otlp", None)
     }
 
     /// One of either kind at a given address: for a collector that comes late or comes back.
     pub async fn start(addr: SocketAddr, exporter: &'static str) -> Self {
-        Self::on(TcpListener::bind(addr).await.unwrap(), exporter)
+        Self::on(TcpListener::bind(addr).await.unwrap(), exporter, None)
     }
 
-    fn on(listener: TcpListener, exporter: &'static str) -> Self {
+    /// One that speaks OTLP over TLS.
+    pub async fn tls(config: rustls::ServerConfig) -> Self {
+        Self::on(any_port().await, "otlp", Some(Arc::new(config).into()))
+    }
+
+    fn on(listener: TcpListener, exporter: &'static str, tls: Option<tokio_rustls::TlsAcceptor>) -> Self {
         let addr = listener.local_addr().unwrap();
         let collected = Arc::new(Mutex::new(Collected { mood: Mood::Takes, spans: Vec::new(), requests: Vec::new() }));
         let router = Router::new()
@@ -528,7 +542,17 @@ impl Sink {
             let mut connections = tokio::task::JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
                 let service = TowerToHyperService::new(router.clone());
-                connections.spawn(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service));
+                let http = hyper::server::conn::http1::Builder::new();
+                let tls = tls.clone();
+                connections.spawn(async move {
+                    match tls {
+                        None => _ = http.serve_connection(TokioIo::new(stream), service).await,
+                        Some(tls) => {
+                            let Ok(stream) = tls.accept(stream).await else { return };
+                            _ = http.serve_connection(TokioIo::new(stream), service).await;
+                        }
+                    }
+                });
             }
         });
         Self { addr, env: export_env(exporter, addr), collected, task }
@@ -587,16 +611,30 @@ pub fn export_env(exporter: &'static str, addr: SocketAddr) -> Vec<(&'static str
     vec![("OTEL_TRACES_EXPORTER", exporter.to_owned()), endpoint, ("OTEL_BSP_SCHEDULE_DELAY", "20".to_owned())]
 }
 
-async fn take(State(collected): State<Arc<Mutex<Collected>>>, headers: HeaderMap, body: Bytes) -> StatusCode {
+async fn take(State(collected): State<Arc<Mutex<Collected>>>, headers: HeaderMap, body: Bytes) -> axum::response::Response {
     let mood = {
         let mut collected = lock(&collected);
         collected.requests.push(headers.clone());
         collected.mood
     };
+    let status = |status| StatusCode::from_u16(status).unwrap();
+    let (mut rejected, mut message) = (0, "");
     match mood {
         Mood::Takes => {}
-        Mood::Answers(status) => return StatusCode::from_u16(status).unwrap(),
+        Mood::Answers(code) => return status(code).into_response(),
+        Mood::Postpones(code, seconds) => return (status(code), [("retry-after", seconds.to_string())]).into_response(),
         Mood::Hangs => std::future::pending().await,
+        Mood::Redirects(to) => {
+            return (status(302), [("location", format!("http://u:s3cret@{to}/login?code=s3cret"))]).into_response();
+        }
+        Mood::Rejects(spans, why) => (rejected, message) = (spans, why),
+        Mood::Dies => {
+            let broken = http_body_util::StreamBody::new(futures_util::stream::iter([
+                Ok(hyper::body::Frame::data(Bytes::from_static(b"\n"))),
+                Err(std::io::Error::other("dies")),
+            ]));
+            return axum::body::Body::new(broken).into_response();
+        }
     }
     let declared = headers.get("content-type").and_then(|value| value.to_str().ok()).unwrap_or_default();
     let spans = match declared {
@@ -604,13 +642,23 @@ async fn take(State(collected): State<Arc<Mutex<Collected>>>, headers: HeaderMap
         "application/x-protobuf" => otlp_spans(&body),
         _ => None,
     };
-    match spans {
-        Some(spans) => {
-            lock(&collected).spans.extend(spans);
-            if declared == "application/json" { StatusCode::ACCEPTED } else { StatusCode::OK }
-        }
-        None => StatusCode::BAD_REQUEST,
+    let Some(spans) = spans else { return StatusCode::BAD_REQUEST.into_response() };
+    rejected = rejected.min(spans.len());
+    lock(&collected).spans.extend(spans.into_iter().skip(rejected));
+    if declared == "application/json" {
+        StatusCode::ACCEPTED.into_response()
+    } else {
+        otlp_answer(rejected, message).into_response()
     }
+}
+
+fn otlp_answer(rejected: usize, message: &str) -> Vec<u8> {
+    use opentelemetry_proto::tonic::collector::trace::v1::{ExportTracePartialSuccess, ExportTraceServiceResponse};
+    use prost::Message as _;
+
+    let partial = ExportTracePartialSuccess { rejected_spans: rejected as i64, error_message: message.to_owned() };
+    let partial_success = Some(partial).filter(|_| rejected > 0 || !message.is_empty());
+    ExportTraceServiceResponse { partial_success }.encode_to_vec()
 }
 
 type OfSink = State<Arc<Mutex<Collected>>>;

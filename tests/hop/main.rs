@@ -9,6 +9,7 @@ mod common;
 
 mod abuse;
 mod chain;
+mod collectors;
 mod config;
 mod help;
 mod in_process;

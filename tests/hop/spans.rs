@@ -283,10 +283,12 @@ async fn a_collector_that_hangs_costs_spans_that_are_counted_and_never_a_request
 }
 
 #[tokio::test]
-async fn a_collector_that_answers_500_is_asked_again_until_it_takes_the_spans() {
-    for exporter in ["zipkin", "otlp"] {
+async fn a_collector_that_fails_for_now_is_asked_again_until_it_takes_the_spans() {
+    for (exporter, status) in
+        [("zipkin", 500), ("zipkin", 408), ("zipkin", 429), ("otlp", 429), ("otlp", 502), ("otlp", 503), ("otlp", 504)]
+    {
         let sink = sink(exporter).await;
-        sink.set(Mood::Answers(500));
+        sink.set(Mood::Answers(status));
         let hop = Hop::start(&[], &sink.env());
         assert!(slowest(&hop, 5).await < WAITED);
         eventually("it is asked again", || async { (sink.requests().len() >= 2).then_some(()) }).await;
@@ -299,9 +301,10 @@ async fn a_collector_that_answers_500_is_asked_again_until_it_takes_the_spans() 
 
 #[tokio::test]
 async fn a_collector_that_refuses_spans_is_not_asked_again_with_the_same_ones() {
-    for exporter in ["zipkin", "otlp"] {
+    // OTLP may be asked again after 429, 502, 503 and 504 only.
+    for (exporter, status) in [("zipkin", 400), ("otlp", 400), ("otlp", 408), ("otlp", 500), ("otlp", 501), ("otlp", 505)] {
         let sink = sink(exporter).await;
-        sink.set(Mood::Answers(400));
+        sink.set(Mood::Answers(status));
         let hop = Hop::start(&[], &sink.env());
         hop.get("/hello", &[]).await;
         eventually("the loss is counted", || async { (dropped(&hop, "rejected").await == 1.0).then_some(()) }).await;

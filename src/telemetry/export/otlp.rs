@@ -20,7 +20,8 @@ use opentelemetry_proto::tonic::trace::v1::{Span as OtlpSpan, SpanFlags, Status}
 use opentelemetry_semantic_conventions::attribute::{ERROR_TYPE, SERVICE_NAME};
 use prost::Message as _;
 
-use super::{ExportError, ExporterError, OtlpOptions, ResourceOptions, http_client, post};
+use super::http::shown;
+use super::{Accepted, Collector, ExportError, ExporterError, OtlpOptions, Protocol, ResourceOptions};
 use crate::telemetry::span_queue::{AttributeValue, QueuedSpan, SpanBatch, SpanKind};
 
 /// Numbers of the fields that nest spans, as `opentelemetry/proto/collector/trace/v1/trace_service.proto` and
@@ -36,9 +37,7 @@ mod field {
 /// Posts spans to an OTLP collector.
 #[derive(Debug)]
 pub(super) struct OtlpSink {
-    client: reqwest::Client,
-    endpoint: String,
-    headers: HeaderMap,
+    collector: Collector,
     gzip: bool,
     encoder: OtlpEncoder,
 }
@@ -65,18 +64,16 @@ impl OtlpSink {
         if options.gzip {
             headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
         }
-        let client = http_client(options.timeout)?;
-        Ok(Self { client, endpoint: options.endpoint, headers, gzip: options.gzip, encoder: OtlpEncoder::new(resource) })
+        let collector = Collector::new(Protocol::OtlpHttp, &options.endpoint, headers, options.timeout, options.tls)?;
+        Ok(Self { collector, gzip: options.gzip, encoder: OtlpEncoder::new(resource) })
     }
 
-    /// Returns how many of the spans the collector rejected.
-    pub(super) async fn send(&self, batch: &SpanBatch, spans: &[QueuedSpan]) -> Result<usize, ExportError> {
+    pub(super) async fn send(&self, batch: &SpanBatch, spans: &[QueuedSpan]) -> Result<Accepted, ExportError> {
         let mut body = self.encoder.encode(batch, spans);
         if self.gzip {
             body = gzip(&body).map_err(|error| ExportError::rejected(error.to_string()))?;
         }
-        let answer = post(self.client.post(&self.endpoint).headers(self.headers.clone()).body(body)).await?;
-        Ok(rejected_spans(&answer))
+        Ok(accepted(&self.collector.post(body).await?))
     }
 }
 
@@ -86,18 +83,13 @@ fn gzip(body: &[u8]) -> std::io::Result<Vec<u8>> {
     encoder.finish()
 }
 
-/// The rejected spans of a partial success. Collectors that answer otherwise than the protocol requires have accepted everything.
-fn rejected_spans(answer: &[u8]) -> usize {
+/// What a successful answer says. Collectors that answer otherwise than the protocol requires have accepted everything.
+fn accepted(answer: &[u8]) -> Accepted {
     let partial = ExportTraceServiceResponse::decode(answer).ok().and_then(|response| response.partial_success);
-    let Some(partial) = partial.filter(|partial| partial.rejected_spans > 0 || !partial.error_message.is_empty()) else {
-        return 0;
-    };
-    tracing::warn!(
-        spans = partial.rejected_spans,
-        reason = %partial.error_message.escape_debug(),
-        "the span collector accepted a part of the spans"
-    );
-    usize::try_from(partial.rejected_spans).unwrap_or(0)
+    let partial = partial.unwrap_or_default();
+    let rejected = usize::try_from(partial.rejected_spans).unwrap_or(0);
+    let message = shown(&partial.error_message);
+    Accepted { rejected, message: (rejected > 0 || !message.is_empty()).then_some(message) }
 }
 
 impl OtlpEncoder {
@@ -320,9 +312,13 @@ mod tests {
 
     #[test]
     fn a_partial_success_says_how_many_spans_were_rejected() {
-        let partial = ExportTracePartialSuccess { rejected_spans: 3, error_message: "too old".into() };
-        let answer = ExportTraceServiceResponse { partial_success: Some(partial) }.encode_to_vec();
-        assert_eq!(rejected_spans(&answer), 3);
-        assert_eq!([&b""[..], b"{}", b"<html>"].map(rejected_spans), [0; 3]);
+        let answer = |rejected_spans, error_message: &str| {
+            let partial = ExportTracePartialSuccess { rejected_spans, error_message: error_message.into() };
+            accepted(&ExportTraceServiceResponse { partial_success: Some(partial) }.encode_to_vec())
+        };
+        assert_eq!(answer(3, "too\nold"), Accepted { rejected: 3, message: Some("too\\nold".into()) });
+        assert_eq!(answer(0, "slow down"), Accepted { rejected: 0, message: Some("slow down".into()) });
+        assert_eq!((answer(0, ""), answer(-1, "")), Default::default());
+        assert_eq!([&b""[..], b"{}", b"<html>"].map(accepted), [const { Accepted { rejected: 0, message: None } }; 3]);
     }
 }

@@ -3,25 +3,24 @@
 //! The queue is bounded, so an unreachable collector costs spans, which are counted, and never a request.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, sleep_until};
 
-use super::{Exporter, ExporterError, ResourceOptions, SpanSink};
+use super::{Accepted, ExportError, Exporter, ExporterError, ResourceOptions, SpanSink};
 use crate::telemetry::ids;
 use crate::telemetry::line_writer::LineWriter;
-use crate::telemetry::metrics::Metrics;
-use crate::telemetry::span_queue::{SpanBatch, SpanQueue};
+use crate::telemetry::span_queue::{SpanBatch, SpanFate, SpanQueue};
 
 /// How many spans one request carries at most.
 const CHUNK: usize = 512;
 /// The first pause before a retry; each further one is twice as long, up to [`MAX_BACKOFF`], with a fifth of jitter.
 const MIN_BACKOFF: Duration = Duration::from_millis(250);
 const MAX_BACKOFF: Duration = Duration::from_secs(8);
-/// The longest `Retry-After` that is respected: the queue would be full long before an hour is over.
-const MAX_RETRY_AFTER: Duration = Duration::from_secs(60);
+/// The longest `Retry-After` that is obeyed: the queue would be full long before an hour is over.
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
 /// After so many attempts (about a minute) a chunk is dropped, so that younger spans can be sent.
 const MAX_ATTEMPTS: u32 = 10;
 
@@ -29,9 +28,6 @@ const MAX_ATTEMPTS: u32 = 10;
 #[derive(Debug)]
 pub(crate) struct Pipeline {
     queue: Arc<SpanQueue>,
-    /// Spans taken from the queue that are neither exported nor dropped.
-    in_flight: Arc<AtomicUsize>,
-    metrics: Arc<Metrics>,
     stop: watch::Sender<bool>,
     task: JoinHandle<()>,
 }
@@ -48,35 +44,36 @@ impl Pipeline {
         resource: ResourceOptions,
         queue: Arc<SpanQueue>,
         schedule_delay: Duration,
-        metrics: Arc<Metrics>,
         console: &LineWriter,
     ) -> Result<Option<Self>, ExporterError> {
         let Some(sink) = SpanSink::new(exporter, resource, console)? else { return Ok(None) };
         let (stop, stopped) = watch::channel(false);
-        let in_flight = Arc::new(AtomicUsize::new(0));
-        let task = ExportTask { sink, queue: queue.clone(), in_flight: in_flight.clone(), metrics: metrics.clone(), stopped };
+        let task = ExportTask { sink, queue: queue.clone(), stopped, complaint: None };
         let task = tokio::spawn(task.run(schedule_delay));
-        Ok(Some(Self { queue, in_flight, metrics, stop, task }))
+        Ok(Some(Self { queue, stop, task }))
     }
 
-    /// Exports what is queued, for at most `timeout`; returns how many spans were lost.
+    /// Exports what is queued, for at most `timeout`; returns how many spans were lost from the stop on.
     pub(crate) async fn finish(mut self, timeout: Duration) -> usize {
+        let before = self.queue.counts().lost();
         let _ = self.stop.send(true);
         if tokio::time::timeout(timeout, &mut self.task).await.is_err() {
             self.task.abort();
+            // Until it has ended it counts spans itself.
+            let _ = self.task.await;
         }
-        let lost = self.in_flight.load(Ordering::Relaxed) + self.queue.len();
-        self.metrics.spans_dropped("shutdown", lost);
-        lost
+        let left = usize::try_from(self.queue.counts().queued).unwrap_or(usize::MAX);
+        self.queue.settle(left, SpanFate::Shutdown);
+        usize::try_from(self.queue.counts().lost() - before).unwrap_or(usize::MAX)
     }
 }
 
 struct ExportTask {
     sink: SpanSink,
     queue: Arc<SpanQueue>,
-    in_flight: Arc<AtomicUsize>,
-    metrics: Arc<Metrics>,
     stopped: watch::Receiver<bool>,
+    /// What was logged last about the collector, until it accepts every span again.
+    complaint: Option<String>,
 }
 
 impl ExportTask {
@@ -84,24 +81,23 @@ impl ExportTask {
         let mut spare = SpanBatch::default();
         loop {
             tokio::select! {
-                () = tokio::time::sleep(schedule_delay) => {}
+                () = sleep(schedule_delay) => {}
                 () = self.queue.half_full() => {}
                 _ = self.stopped.wait_for(|stopped| *stopped) => {}
             }
             // Read before the queue is emptied: spans that end after the stop are not waited for.
-            let stopping = *self.stopped.borrow();
+            let stopping = self.is_stopping();
             let mut batch = self.queue.take(spare);
-            self.in_flight.store(batch.spans.len(), Ordering::Relaxed);
             for range in batch.chunks(CHUNK) {
                 let spans = range.len();
                 match self.deliver(&batch, range).await {
-                    Ok(rejected) => {
-                        self.metrics.spans_exported.inc_by(spans.saturating_sub(rejected) as u64);
-                        self.metrics.spans_dropped("rejected", rejected.min(spans));
+                    Ok(accepted) => {
+                        let rejected = accepted.rejected.min(spans);
+                        self.queue.settle(rejected, SpanFate::Rejected);
+                        self.queue.settle(spans - rejected, SpanFate::Exported);
                     }
-                    Err(reason) => self.metrics.spans_dropped(reason, spans),
+                    Err(fate) => self.queue.settle(spans, fate),
                 }
-                self.in_flight.fetch_sub(spans, Ordering::Relaxed);
             }
             batch.clear();
             spare = batch;
@@ -111,45 +107,90 @@ impl ExportTask {
         }
     }
 
-    /// Sends one chunk, with retries, and returns how many of its spans were rejected. The error is the `reason` label under
-    /// which the chunk was dropped.
-    async fn deliver(&mut self, batch: &SpanBatch, range: std::ops::Range<usize>) -> Result<usize, &'static str> {
+    fn is_stopping(&self) -> bool {
+        *self.stopped.borrow()
+    }
+
+    /// Sends one chunk, with retries. The error is what became of the whole chunk.
+    async fn deliver(&mut self, batch: &SpanBatch, range: std::ops::Range<usize>) -> Result<Accepted, SpanFate> {
+        let spans = range.len();
         let mut backoff = MIN_BACKOFF;
-        for attempt in 1..=MAX_ATTEMPTS {
+        for attempt in 1.. {
             let error = match self.sink.send(batch, &batch.spans[range.clone()]).await {
-                Ok(rejected) => {
-                    if attempt > 1 {
-                        tracing::info!(attempt, "the span collector accepts spans again");
-                    }
-                    return Ok(rejected);
+                Ok(accepted) => {
+                    self.log_accepted(&accepted);
+                    return Ok(accepted);
                 }
                 Err(error) => error,
             };
             if !error.is_retryable {
-                tracing::warn!(spans = range.len(), reason = error.reason, "the span collector rejected spans; they are dropped");
-                return Err("rejected");
+                if self.complains_anew(&error.reason) {
+                    tracing::warn!(spans, reason = error.reason, "the span collector rejected spans; they are dropped");
+                }
+                return Err(SpanFate::Rejected);
             }
-            if attempt == 1 {
+            if self.complains_anew(&error.reason) {
                 tracing::warn!(reason = error.reason, "the span collector is unavailable; retrying");
             }
-            let pause = backoff.mul_f64(0.8 + 0.4 * ids::unit()).max(error.retry_after.unwrap_or_default().min(MAX_RETRY_AFTER));
-            // A stop ends the pause, not the attempts: the flush has a deadline of its own.
-            let stopping = *self.stopped.borrow();
-            tokio::select! {
-                () = tokio::time::sleep(if stopping { MIN_BACKOFF.min(pause) } else { pause }) => {}
-                _ = self.stopped.wait_for(|stopped| *stopped), if !stopping => {}
+            // The flush has a deadline of its own.
+            if attempt >= MAX_ATTEMPTS && !self.is_stopping() {
+                break;
             }
+            self.pause(backoff, &error).await;
             backoff = (backoff * 2).min(MAX_BACKOFF);
         }
-        tracing::warn!(spans = range.len(), attempts = MAX_ATTEMPTS, "the span collector stays unavailable; spans are dropped");
-        Err("unreachable")
+        tracing::warn!(spans, attempts = MAX_ATTEMPTS, "the span collector stays unavailable; spans are dropped");
+        Err(SpanFate::Unreachable)
+    }
+
+    /// Waits before the next attempt: as long as the collector asks for, and for the backoff, which a stop ends.
+    async fn pause(&mut self, backoff: Duration, error: &ExportError) {
+        let begun = Instant::now();
+        let backoff = backoff.mul_f64(0.8 + 0.4 * ids::unit());
+        let stopping = self.is_stopping();
+        tokio::select! {
+            () = sleep(if stopping { MIN_BACKOFF } else { backoff }) => {}
+            _ = self.stopped.wait_for(|stopped| *stopped), if !stopping => {}
+        }
+        if let Some(retry_after) = error.retry_after {
+            sleep_until(begun + retry_after.min(MAX_RETRY_AFTER)).await;
+        }
+    }
+
+    fn log_accepted(&mut self, accepted: &Accepted) {
+        match &accepted.message {
+            Some(message) if accepted.rejected > 0 => {
+                if self.complains_anew(message) {
+                    let rejected = accepted.rejected;
+                    tracing::warn!(rejected, reason = message, "the span collector accepted a part of the spans");
+                }
+            }
+            Some(message) => {
+                if self.complains_anew(message) {
+                    tracing::warn!(warning = message, "the span collector accepted the spans with a warning");
+                }
+            }
+            None => {
+                if self.complaint.take().is_some() {
+                    tracing::info!("the span collector accepts spans again");
+                }
+            }
+        }
+    }
+
+    /// Whether a complaint is another one than the last: a collector that fails at every export is logged once.
+    fn complains_anew(&mut self, reason: &str) -> bool {
+        let is_new = self.complaint.as_deref() != Some(reason);
+        if is_new {
+            self.complaint = Some(reason.to_owned());
+        }
+        is_new
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::telemetry::metrics::BuildInfo;
     use crate::telemetry::span_queue::{FinishedSpan, SpanKind};
     use crate::trace_context::{Context, Sampling};
     use opentelemetry::trace::SpanId;
@@ -158,16 +199,13 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_chunk_is_dropped_and_counted_after_the_last_attempt() {
         let queue = Arc::new(SpanQueue::new(8));
-        let metrics = Arc::new(Metrics::new(&BuildInfo { service: "a", service_version: "v1", lane: "base" }));
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let endpoint = format!("http://{}/api/v2/spans", listener.local_addr().unwrap());
         // Nothing listens there any more: every attempt is refused.
         drop(listener);
         let (exporter, resource) = (Exporter::Zipkin { endpoint }, ResourceOptions::default());
         let console = LineWriter::stderr();
-        let pipeline = Pipeline::start(exporter, resource, queue.clone(), Duration::from_secs(1), metrics.clone(), &console)
-            .unwrap()
-            .unwrap();
+        let pipeline = Pipeline::start(exporter, resource, queue.clone(), Duration::from_secs(1), &console).unwrap().unwrap();
         let context = Context {
             trace_id: ids::trace_id(),
             short_trace_id: false,
@@ -189,9 +227,7 @@ mod tests {
             server: None,
             request_id: "r",
         });
-        let dropped =
-            || metrics.render(false, &queue, None).contains("httpserver_spans_dropped_total{reason=\"unreachable\"} 1\n");
-        while !dropped() {
+        while queue.counts().unreachable == 0 {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
         assert_eq!(pipeline.finish(Duration::from_secs(1)).await, 0);

@@ -3,10 +3,12 @@
 
 use std::time::{Duration, SystemTime};
 
-use http::header::CONTENT_TYPE;
+use http::HeaderValue;
+use http::header::{CONTENT_TYPE, HeaderMap};
 use opentelemetry_semantic_conventions::attribute::ERROR_TYPE;
 
-use super::{ExportError, ExporterError, ResourceOptions, TIMEOUT, http_client, post};
+use super::{Accepted, Collector, ExportError, ExporterError, Protocol, ResourceOptions, TIMEOUT};
+use crate::net::tls::ClientTls;
 use crate::telemetry::span_queue::{AttributeValue, QueuedSpan, SpanBatch, SpanKind};
 use crate::text::escape::{push_escaped, push_text};
 use crate::text::hex::push_hex;
@@ -16,8 +18,7 @@ use crate::trace_context::Sampling;
 /// Posts spans to a Zipkin collector.
 #[derive(Debug)]
 pub(super) struct ZipkinSink {
-    client: reqwest::Client,
-    endpoint: String,
+    collector: Collector,
     resource: EncodedResource,
 }
 
@@ -30,15 +31,23 @@ pub(crate) struct EncodedResource {
     tags: Vec<u8>,
 }
 
+/// The collector at a URL that takes Zipkin v2 JSON.
+///
+/// # Errors
+///
+/// [`ExporterError`] when the endpoint cannot be used.
+pub(crate) fn collector(endpoint: &str) -> Result<Collector, ExporterError> {
+    let headers = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static("application/json"))]);
+    Collector::new(Protocol::Zipkin, endpoint, headers, TIMEOUT, ClientTls::default())
+}
+
 impl ZipkinSink {
-    pub(super) fn new(endpoint: String, resource: &ResourceOptions) -> Result<Self, ExporterError> {
-        Ok(Self { client: http_client(TIMEOUT)?, endpoint, resource: EncodedResource::new(resource) })
+    pub(super) fn new(endpoint: &str, resource: &ResourceOptions) -> Result<Self, ExporterError> {
+        Ok(Self { collector: collector(endpoint)?, resource: EncodedResource::new(resource) })
     }
 
-    pub(super) async fn send(&self, batch: &SpanBatch, spans: &[QueuedSpan]) -> Result<usize, ExportError> {
-        let body = encode(&self.resource, batch, spans);
-        post(self.client.post(&self.endpoint).header(CONTENT_TYPE, "application/json").body(body)).await?;
-        Ok(0)
+    pub(super) async fn send(&self, batch: &SpanBatch, spans: &[QueuedSpan]) -> Result<Accepted, ExportError> {
+        self.collector.post(encode(&self.resource, batch, spans)).await.map(|_| Accepted::default())
     }
 }
 

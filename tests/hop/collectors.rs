@@ -1,0 +1,276 @@
+//! What a collector answers, and what becomes of the spans: every one is exported, dropped for a reason, or queued.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use httpserver::server::shutdown::Stop;
+use httpserver::telemetry::export::Exporter;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
+use crate::common::ports::free_addr;
+use crate::common::{Hop, InProcess, Mood, Samples, Sink, Upstream, answer, eventually, exchange};
+use crate::tls::{Authority, Files, authority, issued};
+
+const DROPPED: [&str; 4] = ["queue_full", "rejected", "unreachable", "shutdown"];
+
+/// The counters of spans, and that they add up.
+struct Counts {
+    recorded: f64,
+    exported: f64,
+    rejected: f64,
+    queued: f64,
+}
+
+fn counts(samples: &Samples) -> Counts {
+    let dropped = |reason| samples.sum("httpserver_spans_dropped_total", &[("reason", reason)]);
+    let counts = Counts {
+        recorded: samples.sum("httpserver_spans_recorded_total", &[]),
+        exported: samples.sum("httpserver_spans_exported_total", &[]),
+        rejected: dropped("rejected"),
+        queued: samples.sum("httpserver_spans_queued", &[]),
+    };
+    let parts = counts.exported + counts.queued + DROPPED.map(dropped).iter().sum::<f64>();
+    assert_eq!(counts.recorded, parts, "{}", samples.0);
+    counts
+}
+
+async fn counted(hop: &Hop) -> Counts {
+    counts(&hop.metrics().await)
+}
+
+async fn settled(hop: &Hop) -> Counts {
+    eventually("no span is queued", || async { Some(counted(hop).await).filter(|counts| counts.queued == 0.0) }).await
+}
+
+fn lines(hop: &Hop, part: &str) -> Vec<String> {
+    hop.stderr().into_iter().filter(|line| line.contains(part)).collect()
+}
+
+#[tokio::test]
+async fn a_redirect_is_not_followed_and_its_target_is_named_once_without_its_secrets() {
+    let sink = Sink::otlp().await;
+    let elsewhere = Upstream::answering(answer("200 OK", "", "")).await;
+    sink.set(Mood::Redirects(elsewhere.addr));
+    let hop = Hop::start(&[], &[&sink.env()[..], &[("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20k")]].concat());
+    for spans in 1..=3 {
+        hop.get("/hello", &[]).await;
+        eventually("the loss is counted", || async { (counted(&hop).await.rejected == f64::from(spans)).then_some(()) }).await;
+    }
+    assert_eq!(elsewhere.heads().len(), 0, "nothing goes there, least of all the key");
+    let named = lines(&hop, &format!("{}/login", elsewhere.addr));
+    assert!(named.len() == 1 && named[0].contains("redirects are not followed"), "{named:#?}");
+    assert_eq!(lines(&hop, "s3cret"), [""; 0]);
+    // Once more, when it failed anew after it worked.
+    sink.set(Mood::Takes);
+    hop.get("/hello", &[]).await;
+    eventually("it is exported", || async { (counted(&hop).await.exported == 1.0).then_some(()) }).await;
+    sink.set(Mood::Redirects(elsewhere.addr));
+    hop.get("/hello", &[]).await;
+    eventually("it is named again", || async { (lines(&hop, "/login").len() == 2).then_some(()) }).await;
+}
+
+#[tokio::test]
+async fn what_a_partial_success_rejects_is_counted_and_its_message_is_logged() {
+    let sink = Sink::otlp().await;
+    sink.set(Mood::Rejects(1, "too old\u{1b}[31m"));
+    let hop = Hop::start(&[], &sink.env());
+    hop.get("/hello", &[]).await;
+    let counts = settled(&hop).await;
+    assert_eq!((counts.exported, counts.rejected), (0.0, 1.0));
+    let line = eventually("it is logged", || async { lines(&hop, "too old").pop() }).await;
+    assert!(line.contains("accepted a part of the spans") && line.contains("rejected=1") && !line.contains('\u{1b}'), "{line}");
+
+    // A warning is none of the counters' business.
+    sink.set(Mood::Rejects(0, "use the other endpoint"));
+    hop.get("/hello", &[]).await;
+    eventually("it is exported", || async { (counted(&hop).await.exported == 1.0).then_some(()) }).await;
+    let line = eventually("it is logged", || async { lines(&hop, "use the other endpoint").pop() }).await;
+    assert!(line.contains("accepted the spans with a warning") && !line.contains("=0"), "{line}");
+    assert_eq!(counted(&hop).await.rejected, 1.0);
+}
+
+#[tokio::test]
+async fn a_collector_that_asks_for_time_gets_it() {
+    for exporter in ["otlp", "zipkin"] {
+        let sink = Sink::start(free_addr(), exporter).await;
+        sink.set(Mood::Postpones(503, 2));
+        let hop = Hop::start(&[], &sink.env());
+        hop.get("/hello", &[]).await;
+        eventually("an export arrives", || async { (!sink.requests().is_empty()).then_some(()) }).await;
+        let asked = Instant::now();
+        sink.set(Mood::Takes);
+        eventually("it is asked again", || async { (counted(&hop).await.exported == 1.0).then_some(()) }).await;
+        assert!(asked.elapsed() > Duration::from_millis(1500), "{:?}", asked.elapsed());
+    }
+}
+
+#[tokio::test]
+async fn the_counters_add_up_whatever_the_collector_does() {
+    let sink = Sink::otlp().await;
+    let addr = sink.addr;
+    let env: Vec<(String, String)> = sink.env().iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    let mut env: Vec<_> = env.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    env.extend([("OTEL_BSP_MAX_QUEUE_SIZE", "64"), ("OTEL_EXPORTER_OTLP_TIMEOUT", "300")]);
+    let hop = Hop::start(&[], &env);
+    let moods = [
+        Mood::Takes,
+        Mood::Answers(503),
+        Mood::Rejects(2, "some"),
+        Mood::Dies,
+        Mood::Takes,
+        Mood::Redirects(addr),
+        Mood::Answers(400),
+        Mood::Hangs,
+    ];
+    let (mut sink, mut sent) = (Some(sink), 0.0);
+    let mut kept = 0;
+    for round in 0..24 {
+        match (&sink, round % 6) {
+            // The collector's host dies, and comes back.
+            (Some(gone), 4) => {
+                kept += gone.spans().len();
+                sink = None;
+            }
+            (None, _) => sink = Some(Sink::start(addr, "otlp").await),
+            (Some(sink), _) => sink.set(moods[round % moods.len()]),
+        }
+        for _ in 0..10 {
+            assert_eq!(hop.get("/hello", &[]).await.status, 200);
+            sent += 1.0;
+            assert_eq!(counted(&hop).await.recorded, sent);
+        }
+    }
+    let sink = match sink {
+        Some(sink) => sink,
+        None => Sink::start(addr, "otlp").await,
+    };
+    sink.set(Mood::Takes);
+    let counts = settled(&hop).await;
+    assert_eq!(counts.recorded, sent);
+    assert!(counts.exported > 0.0 && counts.rejected > 0.0);
+    kept += sink.spans().len();
+    // More than once at most: an answer may be lost, a span that counts as exported is there.
+    assert!(kept as f64 >= counts.exported, "{kept} of {}", counts.exported);
+}
+
+#[tokio::test(start_paused = true)]
+async fn spans_that_a_refused_collector_does_not_get_at_the_stop_are_reported_lost() {
+    for exporter in ["zipkin", "otlp"] {
+        // Bound and not listening, so that nobody else gets the port.
+        let nobody = tokio::net::TcpSocket::new_v4().unwrap();
+        nobody.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let endpoint = format!("http://{}/spans", nobody.local_addr().unwrap());
+        let hop = InProcess::start(|config| {
+            config.exporter = match exporter {
+                "zipkin" => Exporter::Zipkin { endpoint },
+                _ => Exporter::Otlp(httpserver::telemetry::export::OtlpOptions { endpoint, ..Default::default() }),
+            };
+        })
+        .await;
+        for _ in 0..3 {
+            assert_eq!(exchange(hop.addr, b"GET /hello HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await.status, 200);
+        }
+        assert_eq!(hop.stopped(Stop::Now).await.spans_lost, 3, "{exporter}");
+    }
+}
+
+fn server_config(by: &Authority, clients: Option<&Authority>) -> rustls::ServerConfig {
+    let (cert, key) = issued(by, "localhost");
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = rustls::ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions().unwrap();
+    let builder = match clients {
+        Some(clients) => {
+            let mut roots = rustls::RootCertStore::empty();
+            roots.add(CertificateDer::from_pem_slice(clients.pem().as_bytes()).unwrap()).unwrap();
+            let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+            builder.with_client_cert_verifier(verifier.build().unwrap())
+        }
+        None => builder.with_no_client_auth(),
+    };
+    let chain = vec![CertificateDer::from_pem_slice(cert.as_bytes()).unwrap()];
+    builder.with_single_cert(chain, PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap()).unwrap()
+}
+
+#[tokio::test]
+async fn a_collector_with_a_private_ca_is_trusted_by_the_standard_variables_and_gets_the_clients_certificate() {
+    let (files, ours, others) = (Files::new("collector"), authority("ours"), authority("others"));
+    let (cert, key) = issued(&ours, "hop");
+    let (cert, key, ca) = (files.write("c.crt", &cert), files.write("c.key", &key), files.write("ca.crt", &ours.pem()));
+    let (other_ca, missing) = (files.write("other.crt", &others.pem()), files.path("nothing.crt"));
+    let empty = files.write("empty.crt", "no certificate");
+    let (other_cert, other_key) = issued(&others, "hop");
+    let other_key = (files.write("o.crt", &other_cert), files.write("o.key", &other_key)).1;
+    let all = "OTEL_EXPORTER_OTLP_CERTIFICATE";
+    let traces = "OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE";
+    let pair = [("OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE", cert.as_str()), ("OTEL_EXPORTER_OTLP_CLIENT_KEY", &key)];
+    let traces_pair =
+        [("OTEL_EXPORTER_OTLP_TRACES_CLIENT_CERTIFICATE", cert.as_str()), ("OTEL_EXPORTER_OTLP_TRACES_CLIENT_KEY", &key)];
+    let wrong_pair = [("OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE", cert.as_str()), ("OTEL_EXPORTER_OTLP_CLIENT_KEY", &other_key)];
+    for (asks, env, expected) in [
+        (false, vec![(all, ca.as_str())], None),
+        (false, vec![(all, &missing), (traces, &ca)], None),
+        (true, [&[(all, ca.as_str())], &pair[..]].concat(), None),
+        (true, [&[(all, ca.as_str())], &traces_pair[..]].concat(), None),
+        // What goes wrong names the variable and the file, or the URL and the cause.
+        (false, vec![], Some(vec!["UnknownIssuer", "OTEL_EXPORTER_OTLP_CERTIFICATE", "https://localhost:"])),
+        (false, vec![(all, &other_ca)], Some(vec!["certificate", "https://localhost:"])),
+        (false, vec![(all, &missing)], Some(vec!["nothing.crt", all, "No such file"])),
+        (false, vec![(traces, &empty)], Some(vec!["empty.crt", traces, "no PEM certificate"])),
+        (true, vec![(all, &ca)], Some(vec!["CertificateRequired", "https://localhost:"])),
+        (true, [&[(all, ca.as_str())], &pair[..1]].concat(), Some(vec![pair[0].0, "needs", pair[1].0])),
+        (true, [&[(all, ca.as_str())], &wrong_pair[..]].concat(), Some(vec!["o.key", "not the key of", pair[1].0])),
+    ] {
+        let sink = Sink::tls(server_config(&ours, asks.then_some(&ours))).await;
+        let endpoint = format!("https://localhost:{}", sink.addr.port());
+        let hop = Hop::start(&[], &[&sink.env()[..], &[("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint)], &env].concat());
+        hop.get("/hello", &[]).await;
+        match expected {
+            None => _ = eventually("the span arrives", || async { (sink.spans().len() == 1).then_some(()) }).await,
+            Some(parts) => {
+                let has_all = |line: &String| parts.iter().all(|part| line.contains(part));
+                eventually(&format!("a line says {parts:?}"), || async { hop.stderr().into_iter().find(has_all) }).await;
+                assert_eq!(sink.spans().len(), 0, "{env:?}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_collector_that_cannot_be_reached_is_named_with_the_cause_and_the_usual_mistake() {
+    let tls = Sink::tls(server_config(&authority("a"), None)).await;
+    let plain = Sink::otlp().await;
+    let missing = format!("http://{}/v2/otlp", plain.addr);
+    let silent = Upstream::answering(b"\0\0\x18\x04\0\0\0\0\0".to_vec()).await;
+    let page = Upstream::answering(answer("200 OK", "content-type: text/html; charset=utf-8\r\n", "<html>login</html>")).await;
+    let sealed = Upstream::answering(answer("401 Unauthorized", "", "no key")).await;
+    for (endpoint, parts) in [
+        ("http://127.0.0.1:4317".to_owned(), vec!["http://127.0.0.1:4317/v1/traces", "over gRPC", "4318"]),
+        ("http://127.0.0.1:9411".to_owned(), vec!["http://127.0.0.1:9411/v1/traces", "Zipkin", "4318"]),
+        ("http://nobody.invalid:4318".to_owned(), vec!["http://nobody.invalid:4318/v1/traces", "lookup"]),
+        (format!("https://{}", plain.addr), vec!["does not speak TLS", "http://"]),
+        (format!("http://{}", tls.addr), vec!["http://", "HTTP/1.1", "https://"]),
+        (silent.url(), vec!["http://", "HTTP/1.1", "gRPC"]),
+        (page.url(), vec!["answered 200 OK with a page"]),
+        (sealed.url(), vec!["401", "(no key)", "OTEL_EXPORTER_OTLP_HEADERS"]),
+    ] {
+        let env =
+            [("OTEL_TRACES_EXPORTER", "otlp"), ("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint), ("OTEL_BSP_SCHEDULE_DELAY", "20")];
+        let hop = Hop::start(&[], &env);
+        hop.get("/hello", &[]).await;
+        let has_all = |line: &String| parts.iter().all(|part| line.contains(part));
+        eventually(&format!("a line says {parts:?}"), || async { hop.stderr().into_iter().find(has_all) }).await;
+        assert_eq!(counted(&hop).await.exported, 0.0, "{endpoint}");
+    }
+    let env = [
+        ("OTEL_TRACES_EXPORTER", "otlp"),
+        ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", missing.as_str()),
+        ("OTEL_BSP_SCHEDULE_DELAY", "20"),
+    ];
+    let hop = Hop::start(&[], &env);
+    hop.get("/hello", &[]).await;
+    eventually("the path is named", || async {
+        lines(&hop, "/v2/otlp answered 404 Not Found; the usual path is /v1/traces").pop()
+    })
+    .await;
+}
