@@ -17,6 +17,7 @@ use crate::hop::app::{App, Output};
 use crate::hop::config::HopConfig;
 use crate::net::hosts::is_loopback;
 use crate::server::shutdown::{Signals, Stop};
+use crate::system::workers;
 
 /// The command line.
 #[derive(Debug, Parser)]
@@ -60,7 +61,12 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(if error.use_stderr() { USAGE } else { 0 });
         }
     };
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let variable = std::env::var(workers::VARIABLE);
+    let workers = match workers::count(variable.as_deref().ok()) {
+        Ok(workers) => workers,
+        Err(reason) => return wrong(&ConfigError::value(workers::VARIABLE, &variable.unwrap_or_default(), reason).to_string()),
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
             eprintln!("httpserver: no threads to run on: {error}");

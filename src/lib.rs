@@ -68,7 +68,7 @@
 //! server  upstream
 //! telemetry
 //! trace_context  traces
-//! values  net  text
+//! values  net  text  system
 //! ```
 //!
 //! `ARCHITECTURE.md` has the picture, two walkthroughs, and the place for the next change.
@@ -82,6 +82,7 @@ pub mod fuzzing;
 pub mod hop;
 mod net;
 pub mod server;
+mod system;
 pub mod telemetry;
 mod text;
 pub mod trace_context;

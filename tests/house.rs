@@ -21,7 +21,7 @@ const FLOORS: [&[&str]; 9] = [
     &["server", "upstream"],
     &["telemetry"],
     &["trace_context", "traces"],
-    &["values", "net", "text"],
+    &["values", "net", "text", "system"],
 ];
 
 /// Lines of a file without its tests, and of a function with its signature.

@@ -9,6 +9,7 @@ use http::HeaderName;
 use crate::config::ConfigError;
 use crate::config::demo::not_carried;
 use crate::config::otel::{self, ExporterName};
+use crate::hop::capacity::{Capacity, Resources};
 use crate::hop::config::HopConfig;
 use crate::hop::fault::{Fault, FaultConfig, Latency};
 use crate::hop::reply::MAX_HOPS;
@@ -64,12 +65,13 @@ pub struct ServeArgs {
     /// Calls that one request makes in all, at every hop together; at the limit the call is not made and the hop answers 508
     #[arg(long, env, default_value = "1000", value_parser = clap::value_parser!(u32).range(1..), value_name = "N")]
     pub max_calls: u32,
-    /// More requests in flight get 503 at once
-    #[arg(long, env, default_value = "1024", value_parser = at_least_one, value_name = "N")]
-    pub max_concurrency: usize,
-    /// At this many connections the one idle for longest is closed first
-    #[arg(long, env, default_value = "10000", value_parser = at_least_one, value_name = "N")]
-    pub max_connections: usize,
+    /// More requests in flight get 503 at once [default: from the memory limit, at most 1024]
+    #[arg(long, env, value_parser = at_least_one, value_name = "N")]
+    pub max_concurrency: Option<usize>,
+    /// At this many connections the one idle for longest is closed first [default: from the memory and descriptor limits, at most
+    /// 10000]
+    #[arg(long, env, value_parser = at_least_one, value_name = "N")]
+    pub max_connections: Option<usize>,
     /// A request head must be complete this long after its first byte
     #[arg(long, env, default_value = "10s", value_parser = positive_duration, value_name = "DURATION")]
     pub header_timeout: Duration,
@@ -168,13 +170,13 @@ impl HopConfig {
         config.drop_headers = args.drop_header;
         config.max_hops = args.max_hops;
         config.max_calls = args.max_calls;
-        config.max_concurrency = args.max_concurrency;
+        let capacity = Capacity::of(Resources::of_process(), config.upstreams.len(), args.max_connections, args.max_concurrency);
         config.connections = ConnectionOptions {
-            max_connections: args.max_connections,
             header_timeout: args.header_timeout,
             idle_timeout: args.idle_timeout,
             ..ConnectionOptions::default()
         };
+        config.set_capacity(capacity);
         config.tls = server_tls(args.tls_cert, args.tls_key, args.tls_client_ca)?;
         if let Some(path) = args.upstream_ca {
             config.upstream_roots = Roots::load("--upstream-ca (UPSTREAM_CA)", &path).map_err(ConfigError::File)?;

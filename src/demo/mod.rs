@@ -19,6 +19,7 @@ use tokio::task::JoinSet;
 
 use crate::config::{DemoArgs, caller_exporter};
 use crate::hop::app::{App, BindError, Output, listen};
+use crate::hop::capacity::{Capacity, Resources};
 use crate::hop::config::HopConfig;
 use crate::hop::fault::FaultConfig;
 use crate::net::addresses::reachable;
@@ -84,6 +85,7 @@ impl Demo {
         // The last hop first: with free ports the one before must know its address.
         let mut hops: Vec<(App, HopConfig)> = Vec::new();
         let mut handles = Vec::new();
+        let resources = Resources::of_process().divided_by(count);
         let passed = watch::Sender::new(());
         for number in (1..=count).rev() {
             let mut config = HopConfig::new(&format!("service{number}"), at(if free { 0 } else { args.port + number - 1 }));
@@ -97,6 +99,7 @@ impl Demo {
                 let url = format!("http://{}/service{number}", reachable(hop.addr()));
                 config.upstreams.push(url.parse::<Target>().map_err(|error| DemoError::Address(error.to_string()))?);
             }
+            config.set_capacity(Capacity::of(resources, config.upstreams.len(), None, None));
             config.max_hops = config.max_hops.max(u32::from(count));
             config.fan_out = args.fan_out.unwrap_or_default();
             // A caller waits longer than the hop below it, or the broken hop is hidden.

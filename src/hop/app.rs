@@ -197,6 +197,8 @@ impl App {
             version = node.identity.version,
             lane = node.identity.lane,
             tls = tls.is_some(),
+            max_connections = connections.max_connections,
+            max_concurrency = node.permits.available_permits(),
             "serving"
         );
         let following = tls.clone().map(|tls| tokio::spawn(tls.watch_files()));

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use http::HeaderName;
 
+use crate::hop::capacity::{Capacity, Resources};
 use crate::hop::fault::FaultConfig;
 use crate::hop::limits::RequestLimits;
 use crate::hop::state::Identity;
@@ -43,6 +44,8 @@ pub struct HopConfig {
     pub max_calls: u32,
     /// `--max-concurrency`.
     pub max_concurrency: usize,
+    /// Bytes of answers that are held at once.
+    pub held_bytes: usize,
     /// The fixed limits of a request.
     pub limits: RequestLimits,
     /// `--max-connections`, `--header-timeout`, `--idle-timeout`.
@@ -74,6 +77,7 @@ impl HopConfig {
     pub fn new(name: &str, listen: Listen) -> Self {
         let identity =
             Identity { name: name.to_owned(), version: "v1".to_owned(), lane: "base".to_owned(), hostname: hostname() };
+        let capacity = Capacity::of(Resources::of_process(), 0, None, None);
         Self {
             listen,
             resource: ResourceOptions { service_name: name.to_owned(), attributes: identity.attributes() },
@@ -86,9 +90,10 @@ impl HopConfig {
             drop_headers: Vec::new(),
             max_hops: 16,
             max_calls: 1000,
-            max_concurrency: 1024,
+            max_concurrency: capacity.max_concurrency,
+            held_bytes: capacity.held_bytes,
             limits: RequestLimits::default(),
-            connections: ConnectionOptions::default(),
+            connections: ConnectionOptions { max_connections: capacity.max_connections, ..ConnectionOptions::default() },
             tls: None,
             upstream_roots: Roots::default(),
             drain: DrainOptions::default(),
@@ -99,6 +104,14 @@ impl HopConfig {
             span_queue: 16_384,
             schedule_delay: Duration::from_secs(1),
         }
+    }
+}
+
+impl HopConfig {
+    pub(crate) fn set_capacity(&mut self, capacity: Capacity) {
+        self.max_concurrency = capacity.max_concurrency;
+        self.held_bytes = capacity.held_bytes;
+        self.connections.max_connections = capacity.max_connections;
     }
 }
 

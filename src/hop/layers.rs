@@ -97,8 +97,8 @@ where
 }
 
 impl EndpointKind {
-    /// Sheds what is too much at once, then reads the body, then waits as long as latency and faults say. The permit is the
-    /// request's place among those in flight.
+    /// Reads the body, then sheds what is too much at once, so that a slow body takes no place, then waits as long as latency and
+    /// faults say. The permit is the request's place among those in flight.
     ///
     /// # Errors
     ///
@@ -112,22 +112,20 @@ impl EndpointKind {
         if self != Self::Probe {
             exchange.require_certificate()?;
         }
-        let permit = match self {
-            Self::Probe | Self::Scrape => {
-                exchange.disable_tracing();
-                None
-            }
-            Self::Text | Self::Chain | Self::Information => {
-                Some(exchange.node.permits.try_acquire().map_err(|_| Error::Overloaded)?)
-            }
-        };
+        let is_limited = !matches!(self, Self::Probe | Self::Scrape);
+        if !is_limited {
+            exchange.disable_tracing();
+        }
+        let permits = &exchange.node.permits;
         if !request.body().is_end_stream() {
             // Whoever waits for `100 Continue` is not asked for a body that changes nothing (RFC 9110, 10.1.1).
-            let is_unwanted = request.headers().contains_key(EXPECT) && (is_refusal || will_fail(self, exchange));
+            let will_fail = || is_refusal || will_fail(self, exchange) || (is_limited && permits.available_permits() == 0);
+            let is_unwanted = request.headers().contains_key(EXPECT) && will_fail();
             if !is_unwanted {
                 read_body(request).await?;
             }
         }
+        let permit = if is_limited { Some(permits.try_acquire().map_err(|_| Error::Overloaded)?) } else { None };
         if self == Self::Text || self == Self::Chain && names_a_service(request.uri().path()) {
             decide_and_wait(exchange).await;
         }

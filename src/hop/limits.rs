@@ -3,7 +3,6 @@
 use std::error::Error as StdError;
 use std::time::Duration;
 
-use axum::body::Body;
 use axum::extract::Request;
 use http_body_util::{BodyExt as _, LengthLimitError};
 use tower_http::timeout::TimeoutError;
@@ -29,12 +28,12 @@ impl Default for RequestLimits {
     }
 }
 
-/// Reads the whole body, so that an answer never overtakes it.
+/// Reads the whole body, so that an answer never overtakes it, and discards it: no endpoint uses it.
 pub(crate) async fn read_body(request: &mut Request) -> Result<(), Error> {
-    let body = std::mem::take(request.body_mut());
-    // Boxed, because its size would be every request's.
-    let body = Box::pin(body.collect()).await.map_err(|error| body_error(&error))?;
-    *request.body_mut() = Body::from(body.to_bytes());
+    let mut body = std::mem::take(request.body_mut());
+    while let Some(frame) = body.frame().await {
+        frame.map_err(|error| body_error(&error))?;
+    }
     Ok(())
 }
 

@@ -3,13 +3,14 @@
 //! Imports `server`, `upstream`, `telemetry`, `trace_context` and the leaves; never `config`, `demo` or `check`. In reading
 //! order:
 //!
-//! 1. [`config`]: the options as plain values. [`app`]: bind, run, drain, flush. [`state`]: what requests share.
+//! 1. [`config`]: the options as plain values. [`capacity`]: how much a hop holds at once, from the memory and descriptor limits. [`app`]: bind, run, drain, flush. [`state`]: what requests share.
 //! 2. `service`: the layers around the router. `exchange`: one value per request, which reads the head and reports the end.
 //!    `limits`: what a request may ask for. `target`: the host that it is for.
 //! 3. `routes`: the endpoints. `layers`: what a request passes before its handler. [`fault`]: latency and faults.
 //! 4. `chain`: `/service<N>`. [`reply`]: its JSON. `response` and `error`: every other answer.
 
 pub mod app;
+pub mod capacity;
 pub(crate) mod chain;
 pub mod config;
 pub(crate) mod error;

@@ -108,9 +108,14 @@ impl SpanBatch {
     /// The longest string of one attribute, in bytes: a path may be 32 KiB long, which no trace view shows.
     const MAX_TEXT: usize = 1024;
 
+    /// How much of an empty batch's memory is not given back.
+    const SPARE_SPANS: usize = 1024;
+
     pub(crate) fn clear(&mut self) {
         self.spans.clear();
+        self.spans.shrink_to(Self::SPARE_SPANS);
         self.text.clear();
+        self.text.shrink_to(Self::SPARE_SPANS * SpanQueue::TEXT_OF_A_SPAN);
     }
 
     fn copy(&mut self, text: &str) -> TextRange {
@@ -240,6 +245,10 @@ struct Waiting {
 }
 
 impl SpanQueue {
+    /// The text that a span may have on average, in bytes: usual spans have a third of it. Without this bound a queue of long paths
+    /// would hold ten times the memory of a usual one.
+    const TEXT_OF_A_SPAN: usize = 256;
+
     pub(crate) fn new(max: usize) -> Self {
         Self { waiting: Mutex::default(), max, half_full: Notify::new() }
     }
@@ -252,15 +261,18 @@ impl SpanQueue {
     pub(crate) fn push(&self, span: &FinishedSpan<'_>) {
         let mut waiting = self.lock();
         let queued = waiting.batch.spans.len();
+        let max_text = self.max.saturating_mul(Self::TEXT_OF_A_SPAN);
+        let text_before = waiting.batch.text.len();
         waiting.counts.recorded += 1;
-        if queued >= self.max {
+        if queued >= self.max || text_before >= max_text {
             waiting.counts.queue_full += 1;
             return;
         }
         waiting.counts.queued += 1;
         waiting.batch.push(span);
+        let has_half_of_text = text_before < max_text / 2 && waiting.batch.text.len() >= max_text / 2;
         drop(waiting);
-        if queued + 1 == self.max.div_ceil(2) {
+        if queued + 1 == self.max.div_ceil(2) || has_half_of_text {
             self.half_full.notify_one();
         }
     }
@@ -338,6 +350,23 @@ mod tests {
         queue.settle(1, SpanFate::Exported);
         queue.settle(1, SpanFate::Rejected);
         assert_eq!(queue.counts(), SpanCounts { queued: 0, exported: 1, rejected: 1, ..counts });
+    }
+
+    #[test]
+    fn long_paths_fill_the_queue_before_it_has_its_number_of_spans() {
+        let queue = SpanQueue::new(1000);
+        let context = context(Sampling::Sample);
+        let long = "x".repeat(SpanBatch::MAX_TEXT);
+        for _ in 0..1000 {
+            queue.push(&finished(&context, &long));
+        }
+        let mut batch = queue.take(SpanBatch::default());
+        assert_eq!(batch.spans.len() as u64 + queue.counts().queue_full, 1000);
+        assert!((100..300).contains(&batch.spans.len()), "{}", batch.spans.len());
+        assert!(batch.text.len() < 1000 * SpanQueue::TEXT_OF_A_SPAN + 4 * SpanBatch::MAX_TEXT, "{}", batch.text.len());
+        batch.text.reserve(4 << 20);
+        batch.clear();
+        assert!(batch.text.capacity() < 1 << 20, "{}", batch.text.capacity());
     }
 
     #[test]

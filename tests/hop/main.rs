@@ -14,6 +14,7 @@ mod config;
 mod help;
 mod in_process;
 mod lifecycle;
+mod limits;
 mod neighbours;
 mod propagation;
 mod requests;

@@ -1,0 +1,162 @@
+//! How much a hop may hold at once, so that all of it together fits the memory and the descriptors that the process has.
+//!
+//! Every limit is per item; their sum is here. [`Capacity::of`] chooses the numbers so that what is held when every limit is
+//! reached at once, [`Capacity::worst_case`], is no more than the memory limit. The bytes are of the worst case of each item:
+//! measured with `scripts/e2e-attacks.sh`, rounded up.
+
+use crate::system::{descriptors, memory};
+
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+
+/// Code and constants that are touched, stacks, Tokio, certificates, and what the allocator has free for itself.
+const BASE: u64 = 20 * MIB;
+/// Two batches of spans, one that waits and one on its way, each with 16,384 spans of 240 bytes and 4 MiB of text.
+const SPANS: u64 = 16 * MIB;
+/// Lines that wait and lines that are being written, of stdout and of stderr.
+const LINES: u64 = 4 * MIB;
+/// Time series, and scrapes that are being written.
+const METRICS: u64 = 2 * MIB;
+/// A connection of a caller: its task, hyper's buffers with a whole head in them, TLS.
+const CONNECTION: u64 = 48 * KIB;
+/// A request in flight, beside its connection: its exchange, its task, the part of its answer that is not in the budget.
+const REQUEST: u64 = 16 * KIB;
+/// A call: its connection with hyper's buffers, a whole head in them, and the part of its answer that is not in the budget.
+const CALL: u64 = 48 * KIB;
+
+/// The most connections, whatever the memory.
+const MAX_CONNECTIONS: u64 = 10_000;
+/// The most requests in flight, whatever the memory.
+const MAX_CONCURRENCY: u64 = 1024;
+/// The most bytes of answers, whatever the memory.
+const MAX_HELD: u64 = 256 * MIB;
+/// Fewer connections or requests than this are of no use; a process with less memory is one that a flag has to fit.
+const FEWEST: u64 = 16;
+/// Descriptors for neither side: standard streams, the runtime's, the listener, exporters, scrapes, certificates, and connections
+/// that are accepted before the one that makes room for them is closed.
+const RESERVED_DESCRIPTORS: u64 = 64;
+
+/// What the process may use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Resources {
+    /// In bytes; `None` when it is not known.
+    pub(crate) memory: Option<u64>,
+    pub(crate) descriptors: u64,
+}
+
+impl Resources {
+    /// Those of this process, whose soft descriptor limit is raised to the hard one.
+    pub(crate) fn of_process() -> Self {
+        Self { memory: memory::limit(), descriptors: descriptors::raised_limit() }
+    }
+
+    /// The part of one of `hops` hops in one process.
+    pub(crate) fn divided_by(self, hops: u16) -> Self {
+        let hops = u64::from(hops.max(1));
+        Self { memory: self.memory.map(|memory| memory / hops), descriptors: self.descriptors / hops }
+    }
+}
+
+/// How much a hop may hold at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Capacity {
+    /// `--max-connections`.
+    pub max_connections: usize,
+    /// `--max-concurrency`.
+    pub max_concurrency: usize,
+    /// Bytes of answers: of next hops while they are read, and of this hop until they were sent.
+    pub held_bytes: usize,
+}
+
+impl Capacity {
+    /// What fits `resources` where each request makes `calls` calls. What is set by a flag is not changed, and leaves less for
+    /// the others.
+    pub(crate) fn of(resources: Resources, calls: usize, connections: Option<usize>, concurrency: Option<usize>) -> Self {
+        let calls = calls as u64;
+        let free = resources.memory.unwrap_or(u64::MAX).saturating_sub(BASE + SPANS + LINES + METRICS);
+        let free_descriptors = resources.descriptors.saturating_sub(RESERVED_DESCRIPTORS);
+        let held = (free / 4).min(MAX_HELD);
+        let request = REQUEST + calls * CALL;
+        let by_descriptors = (free_descriptors / 2).checked_div(calls).unwrap_or(u64::MAX);
+        let concurrency = concurrency.map_or_else(
+            || (free / 4 / request).min(by_descriptors).clamp(FEWEST, MAX_CONCURRENCY),
+            |concurrency| concurrency as u64,
+        );
+        let left = free.saturating_sub(held).saturating_sub(concurrency.saturating_mul(request));
+        let left_descriptors = free_descriptors.saturating_sub(concurrency.saturating_mul(calls));
+        let connections = connections.map_or_else(
+            || (left / CONNECTION).min(left_descriptors).clamp(FEWEST, MAX_CONNECTIONS),
+            |connections| connections as u64,
+        );
+        Self { max_connections: connections as usize, max_concurrency: concurrency as usize, held_bytes: held as usize }
+    }
+
+    /// The bytes that are held when every limit is reached at once.
+    #[cfg(test)]
+    fn worst_case(&self, calls: usize) -> u64 {
+        let connections = self.max_connections as u64 * CONNECTION;
+        let requests = self.max_concurrency as u64 * (REQUEST + calls as u64 * CALL);
+        BASE + SPANS + LINES + METRICS + connections + requests + self.held_bytes as u64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(memory: Option<u64>, descriptors: u64, calls: usize) -> Capacity {
+        Capacity::of(Resources { memory, descriptors }, calls, None, None)
+    }
+
+    #[test]
+    fn everything_at_once_fits_the_memory() {
+        for mib in [64, 128, 256, 512, 1024, 64 << 10] {
+            for calls in [0, 1, 2, 10] {
+                let capacity = of(Some(mib * MIB), 1 << 20, calls);
+                assert!(capacity.worst_case(calls) <= mib * MIB, "{mib} MiB, {calls} calls: {capacity:?}");
+                assert!(
+                    capacity.max_connections >= 150 && capacity.max_concurrency >= 16,
+                    "{mib} MiB, {calls} calls: {capacity:?}"
+                );
+            }
+        }
+        // What a hop of the manifests has.
+        let capacity = of(Some(128 * MIB), 1 << 20, 1);
+        assert!(capacity.max_connections >= 900 && capacity.max_concurrency >= 256, "{capacity:?}");
+    }
+
+    #[test]
+    fn with_memory_enough_the_fixed_limits_hold() {
+        for memory in [None, Some(8 << 30)] {
+            let capacity = of(memory, 1 << 20, 3);
+            assert_eq!((capacity.max_connections, capacity.max_concurrency), (10_000, 1024), "{memory:?}");
+            assert_eq!(capacity.held_bytes as u64, MAX_HELD);
+        }
+    }
+
+    #[test]
+    fn connections_and_calls_have_their_own_descriptors() {
+        for descriptors in [256, 1024, 4096, 20_000] {
+            for calls in [0, 1, 3, 5] {
+                let capacity = of(None, descriptors, calls);
+                let open = capacity.max_connections + capacity.max_concurrency * calls;
+                assert!(open as u64 + RESERVED_DESCRIPTORS <= descriptors, "{descriptors}, {calls} calls: {capacity:?}");
+            }
+        }
+        // Nothing fits so few; the hop starts all the same.
+        assert_eq!(of(Some(MIB), 10, 1).max_connections, 16);
+    }
+
+    #[test]
+    fn a_flag_wins_and_leaves_less_for_the_others() {
+        let resources = Resources { memory: Some(128 * MIB), descriptors: 4096 };
+        let derived = Capacity::of(resources, 1, None, None);
+        let capacity = Capacity::of(resources, 1, Some(7), None);
+        assert_eq!(capacity, Capacity { max_connections: 7, ..derived });
+        let capacity = Capacity::of(resources, 1, None, Some(5));
+        assert_eq!(capacity.max_concurrency, 5);
+        assert!(capacity.max_connections > derived.max_connections);
+        let capacity = Capacity::of(resources, 1, None, Some(100_000));
+        assert_eq!((capacity.max_concurrency, capacity.max_connections), (100_000, 16));
+    }
+}
