@@ -24,12 +24,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use backend::Backend;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use reqwest::Url;
 use tokio::sync::watch as signal;
 
 use crate::config::caller_exporter;
-use crate::hop::reply::Tree;
+use crate::hop::reply::{Headers, Tree};
 use crate::net::hosts::{host_of, is_loopback};
 use crate::server::shutdown::Signals;
 use crate::telemetry::client_tracing::{ClientTracer, ClientTracing};
@@ -41,7 +42,7 @@ use chain::evidence::Xray;
 use chain::expect::{Expect, Resolve, Split};
 use chain::probe::Probe;
 use envoy::suggestions::{HintContext, HopRef};
-use reachability::client::{CheckClient, FrontAnswer};
+use reachability::client::{CheckClient, FrontAnswer, RequestFailure};
 use reachability::tls::Trust;
 pub use report::OutputFormat;
 use report::{CheckId, Finding, Group, ProgressLine, Report};
@@ -158,10 +159,11 @@ pub async fn run(args: CheckArgs) -> u8 {
         gateway_namespace: args.gateway_namespace.clone(),
         url: args.url.to_string(),
         loopback: is_loopback(args.url.host_str().unwrap_or_default()),
+        evidence: Arc::default(),
     };
     let progress = ProgressLine::new(std::io::stderr().is_terminal());
     let tracer = tracing.as_ref().map(ClientTracing::tracer);
-    Run { args: &args, trust, tracer, context, report: &mut report, stop: stop.clone(), progress }.checks().await;
+    Run { args: &args, trust, tracer, context, report: &mut report, stop: stop.clone(), progress, backend: None }.checks().await;
     listener.abort();
     let lost = match tracing {
         Some(tracing) => tracing.finish(FLUSH).await,
@@ -228,6 +230,8 @@ struct Run<'a> {
     report: &'a mut Report,
     stop: signal::Receiver<bool>,
     progress: ProgressLine,
+    /// The trace backend and the finding about it, once it was asked for.
+    backend: Option<Result<(Backend, Finding), Box<Finding>>>,
 }
 
 impl Run<'_> {
@@ -291,16 +295,17 @@ impl Run<'_> {
 
     /// The trace of one request, from the backend.
     async fn trace(&mut self, client: &CheckClient) {
-        let Some(url) = &self.args.traces else { return };
-        match backend::open(url, &self.trust).await {
-            Ok((backend, finding)) => {
-                self.report.add(finding);
+        match self.backend.take() {
+            None => {}
+            Some(Ok((backend, finding))) => {
+                self.report.add(finding.clone());
                 let request = backend::Request { client, expect: self.args.expect.as_ref(), hints: &self.context };
                 let wait = self.args.traces_wait;
                 let findings = backend::follow(&backend, &request, wait, &mut self.stop, &self.progress).await;
                 self.report.extend(findings);
+                self.backend = Some(Ok((backend, finding)));
             }
-            Err(finding) => self.report.add(*finding),
+            Some(Err(finding)) => self.report.add(*finding),
         }
     }
 
@@ -362,9 +367,45 @@ impl Run<'_> {
                 return None;
             }
         };
-        let (findings, first) = reachability::reach::first(&client, trust, address, context, limit).await;
-        report.extend(findings);
+        let probe = Probe::ordinary();
+        let answer = client.get(&probe.headers).await;
+        self.backend().await;
+        self.learn_from(&probe, &answer).await;
+        let (finding, first) = reachability::reach::first(answer, &client, &self.trust, address, &self.context, limit).await;
+        self.report.add(finding);
         first.map(|(tree, answer)| (client, tree, answer))
+    }
+
+    /// Opens the trace backend. Its finding is reported with those about traces.
+    async fn backend(&mut self) {
+        if let Some(url) = &self.args.traces {
+            self.backend = Some(backend::open(url, &self.trust).await);
+        }
+    }
+
+    /// What the first answer says of the hops, and what proxies report of it if it failed.
+    async fn learn_from(&mut self, probe: &Probe, answer: &Result<FrontAnswer, RequestFailure>) {
+        let tree = answer.as_ref().ok().and_then(FrontAnswer::tree);
+        let xray = tree.as_ref().map(|tree| chain::xray::examine(probe, tree, &self.context.url));
+        let rows = xray.iter().flat_map(|xray| &xray.rows).filter(|row| row.proxy.is_own_sidecar());
+        Arc::make_mut(&mut self.context.evidence).sidecars.extend(rows.map(|row| row.hop.name.clone()));
+        let status = answer.as_ref().map_or(0, |answer| answer.status);
+        let proxied = match (answer, &tree, &xray) {
+            (Err(failure), ..) => !matches!(failure, RequestFailure::Connect(_)),
+            (_, Some(tree), Some(xray)) => xray.rows.iter().any(|row| row.proxy.is_seen()) || chain::meets_proxies(tree),
+            (Ok(answer), ..) => answer.header("server").is_some_and(|server| server.contains("envoy")),
+        };
+        if proxied && !(200..400).contains(&status) {
+            self.autopsy(&probe.headers, status, tree.as_ref()).await;
+        }
+    }
+
+    /// Adds what proxies report of a request that failed to what is known.
+    async fn autopsy(&mut self, sent: &Headers, status: u16, tree: Option<&Tree>) {
+        let Some(Ok((backend, _))) = &self.backend else { return };
+        let failed = backend::Failed { sent, status, tree, url: &self.context.url };
+        let found = backend::evidence(backend, &failed, self.args.traces_wait, &mut self.stop, &self.progress).await;
+        Arc::make_mut(&mut self.context.evidence).failures.extend(found);
     }
 }
 

@@ -9,6 +9,7 @@ mod findings;
 mod jaeger;
 pub(crate) mod trace;
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -17,10 +18,13 @@ use tokio::time::Instant;
 use crate::check::chain::expect::Expect;
 use crate::check::chain::probe::Probe;
 use crate::check::chain::xray::examine;
+use crate::check::chain::{breaks, visit};
+use crate::check::envoy::gateway::front_key;
+use crate::check::envoy::spans::{CallSpans, RequestSpans};
 use crate::check::envoy::suggestions::HintContext;
 use crate::check::reachability::client::CheckClient;
 use crate::check::report::{CheckId, Finding, ProgressLine};
-use crate::hop::reply::Tree;
+use crate::hop::reply::{Headers, Tree};
 use crate::trace_context::HeaderFamily;
 use crate::traces::{Caller, ExpectedTrace, Trace, TraceId, Verdict};
 
@@ -76,6 +80,84 @@ pub(crate) async fn follow(
         }
     }
     findings
+}
+
+/// A request that failed: what it brought, and what came back.
+pub(crate) struct Failed<'a> {
+    pub(crate) sent: &'a Headers,
+    /// 0 without an answer.
+    pub(crate) status: u16,
+    pub(crate) tree: Option<&'a Tree>,
+    pub(crate) url: &'a str,
+}
+
+impl Failed<'_> {
+    fn ids(&self) -> Vec<TraceId> {
+        let mut ids: Vec<TraceId> = Vec::new();
+        let mut add = |headers: &Headers| {
+            for (_, context) in HeaderFamily::read_all(headers) {
+                if !ids.contains(&context.trace_id) && ids.len() < MAX_TRACES {
+                    ids.push(context.trace_id);
+                }
+            }
+        };
+        add(self.sent);
+        if let Some(tree) = self.tree {
+            visit(tree, self.url, 0, &mut |hop, _, _| hop.upstreams.iter().for_each(|call| add(&call.sent)));
+        }
+        ids
+    }
+
+    /// What the proxies reported, by the kind of the failure.
+    fn evidence(&self, traces: &[Trace]) -> HashMap<String, CallSpans> {
+        let spans = RequestSpans::of(traces);
+        let Some(tree) = self.tree else { return HashMap::from([(front_key(self.status), spans.front(self.sent))]) };
+        let mut found = HashMap::new();
+        let breaks = breaks(tree, self.url);
+        visit(tree, self.url, 0, &mut |hop, _, _| {
+            for call in &hop.upstreams {
+                for broken in breaks.iter().filter(|broken| broken.from.name == hop.service && broken.to.url == call.url) {
+                    found.insert(broken.kind(), spans.call(&call.sent, &call.url));
+                }
+            }
+        });
+        found
+    }
+}
+
+/// Traces of one request that are read at most.
+const MAX_TRACES: usize = 4;
+
+/// What the proxies report of a request that failed, once they have: Envoy sends its spans every five seconds.
+pub(crate) async fn evidence(
+    backend: &Backend,
+    failed: &Failed<'_>,
+    wait: Duration,
+    stop: &mut watch::Receiver<bool>,
+    progress: &ProgressLine,
+) -> HashMap<String, CallSpans> {
+    const POLL: Duration = Duration::from_millis(500);
+    const REPORTED: Duration = Duration::from_secs(7);
+    let started = Instant::now();
+    let mut found = HashMap::new();
+    loop {
+        let mut traces = Vec::new();
+        for id in failed.ids() {
+            traces.extend(backend.trace(id).await.ok().flatten());
+        }
+        let before = std::mem::replace(&mut found, failed.evidence(&traces));
+        let is_late = started.elapsed() >= REPORTED && before == found;
+        if is_late || started.elapsed() >= wait || *stop.borrow() {
+            break;
+        }
+        progress.show("seconds, waiting for what proxies report", started.elapsed().as_secs(), REPORTED.as_secs());
+        tokio::select! {
+            () = tokio::time::sleep(POLL) => {}
+            _ = stop.wait_for(|stop| *stop) => {}
+        }
+    }
+    progress.clear();
+    found
 }
 
 /// A request and its reply. One that a fault strikes leaves a trace of the part that ran, so a complete one is preferred.

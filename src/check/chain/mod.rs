@@ -10,13 +10,13 @@ mod seams;
 pub(crate) mod xray;
 
 use crate::hop::reply::{Call, Tree};
-use crate::net::hosts::host_of;
+use crate::net::hosts::{address_of, host_of, is_loopback};
 use crate::upstream::foreign_response::ForeignResponse;
 
 use crate::check::chain::evidence::CALLER;
 use crate::check::chain::expect::{Expect, is_named};
 use crate::check::envoy::gateway;
-use crate::check::envoy::suggestions::{HintContext, HopRef, Runner, name_of};
+use crate::check::envoy::suggestions::{HintContext, HopRef, Runner, name_of, runner};
 use crate::check::report::{CheckId, Finding, Hint};
 
 /// Why a call failed, or a hop.
@@ -89,6 +89,14 @@ impl Break {
         format!("{}: {why}", self.at())
     }
 
+    /// The kind of failure, for which one set of spans is the evidence.
+    pub(crate) fn kind(&self) -> String {
+        match &self.cause {
+            FailureCause::Answered(status, _) => format!("{} {status}", self.at()),
+            _ => self.key(),
+        }
+    }
+
     /// The hop or the seam, for a line.
     pub(crate) fn at(&self) -> String {
         match self.cause {
@@ -106,30 +114,47 @@ impl Break {
         let (from, to) = (&self.from, &self.to);
         let name = &to.name;
         let kubernetes = hints.runner(to) == Runner::Kubernetes || hints.runner(from) == Runner::Kubernetes;
+        let unanswered = || gateway::inside(0, &ForeignResponse::default(), from, to, hints, &self.kind());
         let up = |cause: String| hints.is_up(to).into_iter().fold(Hint::new(cause), Hint::run);
+        if let Some(hint) = by_address(from, to, hints)
+            .filter(|_| !matches!(self.cause, FailureCause::Injected(_) | FailureCause::Itself(_) | FailureCause::Loop))
+        {
+            return hint;
+        }
         match &self.cause {
             FailureCause::Refused => up(format!("{name} is not running there, or listens on another port")),
             FailureCause::NoSuchHost if kubernetes => Hint::new(format!("No Service has this name: UPSTREAM of {} is misspelt, or {name} is in another namespace", from.name))
                 .run(format!("kubectl get service -n {}", hints.namespace_of(to)))
                 .run(hints.settings(from)),
             FailureCause::NoSuchHost => up(format!("The UPSTREAM of {} names a host that nobody has", from.name)),
-            FailureCause::TimedOut => {
+            FailureCause::TimedOut => unanswered().unwrap_or_else(|| {
+                let meanwhile = if kubernetes {
+                    ", or a VirtualService holds calls to it on purpose (fault.delay)"
+                } else {
+                    ""
+                };
                 let cause = format!(
-                    "{name} hangs or is slower than the UPSTREAM_TIMEOUT of {}. If a hop below {name} is the slow one, {name} waits longer than {} does: timeouts must fall along the chain",
+                    "{name} hangs or is slower than the UPSTREAM_TIMEOUT of {}{meanwhile}. If a hop below {name} is the slow one, {name} waits longer than {} does: timeouts must fall along the chain",
                     from.name, from.name
                 );
                 Hint::new(cause).run(hints.logs(to)).run(hints.settings(from))
-            }
-            FailureCause::Closed if kubernetes => Hint::new(format!(
-                "{name} stopped while it answered, or refuses plain text (STRICT mTLS) because {} has no sidecar",
-                from.name
-            ))
-            .run(format!("kubectl get pods -n {} -o custom-columns=POD:.metadata.name,CONTAINERS:.spec.containers[*].name,INIT:.spec.initContainers[*].name", hints.namespace_of(to)))
-            .run("kubectl get peerauthentication -A"),
+            }),
+            FailureCause::Closed if kubernetes => unanswered().unwrap_or_else(|| {
+                let refused = if hints.evidence.has_sidecar(&from.name) {
+                    format!("from {}, whose sidecar its call bypasses (excludeOutboundPorts, excludeOutboundIPRanges)", from.name)
+                } else {
+                    format!("because {} has no sidecar", from.name)
+                };
+                Hint::new(format!("{name} stopped while it answered, or refuses plain text (STRICT mTLS) {refused}"))
+                    .run(hints.all_containers())
+                    .run("kubectl get peerauthentication -A")
+            }),
             FailureCause::Closed => up(format!("{name} stopped or crashed while it answered")),
             FailureCause::Transport(_) => up(format!("The connection to {name} does not work")),
             FailureCause::NoReply(_) => Hint::new(format!("The UPSTREAM of {} leads to something that is not a hop of this chain", from.name)).run(hints.settings(from)),
-            FailureCause::Answered(status, stranger) => gateway::inside(*status, stranger, from, to, hints),
+            FailureCause::Answered(status, stranger) => {
+                gateway::inside(*status, stranger, from, to, hints, &self.kind()).unwrap_or_default()
+            }
             FailureCause::Injected(_) => Hint::new(format!("FAULT (--fault) is set at {name}")).run(hints.settings(to)),
             FailureCause::Itself(503) => Hint::new(format!("{name} is overloaded (MAX_CONCURRENCY) or draining: its log says which")).run(hints.logs(to)),
             FailureCause::Itself(508) => Hint::new(format!("The chain is longer than MAX_HOPS or makes more calls than MAX_CALLS at {name}, or calls itself")).run(hints.settings(to)),
@@ -141,6 +166,19 @@ impl Break {
     pub(crate) fn finding(&self, id: CheckId, hints: &HintContext) -> Finding {
         Finding::fail(id, self.text(), self.hint(hints)).seam(&self.from.name, &self.to.name, None).hop(&self.to.name)
     }
+}
+
+/// In Kubernetes an `UPSTREAM` that names an address is a mistake: no Service is behind it.
+fn by_address(from: &HopRef, to: &HopRef, hints: &HintContext) -> Option<Hint> {
+    let host = host_of(&to.url);
+    address_of(&host).filter(|_| hints.runner(from) == Runner::Kubernetes && !is_loopback(&host))?;
+    let (name, cause) = (&to.name, &from.name);
+    let cause = format!(
+        "UPSTREAM of {cause} is the address {host} and not the Service {name}: it ends with the pod, and no route, policy or mTLS of the mesh applies to it"
+    );
+    Some(
+        Hint::new(cause).run(hints.settings(from)).run(format!("kubectl get pods,service -n {} -o wide", hints.namespace_of(to))),
+    )
 }
 
 fn is_ok(status: u16) -> bool {
@@ -243,6 +281,18 @@ pub(crate) fn visit<'a>(tree: &'a Tree, url: &'a str, depth: usize, see: &mut dy
     }
 }
 
+/// Whether an answer of Envoy, or the name of a pod, shows that proxies may be between the hops.
+pub(crate) fn meets_proxies(tree: &Tree) -> bool {
+    let by_envoy = |call: &Call| {
+        call.error.as_ref().is_some_and(|error| error.contains("[server envoy]") || error.contains("[server istio-envoy]"))
+    };
+    let mut meets = false;
+    visit(tree, "", 0, &mut |hop, _, _| {
+        meets |= runner(&hop.hostname) == Runner::Kubernetes || hop.upstreams.iter().any(by_envoy)
+    });
+    meets
+}
+
 /// The findings of the group.
 pub(crate) fn findings(tree: &Tree, url: &str, expect: Option<&Expect>, hints: &HintContext) -> Vec<Finding> {
     let mut out: Vec<Finding> = breaks(tree, url).iter().map(|broken| broken.finding(CheckId::ChainHops, hints)).collect();
@@ -267,6 +317,15 @@ pub(crate) fn findings(tree: &Tree, url: &str, expect: Option<&Expect>, hints: &
     } else if let Some(first) = out.first_mut() {
         first.detail.extend(table);
     }
+    visit(tree, url, 0, &mut |hop, url, _| {
+        for (call, reply) in hop.upstreams.iter().filter_map(|call| Some((call, call.reply.as_deref()?))) {
+            let (from, to) = (HopRef::of(hop, url), HopRef::of(reply, &call.url));
+            if let Some(hint) = by_address(&from, &to, hints) {
+                let text = format!("{} calls {} at an address, past its Service", from.name, to.name);
+                out.push(Finding::fail(CheckId::ChainAddress, text, hint).seam(&from.name, &to.name, None).hop(&from.name));
+            }
+        }
+    });
     let mut strangers = Vec::new();
     visit(tree, url, 0, &mut |hop, url, _| {
         for call in &hop.upstreams {

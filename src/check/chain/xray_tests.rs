@@ -241,6 +241,7 @@ fn report(apps: &[App], between: &[Between]) -> Vec<Finding> {
         gateway_namespace: "istio-system".into(),
         url: "http://service1/service1".into(),
         loopback: false,
+        evidence: std::sync::Arc::default(),
     };
     propagation::findings(&probe, &xray, &hints)
 }
@@ -571,6 +572,7 @@ fn a_call_that_no_sidecar_handles_as_http_is_a_finding_and_a_waypoint_for_some_s
         gateway_namespace: "istio-system".into(),
         url: "http://x/service1".into(),
         loopback: false,
+        evidence: std::sync::Arc::default(),
     };
     let findings = propagation::findings(&probe, &examine(&probe, &tree, "http://x/service1"), &hints);
     assert!(failures(&findings).is_empty(), "{findings:#?}");

@@ -3,28 +3,66 @@
 //! A row says how the answer is recognised, and what it means in each of the two places where it is met: at the gateway, in
 //! front of the first hop, and between two hops, where the calling hop quotes it. Names in braces are filled in from the request.
 
+use std::time::Duration;
+
+use crate::check::envoy::spans::{CallSpans, Destination, ProxySpan};
 use crate::check::report::Hint;
 
-/// An answer of something that is no hop.
+/// A connection that is refused, or TLS that fails, takes milliseconds.
+const NOBODY_ANSWERS: Duration = Duration::from_millis(900);
+
+/// What is known of a call that no hop answered.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct ForeignAnswer<'a> {
+pub(crate) struct Signs<'a> {
+    /// 0 without an answer.
     pub(crate) status: u16,
     /// The answer carries Envoy's name or headers.
     pub(crate) by_envoy: bool,
     /// The answer carries a hop's headers.
     pub(crate) by_hop: bool,
+    /// Another server than Envoy gave its name.
+    pub(crate) by_other: bool,
     /// The whole body in lower case; `None` when it was not quoted, which is not the same as empty.
     pub(crate) body: Option<&'a str>,
+    /// What the proxies on both sides reported.
+    pub(crate) spans: &'a CallSpans,
+    /// The URL that was called; empty for the front.
+    pub(crate) url: &'a str,
 }
 
-impl ForeignAnswer<'_> {
+impl Signs<'_> {
     fn says(&self, part: &str) -> bool {
         self.body.is_some_and(|body| body.contains(part))
     }
 
     fn is_bare(&self) -> bool {
-        self.by_envoy && self.body == Some("")
+        self.by_envoy && self.body == Some("") && self.spans.server.is_none()
     }
+
+    fn by_client(&self, holds: impl Fn(&ProxySpan) -> bool) -> bool {
+        self.spans.client.as_ref().is_some_and(holds)
+    }
+
+    fn by_server(&self, holds: impl Fn(&ProxySpan) -> bool) -> bool {
+        self.spans.server.as_ref().is_some_and(holds)
+    }
+
+    /// The call left the caller's proxy and reached no other.
+    fn unreached(&self, flag: &str) -> bool {
+        self.spans.server.is_none() && self.by_client(|span| span.has(flag))
+    }
+
+    /// The route leads nowhere, to a destination for which this holds, given the called host and port.
+    fn leads(&self, holds: impl Fn(Destination<'_>, &str, &str) -> bool) -> bool {
+        let uri = self.url.parse::<http::Uri>().unwrap_or_default();
+        let port = uri.port_u16().unwrap_or(if uri.scheme_str() == Some("https") { 443 } else { 80 }).to_string();
+        let host = uri.host().unwrap_or_default();
+        self.by_client(|span| span.has("NC") && span.destination().is_some_and(|to| holds(to, host, &port)))
+    }
+}
+
+fn first_label(host: &str) -> &str {
+    host.split('.').next().unwrap_or_default()
 }
 
 /// A likely cause and the commands that settle it, with names in braces to fill in.
@@ -50,16 +88,17 @@ pub(crate) fn fill(template: &str, values: &[(&str, &str)]) -> String {
 struct EnvoyFlag {
     /// The flag in Envoy's access log (`%RESPONSE_FLAGS%`); empty where only the status is known.
     code: &'static str,
-    matches: fn(&ForeignAnswer<'_>) -> bool,
-    /// The sentence of the report, and the advice. Fills `code`, `status`, `gateway`, `namespace`, `url`, `chain`, `reason` and `body`.
+    matches: fn(&Signs<'_>) -> bool,
+    /// The sentence of the report, and the advice. Fills `code`, `status`, `gateway`, `namespace`, `url`, `chain`, `reason`, `body`,
+    /// `leads` and `port`.
     at_gateway: Option<(&'static str, Advice)>,
     /// The advice; the sentence is that of the failed call. Fills `code`, `caller`, `called`, `namespace`,
-    /// `proxy`, `log` and `settings`.
+    /// `proxy`, `log`, `settings`, `port` and `destination`.
     between_hops: Option<Advice>,
 }
 
 /// What the answer means at the gateway: the sentence and the hint.
-pub(crate) fn at_gateway(answer: &ForeignAnswer<'_>, values: &[(&str, &str)]) -> Option<(String, Hint)> {
+pub(crate) fn at_gateway(answer: &Signs<'_>, values: &[(&str, &str)]) -> Option<(String, Hint)> {
     FLAGS.iter().filter(|row| (row.matches)(answer)).find_map(|row| {
         let (text, advice) = row.at_gateway.as_ref()?;
         let values = [&[("code", row.code)], values].concat();
@@ -68,7 +107,7 @@ pub(crate) fn at_gateway(answer: &ForeignAnswer<'_>, values: &[(&str, &str)]) ->
 }
 
 /// What the answer means between two hops.
-pub(crate) fn between_hops(answer: &ForeignAnswer<'_>, values: &[(&str, &str)]) -> Option<Hint> {
+pub(crate) fn between_hops(answer: &Signs<'_>, values: &[(&str, &str)]) -> Option<Hint> {
     FLAGS.iter().filter(|row| (row.matches)(answer)).find_map(|row| {
         let advice = row.between_hops.as_ref()?;
         Some(advice.hint(&[&[("code", row.code)], values].concat()))
@@ -86,6 +125,8 @@ const PROXY_ENDPOINTS: &str = "istioctl proxy-config endpoints {proxy} -n {names
 const PROXY_LOG: &str = "kubectl logs {log} -c istio-proxy -n {namespace} --tail=5";
 const CONTAINERS: &str =
     "kubectl get pods -n {namespace} -o custom-columns=POD:.metadata.name,CONTAINERS:.spec.containers[*].name";
+const PROXY_CLUSTERS: &str = "istioctl proxy-config clusters {proxy} -n {namespace} | grep {called}";
+const TLS_MODES: &str = "kubectl get destinationrule,peerauthentication -A -o yaml | grep -E '^  kind:|  name:|mode:'";
 const PODS: &str = "kubectl get pods -n {namespace} -l app={called} --show-labels";
 
 macro_rules! optional {
@@ -113,40 +154,99 @@ macro_rules! envoy_flags {
 }
 
 envoy_flags! {
-    "FI" when |answer| answer.says("fault filter abort");
+    "FI" when |answer| answer.says("fault filter abort") || answer.spans.have("FI");
         at_gateway "The gateway aborts this on purpose ({status}, flag {code})"
             because "A VirtualService injects the fault: fault.abort"
             next [FAULTS];
-        between_hops because "A VirtualService aborts calls from {caller} to {called} on purpose (flag {code})",
+        between_hops because "A VirtualService aborts calls from {caller} to {called} on purpose (flag {code}): fault.abort",
             next [FAULTS];
 
-    "NR" when |answer| answer.status == 404 && answer.is_bare();
+    "DI" when |answer| answer.status == 0 && answer.unreached("DI");
+        at_gateway "The gateway holds the request on purpose, and no hop got it (flag {code})"
+            because "A VirtualService injects the fault: fault.delay, longer than --timeout"
+            next [FAULTS];
+        between_hops because "A VirtualService holds calls from {caller} to {called} on purpose (flag {code}) for longer than {caller} waits: fault.delay. {called} was not reached",
+            next [FAULTS];
+
+    "" when |answer| answer.status >= 300 && answer.spans.server.is_none()
+        && answer.by_client(|span| span.cluster().is_empty() && span.flags().is_empty() && !span.is_unrouted());
+        at_gateway "The gateway answers {status} itself, as a route tells it to: {body}"
+            because "A VirtualService or HTTPRoute answers this host and path: directResponse or redirect"
+            next ["kubectl get virtualservice -A -o yaml | grep -A4 -E 'directResponse:|redirect:'"];
+        between_hops because "A VirtualService answers calls from {caller} to {called} itself: directResponse or redirect",
+            next ["kubectl get virtualservice -n {namespace} -o yaml | grep -A4 -E 'directResponse:|redirect:'"];
+
+    "" when |answer| answer.status == 502
+        && (answer.by_client(|span| span.is_unrouted() || span.cluster() == "BlackHoleCluster") || (answer.spans.client.is_none() && answer.is_bare()));
+        between_hops because "The sidecar of {caller} does not know {called}, and outboundTrafficPolicy REGISTRY_ONLY allows it to call nobody else: the Service is missing from the egress.hosts of a Sidecar resource, or its exportTo or namespace hides it",
+            next ["kubectl get sidecar -A -o yaml", PROXY_CLUSTERS, "kubectl get service {called} -n {namespace} -o yaml | grep exportTo"];
+
+    "" when |answer| matches!(answer.status, 0 | 503) && answer.by_client(|span| span.cluster() == "PassthroughCluster");
+        between_hops because "The sidecar of {caller} does not know {called} and passes the call on as it came, without mTLS (PassthroughCluster): the Service is missing from the egress.hosts of a Sidecar resource, its exportTo hides it, or UPSTREAM names an address. What it reaches refuses that",
+            next ["kubectl get sidecar -A -o yaml", PROXY_CLUSTERS, "kubectl get service {called} -n {namespace} -o yaml | grep exportTo"];
+
+    "UF" when |answer| answer.by_server(|span| span.has("UF"));
+        at_gateway "The first hop's pod is reached, and its app does not listen on port {port} (503, flag {code} at its own sidecar)"
+            because "targetPort of the Service is not the app's port, or the app listens on 127.0.0.1 alone or does not run"
+            next ["kubectl get service -n {namespace} -o custom-columns=NAME:.metadata.name,PORTS:.spec.ports[*].targetPort", "kubectl get pods -n {namespace}"];
+        between_hops because "The pod of {called} is reached, and its app does not listen on port {port} (flag {code} at its own sidecar): targetPort of the Service is not the app's port, or the app listens on 127.0.0.1 alone or does not run",
+            next ["kubectl get service {called} -n {namespace} -o yaml | grep -A8 ports:", PODS, "kubectl set env deploy/{called} --list -n {namespace} | grep ADDR"];
+
+    "UC" when |answer| answer.by_server(|span| span.has("UC"));
+        at_gateway "The first hop's app ended the connection before it answered (503, flag {code} at its own sidecar)"
+            because "The app crashed or was stopped while it answered, or closes idle connections before its callers do"
+            next ["kubectl get pods -n {namespace}"];
+        between_hops because "The app of {called} ended the connection before it answered (flag {code} at its own sidecar): it crashed, was stopped, has a fault of its own (reset, close), or closes idle connections before its callers do",
+            next [PODS, "kubectl logs deploy/{called} -c httpserver -n {namespace} --tail=20"];
+
+    "UC" when |answer| answer.unreached("UC");
+        at_gateway "The first hop's pod takes the gateway's connection and ends it (503, flag {code})"
+            because "Its sidecar takes mutual TLS alone (PeerAuthentication STRICT), and the gateway sends plain text: a DestinationRule has tls.mode DISABLE"
+            next [TLS_MODES];
+        between_hops because "{called} takes mutual TLS alone (PeerAuthentication STRICT), and the sidecar of {caller} sends plain text (flag {code}): a DestinationRule of {called} has tls.mode DISABLE",
+            next [TLS_MODES, PROXY_LOG];
+
+    "UF" when |answer| answer.unreached("UF") && answer.by_client(|span| span.took >= NOBODY_ANSWERS)
+        || (answer.status == 0 && answer.unreached("DC") && answer.by_client(|span| span.cluster().starts_with("outbound|")))
+        || answer.says("connection timeout");
+        at_gateway "Nothing answers at the address that the gateway has for the first hop (503, flag {code})"
+            because "The endpoint is nobody's: a ServiceEntry or an Endpoints object left it over, or a NetworkPolicy drops the connection"
+            next ["kubectl get serviceentry,endpointslices,networkpolicy -n {namespace}"];
+        between_hops because "Nothing answers at the address that {caller} has for {called} (flag {code}, connection timeout): the endpoint is nobody's, left over by a ServiceEntry or an Endpoints object, or a NetworkPolicy drops the connection",
+            next ["kubectl get serviceentry,endpointslices,networkpolicy -n {namespace}", PROXY_ENDPOINTS];
+
+    "" when |answer| answer.status == 0 && answer.spans.is_caller_traced && answer.spans.client.is_none() && answer.spans.server.is_none();
+        between_hops because "The call bypasses the HTTP proxy in the sidecar of {caller}, and what it reaches ends the connection: UPSTREAM of {caller} names a port that the Service {called} does not have, or the port is excluded from the sidecar (excludeOutboundPorts) and {called} takes mutual TLS alone (PeerAuthentication STRICT)",
+            next ["{settings}", "kubectl get service {called} -n {namespace} -o yaml | grep -A8 ports:", "kubectl get pods -n {namespace} -l app={caller} -o yaml | grep -i exclude"];
+
+    "NR" when |answer| answer.status == 404 && (answer.is_bare() || answer.unreached("NR"));
         at_gateway "The gateway has no route for this host and path (404 from Envoy, flag {code})"
-            because "The host in the VirtualService or HTTPRoute is not the one in the URL, its path match is another, or it names a Gateway that it may not use"
+            because "The host in the VirtualService or HTTPRoute is not the one in the URL, its path match is another, or it is not bound to this Gateway: its gateways names another one or mesh alone, or the Gateway's hosts have the prefix of another namespace"
             next [GATEWAY_ROUTES, "kubectl get virtualservice,gateway -A", ANALYZE];
-        between_hops because "The mesh has no route from {caller} for this host or path (flag {code})",
+        between_hops because "The mesh has no route from {caller} for this host or path (flag {code}): no match of a VirtualService of {called} fits the call",
             next [PROXY_ROUTES, ANALYZE];
 
-    "UH" when |answer| answer.status == 503 && answer.says("no healthy upstream");
+    "UH" when |answer| answer.status == 503 && (answer.says("no healthy upstream") || answer.spans.have("UH"));
         at_gateway "The gateway knows the route and has no pod to send it to (503, flag {code})"
-            because "The subset that the route names selects no ready pod, the Deployment has none, or outlier detection ejected them all"
+            because "The subset that the route names selects no ready pod, the Service's selector finds none, the Deployment has none, or outlier detection ejected them all"
             next ["kubectl get pods -n {namespace} --show-labels", "istioctl proxy-config endpoints deploy/istio-ingressgateway -n {gateway} | grep {namespace}", "kubectl get destinationrule -A -o yaml | grep -A6 subsets:"];
-        between_hops because "No ready pod stands behind {called} (flag {code}): its Deployment has none, the subset that the route names selects none, or outlier detection ejected them all",
+        between_hops because "No ready pod stands behind {called} (flag {code}): the Service's selector finds none, its Deployment has none, the subset that the route names selects none, or outlier detection ejected them all",
             next [PODS, PROXY_ENDPOINTS, "kubectl get destinationrule -n {namespace} -o yaml | grep -A6 subsets:"];
 
-    "UO" when |answer| answer.status == 503 && answer.says("overflow");
+    "UO" when |answer| answer.status == 503 && (answer.says("overflow") || answer.spans.have("UO"));
         at_gateway "A circuit breaker is open (503, flag {code})"
             because "connectionPool limits in a DestinationRule are lower than this load"
             next ["kubectl get destinationrule -A -o yaml | grep -A8 connectionPool:"];
         between_hops because "A circuit breaker between {caller} and {called} is open (flag {code}): connectionPool limits in a DestinationRule are lower than this load",
             next ["kubectl get destinationrule -n {namespace} -o yaml | grep -A8 connectionPool:"];
 
-    "UF" when |answer| answer.status == 503 && answer.says("tls");
+    // Envoy names TLS in its answer up to 1.37; from 1.38 on in its access log alone.
+    "UF" when |answer| answer.unreached("UF") || (answer.status == 503 && answer.says("tls"));
         at_gateway "The gateway cannot agree on TLS with the first hop (503, flag {code})"
-            because "One side wants mTLS and the other does not: a DestinationRule with tls.mode, or a PeerAuthentication that the hop's pod has no sidecar for"
-            next ["kubectl get destinationrule,peerauthentication -A", CONTAINERS];
-        between_hops because "{caller} and {called} do not agree on TLS (flag {code}): a DestinationRule's tls.mode, or a PeerAuthentication that one of them has no sidecar for",
-            next ["kubectl get destinationrule,peerauthentication -n {namespace}", PROXY_LOG];
+            because "One side wants mTLS and the other does not: tls.mode of a DestinationRule, a PeerAuthentication, or a port that is excluded from the hop's sidecar"
+            next [TLS_MODES, CONTAINERS, GATEWAY_LOG];
+        between_hops because "{caller} and {called} do not agree on TLS (flag {code}): tls.mode of a DestinationRule is not what the pod of {called} takes (SIMPLE, MUTUAL or DISABLE instead of ISTIO_MUTUAL, or PeerAuthentication DISABLE), or its port is excluded from its sidecar",
+            next [TLS_MODES, PROXY_LOG];
 
     "UF or UC" when |answer| answer.status == 503 && (answer.says("reset before headers") || answer.says("connect error"));
         at_gateway "The gateway cannot reach the first hop (503, flag {code}: {reason})"
@@ -155,11 +255,23 @@ envoy_flags! {
         between_hops because "The pod of {called} cannot be reached or hung up (flag {code}): it is not ready, its port is not the Service's targetPort, or mTLS is on one side only",
             next [PODS, PROXY_ENDPOINTS, PROXY_LOG];
 
-    "NC" when |answer| answer.status == 503 && answer.is_bare();
-        at_gateway "The gateway's route leads to a Service that does not exist (503 with an empty body, flag {code})"
-            because "The destination host of the VirtualService is misspelt or in another namespace, or its subset has no DestinationRule"
+    "NC" when |answer| answer.leads(|to, host, _| !host.is_empty() && first_label(to.host) != first_label(host));
+        between_hops because "The route from {caller} for {called} leads to {destination}, which the mesh does not know (flag {code}): destination.host of a VirtualService is misspelt or in another namespace",
+            next [DESTINATIONS, ANALYZE];
+
+    "NC" when |answer| answer.leads(|to, host, port| !host.is_empty() && to.port != port);
+        between_hops because "The route from {caller} for {called} leads to {destination}, and the Service has no such port (flag {code}): destination.port.number of a VirtualService",
+            next [DESTINATIONS, "kubectl get service {called} -n {namespace} -o yaml | grep -A8 ports:"];
+
+    "NC" when |answer| answer.leads(|_, host, _| !host.is_empty());
+        between_hops because "The route from {caller} leads to {destination}, in a subset that no DestinationRule gives it (flag {code}): destination.subset of a VirtualService is misspelt, the Service or subset that it names does not exist, or the DestinationRule is missing or its exportTo hides it",
+            next [DESTINATIONS, "kubectl get destinationrule -n {namespace} -o yaml | grep -A6 subsets:", ANALYZE];
+
+    "NC" when |answer| answer.status == 503 && (answer.is_bare() || answer.by_client(|span| span.has("NC")));
+        at_gateway "The gateway's route leads to a Service that does not exist (503 with an empty body, flag {code}){leads}"
+            because "The destination host of the VirtualService is misspelt or in another namespace, the Service has no such port, or its subset has no DestinationRule"
             next [DESTINATIONS, "kubectl get service -n {namespace}", ANALYZE];
-        between_hops because "The route from {caller} leads to a Service or subset that does not exist (flag {code}): a host in a VirtualService is misspelt, or the subset has no DestinationRule",
+        between_hops because "The route from {caller} leads to a Service or subset that does not exist (flag {code}): a host in a VirtualService is misspelt, the Service has no such port, or the subset has no DestinationRule",
             next [DESTINATIONS, ANALYZE];
 
     "UT" when |answer| answer.status == 504 && answer.by_envoy;
@@ -176,19 +288,25 @@ envoy_flags! {
         at_gateway "The gateway demands a token (401: {body})"
             because "A RequestAuthentication guards this route: give a token with --header 'authorization: Bearer …'"
             next ["kubectl get requestauthentication -A"];
+        between_hops because "A RequestAuthentication at {called} demands a token (JWT) that is valid, and {caller} sends none or another",
+            next ["kubectl get requestauthentication,authorizationpolicy -n {namespace} -o yaml"];
 
     "" when |answer| answer.status == 403;
         at_gateway "The request is denied (403: {body})"
-            because "An AuthorizationPolicy at the gateway or at the first hop does not allow this caller, path or method"
+            because "An AuthorizationPolicy at the gateway or at the first hop does not allow this caller, path or method, or demands a JWT"
             next ["kubectl get authorizationpolicy -A", GATEWAY_LOG];
-        between_hops because "An AuthorizationPolicy at {called} denies {caller} (RBAC): its principal, path or method is not allowed",
+        between_hops because "An AuthorizationPolicy at {called} denies {caller} (RBAC): its principal, path or method is not allowed, or the policy demands a JWT (requestPrincipals), which hops do not pass on",
             next ["kubectl get authorizationpolicy -n {namespace}", "istioctl x authz check $(kubectl get pod -n {namespace} -l app={called} -o name | head -1 | cut -d/ -f2) -n {namespace}"];
+
+    "" when |answer| answer.status >= 400 && answer.by_other;
+        between_hops because "Not a proxy of the mesh and not a hop of this chain answered {caller}: UPSTREAM there leads to another server or path, or the Service {called} to another server's pods",
+            next ["{settings}", PODS];
 
     "" when |answer| answer.status == 404;
         at_gateway "404: what answers here does not know this path"
             because "Not a gateway of the mesh and not a hop of this chain: the address, port or path leads to another server"
             next [CURL];
-        between_hops because "The mesh has no route from {caller} for this host or path (flag NR), or {called} does not serve the path",
+        between_hops because "{called} does not serve this path, or the mesh has no route from {caller} for this host or path (Envoy's flag would be NR)",
             next [PROXY_ROUTES, ANALYZE];
 
     "" when |answer| answer.status == 426;
@@ -225,7 +343,7 @@ envoy_flags! {
         between_hops because REDIRECTED,
             next ["{settings}"];
 
-    "" when |_| true;
+    "" when |answer| answer.status != 0;
         at_gateway "{status}, and the body is no reply of the chain: {body}"
             because "The URL leads to another server, or to a path that is not the chain's: it is /service<N>"
             next ["curl -s -H 'accept: application/json' {url}"];
@@ -268,7 +386,9 @@ mod tests {
             (504, false, plain(""), ""),
             (200, true, plain(""), ""),
         ] {
-            let answer = ForeignAnswer { status, by_envoy, by_hop: false, body: body.as_deref() };
+            let spans = CallSpans::default();
+            let answer =
+                Signs { status, by_envoy, by_hop: false, by_other: false, body: body.as_deref(), spans: &spans, url: "" };
             let row = FLAGS.iter().find(|row| (row.matches)(&answer)).unwrap();
             assert_eq!(row.code, code, "{status} {body:?}");
             assert!(at_gateway(&answer, &[]).is_some() && between_hops(&answer, &[]).is_some());
@@ -277,8 +397,10 @@ mod tests {
 
     #[test]
     fn every_name_in_braces_is_filled_in() {
-        let gateway = ["code", "status", "gateway", "namespace", "url", "chain", "reason", "body"].map(|name| (name, "x"));
-        let hops = ["code", "caller", "called", "namespace", "proxy", "log", "settings"].map(|name| (name, "x"));
+        let gateway =
+            ["code", "status", "gateway", "namespace", "url", "chain", "reason", "body", "leads", "port"].map(|name| (name, "x"));
+        let hops =
+            ["code", "caller", "called", "namespace", "proxy", "log", "settings", "port", "destination"].map(|name| (name, "x"));
         for row in FLAGS {
             if let Some((text, advice)) = &row.at_gateway {
                 let hint = advice.hint(&gateway);

@@ -3,7 +3,8 @@
 use crate::hop::error::{Error, PROBLEM_JSON};
 use crate::upstream::foreign_response::{ForeignResponse, detail};
 
-use crate::check::envoy::flags::{self, ForeignAnswer, fill};
+use crate::check::envoy::flags::{self, Signs, fill};
+use crate::check::envoy::spans::CallSpans;
 use crate::check::envoy::suggestions::{HintContext, HopRef, Runner, quoted};
 use crate::check::reachability::client::FrontAnswer;
 use crate::check::report::Hint;
@@ -15,25 +16,64 @@ pub(crate) fn front(answer: &FrontAnswer, hints: &HintContext) -> (String, Hint)
     if answer.header("content-type").is_some_and(|kind| kind.starts_with(PROBLEM_JSON)) {
         return refused_by_hop(answer.status, body, hints);
     }
-    let (status, clipped, reason) = (answer.status.to_string(), clip(body), reason(body));
+    let server = answer.header("server").unwrap_or_default();
+    let by_envoy = server.contains("envoy") || (server.is_empty() && answer.header("x-envoy-upstream-service-time").is_some());
+    // Envoy writes how long the upstream took only into answers that are the upstream's.
+    let body = body.to_ascii_lowercase();
+    let by_upstream = answer.header("x-envoy-upstream-service-time").is_some() && body.is_empty();
+    let foreign = Signs {
+        status: answer.status,
+        by_envoy: by_envoy && !by_upstream,
+        by_hop: answer.header("version").is_some() && answer.header("x-request-id").is_some(),
+        by_other: false,
+        body: Some(&body),
+        spans: &hints.evidence.of(&front_key(answer.status)),
+        url: "",
+    };
+    at_front(&foreign, answer.text().trim(), hints).unwrap_or_default()
+}
+
+/// The kind of failure that an answer of this status in front of the chain is; 0 without one.
+pub(crate) fn front_key(status: u16) -> String {
+    format!("front: {status}")
+}
+
+/// What no answer at all means at the front, where proxies reported of it.
+pub(crate) fn unanswered(hints: &HintContext) -> Option<(String, Hint)> {
+    let spans = hints.evidence.of(&front_key(0));
+    let signs = Signs { status: 0, by_envoy: false, by_hop: false, by_other: false, body: None, spans: &spans, url: "" };
+    at_front(&signs, "", hints)
+}
+
+fn at_front(signs: &Signs<'_>, body: &str, hints: &HintContext) -> Option<(String, Hint)> {
+    let (status, clipped, reason) = (signs.status.to_string(), clip(body), reason(body));
     let (url, chain) = (quoted(&hints.url), quoted(&hints.other_path("/service1")));
+    let (destination, port) = routed(signs.spans);
+    let leads = if destination.is_empty() { String::new() } else { format!(": {destination}") };
     let values = [
         ("status", status.as_str()),
         ("gateway", hints.gateway_namespace.as_str()),
         ("namespace", hints.namespace.as_str()),
         ("url", url.as_str()),
         ("chain", chain.as_str()),
+        ("port", port.as_str()),
+        ("leads", leads.as_str()),
         ("reason", reason.as_str()),
         ("body", clipped.as_str()),
     ];
-    let foreign = ForeignAnswer {
-        status: answer.status,
-        by_envoy: answer.header("server").is_some_and(|server| server.contains("envoy"))
-            || answer.header("x-envoy-upstream-service-time").is_some(),
-        by_hop: answer.header("version").is_some() && answer.header("x-request-id").is_some(),
-        body: Some(&body.to_ascii_lowercase()),
-    };
-    flags::at_gateway(&foreign, &values).unwrap_or_default()
+    flags::at_gateway(signs, &values)
+}
+
+/// Where the proxies say that a call's route leads, and the app's port behind it.
+fn routed(spans: &CallSpans) -> (String, String) {
+    let destination = spans.client.as_ref().and_then(|span| span.destination());
+    let port = spans.server.as_ref().and_then(|span| span.inbound_port());
+    let destination = destination.map_or_else(String::new, |to| format!("{}:{}", to.host, to.port));
+    (clip_word(&destination), clip_word(port.unwrap_or("of the Service")))
+}
+
+fn clip_word(text: &str) -> String {
+    text.chars().filter(|c| c.is_ascii_alphanumeric() || " -_.:*".contains(*c)).take(120).collect()
 }
 
 /// A problem document: a hop itself refused.
@@ -54,44 +94,61 @@ fn refused_by_hop(status: u16, body: &str, hints: &HintContext) -> (String, Hint
     (format!("A hop answered {status} itself{detail}"), hint)
 }
 
-/// What an answer that no hop gave means between two hops.
-pub(crate) fn inside(status: u16, stranger: &ForeignResponse, from: &HopRef, to: &HopRef, hints: &HintContext) -> Hint {
+/// What it means between two hops that no hop answered. `status`: 0 without any answer. `kind`: of the failure.
+pub(crate) fn inside(
+    status: u16,
+    stranger: &ForeignResponse,
+    from: &HopRef,
+    to: &HopRef,
+    hints: &HintContext,
+    kind: &str,
+) -> Option<Hint> {
     let (caller, called) = (from.name.as_str(), to.name.as_str());
     let words = stranger.message.as_deref();
     if words == Some(Error::Overloaded.parts().1) {
         let cause = format!("{called} is overloaded: more requests are in flight than its MAX_CONCURRENCY");
-        return Hint::new(cause).run(hints.settings(to));
+        return Some(Hint::new(cause).run(hints.settings(to)));
     }
     if words == Some(Error::NotFound.parts().1) {
-        let cause =
-            format!("{called} does not serve this path: UPSTREAM of {caller} should end in /service<N>, or without any path");
-        return Hint::new(cause).run(hints.settings(from));
+        let rewritten =
+            if hints.runner(from) == Runner::Kubernetes { ", or a rewrite in a VirtualService changes it" } else { "" };
+        let cause = format!(
+            "{called} does not serve this path: UPSTREAM of {caller} should end in /service<N>, or without any path{rewritten}"
+        );
+        return Some(Hint::new(cause).run(hints.settings(from)));
     }
+    let spans = hints.evidence.of(kind);
     let (settings, namespace) = (hints.settings(from), hints.namespace_of(to));
     let (proxy, log) = match from.hostname.as_str() {
         "" => (format!("deploy/{caller}"), format!("deploy/{caller}")),
         pod => (pod.to_owned(), format!("pod/{pod}")),
     };
+    let (destination, port) = routed(&spans);
     let values = [
         ("namespace", namespace.as_str()),
         ("settings", settings.as_str()),
         ("proxy", proxy.as_str()),
         ("log", log.as_str()),
+        ("port", port.as_str()),
         ("caller", caller),
         ("called", called),
+        ("destination", destination.as_str()),
     ];
-    if hints.runner(from) == Runner::Local {
+    if hints.runner(from) == Runner::Local && status != 0 && spans == CallSpans::default() {
         let cause = match status {
             503 => format!("{called} is draining, or something in front of it has nobody to send to"),
             300..=399 => fill(flags::REDIRECTED, &values),
             _ => format!("What listens at {} is no hop of this chain, or does not know the path", to.url),
         };
-        return Hint::new(cause).run(format!("curl -sv -H 'accept: application/json' {}", quoted(&to.url)));
+        return Some(Hint::new(cause).run(format!("curl -sv -H 'accept: application/json' {}", quoted(&to.url))));
     }
     let body = words.map(str::to_ascii_lowercase);
     let by_envoy = stranger.server.contains("envoy");
-    let answer = ForeignAnswer { status, by_envoy, by_hop: false, body: body.as_deref() };
-    flags::between_hops(&answer, &values).unwrap_or_default()
+    let by_other = !by_envoy && !stranger.server.is_empty();
+    flags::between_hops(
+        &Signs { status, by_envoy, by_hop: false, by_other, body: body.as_deref(), spans: &spans, url: &to.url },
+        &values,
+    )
 }
 
 /// The reason in Envoy's sentence "upstream connect error …. reset reason: connection failure, …".

@@ -1,8 +1,11 @@
 //! Where a hop runs, and so which commands inspect it: `kubectl` and `istioctl`, `docker compose`, or plain `curl`.
 
+use std::sync::Arc;
+
 use http::Uri;
 use http::uri::Authority;
 
+use crate::check::envoy::spans::Evidence;
 use crate::hop::reply::Tree;
 use crate::net::hosts::{address_of, host_of, is_loopback, redacted_url};
 use crate::values::service_number;
@@ -25,6 +28,8 @@ pub(crate) struct HintContext {
     pub(crate) url: String,
     /// Whether that URL leads to this machine.
     pub(crate) loopback: bool,
+    /// What the run has learned until now.
+    pub(crate) evidence: Arc<Evidence>,
 }
 
 /// One hop as hints see it.
@@ -189,6 +194,7 @@ mod tests {
             gateway_namespace: "istio-system".into(),
             url: "http://127.0.0.1:8080/service1".into(),
             loopback: true,
+            evidence: Arc::default(),
         }
     }
 

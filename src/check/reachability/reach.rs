@@ -9,7 +9,6 @@ use tokio::time::{Instant, timeout};
 use crate::hop::reply::Tree;
 
 use crate::check::chain::expect::Resolve;
-use crate::check::chain::probe::Probe;
 use crate::check::envoy::gateway;
 use crate::check::envoy::suggestions::{HintContext, quoted};
 use crate::check::reachability::client::{CheckClient, FrontAnswer, RequestFailure};
@@ -162,35 +161,32 @@ pub(crate) async fn tls(
     (findings, go_on)
 }
 
-/// The first request. What it brings is the chain's.
+/// What the first request's answer means. What it brings is the chain's.
 pub(crate) async fn first(
+    answer: Result<FrontAnswer, RequestFailure>,
     client: &CheckClient,
     trust: &Trust,
     address: SocketAddr,
     hints: &HintContext,
     limit: Duration,
-) -> (Vec<Finding>, Option<(Tree, FrontAnswer)>) {
-    let probe = Probe::ordinary();
-    match client.get(&probe.headers).await {
-        Ok(answer) if (300..400).contains(&answer.status) => (vec![redirected(client, answer, hints).await], None),
+) -> (Finding, Option<(Tree, FrontAnswer)>) {
+    match answer {
+        Ok(answer) if (300..400).contains(&answer.status) => (redirected(client, answer, hints).await, None),
         Ok(answer) => match answer.tree() {
             Some(tree) => {
                 let ms = answer.took.as_secs_f64() * 1000.0;
-                let text = if answer.status < 300 {
-                    format!("HTTP {} with the chain's reply, in {ms:.1} ms", answer.status)
-                } else {
-                    format!("HTTP {} with the chain's reply, in {ms:.1} ms; what broke stands under Chain", answer.status)
-                };
-                (vec![Finding::pass(CheckId::ReachHttp, text)], Some((tree, answer)))
+                let broke = if answer.status < 300 { "" } else { "; what broke stands under Chain" };
+                let text = format!("HTTP {} with the chain's reply, in {ms:.1} ms{broke}", answer.status);
+                (Finding::pass(CheckId::ReachHttp, text), Some((tree, answer)))
             }
             None => {
                 let (text, hint) = gateway::front(&answer, hints);
-                (vec![Finding::fail(CheckId::ReachHttp, text, hint).data(serde_json::json!({"status": answer.status}))], None)
+                (Finding::fail(CheckId::ReachHttp, text, hint).data(serde_json::json!({"status": answer.status})), None)
             }
         },
         Err(failure) => {
             let tls = if client.url.scheme() == "http" { probe_tls(client, trust, address, limit).await } else { None };
-            (vec![no_answer(&failure, tls, &client.url, hints)], None)
+            (no_answer(&failure, tls, &client.url, hints), None)
         }
     }
 }
@@ -225,6 +221,9 @@ fn no_answer(failure: &RequestFailure, tls: Option<Tls>, url: &reqwest::Url, hin
         let hint = Hint::new("The URL says http and the port speaks TLS: write https")
             .run(format!("httpserver check {}", quoted(&secure)));
         return Finding::fail(CheckId::ReachHttp, format!("Plain HTTP to port {port}, which speaks TLS"), hint);
+    }
+    if let Some((text, hint)) = gateway::unanswered(hints) {
+        return Finding::fail(CheckId::ReachHttp, format!("{text}: {failure}"), hint);
     }
     let (text, hint) = match failure {
         RequestFailure::TimedOut => (

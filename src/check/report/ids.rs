@@ -89,6 +89,7 @@ check_ids! {
     ChainHops Chain "chain.hops"
     ChainOrder Chain "chain.order"
     ChainStranger Chain "chain.stranger"
+    ChainAddress Chain "chain.address"
     PropagationProxies Propagation "propagation.proxies"
     PropagationSidecar Propagation "propagation.sidecar"
     PropagationCoverage Propagation "propagation.coverage"

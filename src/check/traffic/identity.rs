@@ -40,6 +40,10 @@ impl<'a> HopCallers<'a> {
         let (is_proxied, has_sidecar) = (is_proxied(xray, name), has(xray, name, |proxy| proxy.sidecar));
         let (caller, line) = match (is_proxied, ids.is_empty()) {
             (_, false) if without == 0 && (is_proxied || has_sidecar) => (CallerProof::Vouched, format!("called by {ids}")),
+            // No gateway stands before it: this is the caller.
+            (true, true) if has_sidecar && is_first(xray, name) => {
+                (CallerProof::NoProxy, "called by check itself, from outside the mesh".to_owned())
+            }
             (true, _) => (CallerProof::PlainText, format!("{without} of {} calls without mTLS", hop.answers.len())),
             (false, false) => (CallerProof::Unproven, format!("reports {ids}, and no proxy is seen there")),
             (false, true) if has_sidecar => (CallerProof::Opaque, "its sidecar does not report who calls".to_owned()),
@@ -51,6 +55,10 @@ impl<'a> HopCallers<'a> {
 
 fn has(xray: &Xray, name: &str, sign: fn(Proxy) -> bool) -> bool {
     xray.rows.iter().any(|row| row.hop.name == name && sign(row.proxy))
+}
+
+fn is_first(xray: &Xray, name: &str) -> bool {
+    xray.rows.first().is_some_and(|row| row.hop.name == name)
 }
 
 fn is_proxied(xray: &Xray, name: &str) -> bool {

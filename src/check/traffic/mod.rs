@@ -185,6 +185,7 @@ mod tests {
             gateway_namespace: "istio-system".into(),
             url: "http://x/service1".into(),
             loopback: false,
+            evidence: std::sync::Arc::default(),
         };
         let outcome = Outcome::Broke(Vec::new());
         let sample = Sample { at: Duration::ZERO, took: Duration::ZERO, outcome, hops: Vec::new(), sampled: None };
