@@ -15,7 +15,7 @@ use crate::config::{ConfigError, DemoArgs, HealthArgs, ServeArgs, Verbosity, che
 use crate::demo::{Demo, DemoError};
 use crate::hop::app::{App, Output};
 use crate::hop::config::HopConfig;
-use crate::net::hosts::is_loopback;
+use crate::net::hosts::{is_loopback, redacted_input, redacted_url};
 use crate::server::shutdown::{Signals, Stop};
 use crate::system::workers;
 
@@ -125,10 +125,12 @@ fn variable_without_text(command: &clap::Command) -> Option<ConfigError> {
     })
 }
 
-/// A value with control characters reaches the terminal escaped.
+/// A value with control characters reaches the terminal escaped, and a URL without what may be a password.
 fn escape_value(mut error: clap::Error) -> clap::Error {
     if let Some(ContextValue::String(value)) = error.get(ContextKind::InvalidValue) {
-        let escaped = value.escape_debug().to_string();
+        let is_fault = matches!(error.get(ContextKind::InvalidArg), Some(ContextValue::String(arg)) if arg.contains("FAULT"));
+        let shown = if is_fault { value.into() } else { redacted_input(value) };
+        let escaped = shown.escape_debug().to_string();
         error.insert(ContextKind::InvalidValue, ContextValue::String(escaped));
     }
     error
@@ -289,10 +291,10 @@ async fn health(args: HealthArgs) -> ExitCode {
     };
     match answer {
         Ok(answer) if answer.status() == http::StatusCode::OK => ExitCode::SUCCESS,
-        Ok(answer) => stopped(&format!("{url} answered {}", answer.status())),
+        Ok(answer) => stopped(&format!("{} answered {}", redacted_url(&url), answer.status())),
         Err(error) if error.is_builder() => {
-            wrong(&format!("invalid value '{}' for URL: accepted is http://host:port/path", url.escape_debug()))
+            wrong(&format!("invalid value '{}' for URL: accepted is http://host:port/path", redacted_input(&url).escape_debug()))
         }
-        Err(error) => stopped(&format!("{url}: {}", crate::text::causes(&error))),
+        Err(error) => stopped(&format!("{}: {}", redacted_url(&url), crate::text::causes(&error.without_url()))),
     }
 }

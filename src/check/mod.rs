@@ -31,7 +31,7 @@ use tokio::sync::watch as signal;
 
 use crate::config::caller_exporter;
 use crate::hop::reply::{Headers, Tree};
-use crate::net::hosts::{host_of, is_loopback};
+use crate::net::hosts::{host_of, is_loopback, redacted_url};
 use crate::server::shutdown::Signals;
 use crate::telemetry::client_tracing::{ClientTracer, ClientTracing};
 use crate::trace_context::HeaderFamily;
@@ -146,7 +146,8 @@ pub async fn run(args: CheckArgs) -> u8 {
         }
     };
     let color = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    let mut report = Report::new(args.url.to_string(), args.output, args.skip.clone(), color, Box::new(std::io::stdout()));
+    let mut report =
+        Report::new(redacted_url(args.url.as_str()), args.output, args.skip.clone(), color, Box::new(std::io::stdout()));
     let (stopper, stop) = signal::channel(false);
     let listener = tokio::spawn(async move {
         signals.next().await;
@@ -157,7 +158,7 @@ pub async fn run(args: CheckArgs) -> u8 {
     let context = HintContext {
         namespace: args.namespace.clone(),
         gateway_namespace: args.gateway_namespace.clone(),
-        url: args.url.to_string(),
+        url: redacted_url(args.url.as_str()),
         loopback: is_loopback(args.url.host_str().unwrap_or_default()),
         evidence: Arc::default(),
     };

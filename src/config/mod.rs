@@ -9,6 +9,8 @@ mod serve;
 
 use std::fmt;
 
+use crate::net::hosts::redacted_input;
+
 pub use demo::{AtHop, CarriedName, DemoArgs};
 pub use otel::{ExporterName, check_environment};
 pub(crate) use otel::{caller_exporter, pairs};
@@ -46,7 +48,9 @@ impl ConfigError {
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Value { name, value, reason } => write!(f, "invalid value '{}' for {name}: {reason}", value.escape_debug()),
+            Self::Value { name, value, reason } => {
+                write!(f, "invalid value '{}' for {name}: {reason}", redacted_input(value).escape_debug())
+            }
             Self::Incomplete { option, needs } => write!(f, "{option} needs {needs}"),
             Self::File(text) => f.write_str(text),
         }

@@ -1,5 +1,6 @@
 //! Hosts, ports and URLs as texts.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -137,6 +138,16 @@ pub(crate) fn redacted_url(url: &str) -> String {
     format!("{scheme}//{host}{path}")
 }
 
+/// A value that was to be a URL, for an error message: without what could be a password, however the URL is malformed.
+pub(crate) fn redacted_input(text: &str) -> Cow<'_, str> {
+    let Some((before, host)) = text.rsplit_once('@') else {
+        return if text.contains("://") { redacted_url(text).into() } else { text.into() };
+    };
+    let scheme = before.split_once("//").map_or("", |(scheme, _)| scheme);
+    let slashes = if scheme.is_empty() { "" } else { "//" };
+    format!("{scheme}{slashes}***@{}", redacted_url(host)).into()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -194,6 +205,21 @@ mod tests {
             ("no url", "no url"),
         ] {
             assert_eq!(redacted_url(url), shown, "{url}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_url_is_repeated_without_what_may_be_a_password() {
+        for (text, shown) in [
+            ("http://a:99999/b?token=x", "http://a:99999/b"),
+            ("ftp://u:p@a/b?c", "ftp://***@a/b"),
+            ("http://user:p/ss@host/x", "http://***@host/x"),
+            ("http://user:p?ss@host", "http://***@host"),
+            ("user:pass@zipkin:9411", "***@zipkin:9411"),
+            ("zipkin:9411", "zipkin:9411"),
+            ("abort=503@10%", "***@10%"),
+        ] {
+            assert_eq!(redacted_input(text), shown, "{text}");
         }
     }
 }

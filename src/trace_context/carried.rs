@@ -1,10 +1,9 @@
 //! The headers that a hop carries: the table of their names, the headers of one request, and their redacted form for the reply.
 
-use std::borrow::Cow;
-
 use http::{HeaderName, HeaderValue};
 
 use super::context::HeaderSource;
+use super::secrets::MASK;
 use crate::text::escape::push_text;
 
 /// The header that carries the request's id.
@@ -128,20 +127,6 @@ pub fn is_never_carried(name: &str) -> bool {
 /// Whether a request id is usable: visible ASCII, 1 to 128 bytes.
 pub fn is_valid_request_id(value: &[u8]) -> bool {
     (1..=128).contains(&value.len()) && value.iter().all(|byte| (0x21..=0x7e).contains(byte))
-}
-
-/// Whether the values of a header are secrets, to be masked wherever headers are shown.
-pub fn is_secret(name: &str) -> bool {
-    const PARTS: [&str; 7] = ["authorization", "cookie", "token", "key", "password", "secret", "credential"];
-    PARTS.iter().any(|part| name.contains(part))
-}
-
-/// What replaces the value of a secret.
-const MASK: &str = "***";
-
-/// A header's value for people and JSON: masked when it is a secret, lossy when it is not UTF-8.
-pub(crate) fn redacted<'a>(name: &HeaderName, value: &'a HeaderValue) -> Cow<'a, str> {
-    if is_secret(name.as_str()) { MASK.into() } else { String::from_utf8_lossy(value.as_bytes()) }
 }
 
 /// Names and values in their order on the wire, ready for a `HeaderMap`. Values of secrets are marked sensitive.

@@ -6,7 +6,7 @@
 //! context travels beside a fresh one. Whoever else reads trace headers (`check`, the demo's waterfall) reads them with
 //! `HeaderFamily::read`, which has the same parsers.
 //!
-//! Imports the leaves only. In reading order: `context`; `w3c` and `b3`; `format`; `carried`; `propagator`.
+//! Imports the leaves only. In reading order: `context`; `w3c` and `b3`; `format`; `carried`; `secrets`; `propagator`.
 
 mod b3;
 mod carried;
@@ -16,15 +16,18 @@ mod context;
 mod format;
 mod handover;
 mod propagator;
+mod secrets;
 mod w3c;
 
-pub use carried::{Carried, carried_names, is_never_carried, is_secret, is_valid_request_id};
+pub use carried::{Carried, carried_names, is_never_carried, is_valid_request_id};
 pub(crate) use carried::{
-    HeaderPairs, RedactedHeaders, X_CALL_BUDGET, X_HOP_COUNT, X_REQUEST_ID, is_foreign_tracer, is_trace_context, redacted,
+    HeaderPairs, RedactedHeaders, X_CALL_BUDGET, X_HOP_COUNT, X_REQUEST_ID, is_foreign_tracer, is_trace_context,
 };
 pub(crate) use context::HeaderSource;
 pub use context::{Context, Incoming, Sampling};
 pub(crate) use format::HeaderFamily;
 pub(crate) use handover::{TraceBreak, names_trace};
 pub use propagator::{Propagator, Propagators};
+pub use secrets::is_secret;
+pub(crate) use secrets::redacted;
 pub(crate) use w3c::{is_valid_tracestate, traceresponse};

@@ -424,8 +424,11 @@ async fn secrets_are_carried_whole_and_shown_masked() {
 async fn headers_shows_what_arrived_with_secrets_masked() {
     let hop = Hop::start(&[], &[]);
     let mut secrets = vec![("x-plain", "a"), ("x-plain", "b")];
-    let names = ["authorization", "proxy-authorization", "cookie", "x-auth-token", "x-api-key", "x-password", "X-PassWord-Old"];
-    secrets.extend(names.map(|name| (name, "s3cret")));
+    let names = "authorization proxy-authorization cookie set-cookie x-auth-token x-api-key x-password X-PassWord-Old x-passwd x-pwd \
+        x-jwt x-goog-iap-jwt-assertion x-amzn-oidc-data dpop x-session-id x-csrf x-xsrf-id x-signature x-ms-client-principal \
+        x-credential x-auth x-client-secret";
+    let names: Vec<&str> = names.split_whitespace().collect();
+    secrets.extend(names.iter().map(|name| (*name, "s3cret")));
     let answer = hop.get("/headers", &secrets).await;
     assert_eq!(answer.status, 200);
     let shown = answer.json();
@@ -434,6 +437,42 @@ async fn headers_shows_what_arrived_with_secrets_masked() {
         assert_eq!(shown[name.to_ascii_lowercase()], json!(["***"]), "{name}");
     }
     assert!(!answer.text().contains("s3cret"));
+}
+
+#[tokio::test]
+async fn a_json_web_token_is_masked_under_any_name_and_what_only_resembles_one_is_not() {
+    const TOKEN: &str = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJzM2NyZXQifQ.c2lnbmF0dXJl";
+    let upstream = Upstream::answering(answer("200 OK", "", "")).await;
+    let front = Hop::start(&["--upstream", &upstream.url(), "--forward-header", "x-mine"], &[]);
+    let bearer = format!("Bearer {TOKEN}");
+    let member = format!("a=1,user={TOKEN},b=2");
+    let tokens = [("x-lane", TOKEN), ("x-mine", bearer.as_str()), ("baggage", &member)];
+    let trace = "00-463ac35c9f6413ad48485a3953bb6124-a2fb4a1d1a96d312-01";
+    let ids = [
+        ("x-request-id", "463ac35c9f6413ad48485a3953bb6124"),
+        ("traceparent", trace),
+        ("tracestate", "dd=s:1;t.dm:-4;t.usr.id:baz64,rojo=00f067aa0ba902b7"),
+        ("x-b3-traceid", "463ac35c9f6413ad48485a3953bb6124"),
+        ("x-b3-spanid", "a2fb4a1d1a96d312"),
+        ("x-b3-sampled", "1"),
+        ("x-cloud-trace-context", "105445aa7843bc8bf206b12000100000/1;o=1"),
+        ("sw8", "1-MWYyZDRiZjQ3Yg==-YjM3-3-bWVzaC1zdmM=-d2ViYXBw-L3Byb2R1Y3Q="),
+    ];
+    let headers = [&tokens[..], &ids].concat();
+    let (_, reply) = front.json("/service1", &headers).await;
+    let all = front.get("/headers", &headers).await.json();
+    for shown_in in [&reply["received"], &reply["upstreams"][0]["sent"], &all] {
+        for (name, _) in tokens {
+            assert_eq!(shown_in[name], json!(["***"]), "{name}: {shown_in}");
+        }
+        for (name, value) in ids {
+            assert_eq!(shown_in[name], json!([value]), "{name}: {shown_in}");
+        }
+    }
+    // What is masked is carried whole.
+    for (name, value) in tokens {
+        assert_eq!(upstream.heads()[0].all(name), [value]);
+    }
 }
 
 #[tokio::test]

@@ -1260,3 +1260,35 @@ fn junit_is_for_ci() {
     assert!(text.starts_with("<?xml") && text.trim_end().ends_with("</testsuites>"), "{text}");
     assert!(text.contains(" classname=\"propagation.lane\"") && text.contains("<failure message="), "{text}");
 }
+
+#[test]
+fn a_backend_that_redirects_is_not_followed_and_named_without_secrets() {
+    let (chain, asked) = (Chain::start(&[plain()]), Arc::new(Mutex::new(0)));
+    let count = asked.clone();
+    let elsewhere = fake(move |_| {
+        *count.lock().unwrap() += 1;
+        (200, vec![], "[]".to_owned())
+    });
+    let login = format!("http://u:s3cret@{elsewhere}/login?code=s3cret");
+    let front = fake(move |_| (302, vec![("location", login.clone())], String::new()));
+    let traces = format!("http://me:s3cret@{front}/zipkin?token=s3cret");
+    let run = check(&chain.url(), &["--traces", &traces, "--count", "1"]);
+    let to = format!("redirects (302) to http://{elsewhere}/login, which is not followed");
+    run.fails("traces.backend", &[&format!("No trace backend at http://{front}/zipkin"), &to]);
+    assert!(!run.json.to_string().contains("s3cret") && !run.stderr.contains("s3cret"), "{:#}", run.json);
+    assert_eq!(*asked.lock().unwrap(), 0);
+}
+
+#[test]
+fn the_report_shows_no_password_and_no_query_of_the_urls_it_was_given() {
+    let front = fake(|_| (301, vec![("location", "https://u:s3cret@chain.test/service1?code=s3cret".into())], String::new()));
+    let closed = free_addr();
+    for addr in [front.to_string(), closed.to_string()] {
+        let url = format!("http://me:s3cret@{addr}/service1?token=s3cret");
+        for output in ["text", "json", "junit"] {
+            let ran = crate::common::run(&["check", &url, "--output", output, "--traces", &url], &[]);
+            assert_eq!(ran.code, Some(1), "{ran:?}");
+            assert!(ran.stdout.contains("TCP 127.0.0.1") && !format!("{ran:?}").contains("s3cret"), "{ran:?}");
+        }
+    }
+}

@@ -11,6 +11,7 @@ use crate::check::backend::jaeger;
 use crate::check::envoy::suggestions::quoted;
 use crate::check::reachability::tls::Trust;
 use crate::check::report::{CheckId, Finding, Hint};
+use crate::net::hosts::redacted_url;
 use crate::traces::ids::parse_trace_id;
 use crate::traces::{Span, Trace, TraceId, decode};
 
@@ -46,16 +47,18 @@ pub(crate) struct Backend {
 /// Finds out what answers at `url`. Errors: the finding that says why nothing does.
 pub(crate) async fn open(url: &Url, trust: &Trust) -> Result<(Backend, Finding), Box<Finding>> {
     const LIMIT: Duration = Duration::from_secs(5);
+    let shown = redacted_url(url.as_str());
     let unreachable = |why: String| {
         let hint = Hint::new("Nothing listens there, or it is no Jaeger query API and no Zipkin v2 API")
             .run("kubectl port-forward -n istio-system svc/tracing 16686:80  # then --traces http://localhost:16686")
-            .run(format!("curl -s {}/api/services", quoted(url.as_str().trim_end_matches('/'))))
-            .run(format!("curl -s {}/api/v2/services", quoted(url.as_str().trim_end_matches('/'))));
-        Box::new(Finding::fail(CheckId::TracesBackend, format!("No trace backend at {url}: {why}"), hint))
+            .run(format!("curl -s {}/api/services", quoted(shown.trim_end_matches('/'))))
+            .run(format!("curl -s {}/api/v2/services", quoted(shown.trim_end_matches('/'))));
+        Box::new(Finding::fail(CheckId::TracesBackend, format!("No trace backend at {shown}: {why}"), hint))
     };
     let tls = trust.config().map_err(&unreachable)?.0;
     let http = reqwest::Client::builder()
         .no_proxy()
+        .redirect(reqwest::redirect::Policy::none())
         .timeout(LIMIT)
         .tls_backend_preconfigured(tls)
         .build()
@@ -99,9 +102,14 @@ fn bases(url: &Url) -> Vec<String> {
     bases
 }
 
-/// The body at a URL; `None` with another status than success.
+/// The body at a URL; `None` with another status than success. A redirect is not followed: it would lead to a login page, or
+/// to a host that nobody named.
 async fn fetch(http: &reqwest::Client, url: &str) -> Result<Option<Bytes>, String> {
     let answer = http.get(url).header(http::header::ACCEPT, "application/json").send().await.map_err(|error| cause(&error))?;
+    if let Some(to) = answer.headers().get(http::header::LOCATION).filter(|_| answer.status().is_redirection()) {
+        let to = redacted_url(&String::from_utf8_lossy(to.as_bytes()));
+        return Err(format!("it redirects ({}) to {}, which is not followed", answer.status().as_u16(), to.escape_debug()));
+    }
     if !answer.status().is_success() {
         return Ok(None);
     }

@@ -15,7 +15,7 @@ use crate::check::reachability::client::{CheckClient, FrontAnswer, RequestFailur
 use crate::check::reachability::tls::{self, Trust};
 use crate::check::reachability::x509;
 use crate::check::report::{CheckId, Finding, Hint};
-use crate::net::hosts::is_loopback;
+use crate::net::hosts::{is_loopback, redacted_url};
 
 /// Fewer days of validity left fail the certificate's check, unless it lives so short anyway: what renews it should have done so.
 const RENEWED_BY_DAYS: i64 = 7;
@@ -46,7 +46,7 @@ pub(crate) async fn resolve(url: &reqwest::Url, resolves: &[Resolve]) -> (Vec<Fi
             let mut hint = Hint::new(format!("Nobody published {name} in DNS; the tutorials' hosts never are"));
             hint = hint
                 .run("kubectl get service istio-ingressgateway -n istio-system  # its address")
-                .run(format!("httpserver check {} --resolve {host}:{port}:ADDRESS", quoted(url.as_str())));
+                .run(format!("httpserver check {} --resolve {host}:{port}:ADDRESS", quoted(&redacted_url(url.as_str()))));
             let mut findings = vec![Finding::fail(CheckId::ReachDns, format!("{name} does not resolve: {why}"), hint)];
             // A --resolve for another port is a common slip; say it.
             if let Some(other) = resolves.iter().find(|resolve| resolve.host == host && resolve.port != port) {
@@ -219,7 +219,7 @@ fn no_answer(failure: &RequestFailure, tls: Option<Tls>, url: &reqwest::Url, hin
     if tls.is_some() {
         let secure = url.as_str().replacen("http://", "https://", 1);
         let hint = Hint::new("The URL says http and the port speaks TLS: write https")
-            .run(format!("httpserver check {}", quoted(&secure)));
+            .run(format!("httpserver check {}", quoted(&redacted_url(&secure))));
         return Finding::fail(CheckId::ReachHttp, format!("Plain HTTP to port {port}, which speaks TLS"), hint);
     }
     if let Some((text, hint)) = gateway::unanswered(hints) {
@@ -240,8 +240,8 @@ fn no_answer(failure: &RequestFailure, tls: Option<Tls>, url: &reqwest::Url, hin
                 .run("httpserver check https://HOST/…  # through the gateway, which is in the mesh"),
         ),
         RequestFailure::Connect(why) => (format!("No connection for the request: {why}"), Hint::new("The port accepted a moment ago: the server restarts, or limits connections").run(format!("kubectl get pods -n {namespace}"))),
-        RequestFailure::NotHttp(why) => (format!("The answer is no HTTP/1.1 ({why})"), Hint::new("The port speaks another protocol: gRPC, a database, HTTP/2 alone").run(format!("curl -v {}", quoted(url.as_str())))),
-        RequestFailure::TooLarge => (failure.to_string(), Hint::new("Not a reply of the chain").run(format!("curl -sv -o /dev/null {}", quoted(url.as_str())))),
+        RequestFailure::NotHttp(why) => (format!("The answer is no HTTP/1.1 ({why})"), Hint::new("The port speaks another protocol: gRPC, a database, HTTP/2 alone").run(format!("curl -v {}", quoted(&redacted_url(url.as_str()))))),
+        RequestFailure::TooLarge => (failure.to_string(), Hint::new("Not a reply of the chain").run(format!("curl -sv -o /dev/null {}", quoted(&redacted_url(url.as_str()))))),
     };
     Finding::fail(CheckId::ReachHttp, text, hint)
 }
@@ -258,7 +258,7 @@ async fn redirected(client: &CheckClient, mut answer: FrontAnswer, hints: &HintC
             return Finding::fail(
                 CheckId::ReachHttp,
                 format!("HTTP {} without a place to go to (Location)", answer.status),
-                Hint::new("A broken redirect rule").run(format!("curl -sv {}", quoted(at.as_str()))),
+                Hint::new("A broken redirect rule").run(format!("curl -sv {}", quoted(&redacted_url(at.as_str())))),
             );
         };
         let looped = seen.contains(&next);
@@ -267,9 +267,9 @@ async fn redirected(client: &CheckClient, mut answer: FrontAnswer, hints: &HintC
                 "Something in front ends TLS and speaks plain HTTP to a gateway that redirects plain HTTP to https (tls.httpsRedirect), or two rules send the request to each other",
             )
             .run("kubectl get gateway -A -o yaml | grep -B6 httpsRedirect")
-            .run(format!("curl -svL --max-redirs 5 {}", quoted(client.url.as_str())));
-            let path: Vec<&str> = seen.iter().map(reqwest::Url::as_str).chain([next.as_str()]).collect();
-            let shown = path.iter().take(4).map(|url| format!("-> {url}"));
+            .run(format!("curl -svL --max-redirs 5 {}", quoted(&redacted_url(client.url.as_str()))));
+            let path = seen.iter().chain([&next]).take(4);
+            let shown = path.map(|url| format!("-> {}", redacted_url(url.as_str())));
             return Finding::fail(
                 CheckId::ReachHttp,
                 "Redirect loop: the answer leads back to a URL that was asked before",
@@ -282,13 +282,13 @@ async fn redirected(client: &CheckClient, mut answer: FrontAnswer, hints: &HintC
             && next.port_or_known_default() == at.port_or_known_default();
         let from_plain = at.scheme() == "http";
         let end = |next: &reqwest::Url| {
-            let mut hint =
-                Hint::new("This is not the chain's own URL").run(format!("httpserver check {}", quoted(next.as_str())));
+            let mut hint = Hint::new("This is not the chain's own URL")
+                .run(format!("httpserver check {}", quoted(&redacted_url(next.as_str()))));
             if next.scheme() == "https" && from_plain {
                 hint = Hint::new("The gateway sends plain HTTP to https: check the https URL")
-                    .run(format!("httpserver check {}", quoted(next.as_str())));
+                    .run(format!("httpserver check {}", quoted(&redacted_url(next.as_str()))));
             }
-            Finding::fail(CheckId::ReachHttp, format!("HTTP {first}: redirected to {next}"), hint)
+            Finding::fail(CheckId::ReachHttp, format!("HTTP {first}: redirected to {}", redacted_url(next.as_str())), hint)
         };
         if !same_host {
             return end(&next);
@@ -300,14 +300,18 @@ async fn redirected(client: &CheckClient, mut answer: FrontAnswer, hints: &HintC
             Ok(more) if more.tree().is_some() || more.status < 300 => return end(&at),
             Ok(more) => {
                 let (text, hint) = gateway::front(&more, hints);
-                return Finding::fail(CheckId::ReachHttp, format!("HTTP {first}: redirected to {at}. {text}"), hint);
+                return Finding::fail(
+                    CheckId::ReachHttp,
+                    format!("HTTP {first}: redirected to {}. {text}", redacted_url(at.as_str())),
+                    hint,
+                );
             }
             Err(failure) => {
                 return Finding::fail(
                     CheckId::ReachHttp,
-                    format!("HTTP {first}: redirected to {at}, and there {failure}"),
+                    format!("HTTP {first}: redirected to {}, and there {failure}", redacted_url(at.as_str())),
                     Hint::new("The redirect leads to a server that does not answer")
-                        .run(format!("curl -sv {}", quoted(at.as_str()))),
+                        .run(format!("curl -sv {}", quoted(&redacted_url(at.as_str())))),
                 );
             }
         }
@@ -377,7 +381,7 @@ async fn plain(client: &CheckClient, plain_port: Option<u16>) -> Finding {
                 let hint = Hint::new("A redirect, and not to TLS").run("kubectl get gateway -A -o yaml | grep -B6 httpsRedirect");
                 Finding::fail(
                     CheckId::ReachRedirect,
-                    format!("Plain HTTP on port {port} is redirected to {}", gateway::clip(to)),
+                    format!("Plain HTTP on port {port} is redirected to {}", gateway::clip(&redacted_url(to))),
                     hint,
                 )
             }

@@ -8,6 +8,7 @@ use tokio::sync::watch;
 
 use crate::demo::control::until;
 use crate::demo::store::Store;
+use crate::net::hosts::redacted_url;
 use crate::traces::TraceId;
 
 /// Spans that arrive within this time go on in one batch.
@@ -46,9 +47,10 @@ pub(crate) async fn forward(store: Store, base: String, stopped: watch::Receiver
         let failure = match client.post(&url).json(&batch).send().await {
             Ok(answer) if answer.status().is_success() => None,
             Ok(answer) => Some(format!("answered {}", answer.status())),
-            Err(error) => Some(crate::text::causes(&error)),
+            Err(error) => Some(crate::text::causes(&error.without_url())),
         };
         if let Some(error) = failure.as_ref().filter(|_| !failing) {
+            let url = redacted_url(&url);
             tracing::warn!(url, error, "spans were not passed on");
         }
         failing = failure.is_some();
