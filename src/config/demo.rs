@@ -21,12 +21,12 @@ pub struct DemoArgs {
     /// The address that all of them listen on
     #[arg(long, default_value = "127.0.0.1", value_name = "ADDRESS")]
     pub listen: IpAddr,
-    /// The port of service1; service2 has the next one, and so on; 0 takes free ones
-    #[arg(long, default_value = "8080")]
-    pub port: u16,
-    /// The port of the trace store and its page; 0 takes a free one
-    #[arg(long, default_value = "9411", value_name = "PORT")]
-    pub store_port: u16,
+    /// The port of service1; service2 has the next one, and so on; 0 takes free ones [default: 8080, with --once 0]
+    #[arg(long)]
+    pub port: Option<u16>,
+    /// The port of the trace store and its page; 0 takes a free one [default: 9411, with --once 0]
+    #[arg(long, value_name = "PORT")]
+    pub store_port: Option<u16>,
     /// Delay that every hop adds: `20ms`, `10ms..2s` or `p50=20ms,p90=80ms,p99=400ms`
     #[arg(long, default_value = "5ms..60ms")]
     pub latency: Latency,
@@ -51,7 +51,7 @@ pub struct DemoArgs {
     /// A Jaeger that the page links to: `http://localhost:16686`
     #[arg(long, value_name = "URL", value_parser = base_url)]
     pub jaeger: Option<String>,
-    /// Send one request, draw its trace, exit: 0 if the trace is complete, else 1. Takes free ports
+    /// Send one request, draw its trace, exit: 0 if the trace is complete, else 1
     #[arg(long)]
     pub once: bool,
     /// Report the client span of the demo's own request, to its store or to where OTEL_TRACES_EXPORTER says, so that its trace

@@ -65,12 +65,11 @@ impl Demo {
         if let Some(hop) = wrong_hop.into_iter().find(|hop| *hop > count) {
             return Err(DemoError::Usage(format!("there is no service{hop}: the demo has service1 to service{count} (--hops)")));
         }
-        let free = args.once || args.port == 0;
-        if !free && args.port.checked_add(count - 1).is_none() {
-            return Err(DemoError::Usage(format!(
-                "invalid value '{}' for --port: {count} hops need ports up to 65535",
-                args.port
-            )));
+        let port = args.port.unwrap_or(if args.once { 0 } else { 8080 });
+        let store_port = args.store_port.unwrap_or(if args.once { 0 } else { 9411 });
+        let free = port == 0;
+        if !free && port.checked_add(count - 1).is_none() {
+            return Err(DemoError::Usage(format!("invalid value '{port}' for --port: {count} hops need ports up to 65535")));
         }
         let at = |port: u16| Listen { host: Some(args.listen), port };
         let taken = |error: BindError| {
@@ -78,7 +77,7 @@ impl Demo {
             let (reason, _) = error.split_once(';').unwrap_or((&error, ""));
             DemoError::Address(format!("{reason}; --port 0 and --store-port 0 take free ones"))
         };
-        let store_listener = listen(at(if args.once { 0 } else { args.store_port })).await.map_err(taken)?;
+        let store_listener = listen(at(store_port)).await.map_err(taken)?;
         let store_addr = store_listener.local_addr().map_err(|error| DemoError::Address(error.to_string()))?;
         let endpoint = format!("http://{}/api/v2/spans", reachable(store_addr));
 
@@ -88,7 +87,7 @@ impl Demo {
         let resources = Resources::of_process().divided_by(count);
         let passed = watch::Sender::new(());
         for number in (1..=count).rev() {
-            let mut config = HopConfig::new(&format!("service{number}"), at(if free { 0 } else { args.port + number - 1 }));
+            let mut config = HopConfig::new(&format!("service{number}"), at(if free { 0 } else { port + number - 1 }));
             let next = match args.fan_out {
                 Some(_) if number == 1 => hops.iter().rev().zip(2..).collect(),
                 Some(_) => Vec::new(),
@@ -140,7 +139,7 @@ impl Demo {
     pub async fn run(self, shutdown: impl Future<Output = Stop>) -> bool {
         let Self { hops, state, access, output, store_listener, once, quiet, style, tracing } = self;
         let tracer = tracing.as_ref().map(ClientTracing::tracer);
-        let expected = ExpectedTrace::of_hops(hops.len());
+        let expected = ExpectedTrace { hops: state.names(), ..ExpectedTrace::of_hops(hops.len()) };
         let printer = Printer { state: state.clone(), expected, style, out: output.stdout.clone(), tracer };
         if !quiet {
             printer.print(&printer.introduction(&access));

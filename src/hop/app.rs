@@ -138,7 +138,7 @@ impl App {
         }
         if !config.drop_headers.is_empty() {
             let names: Vec<_> = config.drop_headers.iter().map(http::HeaderName::as_str).collect();
-            tracing::warn!(headers = names.join(","), "this hop loses headers on purpose (--drop-header)");
+            tracing::warn!(hop = identity.name, headers = names.join(","), "this hop loses headers on purpose (--drop-header)");
         }
         let node = Node {
             version_header: http::HeaderValue::from_str(&identity.version)

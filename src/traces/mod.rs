@@ -4,15 +4,17 @@
 //! to it by a test. A [`Trace`] is the tree of the spans of one trace id; a [`Verdict`] lists what is wrong with the traces
 //! of one request.
 //!
-//! Imports the leaves only. In reading order: [`ids`]; `span`, with `lenient`; `trace`; `verdict`; [`dependencies`].
+//! Imports the leaves only. In reading order: [`ids`]; `span`, with `lenient`; `trace`; `failure`; `verdict`; [`dependencies`].
 
 pub mod dependencies;
+mod failure;
 pub mod ids;
 mod lenient;
 mod span;
 mod trace;
 mod verdict;
 
+pub use failure::{Failure, Origin};
 pub use ids::{InvalidId, SpanId, TraceId};
 pub use span::{Annotation, DecodeError, Endpoint, Kind, Span, decode};
 pub use trace::{PlacedSpan, Trace};

@@ -118,6 +118,14 @@ impl Trace {
         self.rows.iter().filter(|row| row.parent.is_none() && row.missing_parent.is_none()).count()
     }
 
+    /// How many requests used its id: above 1 when every span at the top is a server span of one service.
+    pub fn requests(&self) -> usize {
+        let tops = self.rows.iter().filter(|row| row.parent.is_none());
+        let first = self.rows.first().and_then(|row| row.span.service());
+        let same = |row: &PlacedSpan| first.is_some() && row.span.service() == first && row.span.kind == Some(Kind::Server);
+        if tops.clone().all(same) { tops.count() } else { 1 }
+    }
+
     /// Whether the missing parent of this row is there after all, but below it: spans that name each other.
     pub fn names_descendant(&self, row: &PlacedSpan) -> bool {
         row.missing_parent.is_some_and(|parent| self.rows.iter().any(|other| other.span.id == parent))

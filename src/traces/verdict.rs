@@ -8,6 +8,7 @@ use std::ops::RangeInclusive;
 use serde::Serialize;
 
 use crate::text::counted;
+use crate::traces::failure::{Failure, listed};
 use crate::traces::ids::{self, SpanId, TraceId, shorten};
 use crate::traces::span::{Kind, Span};
 use crate::traces::trace::{PlacedSpan, Trace};
@@ -58,6 +59,10 @@ pub struct ExpectedTrace {
     pub caller: Caller,
     /// Spans that are known from the replies.
     pub required: Vec<ExpectedSpan>,
+    /// The services that take part, as far as they are known.
+    pub hops: Vec<Box<str>>,
+    /// How the request failed, by its reply; `None` where the spans are all there is to read it from.
+    pub failure: Option<Failure>,
     /// Every app runs beside a sidecar that reports: an app's server span hangs below its own sidecar's, and a sidecar's client
     /// span below its app's.
     pub sidecars: bool,
@@ -135,6 +140,10 @@ pub struct Verdict {
     pub services: Vec<Box<str>>,
     /// Spans in all traces.
     pub spans: usize,
+    /// How many requests used the trace id.
+    pub requests: usize,
+    /// How the request failed, a sentence; `None` when it did not. A whole trace may be of a request that failed.
+    pub failure: Option<String>,
     /// Spans that failed, by the word of those who reported them. A whole trace may have some.
     pub errors: usize,
     /// The services at which a trace begins although it should go on: here it broke.
@@ -157,9 +166,13 @@ impl Verdict {
             services: services(traces, &expected.caller),
             spans: traces.iter().flat_map(Trace::rows).filter(|row| !expected.caller.is_span(&row.span)).count(),
             errors: traces.iter().map(Trace::errors).sum(),
+            requests: traces.iter().map(Trace::requests).max().unwrap_or_default(),
             ..Self::default()
         };
-        verdict.compare_counts(expected);
+        let failure = expected.failure.clone().or_else(|| traces.first().and_then(Failure::of));
+        let never_called = failure.as_ref().map_or_else(Vec::new, |failure| verdict.never_called(failure, expected));
+        verdict.failure = failure.map(|failure| failure.sentence(&never_called));
+        verdict.compare_counts(expected, &never_called);
         for trace in traces {
             verdict.add_tops(trace, expected);
         }
@@ -172,7 +185,14 @@ impl Verdict {
         self.deviations.push(text.into());
     }
 
-    fn compare_counts(&mut self, expected: &ExpectedTrace) {
+    /// The services that no call reached, because each branch of the request ended in an error before them.
+    fn never_called(&self, failure: &Failure, expected: &ExpectedTrace) -> Vec<Box<str>> {
+        let unheard = |name: &&Box<str>| !self.services.contains(name) && !failure.reached.contains(name);
+        let unheard: Vec<_> = expected.hops.iter().filter(unheard).cloned().collect();
+        if failure.ended_in_answers() && self.traces.len() <= 1 { unheard } else { Vec::new() }
+    }
+
+    fn compare_counts(&mut self, expected: &ExpectedTrace, never_called: &[Box<str>]) {
         let (found, wanted) = (self.traces.len(), expected.traces.unwrap_or(1));
         match found {
             0 => return self.say("No trace arrived: the hops do not report spans, report them elsewhere, or did not sample."),
@@ -191,7 +211,9 @@ impl Verdict {
         if let Some(services) = expected.services.as_ref().filter(|range| !range.contains(&self.services.len())) {
             let few = self.services.len() < *services.start();
             let wanted = if few { services.start() } else { services.end() };
-            let why = if few {
+            let why = if few && !never_called.is_empty() && self.services.len() + never_called.len() == *wanted {
+                &format!("{} {} never called", listed(never_called), if never_called.len() == 1 { "was" } else { "were" })
+            } else if few {
                 "the others were not reached, do not report, are in another trace because a hop lost the trace headers, or their spans are still on the way"
             } else {
                 "somebody else reports into this trace, a proxy for instance"
@@ -200,7 +222,9 @@ impl Verdict {
             let found = counted(self.services.len(), "service");
             self.say(format!("{found} instead of {wanted} reported ({}): {why}.", listed.join(", ")));
         }
-        if let Some(wanted) = expected.spans.filter(|wanted| *wanted != self.spans) {
+        // A service that was never called has no server span, and its caller no client span.
+        let wanted = expected.spans.map(|wanted| wanted.saturating_sub(2 * never_called.len()));
+        if let Some(wanted) = wanted.filter(|wanted| *wanted != self.spans) {
             let why = if self.spans < wanted {
                 "some are still on the way, were lost, or a call was never made"
             } else {
@@ -222,6 +246,9 @@ impl Verdict {
             (Caller::Untraced, Some(_)) => false,
             (Caller::Untraced | Caller::Unknown, None) => true,
         };
+        if trace.requests() > 1 && expected.caller == Caller::Unknown {
+            return;
+        }
         let (beginnings, torn): (Vec<&PlacedSpan>, Vec<&PlacedSpan>) = tops.into_iter().partition(|row| begins(row));
         let service = |row: &PlacedSpan| Box::from(row.span.service().unwrap_or_default());
         self.broken_at.extend(beginnings.iter().skip(1).chain(&torn).map(|row| service(row)));

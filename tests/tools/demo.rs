@@ -85,6 +85,55 @@ fn once_exits_with_1_when_a_hop_answers_an_error_and_calls_nobody() {
     let (code, stdout, _) = run(&["--once", "--latency", "0", "--fault", "service2:abort=503@100%"]);
     assert_eq!(code, Some(1), "{stdout}");
     assert!(stdout.contains("2 services instead of 3"), "{stdout}");
+    let said = stdout.split_whitespace().collect::<Vec<_>>().join(" ");
+    let failure = "The request failed with 502: service2 answered 503, by its injected fault; so service3 was never called.";
+    assert!(said.contains(failure) && !said.contains("on the way"), "{stdout}");
+    let (code, stdout, _) = run(&["--once", "--latency", "0", "--hops", "6", "--fault", "service4:abort=503@100%"]);
+    let said = stdout.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert_eq!(code, Some(1), "{stdout}");
+    assert!(
+        said.contains("service4 answered 503, by its injected fault; so service5 and service6 were never called."),
+        "{stdout}"
+    );
+    assert!(!said.contains("spans instead of") && !said.contains("on the way"), "{stdout}");
+}
+
+#[test]
+fn a_whole_trace_of_a_request_that_failed_is_said_to_have_failed() {
+    let (code, stdout, _) = run(&["--once", "--latency", "0", "--fault", "service3:delay=5s@100%"]);
+    let said = stdout.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert_eq!(code, Some(0), "{stdout}");
+    assert!(said.contains("complete, but the request failed 1 trace, 3 services, 5 spans, no orphan"), "{stdout}");
+    assert!(said.contains("The request failed with 504: service2 called service3 in vain (no whole answer within"), "{stdout}");
+}
+
+#[test]
+fn once_listens_where_it_is_told_to() {
+    let front = common::ports::free_addr().port();
+    let (code, stdout, stderr) = run(&["--once", "--latency", "0", "--hops", "1", "--port", &front.to_string()]);
+    assert_eq!(code, Some(0), "{stderr}");
+    assert!(stdout.contains(&format!("http://127.0.0.1:{front}")), "{stdout}");
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    for flags in [["--port", &port], ["--store-port", &port]] {
+        let (code, _, stderr) = run(&[&["--once", "--hops", "1"][..], &flags].concat());
+        assert!(code == Some(1) && stderr.contains(&port), "{stderr}");
+    }
+}
+
+#[test]
+fn the_callers_own_span_counts_as_no_service_of_the_chain() {
+    let (code, stdout, _) = run(&["--once", "--latency", "0", "--report-spans"]);
+    assert_eq!(code, Some(0), "{stdout}");
+    let head = stdout.lines().find(|line| line.starts_with("trace ")).unwrap();
+    assert!(head.contains("3 services") && head.contains("5 spans"), "{head}");
+    assert!(stdout.contains("httpserver-check"), "{stdout}");
+}
+
+#[test]
+fn a_header_that_is_lost_on_purpose_is_warned_of_with_the_hops_name() {
+    let (_, _, stderr) = run(&["--once", "--latency", "0", "--drop-header", "service2:traceparent"]);
+    assert!(stderr.contains("service2") && stderr.contains("traceparent"), "{stderr}");
 }
 
 #[test]
@@ -129,11 +178,16 @@ fn it_goes_on_serving_draws_further_traces_and_ends_on_ctrl_c() {
     serving.process.until_printed(&format!("trace {trace}"));
     serving.process.until_printed("service3");
 
+    // The same id again is drawn again.
+    let (status, _) = get(front, "/service1", &format!("b3: {trace}-a2fb4a1d1a96d312-1\r\n"));
+    assert_eq!(status, 200);
+    serving.process.until_printed("2 requests used this trace id.");
+
     // The same trace is there for everybody who speaks Zipkin's API, and so is what others report.
-    let spans = wait_until("five spans in the store", || {
+    let spans = wait_until("ten spans in the store", || {
         let (_, spans) = get(store, &format!("/api/v2/trace/{trace}"), "");
         let spans: Vec<serde_json::Value> = serde_json::from_str(dechunked(&spans).as_str()).ok()?;
-        (spans.len() == 5).then_some(spans)
+        (spans.len() == 10).then_some(spans)
     });
     let services: std::collections::BTreeSet<_> =
         spans.iter().map(|span| span["localEndpoint"]["serviceName"].as_str().unwrap().to_owned()).collect();

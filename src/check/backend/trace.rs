@@ -118,6 +118,8 @@ fn expectation(args: &TraceArgs, tree: &Tree) -> ExpectedTrace {
         required: expected_spans(tree, "", None).into_iter().map(|expected| expected.span).collect(),
         sidecars: args.sidecars,
         errors: succeeded(tree).then_some(0),
+        failure: tree.failure(),
+        hops: Vec::new(),
     }
 }
 

@@ -20,7 +20,7 @@ use crate::hop::fault::Faults;
 use crate::hop::reply::{Tree, milliseconds};
 use crate::net::addresses::reachable;
 use crate::traces::ids::parse_trace_id;
-use crate::traces::{Trace, TraceId};
+use crate::traces::{Caller, ExpectedTrace, Failure, Trace, TraceId};
 use crate::upstream::FanOut;
 
 /// How often figures and health are read while a page is open.
@@ -129,6 +129,7 @@ struct Answered {
     traces: Vec<TraceId>,
     /// How many services are in the reply.
     services: usize,
+    failure: Option<Failure>,
     /// The [`SentRequest`].
     json: Bytes,
 }
@@ -275,6 +276,11 @@ impl DemoState {
         *lock(&hop.health) = health;
     }
 
+    /// The names of the hops.
+    pub(crate) fn names(&self) -> Vec<Box<str>> {
+        self.hops.iter().map(|hop| hop.name.as_str().into()).collect()
+    }
+
     /// The URL of the first hop.
     pub(crate) fn front(&self) -> String {
         format!("http://{}/service1", reachable(self.hops[0].addr))
@@ -306,7 +312,7 @@ impl DemoState {
         if let Some(reply) = &exchange.reply {
             let services = hops_of(reply).map(|hop| &hop.service).collect::<HashSet<_>>().len();
             let mut exchanges = lock(&self.exchanges);
-            exchanges.push_back(Answered { traces: trace_ids(reply), services, json: json.clone() });
+            exchanges.push_back(Answered { traces: trace_ids(reply), services, failure: reply.failure(), json: json.clone() });
             let mut bytes: usize = exchanges.iter().map(|known| known.json.len()).sum();
             while exchanges.len() > EXCHANGES || bytes > EXCHANGE_BYTES {
                 bytes -= exchanges.pop_front().map_or(0, |known| known.json.len());
@@ -321,13 +327,22 @@ impl DemoState {
         exchanges.iter().rev().find(|known| known.traces.contains(&id)).map(|known| known.json.clone())
     }
 
-    /// How many services take part in a trace: those of the reply where the demo sent the request, all hops where one of them
-    /// reported; `None` when nobody knows.
-    pub(crate) fn services_of(&self, trace: &Trace) -> Option<usize> {
+    /// What a trace has to have: the services of the reply where the demo sent the request, all hops where one of them reported;
+    /// anything where nobody knows. A page shows whatever is reported: more services than hops are no defect.
+    pub(crate) fn expected(&self, trace: &Trace) -> ExpectedTrace {
         let exchanges = lock(&self.exchanges);
-        let answered = exchanges.iter().rev().find(|known| known.traces.contains(&trace.id())).map(|known| known.services);
-        let is_ours = || self.hops.iter().any(|hop| trace.services().iter().any(|name| **name == *hop.name));
-        answered.or_else(|| is_ours().then_some(self.hops.len()))
+        let answered = exchanges.iter().rev().find(|known| known.traces.contains(&trace.id()));
+        let is_ours = self.hops.iter().any(|hop| trace.services().iter().any(|name| **name == *hop.name));
+        let hops = if is_ours { self.names() } else { Vec::new() };
+        let failure = answered.and_then(|known| known.failure.clone());
+        let services = answered.map(|known| known.services).or_else(|| is_ours.then_some(hops.len()));
+        ExpectedTrace {
+            services: services.map(|services| services..=usize::MAX),
+            caller: Caller::Unknown,
+            hops,
+            failure,
+            ..ExpectedTrace::default()
+        }
     }
 }
 

@@ -59,6 +59,7 @@ struct Summary {
     errors: usize,
     orphans: usize,
     roots: usize,
+    requests: usize,
 }
 
 impl Summary {
@@ -74,6 +75,7 @@ impl Summary {
             errors: trace.errors(),
             orphans: trace.orphans(),
             roots: trace.roots(),
+            requests: trace.requests(),
         }
     }
 }

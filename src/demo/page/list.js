@@ -69,7 +69,7 @@ function mark(link, on) {
 }
 
 function row(trace) {
-  const odd = trace.orphans > 1 || trace.roots > 1;
+  const odd = trace.requests < 2 && (trace.orphans > 1 || trace.roots > 1);
   return h('a', { href: `#/trace/${trace.id}`, class: trace.errors ? 'bad' : '' },
     h('span', { class: 'when' }, clock(trace.start_us)),
     h('span', { class: 'name' }, plain(trace.name ?? 'no name', 60)),
@@ -77,6 +77,7 @@ function row(trace) {
     h('span', { class: 'dots' }, trace.services.slice(0, 6).map((name) => h('span', { class: 'dot', 'data-c': colour(name) })),
       h('span', null, ` ${counted(trace.services.length, 'service')}, ${counted(trace.spans, 'span')}`),
       trace.errors > 0 && h('strong', { class: 'flag' }, ` ${counted(trace.errors, 'error')}`),
+      trace.requests > 1 && h('span', null, `, ${trace.requests} requests`),
       odd && h('strong', { class: 'flag warn' }, ' in pieces')),
     h('span', { class: 'track', 'aria-hidden': 'true' }, h('span', { class: 'long' })));
 }

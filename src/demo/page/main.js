@@ -139,14 +139,15 @@ function about() {
   if (config?.links.zipkin) link(`${config.links.zipkin}/zipkin/traces/${id}`, 'Open in Zipkin', away);
   if (config?.links.jaeger) link(`${config.links.jaeger}/trace/${id}`, 'Open in Jaeger', away);
   fill($('links'), links);
-  const wrong = [...(open.verdict?.deviations ?? [])];
-  if (open.verdict?.errors) wrong.push(`${open.verdict.errors} of ${open.verdict.spans.toLocaleString('en')} spans failed. The deepest red one is where it began; the red ones above it only pass it on.`);
+  const { failure, deviations = [], requests = 1 } = open.verdict ?? {};
+  const wrong = [failure, ...deviations].filter(Boolean);
   const steps = story(trace, exchange);
   const shut = $('about').querySelector('details')?.open === false;
   fill($('about'),
     h('p', { class: 'facts-line' }, h('span', { class: 'id trace' }, id),
       trace ? [h('strong', null, time(trace.duration)), ` ${counted(trace.services.length, 'service')}, ${counted(trace.rows.length, 'span')}`, h('span', { class: 'hint' }, ` ${clock(trace.start)}`)] : null),
     trace?.begunOutside && h('p', { class: 'wrong calm' }, `The first span hangs below ${trace.rows[0].missing}, the id that the caller sent along. The caller reports no spans here, so the picture begins at ${plain(trace.rows[0].service || 'the first hop', 60)}.`),
+    requests > 1 && h('p', { class: 'wrong calm' }, `${requests} requests used this trace id, so their spans are all here.`),
     wrong.length > 0 && h('ul', { class: 'wrong', 'aria-label': 'What is not as it should be' }, wrong.map((text) => h('li', null, plain(text, 600)))),
     steps && h('details', { class: 'told', open: !shut }, h('summary', null, 'What happened to the trace id'), h('p', { class: 'hint' }, 'A trace id is the one number that everything done for one request has in common. It has to be handed from hop to hop.'), h('ol', { class: 'story' }, steps)));
 }

@@ -21,7 +21,7 @@ use crate::demo::control::orders;
 use crate::demo::control::state::DemoState;
 use crate::demo::page::events::Streams;
 use crate::traces::ids::{parent_id, parse_trace_id};
-use crate::traces::{Caller, ExpectedTrace, Span, SpanId, Verdict};
+use crate::traces::{Span, SpanId, Verdict};
 
 /// What the browser lets the page do.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
@@ -137,9 +137,10 @@ fn verdict(state: &DemoState, id: &str, query: VerdictQuery) -> Response {
     let Some(trace) = parse_trace_id(id).ok().and_then(|id| state.store.tree(id)) else {
         return Json(()).into_response();
     };
-    // A page shows whatever is reported: more services than hops are no defect, and nobody knows who called.
-    let services = query.hops.or_else(|| state.services_of(&trace)).filter(|hops| *hops > 0).map(|hops| hops..=usize::MAX);
-    let expected = ExpectedTrace { services, caller: Caller::Unknown, ..ExpectedTrace::default() };
+    let mut expected = state.expected(&trace);
+    if let Some(hops) = query.hops {
+        expected.services = (hops > 0).then_some(hops..=usize::MAX);
+    }
     let rows = trace.rows().iter().map(|row| Row {
         span: &row.span,
         depth: row.depth,

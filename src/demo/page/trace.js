@@ -14,7 +14,7 @@ export function model(found) {
   return {
     id: found.traces[0], rows, start: found.start_us, duration: found.duration_us, services: found.services, errors: found.errors,
     /** The one span without its parent is the first: the caller sent that id along and reports nothing here. */
-    begunOutside: tops.length === 1 && tops[0].missing !== null,
+    begunOutside: (tops.length === 1 || found.requests > 1) && tops[0]?.missing != null,
   };
 }
 

@@ -19,7 +19,7 @@ pub fn render(trace: &Trace, sent: &SentHeaders, style: &Style) -> String {
     format!("{}\n{}", render_rows(trace, style), render_ties(trace, sent, style))
 }
 
-/// The verdict: one line when all is well, else a line per deviation below it. Ends with a newline.
+/// The verdict: one line when all is well, else a line below it for how the request failed and for each deviation. Ends with a newline.
 pub fn render_verdict(verdict: &Verdict, style: &Style) -> String {
     let style = style.usable();
     let mut canvas = Canvas::new(&style);
@@ -32,12 +32,14 @@ pub fn render_verdict(verdict: &Verdict, style: &Style) -> String {
     );
     let mut line = canvas.line();
     if verdict.whole {
-        line.put(GOOD, style.pick("✓ complete", "complete")).put(PLAIN, &format!("  {counts}"));
+        line.put(GOOD, style.pick("✓ complete", "complete"));
+        line.put(BAD, if verdict.failure.is_some() { ", but the request failed" } else { "" });
     } else {
-        line.put(BAD, style.pick("✗ not complete", "NOT COMPLETE")).put(PLAIN, &format!("  {counts}"));
+        line.put(BAD, style.pick("✗ not complete", "NOT COMPLETE"));
     }
+    line.put(PLAIN, &format!("  {counts}"));
     canvas.end(line);
-    for deviation in &verdict.deviations {
+    for deviation in verdict.failure.iter().chain(&verdict.deviations) {
         canvas.paragraph("  - ", "    ", &clean(deviation, usize::MAX, style.unicode));
     }
     canvas.out

@@ -110,6 +110,7 @@ impl Printer {
         if !quiet {
             self.print(&format!("$ curl {url}\n{}\n", reply.to_text()));
         }
+        let expected = ExpectedTrace { failure: reply.failure(), ..expected };
         let ids = trace_ids(&reply);
         let deadline = Instant::now() + FIRST_TRACE;
         let load = || -> Vec<Trace> { ids.iter().filter_map(|id| self.state.store.tree(*id)).collect() };
@@ -137,7 +138,10 @@ impl Printer {
 
     /// Draws every trace that comes in, when it is as it should be or when it has been quiet for a while.
     pub(crate) async fn further_traces(&self, mut arrivals: broadcast::Receiver<TraceId>) {
-        let mut drawn: HashMap<TraceId, usize> = self.state.store.trace_ids().into_iter().map(|id| (id, 0)).collect();
+        let mut drawn: HashMap<TraceId, usize> = HashMap::new();
+        for id in self.state.store.trace_ids() {
+            drawn.insert(id, self.state.store.tree(id).map_or(0, |trace| trace.rows().len()));
+        }
         let mut waiting: HashMap<TraceId, Instant> = HashMap::new();
         let mut second = (Instant::now(), 0);
         let mut skipped = 0_usize;
@@ -151,7 +155,6 @@ impl Printer {
             };
             tokio::select! {
                 arrived = arrivals.recv() => match arrived {
-                    Ok(id) if drawn.contains_key(&id) => {}
                     Ok(id) => { waiting.insert(id, Instant::now()); }
                     Err(broadcast::error::RecvError::Lagged(_)) => {}
                     Err(broadcast::error::RecvError::Closed) => return,
@@ -172,6 +175,11 @@ impl Printer {
                     waiting.remove(&id);
                     continue;
                 };
+                // A trace whose id is used again, or that was drawn before it was whole, is drawn again.
+                if drawn.get(&id) == Some(&trace.rows().len()) {
+                    waiting.remove(&id);
+                    continue;
+                }
                 let verdict = Verdict::of(std::slice::from_ref(&trace), &self.expected);
                 if !verdict.whole && now.duration_since(at) < DEBOUNCE {
                     continue;

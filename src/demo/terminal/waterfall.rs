@@ -1,6 +1,7 @@
 //! The waterfall: a row per span with its bar to scale.
 
 use crate::demo::terminal::canvas::*;
+use crate::telemetry::client_tracing::SERVICE;
 use crate::traces::ids::zipkin_id;
 use crate::traces::{Kind, PlacedSpan, Span, Trace};
 
@@ -158,8 +159,10 @@ fn head(canvas: &mut Canvas<'_>, trace: &Trace) {
         line.put(PLAIN, "  ");
     }
     let dot = canvas.style.pick(" · ", ", ");
-    line.put(PLAIN, &counted(trace.services().len(), "service")).put(DIM, dot);
-    line.put(PLAIN, &counted(trace.rows().len(), "span")).put(DIM, dot);
+    // The report of who sent the request is drawn, and counts as no service that took part in it.
+    let own = usize::from(trace.rows().first().is_some_and(is_callers));
+    line.put(PLAIN, &counted(trace.services().len().saturating_sub(own), "service")).put(DIM, dot);
+    line.put(PLAIN, &counted(trace.rows().len() - own, "span")).put(DIM, dot);
     line.put(PLAIN, &time(trace.duration_us()));
     if trace.errors() > 0 {
         line.put(DIM, dot).put(BAD, &counted(trace.errors(), "error"));
@@ -168,6 +171,14 @@ fn head(canvas: &mut Canvas<'_>, trace: &Trace) {
         line.put(DIM, dot).put(WARN, &counted(trace.orphans(), "orphan"));
     }
     canvas.end(line);
+    if trace.requests() > 1 {
+        canvas.one(WARN, &format!("{} requests used this trace id.", trace.requests()));
+    }
+}
+
+/// Whether a span is what `check` or the demo reports of its own request.
+pub(crate) fn is_callers(row: &PlacedSpan) -> bool {
+    row.parent.is_none() && row.span.kind == Some(Kind::Client) && row.span.service() == Some(SERVICE)
 }
 
 fn rows(canvas: &mut Canvas<'_>, trace: &Trace, colour: &dyn Fn(&PlacedSpan) -> &'static str) {
