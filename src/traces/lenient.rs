@@ -124,6 +124,26 @@ pub(crate) fn port<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<
     Ok(Some(value).filter(|port| *port != 0))
 }
 
+/// A whole number, quoted or not; null is 0.
+pub(crate) fn integer<'de, T: TryFrom<i128>, D: Deserializer<'de>>(deserializer: D) -> Result<T, D::Error> {
+    let value = Scalar::read(deserializer)?.integer()?;
+    T::try_from(value).map_err(|_| D::Error::custom(format_args!("{value} is out of range")))
+}
+
+/// A text; null is the empty one.
+pub(crate) fn string<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    Ok(name(deserializer)?.unwrap_or_default().into())
+}
+
+/// Bytes in hex; null is none.
+pub(crate) fn hex<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
+    let text = string(deserializer)?;
+    let digits: Option<Vec<u8>> = text.chars().map(|digit| digit.to_digit(16).map(|digit| digit as u8)).collect();
+    let digits =
+        digits.filter(|digits| digits.len() % 2 == 0).ok_or_else(|| D::Error::custom("expected hex digits, two a byte"))?;
+    Ok(digits.chunks(2).map(|pair| pair[0] << 4 | pair[1]).collect())
+}
+
 /// An address. One that does not parse counts as absent, as in Zipkin: reporters put host names there.
 pub(crate) fn address<'de, A: FromStr, D: Deserializer<'de>>(deserializer: D) -> Result<Option<A>, D::Error> {
     Ok(name(deserializer)?.and_then(|text| text.parse().ok()))

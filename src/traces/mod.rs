@@ -4,18 +4,19 @@
 //! to it by a test. A [`Trace`] is the tree of the spans of one trace id; a [`Verdict`] lists what is wrong with the traces
 //! of one request.
 //!
-//! Imports the leaves only. In reading order: [`ids`]; `span`, with `lenient`; `trace`; `failure`; `verdict`; [`dependencies`].
+//! Imports the leaves only. In reading order: [`ids`]; `span`, with `lenient`; [`otlp`]; `trace`; `failure`; `verdict`; [`dependencies`].
 
 pub mod dependencies;
 mod failure;
 pub mod ids;
 mod lenient;
+pub mod otlp;
 mod span;
 mod trace;
 mod verdict;
 
 pub use failure::{Failure, Origin};
 pub use ids::{InvalidId, SpanId, TraceId};
-pub use span::{Annotation, DecodeError, Endpoint, Kind, Span, decode};
+pub use span::{Annotation, DecodeError, Endpoint, Kind, Link, Span, decode};
 pub use trace::{PlacedSpan, Trace};
 pub use verdict::{Caller, ExpectedSpan, ExpectedTrace, Misplaced, Orphan, Verdict};

@@ -70,6 +70,22 @@ pub struct Annotation {
     pub value: Box<str>,
 }
 
+/// Another span that a span has to do with, mostly of another trace: the message that it handles, say. OpenTelemetry's; a field
+/// that Zipkin does not have.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Link {
+    /// The trace of the other span.
+    #[serde(with = "ids::trace_id")]
+    pub trace_id: TraceId,
+    /// The other span.
+    #[serde(with = "ids::span_id")]
+    pub span_id: SpanId,
+    /// Attributes by their keys.
+    #[serde(default, deserialize_with = "lenient::tags", skip_serializing_if = "BTreeMap::is_empty")]
+    pub tags: BTreeMap<Box<str>, Box<str>>,
+}
+
 /// One span. All text in it is from outside: never write it to a terminal or a page without escaping.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", expecting = "a span (a JSON object)")]
@@ -107,6 +123,9 @@ pub struct Span {
     /// Attributes by their keys.
     #[serde(default, deserialize_with = "lenient::tags", skip_serializing_if = "BTreeMap::is_empty")]
     pub tags: BTreeMap<Box<str>, Box<str>>,
+    /// Links to other spans.
+    #[serde(default, deserialize_with = "lenient::list", skip_serializing_if = "Vec::is_empty")]
+    pub links: Vec<Link>,
     /// The caller forced this trace to be kept (`x-b3-flags: 1`).
     #[serde(default, deserialize_with = "lenient::flag", skip_serializing_if = "std::ops::Not::not")]
     pub debug: bool,
@@ -142,6 +161,7 @@ impl Span {
             remote_endpoint: None,
             annotations: Vec::new(),
             tags: BTreeMap::new(),
+            links: Vec::new(),
             debug: false,
             shared: false,
             binary_annotations: NoVersion1,
@@ -179,11 +199,13 @@ impl Span {
         const TAG: usize = 2 * size_of::<(Box<str>, Box<str>)>();
         let name = |text: &Option<Box<str>>| text.as_ref().map_or(0, |text| text.len());
         let endpoint = |end: &Option<Endpoint>| end.as_ref().map_or(0, |end| name(&end.service_name));
+        let tags = |tags: &BTreeMap<Box<str>, Box<str>>| tags.iter().map(|(k, v)| TAG + k.len() + v.len()).sum::<usize>();
         size_of::<Self>()
             + name(&self.name)
             + endpoint(&self.local_endpoint)
             + endpoint(&self.remote_endpoint)
-            + self.tags.iter().map(|(k, v)| TAG + k.len() + v.len()).sum::<usize>()
+            + tags(&self.tags)
+            + self.links.iter().map(|link| size_of::<Link>() + tags(&link.tags)).sum::<usize>()
             + self.annotations.iter().map(|a| size_of::<Annotation>() + a.value.len()).sum::<usize>()
     }
 
@@ -209,6 +231,9 @@ impl Span {
         if span.remote_endpoint.is_none() {
             span.remote_endpoint.clone_from(&self.remote_endpoint);
         }
+        if span.links.is_empty() {
+            span.links.clone_from(&self.links);
+        }
         if self.tags.len() + self.annotations.len() <= MERGED_ENTRIES {
             if self.tags != span.tags {
                 let later = std::mem::replace(&mut span.tags, self.tags.clone());
@@ -223,7 +248,7 @@ impl Span {
     }
 
     /// Corrects what only makes sense of several fields together.
-    fn normalised(mut self) -> Self {
+    pub(crate) fn normalised(mut self) -> Self {
         // A span cannot cause itself; Zipkin removes such a parent, too.
         self.parent_id = self.parent_id.filter(|parent| *parent != self.id);
         // Only the server's half can have taken its id over.
@@ -244,7 +269,9 @@ fn tidy(annotations: &mut Vec<Annotation>) {
 pub enum DecodeError {
     /// More spans than this.
     TooMany(usize),
-    /// Not Zipkin v2 JSON; the text has the path of the value.
+    /// More than is decoded at once, in bytes.
+    TooLarge,
+    /// Not what was expected; the text has the path of the value.
     Invalid(String),
 }
 
@@ -252,6 +279,7 @@ impl fmt::Display for DecodeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::TooMany(max) => write!(f, "more than {max} spans"),
+            Self::TooLarge => f.write_str("too much for one batch"),
             Self::Invalid(why) => f.write_str(why),
         }
     }

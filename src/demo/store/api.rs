@@ -1,4 +1,4 @@
-//! The store behind Zipkin's v2 API.
+//! The store behind Zipkin's v2 API, and behind OTLP over HTTP.
 //!
 //! A body is read only up to [`MAX_BODY`] decompressed bytes, by at most [`MAX_POSTS`] requests at once; answers are written
 //! trace by trace, never as a whole.
@@ -11,18 +11,19 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::extract::{Path, Query, Request, State};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{MethodRouter, get, post};
 use axum::{Json, Router};
 use bytes::Bytes;
 use futures_util::stream;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use http_body_util::BodyExt;
 use serde::Deserialize;
+use tokio::sync::SemaphorePermit;
 use tower_http::decompression::RequestDecompressionLayer;
 
 use crate::demo::access::text;
-use crate::demo::store::Store;
 use crate::demo::store::query::{TraceQuery, Window, begin_us, same};
+use crate::demo::store::{Store, otlp};
 use crate::traces::dependencies::Dependencies;
 use crate::traces::ids::{parse_trace_id, zipkin_id};
 use crate::traces::{DecodeError, Span, decode};
@@ -39,6 +40,9 @@ pub const MAX_POSTS: usize = 16;
 /// How long a batch may take to arrive after its head, so that silent senders do not occupy all the places.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Where spans in OTLP are sent to.
+const OTLP_PATH: &str = "/v1/traces";
+
 /// Traces in an answer, Zipkin's default.
 const DEFAULT_LIMIT: usize = 10;
 
@@ -47,13 +51,9 @@ static SPANS_DROPPED: HeaderName = HeaderName::from_static("x-spans-dropped");
 
 /// The API's routes over `store`.
 pub(super) fn router(store: Store) -> Router {
-    let spans = post(post_spans)
-        // A body in another encoding reaches the handler as it is, which refuses it in words.
-        .layer(RequestDecompressionLayer::new().pass_through_unaccepted(true))
-        .layer(axum::middleware::map_request(plain_encoding))
-        .get(span_names);
     Router::new()
-        .route("/api/v2/spans", spans)
+        .route("/api/v2/spans", posted(post(post_spans)).get(span_names))
+        .route(OTLP_PATH, posted(post(otlp::post_traces)))
         .route("/api/v2/services", get(service_names))
         .route("/api/v2/traces", get(find_traces))
         .route("/api/v2/trace/{id}", get(one_trace))
@@ -61,6 +61,18 @@ pub(super) fn router(store: Store) -> Router {
         .route("/api/v2/dependencies", get(dependencies))
         .route("/health", get(health))
         .with_state(store)
+}
+
+/// OTLP alone.
+pub(super) fn otlp_router(store: Store) -> Router {
+    Router::new().route(OTLP_PATH, posted(post(otlp::post_traces))).with_state(store)
+}
+
+/// Decompresses what is posted. A body in another encoding reaches the handler as it is, which refuses it in words.
+fn posted(route: MethodRouter<Store>) -> MethodRouter<Store> {
+    route
+        .layer(RequestDecompressionLayer::new().pass_through_unaccepted(true))
+        .layer(axum::middleware::map_request(plain_encoding))
 }
 
 /// Writes the names of encodings as `RequestDecompressionLayer` expects them: it knows no other case, and not `x-gzip`.
@@ -86,26 +98,42 @@ async fn post_spans(State(store): State<Store>, request: Request) -> Response {
     }
 }
 
-type Refusal = (StatusCode, String);
+pub(super) type Refusal = (StatusCode, String);
 
 async fn accept(store: &Store, request: Request) -> Result<u64, Refusal> {
     let (head, body) = request.into_parts();
-    let _place = store.post_permit().await.ok_or((StatusCode::SERVICE_UNAVAILABLE, "closed".into()))?;
-    let late = |_| (StatusCode::REQUEST_TIMEOUT, format!("the body did not arrive within {} s", BODY_TIMEOUT.as_secs()));
-    let body = tokio::time::timeout(BODY_TIMEOUT, read(body)).await.map_err(late)??;
+    let (body, _place) = receive(store, &head.headers, body).await?;
     require_json(&head.headers)?;
-    require_plain(&head.headers)?;
     if body.is_empty() {
         return Ok(0);
     }
+    let _turn = store.turn_to_decode().await;
     // More spans than the store keeps would only push each other out.
-    let spans = decode(&body, store.limits().spans).map_err(|error| match error {
-        DecodeError::TooMany(max) => {
-            (StatusCode::PAYLOAD_TOO_LARGE, format!("a batch may have {max} spans; send several smaller ones"))
-        }
-        DecodeError::Invalid(why) => (StatusCode::BAD_REQUEST, format!("not a list of Zipkin v2 spans: {why}")),
-    })?;
+    let spans = decode(&body, store.limits().spans).map_err(|error| refusal(&error, "a list of Zipkin v2 spans"))?;
     Ok(store.insert(spans))
+}
+
+/// A posted body, and the place that it has among those that are read at once.
+pub(super) async fn receive<'a>(
+    store: &'a Store,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<(Vec<u8>, SemaphorePermit<'a>), Refusal> {
+    let place = store.post_permit().await.ok_or((StatusCode::SERVICE_UNAVAILABLE, "closed".into()))?;
+    let late = |_| (StatusCode::REQUEST_TIMEOUT, format!("the body did not arrive within {} s", BODY_TIMEOUT.as_secs()));
+    let body = tokio::time::timeout(BODY_TIMEOUT, read(body)).await.map_err(late)??;
+    require_plain(headers)?;
+    Ok((body, place))
+}
+
+/// Why a body was not decoded. `what` was expected.
+pub(super) fn refusal(error: &DecodeError, what: &str) -> Refusal {
+    match error {
+        DecodeError::TooMany(_) | DecodeError::TooLarge => {
+            (StatusCode::PAYLOAD_TOO_LARGE, format!("a batch has {error}; send several smaller ones"))
+        }
+        DecodeError::Invalid(why) => (StatusCode::BAD_REQUEST, format!("not {what}: {why}")),
+    }
 }
 
 /// The whole decompressed body. `RequestBodyLimitLayer` would answer at once and close the connection on a sender that is still
@@ -135,7 +163,10 @@ async fn read(mut body: Body) -> Result<Vec<u8>, Refusal> {
 /// `curl -d` sends a form's type, and some reporters send none.
 fn require_json(headers: &HeaderMap) -> Result<(), Refusal> {
     let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default().to_ascii_lowercase();
-    for (format, hint) in [("protobuf", "set the reporter's encoding to JSON"), ("thrift", "that is Zipkin's v1 format")] {
+    for (format, hint) in [
+        ("protobuf", "set the reporter's encoding to JSON, or send OTLP to /v1/traces"),
+        ("thrift", "that is Zipkin's v1 format"),
+    ] {
         if kind.contains(format) {
             let message = format!("this store takes Zipkin v2 JSON (application/json), not {format}: {hint}");
             return Err((StatusCode::UNSUPPORTED_MEDIA_TYPE, message));

@@ -1,10 +1,11 @@
-//! The trace store: keeps the newest spans in memory and answers Zipkin's v2 API (`api`, `query`).
+//! The trace store: keeps the newest spans in memory and answers Zipkin's v2 API (`api`, `query`); takes OTLP, too (`otlp`).
 //!
 //! It forgets rather than grows. Whatever is sent to it, spans, text and bookkeeping together stay within [`Limits`]. The work
 //! for a batch is linear in its size.
 
 mod api;
 pub(crate) mod forward;
+mod otlp;
 mod query;
 #[cfg(test)]
 mod tests;
@@ -78,6 +79,8 @@ struct Shared {
     limits: Limits,
     arrivals: broadcast::Sender<TraceId>,
     posts: Semaphore,
+    /// What is decoded takes many times the memory of its body.
+    decoding: tokio::sync::Mutex<()>,
     services: RandomState,
 }
 
@@ -124,6 +127,7 @@ impl Store {
                 limits,
                 arrivals: broadcast::Sender::new(NOTIFICATIONS),
                 posts: Semaphore::new(MAX_POSTS),
+                decoding: tokio::sync::Mutex::default(),
                 services: RandomState::new(),
             }),
         }
@@ -198,11 +202,16 @@ impl Store {
         }
     }
 
-    /// The Zipkin v2 API: `POST /api/v2/spans`, the `GET`s below `/api/v2` and `/health`.
+    /// The Zipkin v2 API: `POST /api/v2/spans`, the `GET`s below `/api/v2` and `/health`; and `POST /v1/traces`.
     ///
     /// No cross-origin access is granted. Errors are plain text. Whoever serves it decides who may reach it.
     pub fn router(&self) -> Router {
         api::router(self.clone())
+    }
+
+    /// `POST /v1/traces` alone, for OpenTelemetry's usual port.
+    pub(crate) fn otlp_router(&self) -> Router {
+        api::otlp_router(self.clone())
     }
 
     fn limits(&self) -> &Limits {
@@ -212,6 +221,11 @@ impl Store {
     /// Permission to read one batch; `None` never comes while the store is there.
     async fn post_permit(&self) -> Option<SemaphorePermit<'_>> {
         self.shared.posts.acquire().await.ok()
+    }
+
+    /// Held while a body is decoded and stored: one at a time.
+    async fn turn_to_decode(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.shared.decoding.lock().await
     }
 
     /// The spans of every trace, in no order.

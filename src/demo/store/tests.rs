@@ -344,3 +344,67 @@ async fn a_long_answer_is_whole_json_in_several_pieces() {
     let traces: Vec<Vec<Value>> = serde_json::from_slice(&pieces.concat()).unwrap();
     assert_eq!(traces.iter().map(Vec::len).sum::<usize>(), 600);
 }
+
+async fn post_otlp(store: &Store, kind: &str, encoding: Option<&str>, body: Vec<u8>) -> (StatusCode, HeaderMap, Vec<u8>) {
+    let mut request = http::Request::post("/v1/traces").header("content-type", kind);
+    if let Some(encoding) = encoding {
+        request = request.header("content-encoding", encoding);
+    }
+    let (head, body) = store.router().call(request.body(Body::from(body)).unwrap()).await.unwrap().into_parts();
+    (head.status, head.headers, body.collect().await.unwrap().to_bytes().into())
+}
+
+#[tokio::test]
+async fn otlp_is_taken_as_protobuf_and_json_and_answered_in_the_same_form() {
+    use opentelemetry_proto::tonic::collector::trace::v1::{ExportTraceServiceRequest, ExportTraceServiceResponse};
+    use opentelemetry_proto::tonic::trace::v1 as otlp;
+    use prost::Message as _;
+
+    let store = Store::with_limits(Limits { trace_spans: 2, ..Limits::default() });
+    let span = |trace: u8, id: u8| otlp::Span {
+        trace_id: vec![trace; 16],
+        span_id: if id == 0 { Vec::new() } else { vec![id; 8] },
+        ..otlp::Span::default()
+    };
+    let request = |spans: Vec<otlp::Span>| ExportTraceServiceRequest {
+        resource_spans: vec![otlp::ResourceSpans {
+            scope_spans: vec![otlp::ScopeSpans { spans, ..Default::default() }],
+            ..Default::default()
+        }],
+    };
+    let whole = request(vec![span(1, 1), span(1, 2)]).encode_to_vec();
+    let (status, headers, body) = post_otlp(&store, "application/x-protobuf", Some("gzip"), gzip(&whole)).await;
+    assert_eq!((status.as_u16(), &headers["content-type"], body.len()), (200, &"application/x-protobuf".parse().unwrap(), 0));
+    let id = "01010101010101010101010101010101";
+    assert_eq!(fetch_json(&store, &format!("/api/v2/trace/{id}")).await.as_array().unwrap().len(), 2);
+    // What is not kept is told, as the protocol has it.
+    let part = request(vec![span(1, 3), span(2, 0), span(2, 1)]).encode_to_vec();
+    let (status, _, body) = post_otlp(&store, "application/x-protobuf", None, part).await;
+    let partial = ExportTraceServiceResponse::decode(&*body).unwrap().partial_success.unwrap();
+    assert_eq!((status.as_u16(), partial.rejected_spans), (200, 2));
+    assert!(partial.error_message.contains("without ids"), "{}", partial.error_message);
+    let json =
+        json!({"resourceSpans": [{"scopeSpans": [{"spans": [{"traceId": "03".repeat(16), "spanId": "03".repeat(8)}, {}]}]}]});
+    let (status, headers, body) = post_otlp(&store, "application/json; charset=utf-8", None, json.to_string().into_bytes()).await;
+    assert_eq!((status.as_u16(), &headers["content-type"]), (200, &"application/json".parse().unwrap()));
+    let told: Value = serde_json::from_slice(&body).unwrap();
+    assert_eq!(told["partialSuccess"]["rejectedSpans"], "1");
+    assert_eq!(fetch_json(&store, &format!("/api/v2/trace/{}", "03".repeat(16))).await[0]["id"], "0303030303030303");
+    for (kind, body, expected, said) in [
+        ("application/json", b"{".to_vec(), 400, "not an ExportTraceServiceRequest in JSON"),
+        ("application/x-protobuf", b"hello".to_vec(), 400, "in protobuf"),
+        ("application/json", vec![b' '; MAX_BODY + 1], 413, "several smaller ones"),
+        (
+            "application/x-protobuf",
+            [&[0x0a, 0x85, 0x80, 0x80, 0x01, 0x12, 0x80, 0x80, 0x80, 0x01][..], &[0x12, 0].repeat(1 << 20)].concat(),
+            413,
+            "smaller ones",
+        ),
+        ("text/plain", Vec::new(), 415, "application/x-protobuf"),
+    ] {
+        let (status, _, body) = post_otlp(&store, kind, None, body).await;
+        assert_eq!(status.as_u16(), expected);
+        assert!(String::from_utf8_lossy(&body).contains(said), "{}", String::from_utf8_lossy(&body));
+    }
+    assert_eq!(post_otlp(&store, "application/json", Some("zstd"), b"{}".to_vec()).await.0, 415);
+}
