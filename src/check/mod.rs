@@ -22,6 +22,7 @@ mod traffic;
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use backend::Backend;
@@ -40,7 +41,7 @@ use crate::values;
 pub use backend::trace::{TraceArgs, TraceOutput, run as run_trace};
 use chain::evidence::Xray;
 use chain::expect::{Expect, Resolve, Split};
-use chain::probe::Probe;
+use chain::probe::{Probe, deepest};
 use envoy::suggestions::{HintContext, HopRef};
 use reachability::client::{CheckClient, FrontAnswer, RequestFailure};
 use reachability::tls::Trust;
@@ -100,6 +101,10 @@ pub struct CheckArgs {
     /// How long one request may take
     #[arg(long, value_name = "TIME", default_value = "15s", value_parser = values::positive_duration)]
     pub timeout: Duration,
+    /// How long the whole run may take; what was left out is reported, and the run counts as interrupted [default: 2m, and
+    /// what --count, --lane, --watch and --traces-wait may take]
+    #[arg(long, value_name = "TIME", value_parser = values::positive_duration)]
+    pub deadline: Option<Duration>,
     /// The gateway's port for plain HTTP [default: 80 when the URL's port is 443]
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     pub plain_port: Option<u16>,
@@ -119,6 +124,34 @@ pub struct CheckArgs {
     /// The form of the report on standard output
     #[arg(long, value_enum, default_value_t = OutputFormat::Text)]
     pub output: OutputFormat,
+}
+
+/// Requests of each walk through the lanes and the baseline.
+const LANE_REQUESTS: u64 = 20;
+
+impl CheckArgs {
+    /// How long the whole run may take.
+    fn deadline(&self) -> Duration {
+        const STEPS: Duration = Duration::from_secs(120);
+        self.deadline.unwrap_or_else(|| {
+            let walks = if self.lane.is_empty() { 0 } else { LANE_REQUESTS * (1 + self.lane.len() as u64) };
+            let sent = Duration::from_secs_f64((self.count + walks) as f64 / self.rate);
+            STEPS + sent + self.watch.unwrap_or_default() + self.traces.as_ref().map_or(Duration::ZERO, |_| 2 * self.traces_wait)
+        })
+    }
+
+    /// The parts of a whole run.
+    fn groups(&self) -> Vec<Group> {
+        let mut groups = vec![Group::Reach, Group::Chain, Group::Propagation];
+        let optional = [
+            (Group::Traces, self.traces.is_some()),
+            (Group::Lanes, !self.lane.is_empty()),
+            (Group::Traffic, self.count > 0),
+            (Group::Watch, self.watch.is_some()),
+        ];
+        groups.extend(optional.into_iter().filter(|(_, is_part)| *is_part).map(|(group, _)| group));
+        groups
+    }
 }
 
 /// Runs the checks and writes the report to standard output. Returns the exit code: 0 fine, 1 a check failed or the run was
@@ -149,11 +182,18 @@ pub async fn run(args: CheckArgs) -> u8 {
     let mut report =
         Report::new(redacted_url(args.url.as_str()), args.output, args.skip.clone(), color, Box::new(std::io::stdout()));
     let (stopper, stop) = signal::channel(false);
+    let deadline = args.deadline();
+    let is_over = Arc::new(AtomicBool::new(false));
+    let over = is_over.clone();
     let listener = tokio::spawn(async move {
-        signals.next().await;
+        tokio::select! {
+            _ = signals.next() => {}
+            () = tokio::time::sleep(deadline) => over.store(true, Ordering::Relaxed),
+        }
         let _ = stopper.send(true);
-        // The sender lives until the end: receivers would take a closed channel for a stop that never comes.
-        std::future::pending::<()>().await;
+        signals.next().await;
+        // Whoever asks twice waits for nothing, not even for a report that somebody does not read.
+        std::process::exit(1);
     });
     let context = HintContext {
         namespace: args.namespace.clone(),
@@ -164,21 +204,31 @@ pub async fn run(args: CheckArgs) -> u8 {
     };
     let progress = ProgressLine::new(std::io::stderr().is_terminal());
     let tracer = tracing.as_ref().map(ClientTracing::tracer);
-    Run { args: &args, trust, tracer, context, report: &mut report, stop: stop.clone(), progress, backend: None }.checks().await;
-    listener.abort();
-    let lost = match tracing {
-        Some(tracing) => tracing.finish(FLUSH).await,
-        None => 0,
+    let run = Run { args: &args, trust, tracer, context, report: &mut report, stop: stop.clone(), progress, backend: None };
+    let mut stopped = stop.clone();
+    let is_complete = tokio::select! {
+        () = run.checks() => !*stop.borrow(),
+        // Steps end by themselves and report what they have. One that does not is left.
+        () = async { let _ = stopped.wait_for(|stop| *stop).await; tokio::time::sleep(GRACE).await } => false,
     };
-    if *stop.borrow() {
-        report.interrupt();
+    if !is_complete {
+        let by = is_over.load(Ordering::Relaxed).then(|| format!("--deadline {}", humantime::format_duration(deadline)));
+        report.interrupt(by, args.groups());
     }
     report.finish();
+    let lost = match tracing {
+        Some(tracing) => tracing.finish(if is_complete { FLUSH } else { GRACE }).await,
+        None => 0,
+    };
+    listener.abort();
     if lost > 0 {
         eprintln!("httpserver: --report-spans: the collector did not accept {lost} of the caller's spans");
     }
     u8::from(!report.is_fine())
 }
+
+/// How long a step that was asked to stop may take to report what it has.
+const GRACE: Duration = Duration::from_millis(500);
 
 /// How long the collector may take to accept the last spans of `--report-spans`.
 const FLUSH: Duration = Duration::from_secs(3);
@@ -287,7 +337,7 @@ impl Run<'_> {
             self.report.add(traffic::sampling::finding(&samples, self.args.expect_sampling, xray, &self.context));
         }
         self.lanes(&series).await;
-        if self.args.count > 0 {
+        if self.args.count > 0 && !(samples.is_empty() && *self.stop.borrow()) {
             let expected = TrafficExpectation { success: self.args.expect_success, splits: &self.args.expect_split };
             self.report.extend(traffic::findings(&samples, xray, &expected, &self.context));
         }
@@ -312,18 +362,18 @@ impl Run<'_> {
 
     /// The baseline, then each lane: enough requests each to reveal a rule that applies only at times.
     async fn lanes(&mut self, series: &impl Fn(Option<&str>) -> Series) {
-        const REQUESTS: u64 = 20;
         if self.args.lane.is_empty() || *self.stop.borrow() {
             return;
         }
-        let base = series(None).run(REQUESTS, Duration::MAX, &mut self.stop, &self.progress, "requests in the baseline").await;
+        let base =
+            series(None).run(LANE_REQUESTS, Duration::MAX, &mut self.stop, &self.progress, "requests in the baseline").await;
         self.report.extend(traffic::lane_check::baseline(&base, &self.context));
         for lane in &self.args.lane {
             if *self.stop.borrow() {
                 return;
             }
             let walking = series(Some(lane));
-            let samples = walking.run(REQUESTS, Duration::MAX, &mut self.stop, &self.progress, "requests in the lane").await;
+            let samples = walking.run(LANE_REQUESTS, Duration::MAX, &mut self.stop, &self.progress, "requests in the lane").await;
             let lost = lost_lane(&walking, lane).await;
             self.report.extend(traffic::lane_check::walk(lane, &samples, lost, &self.context));
         }
@@ -412,35 +462,16 @@ impl Run<'_> {
 
 /// The probes of the x-ray. A failure hides the hops behind it, so the most complete of a few answers counts.
 async fn probe(client: &CheckClient, context: &HintContext) -> Option<(Probe, Xray)> {
-    let (probe, tree) = deepest(client, &HeaderFamily::ALL).await?;
+    let (probe, tree) = deepest(client, || Probe::new(&HeaderFamily::ALL)).await?;
     let mut xray = chain::xray::examine(&probe, &tree, &context.url);
     if !xray.unwritten.is_empty() {
         let mut answers = Vec::new();
         for format in HeaderFamily::ALL {
-            answers.push((format, deepest(client, &[format]).await.map(|(_, tree)| tree)));
+            answers.push((format, deepest(client, || Probe::new(&[format])).await.map(|(_, tree)| tree)));
         }
         xray.settle(|format| answers.iter().find(|(of, _)| *of == format).and_then(|(_, tree)| tree.clone()));
     }
     Some((probe, xray))
-}
-
-async fn deepest(client: &CheckClient, formats: &[HeaderFamily]) -> Option<(Probe, Tree)> {
-    const TRIES: usize = 5;
-    let mut best: Option<(usize, Probe, Tree)> = None;
-    for _ in 0..TRIES {
-        let probe = Probe::new(formats);
-        let Ok(answer) = client.get(&probe.headers).await else { continue };
-        let Some(tree) = answer.tree() else { continue };
-        let hops = chain::hops(&tree);
-        let whole = answer.status < 300;
-        if best.as_ref().is_none_or(|(most, ..)| hops > *most) || whole {
-            best = Some((hops, probe, tree));
-        }
-        if whole {
-            break;
-        }
-    }
-    best.map(|(_, probe, tree)| (probe, tree))
 }
 
 /// The seam at which `x-lane` is lost, in a request of this lane.

@@ -19,4 +19,5 @@ pub use failure::{Failure, Origin};
 pub use ids::{InvalidId, SpanId, TraceId};
 pub use span::{Annotation, DecodeError, Endpoint, Kind, Link, Span, decode};
 pub use trace::{PlacedSpan, Trace};
+pub(crate) use verdict::is_proxy;
 pub use verdict::{Caller, ExpectedSpan, ExpectedTrace, Misplaced, Orphan, Verdict};

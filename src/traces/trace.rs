@@ -131,17 +131,6 @@ impl Trace {
         row.missing_parent.is_some_and(|parent| self.rows.iter().any(|other| other.span.id == parent))
     }
 
-    /// The row of the span with this id, of this kind where two share the id.
-    pub fn find(&self, id: SpanId, kind: Option<Kind>) -> Option<&PlacedSpan> {
-        self.rows.iter().filter(|row| row.span.id == id).max_by_key(|row| row.span.kind == kind)
-    }
-
-    /// Whether a span with the id `ancestor` is above `row`.
-    pub fn is_below(&self, row: &PlacedSpan, ancestor: SpanId) -> bool {
-        let parent = |row: &PlacedSpan| row.parent.map(|at| &self.rows[at]);
-        std::iter::successors(parent(row), |row| parent(row)).any(|above| above.span.id == ancestor)
-    }
-
     /// How many reports of its spans the store did not keep because the trace was at its limit.
     pub fn dropped(&self) -> u64 {
         self.dropped
@@ -287,9 +276,6 @@ mod tests {
         assert_eq!(tree, expected);
         assert_eq!(trace.services().iter().map(AsRef::as_ref).collect::<Vec<_>>(), ["service1", "service2", "service3"]);
         assert_eq!((trace.start_us(), trace.duration_us(), trace.orphans(), trace.roots()), (100, 42, 0, 1));
-        let last = trace.find(parse_span_id("5").unwrap(), None).unwrap();
-        assert!(trace.is_below(last, parse_span_id("1").unwrap()));
-        assert!(!trace.is_below(last, parse_span_id("5").unwrap()));
         assert!(Trace::new(Vec::new()).is_none());
     }
 }

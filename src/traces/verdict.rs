@@ -291,14 +291,13 @@ impl Verdict {
 
     /// The required spans, and where they hang.
     fn compare_spans(&mut self, traces: &[Trace], expected: &ExpectedTrace) {
-        let by_id: HashMap<TraceId, &Trace> = traces.iter().map(|trace| (trace.id(), trace)).collect();
-        let find =
-            |span: &ExpectedSpan| by_id.get(&span.trace_id).and_then(|trace| Some((*trace, trace.find(span.id, span.kind)?)));
+        let index = SpanIndex::of(traces, expected);
         for span in &expected.required {
-            match find(span) {
-                Some((trace, row)) => {
-                    let ancestor = nearest_ancestor(span, &expected.required, |span| find(span).is_some());
-                    let misplaced = differences(trace, row, span, ancestor);
+            match index.find(span.trace_id, span.id, span.kind) {
+                Some((trace, at)) => {
+                    let row = &trace.rows()[at];
+                    let ancestor = index.nearest_ancestor(span);
+                    let misplaced = differences(&index, row, at, span, ancestor);
                     self.misplaced.extend(misplaced.into_iter().map(|text| Misplaced { id: row.span.id, text }));
                 }
                 None => self.missing.push(span.clone()),
@@ -306,17 +305,25 @@ impl Verdict {
         }
         if expected.sidecars {
             for trace in traces {
-                let apart = trace.rows().iter().filter_map(|row| Some((row, beside_sidecar(trace, row)?)));
+                // A gateway is a proxy without an app.
+                let rows = trace.rows().iter().filter(|row| !is_proxy(&row.span));
+                let apps: HashSet<&str> = rows.filter_map(|row| row.span.service()).collect();
+                let apart = trace.rows().iter().filter_map(|row| Some((row, beside_sidecar(trace, row, &apps)?)));
                 self.misplaced.extend(apart.map(|(row, text)| Misplaced { id: row.span.id, text }));
             }
         }
         let texts: Vec<String> = self.misplaced.iter().map(|misplaced| misplaced.text.clone()).collect();
         self.deviations.extend(texts);
-        for service in self.silent() {
-            let count = |spans: &[ExpectedSpan]| spans.iter().filter(|span| span.service == service).count();
-            let (missing, wanted) = (count(&self.missing), count(&expected.required));
-            self.say(format!("{missing} of {wanted} spans of {} did not arrive.", shorten(&service, MAX_NAME)));
-        }
+        let mut counts: HashMap<&str, (usize, usize)> = HashMap::new();
+        expected.required.iter().for_each(|span| counts.entry(&span.service).or_default().1 += 1);
+        self.missing.iter().for_each(|span| counts.entry(&span.service).or_default().0 += 1);
+        let silent = self.silent().into_iter().map(|service| {
+            let (missing, wanted) = counts.get(&*service).copied().unwrap_or_default();
+            format!("{missing} of {wanted} spans of {} did not arrive.", shorten(&service, MAX_NAME))
+        });
+        let silent: Vec<String> = silent.collect();
+        drop(counts);
+        self.deviations.extend(silent);
     }
 
     /// The services of which required spans did not arrive, each once.
@@ -337,31 +344,83 @@ fn services(traces: &[Trace], caller: &Caller) -> Vec<Box<str>> {
     names
 }
 
-/// The ancestor of a required span that arrived: where the caller's own span is missing, the one of its caller.
-fn nearest_ancestor(span: &ExpectedSpan, required: &[ExpectedSpan], arrived: impl Fn(&ExpectedSpan) -> bool) -> Option<SpanId> {
-    let mut ancestor = span.ancestor?;
-    // Ids in replies may be anything: never more steps than there are spans.
-    for _ in 0..required.len() {
-        match required.iter().find(|above| above.id == ancestor && above.trace_id == span.trace_id) {
-            Some(above) if arrived(above) => return Some(ancestor),
-            Some(above) => ancestor = above.ancestor?,
-            None => return None,
+/// The spans of the traces and the required ones by their ids: both may be many, and each is looked up for each.
+struct SpanIndex<'a> {
+    rows: HashMap<(TraceId, SpanId), Vec<(&'a Trace, usize)>>,
+    /// For each row of a trace, the first row behind it that is not below it.
+    ends: HashMap<TraceId, Vec<usize>>,
+    required: HashMap<(TraceId, SpanId), &'a ExpectedSpan>,
+}
+
+impl<'a> SpanIndex<'a> {
+    fn of(traces: &'a [Trace], expected: &'a ExpectedTrace) -> Self {
+        let mut index = Self { rows: HashMap::new(), ends: HashMap::new(), required: HashMap::new() };
+        if expected.required.is_empty() {
+            return index;
         }
+        for trace in traces {
+            let mut ends = vec![trace.rows().len(); trace.rows().len()];
+            let mut open: Vec<usize> = Vec::new();
+            for (at, row) in trace.rows().iter().enumerate() {
+                index.rows.entry((trace.id(), row.span.id)).or_default().push((trace, at));
+                while let Some(above) = open.pop_if(|above| trace.rows()[*above].depth >= row.depth) {
+                    ends[above] = at;
+                }
+                open.push(at);
+            }
+            index.ends.insert(trace.id(), ends);
+        }
+        for span in &expected.required {
+            index.required.entry((span.trace_id, span.id)).or_insert(span);
+        }
+        index
     }
-    None
+
+    /// The row of the span with this id, of this kind where two share the id.
+    fn find(&self, trace: TraceId, id: SpanId, kind: Option<Kind>) -> Option<(&'a Trace, usize)> {
+        let rows = self.rows.get(&(trace, id))?;
+        rows.iter().copied().max_by_key(|(trace, at)| trace.rows()[*at].span.kind == kind)
+    }
+
+    /// The ancestor of a required span that arrived: where the caller's own span is missing, the one of its caller.
+    fn nearest_ancestor(&self, span: &ExpectedSpan) -> Option<SpanId> {
+        let mut ancestor = span.ancestor?;
+        // Ids in replies may be anything: never more steps than there are spans.
+        for _ in 0..self.required.len() {
+            let above = self.required.get(&(span.trace_id, ancestor))?;
+            if self.find(above.trace_id, above.id, above.kind).is_some() {
+                return Some(ancestor);
+            }
+            ancestor = above.ancestor?;
+        }
+        None
+    }
+
+    /// Whether a span with the id `ancestor` is above the row.
+    fn is_below(&self, trace: TraceId, at: usize, ancestor: SpanId) -> bool {
+        let rows = self.rows.get(&(trace, ancestor)).map(Vec::as_slice).unwrap_or_default();
+        rows.iter().any(|(trace, above)| *above < at && at < self.ends[&trace.id()][*above])
+    }
 }
 
 /// What of a required span is not as required, a sentence each.
-fn differences(trace: &Trace, row: &PlacedSpan, expected: &ExpectedSpan, ancestor: Option<SpanId>) -> Vec<String> {
+fn differences(
+    index: &SpanIndex<'_>,
+    row: &PlacedSpan,
+    at: usize,
+    expected: &ExpectedSpan,
+    ancestor: Option<SpanId>,
+) -> Vec<String> {
     let mut found = Vec::new();
     let title = title(&row.span);
     if let Some(parent) = expected.parent.filter(|parent| row.span.parent_id != Some(*parent)) {
         let actual = row.span.parent_id.map_or_else(|| "none".to_owned(), |id| id.to_string());
         found.push(format!("{title}: its parent is {actual}, and the hop says {parent}."));
     }
-    if let Some(ancestor) = ancestor.filter(|ancestor| !trace.is_below(row, *ancestor)) {
-        let caller =
-            trace.find(ancestor, Some(Kind::Server)).map_or_else(String::new, |row| format!(" of {}", service_of(&row.span)));
+    let id = expected.trace_id;
+    if let Some(ancestor) = ancestor.filter(|ancestor| !index.is_below(id, at, *ancestor)) {
+        let caller = index.find(id, ancestor, Some(Kind::Server));
+        let caller = caller.map_or_else(String::new, |(trace, at)| format!(" of {}", service_of(&trace.rows()[at].span)));
         found.push(format!("{title}: it is not below the span {ancestor}{caller}, which called it."));
     }
     if let Some(kind) = expected.kind.filter(|kind| row.span.kind != Some(*kind)) {
@@ -382,23 +441,25 @@ fn differences(trace: &Trace, row: &PlacedSpan, expected: &ExpectedSpan, ancesto
 }
 
 /// Why a span is not where a sidecar and its app should have put it; `None` when it is, or when the rule is not about it.
-fn beside_sidecar(trace: &Trace, row: &PlacedSpan) -> Option<String> {
-    let is_proxy = |span: &Span| span.tag("component") == Some("proxy");
+fn beside_sidecar(trace: &Trace, row: &PlacedSpan, apps: &HashSet<&str>) -> Option<String> {
     let span = &*row.span;
     let service = span.service()?;
     let above = row.parent.map(|at| &*trace.rows()[at].span).filter(|above| above.service() == Some(service));
     let is_above = |proxy: bool, kind: Kind| above.is_some_and(|above| is_proxy(above) == proxy && above.kind == Some(kind));
-    // A gateway is a proxy without an app.
-    let has_app = || trace.rows().iter().any(|row| row.span.service() == Some(service) && !is_proxy(&row.span));
     match (is_proxy(span), span.kind?) {
         (false, Kind::Server) if !is_above(true, Kind::Server) => {
             Some(format!("{}: it is not the child of its own inbound sidecar's span.", title(span)))
         }
-        (true, Kind::Client) if has_app() && !is_above(false, Kind::Client) => {
+        (true, Kind::Client) if apps.contains(service) && !is_above(false, Kind::Client) => {
             Some(format!("{}: the outbound sidecar's span is not the child of its app's client span.", title(span)))
         }
         _ => None,
     }
+}
+
+/// Whether a proxy reported the span.
+pub(crate) fn is_proxy(span: &Span) -> bool {
+    span.tag("component") == Some("proxy")
 }
 
 /// `service2 server GET /service{n}`
@@ -474,6 +535,42 @@ mod tests {
             span("service2", "4", Some("3"), None),
             span("service3", "5", Some("4"), Some("3")),
         ]
+    }
+
+    #[test]
+    fn a_span_is_below_those_on_its_path_and_not_below_itself() {
+        let (traces, expected) = (traces(WHOLE), of_hops(3));
+        let index = SpanIndex::of(&traces, &expected);
+        let trace = traces[0].id();
+        let (_, last) = index.find(trace, id("5"), None).unwrap();
+        let (_, second) = index.find(trace, id("2"), None).unwrap();
+        assert!(index.is_below(trace, last, id("1")) && index.is_below(trace, last, id("4")));
+        assert!(!index.is_below(trace, last, id("5")) && !index.is_below(trace, second, id("3")));
+    }
+
+    /// What a hostile backend and a hostile chain can send: both sides are many, and each is looked up for each.
+    #[test]
+    fn a_trace_of_100_000_spans_is_compared_with_thousands_of_required_ones_at_once() {
+        let trace_id = parse_trace_id("a").unwrap();
+        let span_id = |n: u64| SpanId::from_bytes(n.to_be_bytes());
+        let spans = (1..=100_000_u64).map(|n| {
+            let mut span = Span::new(trace_id, span_id(n));
+            span.parent_id = (n > 1).then(|| span_id(n - 1));
+            span.name = Some("get".into());
+            Arc::new(span)
+        });
+        let traces = [Trace::new(spans.collect()).unwrap()];
+        let required = (1..=15_000_u64).map(|n| ExpectedSpan {
+            id: span_id(100_001 - n),
+            ancestor: Some(span_id(n)),
+            service: format!("service{n}").into(),
+            ..required()[0].clone()
+        });
+        let expected = ExpectedTrace { required: required.collect(), ..ExpectedTrace::default() };
+        let begun = std::time::Instant::now();
+        let verdict = Verdict::of(&traces, &expected);
+        assert!(verdict.missing.is_empty() && verdict.spans == 100_000);
+        assert!(begun.elapsed() < std::time::Duration::from_secs(5), "{:?}", begun.elapsed());
     }
 
     fn of_hops(hops: usize) -> ExpectedTrace {

@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use crate::check::backend::jaeger;
 use crate::check::envoy::suggestions::quoted;
+use crate::check::reachability::client::{MAX_BODY, body};
 use crate::check::reachability::tls::Trust;
 use crate::check::report::{CheckId, Finding, Hint};
 use crate::net::hosts::redacted_url;
@@ -105,7 +106,8 @@ fn bases(url: &Url) -> Vec<String> {
 /// The body at a URL; `None` with another status than success. A redirect is not followed: it would lead to a login page, or
 /// to a host that nobody named.
 async fn fetch(http: &reqwest::Client, url: &str) -> Result<Option<Bytes>, String> {
-    let answer = http.get(url).header(http::header::ACCEPT, "application/json").send().await.map_err(|error| cause(&error))?;
+    let request = http.get(url).header(http::header::ACCEPT, "application/json");
+    let mut answer = request.send().await.map_err(|error| cause(&error))?;
     if let Some(to) = answer.headers().get(http::header::LOCATION).filter(|_| answer.status().is_redirection()) {
         let to = redacted_url(&String::from_utf8_lossy(to.as_bytes()));
         return Err(format!("it redirects ({}) to {}, which is not followed", answer.status().as_u16(), to.escape_debug()));
@@ -113,7 +115,8 @@ async fn fetch(http: &reqwest::Client, url: &str) -> Result<Option<Bytes>, Strin
     if !answer.status().is_success() {
         return Ok(None);
     }
-    answer.bytes().await.map(Some).map_err(|error| cause(&error))
+    let body = body(&mut answer).await.map_err(|error| cause(&error))?;
+    body.map(Some).ok_or_else(|| format!("its answer is longer than {} MiB", MAX_BODY >> 20))
 }
 
 fn cause(error: &dyn std::error::Error) -> String {

@@ -21,7 +21,7 @@ pub(super) struct HopSpan {
     pub(super) role: Role,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Role {
     Server,
     Call,

@@ -1,5 +1,6 @@
 //! What is wrong with a trace, in the words of the report.
 
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
 use crate::check::backend::expected::{HopSpan, Role};
@@ -15,6 +16,8 @@ use crate::traces::{Span, SpanId, Trace, TraceId, Verdict};
 
 /// Orphans in the report; more are counted.
 const MAX_ORPHANS: usize = 8;
+/// Services with their spans in the report.
+const MAX_REPORTERS: usize = 50;
 
 /// One request's reply and what arrived of its trace.
 pub(super) struct Arrived<'a> {
@@ -76,8 +79,9 @@ impl Arrived<'_> {
 
     /// The spans that are missing: those of the app, or those of proxies.
     fn missing(&self, of_proxies: bool) -> impl Iterator<Item = &HopSpan> {
-        let missing = |expected: &&HopSpan| self.verdict.missing.contains(&expected.span);
-        self.expected.iter().filter(move |expected| (expected.role == Role::Proxy) == of_proxies).filter(missing)
+        let ids: HashSet<SpanId> = self.verdict.missing.iter().map(|span| span.id).collect();
+        let expected = self.expected.iter().filter(move |expected| (expected.role == Role::Proxy) == of_proxies);
+        expected.filter(move |expected| ids.contains(&expected.span.id))
     }
 
     /// Who did not report.
@@ -165,10 +169,9 @@ impl Arrived<'_> {
         if orphans.is_empty() {
             return Finding::pass(CheckId::TracesOrphans, "No orphan: every span's parent is there");
         }
-        let known = |parent: SpanId| {
-            let missing = self.missing(false).chain(self.missing(true)).find(|missing| missing.span.id == parent);
-            missing.map(|missing| missing.hop.name.as_str())
-        };
+        let missing = self.missing(false).chain(self.missing(true));
+        let missing: HashMap<SpanId, &str> = missing.map(|missing| (missing.span.id, missing.hop.name.as_str())).collect();
+        let known = |parent: SpanId| missing.get(&parent).copied();
         let lines = orphans.iter().take(MAX_ORPHANS).map(|orphan| {
             let whose = known(orphan.parent).map_or_else(|| "is nobody's".to_owned(), |hop| format!("is {hop}'s, and missing"));
             format!("{} {}: parent {} {whose}", orphan.service, orphan.name, short(&orphan.parent.to_string()))
@@ -212,7 +215,8 @@ impl Arrived<'_> {
         // The caller's own report is no part of the chain.
         let spans = trace.rows().iter().map(|row| &*row.span);
         let spans: Vec<&Span> = spans.filter(|span| span.service() != Some(client_tracing::SERVICE)).collect();
-        let is = |id: SpanId, role: Role| self.expected.iter().any(|expected| expected.role == role && expected.span.id == id);
+        let roles: HashSet<(SpanId, Role)> = self.expected.iter().map(|expected| (expected.span.id, expected.role)).collect();
+        let is = |id: SpanId, role: Role| roles.contains(&(id, role));
         // A call whose headers the hop lost wrote its id nowhere; but only the app puts a span below its own.
         let is_call = |span: &Span| {
             is(span.id, Role::Call) || !is(span.id, Role::Server) && span.parent_id.is_some_and(|parent| is(parent, Role::Server))
@@ -227,15 +231,12 @@ impl Arrived<'_> {
             lines.push(format!("{} of the app: {server} answering, {calls} calling the next hop", plural(app, "span")));
         }
         if others > 0 {
-            let mut by: Vec<(&str, usize)> = Vec::new();
+            let mut by: BTreeMap<&str, usize> = BTreeMap::new();
             for span in spans.iter().filter(|span| !is(span.id, Role::Server) && !is_call(span)) {
-                let name = span.service().unwrap_or_default();
-                match by.iter_mut().find(|(service, _)| *service == name) {
-                    Some((_, count)) => *count += 1,
-                    None => by.push((name, 1)),
-                }
+                *by.entry(span.service().unwrap_or_default()).or_default() += 1;
             }
-            let by: Vec<String> = by.into_iter().map(|(service, count)| format!("{service} {count}")).collect();
+            let by: Vec<String> =
+                by.into_iter().take(MAX_REPORTERS).map(|(service, count)| format!("{service} {count}")).collect();
             lines.push(format!("{} of proxies: {}", plural(others, "span"), by.join(", ")));
         }
         let text = match (app, others) {

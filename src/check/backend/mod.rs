@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::check::chain::expect::Expect;
-use crate::check::chain::probe::Probe;
+use crate::check::chain::probe::{Probe, deepest};
 use crate::check::chain::xray::examine;
 use crate::check::chain::{breaks, visit};
 use crate::check::envoy::gateway::front_key;
@@ -48,7 +48,7 @@ pub(crate) async fn follow(
     progress: &ProgressLine,
 ) -> Vec<Finding> {
     let &Request { client, expect, hints } = request;
-    let Some((probe, tree)) = send(client).await else {
+    let Some((probe, tree)) = deepest(client, Probe::ordinary).await else {
         return vec![Finding::skip(CheckId::TracesArrived, "Trace: skipped, because no request brought the chain's reply")];
     };
     let xray = examine(&probe, &tree, &hints.url);
@@ -71,6 +71,9 @@ pub(crate) async fn follow(
     };
     let started = Instant::now();
     let (trace, verdict, trouble) = arrival(backend, id, &expectation, wait, stop, progress).await;
+    if *stop.borrow() && (trace.is_none() || !verdict.missing.is_empty()) {
+        return vec![Finding::skip(CheckId::TracesArrived, "Trace: not checked, because the run ended before it arrived")];
+    }
     let arrived = Arrived { tree: &tree, xray: &xray, ids: &ids, expected: &here, trace: trace.as_ref(), verdict: &verdict };
     let mut findings = arrived.findings(expect, hints, started.elapsed());
     if let Some(first) = findings.first_mut() {
@@ -141,10 +144,17 @@ pub(crate) async fn evidence(
     let started = Instant::now();
     let mut found = HashMap::new();
     loop {
-        let mut traces = Vec::new();
-        for id in failed.ids() {
-            traces.extend(backend.trace(id).await.ok().flatten());
-        }
+        let load = async {
+            let mut traces = Vec::new();
+            for id in failed.ids() {
+                traces.extend(backend.trace(id).await.ok().flatten());
+            }
+            traces
+        };
+        let traces = tokio::select! {
+            traces = load => traces,
+            _ = stop.wait_for(|stop| *stop) => break,
+        };
         let before = std::mem::replace(&mut found, failed.evidence(&traces));
         let is_late = started.elapsed() >= REPORTED && before == found;
         if is_late || started.elapsed() >= wait || *stop.borrow() {
@@ -160,25 +170,6 @@ pub(crate) async fn evidence(
     found
 }
 
-/// A request and its reply. One that a fault strikes leaves a trace of the part that ran, so a complete one is preferred.
-async fn send(client: &CheckClient) -> Option<(Probe, Tree)> {
-    const TRIES: usize = 5;
-    let mut last = None;
-    for _ in 0..TRIES {
-        let probe = Probe::ordinary();
-        if let Ok(answer) = client.get(&probe.headers).await
-            && let Some(tree) = answer.tree()
-        {
-            let whole = answer.status < 300;
-            last = Some((probe, tree));
-            if whole {
-                break;
-            }
-        }
-    }
-    last
-}
-
 /// Asks the backend until the trace is complete, `wait` is over or the run is stopped. Also returns the last error.
 async fn arrival(
     backend: &Backend,
@@ -192,9 +183,12 @@ async fn arrival(
     let started = Instant::now();
     let (mut trace, mut trouble) = (None, None);
     let verdict = loop {
-        match backend.trace(id).await {
-            Ok(found) => trace = found,
-            Err(error) => trouble = Some(error),
+        tokio::select! {
+            answer = backend.trace(id) => match answer {
+                Ok(found) => trace = found,
+                Err(error) => trouble = Some(error),
+            },
+            _ = stop.wait_for(|stop| *stop) => {}
         }
         let verdict = Verdict::of(trace.as_slice(), expectation);
         let complete = verdict.missing.is_empty() && verdict.orphans.is_empty();

@@ -1,7 +1,11 @@
 //! The requests of `check` that bring a trace context.
 
+use futures_util::future::join_all;
+
 use crate::check::chain::expect::BASE_LANE;
-use crate::hop::reply::Headers;
+use crate::check::chain::hops;
+use crate::check::reachability::client::CheckClient;
+use crate::hop::reply::{Headers, Tree};
 use crate::telemetry::ids;
 use crate::trace_context::{Context, HeaderFamily, Sampling};
 
@@ -36,6 +40,25 @@ impl Probe {
         headers.push(one("x-lane", BASE_LANE.to_owned()));
         Self { headers: Headers(headers) }
     }
+}
+
+/// A request and its reply. A failure hides the hops behind it, so the deepest of a few answers counts; those behind the first
+/// are sent together, because a failure may take the whole time that a request is given.
+pub(crate) async fn deepest(client: &CheckClient, probe: impl Fn() -> Probe) -> Option<(Probe, Tree)> {
+    const MORE: usize = 4;
+    let ask = || async {
+        let probe = probe();
+        let answer = client.get(&probe.headers).await.ok()?;
+        let tree = answer.tree()?;
+        Some(((answer.status < 300, hops(&tree)), probe, tree))
+    };
+    let first = ask().await;
+    let more = if first.as_ref().is_some_and(|((is_whole, _), ..)| *is_whole) { 0 } else { MORE };
+    let more = join_all((0..more).map(|_| ask())).await;
+    let answers = std::iter::once(first).chain(more).flatten();
+    // The first of the best.
+    let best = answers.reduce(|best, next| if next.0 > best.0 { next } else { best });
+    best.map(|(_, probe, tree)| (probe, tree))
 }
 
 /// A fresh context that asks to be sampled.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::hop::reply::Headers;
 use crate::net::hosts::host_of;
 use crate::trace_context::HeaderFamily;
-use crate::traces::{Kind, Span, SpanId, Trace};
+use crate::traces::{Kind, Span, SpanId, Trace, is_proxy};
 
 /// One proxy's span.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -137,11 +137,6 @@ pub(crate) struct RequestSpans<'a> {
     by_id: HashMap<SpanId, &'a Span>,
 }
 
-/// Whether a proxy reported the span.
-pub(crate) fn is_proxys(span: &Span) -> bool {
-    span.tag("component") == Some("proxy")
-}
-
 impl<'a> RequestSpans<'a> {
     pub(crate) fn of(traces: &'a [Trace]) -> Self {
         let mut spans = Self::default();
@@ -157,7 +152,7 @@ impl<'a> RequestSpans<'a> {
     /// The spans of proxies of this kind below one.
     fn proxies(&self, parent: SpanId, kind: Kind) -> Vec<&'a Span> {
         let below = self.below.get(&parent).map(Vec::as_slice).unwrap_or_default();
-        below.iter().copied().filter(|span| is_proxys(span) && span.kind == Some(kind)).collect()
+        below.iter().copied().filter(|span| is_proxy(span) && span.kind == Some(kind)).collect()
     }
 
     /// The call that was sent with these headers to this URL.
@@ -177,7 +172,7 @@ impl<'a> RequestSpans<'a> {
             let mut servers = self.proxies(client.map_or(context.span_id, |span| span.id), Kind::Server);
             servers.retain(|span| !above.contains(&span.id));
             // The call's own span hangs below the hop's, which hangs below its proxy's.
-            let is_caller_traced = path(context.span_id).take(3).any(is_proxys);
+            let is_caller_traced = path(context.span_id).take(3).any(is_proxy);
             CallSpans { is_caller_traced, ..CallSpans::of(client, &servers) }
         });
         spans.max_by_key(|spans| (spans.client.is_some(), spans.server.is_some(), spans.is_caller_traced)).unwrap_or_default()

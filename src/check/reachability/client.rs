@@ -19,7 +19,13 @@ use crate::telemetry::client_tracing::{ClientSpan, ClientTracer};
 use crate::trace_context::{Context, HeaderFamily};
 
 /// The longest answer that is read, bytes.
-const MAX_BODY: usize = 16 << 20;
+pub(crate) const MAX_BODY: usize = 16 << 20;
+/// The longest reply that is read, bytes: reading takes its length times its depth. A hop takes 1 MiB from each next hop.
+const MAX_REPLY: usize = 8 << 20;
+/// Header names of a message that are read; a hop takes 100.
+const MAX_HEADERS: usize = 128;
+/// Calls of one request that are read; more than five times as many as a hop makes by default.
+const MAX_CALLS: usize = 5_500;
 
 /// Lets one caller pass every `1 / rate` seconds.
 pub(crate) struct Pacer {
@@ -66,7 +72,9 @@ impl FrontAnswer {
 
     /// The reply of the chain; `None` when something else answered.
     pub(crate) fn tree(&self) -> Option<Tree> {
-        Tree::parse(&self.body).ok()
+        let mut tree = Some(&self.body).filter(|body| body.len() <= MAX_REPLY).and_then(|body| Tree::parse(body).ok())?;
+        bound(&mut tree, &mut MAX_CALLS.clone());
+        Some(tree)
     }
 }
 
@@ -215,19 +223,34 @@ impl CheckClient {
         }
         let started = Instant::now();
         let mut response = request.send().await.map_err(|error| RequestFailure::of(&error))?;
-        let mut body = BytesMut::new();
-        while let Some(part) = response.chunk().await.map_err(|error| RequestFailure::of(&error))? {
-            if body.len() + part.len() > MAX_BODY {
-                return Err(RequestFailure::TooLarge);
-            }
-            body.extend_from_slice(&part);
+        let body = body(&mut response).await.map_err(|error| RequestFailure::of(&error))?.ok_or(RequestFailure::TooLarge)?;
+        let (status, headers) = (response.status().as_u16(), response.headers().clone());
+        Ok(FrontAnswer { status, headers, body, took: started.elapsed() })
+    }
+}
+
+/// The body of an answer; `None` when it is longer than [`MAX_BODY`].
+pub(crate) async fn body(response: &mut reqwest::Response) -> reqwest::Result<Option<Bytes>> {
+    let mut body = BytesMut::new();
+    while let Some(part) = response.chunk().await? {
+        if body.len() + part.len() > MAX_BODY {
+            return Ok(None);
         }
-        Ok(FrontAnswer {
-            status: response.status().as_u16(),
-            headers: response.headers().clone(),
-            body: body.freeze(),
-            took: started.elapsed(),
-        })
+        body.extend_from_slice(&part);
+    }
+    Ok(Some(body.freeze()))
+}
+
+/// Cuts a reply to what real hops can have put into it, so that what is compared with each other stays few. `left`: hops.
+fn bound(tree: &mut Tree, left: &mut usize) {
+    tree.received.0.truncate(MAX_HEADERS);
+    tree.upstreams.truncate(*left);
+    *left -= tree.upstreams.len();
+    for call in &mut tree.upstreams {
+        call.sent.0.truncate(MAX_HEADERS);
+        if let Some(reply) = &mut call.reply {
+            bound(reply, left);
+        }
     }
 }
 

@@ -104,10 +104,7 @@ pub(crate) async fn tls(
     hints: &HintContext,
     limit: Duration,
 ) -> (Vec<Finding>, bool) {
-    let (owned, name) = (trust.clone(), host.to_owned());
-    let Ok(shaken) = tokio::task::spawn_blocking(move || tls::handshake(&owned, &name, address, limit)).await else {
-        return (vec![Finding::skip(CheckId::ReachTls, "TLS: skipped, because the handshake was aborted")], false);
-    };
+    let shaken = tls::handshake(trust, host, address, limit).await;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX));
     let mut findings = Vec::new();
     let sni = if host.parse::<std::net::IpAddr>().is_ok() {
@@ -201,8 +198,7 @@ enum Tls {
 
 /// Tries TLS; `None` when the port does not speak it.
 async fn probe_tls(client: &CheckClient, trust: &Trust, address: SocketAddr, limit: Duration) -> Option<Tls> {
-    let (trust, host) = (trust.clone(), client.url.host_str().unwrap_or_default().to_owned());
-    let shaken = tokio::task::spawn_blocking(move || tls::handshake(&trust, &host, address, limit)).await.ok()?;
+    let shaken = tls::handshake(trust, client.url.host_str().unwrap_or_default(), address, limit).await;
     match shaken.seen {
         Some(seen) => Some(seen.leaf.workload().map_or(Tls::Server, |workload| Tls::Sidecar(workload.to_owned()))),
         None => shaken.outcome.is_ok().then_some(Tls::Server),

@@ -1,15 +1,19 @@
 //! TLS as `check` speaks it: rustls with ring, public roots plus `--cacert`, and a verifier that records what it received, so that a
 //! refused certificate can be explained.
 
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::ServerCertVerifier as _;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{AlertDescription, CertificateError, ClientConfig, ClientConnection, InvalidMessage, RootCertStore};
+use rustls::{AlertDescription, CertificateError, ClientConfig, InvalidMessage, RootCertStore};
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout};
+use tokio_rustls::TlsConnector;
 
 use crate::check::reachability::x509::{self, Certificate};
 use crate::check::report::Hint;
@@ -118,34 +122,27 @@ pub(crate) struct Handshake {
     pub(crate) took: Duration,
 }
 
-/// Shakes hands with `address` for `host`. Blocking.
-pub(crate) fn handshake(trust: &Trust, host: &str, address: SocketAddr, timeout: Duration) -> Handshake {
+/// Shakes hands with `address` for `host`, all of it within `limit`.
+pub(crate) async fn handshake(trust: &Trust, host: &str, address: SocketAddr, limit: Duration) -> Handshake {
     let started = Instant::now();
     let mut presented = None;
-    let outcome = (|| {
+    let shaking = async {
         let (config, seen) = trust.config().map_err(std::io::Error::other)?;
         presented = Some(seen);
         let name = ServerName::try_from(host.to_owned()).map_err(std::io::Error::other)?;
-        let mut tls = ClientConnection::new(Arc::new(config), name).map_err(std::io::Error::other)?;
-        let mut socket = TcpStream::connect_timeout(&address, timeout)?;
-        socket.set_read_timeout(Some(timeout))?;
-        socket.set_write_timeout(Some(timeout))?;
-        while tls.is_handshaking() {
-            if started.elapsed() > timeout {
-                return Err(std::io::ErrorKind::TimedOut.into());
-            }
-            tls.complete_io(&mut socket)?;
-        }
+        let socket = TcpStream::connect(address).await?;
+        let mut stream = TlsConnector::from(Arc::new(config)).connect(name, socket).await?;
+        let tls = stream.get_ref().1;
         let version = match tls.protocol_version() {
             Some(rustls::ProtocolVersion::TLSv1_3) => "TLS 1.3".to_owned(),
             Some(rustls::ProtocolVersion::TLSv1_2) => "TLS 1.2".to_owned(),
             other => format!("{other:?}"),
         };
         let suite = tls.negotiated_cipher_suite().map_or_else(String::new, |suite| format!(", {:?}", suite.suite()));
-        tls.send_close_notify();
-        let _ = tls.complete_io(&mut socket);
+        let _ = stream.shutdown().await;
         Ok(format!("{version}{suite}"))
-    })();
+    };
+    let outcome = timeout(limit, shaking).await.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()));
     Handshake {
         outcome,
         seen: presented.and_then(|seen| seen.lock().unwrap_or_else(PoisonError::into_inner).take()),

@@ -7,6 +7,7 @@ pub(crate) fn document(report: &Report) -> String {
         "target": report.target,
         "ok": report.is_fine(),
         "interrupted": report.interrupted,
+        "left_out": report.left_out,
         "verdict": report.verdict(),
         "passed": report.count(Status::Pass),
         "failed": report.count(Status::Fail),

@@ -14,7 +14,7 @@ pub(crate) fn document(report: &Report) -> String {
     }
     if report.interrupted {
         let mut status = TestCaseStatus::non_success(NonSuccessKind::Error);
-        status.set_message("interrupted");
+        status.set_message(report.verdict());
         let mut suite = TestSuite::new("Run");
         let mut case = TestCase::new("the run came to its end", status);
         case.set_classname("run");

@@ -206,13 +206,19 @@ pub(crate) struct Report {
     findings: Vec<Finding>,
     started: Instant,
     interrupted: bool,
+    /// What stopped the run, where it was no signal.
+    stopped_by: Option<String>,
+    /// The parts that the run did not come to.
+    left_out: Vec<Group>,
     out: Box<dyn Write + Send>,
 }
 
 impl Report {
     pub(crate) fn new(target: String, output: OutputFormat, skip: Vec<String>, color: bool, out: Box<dyn Write + Send>) -> Self {
         let (terminal, findings, started) = (Terminal { color }, Vec::new(), Instant::now());
-        let mut report = Self { target, output, skip, terminal, findings, started, interrupted: false, out };
+        let (stopped_by, left_out) = (None, Vec::new());
+        let mut report =
+            Self { target, output, skip, terminal, findings, started, interrupted: false, stopped_by, left_out, out };
         if output == OutputFormat::Text {
             let title = format!("httpserver check {}\n", plain(&report.target));
             report.write(&title);
@@ -251,8 +257,12 @@ impl Report {
         findings.into_iter().for_each(|finding| self.add(finding));
     }
 
-    pub(crate) fn interrupt(&mut self) {
+    /// The run ends early. `by`: what stopped it, where it was no signal. `parts`: of a whole run.
+    pub(crate) fn interrupt(&mut self, by: Option<String>, parts: Vec<Group>) {
         self.interrupted = true;
+        self.stopped_by = by;
+        self.left_out = parts;
+        self.left_out.retain(|part| !self.findings.iter().any(|finding| finding.group == *part));
     }
 
     /// Nothing failed, and the run came to its end.
@@ -267,7 +277,13 @@ impl Report {
     /// The verdict in one line.
     pub(crate) fn verdict(&self) -> String {
         let (passed, failed, skipped) = (self.count(Status::Pass), self.count(Status::Fail), self.count(Status::Skip));
-        let so_far = if self.interrupted { "interrupted, so far " } else { "" };
+        let mut so_far = String::new();
+        if self.interrupted {
+            let by = self.stopped_by.as_ref().map_or_else(String::new, |by| format!(" by {by}"));
+            let titles: Vec<&str> = self.left_out.iter().map(|part| part.title()).collect();
+            let without = if titles.is_empty() { String::new() } else { format!(" (left out: {})", titles.join(", ")) };
+            so_far = format!("interrupted{by}{without}, so far ");
+        }
         if failed == 0 {
             let state = if self.interrupted { "nothing broken" } else { "healthy" };
             return format!("{so_far}{state}: {passed} checks passed, {skipped} skipped");
@@ -402,7 +418,8 @@ mod tests {
         let mut report = Report::new("x".into(), OutputFormat::Json, Vec::new(), false, Box::new(Page::default()));
         report.add(Finding::pass(CheckId::ReachTcp, "TCP"));
         assert!(report.is_fine());
-        report.interrupt();
-        assert!(!report.is_fine() && report.verdict().starts_with("interrupted"), "{}", report.verdict());
+        report.interrupt(None, vec![Group::Reach, Group::Traffic]);
+        let verdict = report.verdict();
+        assert!(!report.is_fine() && verdict.starts_with("interrupted (left out: Traffic), so far nothing broken"), "{verdict}");
     }
 }

@@ -1,5 +1,6 @@
 //! The evidence of a trace: what proxies reported of a call names the cause that the answer alone does not.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
@@ -53,6 +54,9 @@ pub(crate) fn backend(spans: impl Fn(&str) -> Vec<Value> + Send + Sync + 'static
     format!("http://{addr}")
 }
 
+/// The span that the caller sent along with each trace.
+type Parents = Arc<Mutex<HashMap<String, String>>>;
+
 /// Where the failing call of service1 goes.
 pub(crate) struct Call {
     pub(crate) url: &'static str,
@@ -68,13 +72,13 @@ impl Call {
 
 /// Checks service1 in a pod with a sidecar, whose call of service2 fails so, and of which the two proxies report this.
 fn failing(call: Call, client: Option<ProxySpan>, server: Option<ProxySpan>) -> Run {
-    let parent: Arc<Mutex<String>> = Arc::default();
-    let probe = parent.clone();
+    let parents = Parents::default();
+    let probes = parents.clone();
     let front = fake(move |request| {
         let context =
             request.header("traceparent").map_or_else(|| format!("00-{}-{}", "7".repeat(32), "8".repeat(16)), str::to_owned);
         let trace = &context[3..35];
-        context[36..52].clone_into(&mut probe.lock().unwrap());
+        probes.lock().unwrap().insert(trace.to_owned(), context[36..52].to_owned());
         let mut hop = reply("service1", "v1", "base", request, vec![]);
         hop["received"]["traceparent"] = json!([format!("00-{trace}-1111111111111111-01")]);
         hop["upstreams"] = json!([{"url": call.url, "status": call.status, "duration_ms": 1.0, "error": call.error,
@@ -85,8 +89,13 @@ fn failing(call: Call, client: Option<ProxySpan>, server: Option<ProxySpan>) -> 
         (502, vec![], hop.to_string())
     });
     let store = backend(move |trace| {
-        let own =
-            ProxySpan::new(INBOUND, "-", 502).json(trace, "1111111111111111", &parent.lock().unwrap(), "SERVER", "service1");
+        let own = ProxySpan::new(INBOUND, "-", 502).json(
+            trace,
+            "1111111111111111",
+            &parents.lock().unwrap()[trace],
+            "SERVER",
+            "service1",
+        );
         let client = client.iter().map(|span| span.json(trace, "2222222222222222", "1111111111111111", "CLIENT", "service1"));
         let parent = if client.len() == 0 { "1111111111111111" } else { "2222222222222222" };
         let server = server.iter().map(|span| span.json(trace, "3333333333333333", parent, "SERVER", "service2"));
@@ -210,16 +219,16 @@ fn what_a_gateway_and_the_first_hops_sidecar_report_names_the_cause() {
         ("UC", None, "PeerAuthentication STRICT"),
         ("-", Some(ProxySpan::new("inbound|9999||", "UF", 503)), "its app does not listen on port 9999"),
     ] {
-        let parent: Arc<Mutex<String>> = Arc::default();
-        let seen = parent.clone();
+        let parents = Parents::default();
+        let probes = parents.clone();
         let front = fake(move |request| {
             if let Some(context) = request.header("traceparent") {
-                context[36..52].clone_into(&mut seen.lock().unwrap());
+                probes.lock().unwrap().insert(context[3..35].to_owned(), context[36..52].to_owned());
             }
             (503, vec![("server", "istio-envoy".into())], reset.to_owned())
         });
         let store = backend(move |trace| {
-            let probe = parent.lock().unwrap().clone();
+            let probe = parents.lock().unwrap()[trace].clone();
             let mut whole =
                 ProxySpan::new(outbound, "-", 503).json(trace, "1111111111111111", &probe, "SERVER", "istio-ingressgateway");
             whole["tags"]["node_id"] = json!("router~10.0.0.9~istio-ingressgateway-x.istio-system~x");
