@@ -19,19 +19,26 @@ use opentelemetry_proto::tonic::trace::v1::status::StatusCode;
 use opentelemetry_proto::tonic::trace::v1::{Span as OtlpSpan, SpanFlags, Status};
 use opentelemetry_semantic_conventions::attribute::{ERROR_TYPE, SERVICE_NAME};
 use prost::Message as _;
+use prost::encoding::int64;
 
 use super::http::shown;
 use super::{Accepted, Collector, ExportError, ExporterError, OtlpOptions, Protocol, ResourceOptions};
 use crate::telemetry::span_queue::{AttributeValue, QueuedSpan, SpanBatch, SpanKind};
+use crate::text::number::push_address;
 
-/// Numbers of the fields that nest spans, as `opentelemetry/proto/collector/trace/v1/trace_service.proto` and
-/// `opentelemetry/proto/trace/v1/trace.proto` assign them.
+/// Numbers of the fields that nest spans and attributes, as `trace_service.proto`, `trace.proto` and `common.proto` of
+/// OpenTelemetry assign them.
 mod field {
     pub(super) const REQUEST_RESOURCE_SPANS: u8 = 1;
     pub(super) const RESOURCE_SPANS_RESOURCE: u8 = 1;
     pub(super) const RESOURCE_SPANS_SCOPE_SPANS: u8 = 2;
     pub(super) const SCOPE_SPANS_SCOPE: u8 = 1;
     pub(super) const SCOPE_SPANS_SPANS: u8 = 2;
+    pub(super) const SPAN_ATTRIBUTES: u8 = 9;
+    pub(super) const KEY_VALUE_KEY: u8 = 1;
+    pub(super) const KEY_VALUE_VALUE: u8 = 2;
+    pub(super) const ANY_VALUE_STRING: u8 = 1;
+    pub(super) const ANY_VALUE_INT: u8 = 3;
 }
 
 /// Posts spans to an OTLP collector.
@@ -121,15 +128,15 @@ impl OtlpEncoder {
     pub(crate) fn encode(&self, batch: &SpanBatch, spans: &[QueuedSpan]) -> Vec<u8> {
         let mut scope_spans = Vec::with_capacity(self.scope.len() + spans.len() * 384);
         scope_spans.extend_from_slice(&self.scope);
-        // One message for each kind, filled again for each span: the next span of a kind has the same attributes, and their
-        // strings are reused. A message for each span costs 60 % more.
-        let (mut server, mut client) = (OtlpSpan::default(), OtlpSpan::default());
+        // One message, filled again for each span: its buffers are reused.
+        let (mut message, mut encoded) = (OtlpSpan::default(), Vec::with_capacity(512));
         for span in spans {
-            let message = if span.kind == SpanKind::Server { &mut server } else { &mut client };
-            fill(message, batch, span);
-            scope_spans.push(key(field::SCOPE_SPANS_SPANS));
+            fill(&mut message, batch, span);
+            encoded.clear();
             // Fails only when the buffer cannot grow.
-            let _ = message.encode_length_delimited(&mut scope_spans);
+            let _ = message.encode(&mut encoded);
+            push_attributes(&mut encoded, batch, span);
+            push_field(&mut scope_spans, field::SCOPE_SPANS_SPANS, &encoded);
         }
         let mut resource_spans = Vec::with_capacity(self.resource.len() + scope_spans.len() + 8);
         resource_spans.extend_from_slice(&self.resource);
@@ -153,6 +160,7 @@ fn push_field(out: &mut Vec<u8>, number: u8, message: &[u8]) {
     out.extend_from_slice(message);
 }
 
+/// Sets every field of a span but its attributes.
 fn fill(message: &mut OtlpSpan, batch: &SpanBatch, span: &QueuedSpan) {
     let set_bytes = |field: &mut Vec<u8>, bytes: &[u8]| {
         field.clear();
@@ -177,15 +185,7 @@ fn fill(message: &mut OtlpSpan, batch: &SpanBatch, span: &QueuedSpan) {
     message.name.extend([method, if route.is_empty() { "" } else { " " }, route]);
     message.start_time_unix_nano = nanoseconds(span.start.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default());
     message.end_time_unix_nano = message.start_time_unix_nano.saturating_add(nanoseconds(span.duration));
-    let mut attributes = Attributes { list: &mut message.attributes, used: 0 };
-    batch.attributes(span, |name, value| attributes.push(name, value));
-    let error = batch.error_type(span);
-    if let Some(error) = error {
-        attributes.push(ERROR_TYPE, AttributeValue::Text(&error.to_string()));
-    }
-    let used = attributes.used;
-    message.attributes.truncate(used);
-    let code = if error.is_some() { StatusCode::Error } else { StatusCode::Unset };
+    let code = if batch.error_type(span).is_some() { StatusCode::Error } else { StatusCode::Unset };
     message.status = Some(Status { code: code as i32, message: String::new() });
 }
 
@@ -193,38 +193,29 @@ fn nanoseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// Attributes that overwrite those of the span before, so that their strings are reused.
-struct Attributes<'a> {
-    list: &'a mut Vec<KeyValue>,
-    used: usize,
-}
-
-impl Attributes<'_> {
-    fn push(&mut self, name: &str, value: AttributeValue<'_>) {
-        if self.used == self.list.len() {
-            self.list.push(KeyValue::default());
-        }
-        let attribute = &mut self.list[self.used];
-        self.used += 1;
-        attribute.key.clear();
-        attribute.key.push_str(name);
-        let slot = &mut attribute.value.get_or_insert_default().value;
-        let mut string = match slot.take() {
-            Some(Value::StringValue(string)) => string,
-            _ => String::new(),
-        };
-        string.clear();
-        *slot = Some(match value {
-            AttributeValue::Int(number) => Value::IntValue(number.into()),
-            AttributeValue::Text(text) => {
-                string.push_str(text);
-                Value::StringValue(string)
-            }
+/// Appends the attributes of a span to its encoded message. As messages, three deep, their lengths are counted again at each level.
+fn push_attributes(out: &mut Vec<u8>, batch: &SpanBatch, span: &QueuedSpan) {
+    let (mut any_value, mut text) = (Vec::with_capacity(128), Vec::new());
+    let mut push = |name: &str, value: AttributeValue<'_>| {
+        any_value.clear();
+        match value {
+            AttributeValue::Text(text) => push_field(&mut any_value, field::ANY_VALUE_STRING, text.as_bytes()),
+            AttributeValue::Int(number) => int64::encode(field::ANY_VALUE_INT.into(), &number.into(), &mut any_value),
             AttributeValue::Address(address) => {
-                let _ = std::fmt::Write::write_fmt(&mut string, format_args!("{address}"));
-                Value::StringValue(string)
+                text.clear();
+                push_address(&mut text, address);
+                push_field(&mut any_value, field::ANY_VALUE_STRING, &text);
             }
-        });
+        }
+        let field_len = |content: usize| 1 + prost::length_delimiter_len(content) + content;
+        out.push(key(field::SPAN_ATTRIBUTES));
+        let _ = prost::encode_length_delimiter(field_len(name.len()) + field_len(any_value.len()), out);
+        push_field(out, field::KEY_VALUE_KEY, name.as_bytes());
+        push_field(out, field::KEY_VALUE_VALUE, &any_value);
+    };
+    batch.attributes(span, &mut push);
+    if let Some(error) = batch.error_type(span) {
+        push(ERROR_TYPE, AttributeValue::Text(&error.to_string()));
     }
 }
 
