@@ -1,13 +1,21 @@
 //! The validation of a next hop's answer before it is nested.
 
+use std::borrow::Cow;
+use std::sync::LazyLock;
+
+use memchr::memmem::Finder;
 use serde::de::{self, Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
+use super::compact::skip_object;
 use super::{MAX_HOPS, Reply, Representation};
 
 /// A hop nests its next hop's reply three JSON levels deeper: in an object, in an array, in the reply. The last reply's calls may
 /// have no reply, and nest two levels deeper than its own headers: the headers that were sent.
 const MAX_DEPTH: usize = 3 * (MAX_HOPS as usize - 1) + 2;
+
+/// How deep a nested reply may be to be skipped without counting the depth of the whole answer.
+const NESTED_DEPTH: usize = MAX_DEPTH / 2;
 
 /// The text of a valid reply, to be written verbatim.
 #[derive(Debug, Clone, Copy)]
@@ -32,8 +40,10 @@ impl<'a> NestedReply<'a> {
     pub(crate) fn check(answer: &'a [u8]) -> Result<Self, NotNested> {
         // Validated here once, so that serde_json need not validate each string.
         let text = std::str::from_utf8(answer).map_err(|_| NotNested::NotAReply)?;
-        serde_json::from_str::<Reply<Checked>>(text).map_err(|_| NotNested::NotAReply)?;
-        if nests_deeper(text, MAX_DEPTH) { Err(NotNested::TooDeep) } else { Ok(Self(text)) }
+        let own = without_nested(text);
+        serde_json::from_str::<Reply<Checked>>(&own).map_err(|_| NotNested::NotAReply)?;
+        let is_shallow = !nests_deeper(&own, MAX_DEPTH - NESTED_DEPTH);
+        if is_shallow || !nests_deeper(text, MAX_DEPTH) { Ok(Self(text)) } else { Err(NotNested::TooDeep) }
     }
 
     pub(crate) fn as_str(self) -> &'a str {
@@ -41,10 +51,33 @@ impl<'a> NestedReply<'a> {
     }
 }
 
+/// The text with an empty object in place of each nested reply that is compact JSON: it is valid if and only if the whole is.
+///
+/// In valid JSON a value follows the key wherever it is found: its last quote ends a name.
+fn without_nested(text: &str) -> Cow<'_, str> {
+    const KEY: &str = "\"reply\":{";
+    static FINDER: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(KEY));
+    let (mut own, mut rest) = (String::new(), text);
+    while let Some(key) = FINDER.find(rest.as_bytes()) {
+        let (before, nested) = rest.split_at(key + KEY.len() - 1);
+        // After one that is not skipped nothing is: each attempt may cost as much as the whole text.
+        let Some(after) = skip_object(nested.as_bytes(), NESTED_DEPTH) else { return Cow::Borrowed(text) };
+        own.reserve(before.len() + 64);
+        own.push_str(before);
+        own.push_str("{}");
+        rest = &nested[nested.len() - after.len()..];
+    }
+    if own.is_empty() {
+        return Cow::Borrowed(text);
+    }
+    own.push_str(rest);
+    Cow::Owned(own)
+}
+
 /// Whether arrays and objects of a valid JSON text nest deeper than `limit`.
 fn nests_deeper(text: &str, limit: usize) -> bool {
-    // At no place does a text nest deeper than brackets open before it, nor than brackets close after it. For chains below about
-    // 80 hops this bound, counted in pieces that the compiler vectorises, is the whole answer.
+    // At no place does a text nest deeper than brackets open before it, nor than brackets close after it. For a hop's own part of
+    // a reply this bound, counted in pieces that the compiler vectorises, is the whole answer.
     let count = |piece: &[u8], bracket: u8| usize::from(piece.iter().map(|byte| u8::from(byte & !0x20 == bracket)).sum::<u8>());
     let pieces = || text.as_bytes().chunks(128).map(|piece| (count(piece, b'['), count(piece, b']')));
     let (mut opened, mut to_close) = (0, pieces().map(|(_, closing)| closing).sum::<usize>());
@@ -211,6 +244,49 @@ mod tests {
             assert!(!with(&call.replacen("\"reply\":null", &format!("\"reply\":{reply}"), 1)), "{reply}");
         }
         assert!(with(&call.replacen("\"reply\":null", "\"reply\":{\"a\":[1e999]}", 1)), "validated by the hop that nested it");
+    }
+
+    /// A compact reply of so many hops, one below the other, and at each hop a second call whose reply is a leaf.
+    fn compact(hops: usize) -> String {
+        let leaf = serde_json::to_string(&Tree::parse(LEAF.as_bytes()).unwrap()).unwrap();
+        (1..hops).fold(leaf.clone(), |below, _| {
+            let call = |reply: &str| {
+                format!(
+                    r#"{{"url":"http://a","status":200,"duration_ms":1.0,"error":null,"sent":{{"b3":["0"]}},"reply":{reply}}}"#
+                )
+            };
+            leaf.replacen("\"upstreams\":[]", &format!("\"upstreams\":[{},{}]", call(&below), call(&leaf)), 1)
+        })
+    }
+
+    #[test]
+    fn nested_replies_are_skipped_and_judged_as_serde_would() {
+        let serde = |text: &str| serde_json::from_str::<Reply<Checked>>(text).is_ok();
+        let whole = compact(2);
+        let own = without_nested(&whole);
+        assert!(is_reply(&whole) && own.len() < whole.len() / 2, "{own}");
+        assert_eq!(own.matches("\"reply\":{}").count(), 2, "{own}");
+        // Whatever becomes of a single byte, the verdict is that of serde.
+        for at in 0..whole.len() {
+            for byte in ["", "\"", "]", " "] {
+                let text = [&whole[..at], byte, &whole[at + 1..]].concat();
+                assert_eq!(is_reply(&text), serde(&text), "{byte:?} at {at}");
+            }
+        }
+        // A name or a text that looks like the begin of a nested reply.
+        for field in [
+            r#""x":"\"reply\":{""#,
+            r#""x":"\"reply\":{}""#,
+            r#""x\"reply":{}"#,
+            r#""x\"reply":{"a":[1]}"#,
+            r#""x\\"reply":{}"#,
+            r#""x":{"reply":{"reply":{}}}"#,
+            r#""x":"reply":{}"#,
+            r#""reply":{},"reply":{}"#,
+        ] {
+            let text = whole.replacen('{', &format!("{{{field},"), 1);
+            assert_eq!(is_reply(&text), serde(&text), "{field}");
+        }
     }
 
     #[test]

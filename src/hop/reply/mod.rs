@@ -8,6 +8,7 @@
 //! `hop/chain.rs`.
 
 mod check;
+mod compact;
 mod failure;
 mod read;
 mod text;
