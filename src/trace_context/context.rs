@@ -90,34 +90,23 @@ pub(crate) trait HeaderSource {
     }
 }
 
-/// An id from at most 32 hex digits of either case; `None` for anything else and for all zeros.
-fn parse_hex(digits: &[u8]) -> Option<u128> {
-    if digits.is_empty() || digits.len() > 32 {
-        return None;
-    }
-    let mut value: u128 = 0;
-    for digit in digits {
-        let nibble = match digit {
-            b'0'..=b'9' => digit - b'0',
-            b'a'..=b'f' => digit - b'a' + 10,
-            b'A'..=b'F' => digit - b'A' + 10,
-            _ => return None,
-        };
-        value = value << 4 | u128::from(nibble);
-    }
-    (value != 0).then_some(value)
+/// A number from 16 hex digits of either case.
+fn parse_hex(digits: &[u8]) -> Option<u64> {
+    let digits: &[u8; 16] = digits.try_into().ok()?;
+    digits.iter().try_fold(0, |value, digit| Some(value << 4 | u64::from(char::from(*digit).to_digit(16)?)))
 }
 
-/// A trace id from 16 or 32 hex digits of either case.
+/// A trace id from 16 or 32 hex digits of either case, not all zeros.
 pub(super) fn parse_trace_id(digits: &[u8]) -> Option<TraceId> {
-    matches!(digits.len(), 16 | 32).then_some(())?;
-    Some(TraceId::from(parse_hex(digits)?))
+    let (high, low) = digits.split_at(digits.len().saturating_sub(16));
+    let high = if high.is_empty() { 0 } else { parse_hex(high)? };
+    let id = u128::from(high) << 64 | u128::from(parse_hex(low)?);
+    (id != 0).then(|| TraceId::from(id))
 }
 
-/// A span id from 16 hex digits of either case.
+/// A span id from 16 hex digits of either case, not all zeros.
 pub(super) fn parse_span_id(digits: &[u8]) -> Option<SpanId> {
-    let id = parse_hex((digits.len() == 16).then_some(digits)?)?;
-    Some(SpanId::from(u64::try_from(id).ok()?))
+    parse_hex(digits).filter(|id| *id != 0).map(SpanId::from)
 }
 
 pub(super) fn push_hex(buffer: &mut BytesMut, bytes: &[u8]) {

@@ -3,7 +3,8 @@
 use bytes::BytesMut;
 use http::HeaderValue;
 
-use super::context::{Context, Sampling, parse_span_id, parse_trace_id, push_hex, split_value};
+use super::context::{Context, Sampling, parse_span_id, parse_trace_id, split_value};
+use crate::text::hex;
 
 /// The length of a `traceparent` of version 00.
 const LENGTH: usize = 55;
@@ -34,17 +35,21 @@ pub(super) fn parse_traceparent(value: &[u8]) -> Option<Context> {
 
 /// The `traceparent` of a context.
 pub(super) fn write_traceparent(context: &Context, buffer: &mut BytesMut) -> HeaderValue {
-    buffer.extend_from_slice(b"00-");
-    push_hex(buffer, &context.trace_id.to_bytes());
-    buffer.extend_from_slice(b"-");
-    push_hex(buffer, &context.span_id.to_bytes());
-    buffer.extend_from_slice(if context.sampling.is_sampled() { b"-01" } else { b"-00" });
+    buffer.extend_from_slice(&traceparent(context));
     split_value(buffer)
+}
+
+fn traceparent(context: &Context) -> [u8; LENGTH] {
+    let mut text = *b"00-00000000000000000000000000000000-0000000000000000-00";
+    hex::encode(&context.trace_id.to_bytes(), &mut text[3..35]);
+    hex::encode(&context.span_id.to_bytes(), &mut text[36..52]);
+    text[LENGTH - 1] += u8::from(context.sampling.is_sampled());
+    text
 }
 
 /// The value of `traceresponse`: it has the form of a `traceparent`.
 pub(crate) fn traceresponse(context: &Context) -> HeaderValue {
-    write_traceparent(context, &mut BytesMut::with_capacity(LENGTH))
+    HeaderValue::from_bytes(&traceparent(context)).unwrap_or_else(|_| HeaderValue::from_static(""))
 }
 
 /// Whether all lines of a `tracestate` together are valid: at most 32 members `key=value`, empty ones not counted. Source: W3C
