@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use crate::hop::config::HopConfig;
 use crate::hop::fault::Faults;
 use crate::hop::limits::RequestLimits;
+use crate::hop::routes;
 use crate::hop::service::service;
 use crate::hop::state::{Node, Watch};
 use crate::net::tls::hop_client_config;
@@ -220,7 +221,8 @@ impl App {
             metrics.request(&http::Method::GET, "unmatched", status.as_str(), Duration::ZERO, None);
         });
         let server = ServerConfig { listener, options: connections, tls, phase: phase.clone(), on_refused };
-        let requests_cut = server::serve(server, service(node.clone(), limits), stop, drain.timeout).await;
+        let requests_cut =
+            server::serve(server, service(routes::router(node.clone()), node.clone(), limits), stop, drain.timeout).await;
         if let Some(following) = following {
             following.abort();
         }

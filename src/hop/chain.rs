@@ -1,8 +1,12 @@
 //! `/service<N>`: calls the next hops, and turns the outcomes into the reply and the status of this hop.
 
+use std::convert::Infallible;
+
+use axum::extract::FromRequestParts;
 use axum::response::Response;
 use http::StatusCode;
 use http::header::{self, HeaderMap};
+use http::request::Parts;
 
 use crate::hop::error::Error;
 use crate::hop::exchange::Exchange;
@@ -16,14 +20,15 @@ use crate::upstream::foreign_response::ForeignResponse;
 use crate::upstream::outcome::{CallError, CallOutcome};
 
 /// Answers `/service<n>`: calls the next hops and answers with the tree of all replies.
-pub(crate) async fn chain(node: &Node, exchange: &Exchange, n: u16, headers: &HeaderMap) -> Result<Response, Error> {
+pub(crate) async fn chain(exchange: &Exchange, n: u16, form: Form) -> Result<Response, Error> {
+    let node = &*exchange.node;
     if exchange.hops >= node.max_hops {
         return Err(Error::LoopDetected);
     }
     let abort = exchange.fault_decision().abort;
     let calls = match abort {
         Some(_) => Vec::new(),
-        None => node.upstreams.call_all(call_context(node, exchange, n)).await,
+        None => node.upstreams.call_all(&call_context(node, exchange, n)).await,
     };
     let calls: Vec<_> = calls.iter().map(CheckedCall::of).collect();
     let logged = calls.iter().find(|call| call.has_failed()).or(calls.last());
@@ -32,14 +37,8 @@ pub(crate) async fn chain(node: &Node, exchange: &Exchange, n: u16, headers: &He
     }
     let status = abort.unwrap_or_else(|| combined_status(&calls));
     let json = reply(node, exchange, calls, status).to_json();
-    let mut response = if prefers_json(headers) {
-        typed("application/json", json)
-    } else {
-        match Tree::parse(&json) {
-            Ok(tree) => text(tree.to_text()),
-            Err(_) => typed("application/json", json),
-        }
-    };
+    let tree = if form == Form::Text { Tree::parse(&json).ok() } else { None };
+    let mut response = tree.map_or_else(|| typed("application/json", json), |tree| text(tree.to_text()));
     *response.status_mut() = status;
     Ok(response)
 }
@@ -153,6 +152,22 @@ fn reply<'a>(node: &'a Node, exchange: &'a Exchange, calls: Vec<CheckedCall<'a>>
         attempt: exchange.attempt,
         injected: exchange.fault_decision().injected,
         upstreams: calls.into_iter().map(CheckedCall::into_call).collect(),
+    }
+}
+
+/// How a reply is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Form {
+    Json,
+    /// The tree for people.
+    Text,
+}
+
+impl<S: Sync> FromRequestParts<S> for Form {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
+        Ok(if prefers_json(&parts.headers) { Self::Json } else { Self::Text })
     }
 }
 

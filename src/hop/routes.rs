@@ -14,7 +14,7 @@ use http::header::{self, HeaderMap};
 use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 
-use crate::hop::chain::chain;
+use crate::hop::chain::{Form, chain};
 use crate::hop::error::Error;
 use crate::hop::exchange::Exchange;
 use crate::hop::layers::EndpointKind::{self, Chain, Information, Probe, Scrape, Text};
@@ -88,28 +88,18 @@ fn capitalized(who: &str) -> String {
     chars.next().map_or_else(String::new, |first| first.to_uppercase().chain(chars).collect())
 }
 
-async fn service(
-    State(node): State<Arc<Node>>,
-    Extension(exchange): Extension<Arc<Exchange>>,
-    n: Parameter,
-    request: Request,
-) -> Result<Response, Error> {
+async fn service(Extension(exchange): Extension<Arc<Exchange>>, n: Parameter, form: Form) -> Result<Response, Error> {
     let Some(n) = n.ok().and_then(|Path(n)| service_number(&n)) else {
         exchange.correct_route("");
         return Err(Error::NotFound);
     };
-    chain(&node, &exchange, n, request.headers()).await
+    chain(&exchange, n, form).await
 }
 
-async fn hello_service(
-    State(node): State<Arc<Node>>,
-    Extension(exchange): Extension<Arc<Exchange>>,
-    n: Parameter,
-    request: Request,
-) -> Result<Response, Error> {
+async fn hello_service(Extension(exchange): Extension<Arc<Exchange>>, n: Parameter, form: Form) -> Result<Response, Error> {
     let parameter = n.map(|Path(n)| n).map_err(|_| Error::NotFound);
     if let Some(n) = parameter.as_deref().ok().and_then(service_number) {
-        return chain(&node, &exchange, n, request.headers()).await;
+        return chain(&exchange, n, form).await;
     }
     exchange.correct_route(HELLO_WHO);
     match aborted(&exchange) {

@@ -28,7 +28,6 @@ use tower_http::timeout::RequestBodyDeadlineLayer;
 use crate::hop::error::Error;
 use crate::hop::exchange::{Exchange, ObservedBody};
 use crate::hop::limits::RequestLimits;
-use crate::hop::routes;
 use crate::hop::state::Node;
 
 type BoxError = Box<dyn StdError + Send + Sync>;
@@ -36,23 +35,8 @@ type BoxError = Box<dyn StdError + Send + Sync>;
 /// The body of what the router answers, as the layers around it pass it on.
 pub(crate) type RouterBody = Either<UnsyncBoxBody<Bytes, BoxError>, ResponseBody<UnsyncBoxBody<Bytes, BoxError>>>;
 
-/// The service that answers every request of a hop.
+/// The service that answers every request of a hop: its router, and the layers around it.
 pub(crate) fn service<B>(
-    node: Arc<Node>,
-    limits: RequestLimits,
-) -> impl Service<Request<B>, Response = Response<ObservedBody<RouterBody>>, Error = Infallible, Future: Send + 'static>
-+ Clone
-+ Send
-+ Sync
-+ 'static
-where
-    B: HttpBody<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
-{
-    around(routes::router(node.clone()), node, limits)
-}
-
-/// The layers around a router.
-fn around<B>(
     router: Router,
     node: Arc<Node>,
     limits: RequestLimits,
@@ -124,6 +108,7 @@ mod tests {
     use crate::hop::app::{App, Output};
     use crate::hop::config::HopConfig;
     use crate::hop::layers::EndpointKind;
+    use crate::hop::routes;
     use crate::server::ConnectionInfo;
 
     use super::*;
@@ -171,7 +156,7 @@ mod tests {
         let router = Router::new()
             .route("/text", get(text.layer(EndpointKind::Information)))
             .route("/literal", get(literal.layer(EndpointKind::Information)));
-        let service = around(router, node.clone(), RequestLimits::default());
+        let service = service(router, node.clone(), RequestLimits::default());
         for path in ["/text", "/literal"] {
             let response = service.clone().oneshot(get_request(path, Empty::new())).await.unwrap();
             assert_eq!(problem(response).await, 500);
@@ -183,6 +168,7 @@ mod tests {
     async fn a_body_has_its_time_and_its_size() {
         let limits = RequestLimits { body_bytes: 10, body_timeout: Duration::from_millis(100), ..RequestLimits::default() };
         let node = node().await;
+        let hop = || service(routes::router(node.clone()), node.clone(), limits);
         let frames = |bytes: &'static str, then_more: bool| {
             let first = stream::iter([Ok::<_, Infallible>(Frame::data(Bytes::from(bytes)))]);
             let rest = stream::once(async move {
@@ -198,19 +184,20 @@ mod tests {
         {
             let request = get_request(path, frames(bytes, then_more));
             let begun = tokio::time::Instant::now();
-            let response = service(node.clone(), limits).oneshot(request).await.unwrap();
+            let response = hop().oneshot(request).await.unwrap();
             assert_eq!(problem(response).await, status, "{path} {bytes}");
             assert_eq!(begun.elapsed() >= limits.body_timeout, status == 408);
             assert!(counted(&node, path, status as u16));
         }
-        let response = service(node.clone(), limits).oneshot(get_request("/hello", frames("0123456789", false))).await.unwrap();
+        let response = hop().oneshot(get_request("/hello", frames("0123456789", false))).await.unwrap();
         assert_eq!(response.status(), 200);
     }
 
     #[tokio::test]
     async fn an_answer_that_was_not_taken_whole_is_no_200() {
         let node = node().await;
-        let hello = || service(node.clone(), RequestLimits::default()).oneshot(get_request("/hello", Empty::<Bytes>::new()));
+        let hop = || service(routes::router(node.clone()), node.clone(), RequestLimits::default());
+        let hello = || hop().oneshot(get_request("/hello", Empty::<Bytes>::new()));
         drop(hello().await.unwrap());
         assert!(counted(&node, "/hello", 499));
         hello().await.unwrap().into_body().collect().await.unwrap();
@@ -218,7 +205,7 @@ mod tests {
         // The connection does not poll a body that is empty.
         let mut head = get_request("/hello", Empty::<Bytes>::new());
         *head.method_mut() = http::Method::HEAD;
-        let response = service(node.clone(), RequestLimits::default()).oneshot(head).await.unwrap();
+        let response = hop().oneshot(head).await.unwrap();
         assert_ne!(response.headers()["content-length"], "0");
         drop(response);
         let metrics = node.metrics.render(false, &node.span_queue, None);

@@ -95,26 +95,24 @@ impl Upstreams {
     }
 
     /// Calls every next hop. The outcomes are in the configured order.
-    pub(crate) async fn call_all(&self, context: CallContext<'_>) -> Vec<CallOutcome<'_>> {
-        let budgets = divided(context.call_budget, self.targets.len());
-        let calls = self.targets.iter().zip(budgets).map(|((target, pool), budget)| self.call(context, target, pool, budget));
-        match (self.targets.len(), self.fan_out) {
-            (0, _) => Vec::new(),
-            (2.., FanOut::Parallel) => futures_util::future::join_all(calls).await,
-            (count, _) => {
-                let mut outcomes = Vec::with_capacity(count);
-                for call in calls {
-                    outcomes.push(call.await);
-                }
-                outcomes
-            }
+    pub(crate) async fn call_all(&self, context: &CallContext<'_>) -> Vec<CallOutcome<'_>> {
+        let calls = self.targets.iter().zip(divided(context.call_budget, self.targets.len()));
+        if self.fan_out == FanOut::Parallel && self.targets.len() > 1 {
+            let calls = calls.map(|((target, pool), budget)| self.call(context, target, pool, budget));
+            return futures_util::future::join_all(calls).await;
         }
+        let mut outcomes = Vec::with_capacity(self.targets.len());
+        for ((target, pool), budget) in calls {
+            // A future that is bound to a name before it is awaited is stored twice.
+            outcomes.push(self.call(context, target, pool, budget).await);
+        }
+        outcomes
     }
 
     /// `budget` is for the calls that the next hop makes; without one the next hop is not called.
     async fn call<'a>(
         &'a self,
-        context: CallContext<'_>,
+        context: &CallContext<'_>,
         target: &'a Target,
         pool: &Pool,
         budget: Option<u32>,
@@ -136,6 +134,7 @@ impl Upstreams {
             started_at: SystemTime::now(),
             progress: Progress::default(),
             error: Some("cancelled"),
+            duration: None,
         };
         let request = || self.request(target, path.clone(), &sent, [context.hop_count.saturating_add(1), budget]);
         let answered = tokio::time::timeout(self.timeout, send_and_read(pool, request, &mut span.progress)).await;
@@ -148,7 +147,8 @@ impl Upstreams {
             Err(_) => (None, Some(CallError::Timeout(self.timeout))),
         };
         span.error = failure.as_ref().and_then(CallError::kind);
-        CallOutcome { url, status: span.progress.status, duration: span.start.elapsed(), failure, sent, answer }
+        let duration = *span.duration.insert(span.start.elapsed());
+        CallOutcome { url, status: span.progress.status, duration, failure, sent, answer }
     }
 
     fn request(
@@ -210,7 +210,7 @@ async fn send_and_read(
 
 /// Records the span and the metric of a call when it ends, also when the call is cancelled.
 struct ClientSpanGuard<'a> {
-    context: CallContext<'a>,
+    context: &'a CallContext<'a>,
     span_context: Option<Context>,
     target: &'a Target,
     path: PathAndQuery,
@@ -218,11 +218,13 @@ struct ClientSpanGuard<'a> {
     started_at: SystemTime,
     progress: Progress,
     error: Option<&'static str>,
+    /// `None` until the call has ended.
+    duration: Option<Duration>,
 }
 
 impl Drop for ClientSpanGuard<'_> {
     fn drop(&mut self) {
-        let duration = self.start.elapsed();
+        let duration = self.duration.unwrap_or_else(|| self.start.elapsed());
         let sampled = self.span_context.filter(|context| context.sampling.is_sampled()).map(|context| context.trace_id);
         let status = self.progress.status.as_ref().map_or("", StatusCode::as_str);
         self.context.metrics.call(&self.target.host, status).observe(duration, sampled);
