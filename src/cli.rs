@@ -13,6 +13,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use crate::check::CheckArgs;
 use crate::config::{ConfigError, DemoArgs, HealthArgs, ServeArgs, Verbosity, check_environment};
 use crate::demo::{Demo, DemoError};
+use crate::doctor::DoctorArgs;
 use crate::hop::app::{App, Output};
 use crate::hop::config::HopConfig;
 use crate::net::hosts::{is_loopback, redacted_input, redacted_url};
@@ -44,6 +45,8 @@ pub enum Command {
     Check(Box<CheckArgs>),
     /// Read the traces of one request from a backend and say whether they are whole; the request is known by its reply
     Trace(Box<crate::check::TraceArgs>),
+    /// Read a mesh's traces from its backend or from files, and say which service breaks them
+    Doctor(DoctorArgs),
     /// Exit 0 if `GET /healthz` answers 200; for HEALTHCHECK in an image with no shell
     Health(HealthArgs),
 }
@@ -78,6 +81,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Demo(args) => runtime.block_on(demo(args)),
         Command::Check(args) => ExitCode::from(runtime.block_on(crate::check::run(*args))),
         Command::Trace(args) => ExitCode::from(runtime.block_on(crate::check::run_trace(*args))),
+        Command::Doctor(args) => ExitCode::from(runtime.block_on(crate::doctor::run(args))),
         Command::Health(args) => runtime.block_on(health(args)),
     };
     // What is left on the runtime (a request that was cut off, a name that is being resolved) must not delay the exit.

@@ -50,9 +50,9 @@
 //!    every call.
 //! 7. [`telemetry`] samples, queues and exports spans, counts, and writes log lines. No request waits for it.
 //!
-//! Two commands stand beside the request path. [`demo`] runs a chain of `App`s in one process with a trace store and a page;
-//! [`check`] sends requests through a deployed chain and reports what is broken. Both use [`traces`], which reads collected
-//! spans and says whether a trace is whole.
+//! Three commands stand beside the request path. [`demo`] runs a chain of `App`s in one process with a trace store and a page;
+//! [`check`] sends requests through a deployed chain and reports what is broken; [`doctor`] reads the traces of any mesh and
+//! reports which service breaks them. All use [`traces`], which reads collected spans and says whether a trace is whole.
 //!
 //! # The floors
 //!
@@ -62,7 +62,8 @@
 //! ```text
 //! main
 //! cli  fuzzing
-//! demo  check
+//! demo  doctor
+//! check
 //! config
 //! hop
 //! server  upstream
@@ -77,6 +78,7 @@ pub mod check;
 pub mod cli;
 pub mod config;
 pub mod demo;
+pub mod doctor;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod hop;

@@ -11,7 +11,7 @@
 //!
 //! Only `reachability::client` sends requests to the target, only with GET, never faster than `--rate`.
 
-mod backend;
+pub(crate) mod backend;
 pub mod chain;
 mod envoy;
 mod propagation;

@@ -9,6 +9,7 @@
 pub mod dependencies;
 mod failure;
 pub mod ids;
+pub(crate) mod jaeger;
 mod lenient;
 pub mod otlp;
 mod span;
@@ -17,7 +18,7 @@ mod verdict;
 
 pub use failure::{Failure, Origin};
 pub use ids::{InvalidId, SpanId, TraceId};
-pub use span::{Annotation, DecodeError, Endpoint, Kind, Link, Span, decode};
+pub use span::{Annotation, DecodeError, Endpoint, Kind, Link, Span, decode, decode_traces};
 pub use trace::{PlacedSpan, Trace};
 pub(crate) use verdict::is_proxy;
 pub use verdict::{Caller, ExpectedSpan, ExpectedTrace, Misplaced, Orphan, Verdict};

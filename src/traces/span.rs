@@ -11,6 +11,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use serde::de::{self, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::value::RawValue;
 
 use crate::traces::ids::{self, SpanId, TraceId, shorten};
 use crate::traces::lenient;
@@ -305,6 +306,23 @@ pub fn decode(body: &[u8], max: usize) -> Result<Vec<Span>, DecodeError> {
         let path = if path == "." { "" } else { &path };
         DecodeError::Invalid(shorten(&format!("spans{path}: {error}"), 240))
     })
+}
+
+/// Reads a JSON array of traces, each an array of spans, as Zipkin answers a query; all their spans.
+///
+/// # Errors
+///
+/// See [`DecodeError`].
+pub fn decode_traces(body: &[u8], max: usize) -> Result<Vec<Span>, DecodeError> {
+    let traces: Vec<&RawValue> = serde_json::from_slice(body).map_err(|error| DecodeError::Invalid(error.to_string()))?;
+    let mut spans = Vec::new();
+    for trace in traces {
+        spans.extend(decode(trace.get().as_bytes(), max - spans.len()).map_err(|error| match error {
+            DecodeError::TooMany(_) => DecodeError::TooMany(max),
+            error => error,
+        })?);
+    }
+    Ok(spans)
 }
 
 /// A bounded array of spans.

@@ -5,5 +5,6 @@ mod common;
 
 mod check;
 mod demo;
+mod doctor;
 mod page;
 mod store;

@@ -1,23 +1,26 @@
 //! The trace backend's API: Jaeger's query API or Zipkin's v2 API, whichever answers.
 
+use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use reqwest::Url;
 use serde_json::Value;
 
-use crate::check::backend::jaeger;
 use crate::check::envoy::suggestions::quoted;
 use crate::check::reachability::client::{MAX_BODY, body};
 use crate::check::reachability::tls::Trust;
 use crate::check::report::{CheckId, Finding, Hint};
 use crate::net::hosts::redacted_url;
 use crate::traces::ids::parse_trace_id;
-use crate::traces::{Span, Trace, TraceId, decode};
+use crate::traces::{Span, Trace, TraceId, decode, decode_traces, jaeger};
 
 /// Spans of one trace that are read at most.
 const MAX_SPANS: usize = 100_000;
+/// Traces that one answer has at most, and the shortest time that is asked for.
+const WINDOW_TRACES: usize = 200;
+const SHORTEST_WINDOW: Duration = Duration::from_secs(1);
 /// The tags under which apps and Envoy report the request id.
 const REQUEST_TAGS: [&str; 2] = ["request.id", "guid:x-request-id"];
 
@@ -82,6 +85,13 @@ pub(crate) async fn open(url: &Url, trust: &Trust) -> Result<(Backend, Finding),
         }
     }
     Err(unreachable(why))
+}
+
+/// Like [`open`], with the public roots. Errors: why nothing answers, on one line.
+pub(crate) async fn open_traces(url: &Url) -> Result<Backend, String> {
+    let trust = Trust::new(None, false)?;
+    let (backend, _) = open(url, &trust).await.map_err(|finding| finding.text)?;
+    Ok(backend)
 }
 
 /// Where an API may be, from what people paste: the page's URL, with or without its path.
@@ -176,18 +186,92 @@ impl Backend {
             }
             // Jaeger answers only for one service at a time.
             Api::Jaeger => {
-                let body = fetch(&self.http, &format!("{}/api/services", self.base)).await?.unwrap_or_default();
-                let services: Value = serde_json::from_slice(&body).unwrap_or_default();
-                let services = list(&services["data"]).iter().filter_map(Value::as_str);
+                let services = self.services().await?;
+                let tags = |service| REQUEST_TAGS.map(|tag| (service, serde_json::json!({tag: request_id}).to_string()));
                 services
-                    .flat_map(|service| REQUEST_TAGS.map(|tag| (service, serde_json::json!({tag: request_id}).to_string())))
+                    .iter()
+                    .flat_map(tags)
                     .map(|(service, tags)| {
-                        let pairs = [("service", service), ("tags", &tags), ("lookback", "1h"), ("limit", "20")];
+                        let pairs = [("service", service.as_str()), ("tags", &tags), ("lookback", "1h"), ("limit", "20")];
                         url("/api/traces", &pairs)
                     })
                     .collect()
             }
         }
+    }
+
+    /// The spans of the last `limit` traces within `lookback`, of one service or of all. Reads a time window at a time, the
+    /// youngest first; a window with more traces than one answer has is halved.
+    ///
+    /// # Errors
+    ///
+    /// The backend's failure, in words.
+    pub(crate) async fn recent(&self, service: Option<&str>, lookback: Duration, limit: usize) -> Result<Vec<Span>, String> {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let services = match (self.api, service) {
+            (_, Some(name)) => vec![Some(name.to_owned())],
+            (Api::Zipkin, None) => vec![None],
+            // Jaeger answers only for one service at a time.
+            (Api::Jaeger, None) => self.services().await?.into_iter().map(Some).collect(),
+        };
+        let (mut spans, mut traces) = (Vec::new(), HashSet::new());
+        for service in services {
+            let mut windows = vec![(now.saturating_sub(lookback), now)];
+            let mut of_service = 0;
+            while let Some((from, to)) = windows.pop().filter(|_| of_service < limit) {
+                let found = self.window(service.as_deref(), from, to).await?;
+                let ids: HashSet<TraceId> = found.iter().map(|span| span.trace_id).collect();
+                if ids.len() >= WINDOW_TRACES && to - from > SHORTEST_WINDOW {
+                    let middle = from + (to - from) / 2;
+                    windows.extend([(from, middle), (middle, to)]);
+                    continue;
+                }
+                of_service += ids.len();
+                spans.extend(found.into_iter().filter(|span| !traces.contains(&span.trace_id)));
+                traces.extend(ids);
+            }
+        }
+        Ok(spans)
+    }
+
+    async fn window(&self, service: Option<&str>, from: Duration, to: Duration) -> Result<Vec<Span>, String> {
+        let limit = WINDOW_TRACES.to_string();
+        let (path, mut pairs) = match self.api {
+            Api::Zipkin => {
+                let pairs = [("endTs", to.as_millis().to_string()), ("lookback", (to - from).as_millis().max(1).to_string())];
+                ("/api/v2/traces", Vec::from(pairs))
+            }
+            Api::Jaeger => {
+                let pairs = [("start", from.as_micros().to_string()), ("end", to.as_micros().to_string())];
+                ("/api/traces", Vec::from(pairs))
+            }
+        };
+        pairs.push(("limit", limit));
+        if let Some(service) = service {
+            let key = if self.api == Api::Zipkin { "serviceName" } else { "service" };
+            pairs.push((key, service.to_owned()));
+        }
+        let url = Url::parse_with_params(&format!("{}{path}", self.base), &pairs).map_err(|error| error.to_string())?;
+        let body = fetch(&self.http, url.as_str()).await?.ok_or_else(|| format!("{path} did not answer with 200"))?;
+        match self.api {
+            Api::Zipkin => decode_traces(&body, MAX_SPANS).map_err(|error| error.to_string()),
+            Api::Jaeger => jaeger::decode(&body),
+        }
+    }
+
+    async fn services(&self) -> Result<Vec<String>, String> {
+        let body = fetch(&self.http, &format!("{}/api/services", self.base)).await?.unwrap_or_default();
+        let services: Value = serde_json::from_slice(&body).unwrap_or_default();
+        Ok(list(&services["data"]).iter().filter_map(Value::as_str).map(str::to_owned).collect())
+    }
+
+    /// The API and where it is.
+    pub(crate) fn name(&self) -> String {
+        let api = match self.api {
+            Api::Zipkin => "Zipkin v2 API",
+            Api::Jaeger => "Jaeger query API",
+        };
+        format!("{api} at {}", self.base)
     }
 
     /// Where a person finds the trace.

@@ -6,7 +6,6 @@
 mod client;
 mod expected;
 mod findings;
-mod jaeger;
 pub(crate) mod trace;
 
 use std::collections::HashMap;
@@ -28,7 +27,7 @@ use crate::hop::reply::{Headers, Tree};
 use crate::trace_context::HeaderFamily;
 use crate::traces::{Caller, ExpectedTrace, Trace, TraceId, Verdict};
 
-pub(crate) use client::{Backend, open};
+pub(crate) use client::{Backend, open, open_traces};
 use expected::{HopSpan, expected_spans, trace_ids};
 use findings::Arrived;
 

@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::traces::ids::{SpanId, TraceId, parent_id, span_id, trace_id};
-use crate::traces::{Endpoint, Kind, Span};
+use crate::traces::span::{Endpoint, Kind, Span};
 
 #[derive(Deserialize)]
 struct Answer {
@@ -61,21 +61,23 @@ struct Tag {
     value: Value,
 }
 
-/// Reads the answer for one trace. Errors: the path of the value that is not as it should be.
-pub(super) fn decode(body: &[u8]) -> Result<Vec<Span>, String> {
+/// Reads the query API's answer: the spans of all its traces.
+///
+/// # Errors
+///
+/// The path of the value that is not as it should be.
+pub(crate) fn decode(body: &[u8]) -> Result<Vec<Span>, String> {
     let reader = &mut serde_json::Deserializer::from_slice(body);
     let answer: Answer = serde_path_to_error::deserialize(reader).map_err(|error| error.to_string())?;
     let traces = answer.data.unwrap_or_default();
-    traces.into_iter().flat_map(|trace| trace.spans.into_iter().map(move |span| of(span, &trace.processes))).collect()
+    Ok(traces.into_iter().flat_map(|trace| trace.spans.into_iter().map(move |span| of(span, &trace.processes))).collect())
 }
 
-fn of(span: JaegerSpan, processes: &HashMap<String, Process>) -> Result<Span, String> {
+fn of(span: JaegerSpan, processes: &HashMap<String, Process>) -> Span {
     let mut out = Span::new(span.trace_id, span.id);
     let mut parents = span.references.iter().filter(|reference| reference.ref_type == "CHILD_OF");
+    // Of several parents the first counts, as in Jaeger's own page.
     out.parent_id = parents.next().and_then(|reference| reference.span);
-    if parents.next().is_some() {
-        return Err(format!("the span {} has several parents", span.id));
-    }
     out.name = Some(span.operation_name);
     out.timestamp = Some(span.start_time).filter(|time| *time > 0);
     out.duration = Some(span.duration).filter(|time| *time > 0);
@@ -91,7 +93,7 @@ fn of(span: JaegerSpan, processes: &HashMap<String, Process>) -> Result<Span, St
     };
     out.local_endpoint =
         process.map(|process| Endpoint { service_name: Some(process.service_name.clone()), ..Endpoint::default() });
-    Ok(out)
+    out
 }
 
 fn text(value: &Value) -> Box<str> {

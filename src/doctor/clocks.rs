@@ -1,0 +1,235 @@
+//! What single calls give away: clocks that differ, times and kinds that cannot be, contexts passed on as they came.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use crate::doctor::finding::{Finding, FindingId, Level, level};
+use crate::doctor::system::{System, Tracer};
+use crate::traces::Kind;
+
+/// A difference of clocks that is worth a note, microseconds.
+const NOTABLE_US: i64 = 2_000;
+/// A call may be longer than its caller waited by this much: timers are read at different places.
+const SLACK_US: i64 = 2_000;
+
+/// Among so many services all pairs are compared; a hostile backend names thousands.
+pub(super) const MAX_COMPARED: usize = 500;
+
+/// How far the clock of the second service is ahead of the first's, microseconds, where calls joined the two.
+pub(super) fn skews(system: &System) -> HashMap<(usize, usize), i64> {
+    let mut bounds: HashMap<(usize, usize), (Vec<i64>, Vec<i64>)> = HashMap::new();
+    for span in system.spans.iter().filter(|span| span.is(Kind::Server) && span.start > 0) {
+        let Some(caller) = span.parent.map(|parent| &system.spans[parent]).filter(|caller| caller.service != span.service) else {
+            continue;
+        };
+        // The call lies inside the caller's wait: both ends bound the difference.
+        if caller.start > 0 && span.end - span.start <= caller.end - caller.start {
+            let (low, high) = bounds.entry((caller.service, span.service)).or_default();
+            low.push(span.end - caller.end);
+            high.push(span.start - caller.start);
+        }
+    }
+    let mut skews = HashMap::new();
+    for ((caller, callee), (mut low, mut high)) in bounds.into_iter().filter(|(_, (low, _))| low.len() >= 3) {
+        let (low, high) = (median(&mut low), median(&mut high));
+        let skew = if low > 0 || high < 0 { i64::midpoint(low, high) } else { 0 };
+        skews.insert((caller, callee), skew);
+        skews.entry((callee, caller)).or_insert(-skew);
+    }
+    if system.names.len() <= MAX_COMPARED {
+        through_others(system.names.len(), &mut skews);
+    }
+    skews
+}
+
+/// Two services that never call each other are compared by way of those that they call.
+fn through_others(services: usize, skews: &mut HashMap<(usize, usize), i64>) {
+    let mut known: Vec<Vec<(usize, i64)>> = vec![Vec::new(); services];
+    for (&(from, to), &skew) in skews.iter() {
+        known[from].push((to, skew));
+    }
+    for from in 0..services {
+        let (mut next, mut at) = (vec![(from, 0)], 0);
+        let mut seen = vec![false; services];
+        seen[from] = true;
+        while at < next.len() {
+            let (here, skew) = next[at];
+            at += 1;
+            for &(to, further) in &known[here] {
+                if !std::mem::replace(&mut seen[to], true) {
+                    skews.entry((from, to)).or_insert(skew + further);
+                    next.push((to, skew + further));
+                }
+            }
+        }
+    }
+}
+
+fn median(values: &mut [i64]) -> i64 {
+    values.sort_unstable();
+    values[values.len() / 2]
+}
+
+/// A note for each service whose clock differs from most of those that it can be compared with.
+pub(super) fn clock_notes(system: &System, skews: &HashMap<(usize, usize), i64>) -> Vec<Finding> {
+    let note = |service: usize| {
+        let mut others: Vec<i64> = (0..system.names.len()).filter_map(|other| skews.get(&(other, service)).copied()).collect();
+        if others.is_empty() {
+            return None;
+        }
+        // Two services have nobody to decide between them: the one that is called gets the note.
+        let alone = others.len() == 1 && system.spans.iter().any(|span| span.service == service && span.is_root());
+        let skew = median(&mut others);
+        if skew.abs() < NOTABLE_US || alone {
+            return None;
+        }
+        let direction = if skew > 0 { "ahead of" } else { "behind" };
+        let spans: Vec<usize> = system.entries(service).iter().map(|(at, _)| *at).collect();
+        Some(Finding {
+            id: FindingId::ClockSkew,
+            level: Level::Note,
+            service: system.name(service).to_owned(),
+            peer: None,
+            text: format!(
+                "its clock is about {} {direction} the others': its spans stand at the wrong place of the timeline",
+                milliseconds(skew.abs())
+            ),
+            cause: "the clock of its host is not synchronised".to_owned(),
+            next: "compare `chronyc tracking` or `timedatectl timesync-status` on the nodes".to_owned(),
+            count: spans.len(),
+            of: spans.len(),
+            traces: system.examples(spans),
+        })
+    };
+    (0..system.names.len()).filter_map(note).collect()
+}
+
+fn milliseconds(us: i64) -> String {
+    if us >= 10_000_000 { format!("{} s", us / 1_000_000) } else { format!("{} ms", us / 1_000) }
+}
+
+/// Calls that take longer than their caller waited, and callees that report themselves as callers; the latter's services, too.
+pub(super) fn impossible(system: &System) -> (Vec<Finding>, HashSet<usize>) {
+    let mut longer: BTreeMap<(usize, usize), (Vec<usize>, usize)> = BTreeMap::new();
+    let mut kinds: BTreeMap<(usize, usize), (Vec<usize>, usize)> = BTreeMap::new();
+    for (at, span) in system.spans.iter().enumerate() {
+        let Some(caller) = span.parent.map(|parent| &system.spans[parent]) else { continue };
+        if caller.service == span.service || !caller.is(Kind::Client) {
+            continue;
+        }
+        let key = (caller.service, span.service);
+        let (wrong, of) = kinds.entry(key).or_default();
+        *of += 1;
+        if span.is(Kind::Client) && span.tracer != Tracer::Envoy && caller.tracer != Tracer::Envoy {
+            wrong.push(at);
+        }
+        let (wrong, of) = longer.entry(key).or_default();
+        *of += 1;
+        let (took, waited) = (span.end - span.start, caller.end - caller.start);
+        if waited > 0 && took > waited + SLACK_US.max(waited / 10) && !caller.span.is_error() && span.is(Kind::Server) {
+            wrong.push(at);
+        }
+    }
+    let longer = longer.into_iter().filter(|(_, (wrong, of))| level(wrong.len(), *of) == Level::Fault);
+    let longer = longer.map(|((caller, callee), (wrong, of))| {
+        let (from, to) = (system.name(caller), system.name(callee));
+        Finding {
+            id: FindingId::SpansDuration,
+            level: Level::Note,
+            service: to.to_owned(),
+            peer: Some(from.to_owned()),
+            text: format!("{} of {of} of its spans for {from} are longer than {from} waited, without an error there", wrong.len()),
+            cause: "it goes on working after its answer (a stream, work in the background), or its tracer reads another unit of time".to_owned(),
+            next: format!("open one of the traces and compare the two spans; a factor of 1,000 is a unit, anything else is work after the answer of {to}"),
+            count: wrong.len(),
+            of,
+            traces: system.examples(wrong),
+        }
+    });
+    kinds.retain(|_, (wrong, of)| level(wrong.len(), *of) == Level::Fault);
+    let services = kinds.keys().map(|(_, callee)| *callee).collect();
+    let kinds = kinds.into_iter().map(|((caller, callee), (wrong, of))| {
+        let (from, to) = (system.name(caller), system.name(callee));
+        Finding {
+            id: FindingId::SpansKind,
+            level: Level::Fault,
+            service: to.to_owned(),
+            peer: Some(from.to_owned()),
+            text: format!(
+                "{} of {of} calls from {from} arrive as client spans: it has no server span, or reports it with the wrong kind",
+                wrong.len()
+            ),
+            cause: "its server is not instrumented while its client is, or the span kind is set by hand".to_owned(),
+            next: format!("look at one of the traces: the first span of {to} below {from} should have span.kind=server"),
+            count: wrong.len(),
+            of,
+            traces: system.examples(wrong),
+        }
+    });
+    (longer.chain(kinds).collect(), services)
+}
+
+/// Services that pass on the context that they received beside spans of their own: what they call hangs beside them.
+pub(super) fn stale_contexts(system: &System, skews: &HashMap<(usize, usize), i64>) -> Vec<Finding> {
+    let mut found: BTreeMap<(usize, usize), Vec<usize>> = BTreeMap::new();
+    let mut entries: BTreeMap<usize, usize> = BTreeMap::new();
+    for (at, span) in system.spans.iter().enumerate() {
+        if system.is_entry(at) {
+            *entries.entry(span.service).or_default() += 1;
+        }
+        if !span.is(Kind::Client) {
+            continue;
+        }
+        let servers: Vec<usize> = span.children.iter().copied().filter(|child| system.spans[*child].is(Kind::Server)).collect();
+        // The longest is the one that the caller called; what it called itself cannot last longer.
+        let Some(&outer) = servers.iter().max_by_key(|at| system.spans[**at].end - system.spans[**at].start) else { continue };
+        let host = &system.spans[outer];
+        for &inner in servers.iter().filter(|inner| **inner != outer) {
+            let guest = &system.spans[inner];
+            let skew = skews.get(&(host.service, guest.service)).copied().unwrap_or(0);
+            // Where clocks differ, their difference is not known well enough to compare the ends.
+            let inside = skew != 0 || host.start <= guest.start && guest.end <= host.end;
+            if host.service != guest.service && inside {
+                found.entry((host.service, guest.service)).or_default().push(inner);
+            }
+        }
+    }
+    let stale = found.into_iter().filter_map(|((service, callee), spans)| {
+        let (name, to) = (system.name(service), system.name(callee));
+        let (count, of) = (spans.len(), entries.get(&service).copied().unwrap_or(spans.len()).max(spans.len()));
+        (level(count, of) == Level::Fault).then(|| Finding {
+            id: FindingId::ContextStale,
+            level: Level::Fault,
+            service: name.to_owned(),
+            peer: Some(to.to_owned()),
+            text: format!("{count} of {of} requests: {to} hangs beside it instead of below it, for it passes on the context that it received instead of its own"),
+            cause: "it copies the trace headers of the request by hand although its tracer makes spans of its own".to_owned(),
+            next: format!("let the tracer of {name} inject the headers, and copy only x-request-id and the like"),
+            count,
+            of,
+            traces: system.examples(spans),
+        })
+    });
+    stale.collect()
+}
+
+/// Consumers that begin traces: right for a queue, and worth knowing.
+pub(super) fn cut_by_queues(system: &System) -> Vec<Finding> {
+    let mut cut: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+    for (at, span) in system.spans.iter().enumerate().filter(|(_, span)| span.is_root() && span.is(Kind::Consumer)) {
+        cut.entry(span.service).or_default().push(at);
+    }
+    let note = |(service, spans): (usize, Vec<usize>)| Finding {
+        id: FindingId::MessagingCut,
+        level: Level::Note,
+        service: system.name(service).to_owned(),
+        peer: None,
+        text: format!("{} of its traces begin with a message: the producer's trace ends at the queue", spans.len()),
+        cause: "consumers of batches begin traces of their own by convention; a link joins them to the producer's".to_owned(),
+        next: "nothing to mend; look for span links, or carry the context in the message's headers if one trace is wanted"
+            .to_owned(),
+        count: spans.len(),
+        of: spans.len(),
+        traces: system.examples(spans),
+    };
+    cut.into_iter().map(note).collect()
+}

@@ -1,0 +1,142 @@
+//! The traces, from files or from a trace backend.
+
+use std::collections::HashMap;
+use std::io::Read;
+use std::path::Path;
+use std::sync::Arc;
+
+use serde::de::IgnoredAny;
+use serde_json::value::RawValue;
+
+use crate::check::backend::open_traces;
+use crate::doctor::DoctorArgs;
+use crate::traces::{Span, Trace, TraceId, decode, decode_traces, jaeger, otlp};
+
+/// Bytes that are read of a file.
+const MAX_FILE: u64 = 256 * 1024 * 1024;
+/// Spans in all.
+const MAX_SPANS: usize = 1_000_000;
+
+/// The traces, and where they are from.
+pub(super) struct Loaded {
+    pub(super) traces: Vec<Trace>,
+    pub(super) source: String,
+}
+
+/// Why there are no traces.
+#[derive(Debug)]
+pub(super) enum LoadError {
+    /// A file that cannot be read, or is no file of traces.
+    Usage(String),
+    /// The backend does not answer as its API says.
+    Unread(String),
+}
+
+/// Reads all sources that the options name.
+///
+/// # Errors
+///
+/// See [`LoadError`].
+pub(super) async fn load(args: &DoctorArgs) -> Result<Loaded, LoadError> {
+    let mut spans = Vec::new();
+    let mut sources = Vec::new();
+    for path in &args.file {
+        let named = |why: String| LoadError::Usage(format!("--file {}: {why}", path.display()));
+        spans.extend(read_file(path).and_then(|bytes| parse(&bytes)).map_err(named)?);
+        sources.push(path.display().to_string());
+    }
+    if let Some(url) = &args.traces {
+        let backend = open_traces(url).await.map_err(LoadError::Unread)?;
+        let recent = backend.recent(args.service.as_deref(), args.lookback, args.limit as usize);
+        spans.extend(recent.await.map_err(|why| LoadError::Unread(format!("{}: {why}", backend.name())))?);
+        sources.push(backend.name());
+    }
+    let mut traces = grouped(spans);
+    if let Some(service) = &args.service {
+        traces.retain(|trace| trace.services().iter().any(|name| name.eq_ignore_ascii_case(service)));
+    }
+    // The youngest first: a trace that is still being reported says nothing of the mesh, and the limit cuts the oldest.
+    traces.sort_by_key(|trace| std::cmp::Reverse(trace.start_us()));
+    traces.truncate(args.limit as usize);
+    Ok(Loaded { traces, source: sources.join(", ") })
+}
+
+fn read_file(path: &Path) -> Result<Vec<u8>, String> {
+    let mut bytes = Vec::new();
+    let source: Box<dyn Read> = if path == Path::new("-") {
+        Box::new(std::io::stdin())
+    } else {
+        Box::new(std::fs::File::open(path).map_err(|error| error.to_string())?)
+    };
+    source.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(|error| error.to_string())?;
+    if bytes.len() as u64 > MAX_FILE {
+        return Err("larger than 256 MiB".to_owned());
+    }
+    Ok(bytes)
+}
+
+/// Reads Zipkin's list of spans or list of traces, Jaeger's answer or download, or OTLP.
+fn parse(bytes: &[u8]) -> Result<Vec<Span>, String> {
+    const ACCEPTED: &str = "accepted: Zipkin v2 JSON (a list of spans or of traces), Jaeger's JSON (an object with \"data\"), \
+                            OTLP JSON (objects with \"resourceSpans\")";
+    let text = std::str::from_utf8(bytes).map_err(|_| format!("not UTF-8 text; {ACCEPTED}"))?.trim_start();
+    let spans = if text.starts_with('[') {
+        zipkin(text)
+    } else if is_object_with(text, "data") {
+        jaeger::decode(text.as_bytes())
+    } else if is_object_with(text, "resourceSpans") {
+        otlp_documents(text)
+    } else {
+        Err(format!("no format that is known; {ACCEPTED}"))
+    }?;
+    if spans.len() > MAX_SPANS { Err(format!("more than {MAX_SPANS} spans")) } else { Ok(spans) }
+}
+
+/// OTLP's documents, one after the other: a collector's file exporter writes one a line.
+fn otlp_documents(text: &str) -> Result<Vec<Span>, String> {
+    let mut spans = Vec::new();
+    for (n, document) in serde_json::Deserializer::from_str(text).into_iter::<&RawValue>().enumerate() {
+        let named = |why: String| format!("document {n}: {why}");
+        let document = document.map_err(|error| named(error.to_string()))?;
+        let read = otlp::decode_json(document.get().as_bytes(), MAX_SPANS).map_err(|error| named(error.to_string()))?;
+        spans.extend(read.spans);
+    }
+    Ok(spans)
+}
+
+fn is_object_with(text: &str, field: &str) -> bool {
+    let first = serde_json::Deserializer::from_str(text).into_iter::<HashMap<String, IgnoredAny>>().next();
+    first.is_some_and(|object| object.is_ok_and(|object| object.contains_key(field)))
+}
+
+/// A list of spans, or a list of lists: one a trace.
+fn zipkin(text: &str) -> Result<Vec<Span>, String> {
+    let inner = text[1..].trim_start();
+    if !inner.starts_with('[') {
+        return decode(text.as_bytes(), MAX_SPANS).map_err(|error| error.to_string());
+    }
+    decode_traces(text.as_bytes(), MAX_SPANS).map_err(|error| error.to_string())
+}
+
+/// The traces of these spans. A span that came twice counts once.
+fn grouped(spans: Vec<Span>) -> Vec<Trace> {
+    type Key = (crate::traces::SpanId, Option<crate::traces::Kind>, Option<String>);
+    let mut order: Vec<TraceId> = Vec::new();
+    let mut traces: HashMap<TraceId, (Vec<Span>, HashMap<Key, usize>)> = HashMap::new();
+    for span in spans {
+        let id = span.trace_id;
+        let (spans, known) = traces.entry(id).or_insert_with(|| {
+            order.push(id);
+            Default::default()
+        });
+        match known.get(&(span.id, span.kind, span.service().map(str::to_owned))) {
+            Some(&at) => spans[at] = spans[at].updated(span),
+            None => {
+                known.insert((span.id, span.kind, span.service().map(str::to_owned)), spans.len());
+                spans.push(span);
+            }
+        }
+    }
+    let spans = order.into_iter().filter_map(|id| traces.remove(&id));
+    spans.filter_map(|(spans, _)| Trace::new(spans.into_iter().map(Arc::new).collect())).collect()
+}

@@ -1,0 +1,234 @@
+//! Who does not report: orphans, calls without an answer, services between two that report.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use crate::doctor::finding::{Finding, FindingId, Level, MIN_SHARE, level};
+use crate::doctor::system::{Remote, Seen, System};
+use crate::traces::{Kind, SpanId};
+
+/// Who should have reported the parent of some orphans.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Suspect {
+    /// A service of which other spans come.
+    Service(usize),
+    /// A service that is called by this name and reports nothing.
+    Silent(Box<str>),
+    /// A service without a name behind this one.
+    Behind(usize),
+    /// Somebody in front of a service; nothing else is known.
+    Unknown,
+}
+
+/// Spans whose parent nobody reported, by who should have; and calls whose answer is missing. `explained`: calls and pairs of
+/// services that another finding explains.
+pub(super) fn missing_spans(system: &System, explained: &Explained) -> Vec<Finding> {
+    let callers = usual_callers(system);
+    let mut groups: BTreeMap<(Suspect, usize), Vec<usize>> = BTreeMap::new();
+    for at in (0..system.spans.len()).filter(|at| system.spans[*at].is_orphan) {
+        let suspect = suspect(system, at, &callers);
+        groups.entry((suspect, system.spans[at].service)).or_default().push(at);
+    }
+    let mut findings: Vec<Finding> =
+        groups.iter().map(|((suspect, service), orphans)| orphaned(system, suspect, *service, orphans)).collect();
+    let torn: HashSet<usize> = groups.values().flatten().map(|at| system.spans[*at].trace).collect();
+    findings.extend(unanswered(system, explained, &torn));
+    findings
+}
+
+/// The service that calls each service most.
+fn usual_callers(system: &System) -> HashMap<usize, usize> {
+    let mut counts: BTreeMap<(usize, usize), usize> = BTreeMap::new();
+    let mut orphans: HashMap<usize, usize> = HashMap::new();
+    for span in system.spans.iter().filter(|span| span.is(Kind::Server)) {
+        *orphans.entry(span.service).or_default() += usize::from(span.is_orphan);
+        if let Some(parent) = span.parent.map(|parent| system.spans[parent].service).filter(|parent| *parent != span.service) {
+            *counts.entry((span.service, parent)).or_default() += 1;
+        }
+    }
+    let mut most: HashMap<usize, (usize, usize)> = HashMap::new();
+    for ((callee, caller), count) in counts {
+        let best = most.entry(callee).or_default();
+        *best = (*best).max((count, caller));
+    }
+    // Who reports nearly none of its calls is somebody else than who reports them all.
+    most.retain(|callee, (count, _)| *count * 8 >= orphans.get(callee).copied().unwrap_or(0));
+    most.into_iter().map(|(callee, (_, caller))| (callee, caller)).collect()
+}
+
+fn suspect(system: &System, orphan: usize, callers: &HashMap<usize, usize>) -> Suspect {
+    let span = &system.spans[orphan];
+    // What is no server span hangs below a span of its own service.
+    if !matches!(span.span.kind, Some(Kind::Server | Kind::Consumer)) {
+        return Suspect::Service(span.service);
+    }
+    let within = |outer: &Seen| outer.start <= span.start + 1_000 && span.end <= outer.end + 1_000;
+    let open = system.open_calls(span.trace);
+    // Inside it in time at first; clocks may differ, and then any open call to somebody who never reports explains it.
+    let fit = |at: &usize| {
+        let (within, remote) = (within(&system.spans[*at]), system.remote(*at));
+        let silent = matches!(remote, Remote::Silent(_));
+        (
+            within && silent,
+            silent,
+            within && remote == Remote::Unnamed,
+            within,
+            remote == Remote::Unnamed,
+            system.spans[*at].start,
+        )
+    };
+    let around = open.filter(|at| system.spans[*at].service != span.service).max_by_key(fit);
+    match around.map(|at| (at, system.remote(at))) {
+        Some((_, Remote::Silent(name))) => return Suspect::Silent(name),
+        Some((at, Remote::Reports(service))) if service != span.service && within(&system.spans[at]) => {
+            return Suspect::Service(service);
+        }
+        Some((at, Remote::Unnamed)) => return Suspect::Behind(system.spans[at].service),
+        _ => {}
+    }
+    callers.get(&span.service).map_or(Suspect::Unknown, |caller| Suspect::Service(*caller))
+}
+
+fn orphaned(system: &System, suspect: &Suspect, service: usize, orphans: &[usize]) -> Finding {
+    let name = system.name(service);
+    let calls = system.spans.iter().filter(|span| span.service == service && span.is(Kind::Server)).count();
+    let of = calls.max(orphans.len());
+    let count = orphans.len();
+    let parents: HashSet<Option<SpanId>> = orphans.iter().map(|at| system.spans[*at].span.parent_id).collect();
+    let mut finding = Finding {
+        id: FindingId::SpansOrphaned,
+        level: level(count, of),
+        service: name.to_owned(),
+        peer: None,
+        text: String::new(),
+        cause: "the exporter drops spans (queue full, collector away), reports to another backend, or the process ended before its last batch was sent".to_owned(),
+        next: String::new(),
+        count,
+        of,
+        traces: system.examples(orphans.iter().copied()),
+    };
+    match suspect {
+        Suspect::Silent(silent) => {
+            finding.id = FindingId::ServiceSilent;
+            finding.service = silent.to_string();
+            finding.peer = Some(name.to_owned());
+            finding.text = format!(
+                "it passes the context on to {name} and reports no span itself: {count} spans of {name} name a parent that nobody reported"
+            );
+            finding.cause = format!(
+                "{silent} is instrumented, and its spans go nowhere: no exporter, another collector, or reporting is disabled (Telemetry disableSpanReporting for a proxy)"
+            );
+            finding.next = format!("look at the exporter settings and the log of {silent}");
+        }
+        Suspect::Service(other) if *other == service => {
+            finding.text =
+                format!("{count} of its own spans name a parent that it did not report ({} different ones)", parents.len());
+            finding.next = format!("look at the dropped-spans counter and the log of {name}'s exporter");
+        }
+        Suspect::Service(other) => {
+            let caller = system.name(*other);
+            finding.service = caller.to_owned();
+            finding.peer = Some(name.to_owned());
+            finding.text = format!(
+                "{count} of {of} spans of {name} name a parent that nobody reported, and {caller} is who calls {name}: spans of {caller} are missing"
+            );
+            finding.next = format!(
+                "look at the dropped-spans counter and the log of {caller}'s exporter, and whether it passes on an id that it does not report"
+            );
+        }
+        Suspect::Behind(caller) => {
+            let from = system.name(*caller);
+            finding.id = FindingId::ServiceSilent;
+            finding.service = format!("between {from} and {name}");
+            finding.peer = Some(name.to_owned());
+            finding.text = format!(
+                "a service stands there that passes the context on and reports no span: {count} spans of {name} name a parent that nobody reported"
+            );
+            finding.next = format!(
+                "find whom {from} calls (its client spans do not name it), and look at the exporter settings of that service"
+            );
+        }
+        Suspect::Unknown => {
+            finding.id = FindingId::ServiceSilent;
+            finding.text = format!(
+                "{count} of {of} of its spans name a parent that nobody reported: whoever calls it passes a context on and reports nothing here"
+            );
+            finding.cause = "the caller is outside this mesh or reports to another backend, or a proxy in front has tracing headers but no tracer".to_owned();
+            finding.next = format!("find who calls {name}: its access log has the address and the user agent");
+        }
+    }
+    finding
+}
+
+/// What other findings explain already.
+#[derive(Debug, Default)]
+pub(super) struct Explained {
+    /// Client spans whose answer is in another trace.
+    pub(super) calls: HashSet<usize>,
+    /// Caller and callee between which contexts are lost.
+    pub(super) pairs: HashSet<(usize, usize)>,
+    /// Services whose spans have the wrong kind.
+    pub(super) kinds: HashSet<usize>,
+}
+
+/// Calls to a service that reports, with nothing of it below: it decided not to sample, or its spans were lost.
+fn unanswered(system: &System, explained: &Explained, torn: &HashSet<usize>) -> Vec<Finding> {
+    let mut open: BTreeMap<(usize, usize), Vec<usize>> = BTreeMap::new();
+    let mut answered: BTreeMap<(usize, usize), usize> = BTreeMap::new();
+    let mut unnamed: Vec<usize> = Vec::new();
+    // Callers with calls whose callee is not known, and which belong to somebody who reports nothing.
+    let mut unclear: HashSet<usize> = HashSet::new();
+    for (at, span) in system.spans.iter().enumerate() {
+        if !system.is_outer_client(at) || explained.calls.contains(&at) || span.span.is_error() || span.span.timestamp.is_none() {
+            continue;
+        }
+        match (system.answered_by(at), system.named_remote(at)) {
+            (Some(answer), _) => *answered.entry((span.service, system.spans[answer].service)).or_default() += 1,
+            (None, Remote::Reports(callee)) if !torn.contains(&span.trace) => {
+                open.entry((span.service, callee)).or_default().push(at);
+            }
+            (None, Remote::Unnamed) if torn.contains(&span.trace) => {
+                unclear.insert(span.service);
+            }
+            (None, Remote::Unnamed) => unnamed.push(at),
+            _ => {}
+        }
+    }
+    for at in unnamed.into_iter().filter(|at| !unclear.contains(&system.spans[*at].service)) {
+        if let Some(callee) = by_exclusion(system, at, &answered) {
+            open.entry((system.spans[at].service, callee)).or_default().push(at);
+        }
+    }
+    let known = |pair: &(usize, usize)| explained.pairs.contains(pair) || explained.kinds.contains(&pair.0);
+    let finding = |((caller, callee), calls): ((usize, usize), Vec<usize>)| {
+        let joined = answered.get(&(caller, callee)).copied().unwrap_or(0);
+        let (count, of) = (calls.len(), calls.len() + joined);
+        let (from, name) = (system.name(caller), system.name(callee));
+        // Where no call was ever answered, whether that service takes part in traces at all is not known.
+        let level = if joined == 0 { Level::Note } else { level(count, of) };
+        (count as f64 >= MIN_SHARE * of as f64).then(|| Finding {
+            id: FindingId::SamplingDiffers,
+            level,
+            service: name.to_owned(),
+            peer: Some(from.to_owned()),
+            text: format!("{count} of {of} calls from {from} have no span of {name}, nor of anything behind it"),
+            cause: format!("{name} decides about sampling by itself instead of following its caller (a sampler that is not parent-based), or loses whole batches of spans"),
+            next: format!("compare the samplers: OTEL_TRACES_SAMPLER of {name} should be parentbased_…; then its dropped-spans counter"),
+            count,
+            of,
+            traces: system.examples(calls),
+        })
+    };
+    open.into_iter().filter(|(pair, _)| !known(pair)).filter_map(finding).collect()
+}
+
+/// The one service that is called at other times and has no answer beside this call.
+fn by_exclusion(system: &System, call: usize, answered: &BTreeMap<(usize, usize), usize>) -> Option<usize> {
+    let service = system.spans[call].service;
+    let above = std::iter::successors(Some(call), |at| system.spans[*at].parent).find(|at| system.is_entry(*at))?;
+    let entries = system.entries(service);
+    let here = &entries[entries.binary_search_by_key(&above, |(entry, _)| *entry).ok()?].1;
+    let usual = answered.range((service, 0)..=(service, usize::MAX)).map(|((_, callee), _)| *callee);
+    let mut absent = usual.filter(|callee| !here.contains(callee));
+    let only = absent.next()?;
+    absent.next().is_none().then_some(only)
+}

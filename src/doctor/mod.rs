@@ -1,0 +1,111 @@
+//! `httpserver doctor`: reads a mesh's traces and reports which services break them. Nothing is sent to the mesh.
+//!
+//! ```text
+//!  load ─► system ─► context, missing, clocks ─► findings ─► report ─► text, JSON
+//!                      └ timing: what lies inside what, and whether that is chance
+//! ```
+
+mod clocks;
+mod context;
+mod finding;
+mod load;
+mod missing;
+mod report;
+mod system;
+mod timing;
+
+use std::io::{IsTerminal as _, Write as _};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use reqwest::Url;
+
+use crate::traces::Trace;
+use crate::values;
+use finding::{Finding, Level};
+use missing::Explained;
+use report::Report;
+use system::System;
+
+/// Options of `httpserver doctor`.
+#[derive(Debug, Clone, clap::Args)]
+#[group(id = "source", required = true, multiple = true, args = ["traces", "file"])]
+pub struct DoctorArgs {
+    /// Read the traces from this Jaeger query API or Zipkin v2 API
+    #[arg(long, value_name = "URL", value_parser = crate::check::chain::expect::url)]
+    pub traces: Option<Url>,
+    /// Read the traces from this file: Zipkin v2 JSON, Jaeger's download, or OTLP JSON; `-` for standard input (repeatable)
+    #[arg(long, value_name = "FILE")]
+    pub file: Vec<PathBuf>,
+    /// How far back to read
+    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = values::positive_duration)]
+    pub lookback: Duration,
+    /// How many traces to read at most
+    #[arg(long, value_name = "N", default_value_t = 2000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub limit: u32,
+    /// Read only traces in which this service takes part
+    #[arg(long, value_name = "NAME")]
+    pub service: Option<String>,
+    /// Exit with 1 when a service scores less than this, 0 to 100
+    #[arg(long, value_name = "SCORE", value_parser = clap::value_parser!(u8).range(0..=100))]
+    pub fail_under: Option<u8>,
+    /// The form of the report on standard output
+    #[arg(long, value_enum, default_value_t = DoctorOutput::Text)]
+    pub output: DoctorOutput,
+}
+
+/// The form of the report.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum DoctorOutput {
+    /// For people.
+    Text,
+    /// One object.
+    Json,
+}
+
+/// Reads the traces and writes the report to standard output. Returns the exit code: 0 read, 1 nothing could be read or a service
+/// scores less than `--fail-under`, 2 wrong usage: one line on standard error.
+pub async fn run(args: DoctorArgs) -> u8 {
+    let loaded = match load::load(&args).await {
+        Ok(loaded) => loaded,
+        Err(load::LoadError::Usage(line)) => {
+            eprintln!("httpserver: {line}");
+            return 2;
+        }
+        Err(load::LoadError::Unread(line)) => {
+            eprintln!("httpserver: {line}");
+            return 1;
+        }
+    };
+    let report = diagnose(&loaded.traces, loaded.source);
+    let text = match args.output {
+        DoctorOutput::Text => {
+            let color = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+            report.text(color)
+        }
+        DoctorOutput::Json => report.json(),
+    };
+    // A reader that hung up is no reason to fail: the exit code still has the result.
+    let _ = std::io::stdout().write_all(text.as_bytes());
+    if loaded.traces.is_empty() {
+        return 1;
+    }
+    u8::from(args.fail_under.is_some_and(|least| report.lowest_score() < u32::from(least)))
+}
+
+fn diagnose(traces: &[Trace], source: String) -> Report {
+    let system = System::new(traces);
+    let skews = clocks::skews(&system);
+    let lost = context::lost_contexts(&system, &skews);
+    let (impossible, kinds) = clocks::impossible(&system);
+    let explained = Explained { calls: lost.calls, pairs: lost.pairs, kinds };
+    let mut findings = lost.findings;
+    findings.extend(missing::missing_spans(&system, &explained));
+    findings.extend(clocks::stale_contexts(&system, &skews));
+    findings.extend(impossible);
+    findings.extend(clocks::clock_notes(&system, &skews));
+    findings.extend(clocks::cut_by_queues(&system));
+    let order = |finding: &Finding| (finding.level == Level::Note, finding.id, std::cmp::Reverse(finding.count));
+    findings.sort_by_key(order);
+    Report::new(&system, source, traces.len(), findings)
+}

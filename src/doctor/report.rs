@@ -1,0 +1,139 @@
+//! The report: what each service did, a score, and the findings.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use anstyle::{AnsiColor, Style};
+use serde::Serialize;
+
+use crate::doctor::finding::{Finding, Level};
+use crate::doctor::system::{System, Tracer};
+use crate::text::{counted, plain};
+use crate::traces::Kind;
+use crate::traces::ids::zipkin_id;
+
+/// One service and how well its calls can be followed.
+#[derive(Debug, Serialize)]
+struct ServiceRow {
+    service: String,
+    tracer: Tracer,
+    spans: usize,
+    calls_in: usize,
+    calls_out: usize,
+    /// 100 less the share of its calls that a fault concerns, rounded down.
+    score: u32,
+}
+
+/// What `doctor` found.
+#[derive(Debug, Serialize)]
+pub(super) struct Report {
+    source: String,
+    traces: usize,
+    spans: usize,
+    /// No fault was found.
+    ok: bool,
+    services: Vec<ServiceRow>,
+    findings: Vec<Finding>,
+}
+
+impl Report {
+    pub(super) fn new(system: &System, source: String, traces: usize, findings: Vec<Finding>) -> Self {
+        let mut rows: Vec<ServiceRow> = (0..system.names.len())
+            .map(|service| ServiceRow {
+                service: system.name(service).to_owned(),
+                tracer: system.tracer(service),
+                spans: 0,
+                calls_in: system.entries(service).len(),
+                calls_out: 0,
+                score: 100,
+            })
+            .collect();
+        for (at, span) in system.spans.iter().enumerate() {
+            rows[span.service].spans += 1;
+            let out = system.is_outer_client(at) || span.is(Kind::Producer);
+            rows[span.service].calls_out += usize::from(out);
+        }
+        let mut worst: BTreeMap<&str, f64> = BTreeMap::new();
+        for finding in findings.iter().filter(|finding| finding.level == Level::Fault) {
+            *worst.entry(&finding.service).or_default() += finding.count as f64 / finding.of.max(1) as f64;
+        }
+        let score = |name: &str| worst.get(name).map_or(100, |share| (100.0 * (1.0 - share)).clamp(0.0, 99.0) as u32);
+        for row in &mut rows {
+            row.score = score(&row.service);
+        }
+        for name in worst.keys().filter(|name| rows.iter().all(|row| row.service != **name)).copied().collect::<Vec<_>>() {
+            let score = score(name);
+            let row = ServiceRow { service: name.to_owned(), tracer: Tracer::None, spans: 0, calls_in: 0, calls_out: 0, score };
+            rows.push(row);
+        }
+        rows.sort_by(|a, b| a.score.cmp(&b.score).then_with(|| a.service.cmp(&b.service)));
+        let ok = findings.iter().all(|finding| finding.level == Level::Note);
+        Self { source, traces, spans: system.spans.len(), ok, services: rows, findings }
+    }
+
+    pub(super) fn lowest_score(&self) -> u32 {
+        self.services.iter().map(|row| row.score).min().unwrap_or(0)
+    }
+
+    pub(super) fn json(&self) -> String {
+        serde_json::to_string_pretty(self).map(|text| text + "\n").unwrap_or_default()
+    }
+
+    pub(super) fn text(&self, color: bool) -> String {
+        let paint = |style: Style, text: &str| if color { format!("{style}{text}{style:#}") } else { text.to_owned() };
+        let bold = Style::new().bold();
+        let read = format!("{} and {}", counted(self.traces, "trace"), counted(self.spans, "span"));
+        let mut out = format!("httpserver doctor {}: {read}\n", plain(&self.source));
+        if self.traces == 0 {
+            out.push_str("\nNothing to read: no trace in this time, or none of this service.\n");
+            return out;
+        }
+        let _ = writeln!(out, "\n{}", paint(bold, "Services"));
+        let widest = self.services.iter().map(|row| plain(&row.service).chars().count()).max().unwrap_or(0).clamp(7, 40);
+        let _ = writeln!(out, "  {:widest$}  score  calls in  calls out  reported by", "service");
+        for row in &self.services {
+            let style = if row.score < 100 { AnsiColor::Red.on_default() } else { AnsiColor::Green.on_default() };
+            let score = paint(style, &format!("{:5}", row.score));
+            let name = plain(&row.service);
+            let _ = writeln!(out, "  {name:widest$}  {score}  {:8}  {:9}  {}", row.calls_in, row.calls_out, row.tracer.as_str());
+        }
+        for (level, title) in [(Level::Fault, "What breaks the picture"), (Level::Note, "Worth knowing")] {
+            let findings: Vec<&Finding> = self.findings.iter().filter(|finding| finding.level == level).collect();
+            if findings.is_empty() {
+                continue;
+            }
+            let _ = writeln!(out, "\n{}", paint(bold, title));
+            for finding in findings {
+                let mark = if level == Level::Fault { paint(AnsiColor::Red.on_default(), "✗") } else { "-".to_owned() };
+                out.push_str(&finding_text(finding, &mark));
+            }
+        }
+        let faults = self.findings.iter().filter(|finding| finding.level == Level::Fault).count();
+        let services = self.services.iter().filter(|row| row.score < 100).count();
+        let verdict = if faults == 0 {
+            "every trace that was read goes on from service to service".to_owned()
+        } else {
+            format!("{} at {}", counted(faults, "fault"), counted(services, "service"))
+        };
+        let style = if faults == 0 { AnsiColor::Green } else { AnsiColor::Red };
+        let _ = writeln!(out, "\n{}  {verdict}", paint(style.on_default().bold(), "Verdict"));
+        out
+    }
+}
+
+fn finding_text(finding: &Finding, mark: &str) -> String {
+    const WIDTH: usize = 80;
+    let wrapped = |first: &str, rest: &str, text: &str| {
+        let text = plain(text);
+        textwrap::fill(&text, textwrap::Options::new(WIDTH).initial_indent(first).subsequent_indent(rest).break_words(false))
+    };
+    let line = wrapped("    ", "    ", &format!("{}: {}", finding.service, finding.text));
+    let ids: Vec<String> = finding.traces.iter().map(|id| zipkin_id(*id)).collect();
+    format!(
+        "  {mark} {}\n{}\n{}\n      trace  {}\n",
+        line.trim_start(),
+        wrapped("      cause  ", "             ", &finding.cause),
+        wrapped("      next   ", "             ", &finding.next),
+        ids.join("\n             "),
+    )
+}

@@ -1,0 +1,329 @@
+//! The services of a mesh and the calls between them, as its traces have them.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use crate::traces::{Kind, Span, Trace, TraceId};
+
+/// Who made a span, from the marks that tracers leave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Tracer {
+    /// Envoy, as a sidecar, waypoint or gateway.
+    Envoy,
+    /// An OpenTelemetry SDK.
+    OpenTelemetry,
+    /// A Jaeger client library.
+    Jaeger,
+    /// A Zipkin library, or nothing that names itself.
+    Zipkin,
+    /// It reports nothing.
+    None,
+}
+
+impl Tracer {
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Envoy => "Envoy",
+            Self::OpenTelemetry => "OpenTelemetry",
+            Self::Jaeger => "Jaeger",
+            Self::Zipkin => "Zipkin or unknown",
+            Self::None => "nobody",
+        }
+    }
+
+    fn of(span: &Span) -> Self {
+        let has = |key: &str| span.tag(key).is_some();
+        if span.tag("component") == Some("proxy") || has("upstream_cluster") || has("response_flags") {
+            Self::Envoy
+        } else if span.tags.keys().any(|key| key.starts_with("otel.") || key.starts_with("telemetry.sdk.")) {
+            Self::OpenTelemetry
+        } else if has("jaeger.version") || has("internal.span.format") && has("sampler.type") {
+            Self::Jaeger
+        } else {
+            Self::Zipkin
+        }
+    }
+}
+
+/// The other end of a call.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Remote {
+    /// A service that reports spans; its index.
+    Reports(usize),
+    /// A name of which no span comes.
+    Silent(Box<str>),
+    /// The span does not name it.
+    Unnamed,
+}
+
+/// A span in its place. Times are microseconds since 1970-01-01 UTC; a span without a time begins at 0.
+#[derive(Debug)]
+pub(super) struct Seen {
+    pub(super) trace: usize,
+    pub(super) span: Arc<Span>,
+    pub(super) service: usize,
+    pub(super) tracer: Tracer,
+    pub(super) parent: Option<usize>,
+    pub(super) is_orphan: bool,
+    pub(super) children: Vec<usize>,
+    pub(super) start: i64,
+    pub(super) end: i64,
+}
+
+impl Seen {
+    pub(super) fn is(&self, kind: Kind) -> bool {
+        self.span.kind == Some(kind)
+    }
+
+    /// Begins its trace.
+    pub(super) fn is_root(&self) -> bool {
+        self.parent.is_none() && !self.is_orphan
+    }
+
+    pub(super) fn request_id(&self) -> Option<&str> {
+        self.span.tag("guid:x-request-id").or_else(|| self.span.tag("request.id"))
+    }
+}
+
+/// All spans, the names of the services, and who is called by whom.
+pub(super) struct System {
+    pub(super) ids: Vec<TraceId>,
+    pub(super) spans: Vec<Seen>,
+    pub(super) names: Vec<Box<str>>,
+    /// Lower-case names and their services.
+    indices: HashMap<String, usize>,
+    tracers: Vec<Tracer>,
+    /// The server spans with which requests enter each service, with the services that are called below.
+    entries: Vec<Vec<(usize, BTreeSet<usize>)>>,
+    /// The calls of each trace that have no answer below.
+    open: Vec<Vec<usize>>,
+    /// Which service a client span of this service and name calls, where all that were answered agree.
+    usual: HashMap<(usize, Box<str>), usize>,
+}
+
+impl System {
+    pub(super) fn new(traces: &[Trace]) -> Self {
+        let mut spans = Vec::new();
+        let named = |span: &Span| span.service().unwrap_or("(unnamed)").to_owned();
+        let apps: BTreeSet<String> = traces
+            .iter()
+            .flat_map(Trace::rows)
+            .filter(|row| Tracer::of(&row.span) != Tracer::Envoy)
+            .map(|row| named(&row.span))
+            .collect();
+        let mut indices: BTreeMap<String, usize> = BTreeMap::new();
+        let mut names: Vec<Box<str>> = Vec::new();
+        for (trace, of) in traces.iter().enumerate() {
+            let first = spans.len();
+            for row in of.rows() {
+                let tracer = Tracer::of(&row.span);
+                let mut name = named(&row.span);
+                // Istio's proxies name themselves `app.namespace`; beside an app of that name they are one service.
+                if tracer == Tracer::Envoy
+                    && let Some(app) = name.split('.').next().filter(|app| apps.contains(*app))
+                {
+                    name = app.to_owned();
+                }
+                let service = *indices.entry(name).or_insert_with_key(|name| {
+                    names.push(name.as_str().into());
+                    names.len() - 1
+                });
+                let start = row.span.timestamp.unwrap_or(0).try_into().unwrap_or(i64::MAX / 4);
+                let took = row.span.duration.unwrap_or(0).try_into().unwrap_or(i64::MAX / 4);
+                let (parent, is_orphan) = (row.parent.map(|parent| first + parent), row.missing_parent.is_some());
+                let (span, children, end) = (row.span.clone(), Vec::new(), start + took);
+                spans.push(Seen { trace, span, service, tracer, parent, is_orphan, children, start, end });
+            }
+        }
+        for at in 0..spans.len() {
+            if let Some(parent) = spans[at].parent {
+                spans[parent].children.push(at);
+            }
+        }
+        let ids = traces.iter().map(Trace::id).collect();
+        let (entries, open, tracers) =
+            (vec![Vec::new(); names.len()], vec![Vec::new(); traces.len()], tracers(&spans, names.len()));
+        let indices = names.iter().enumerate().map(|(at, name)| (name.to_lowercase(), at)).collect();
+        let mut system = Self { ids, spans, names, indices, tracers, entries, open, usual: HashMap::new() };
+        system.usual = system.usual_callees();
+        for at in 0..system.spans.len() {
+            let (service, trace) = (system.spans[at].service, system.spans[at].trace);
+            if system.is_entry(at) {
+                let callees = system.callees(at);
+                system.entries[service].push((at, callees));
+            } else if system.is_outer_client(at) && system.answered_by(at).is_none() {
+                system.open[trace].push(at);
+            }
+        }
+        system
+    }
+
+    fn usual_callees(&self) -> HashMap<(usize, Box<str>), usize> {
+        let mut usual: HashMap<(usize, Box<str>), (Option<usize>, usize, usize)> = HashMap::new();
+        for (at, span) in self.spans.iter().enumerate().filter(|(_, span)| span.is(Kind::Client)) {
+            let Some(name) = &span.span.name else { continue };
+            let answer = self.answered_by(at).map(|answer| self.spans[answer].service);
+            let (callee, answered, calls) = usual.entry((span.service, name.clone())).or_insert((answer, 0, 0));
+            *calls += 1;
+            if answer.is_some() {
+                *answered += 1;
+                *callee = if *answered == 1 { answer } else { callee.filter(|callee| Some(*callee) == answer) };
+            }
+        }
+        // Where many have no answer, they may be calls of another service.
+        let unanimous = usual.into_iter().filter(|(_, (_, answered, calls))| answered * 5 >= calls * 4);
+        unanimous.filter_map(|(key, (callee, ..))| Some((key, callee?))).collect()
+    }
+
+    pub(super) fn name(&self, service: usize) -> &str {
+        &self.names[service]
+    }
+
+    pub(super) fn service_named(&self, name: &str) -> Option<usize> {
+        self.indices.get(&name.to_lowercase()).copied()
+    }
+
+    /// The first span of another service below a client span; `None` when nothing of the called service is below.
+    pub(super) fn answered_by(&self, client: usize) -> Option<usize> {
+        let mut next = vec![client];
+        while let Some(at) = next.pop() {
+            for &child in &self.spans[at].children {
+                if self.spans[child].service != self.spans[client].service {
+                    return Some(child);
+                }
+                // A proxy's client span below its app's, or a service that calls itself.
+                if self.spans[child].is(Kind::Server) {
+                    return Some(child);
+                }
+                next.push(child);
+            }
+        }
+        None
+    }
+
+    /// A client span that no other client span of its service is above: one call, however many proxies report it. A question to
+    /// a database is none: nobody traces on behind it.
+    pub(super) fn is_outer_client(&self, at: usize) -> bool {
+        self.is_outermost(at, Kind::Client)
+    }
+
+    /// A server span with which a request enters a service, and not its app's below its proxy's.
+    pub(super) fn is_entry(&self, at: usize) -> bool {
+        self.is_outermost(at, Kind::Server)
+    }
+
+    fn is_outermost(&self, at: usize, kind: Kind) -> bool {
+        let span = &self.spans[at];
+        let above = span.parent.map(|parent| &self.spans[parent]);
+        let is_call = kind != Kind::Client || !span.span.tags.keys().any(|key| key.starts_with("db.") || key.starts_with("sql."));
+        is_call
+            && span.is(kind)
+            && !above.is_some_and(|above| above.is(kind) && above.service == span.service && above.tracer != span.tracer)
+    }
+
+    /// Whom a client span calls, from its attributes, or from the answered calls of the same name.
+    pub(super) fn remote(&self, client: usize) -> Remote {
+        let seen = &self.spans[client];
+        let usual = || self.usual.get(&(seen.service, seen.span.name.clone()?));
+        match self.named_remote(client) {
+            Remote::Unnamed => usual().map_or(Remote::Unnamed, |callee| Remote::Reports(*callee)),
+            named => named,
+        }
+    }
+
+    /// Whom a client span calls, from its attributes.
+    pub(super) fn named_remote(&self, client: usize) -> Remote {
+        let seen = &self.spans[client];
+        let span = &seen.span;
+        let cluster = span.tag("upstream_cluster").and_then(|cluster| cluster.rsplit('|').next());
+        let address = ["peer.service", "server.address", "net.peer.name", "http.host", "peer.hostname"];
+        let urls = ["url.full", "http.url"].into_iter().filter_map(|key| host(span.tag(key)?));
+        let named = span.remote_service().into_iter().chain(cluster);
+        let named = named.chain(address.into_iter().filter_map(|key| span.tag(key))).chain(urls);
+        let mut silent = None;
+        for name in named.map(|name| name.split(':').next().unwrap_or(name)).filter(|name| !name.is_empty()) {
+            let known = self.service_named(name).or_else(|| {
+                let mut labels = name.splitn(3, '.');
+                let (app, namespace) = (labels.next()?, labels.next());
+                let in_namespace = namespace.and_then(|namespace| self.service_named(&format!("{app}.{namespace}")));
+                in_namespace.or_else(|| self.service_named(app))
+            });
+            if let Some(service) = known.filter(|service| *service != seen.service) {
+                return Remote::Reports(service);
+            }
+            let is_address = name.parse::<std::net::IpAddr>().is_ok() || name == "localhost";
+            if silent.is_none() && known.is_none() && !is_address {
+                silent = Some(name.split('.').next().unwrap_or(name).into());
+            }
+        }
+        silent.map_or(Remote::Unnamed, Remote::Silent)
+    }
+
+    /// The calls of one trace that have no answer below, the latest 64.
+    pub(super) fn open_calls(&self, trace: usize) -> impl Iterator<Item = usize> {
+        self.open[trace].iter().rev().take(64).copied()
+    }
+
+    /// The server spans with which requests enter a service, with the services that it calls for them.
+    pub(super) fn entries(&self, service: usize) -> &[(usize, BTreeSet<usize>)] {
+        &self.entries[service]
+    }
+
+    fn callees(&self, entry: usize) -> BTreeSet<usize> {
+        let service = self.spans[entry].service;
+        let (mut found, mut next) = (BTreeSet::new(), vec![entry]);
+        while let Some(at) = next.pop() {
+            for &child in &self.spans[at].children {
+                if self.spans[child].service == service {
+                    next.push(child);
+                } else {
+                    found.insert(self.spans[child].service);
+                }
+            }
+        }
+        found
+    }
+
+    /// The service that a root or orphan client span leads to.
+    pub(super) fn callee(&self, client: usize) -> Remote {
+        match self.answered_by(client) {
+            Some(answer) => Remote::Reports(self.spans[answer].service),
+            None => self.remote(client),
+        }
+    }
+
+    /// Up to three different traces of these spans.
+    pub(super) fn examples(&self, spans: impl IntoIterator<Item = usize>) -> Vec<TraceId> {
+        let mut ids = Vec::new();
+        for at in spans {
+            let id = self.ids[self.spans[at].trace];
+            if !ids.contains(&id) {
+                ids.push(id);
+            }
+            if ids.len() == 3 {
+                break;
+            }
+        }
+        ids
+    }
+
+    /// What makes most of a service's spans.
+    pub(super) fn tracer(&self, service: usize) -> Tracer {
+        self.tracers[service]
+    }
+}
+
+fn tracers(spans: &[Seen], services: usize) -> Vec<Tracer> {
+    let mut counts: Vec<BTreeMap<Tracer, usize>> = vec![BTreeMap::new(); services];
+    for span in spans {
+        *counts[span.service].entry(span.tracer).or_default() += 1;
+    }
+    let most = |counts: BTreeMap<Tracer, usize>| counts.into_iter().max_by_key(|(_, count)| *count);
+    counts.into_iter().map(|counts| most(counts).map_or(Tracer::None, |(tracer, _)| tracer)).collect()
+}
+
+fn host(url: &str) -> Option<&str> {
+    let rest = url.split_once("://")?.1;
+    rest.split(['/', ':', '?']).next()
+}

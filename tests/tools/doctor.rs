@@ -1,0 +1,205 @@
+//! `httpserver doctor`: what it finds in systems with a planted fault, and in healthy ones.
+
+mod systems;
+
+use std::collections::BTreeMap;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use serde_json::{Value, json};
+
+use crate::common::{Demo, Ran, run, wait_until};
+use systems::{Fault, System};
+
+/// Systems of each sort; the published figures are from 200.
+fn sample() -> u64 {
+    std::env::var("DOCTOR_SYSTEMS").ok().and_then(|n| n.parse().ok()).unwrap_or(12)
+}
+
+fn doctor(spans: &[Value], flags: &[&str]) -> Ran {
+    doctor_of(&Value::from(spans), flags)
+}
+
+fn doctor_of(document: &Value, flags: &[&str]) -> Ran {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    let name = format!("traces-{}-{}.json", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+    let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    std::fs::write(&file, serde_json::to_vec(document).unwrap()).unwrap();
+    let ran = run(&[&["doctor", "--file", file.to_str().unwrap()], flags].concat(), &[]);
+    let _ = std::fs::remove_file(&file);
+    ran
+}
+
+fn report(spans: &[Value]) -> Value {
+    let ran = doctor(spans, &["--output", "json"]);
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    serde_json::from_str(&ran.stdout).unwrap()
+}
+
+/// Id, service, peer and text of each fault.
+fn faults(report: &Value) -> Vec<[String; 4]> {
+    let findings = report["findings"].as_array().unwrap().iter().filter(|finding| finding["level"] == "fault");
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    findings.map(|f| ["id", "service", "peer", "text"].map(|key| text(&f[key]))).collect()
+}
+
+#[test]
+fn healthy_systems_have_no_fault() {
+    for seed in 0..sample() {
+        let system = System::random(seed, false);
+        let found = faults(&report(&system.spans(seed, 200)));
+        assert!(found.is_empty(), "system {seed}: {found:?}");
+    }
+}
+
+#[test]
+fn planted_faults_are_found_at_their_service() {
+    let (mut found, mut wrong, mut missed) = (0, Vec::new(), Vec::new());
+    for seed in 1_000..1_000 + sample() {
+        let system = System::random(seed, true);
+        let (service, fault) = system.faulty.unwrap();
+        let name = &system.names[service];
+        let faults = faults(&report(&system.spans(seed, 200)));
+        let is = |text: &str| text.split('.').next() == Some(name);
+        let names = |[_, service, peer, text]: &[String; 4]| match fault {
+            // Whether the caller does not write or the callee does not read cannot be known when they have only each other.
+            Fault::Ignores => is(service) || is(peer),
+            // Nobody names it: its place is all that can be known.
+            Fault::Silent => is(service) || text.starts_with("a service stands there"),
+            _ => is(service),
+        };
+        let (at, elsewhere): (Vec<_>, Vec<_>) = faults.into_iter().partition(names);
+        if at.is_empty() {
+            missed.push((seed, name.clone(), fault))
+        } else {
+            found += 1
+        }
+        wrong.extend(elsewhere.into_iter().map(|finding| (seed, name.clone(), fault, finding)));
+    }
+    println!("{found} of {} found", sample());
+    missed.iter().for_each(|line| println!("missed {line:?}"));
+    wrong.iter().for_each(|line| println!("wrong {line:?}"));
+    assert!(found * 100 >= sample() * 95 && (wrong.len() as u64) * 20 <= sample());
+}
+
+fn system_of_two(seed: u64) -> Vec<Value> {
+    let mut spans = Vec::new();
+    for n in 0..20u64 {
+        let (a, b, start) = (seed + 4 * n + 1, seed + 4 * n + 2, 1_780_000_000_000_000 + n * 1_000_000);
+        let span = |trace: u64, id: u64, kind: &str, service: &str, start: u64, took: u64| {
+            json!({"traceId": format!("{trace:032x}"), "id": format!("{id:016x}"), "kind": kind, "name": "get", "timestamp": start,
+                "duration": took, "localEndpoint": {"serviceName": service}})
+        };
+        let mut call = span(a, a + 1_000_000, "CLIENT", "front", start + 1_000, 20_000);
+        call["parentId"] = json!(format!("{a:016x}"));
+        call["tags"] = json!({"peer.service": "back"});
+        spans.extend([span(a, a, "SERVER", "front", start, 30_000), call, span(b, b, "SERVER", "back", start + 2_000, 15_000)]);
+    }
+    spans
+}
+
+/// Zipkin's list of spans, its list of traces, and Jaeger's download are read alike.
+#[test]
+fn every_form_of_a_file_gives_the_same_report() {
+    let spans = system_of_two(100);
+    let expected = faults(&report(&spans));
+    assert_eq!(expected.len(), 1, "{expected:?}");
+    assert_eq!(expected[0][..3], ["context.dropped", "front", "back"]);
+    let mut traces: BTreeMap<String, Vec<Value>> = BTreeMap::new();
+    for span in &spans {
+        traces.entry(span["traceId"].as_str().unwrap().to_owned()).or_default().push(span.clone());
+    }
+    let lists: Vec<Value> = traces.values().cloned().map(Value::Array).collect();
+    assert_eq!(faults(&report(&lists)), expected);
+    let jaeger = |(id, spans): (&String, &Vec<Value>)| {
+        let spans: Vec<Value> = spans
+            .iter()
+            .map(|span| {
+                let kind = span["kind"].as_str().unwrap().to_lowercase();
+                let parent = span.get("parentId").map(|parent| json!({"refType": "CHILD_OF", "traceID": id, "spanID": parent}));
+                let peer =
+                    span["tags"].get("peer.service").map(|peer| json!({"key": "peer.service", "type": "string", "value": peer}));
+                let tags: Vec<Value> =
+                    [json!({"key": "span.kind", "type": "string", "value": kind})].into_iter().chain(peer).collect();
+                json!({"traceID": id, "spanID": span["id"], "operationName": "get", "references": Vec::from_iter(parent),
+                    "startTime": span["timestamp"], "duration": span["duration"], "tags": tags,
+                    "processID": span["localEndpoint"]["serviceName"]})
+            })
+            .collect();
+        json!({"traceID": id, "spans": spans, "processes": {"front": {"serviceName": "front"}, "back": {"serviceName": "back"}}})
+    };
+    let download = json!({"data": traces.iter().map(jaeger).collect::<Vec<_>>()});
+    let ran = doctor_of(&download, &["--output", "json"]);
+    assert_eq!(faults(&serde_json::from_str(&ran.stdout).unwrap()), expected, "{}", ran.stderr);
+}
+
+#[test]
+fn the_text_names_the_service_the_cause_and_traces_to_open() {
+    let ran = doctor(&system_of_two(100), &[]);
+    assert_eq!((ran.code, ran.stderr.as_str()), (Some(0), ""), "{}", ran.stdout);
+    for part in [
+        "✗ front: 20 of 20 calls to back begin new traces: it does not pass the context",
+        "\n      cause  ",
+        "\n      next   ",
+        "\n      trace  00000000000000",
+        "Verdict  1 fault at 1 service",
+    ] {
+        assert!(ran.stdout.contains(part), "{part} in\n{}", ran.stdout);
+    }
+    assert!(ran.stdout.lines().skip(1).all(|line| line.chars().count() <= 80), "{}", ran.stdout);
+}
+
+#[test]
+fn a_score_below_the_limit_fails_the_run() {
+    let spans = system_of_two(100);
+    assert_eq!(doctor(&spans, &["--fail-under", "1"]).code, Some(1));
+    assert_eq!(doctor(&spans, &["--fail-under", "0"]).code, Some(0));
+    // Requests that begin at the front and stay there are healthy.
+    let front: Vec<Value> = spans.into_iter().filter(|span| span["kind"] == "SERVER").step_by(2).collect();
+    assert_eq!(doctor(&front, &["--fail-under", "100"]).code, Some(0));
+}
+
+#[test]
+fn what_cannot_be_read_is_named_with_what_is_accepted() {
+    for (flags, code, parts) in [
+        (vec!["doctor"], 2, vec!["--traces <URL>", "--file <FILE>"]),
+        (vec!["doctor", "--file", "/no/such/file"], 2, vec!["--file /no/such/file: No such file"]),
+        (vec!["doctor", "--file", "/dev/null"], 2, vec!["no format that is known", "accepted: Zipkin v2 JSON"]),
+        (vec!["doctor", "--traces", "http://127.0.0.1:9"], 1, vec!["No trace backend at http://127.0.0.1:9"]),
+        (vec!["doctor", "--file", "x", "--lookback", "0"], 2, vec!["'0'", "--lookback"]),
+        (vec!["doctor", "--file", "x", "--fail-under", "101"], 2, vec!["101", "--fail-under"]),
+    ] {
+        let ran = run(&flags, &[]);
+        assert_eq!(ran.code, Some(code), "{flags:?}: {}", ran.stderr);
+        assert!(parts.iter().all(|part| ran.stderr.contains(part)), "{flags:?}: {}", ran.stderr);
+    }
+    let ran = doctor(&[json!({"traceId": "zz", "id": "1"})], &[]);
+    assert!(ran.code == Some(2) && ran.stderr.contains("spans[0].traceId"), "{}", ran.stderr);
+    let ran = doctor(&[], &[]);
+    assert!(ran.code == Some(1) && ran.stdout.contains("Nothing to read"), "{}{}", ran.stdout, ran.stderr);
+}
+
+/// The store of the demo is a backend like others: a hop that loses the headers is named from its traces alone.
+#[test]
+fn a_hop_of_the_demo_that_loses_the_headers_is_named() {
+    let lost = ["--drop-header", "service2:traceparent", "--drop-header", "service2:x-b3-traceid"];
+    let demo = Demo::start(&[&["--latency", "1ms..20ms"][..], &lost].concat());
+    let request = format!("GET /service1 HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n\r\n", demo.front);
+    for _ in 0..12 {
+        let mut stream = TcpStream::connect(demo.front).unwrap();
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    }
+    let store = format!("http://{}", demo.store);
+    let found = wait_until("the spans arrive", || {
+        let ran = run(&["doctor", "--traces", &store, "--output", "json"], &[]);
+        let report: Value = serde_json::from_str(&ran.stdout).ok()?;
+        Some(faults(&report)).filter(|faults| !faults.is_empty() && report["traces"].as_u64() >= Some(20))
+    });
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert_eq!(found[0][..3], ["context.dropped", "service2", "service3"]);
+}
