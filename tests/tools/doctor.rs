@@ -100,7 +100,7 @@ fn system_of_two(seed: u64) -> Vec<Value> {
     spans
 }
 
-/// Zipkin's list of spans, its list of traces, and Jaeger's download are read alike.
+/// Zipkin's list of spans, its list of traces, OTLP and Jaeger's download are read alike.
 #[test]
 fn every_form_of_a_file_gives_the_same_report() {
     let spans = system_of_two(100);
@@ -130,6 +130,19 @@ fn every_form_of_a_file_gives_the_same_report() {
             .collect();
         json!({"traceID": id, "spans": spans, "processes": {"front": {"serviceName": "front"}, "back": {"serviceName": "back"}}})
     };
+    let otlp = |span: &Value| {
+        let text = |key: &str, value: &Value| json!({"key": key, "value": {"stringValue": value}});
+        let start = span["timestamp"].as_u64().unwrap() * 1000;
+        let end = start + span["duration"].as_u64().unwrap() * 1000;
+        let peer: Vec<Value> = span["tags"].get("peer.service").map(|peer| text("peer.service", peer)).into_iter().collect();
+        let own = json!({"traceId": span["traceId"], "spanId": span["id"], "parentSpanId": span.get("parentId").unwrap_or(&json!("")),
+            "name": "get", "kind": if span["kind"] == "SERVER" { 2 } else { 3 }, "startTimeUnixNano": start.to_string(),
+            "endTimeUnixNano": end.to_string(), "attributes": peer});
+        json!({"resource": {"attributes": [text("service.name", &span["localEndpoint"]["serviceName"])]}, "scopeSpans": [{"spans": [own]}]})
+    };
+    let batches = json!({"resourceSpans": spans.iter().map(otlp).collect::<Vec<_>>()});
+    let ran = doctor_of(&batches, &["--output", "json"]);
+    assert_eq!(faults(&serde_json::from_str(&ran.stdout).unwrap()), expected, "{}", ran.stderr);
     let download = json!({"data": traces.iter().map(jaeger).collect::<Vec<_>>()});
     let ran = doctor_of(&download, &["--output", "json"]);
     assert_eq!(faults(&serde_json::from_str(&ran.stdout).unwrap()), expected, "{}", ran.stderr);
