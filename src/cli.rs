@@ -1,5 +1,6 @@
 //! From the command line to an exit code: 0 fine, 1 a check failed or the server stopped on an error, 2 wrong usage.
 
+use std::env::VarError;
 use std::ffi::OsString;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -11,7 +12,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::check::CheckArgs;
-use crate::config::{ConfigError, DemoArgs, HealthArgs, ServeArgs, Verbosity, check_environment};
+use crate::config::{ConfigError, DemoArgs, Environment, HealthArgs, ServeArgs, Verbosity, process_variable};
 use crate::demo::{Demo, DemoError};
 use crate::doctor::DoctorArgs;
 use crate::hop::app::{App, Output};
@@ -111,11 +112,13 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Erro
     parsed.map_err(|error| name_variable(escape_value(error), subcommand.as_ref()))
 }
 
-/// Keeps the values of variables out of the help text, and unsets the empty ones.
+/// Keeps the values of variables out of the help text, and unsets the empty ones and those of OpenTelemetry: `config::otel` reads
+/// them, because a value that is not accepted is no error there.
 fn tidy_variables(command: clap::Command) -> clap::Command {
     let tidy = |arg: clap::Arg| {
-        let empty = arg.get_env().and_then(std::env::var_os).is_some_and(|value| value.is_empty());
-        if empty { arg.env(None) } else { arg.hide_env_values(true) }
+        let is_otel = arg.get_env().is_some_and(|name| name.to_string_lossy().starts_with("OTEL_"));
+        let unset = arg.get_env().and_then(std::env::var_os).is_some_and(|value| is_otel || value.is_empty());
+        if unset { arg.env(None) } else { arg.hide_env_values(true) }
     };
     let names: Vec<_> = command.get_subcommands().map(|command| command.get_name().to_owned()).collect();
     names.into_iter().fold(command.mut_args(tidy), |command, name| command.mut_subcommand(name, tidy_variables))
@@ -163,9 +166,9 @@ async fn serve(args: ServeArgs) -> ExitCode {
     let verbosity = args.verbosity;
     let output = Output::new();
     // Before the variables are read: those of OpenTelemetry that cannot be used are warned about.
-    let config = diagnostics(verbosity, &output)
-        .and_then(|()| check_environment())
-        .and_then(|()| HopConfig::from_args(args, &|name| std::env::var(name).ok()));
+    let warn = |text: &str| tracing::warn!("{text}");
+    let env = Environment { variable: &|name| process_variable(name, &warn), warn: &warn };
+    let config = diagnostics(verbosity, &output).and_then(|()| HopConfig::from_args(args, &env));
     let code = match config {
         Ok(config) => serve_until_signalled(config, &output).await,
         Err(error) => wrong(&error.to_string()),
@@ -250,7 +253,12 @@ fn diagnostics(verbosity: Verbosity, output: &Output) -> Result<(), ConfigError>
         (0, _) => Some("error"),
         _ => Some("debug,httpserver=trace"),
     };
-    let from_variable = std::env::var("RUST_LOG").ok().filter(|text| !text.is_empty());
+    let from_variable = match std::env::var("RUST_LOG") {
+        Err(VarError::NotUnicode(value)) => {
+            return Err(ConfigError::value("RUST_LOG", &value.to_string_lossy(), "not UTF-8 text"));
+        }
+        other => other.ok().filter(|text| !text.is_empty()),
+    };
     let text = level.or(from_variable.as_deref()).unwrap_or("info");
     // Not `EnvFilter`: what it can do beyond this is to match fields of spans, and there are none. Its regular expressions
     // alone would be a quarter of a megabyte.

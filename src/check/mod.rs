@@ -30,7 +30,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use reqwest::Url;
 use tokio::sync::watch as signal;
 
-use crate::config::caller_exporter;
+use crate::config::{Environment, caller_exporters, process_variable};
 use crate::hop::reply::{Headers, Tree};
 use crate::net::hosts::{host_of, is_loopback, redacted_url};
 use crate::server::shutdown::Signals;
@@ -234,8 +234,9 @@ const GRACE: Duration = Duration::from_millis(500);
 const FLUSH: Duration = Duration::from_secs(3);
 
 fn start_tracing() -> Result<Option<ClientTracing>, String> {
-    let exporter = caller_exporter(&|name| std::env::var(name).ok(), None).map_err(|error| error.to_string())?;
-    ClientTracing::start(exporter).map_err(|error| format!("--report-spans: {error}"))
+    let warn = |text: &str| eprintln!("httpserver: {text}");
+    let env = Environment { variable: &|name| process_variable(name, &warn), warn: &warn };
+    ClientTracing::start(caller_exporters(&env, None)).map_err(|error| format!("--report-spans: {error}"))
 }
 
 /// Checks the options against each other and reads the files that they name.

@@ -12,8 +12,8 @@ use std::fmt;
 use crate::net::hosts::redacted_input;
 
 pub use demo::{AtHop, CarriedName, DemoArgs};
-pub use otel::{ExporterName, check_environment};
-pub(crate) use otel::{caller_exporter, pairs};
+pub use otel::{Environment, ExporterName};
+pub(crate) use otel::{caller_exporters, pairs, process_variable};
 pub use serve::{HealthArgs, ServeArgs, Verbosity};
 
 /// A configuration that nothing can be started with: one line that names what to change.

@@ -1,22 +1,24 @@
 //! The variables that OpenTelemetry defines, with their standard names and meanings.
+//!
+//! As its specification says, names of values are read in any case, and a value that is unknown, malformed or not supported is
+//! warned about and counts as not set: a setting for a whole namespace must not keep a hop from serving.
 
 use std::path::PathBuf;
-use std::str::FromStr;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue};
 use percent_encoding::percent_decode_str;
 
-use crate::config::ConfigError;
 use crate::hop::config::HopConfig;
-use crate::net::hosts::parse_url;
+use crate::net::hosts::{parse_url, redacted_input};
 use crate::net::tls::{ClientTls, Roots, certified_key, read_file};
 use crate::telemetry::export::{Exporter, OtlpOptions};
-use crate::telemetry::tracer::Sampler;
+use crate::telemetry::tracer::{Sampler, SamplerError};
+use crate::trace_context::Propagators;
 use crate::values::at_least_one;
 
 pub(super) const HELP: &str = "\
-Variables of OpenTelemetry, with their standard meanings:
+Variables of OpenTelemetry, with their standard meanings; a value that is unknown or not supported is warned about and ignored:
   OTEL_SDK_DISABLED                    true: the exporter is none
   OTEL_SERVICE_NAME                    service.name of spans [default: service.name in OTEL_RESOURCE_ATTRIBUTES, else --name]
   OTEL_RESOURCE_ATTRIBUTES             further attributes of every span: key=value,key=value
@@ -24,13 +26,15 @@ Variables of OpenTelemetry, with their standard meanings:
   OTEL_EXPORTER_OTLP_ENDPOINT          [default: http://localhost:4318]; also …_TRACES_ENDPOINT, …_HEADERS, …_TIMEOUT,
                                        …_COMPRESSION (gzip), …_PROTOCOL (http/protobuf), …_CERTIFICATE (of the CA),
                                        …_CLIENT_CERTIFICATE, …_CLIENT_KEY: PEM files
+  OTEL_METRICS_EXPORTER                prometheus or none; /metrics answers whatever it is
+  OTEL_LOGS_EXPORTER                   console or none; access lines go to stdout whatever it is
   OTEL_PROPAGATORS                     which formats are read (first valid one wins) and written
                                        [default: tracecontext,baggage,b3multi,b3]
   OTEL_TRACES_SAMPLER                  [default: parentbased_always_on], with OTEL_TRACES_SAMPLER_ARG
   OTEL_BSP_MAX_QUEUE_SIZE              how many spans wait for the collector [default: 16384]
   OTEL_BSP_SCHEDULE_DELAY              milliseconds between exports [default: 1000]";
 
-/// `--trace-exporter`.
+/// A kind of exporter, as `--trace-exporter` names it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum ExporterName {
     /// No spans; trace headers pass through untouched
@@ -44,189 +48,268 @@ pub enum ExporterName {
     Console,
 }
 
+/// The variables of a process, and where what is wrong with them goes.
+#[derive(Clone, Copy)]
+pub struct Environment<'a> {
+    /// The value of a variable.
+    pub variable: &'a dyn Fn(&str) -> Option<String>,
+    /// Warns about a variable that cannot be used.
+    pub warn: &'a dyn Fn(&str),
+}
+
+/// A variable of this process. One that is not UTF-8 text is warned about and counts as not set.
+pub(crate) fn process_variable(name: &str, warn: &dyn Fn(&str)) -> Option<String> {
+    let value = std::env::var_os(name)?;
+    let text = value.into_string();
+    text.map_err(|value| warn(&format!("{name}: '{}' is ignored: not UTF-8 text", value.to_string_lossy().escape_debug()))).ok()
+}
+
+impl std::fmt::Debug for Environment<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Environment")
+    }
+}
+
 /// Where `check` and `demo` report their own spans (`--report-spans`): as `OTEL_TRACES_EXPORTER` says, `default` where it says
 /// nothing, and as the variables of the exporter say.
-///
-/// # Errors
-///
-/// A variable whose value is not accepted.
-pub(crate) fn caller_exporter(env: &dyn Fn(&str) -> Option<String>, default: Option<Exporter>) -> Result<Exporter, ConfigError> {
-    const NAME: &str = "OTEL_TRACES_EXPORTER";
+pub(crate) fn caller_exporters(env: &Environment<'_>, default: Option<Exporter>) -> Vec<Exporter> {
     let variables = Variables::new(env);
-    let name = match (variables.get(NAME).as_deref(), default) {
-        (None, Some(default)) => return Ok(default),
-        (None | Some("otlp"), _) => ExporterName::Otlp,
-        (Some("zipkin"), _) => ExporterName::Zipkin,
-        (Some("none"), _) => ExporterName::None,
-        (Some(other), _) => return Err(ConfigError::value(NAME, other, "--report-spans accepts otlp, zipkin, none")),
-    };
-    variables.exporter(name)
+    match (variables.exporter_names(), default) {
+        (Some(names), _) => variables.exporters(&names),
+        (None, Some(default)) => vec![default],
+        (None, None) => variables.exporters(&[ExporterName::Otlp]),
+    }
 }
 
 /// Reads variables; an empty one counts as not set.
-pub(super) struct Variables<'a> {
-    look_up: &'a dyn Fn(&str) -> Option<String>,
-}
+pub(super) struct Variables<'a>(&'a Environment<'a>);
 
 impl<'a> Variables<'a> {
-    pub(super) fn new(look_up: &'a dyn Fn(&str) -> Option<String>) -> Self {
-        Self { look_up }
+    pub(super) fn new(env: &'a Environment<'a>) -> Self {
+        Self(env)
     }
 
     pub(super) fn get(&self, name: &str) -> Option<String> {
-        (self.look_up)(name).filter(|value| !value.trim().is_empty())
+        (self.0.variable)(name).filter(|value| !value.trim().is_empty())
     }
 
-    /// A variable's value, read by `read`; the error names the variable.
-    fn read<T>(&self, name: &str, read: impl FnOnce(&str) -> Result<T, String>) -> Result<Option<T>, ConfigError> {
-        let Some(text) = self.get(name) else { return Ok(None) };
-        read(&text).map(Some).map_err(|reason| ConfigError::value(name, &text, reason))
+    /// The values of a list, in lower case.
+    fn list(&self, name: &str) -> Option<Vec<String>> {
+        let text = self.get(name)?.to_ascii_lowercase();
+        Some(text.split(',').map(str::trim).filter(|part| !part.is_empty()).map(str::to_owned).collect())
     }
 
-    /// The variable of a signal's own, else the one for all signals: its name and value.
-    fn otlp(&self, suffix: &str) -> Option<(String, String)> {
+    /// A variable's value, read by `read`, which says what is accepted.
+    pub(super) fn read<T>(&self, name: &str, read: impl FnOnce(&str) -> Result<T, String>) -> Option<T> {
+        let text = self.get(name)?;
+        read(text.trim()).map_err(|reason| self.ignored(name, &text, &reason)).ok()
+    }
+
+    /// Warns about a value that counts as not set.
+    fn ignored(&self, name: &str, value: &str, reason: &str) {
+        (self.0.warn)(&format!("{name}: '{}' is ignored: {reason}", redacted_input(value).escape_debug()));
+    }
+
+    /// The variable of the signal's own, else the one for all signals, read by `read`, which also gets its name.
+    fn otlp<T>(&self, suffix: &str, read: impl Fn(&str, &str) -> Result<T, String>) -> Option<T> {
         [format!("OTEL_EXPORTER_OTLP_TRACES_{suffix}"), format!("OTEL_EXPORTER_OTLP_{suffix}")]
-            .into_iter()
-            .find_map(|name| self.get(&name).map(|value| (name, value)))
+            .iter()
+            .find_map(|name| self.read(name, |text| read(name, text)))
     }
 
-    pub(super) fn resource_attributes(&self) -> Result<Vec<(String, String)>, ConfigError> {
-        Ok(self.read("OTEL_RESOURCE_ATTRIBUTES", pairs)?.unwrap_or_default())
+    pub(super) fn resource_attributes(&self) -> Vec<(String, String)> {
+        self.read("OTEL_RESOURCE_ATTRIBUTES", pairs).unwrap_or_default()
     }
 
     /// Propagators, sampler and span queue.
-    pub(super) fn apply(&self, config: &mut HopConfig) -> Result<(), ConfigError> {
-        if let Some(propagators) = self.read("OTEL_PROPAGATORS", FromStr::from_str)? {
-            config.propagators = propagators;
+    pub(super) fn apply(&self, config: &mut HopConfig) {
+        self.warn_of_unsupported();
+        if let Some(names) = self.list("OTEL_PROPAGATORS") {
+            let (propagators, unknown) = Propagators::from_names(names.iter().map(String::as_str));
+            for name in &unknown {
+                self.ignored("OTEL_PROPAGATORS", name, "accepted: tracecontext, baggage, b3, b3multi, none");
+            }
+            // With no name that is known it counts as not set.
+            if unknown.len() < names.len() {
+                config.propagators = propagators;
+            }
         }
-        let arg = self.get("OTEL_TRACES_SAMPLER_ARG");
-        let read_sampler = |name: &str| Sampler::parse(name, arg.as_deref()).map_err(|error| error.to_string());
-        if let Some(sampler) = self.read("OTEL_TRACES_SAMPLER", read_sampler)? {
+        if let Some(sampler) = self.read("OTEL_TRACES_SAMPLER", |name| self.sampler(name)) {
             config.sampler = sampler;
         }
-        if let Some(size) = self.read("OTEL_BSP_MAX_QUEUE_SIZE", at_least_one)? {
+        if let Some(size) = self.read("OTEL_BSP_MAX_QUEUE_SIZE", at_least_one) {
             config.span_queue = size;
         }
-        if let Some(delay) = self.read("OTEL_BSP_SCHEDULE_DELAY", milliseconds)? {
+        if let Some(delay) = self.read("OTEL_BSP_SCHEDULE_DELAY", milliseconds) {
             config.schedule_delay = delay;
         }
-        Ok(())
     }
 
-    pub(super) fn exporter(&self, name: ExporterName) -> Result<Exporter, ConfigError> {
-        if self.get("OTEL_SDK_DISABLED").is_some_and(|disabled| disabled.eq_ignore_ascii_case("true")) {
-            return Ok(Exporter::None);
-        }
-        match name {
-            ExporterName::None => Ok(Exporter::None),
-            ExporterName::Console => Ok(Exporter::Console),
-            ExporterName::Zipkin => {
-                let endpoint = self.read("OTEL_EXPORTER_ZIPKIN_ENDPOINT", url)?;
-                Ok(Exporter::Zipkin { endpoint: endpoint.unwrap_or_else(|| "http://localhost:9411/api/v2/spans".to_owned()) })
+    fn sampler(&self, name: &str) -> Result<Sampler, String> {
+        const ARG: &str = "OTEL_TRACES_SAMPLER_ARG";
+        let (name, arg) = (name.to_ascii_lowercase(), self.get(ARG));
+        let parsed = Sampler::parse(&name, arg.as_deref().map(str::trim)).or_else(|error| match error {
+            SamplerError::InvalidRatio(arg) => {
+                self.ignored(ARG, &arg, "accepted: a ratio from 0 to 1");
+                Sampler::parse(&name, None)
             }
-            ExporterName::Otlp => Ok(Exporter::Otlp(self.otlp_options()?)),
-        }
+            unknown => Err(unknown),
+        });
+        parsed.map_err(|error| error.to_string())
     }
 
-    fn otlp_options(&self) -> Result<OtlpOptions, ConfigError> {
-        if let Some((name, protocol)) = self.otlp("PROTOCOL").filter(|(_, protocol)| protocol != "http/protobuf") {
-            return Err(ConfigError::value(&name, &protocol, "accepted: http/protobuf"));
-        }
-        let endpoint = match self.otlp("ENDPOINT") {
-            Some((name, text)) => {
-                let endpoint = url(&text).map_err(|reason| ConfigError::value(&name, &text, reason))?;
-                // The general endpoint is a base: the signal's path is added.
-                if name.contains("TRACES") { endpoint } else { format!("{}/v1/traces", endpoint.trim_end_matches('/')) }
+    /// Warns of what the specification defines and this program does not have: nothing is ignored silently.
+    fn warn_of_unsupported(&self) {
+        for name in ["OTEL_CONFIG_FILE", "OTEL_EXPERIMENTAL_CONFIG_FILE"] {
+            if let Some(file) = self.get(name) {
+                self.ignored(name, &file, "declarative configuration is not supported; variables and flags are");
             }
-            None => "http://localhost:4318/v1/traces".to_owned(),
-        };
-        let headers = match self.otlp("HEADERS") {
-            // The value may be a secret.
-            Some((name, text)) => otlp_headers(&text).map_err(|reason| ConfigError::value(&name, "(not shown)", reason))?,
-            None => Vec::new(),
-        };
-        let timeout = match self.otlp("TIMEOUT") {
-            Some((name, text)) => milliseconds(&text).map_err(|reason| ConfigError::value(&name, &text, reason))?,
-            None => Duration::from_secs(10),
-        };
-        let gzip = match self.otlp("COMPRESSION") {
-            Some((name, text)) => match text.as_str() {
-                "gzip" => true,
-                "none" => false,
-                _ => return Err(ConfigError::value(&name, &text, "accepted: gzip, none")),
-            },
-            None => false,
-        };
-        Ok(OtlpOptions { endpoint, headers, timeout, gzip, tls: self.otlp_tls() })
+        }
+        for (name, supported) in [("OTEL_METRICS_EXPORTER", ["prometheus", "none"]), ("OTEL_LOGS_EXPORTER", ["console", "none"])]
+        {
+            for value in self.list(name).unwrap_or_default().iter().filter(|value| !supported.contains(&value.as_str())) {
+                self.ignored(name, value, &format!("accepted: {}", supported.join(", ")));
+            }
+        }
     }
 
-    /// The certificates of an exporter. A file that cannot be used is left out with a warning: a variable that is set for a
-    /// whole namespace must not keep a hop from serving.
+    /// What `OTEL_TRACES_EXPORTER` names; `None` when it is not set, or names nothing that is known.
+    pub(super) fn exporter_names(&self) -> Option<Vec<ExporterName>> {
+        const NAME: &str = "OTEL_TRACES_EXPORTER";
+        let names = self.list(NAME)?.into_iter().filter_map(|name| match name.as_str() {
+            "none" => Some(ExporterName::None),
+            "zipkin" => Some(ExporterName::Zipkin),
+            "otlp" => Some(ExporterName::Otlp),
+            // The second is the older name.
+            "console" | "logging" => Some(ExporterName::Console),
+            _ => {
+                self.ignored(NAME, &name, "accepted: none, zipkin, otlp, console");
+                None
+            }
+        });
+        Some(names.collect::<Vec<_>>()).filter(|names| !names.is_empty())
+    }
+
+    pub(super) fn exporters(&self, names: &[ExporterName]) -> Vec<Exporter> {
+        let disabled = self.read("OTEL_SDK_DISABLED", boolean).unwrap_or(false);
+        let mut exporters = Vec::new();
+        for name in names.iter().filter(|_| !disabled) {
+            let exporter = match name {
+                ExporterName::None => continue,
+                ExporterName::Console => Exporter::Console,
+                ExporterName::Zipkin => {
+                    let endpoint = self.read("OTEL_EXPORTER_ZIPKIN_ENDPOINT", url);
+                    Exporter::Zipkin { endpoint: endpoint.unwrap_or_else(|| "http://localhost:9411/api/v2/spans".to_owned()) }
+                }
+                ExporterName::Otlp => Exporter::Otlp(self.otlp_options()),
+            };
+            if !exporters.contains(&exporter) {
+                exporters.push(exporter);
+            }
+        }
+        exporters
+    }
+
+    fn otlp_options(&self) -> OtlpOptions {
+        let default = OtlpOptions::default();
+        let _: Option<()> = self.otlp("PROTOCOL", |_, text| match text.to_ascii_lowercase().as_str() {
+            "http/protobuf" => Ok(()),
+            _ => Err("accepted: http/protobuf".to_owned()),
+        });
+        let endpoint = self.otlp("ENDPOINT", |name, text| {
+            let endpoint = url(text)?;
+            // The general endpoint is a base: the signal's path is added.
+            Ok(if name.contains("TRACES") { endpoint } else { format!("{}/v1/traces", endpoint.trim_end_matches('/')) })
+        });
+        let gzip = self.otlp("COMPRESSION", |_, text| match text.to_ascii_lowercase().as_str() {
+            "gzip" => Ok(true),
+            "none" => Ok(false),
+            _ => Err("accepted: gzip, none".to_owned()),
+        });
+        OtlpOptions {
+            endpoint: endpoint.unwrap_or(default.endpoint),
+            headers: self.otlp_headers().unwrap_or_default(),
+            timeout: self.otlp("TIMEOUT", |_, text| milliseconds(text)).unwrap_or(default.timeout),
+            gzip: gzip.unwrap_or(default.gzip),
+            tls: self.otlp_tls(),
+        }
+    }
+
+    /// Headers of an export, each of which HTTP accepts. The values may be secrets, and are not repeated.
+    fn otlp_headers(&self) -> Option<Vec<(String, String)>> {
+        let fits = |(name, value): &(String, String)| {
+            HeaderName::from_bytes(name.as_bytes()).is_ok() && HeaderValue::from_str(value).is_ok()
+        };
+        ["OTEL_EXPORTER_OTLP_TRACES_HEADERS", "OTEL_EXPORTER_OTLP_HEADERS"].into_iter().find_map(|name| {
+            match pairs(&self.get(name)?) {
+                Ok(headers) if headers.iter().all(fits) => Some(headers),
+                Ok(_) => {
+                    self.ignored(name, "(not shown)", "accepted: name=value,name=value; one is no HTTP header");
+                    None
+                }
+                Err(reason) => {
+                    self.ignored(name, "(not shown)", &reason);
+                    None
+                }
+            }
+        })
+    }
+
+    /// The certificates of an exporter.
     fn otlp_tls(&self) -> ClientTls {
-        let file = |suffix| self.otlp(suffix).map(|(name, path)| (name, PathBuf::from(path)));
-        let read = |(name, path): (String, PathBuf)| read_file(&name, &path).map(|pem| (name, path, pem));
-        let roots = file("CERTIFICATE").map(|(name, path)| Roots::load(&name, &path));
-        let own = match (file("CLIENT_CERTIFICATE"), file("CLIENT_KEY")) {
-            (None, None) => None,
-            (Some(cert), Some(key)) => Some(read(cert).and_then(|(cert, cert_path, cert_pem)| {
-                let (key, key_path, key_pem) = read(key)?;
-                certified_key((&cert, &cert_path, &cert_pem), (&key, &key_path, &key_pem))
-            })),
-            (Some((name, _)), None) => Some(Err(format!("{name} needs OTEL_EXPORTER_OTLP_CLIENT_KEY"))),
-            (None, Some((name, _))) => Some(Err(format!("{name} needs OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE"))),
+        const KEY: &str = "CLIENT_KEY";
+        let roots = self.otlp("CERTIFICATE", |name, path| Roots::load(name, &PathBuf::from(path)));
+        let read = |name: &str, path: &str| {
+            let path = PathBuf::from(path);
+            read_file(name, &path).map(|pem| (name.to_owned(), path, pem))
         };
-        let roots = roots.transpose().unwrap_or_else(ignored).unwrap_or_default();
-        ClientTls { roots, own: own.transpose().unwrap_or_else(ignored) }
+        let own = match (self.otlp("CLIENT_CERTIFICATE", read), self.otlp(KEY, read)) {
+            (None, None) => None,
+            (Some((cert, cert_path, cert_pem)), Some((key, key_path, key_pem))) => {
+                let pair = certified_key((&cert, &cert_path, &cert_pem), (&key, &key_path, &key_pem));
+                pair.map_err(|reason| (self.0.warn)(&format!("{reason}; it is ignored"))).ok()
+            }
+            (Some((name, path, _)), None) => {
+                self.ignored(&name, &path.display().to_string(), "it needs OTEL_EXPORTER_OTLP_CLIENT_KEY");
+                None
+            }
+            (None, Some((name, path, _))) => {
+                self.ignored(&name, &path.display().to_string(), "it needs OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE");
+                None
+            }
+        };
+        ClientTls { roots: roots.unwrap_or_default(), own }
     }
 }
 
-/// Warns about a variable that cannot be used.
-fn ignored<T>(reason: String) -> Option<T> {
-    tracing::warn!("{reason}; it is ignored");
-    None
-}
-
-/// Headers of an export, each of which HTTP accepts: the exporter would leave out any other without an error.
-fn otlp_headers(text: &str) -> Result<Vec<(String, String)>, String> {
-    let headers = pairs(text)?;
-    let fits = |(name, value): &(String, String)| {
-        HeaderName::from_bytes(name.as_bytes()).is_ok() && HeaderValue::from_str(value).is_ok()
-    };
-    if headers.iter().all(fits) { Ok(headers) } else { Err("written name=value,name=value; one is no HTTP header".to_owned()) }
+fn boolean(text: &str) -> Result<bool, String> {
+    match text.to_ascii_lowercase().as_str() {
+        "true" => Ok(true),
+        "false" => Ok(false),
+        _ => Err("accepted: true, false".to_owned()),
+    }
 }
 
 fn url(text: &str) -> Result<String, String> {
-    const FORM: &str = "accepted: http://host:port/path or https://…";
-    parse_url(text).map_err(|error| format!("{error}; {FORM}"))?;
+    parse_url(text).map_err(|error| format!("{error}; accepted: http://host:port/path or https://…"))?;
     Ok(text.trim().to_owned())
 }
 
 fn milliseconds(text: &str) -> Result<Duration, String> {
     let number = text.parse::<u64>().ok().filter(|ms| *ms > 0).map(Duration::from_millis);
-    number.ok_or_else(|| "a number of milliseconds from 1 on is accepted".to_owned())
+    number.ok_or_else(|| "accepted: a number of milliseconds from 1 on".to_owned())
 }
 
 /// `key=value,key=value`, values percent-encoded (W3C Baggage's octet encoding).
+///
+/// # Errors
+///
+/// What is accepted; the text is not repeated, because it may hold secrets.
 pub(crate) fn pairs(text: &str) -> Result<Vec<(String, String)>, String> {
     let pairs = text.split(',').map(str::trim).filter(|pair| !pair.is_empty()).map(|pair| {
-        let (key, value) = pair.split_once('=').ok_or("written key=value,key=value")?;
+        let (key, value) = pair.split_once('=').ok_or("accepted: key=value,key=value")?;
         let value = percent_decode_str(value.trim()).decode_utf8().map_err(|_| "a value is not percent-encoded UTF-8")?;
         Ok((key.trim().to_owned(), value.into_owned()))
     });
     pairs.collect()
-}
-
-/// The variables that are read without a flag must be UTF-8: others would silently count as not set.
-///
-/// # Errors
-///
-/// The first one that is not.
-pub fn check_environment() -> Result<(), ConfigError> {
-    let read_here = |name: &str| name.starts_with("OTEL_") || name == "RUST_LOG";
-    for (name, value) in std::env::vars_os() {
-        if let (Some(name), None) = (name.to_str().filter(|name| read_here(name)), value.to_str()) {
-            return Err(ConfigError::value(name, &value.to_string_lossy(), "not UTF-8 text"));
-        }
-    }
-    Ok(())
 }

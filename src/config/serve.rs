@@ -8,7 +8,7 @@ use http::HeaderName;
 
 use crate::config::ConfigError;
 use crate::config::demo::not_carried;
-use crate::config::otel::{self, ExporterName};
+use crate::config::otel::{self, Environment, ExporterName};
 use crate::hop::capacity::{Capacity, Resources};
 use crate::hop::config::HopConfig;
 use crate::hop::fault::{Fault, FaultConfig, Latency};
@@ -105,9 +105,9 @@ pub struct ServeArgs {
     #[command(flatten)]
     #[expect(missing_docs, reason = "clap takes a doc comment here for the command's own help")]
     pub verbosity: Verbosity,
-    /// Where spans go
-    #[arg(long, env = "OTEL_TRACES_EXPORTER", default_value = "none", value_name = "EXPORTER")]
-    pub trace_exporter: ExporterName,
+    /// Where spans go, to one or several [default: none]
+    #[arg(long, env = "OTEL_TRACES_EXPORTER", value_delimiter = ',', value_name = "EXPORTER")]
+    pub trace_exporter: Vec<ExporterName>,
 }
 
 /// `-v` and `-q`.
@@ -136,16 +136,17 @@ pub struct HealthArgs {
 }
 
 impl HopConfig {
-    /// From the options of `serve` and the variables of OpenTelemetry, which `env` returns.
+    /// From the options of `serve` and the variables of OpenTelemetry.
     ///
     /// # Errors
     ///
     /// The first option that cannot be used.
-    pub fn from_args(args: ServeArgs, env: &dyn Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
+    pub fn from_args(args: ServeArgs, env: &Environment<'_>) -> Result<Self, ConfigError> {
         let otel = otel::Variables::new(env);
-        let attributes = otel.resource_attributes()?;
+        let attributes = otel.resource_attributes();
         let service_name = otel.get("OTEL_SERVICE_NAME");
-        let name = args.name.or_else(|| service_name.clone()).unwrap_or_else(|| "httpserver".to_owned());
+        let hop_name = || otel.read("OTEL_SERVICE_NAME", |name| parse_label(name).map_err(|error| error.to_string()));
+        let name = args.name.or_else(hop_name).unwrap_or_else(|| "httpserver".to_owned());
         let name = parse_label(&name).map_err(|error| ConfigError::value("--name (SERVICE_NAME)", &name, error))?;
         let in_attributes = attributes.iter().find(|(key, _)| key == "service.name").map(|(_, value)| value.clone());
         let mut config = Self::new(&name, args.addr);
@@ -183,8 +184,9 @@ impl HopConfig {
         }
         config.drain = DrainOptions { delay: args.drain_delay, timeout: args.drain_timeout, flush_timeout: args.flush_timeout };
         config.access_log = Some(args.log_format);
-        config.exporter = otel.exporter(args.trace_exporter)?;
-        otel.apply(&mut config)?;
+        let named = Some(args.trace_exporter).filter(|named| !named.is_empty());
+        config.exporters = otel.exporters(&named.or_else(|| otel.exporter_names()).unwrap_or_default());
+        otel.apply(&mut config);
         Ok(config)
     }
 }
@@ -208,8 +210,12 @@ fn server_tls(cert: Option<PathBuf>, key: Option<PathBuf>, client_ca: Option<Pat
 mod tests {
     use clap::Parser;
 
+    use std::cell::RefCell;
+
     use super::*;
     use crate::telemetry::export::Exporter;
+    use crate::telemetry::tracer::Sampler;
+    use crate::trace_context::Propagators;
 
     #[derive(Parser)]
     struct Serve {
@@ -218,8 +224,16 @@ mod tests {
     }
 
     fn config(args: &[&str], env: &[(&str, &str)]) -> Result<HopConfig, ConfigError> {
-        let env = |name: &str| env.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned());
-        HopConfig::from_args(Serve::parse_from(["serve"].iter().chain(args)).args, &env)
+        with_warnings(args, env).map(|(config, _)| config)
+    }
+
+    fn with_warnings(args: &[&str], env: &[(&str, &str)]) -> Result<(HopConfig, Vec<String>), ConfigError> {
+        let variable = |name: &str| env.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned());
+        let warnings = RefCell::<Vec<String>>::default();
+        let warn = |text: &str| RefCell::borrow_mut(&warnings).push(text.to_owned());
+        let args = Serve::parse_from(["serve"].iter().chain(args)).args;
+        let config = HopConfig::from_args(args, &Environment { variable: &variable, warn: &warn })?;
+        Ok((config, warnings.into_inner()))
     }
 
     #[test]
@@ -249,8 +263,8 @@ mod tests {
 
     #[test]
     fn the_otlp_endpoint_is_a_base_or_whole() {
-        let endpoint = |env: &[(&str, &str)]| match config(&["--trace-exporter", "otlp"], env).unwrap().exporter {
-            Exporter::Otlp(options) => options.endpoint,
+        let endpoint = |env: &[(&str, &str)]| match &config(&["--trace-exporter", "otlp"], env).unwrap().exporters[..] {
+            [Exporter::Otlp(options)] => options.endpoint.clone(),
             other => panic!("{other:?}"),
         };
         assert_eq!(endpoint(&[]), "http://localhost:4318/v1/traces");
@@ -259,21 +273,63 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_variable_is_named_with_what_is_accepted() {
-        for (args, env, name) in [
-            (&["--trace-exporter", "otlp"][..], ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"), "http/protobuf"),
-            (&["--trace-exporter", "otlp"], ("OTEL_EXPORTER_OTLP_COMPRESSION", "zip"), "gzip"),
-            (&["--trace-exporter", "otlp"], ("OTEL_EXPORTER_OTLP_TIMEOUT", "1s"), "milliseconds"),
+    fn a_variable_that_cannot_be_used_is_named_with_what_is_accepted_and_counts_as_not_set() {
+        let otlp = &["--trace-exporter", "otlp"][..];
+        for (args, env, accepted) in [
+            (otlp, ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json"), "http/protobuf"),
+            (otlp, ("OTEL_EXPORTER_OTLP_COMPRESSION", "zip"), "gzip"),
+            (otlp, ("OTEL_EXPORTER_OTLP_TIMEOUT", "1s"), "milliseconds"),
+            (otlp, ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "collector:4318"), "http://"),
+            (otlp, ("OTEL_SDK_DISABLED", "yes"), "true, false"),
             (&["--trace-exporter", "zipkin"], ("OTEL_EXPORTER_ZIPKIN_ENDPOINT", "zipkin:9411"), "http://"),
             (&[], ("OTEL_PROPAGATORS", "jaeger"), "tracecontext"),
             (&[], ("OTEL_TRACES_SAMPLER", "some"), "always_on"),
             (&[], ("OTEL_BSP_MAX_QUEUE_SIZE", "0"), "1 on"),
+            (&[], ("OTEL_BSP_SCHEDULE_DELAY", "1s"), "milliseconds"),
             (&[], ("OTEL_RESOURCE_ATTRIBUTES", "nothing"), "key=value"),
+            (&[], ("OTEL_TRACES_EXPORTER", "jaeger"), "zipkin"),
+            (&[], ("OTEL_METRICS_EXPORTER", "otlp"), "prometheus"),
+            (&[], ("OTEL_LOGS_EXPORTER", "otlp"), "console"),
+            (&[], ("OTEL_CONFIG_FILE", "/etc/otel.yaml"), "not supported"),
         ] {
-            let error = config(args, &[env]).unwrap_err().to_string();
-            assert!(error.contains(env.0) && error.contains(env.1) && error.contains(name), "{error}");
-            assert_eq!(error.lines().count(), 1);
+            let (config, warnings) = with_warnings(args, &[env]).unwrap();
+            let [warning] = &warnings[..] else { panic!("{env:?}: {warnings:?}") };
+            assert!(warning.contains(env.0) && warning.contains(env.1) && warning.contains(accepted), "{warning}");
+            assert_eq!(warning.lines().count(), 1);
+            let without = with_warnings(args, &[]).unwrap().0;
+            assert_eq!(format!("{config:?}"), format!("{without:?}"), "{env:?}");
         }
-        assert_eq!(config(&["--trace-exporter", "otlp"], &[("OTEL_SDK_DISABLED", "TRUE")]).unwrap().exporter, Exporter::None);
+    }
+
+    #[test]
+    fn names_of_values_are_read_in_any_case_and_several_exporters_are_a_list() {
+        let exporters = |args: &[&str], env: &[(&str, &str)]| {
+            let (config, warnings) = with_warnings(args, env).unwrap();
+            assert_eq!(warnings, [""; 0]);
+            config.exporters
+        };
+        let named = |names| exporters(&[], &[("OTEL_TRACES_EXPORTER", names)]);
+        let zipkin = Exporter::Zipkin { endpoint: "http://localhost:9411/api/v2/spans".into() };
+        assert_eq!(named("ZipKin, CONSOLE,zipkin"), [zipkin.clone(), Exporter::Console]);
+        assert_eq!(named("logging"), [Exporter::Console]);
+        assert_eq!(named("None"), []);
+        assert_eq!(exporters(&["--trace-exporter", "console,zipkin"], &[]), [Exporter::Console, zipkin.clone()]);
+        assert_eq!(exporters(&["--trace-exporter", "zipkin"], &[("OTEL_TRACES_EXPORTER", "otlp")]), [zipkin]);
+        assert_eq!(exporters(&["--trace-exporter", "zipkin"], &[("OTEL_SDK_DISABLED", "TRUE")]), []);
+        let env = [("OTEL_EXPORTER_OTLP_COMPRESSION", "GZip"), ("OTEL_EXPORTER_OTLP_PROTOCOL", "HTTP/Protobuf")];
+        let [Exporter::Otlp(options)] = &exporters(&["--trace-exporter", "otlp"], &env)[..] else { panic!("one exporter") };
+        assert!(options.gzip);
+        let sampler = |name, arg| {
+            let env = [("OTEL_TRACES_SAMPLER", name), ("OTEL_TRACES_SAMPLER_ARG", arg)];
+            with_warnings(&[], &env).map(|(config, warnings)| (config.sampler, warnings.len())).unwrap()
+        };
+        assert_eq!(
+            sampler("ParentBased_TraceIdRatio", "0.5").0,
+            Sampler::parse("parentbased_traceidratio", Some("0.5")).unwrap()
+        );
+        // What is wrong with an argument is no reason to sample otherwise than the sampler does without it.
+        assert_eq!(sampler("traceidratio", "2"), (Sampler::parse("traceidratio", None).unwrap(), 1));
+        let propagators = with_warnings(&[], &[("OTEL_PROPAGATORS", "B3,jaeger,TraceContext")]).unwrap();
+        assert_eq!((propagators.0.propagators, propagators.1.len()), (Propagators::from_names(["b3", "tracecontext"]).0, 1));
     }
 }

@@ -17,7 +17,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::config::{DemoArgs, caller_exporter};
+use crate::config::{DemoArgs, Environment, caller_exporters, process_variable};
 use crate::hop::app::{App, BindError, Output, listen};
 use crate::hop::capacity::{Capacity, Resources};
 use crate::hop::config::HopConfig;
@@ -107,7 +107,7 @@ impl Demo {
             config.faults = FaultConfig { latency: args.latency.clone(), faults };
             config.drop_headers =
                 args.drop_header.iter().filter(|header| header.hop == number).map(|header| header.what.0.clone()).collect();
-            config.exporter = Exporter::Zipkin { endpoint: endpoint.clone() };
+            config.exporters = vec![Exporter::Zipkin { endpoint: endpoint.clone() }];
             config.schedule_delay = SCHEDULE_DELAY;
             config.access_log = (args.verbose > 0).then_some(LogFormat::Text);
             config.drain = DrainOptions { delay: Duration::ZERO, ..DrainOptions::default() };
@@ -203,6 +203,7 @@ pub enum DemoError {
 /// The demo's own spans go to its store, unless `OTEL_TRACES_EXPORTER` says otherwise.
 fn start_tracing(store: &str) -> Result<Option<ClientTracing>, String> {
     let default = Exporter::Zipkin { endpoint: store.to_owned() };
-    let exporter = caller_exporter(&|name| std::env::var(name).ok(), Some(default)).map_err(|error| error.to_string())?;
-    ClientTracing::start(exporter).map_err(|error| format!("--report-spans: {error}"))
+    let warn = |text: &str| tracing::warn!("{text}");
+    let env = Environment { variable: &|name| process_variable(name, &warn), warn: &warn };
+    ClientTracing::start(caller_exporters(&env, Some(default))).map_err(|error| format!("--report-spans: {error}"))
 }

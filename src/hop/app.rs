@@ -24,10 +24,9 @@ use crate::server::shutdown::{DrainOptions, Phase, Stop};
 use crate::server::tls::ServerTls;
 use crate::server::{self, ServerConfig};
 use crate::telemetry::access_log::AccessLog;
-use crate::telemetry::export::{Exporter, ExporterError, Pipeline};
+use crate::telemetry::export::{ExporterError, Pipelines};
 use crate::telemetry::line_writer::LineWriter;
 use crate::telemetry::metrics::{BuildInfo, Metrics};
-use crate::telemetry::span_queue::SpanQueue;
 use crate::telemetry::tracer::Tracer;
 use crate::trace_context::{Propagator, is_never_carried};
 use crate::upstream::Upstreams;
@@ -39,7 +38,7 @@ pub struct App {
     listener: TcpListener,
     addr: SocketAddr,
     node: Arc<Node>,
-    pipeline: Option<Pipeline>,
+    pipelines: Pipelines,
     connections: ConnectionOptions,
     limits: RequestLimits,
     tls: Option<ServerTls>,
@@ -129,11 +128,11 @@ impl App {
         let identity = config.identity;
         let build = BuildInfo { service: &identity.name, service_version: &identity.version, lane: &identity.lane };
         let metrics = Arc::new(Metrics::new(&build));
-        let span_queue = Arc::new(SpanQueue::new(config.span_queue));
-        let tracer = (config.exporter != Exporter::None).then(|| Tracer::new(config.sampler, span_queue.clone()));
-        let pipeline =
-            Pipeline::start(config.exporter, config.resource, span_queue.clone(), config.schedule_delay, &output.stderr)
-                .map_err(BindError::Exporter)?;
+        let exporters = (config.exporters, config.resource);
+        let pipelines = Pipelines::start(exporters, config.span_queue, config.schedule_delay, &output.stderr);
+        let pipelines = pipelines.map_err(BindError::Exporter)?;
+        let span_queues = pipelines.queues();
+        let tracer = (!span_queues.is_empty()).then(|| Tracer::new(config.sampler, span_queues.clone()));
         for name in config.forward_headers.iter().filter(|name| is_never_carried(name.as_str())) {
             tracing::warn!(header = name.as_str(), "this header belongs to one connection or proxy and is not carried");
         }
@@ -146,7 +145,7 @@ impl App {
                 .map_err(|error| BindError::Version(identity.version.clone(), error))?,
             propagator: Propagator::new(config.propagators, config.forward_headers, config.drop_headers),
             tracer,
-            span_queue,
+            span_queues,
             metrics,
             access_log: config.access_log.map(|format| AccessLog { lines: output.stdout.clone(), format }),
             faults: Faults::new(config.faults),
@@ -165,7 +164,7 @@ impl App {
             identity,
         };
         let HopConfig { connections, limits, tls, drain, .. } = config;
-        Ok(Self { listener, addr, node: Arc::new(node), pipeline, connections, limits, tls, drain })
+        Ok(Self { listener, addr, node: Arc::new(node), pipelines, connections, limits, tls, drain })
     }
 
     /// The address that is bound.
@@ -190,7 +189,7 @@ impl App {
 
     /// Serves until `shutdown` resolves; then drains, flushes and returns.
     pub async fn run(self, shutdown: impl Future<Output = Stop>) -> Ended {
-        let Self { listener, node, pipeline, connections, limits, tls, drain, addr } = self;
+        let Self { listener, node, pipelines, connections, limits, tls, drain, addr } = self;
         node.phase.set_ready();
         tracing::info!(
             address = %addr,
@@ -230,10 +229,7 @@ impl App {
             tracing::warn!(requests = requests_cut, "requests were cut off at the drain timeout");
         }
         let flush = Instant::now();
-        let spans_lost = match pipeline {
-            Some(pipeline) => pipeline.finish(drain.flush_timeout).await,
-            None => 0,
-        };
+        let spans_lost = pipelines.finish(drain.flush_timeout).await;
         if spans_lost > 0 {
             tracing::warn!(spans = spans_lost, "spans were not handed over before the flush timeout");
         }

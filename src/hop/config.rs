@@ -58,8 +58,8 @@ pub struct HopConfig {
     pub drain: DrainOptions,
     /// `--log-format`; `None` writes no access lines.
     pub access_log: Option<LogFormat>,
-    /// `--trace-exporter` with its endpoint.
-    pub exporter: Exporter,
+    /// `--trace-exporter` with their endpoints. None: the hop makes no spans and passes trace headers on untouched.
+    pub exporters: Vec<Exporter>,
     /// Who the spans are from.
     pub resource: ResourceOptions,
     /// `OTEL_PROPAGATORS`.
@@ -98,7 +98,7 @@ impl HopConfig {
             upstream_roots: Roots::default(),
             drain: DrainOptions::default(),
             access_log: None,
-            exporter: Exporter::None,
+            exporters: Vec::new(),
             propagators: Propagators::default(),
             sampler: Sampler::default(),
             span_queue: 16_384,

@@ -153,7 +153,7 @@ async fn metrics(State(node): State<Arc<Node>>, request: Request) -> Response {
     let openmetrics =
         accepts_openmetrics(request.headers().get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default());
     let log = node.access_log.as_ref().map(|AccessLog { lines, .. }| lines);
-    let families = node.metrics.render(openmetrics, &node.span_queue, log);
+    let families = node.metrics.render(openmetrics, &node.span_queues, log);
     typed(if openmetrics { OPENMETRICS } else { "text/plain; version=0.0.4; charset=utf-8" }, families)
 }
 

@@ -128,7 +128,7 @@ mod tests {
     fn counted(node: &Node, route: &str, status: u16) -> bool {
         let family = "http_server_request_duration_seconds_count";
         let labels = format!("http_request_method=\"GET\",http_response_status_code=\"{status}\",http_route=\"{route}\"");
-        node.metrics.render(false, &node.span_queue, None).contains(&format!("{family}{{{labels}}} 1\n"))
+        node.metrics.render(false, &node.span_queues, None).contains(&format!("{family}{{{labels}}} 1\n"))
     }
 
     async fn problem<B>(response: Response<ObservedBody<B>>) -> u64
@@ -208,7 +208,7 @@ mod tests {
         let response = hop().oneshot(head).await.unwrap();
         assert_ne!(response.headers()["content-length"], "0");
         drop(response);
-        let metrics = node.metrics.render(false, &node.span_queue, None);
+        let metrics = node.metrics.render(false, &node.span_queues, None);
         assert!(metrics.contains("_count{http_request_method=\"HEAD\",http_response_status_code=\"200\""), "{metrics}");
     }
 }

@@ -56,7 +56,8 @@ pub(crate) struct Node {
     pub(crate) propagator: Propagator,
     /// `None`: no exporter, trace headers pass through untouched.
     pub(crate) tracer: Option<Tracer>,
-    pub(crate) span_queue: Arc<SpanQueue>,
+    /// One for each exporter.
+    pub(crate) span_queues: Arc<[Arc<SpanQueue>]>,
     pub(crate) metrics: Arc<Metrics>,
     /// `None`: no access lines.
     pub(crate) access_log: Option<AccessLog>,

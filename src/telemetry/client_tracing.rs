@@ -51,21 +51,24 @@ pub(crate) struct ClientTracer(Dispatch);
 pub(crate) struct ClientSpan(tracing::Span);
 
 impl ClientTracing {
-    /// Starts the task that exports spans; `None` when the exporter is neither Zipkin nor OTLP.
+    /// Starts the task that exports spans; `None` when no exporter is Zipkin or OTLP.
     ///
     /// # Errors
     ///
     /// [`ExporterError`] when the collector's endpoint or headers cannot be used.
-    pub(crate) fn start(exporter: Exporter) -> Result<Option<Self>, ExporterError> {
+    pub(crate) fn start(exporters: Vec<Exporter>) -> Result<Option<Self>, ExporterError> {
         let resource = Resource::builder_empty()
             .with_service_name(SERVICE)
             .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
             .build();
-        let exporter = match exporter {
-            Exporter::Otlp(options) => CallerExporter::Otlp(Box::new(otlp_exporter(options, &resource)?)),
-            Exporter::Zipkin { endpoint } => CallerExporter::Zipkin(zipkin::collector(&endpoint)?),
-            Exporter::None | Exporter::Console => return Ok(None),
-        };
+        let exporter = exporters.into_iter().find_map(|exporter| match exporter {
+            Exporter::Otlp(options) => {
+                Some(otlp_exporter(options, &resource).map(|exporter| CallerExporter::Otlp(Box::new(exporter))))
+            }
+            Exporter::Zipkin { endpoint } => Some(zipkin::collector(&endpoint).map(CallerExporter::Zipkin)),
+            Exporter::Console => None,
+        });
+        let Some(exporter) = exporter.transpose()? else { return Ok(None) };
         let (sender, receiver) = mpsc::channel(QUEUE);
         let lost = Arc::new(AtomicUsize::new(0));
         let provider = SdkTracerProvider::builder()
@@ -301,7 +304,7 @@ mod tests {
     #[tokio::test]
     async fn a_callers_span_has_the_ids_that_its_request_carries() {
         let (endpoint, mut bodies) = collector().await;
-        let tracing = ClientTracing::start(Exporter::Zipkin { endpoint }).unwrap().unwrap();
+        let tracing = ClientTracing::start(vec![Exporter::Zipkin { endpoint }]).unwrap().unwrap();
         tracing.tracer().begin(&sent(), "http://u:s3cret@service1:8080/service1?token=s3cret").answered(503);
         assert_eq!(tracing.finish(Duration::from_secs(10)).await, 0);
         let body = bodies.recv().await.unwrap();
@@ -326,7 +329,7 @@ mod tests {
             tls: Default::default(),
         };
         let (endpoint, mut bodies) = collector().await;
-        let tracing = ClientTracing::start(Exporter::Otlp(options(endpoint))).unwrap().unwrap();
+        let tracing = ClientTracing::start(vec![Exporter::Otlp(options(endpoint))]).unwrap().unwrap();
         tracing.tracer().begin(&sent(), "http://service1/service1").failed("timeout");
         assert_eq!(tracing.finish(Duration::from_secs(10)).await, 0);
         let request = ExportTraceServiceRequest::decode(bodies.recv().await.unwrap()).unwrap();
@@ -339,7 +342,7 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let endpoint = format!("http://{}/v1/traces", listener.local_addr().unwrap());
         drop(listener);
-        let tracing = ClientTracing::start(Exporter::Zipkin { endpoint }).unwrap().unwrap();
+        let tracing = ClientTracing::start(vec![Exporter::Zipkin { endpoint }]).unwrap().unwrap();
         tracing.tracer().begin(&sent(), "http://service1/service1").answered(200);
         assert_eq!(tracing.finish(Duration::from_secs(10)).await, 1);
     }

@@ -10,7 +10,7 @@ use prometheus::{Encoder as _, IntCounter, IntCounterVec, IntGauge, Opts, Regist
 use crate::telemetry::duration_histogram::{DurationHistogram, HistogramHandle};
 use crate::telemetry::line_writer::LineWriter;
 use crate::telemetry::openmetrics;
-use crate::telemetry::span_queue::SpanQueue;
+use crate::telemetry::span_queue::{SpanCounts, SpanQueue};
 
 /// The families of one hop, in a registry of its own.
 #[derive(Debug)]
@@ -119,14 +119,15 @@ impl Metrics {
         self.client_duration.handle(["GET", server_address, status])
     }
 
-    /// Every family as text: OpenMetrics when `openmetrics`, else Prometheus text 0.0.4. The counters of `queue` and `log`
+    /// Every family as text: OpenMetrics when `openmetrics`, else Prometheus text 0.0.4. The counters of `queues` and `log`
     /// are copied first.
-    pub(crate) fn render(&self, openmetrics: bool, queue: &SpanQueue, log: Option<&LineWriter>) -> String {
+    pub(crate) fn render(&self, openmetrics: bool, queues: &[Arc<SpanQueue>], log: Option<&LineWriter>) -> String {
         let families = {
             // Two concurrent scrapes would both add the same difference.
             let _guard = self.sync_lock.lock().unwrap_or_else(PoisonError::into_inner);
             let sync = |counter: &IntCounter, now: u64| counter.inc_by(now.saturating_sub(counter.get()));
-            let spans = queue.counts();
+            let mut spans = SpanCounts::default();
+            queues.iter().for_each(|queue| spans += queue.counts());
             sync(&self.spans_recorded, spans.recorded);
             sync(&self.spans_exported, spans.exported);
             for (reason, lost) in [
@@ -182,7 +183,7 @@ mod tests {
         metrics.request(&Method::GET, "/hello", "200", Duration::from_micros(800), Some(trace));
         metrics.request(&Method::GET, "/hello", "200", Duration::from_secs(20), Some(trace));
         metrics.request(&Method::from_bytes(b"BREW").unwrap(), "unmatched", "404", Duration::ZERO, None);
-        let text = metrics.render(true, &SpanQueue::new(1), None);
+        let text = metrics.render(true, &[], None);
         let bucket = "http_server_request_duration_seconds_bucket{http_request_method=\"GET\",http_response_status_code=\"200\",http_route=\"/hello\",le=\"0.001\"} 1 # {trace_id=\"00000000000000000000000000000abc\"} 0.0008 ";
         assert!(text.contains(bucket), "{text}");
         assert!(text.contains("le=\"+Inf\"} 2 # {trace_id="), "{text}");
@@ -196,7 +197,7 @@ mod tests {
     #[test]
     fn the_plain_text_has_no_exemplar_and_counts_losses() {
         let metrics = metrics();
-        let text = metrics.render(false, &SpanQueue::new(1), None);
+        let text = metrics.render(false, &[], None);
         for reason in ["queue_full", "rejected", "unreachable", "shutdown"] {
             assert!(text.contains(&format!("httpserver_spans_dropped_total{{reason=\"{reason}\"}} 0\n")), "{text}");
         }
@@ -207,7 +208,7 @@ mod tests {
 
     #[test]
     fn concurrent_scrapes_add_external_losses_once() {
-        let (metrics, queue) = (metrics(), SpanQueue::new(0));
+        let (metrics, queue) = (metrics(), [Arc::new(SpanQueue::new(0))]);
         let context = crate::trace_context::Context {
             trace_id: TraceId::from(1),
             short_trace_id: false,
@@ -233,7 +234,7 @@ mod tests {
             for _ in 0..4 {
                 scope.spawn(|| {
                     for _ in 0..50 {
-                        queue.push(&span);
+                        queue[0].push(&span);
                         metrics.render(false, &queue, None);
                     }
                 });

@@ -222,6 +222,18 @@ pub(crate) struct SpanCounts {
     pub(crate) queued: u64,
 }
 
+impl std::ops::AddAssign for SpanCounts {
+    fn add_assign(&mut self, other: Self) {
+        self.recorded += other.recorded;
+        self.exported += other.exported;
+        self.rejected += other.rejected;
+        self.unreachable += other.unreachable;
+        self.shutdown += other.shutdown;
+        self.queue_full += other.queue_full;
+        self.queued += other.queued;
+    }
+}
+
 impl SpanCounts {
     /// Spans that the exporter took from the queue and lost.
     pub(crate) fn lost(&self) -> u64 {

@@ -106,16 +106,17 @@ impl RootSampler {
     }
 }
 
-/// Starts spans of one hop and records finished ones. Clones share the queue.
+/// Starts spans of one hop and records finished ones. Clones share the queues.
 #[derive(Debug, Clone)]
 pub(crate) struct Tracer {
     sampler: Sampler,
-    queue: Arc<SpanQueue>,
+    /// One for each exporter.
+    queues: Arc<[Arc<SpanQueue>]>,
 }
 
 impl Tracer {
-    pub(crate) fn new(sampler: Sampler, queue: Arc<SpanQueue>) -> Self {
-        Self { sampler, queue }
+    pub(crate) fn new(sampler: Sampler, queues: Arc<[Arc<SpanQueue>]>) -> Self {
+        Self { sampler, queues }
     }
 
     /// The context of the server span, which continues the incoming trace or starts one; `true` when it starts one.
@@ -137,7 +138,7 @@ impl Tracer {
     /// Queues a finished span if its trace is sampled. Never blocks; a span that does not fit is dropped and counted.
     pub(crate) fn record(&self, span: &FinishedSpan<'_>) {
         if span.context.sampling.is_sampled() {
-            self.queue.push(span);
+            self.queues.iter().for_each(|queue| queue.push(span));
         }
     }
 }
@@ -150,7 +151,7 @@ mod tests {
 
     #[test]
     fn the_receiver_decides_where_the_caller_did_not() {
-        let tracer = Tracer::new(Sampler::default(), Arc::new(SpanQueue::new(1)));
+        let tracer = Tracer::new(Sampler::default(), Arc::new([]));
         let caller = Context {
             trace_id: ids::trace_id(),
             short_trace_id: false,

@@ -154,6 +154,20 @@ async fn the_counters_add_up_whatever_the_collector_does() {
     assert!(kept as f64 >= counts.exported, "{kept} of {}", counts.exported);
 }
 
+#[tokio::test]
+async fn each_of_several_exporters_gets_every_span_and_none_waits_for_another() {
+    let (zipkin, otlp) = (Sink::zipkin().await, Sink::otlp().await);
+    otlp.set(Mood::Hangs);
+    let env = [&zipkin.env()[..], &otlp.env(), &[("OTEL_TRACES_EXPORTER", "zipkin,otlp,console")]].concat();
+    let hop = Hop::start(&[], &env);
+    let answer = hop.get("/hello", &[]).await;
+    let trace = answer.header("traceresponse").unwrap().split('-').nth(1).unwrap().to_owned();
+    zipkin.trace(&trace, 1).await;
+    eventually("the console has it", || async { lines(&hop, &format!("span trace={trace}")).pop() }).await;
+    eventually("each is counted", || async { (counted(&hop).await.exported == 2.0).then_some(()) }).await;
+    assert_eq!(counted(&hop).await.queued, 1.0, "the third is still on its way");
+}
+
 #[tokio::test(start_paused = true)]
 async fn spans_that_a_refused_collector_does_not_get_at_the_stop_are_reported_lost() {
     for exporter in ["zipkin", "otlp"] {
@@ -162,10 +176,10 @@ async fn spans_that_a_refused_collector_does_not_get_at_the_stop_are_reported_lo
         nobody.bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let endpoint = format!("http://{}/spans", nobody.local_addr().unwrap());
         let hop = InProcess::start(|config| {
-            config.exporter = match exporter {
+            config.exporters = vec![match exporter {
                 "zipkin" => Exporter::Zipkin { endpoint },
                 _ => Exporter::Otlp(httpserver::telemetry::export::OtlpOptions { endpoint, ..Default::default() }),
-            };
+            }];
         })
         .await;
         for _ in 0..3 {

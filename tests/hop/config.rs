@@ -57,7 +57,6 @@ const BAD: &[(&str, &str, &str, &str)] = &[
     ("--drain-timeout", "DRAIN_TIMEOUT", "20", "a number with a unit"),
     ("--flush-timeout", "FLUSH_TIMEOUT", "3 parsecs", "20ms"),
     ("--log-format", "LOG_FORMAT", "xml", "text, json"),
-    ("--trace-exporter", "OTEL_TRACES_EXPORTER", "jaeger", "none, zipkin, otlp, console"),
 ];
 
 #[test]
@@ -72,35 +71,50 @@ fn every_bad_value_is_an_error_that_names_flag_variable_value_and_what_is_accept
 }
 
 #[test]
-fn bad_variables_without_a_flag_are_named_too() {
+fn flags_of_telemetry_are_as_strict_as_others() {
+    assert_refused(
+        &run(&["serve", "--trace-exporter=jaeger"], &[]),
+        &["--trace-exporter", "jaeger", "none, zipkin, otlp, console"],
+    );
+    assert_refused(&run(&["serve"], &[("RUST_LOG", "httpserver=loud")]), &["RUST_LOG", "error, warn, info, debug, trace"]);
+}
+
+#[tokio::test]
+async fn variables_of_opentelemetry_that_cannot_be_used_are_warned_about_and_the_hop_serves() {
+    let otlp = ("OTEL_TRACES_EXPORTER", "otlp");
     for (env, accepted) in [
-        (&[("OTEL_TRACES_EXPORTER", "otlp"), ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")][..], "http/protobuf"),
-        (&[("OTEL_TRACES_EXPORTER", "otlp"), ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/json")], "http/protobuf"),
-        (&[("OTEL_TRACES_EXPORTER", "otlp"), ("OTEL_EXPORTER_OTLP_COMPRESSION", "zip")], "gzip"),
-        (&[("OTEL_TRACES_EXPORTER", "otlp"), ("OTEL_EXPORTER_OTLP_TIMEOUT", "10s")], "milliseconds"),
-        (&[("OTEL_TRACES_EXPORTER", "otlp"), ("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4318")], "http://"),
+        (&[("OTEL_TRACES_EXPORTER", "jaeger")][..], "zipkin, otlp"),
+        (&[otlp, ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/json")], "http/protobuf"),
+        (&[otlp, ("OTEL_EXPORTER_OTLP_COMPRESSION", "zip")], "gzip"),
+        (&[otlp, ("OTEL_EXPORTER_OTLP_TIMEOUT", "10s")], "milliseconds"),
+        (&[otlp, ("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4318")], "http://"),
         (&[("OTEL_TRACES_EXPORTER", "zipkin"), ("OTEL_EXPORTER_ZIPKIN_ENDPOINT", "zipkin:9411")], "http://"),
         (&[("OTEL_PROPAGATORS", "jaeger")], "tracecontext"),
         (&[("OTEL_TRACES_SAMPLER", "sometimes")], "always_on"),
+        (&[("OTEL_TRACES_SAMPLER", "traceidratio"), ("OTEL_TRACES_SAMPLER_ARG", "2")], "0 to 1"),
         (&[("OTEL_BSP_MAX_QUEUE_SIZE", "0")], "from 1 on"),
         (&[("OTEL_BSP_SCHEDULE_DELAY", "1s")], "milliseconds"),
         (&[("OTEL_RESOURCE_ATTRIBUTES", "nothing")], "key=value"),
-        (&[("RUST_LOG", "httpserver=loud")], "error, warn, info, debug, trace"),
+        (&[("OTEL_METRICS_EXPORTER", "otlp")], "prometheus"),
+        (&[("OTEL_LOGS_EXPORTER", "otlp")], "console"),
+        (&[("OTEL_CONFIG_FILE", "/etc/otel.yaml")], "not supported"),
+        (&[("OTEL_SDK_DISABLED", "1")], "true, false"),
+        (&[("OTEL_SERVICE_NAME", "two\nlines")], "printable"),
     ] {
+        let hop = Hop::start(if env[0].0 == "OTEL_SDK_DISABLED" { &["--trace-exporter", "console"] } else { &[] }, env);
         let (variable, value) = env.last().unwrap();
-        assert_refused(&run(&["serve"], env), &[variable, value, accepted]);
+        let value = value.escape_debug().to_string();
+        let names_all = |line: &String| [variable, value.as_str(), accepted].iter().all(|part| line.contains(part));
+        assert_eq!(hop.stderr().iter().filter(|line| names_all(line) && line.contains("WARN")).count(), 1, "{:#?}", hop.stderr());
+        assert_eq!(hop.get("/hello", &[]).await.status, 200);
     }
-    // An argument of a sampler is only read with its sampler.
-    let ratio = [("OTEL_TRACES_SAMPLER", "traceidratio"), ("OTEL_TRACES_SAMPLER_ARG", "2")];
-    assert_refused(&run(&["serve"], &ratio), &["OTEL_TRACES_SAMPLER_ARG", "'2'", "0 to 1"]);
-    // A secret is not repeated.
-    let secret = run(&["serve"], &[("OTEL_TRACES_EXPORTER", "otlp"), ("OTEL_EXPORTER_OTLP_HEADERS", "s3cret")]);
-    assert_refused(&secret, &["OTEL_EXPORTER_OTLP_HEADERS", "key=value"]);
-    assert!(!secret.stderr.contains("s3cret"));
-    // A header that no HTTP request can have is found before anything is started.
-    let header = run(&["serve"], &[("OTEL_TRACES_EXPORTER", "otlp"), ("OTEL_EXPORTER_OTLP_HEADERS", "two words=s3cret")]);
-    assert_refused(&header, &["OTEL_EXPORTER_OTLP_HEADERS"]);
-    assert!(!header.stderr.contains("s3cret"));
+    // A secret is not repeated, also in what is no header of HTTP.
+    for headers in ["s3cret", "two words=s3cret"] {
+        let hop = Hop::start(&[], &[otlp, ("OTEL_EXPORTER_OTLP_HEADERS", headers)]);
+        let lines = hop.stderr();
+        assert!(lines.iter().any(|line| line.contains("OTEL_EXPORTER_OTLP_HEADERS") && line.contains("accepted")), "{lines:#?}");
+        assert!(!lines.iter().any(|line| line.contains("s3cret")), "{lines:#?}");
+    }
 }
 
 #[test]
@@ -112,14 +126,17 @@ fn a_wrong_url_is_named_without_its_password_and_query() {
         "http://u:x?s3cret@service2",
         "u:s3cret@service2",
     ] {
-        let zipkin = [("OTEL_TRACES_EXPORTER", "zipkin"), ("OTEL_EXPORTER_ZIPKIN_ENDPOINT", wrong)];
-        let otlp = [("OTEL_TRACES_EXPORTER", "otlp"), ("OTEL_EXPORTER_OTLP_ENDPOINT", wrong)];
         let mut refused = vec![run(&["serve", "--upstream", wrong], &[]), run(&["serve"], &[("UPSTREAM", wrong)])];
         refused.extend([run(&["check", wrong], &[]), run(&["check", "http://127.0.0.1:1/service1", "--traces", wrong], &[])]);
-        refused.extend([run(&["health", wrong], &[]), run(&["serve"], &zipkin), run(&["serve"], &otlp)]);
+        refused.push(run(&["health", wrong], &[]));
         for ran in refused {
             assert_eq!(ran.code, Some(2), "{wrong}: {ran:?}");
             assert!(!format!("{ran:?}").contains("s3cret") && !format!("{ran:?}").contains("cret@"), "{wrong}: {ran:?}");
+        }
+        for name in ["OTEL_EXPORTER_ZIPKIN_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"] {
+            let exporters = ("OTEL_TRACES_EXPORTER", "zipkin,otlp");
+            let lines = Hop::start(&[], &[exporters, (name, wrong)]).stderr().join("\n");
+            assert!(lines.contains(name) && !lines.contains("s3cret") && !lines.contains("cret@"), "{lines}");
         }
     }
     let refused = run(&["serve", "--upstream", "http://u:s3cret@service2"], &[]);
@@ -129,9 +146,7 @@ fn a_wrong_url_is_named_without_its_password_and_query() {
 #[test]
 fn a_value_that_is_no_text_is_refused() {
     let not_text = || std::ffi::OsString::from_vec(b"a\xffb".to_vec());
-    for variable in
-        ["ADDR", "SERVICE_NAME", "UPSTREAM", "OTEL_PROPAGATORS", "OTEL_SERVICE_NAME", "OTEL_BSP_SCHEDULE_DELAY", "RUST_LOG"]
-    {
+    for variable in ["ADDR", "SERVICE_NAME", "UPSTREAM", "RUST_LOG"] {
         let mut command = httpserver();
         command.arg("serve").env_clear().env(variable, not_text());
         assert_refused(&run_command(command), &[variable]);
@@ -139,6 +154,14 @@ fn a_value_that_is_no_text_is_refused() {
     let mut command = httpserver();
     command.args(["serve", "--name"]).arg(not_text()).env_clear();
     assert_refused(&run_command(command), &[]);
+    // Those of OpenTelemetry are warned about: here the address is what ends it.
+    for variable in ["OTEL_PROPAGATORS", "OTEL_SERVICE_NAME", "OTEL_BSP_SCHEDULE_DELAY", "OTEL_TRACES_EXPORTER"] {
+        let mut command = httpserver();
+        command.args(["serve", "--addr", "192.0.2.1:1"]).env_clear().env(variable, not_text());
+        let ran = run_command(command);
+        assert_eq!(ran.code, Some(1), "{ran:?}");
+        assert!(ran.stderr.contains(variable) && ran.stderr.contains("not UTF-8"), "{ran:?}");
+    }
 }
 
 #[test]

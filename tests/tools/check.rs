@@ -817,9 +817,11 @@ fn a_trace_that_check_begins_has_its_root_with_report_spans() {
     quick(&demo.url, &["--traces", &demo.store]).fine();
     assert_eq!(begun_by_the_caller(&demo.store).len(), traces.len());
 
-    let wrong = check_with(&demo.url, &["--report-spans"], &[("OTEL_TRACES_EXPORTER", "jaeger")]);
-    assert_eq!(wrong.code, Some(2));
-    assert!(wrong.stderr.contains("jaeger") && wrong.stderr.contains("otlp, zipkin"), "{}", wrong.stderr);
+    // A value that is unknown is warned about, as at a hop.
+    let vars = [("OTEL_TRACES_EXPORTER", "jaeger,Zipkin"), vars[1]];
+    let wrong = check_with(&demo.url, &["--count", "0", "--report-spans"], &vars);
+    assert_eq!(wrong.code, Some(0), "{:#}", wrong.json);
+    assert!(wrong.stderr.contains("'jaeger' is ignored") && wrong.stderr.contains("zipkin, otlp"), "{}", wrong.stderr);
     let gone = format!("http://{}/api/v2/spans", free_addr());
     let vars = [("OTEL_TRACES_EXPORTER", "zipkin"), ("OTEL_EXPORTER_ZIPKIN_ENDPOINT", gone.as_str())];
     let lost = check_with(&demo.url, &["--count", "0", "--report-spans"], &vars);

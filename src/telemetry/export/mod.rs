@@ -11,7 +11,7 @@ use std::fmt;
 use std::time::Duration;
 
 pub(crate) use self::http::{Collector, ExportError, Protocol, http_client};
-pub(crate) use pipeline::Pipeline;
+pub(crate) use pipeline::Pipelines;
 
 use crate::net::tls::ClientTls;
 use crate::telemetry::line_writer::LineWriter;
@@ -21,11 +21,8 @@ use crate::telemetry::span_queue::{QueuedSpan, SpanBatch};
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Where spans go.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Exporter {
-    /// Nowhere: the hop makes no spans and passes trace headers on untouched.
-    #[default]
-    None,
     /// Zipkin v2 JSON to this URL.
     Zipkin {
         /// The whole URL, path included.
@@ -125,14 +122,12 @@ struct Accepted {
 }
 
 impl SpanSink {
-    /// `None` for [`Exporter::None`].
-    fn new(exporter: Exporter, resource: ResourceOptions, console: &LineWriter) -> Result<Option<Self>, ExporterError> {
-        Ok(Some(match exporter {
-            Exporter::None => return Ok(None),
+    fn new(exporter: Exporter, resource: ResourceOptions, console: &LineWriter) -> Result<Self, ExporterError> {
+        Ok(match exporter {
             Exporter::Console => Self::Console(console::ConsoleSink::new(console.clone(), resource)),
             Exporter::Zipkin { endpoint } => Self::Zipkin(zipkin::ZipkinSink::new(&endpoint, &resource)?),
             Exporter::Otlp(options) => Self::Otlp(otlp::OtlpSink::new(options, resource)?),
-        }))
+        })
     }
 
     async fn send(&self, batch: &SpanBatch, spans: &[QueuedSpan]) -> Result<Accepted, ExportError> {

@@ -26,35 +26,34 @@ const MAX_ATTEMPTS: u32 = 10;
 
 /// The running exporter.
 #[derive(Debug)]
-pub(crate) struct Pipeline {
+struct Pipeline {
     queue: Arc<SpanQueue>,
     stop: watch::Sender<bool>,
     task: JoinHandle<()>,
 }
 
 impl Pipeline {
-    /// Starts the task that exports from `queue`, at least every `schedule_delay`. `None` when the exporter is
-    /// [`Exporter::None`].
+    /// Starts the task that exports from `queue`, at least every `schedule_delay`.
     ///
     /// # Errors
     ///
     /// [`ExporterError`] when an endpoint or header cannot be used.
-    pub(crate) fn start(
+    fn start(
         exporter: Exporter,
         resource: ResourceOptions,
         queue: Arc<SpanQueue>,
         schedule_delay: Duration,
         console: &LineWriter,
-    ) -> Result<Option<Self>, ExporterError> {
-        let Some(sink) = SpanSink::new(exporter, resource, console)? else { return Ok(None) };
+    ) -> Result<Self, ExporterError> {
+        let sink = SpanSink::new(exporter, resource, console)?;
         let (stop, stopped) = watch::channel(false);
         let task = ExportTask { sink, queue: queue.clone(), stopped, complaint: None };
         let task = tokio::spawn(task.run(schedule_delay));
-        Ok(Some(Self { queue, stop, task }))
+        Ok(Self { queue, stop, task })
     }
 
     /// Exports what is queued, for at most `timeout`; returns how many spans were lost from the stop on.
-    pub(crate) async fn finish(mut self, timeout: Duration) -> usize {
+    async fn finish(mut self, timeout: Duration) -> usize {
         let before = self.queue.counts().lost();
         let _ = self.stop.send(true);
         if tokio::time::timeout(timeout, &mut self.task).await.is_err() {
@@ -65,6 +64,40 @@ impl Pipeline {
         let left = usize::try_from(self.queue.counts().queued).unwrap_or(usize::MAX);
         self.queue.settle(left, SpanFate::Shutdown);
         usize::try_from(self.queue.counts().lost() - before).unwrap_or(usize::MAX)
+    }
+}
+
+/// The running exporters of a hop. Each has a queue of its own: one that hangs keeps no span from another.
+#[derive(Debug, Default)]
+pub(crate) struct Pipelines(Vec<Pipeline>);
+
+impl Pipelines {
+    /// Starts every exporter, for spans of one resource.
+    ///
+    /// # Errors
+    ///
+    /// As of [`Pipeline::start`].
+    pub(crate) fn start(
+        (exporters, resource): (Vec<Exporter>, ResourceOptions),
+        max_queue: usize,
+        schedule_delay: Duration,
+        console: &LineWriter,
+    ) -> Result<Self, ExporterError> {
+        let start = |exporter| {
+            let queue = Arc::new(SpanQueue::new(max_queue));
+            Pipeline::start(exporter, resource.clone(), queue, schedule_delay, console)
+        };
+        exporters.into_iter().map(start).collect::<Result<_, _>>().map(Self)
+    }
+
+    pub(crate) fn queues(&self) -> Arc<[Arc<SpanQueue>]> {
+        self.0.iter().map(|pipeline| pipeline.queue.clone()).collect()
+    }
+
+    /// As [`Pipeline::finish`], for all at the same time.
+    pub(crate) async fn finish(self, timeout: Duration) -> usize {
+        let lost = self.0.into_iter().map(|pipeline| pipeline.finish(timeout));
+        futures_util::future::join_all(lost).await.iter().sum()
     }
 }
 
@@ -205,7 +238,7 @@ mod tests {
         drop(listener);
         let (exporter, resource) = (Exporter::Zipkin { endpoint }, ResourceOptions::default());
         let console = LineWriter::stderr();
-        let pipeline = Pipeline::start(exporter, resource, queue.clone(), Duration::from_secs(1), &console).unwrap().unwrap();
+        let pipeline = Pipeline::start(exporter, resource, queue.clone(), Duration::from_secs(1), &console).unwrap();
         let context = Context {
             trace_id: ids::trace_id(),
             short_trace_id: false,
