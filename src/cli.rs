@@ -42,9 +42,9 @@ pub enum Command {
     Serve(Box<ServeArgs>),
     /// Run the whole chain, traced, in one process, with the trace store built in; needs nothing else
     Demo(DemoArgs),
-    /// Send requests through a deployed chain, verify what came back, say what is broken and why
+    /// Send requests through a deployed chain, verify what came back, report what is broken and why
     Check(Box<CheckArgs>),
-    /// Read the traces of one request from a backend and say whether they are whole; the request is known by its reply
+    /// Read the traces of one request from a backend and report whether they are whole; the request is known by its reply
     Trace(Box<crate::check::TraceArgs>),
     /// Read a mesh's traces from its backend or from files, and say which service breaks them
     Doctor(DoctorArgs),
@@ -112,7 +112,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Erro
     parsed.map_err(|error| name_variable(escape_value(error), subcommand.as_ref()))
 }
 
-/// Keeps the values of variables out of the help text, and unsets the empty ones and those of OpenTelemetry: `config::otel` reads
+/// Hides the values of variables in the help text, and unsets the empty ones and those of OpenTelemetry: `config::otel` reads
 /// them, because a value that is not accepted is no error there.
 fn tidy_variables(command: clap::Command) -> clap::Command {
     let tidy = |arg: clap::Arg| {
@@ -178,7 +178,7 @@ async fn serve(args: ServeArgs) -> ExitCode {
 }
 
 async fn serve_until_signalled(config: HopConfig, output: &Output) -> ExitCode {
-    // Before the address is taken: a signal in between must drain, not kill.
+    // Before the address is bound: a signal in between must drain, not kill.
     let mut signals = match Signals::listen() {
         Ok(signals) => signals,
         Err(error) => return stopped(&format!("cannot listen to signals: {error}")),

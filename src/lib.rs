@@ -52,7 +52,7 @@
 //!
 //! Three commands stand beside the request path. [`demo`] runs a chain of `App`s in one process with a trace store and a page;
 //! [`check`] sends requests through a deployed chain and reports what is broken; [`doctor`] reads the traces of any mesh and
-//! reports which service breaks them. All use [`traces`], which reads collected spans and says whether a trace is whole.
+//! reports which service breaks them. All use [`traces`], which reads collected spans and reports whether a trace is whole.
 //!
 //! # The floors
 //!

@@ -108,7 +108,7 @@ impl std::error::Error for UrlError {
 ///
 /// # Errors
 ///
-/// [`UrlError`] says what is wrong; it does not repeat the text, which may hold a password.
+/// [`UrlError`] names what is wrong; it does not repeat the text, which may contain a password.
 pub(crate) fn parse_url(text: &str) -> Result<Uri, UrlError> {
     let uri: Uri = text.trim().parse().map_err(UrlError::Syntax)?;
     if !matches!(uri.scheme_str(), Some("http" | "https")) || uri.host().is_none_or(str::is_empty) {
@@ -125,7 +125,7 @@ fn has_usable_port(uri: &Uri) -> bool {
     port.is_empty() || uri.port_u16().is_some_and(|port| port != 0)
 }
 
-/// A URL as it is shown: without user, password, query and fragment, which may hold secrets. Also reads a relative reference
+/// A URL as it is shown: without user, password, query and fragment, which may contain secrets. Also reads a relative reference
 /// as it stands in a `Location`, and returns what is no URL up to its first `?` or `#`.
 pub(crate) fn redacted_url(url: &str) -> String {
     let url = url.split(['?', '#']).next().unwrap_or_default();

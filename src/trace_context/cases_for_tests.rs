@@ -1,6 +1,6 @@
 //! Contexts good, bad and odd, and what each of them is by the rules, for the tests of everybody who reads contexts.
 //!
-//! A context is put together from parts; each part says by itself whether it is valid and what it means. Nothing here calls a
+//! A context is put together from parts; each part states by itself whether it is valid and what it means. Nothing here calls a
 //! parser. Rules: W3C Trace Context, section 3.2; openzipkin/b3-propagation; the table "Carried headers" of the contract.
 
 use super::{HeaderFamily, Sampling};

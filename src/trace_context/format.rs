@@ -40,7 +40,7 @@ impl WireFormat {
         }
     }
 
-    /// Whether a request came with a header of this format, valid or not. An empty header does not count: it says nothing, and
+    /// Whether a request came with a header of this format, valid or not. An empty header does not count: it has no context, and
     /// taken for a format it would bring a `b3` into a mesh that never had one.
     pub(super) fn is_present(self, headers: &impl HeaderSource) -> bool {
         match self {

@@ -126,7 +126,7 @@ impl Propagator {
             }
         }
         if let Some(context) = context {
-            // All formats together take at most 187 bytes.
+            // All formats together have at most 187 bytes.
             let mut buffer = BytesMut::with_capacity(192);
             for format in &self.propagators.formats {
                 // A single `b3` would switch Envoy's Zipkin tracer, and with it the whole mesh, to that format.
