@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The bill of materials of the binary as CycloneDX 1.5 JSON on stdout: every crate that is linked or that builds it, with version,
-# licence, checksum and what it depends on. It comes from Cargo.lock alone: the same lock file, the same bytes.
+# licence, checksum and what it depends on. It comes from Cargo.lock alone: the same lock file, the same bytes. (cargo-cyclonedx gives every
+# document a random serial number, and is one more tool to build.)
 #
 #   scripts/sbom.sh > sbom.json
 set -euo pipefail
