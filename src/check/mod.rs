@@ -13,6 +13,7 @@
 
 pub(crate) mod backend;
 pub mod chain;
+pub mod cluster;
 mod envoy;
 mod propagation;
 pub(crate) mod reachability;
@@ -42,6 +43,8 @@ pub use backend::trace::{TraceArgs, TraceOutput, run as run_trace};
 use chain::evidence::Xray;
 use chain::expect::{Expect, Resolve, Split};
 use chain::probe::{Probe, deepest};
+pub use cluster::ClusterArgs;
+use cluster::{Cluster, Subject};
 use envoy::suggestions::{HintContext, HopRef};
 use reachability::client::{CheckClient, FrontAnswer, RequestFailure};
 use reachability::tls::Trust;
@@ -114,6 +117,9 @@ pub struct CheckArgs {
     /// The namespace that hints name for the gateway
     #[arg(long, value_name = "NAME", default_value = "istio-system")]
     pub gateway_namespace: String,
+    /// Where the cluster's objects are read.
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
     /// Report this check but do not let it fail the run: its name in JSON, `reach.hsts`, or a group, `reach` (repeatable)
     #[arg(long, value_name = "CHECK")]
     pub skip: Vec<String>,
@@ -204,7 +210,17 @@ pub async fn run(args: CheckArgs) -> u8 {
     };
     let progress = ProgressLine::new(std::io::stderr().is_terminal());
     let tracer = tracing.as_ref().map(ClientTracing::tracer);
-    let run = Run { args: &args, trust, tracer, context, report: &mut report, stop: stop.clone(), progress, backend: None };
+    let run = Run {
+        args: &args,
+        trust,
+        tracer,
+        context,
+        report: &mut report,
+        stop: stop.clone(),
+        progress,
+        backend: None,
+        cluster: None,
+    };
     let mut stopped = stop.clone();
     let is_complete = tokio::select! {
         () = run.checks() => !*stop.borrow(),
@@ -284,19 +300,47 @@ struct Run<'a> {
     progress: ProgressLine,
     /// The trace backend and the finding about it, once it was asked for.
     backend: Option<Result<(Backend, Finding), Box<Finding>>>,
+    cluster: Option<Cluster>,
 }
 
-impl Run<'_> {
+impl<'a> Run<'a> {
     /// Every check, in order. Stops between steps when asked to.
     async fn checks(mut self) {
         let mut stop = self.stop.clone();
+        self.read_cluster().await;
         let single = tokio::select! {
             single = self.single_requests() => single,
             _ = stop.wait_for(|stop| *stop) => return,
         };
-        if let Some((client, xray)) = single {
-            self.many_requests(client, xray.as_ref()).await;
+        let xray = match single {
+            Some((client, xray)) => {
+                self.many_requests(client, xray.as_ref()).await;
+                xray
+            }
+            None => None,
+        };
+        if let Some(cluster) = &self.cluster {
+            self.report.extend(cluster.findings(&self.subject(), xray.as_ref()).await);
         }
+    }
+
+    fn subject(&self) -> Subject<'a> {
+        let CheckArgs { url, resolve, expect, namespace, gateway_namespace, .. } = self.args;
+        Subject { url, resolve, expect: expect.as_ref(), namespace, gateway_namespace }
+    }
+
+    /// Reads the cluster before the first request, so that each finding can name its object.
+    async fn read_cluster(&mut self) {
+        if !self.args.cluster.cluster {
+            return;
+        }
+        let (mut stop, subject) = (self.stop.clone(), self.subject());
+        let cluster = tokio::select! {
+            cluster = Cluster::read(&self.args.cluster, &subject) => cluster,
+            _ = stop.wait_for(|stop| *stop) => return,
+        };
+        self.report.explain_with(cluster.explainer());
+        self.cluster = Some(cluster);
     }
 
     /// Reach, Chain and Propagation; `None` when the chain was not reached.
@@ -306,6 +350,10 @@ impl Run<'_> {
             self.report.add(Finding::skip(CheckId::ChainHops, text));
             return None;
         };
+        let subject = self.subject();
+        if let Some(cluster) = &mut self.cluster {
+            cluster.saw(&tree, &subject).await;
+        }
         let client = client.reporting(self.tracer.take());
         self.report.extend(reachability::reach::hardening(&client, &answer, self.args.plain_port).await);
         self.report.extend(chain::findings(&tree, &self.context.url, self.args.expect.as_ref(), &self.context));
@@ -319,7 +367,7 @@ impl Run<'_> {
     }
 
     /// Traces, Lanes, Traffic and Watch.
-    async fn many_requests(mut self, client: CheckClient, xray: Option<&Xray>) {
+    async fn many_requests(&mut self, client: CheckClient, xray: Option<&Xray>) {
         self.trace(&client).await;
         let client = Arc::new(client);
         let context = self.context.clone();

@@ -20,11 +20,13 @@ pub(crate) enum Group {
     Traffic,
     /// Constant load during a rollout.
     Watch,
+    /// The objects of the cluster (`--cluster`).
+    Cluster,
 }
 
 impl Group {
-    pub(crate) const ALL: [Self; 7] =
-        [Self::Reach, Self::Chain, Self::Propagation, Self::Traces, Self::Lanes, Self::Traffic, Self::Watch];
+    pub(crate) const ALL: [Self; 8] =
+        [Self::Reach, Self::Chain, Self::Propagation, Self::Traces, Self::Lanes, Self::Traffic, Self::Watch, Self::Cluster];
 
     /// The name in JSON and in `--skip`.
     pub(crate) fn name(self) -> &'static str {
@@ -36,6 +38,7 @@ impl Group {
             Self::Lanes => "lanes",
             Self::Traffic => "traffic",
             Self::Watch => "watch",
+            Self::Cluster => "cluster",
         }
     }
 
@@ -49,6 +52,7 @@ impl Group {
             Self::Lanes => "Lanes",
             Self::Traffic => "Traffic",
             Self::Watch => "Rollout watch",
+            Self::Cluster => "Cluster",
         }
     }
 }
@@ -126,6 +130,10 @@ check_ids! {
     WatchFailures Watch "watch.failures"
     WatchGap Watch "watch.gap"
     WatchInstances Watch "watch.instances"
+    ClusterRead Cluster "cluster.read"
+    ClusterMistake Cluster "cluster.mistake"
+    ClusterDataPlane Cluster "cluster.data-plane"
+    ClusterIstioctl Cluster "cluster.istioctl"
 }
 
 #[cfg(test)]

@@ -196,6 +196,9 @@ pub enum OutputFormat {
     Junit,
 }
 
+/// Gives a failure its cause.
+type Explainer = Box<dyn Fn(&mut Finding) + Send>;
+
 /// Collects findings; in text form it writes them as they come.
 pub(crate) struct Report {
     target: String,
@@ -211,14 +214,27 @@ pub(crate) struct Report {
     /// The parts that the run did not come to.
     left_out: Vec<Group>,
     out: Box<dyn Write + Send>,
+    /// Gives a failure the cause that the cluster's objects show.
+    explain: Option<Explainer>,
 }
 
 impl Report {
     pub(crate) fn new(target: String, output: OutputFormat, skip: Vec<String>, color: bool, out: Box<dyn Write + Send>) -> Self {
         let (terminal, findings, started) = (Terminal { color }, Vec::new(), Instant::now());
         let (stopped_by, left_out) = (None, Vec::new());
-        let mut report =
-            Self { target, output, skip, terminal, findings, started, interrupted: false, stopped_by, left_out, out };
+        let mut report = Self {
+            target,
+            output,
+            skip,
+            terminal,
+            findings,
+            started,
+            interrupted: false,
+            stopped_by,
+            left_out,
+            out,
+            explain: None,
+        };
         if output == OutputFormat::Text {
             let title = format!("httpserver check {}\n", plain(&report.target));
             report.write(&title);
@@ -231,15 +247,25 @@ impl Report {
         let _ = self.out.write_all(text.as_bytes()).and_then(|()| self.out.flush());
     }
 
+    /// From now on every failure is shown to `explain` before it is reported.
+    pub(crate) fn explain_with(&mut self, explain: impl Fn(&mut Finding) + Send + 'static) {
+        self.explain = Some(Box::new(explain));
+    }
+
     pub(crate) fn add(&mut self, mut finding: Finding) {
         let name = finding.id.name();
         if finding.status == Status::Fail && self.skip.iter().any(|skip| name == skip || finding.group.name() == skip) {
             finding = finding.into_informational();
             finding.detail.insert(0, "not checked (--skip)".to_owned());
         }
-        // One cause at one place is one failure, however many checks meet it.
-        let same =
-            |known: &&Finding| known.status == Status::Fail && (&known.cause, &known.seam) == (&finding.cause, &finding.seam);
+        if let Some(explain) = self.explain.as_ref().filter(|_| finding.status == Status::Fail) {
+            explain(&mut finding);
+        }
+        // One cause at one place is one failure, however many checks meet it; and so is one field of one object.
+        let same = |known: &&Finding| {
+            let is_object = finding.object.is_some() && (&known.object, &known.field) == (&finding.object, &finding.field);
+            known.status == Status::Fail && (is_object || (&known.cause, &known.seam) == (&finding.cause, &finding.seam))
+        };
         if finding.status == Status::Fail
             && let Some(id) = self.findings.iter().find(same).map(|known| known.id)
         {

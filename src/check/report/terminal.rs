@@ -42,7 +42,8 @@ impl Terminal {
         if let Some(cause) = finding.follows {
             let _ = writeln!(out, "{INDENT}follows from {}, above", cause.name());
         }
-        if let Some(object) = &finding.object {
+        let says_so = |object: &&String| finding.cause.as_ref().is_none_or(|cause| !cause.starts_with(*object));
+        if let Some(object) = finding.object.as_ref().filter(says_so) {
             let _ = writeln!(
                 out,
                 "{INDENT}object {}{}",

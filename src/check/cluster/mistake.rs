@@ -1,0 +1,284 @@
+//! A mistake in the cluster's objects, and which findings it explains.
+
+use serde_json::Value;
+
+use crate::check::cluster::object::Object;
+use crate::check::cluster::path::{Hop, Path};
+use crate::check::envoy::gateway::clip;
+use crate::check::report::{CheckId, Finding, Group, Status};
+
+/// How a mistake shows in the traffic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Symptom {
+    /// No connection, no handshake.
+    Connection,
+    /// A certificate that is not valid here.
+    Certificate,
+    /// Another answer than the hop's, or none.
+    Answer,
+    /// An answer that came too late, or a call that was given up.
+    Slow,
+    /// More requests than a limit lets pass.
+    Overload,
+    /// No pod to send it to.
+    NoPod,
+    /// Denied by a policy.
+    Denied,
+    /// What plain HTTP at the gateway does.
+    Redirect,
+    /// Headers that are lost or changed.
+    Headers,
+    /// A proxy that is missing, or handles bytes.
+    Proxies,
+    /// Spans that are missing.
+    Spans,
+    /// Too many or too few requests are sampled.
+    Sampling,
+    /// A caller without an identity, or with another one.
+    Identity,
+    Retries,
+    /// The shares of versions, or one instance that is unlike its siblings.
+    Split,
+    Lanes,
+    /// Other hops than expected.
+    Chain,
+}
+
+use Symptom::{
+    Answer, Certificate, Connection, Denied, Headers, Identity, Lanes, NoPod, Overload, Proxies, Redirect, Retries, Sampling,
+    Slow, Spans, Split,
+};
+
+/// A call that leaves the mesh shows in every way.
+pub(crate) const EVERYTHING: &[Symptom] = &[Answer, NoPod, Slow, Headers, Proxies, Spans, Identity];
+
+/// What a finding shows.
+fn symptoms(finding: &Finding) -> Vec<Symptom> {
+    let words = format!("{} {} {}", finding.text, finding.cause.as_deref().unwrap_or_default(), finding.detail.join(" "));
+    let says = |parts: &[&str]| parts.iter().any(|part| words.contains(part));
+    let mut out = match finding.id.name() {
+        "reach.dns" => Vec::new(),
+        "reach.tcp" | "reach.tls" => vec![Connection],
+        "reach.certificate" => vec![Certificate],
+        "reach.redirect" | "reach.hsts" => vec![Redirect],
+        "traces.sampling" | "propagation.sampled" => vec![Sampling, Headers],
+        "propagation.proxies" | "propagation.sidecar" | "propagation.coverage" => vec![Proxies, Spans, Headers],
+        "traffic.identity" => vec![Identity, Proxies],
+        "traffic.retries" => vec![Retries],
+        "traffic.versions" | "traffic.split" => vec![Split],
+        "traffic.latency" => vec![Slow, Split],
+        _ => match finding.id.group() {
+            Group::Chain if finding.id.name() != "chain.hops" => vec![Symptom::Chain, Answer],
+            Group::Reach | Group::Chain | Group::Watch => vec![Answer],
+            Group::Propagation => vec![Headers, Proxies],
+            Group::Traces => vec![Spans, Headers, Proxies],
+            Group::Lanes => vec![Lanes],
+            _ => vec![Answer, Split],
+        },
+    };
+    if matches!(finding.id.group(), Group::Reach | Group::Chain | Group::Traffic | Group::Watch | Group::Lanes) {
+        let words = [
+            (Slow, &["504", "in time", "timed out", "slower", "gave up", "timeout"][..]),
+            (Overload, &["overflow", "429", "circuit breaker", "limit"][..]),
+            (NoPod, &["no healthy upstream", "no pod", "UH"][..]),
+            (Denied, &["403", "401", "RBAC", "denie"][..]),
+            (Retries, &["retried", "attempt"][..]),
+        ];
+        out.extend(words.into_iter().filter(|(_, parts)| says(parts)).map(|(symptom, _)| symptom));
+    }
+    out
+}
+
+/// Where a mistake acts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// At the gateway, in front of the first hop.
+    Front,
+    /// Where one hop calls another.
+    Seam(String, String),
+    /// At a hop and where it calls.
+    Hop(String),
+    Anywhere,
+}
+
+impl Place {
+    fn is_of(&self, finding: &Finding) -> bool {
+        let hop = finding.hop.as_deref();
+        match (self, &finding.seam) {
+            (Self::Anywhere, _) => true,
+            (Self::Front, None) => finding.group == Group::Reach || hop.is_none(),
+            (Self::Front, Some(seam)) => seam.from == crate::check::chain::evidence::CALLER,
+            (Self::Seam(from, to), Some(seam)) => seam.from == *from && (seam.to == *to || Some(to.as_str()) == hop),
+            // What is said of one hop alone may be about both of its sides.
+            (Self::Seam(from, to), None) => hop.is_none_or(|hop| hop == from || hop == to),
+            (Self::Hop(name), Some(seam)) => seam.from == *name || seam.to == *name,
+            (Self::Hop(name), None) => hop.is_none_or(|hop| hop == name),
+        }
+    }
+}
+
+/// One mistake.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Mistake {
+    /// `DestinationRule httpserver/service2`.
+    pub(crate) object: String,
+    /// `spec.trafficPolicy.tls.mode`.
+    pub(crate) field: String,
+    /// What the field is and why that does not work, from its verb on: `is DISABLE, and …`.
+    pub(crate) says: String,
+    place: Place,
+    explains: Vec<Symptom>,
+    /// It is reported even where this run saw none of its effects.
+    pub(crate) stands: bool,
+    pub(crate) next: String,
+}
+
+impl Mistake {
+    pub(crate) fn new(object: &Object, field: impl Into<String>, says: impl Into<String>, explains: &[Symptom]) -> Self {
+        let (field, title) = (field.into(), object.title());
+        let next = show(object, &field);
+        Self { object: title, field, says: says.into(), place: Place::Anywhere, explains: explains.to_vec(), stands: false, next }
+    }
+
+    pub(crate) fn front(self) -> Self {
+        Self { place: Place::Front, ..self }
+    }
+
+    pub(crate) fn seam(self, path: &Path<'_>, hop: &Hop<'_>) -> Self {
+        let place = match hop.caller {
+            Some(_) => Place::Seam(path.caller_name(hop).to_owned(), hop.name.clone()),
+            None => Place::Front,
+        };
+        Self { place, ..self }
+    }
+
+    pub(crate) fn hop(self, hop: &Hop<'_>) -> Self {
+        Self { place: Place::Hop(hop.name.clone()), ..self }
+    }
+
+    /// With another command than the one that shows the field.
+    pub(crate) fn shown_by(self, next: &str) -> Self {
+        Self { next: next.to_owned(), ..self }
+    }
+
+    /// Reported also where this run saw no effect.
+    pub(crate) fn standing(self) -> Self {
+        Self { stands: true, ..self }
+    }
+
+    pub(crate) fn sentence(&self) -> String {
+        format!("{}: {} {}", self.object, self.field, self.says)
+    }
+
+    /// Whether this mistake explains a finding.
+    pub(crate) fn explains(&self, finding: &Finding) -> bool {
+        self.place.is_of(finding) && symptoms(finding).iter().any(|symptom| self.explains.contains(symptom))
+    }
+
+    /// Gives a finding its cause.
+    pub(crate) fn give(&self, finding: &mut Finding) {
+        let old = finding.cause.take().filter(|_| self.explains.contains(&Certificate));
+        finding.cause = Some(old.map_or_else(|| self.sentence(), |old| format!("{}. {old}", self.sentence())));
+        (finding.object, finding.field) = (Some(self.object.clone()), Some(self.field.clone()));
+        finding.next.insert(0, self.next.clone());
+    }
+
+    /// The mistake as a finding of its own.
+    pub(crate) fn finding(&self, status: Status) -> Finding {
+        let mut finding = Finding::skip(CheckId::ClusterMistake, self.sentence());
+        finding.status = status;
+        finding.next.push(self.next.clone());
+        (finding.object, finding.field) = (Some(self.object.clone()), Some(self.field.clone()));
+        if let Place::Seam(from, to) = &self.place {
+            return finding.seam(from, to, None).hop(to);
+        }
+        if let Place::Hop(name) = &self.place {
+            return finding.hop(name);
+        }
+        finding
+    }
+}
+
+/// The command that shows a field, and what it prints.
+fn show(object: &Object, field: &str) -> String {
+    let group = object.text("/apiVersion").split_once('/').map_or("", |(group, _)| group);
+    let kind = object.kind().to_lowercase();
+    let resource = match group {
+        "" | "apps" => kind,
+        group => format!("{}.{group}", plural(&kind)),
+    };
+    let namespace = match object.namespace() {
+        "" => String::new(),
+        namespace => format!(" -n {namespace}"),
+    };
+    let (path, value) = located(object.at(""), field);
+    let sign = match value {
+        None | Some(Value::Null) => "empty: it is not set".to_owned(),
+        Some(value) => format!("look for: {}", clip(&value.as_str().map_or_else(|| value.to_string(), str::to_owned))),
+    };
+    format!("kubectl get {resource} {}{namespace} -o jsonpath='{{{path}}}'  # {sign}", object.name())
+}
+
+/// A field as kubectl's JSONPath has it, and its value: `env[NAME]` is the variable of that name, and any other name in brackets
+/// is a key, whose dots are escaped.
+fn located<'a>(value: &'a Value, field: &str) -> (String, Option<&'a Value>) {
+    let (mut path, mut at) = (String::new(), Some(value));
+    let mut rest = field;
+    while !rest.is_empty() {
+        if let Some((key, tail)) = rest.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+            rest = tail;
+            if let Ok(index) = key.parse::<usize>() {
+                at = at.and_then(|value| value.get(index));
+                path.push_str(&format!("[{index}]"));
+            } else if path.ends_with(".env") {
+                let mut variables = at.and_then(Value::as_array).into_iter().flatten();
+                at = variables.find(|variable| variable["name"] == key).and_then(|variable| variable.get("value"));
+                path.push_str(&format!("[?(@.name==\"{key}\")].value"));
+            } else {
+                at = at.and_then(|value| value.get(key));
+                path.push_str(&format!(".{}", key.replace('.', "\\.")));
+            }
+            continue;
+        }
+        rest = rest.trim_start_matches('.');
+        let (name, tail) = rest.split_at(rest.find(['.', '[']).unwrap_or(rest.len()));
+        at = at.and_then(|value| value.get(name));
+        path.push_str(&format!(".{name}"));
+        rest = tail;
+    }
+    (path, at)
+}
+
+fn plural(kind: &str) -> String {
+    match kind.strip_suffix('y').filter(|_| !kind.ends_with("way")) {
+        Some(stem) => format!("{stem}ies"),
+        None => format!("{kind}s"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_command_prints_the_field_and_says_what_to_look_for() {
+        let metadata = json!({"name": "service2", "namespace": "shop", "annotations": {"a.io/x": "."}});
+        let spec = json!({"containers": [{"env": [{"name": "ADDR", "value": "127.0.0.1:80"}]}]});
+        let object = Object::new(json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata, "spec": spec}));
+        for (field, path, sign) in [
+            ("spec.containers[0].env[ADDR]", r#".spec.containers[0].env[?(@.name=="ADDR")].value"#, "look for: 127.0.0.1:80"),
+            ("metadata.annotations[a.io/x]", r".metadata.annotations.a\.io/x", "look for: ."),
+            ("spec.replicas", ".spec.replicas", "empty: it is not set"),
+        ] {
+            let wanted = format!("kubectl get deployment service2 -n shop -o jsonpath='{{{path}}}'  # {sign}");
+            assert_eq!(show(&object, field), wanted);
+        }
+        let policy =
+            Object::new(json!({"apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy", "metadata": {"name": "p"}}));
+        assert!(show(&policy, "spec.rules").starts_with("kubectl get authorizationpolicies.security.istio.io p -o"));
+        let gateway = Object::new(json!({"apiVersion": "networking.istio.io/v1", "kind": "Gateway", "metadata": {"name": "g"}}));
+        assert!(show(&gateway, "spec").starts_with("kubectl get gateways.networking.istio.io g "));
+    }
+}

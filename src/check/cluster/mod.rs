@@ -1,0 +1,239 @@
+//! `check --cluster`: reads the cluster's objects with the user's own `kubectl`, and names the object and the field behind a finding.
+//!
+//! In reading order: [`command`] (runs kubectl), [`snapshot`] (what is read), [`object`] (one object), [`routing`] (how Istio routes),
+//! [`path`] (the way of the request through the objects), `rules` (what is wrong on it), [`mistake`] (which findings that explains),
+//! `data_plane`.
+//!
+//! Only `kubectl get` is run, and no Secret is read: that one is there shows in the table that `kubectl get secret NAME` prints.
+
+mod command;
+mod data_plane;
+mod istioctl;
+mod mistake;
+mod object;
+mod path;
+mod routing;
+mod rules;
+mod snapshot;
+#[cfg(test)]
+mod tests;
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use reqwest::Url;
+
+use crate::check::chain::evidence::Xray;
+use crate::check::chain::expect::{Expect, Resolve};
+use crate::check::report::{CheckId, Finding, Hint, Status};
+use crate::hop::reply::Tree;
+use crate::text::counted;
+use command::{CommandError, Tool};
+use mistake::Mistake;
+use object::{is_label, is_subdomain};
+use path::{Path, Target};
+use snapshot::{ROOT_NAMESPACE, Snapshot};
+
+/// The options that name a cluster.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct ClusterArgs {
+    /// Read the cluster's objects with kubectl (get, nothing else), and name the one that is at fault
+    #[arg(long)]
+    pub cluster: bool,
+    /// The context of kubectl [default: its current one]
+    #[arg(long, value_name = "NAME", requires = "cluster")]
+    pub context: Option<String>,
+    /// The kubeconfig of kubectl [default: its own]
+    #[arg(long, value_name = "FILE", requires = "cluster")]
+    pub kubeconfig: Option<PathBuf>,
+    /// Run istioctl, too: analyze, and proxy-config, which opens connections to pods and reads what their proxies hold
+    #[arg(long, requires = "cluster")]
+    pub cluster_istioctl: bool,
+}
+
+/// What is checked, for the objects on its way.
+#[derive(Debug)]
+pub(crate) struct Subject<'a> {
+    pub(crate) url: &'a Url,
+    pub(crate) resolve: &'a [Resolve],
+    pub(crate) expect: Option<&'a Expect>,
+    pub(crate) namespace: &'a str,
+    pub(crate) gateway_namespace: &'a str,
+}
+
+impl Subject<'_> {
+    /// Where `--resolve` leads, else the URL's own host.
+    fn address(&self) -> &str {
+        let host = self.url.host_str().unwrap_or_default();
+        let port = self.url.port_or_known_default();
+        let given = self.resolve.iter().find(|resolve| resolve.host == host && Some(resolve.port) == port);
+        given.map_or(host, |resolve| resolve.address.as_str())
+    }
+}
+
+/// A mistake, and whether a finding was explained by it.
+type Known = Arc<Mutex<Vec<(Mistake, bool)>>>;
+
+/// The cluster, as far as it was read.
+#[derive(Debug)]
+pub(crate) struct Cluster {
+    tool: Tool,
+    istioctl: Option<Tool>,
+    snapshot: Result<Snapshot, CommandError>,
+    known: Known,
+    tree: Option<Tree>,
+}
+
+impl Cluster {
+    /// Reads the cluster and looks for mistakes on the way of the request.
+    pub(crate) async fn read(args: &ClusterArgs, subject: &Subject<'_>) -> Self {
+        let tool = Tool::new("kubectl", args);
+        let namespaces = subject.namespaces();
+        let mut snapshot = Snapshot::read(&tool, &namespaces).await;
+        if let Ok(snapshot) = &mut snapshot {
+            let mut places = vec![subject.gateway_namespace];
+            places.extend(namespaces.iter().copied().filter(|name| *name != subject.gateway_namespace));
+            snapshot.read_secrets(&tool, &places).await;
+        }
+        let istioctl = args.cluster_istioctl.then(|| Tool::new("istioctl", args));
+        let cluster = Self { tool, istioctl, snapshot, known: Known::default(), tree: None };
+        cluster.diagnose(subject);
+        cluster
+    }
+
+    /// The first reply: it names the pods, and pods of other namespaces are read now.
+    pub(crate) async fn saw(&mut self, tree: &Tree, subject: &Subject<'_>) {
+        const MOST: usize = 4;
+        if let Ok(snapshot) = &mut self.snapshot {
+            let mut names = Vec::new();
+            crate::check::chain::visit(tree, "", 0, &mut |hop, _, _| names.push(hop.hostname.clone()));
+            names.retain(|name| is_subdomain(name) && !snapshot.all("Pod").iter().any(|pod| pod.name() == name));
+            for name in names.iter().take(MOST) {
+                if let Some(namespace) = snapshot.find_pod(&self.tool, name).await.filter(|namespace| is_label(namespace)) {
+                    snapshot.read_namespace(&self.tool, &namespace).await;
+                }
+            }
+        }
+        self.tree = Some(tree.clone());
+        self.diagnose(subject);
+    }
+
+    /// Finds the mistakes anew, and keeps what is known of those that were there before.
+    fn diagnose(&self, subject: &Subject<'_>) {
+        let Some(path) = self.path(subject) else { return };
+        let found = rules::mistakes(&path);
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let was_used = |mistake: &Mistake| known.iter().any(|(old, used)| *used && old.sentence() == mistake.sentence());
+        *known = found
+            .into_iter()
+            .map(|mistake| {
+                let used = was_used(&mistake);
+                (mistake, used)
+            })
+            .collect();
+    }
+
+    fn path(&self, subject: &Subject<'_>) -> Option<Path<'_>> {
+        let snapshot = self.snapshot.as_ref().ok()?;
+        let expected = subject.expect.map(Expect::names).unwrap_or_default();
+        let target = Target {
+            url: subject.url,
+            address: subject.address(),
+            namespace: subject.namespace,
+            gateway_namespace: subject.gateway_namespace,
+            expected: &expected,
+        };
+        Some(Path::new(snapshot, &target, self.tree.as_ref()))
+    }
+
+    /// Gives a failure the first mistake that explains it.
+    pub(crate) fn explainer(&self) -> impl Fn(&mut Finding) + Send + 'static {
+        let known = self.known.clone();
+        move |finding| {
+            let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some((mistake, used)) = known.iter_mut().find(|(mistake, _)| mistake.explains(finding)) {
+                *used = true;
+                mistake.give(finding);
+            }
+        }
+    }
+
+    /// What was read, what carries the requests, and mistakes that no other finding shows.
+    pub(crate) async fn findings(&self, subject: &Subject<'_>, xray: Option<&Xray>) -> Vec<Finding> {
+        let snapshot = match &self.snapshot {
+            Ok(snapshot) => snapshot,
+            Err(error) => return vec![unread(&self.tool, error)],
+        };
+        let mut out = vec![read(snapshot)];
+        out.extend(self.path(subject).and_then(|path| data_plane::finding(&path, xray)));
+        {
+            let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+            let alone = known.iter().filter(|(mistake, used)| mistake.stands && !used);
+            out.extend(alone.map(|(mistake, _)| mistake.finding(Status::Fail)));
+        }
+        if let Some(istioctl) = &self.istioctl {
+            let path = self.path(subject);
+            out.extend(istioctl::findings(istioctl, subject.namespace, path.as_ref()).await);
+        }
+        out
+    }
+}
+
+impl Subject<'_> {
+    fn namespaces(&self) -> Vec<&str> {
+        let mut names: Vec<&str> = Vec::new();
+        for name in [self.namespace, self.gateway_namespace, ROOT_NAMESPACE] {
+            if !names.contains(&name) {
+                names.push(name);
+            }
+        }
+        names
+    }
+}
+
+fn unread(tool: &Tool, error: &CommandError) -> Finding {
+    let cause = match error {
+        CommandError::NotInstalled(_) => "--cluster runs your own kubectl, and finds none: install it, or run without --cluster",
+        CommandError::Forbidden => {
+            "This user may read nothing that --cluster asks for: a role with get and list for these kinds is needed"
+        }
+        _ => "kubectl does not reach the cluster: its context, its kubeconfig, or the network",
+    };
+    let hint = Hint::new(cause).run(format!("{}  # look for: the list of namespaces", tool.line(&["get", "namespaces"])));
+    Finding::fail(CheckId::ClusterRead, format!("The cluster could not be read: {error}"), hint)
+}
+
+/// What was read and what was not. Every command stands in `data`.
+fn read(snapshot: &Snapshot) -> Finding {
+    let mut counts: Vec<(&str, usize)> = Vec::new();
+    let mut missing: Vec<String> = Vec::new();
+    let mut refused: Vec<String> = Vec::new();
+    for ran in &snapshot.ran {
+        let name = ran.resource.split('.').next().unwrap_or_default();
+        match &ran.result {
+            Ok(count) => match counts.iter_mut().find(|(known, _)| *known == name) {
+                Some((_, sum)) => *sum += count,
+                None => counts.push((name, *count)),
+            },
+            Err(CommandError::NoSuchKind) => missing.push(ran.resource.to_owned()),
+            Err(error) => refused.push(format!("{}: {error}", ran.line)),
+        }
+    }
+    let some: Vec<String> =
+        counts.iter().filter(|(_, count)| *count > 0).map(|(name, count)| format!("{count} {name}")).collect();
+    let commands = counted(snapshot.ran.len(), "command");
+    let text = format!("Read with kubectl get, in {commands}: {}", some.join(", "));
+    let mut finding = Finding::pass(CheckId::ClusterRead, text);
+    if !missing.is_empty() {
+        finding = finding.line(format!("not in this cluster: {}", missing.join(", ")));
+    }
+    for line in refused {
+        finding = finding.line(format!("not read: {line}"));
+    }
+    let example = snapshot
+        .ran
+        .iter()
+        .find(|ran| ran.result.is_ok())
+        .map(|ran| format!("ran {} and the like; --output json lists every command", ran.line));
+    finding.lines(example).data(serde_json::json!({"ran": snapshot.ran.iter().map(|ran| ran.line.as_str()).collect::<Vec<_>>()}))
+}

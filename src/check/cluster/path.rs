@@ -1,0 +1,395 @@
+//! The way of the request through the cluster: the gateway, then every hop, each with the Service, the pods and the Deployment
+//! that the objects name, from the reply where there is one and from the configuration where there is none.
+
+use http::Uri;
+use reqwest::Url;
+use serde_json::Value;
+
+use crate::check::chain::evidence::CALLER;
+use crate::check::cluster::object::{Object, at, covers, is_label, is_selected, list, number, service_host, service_of, text};
+use crate::check::cluster::routing::{Call, Choice, Destination, choose, destinations, virtual_services};
+use crate::check::cluster::snapshot::Snapshot;
+use crate::check::envoy::suggestions::name_of;
+use crate::hop::reply::Tree;
+use crate::net::hosts::host_of;
+
+/// A server of a Gateway: which of `spec.servers` it is.
+pub(crate) type Server<'a> = (&'a Object, usize, &'a Value);
+
+/// The gateway as the request meets it.
+#[derive(Debug, Default)]
+pub(crate) struct Front<'a> {
+    pub(crate) pods: Vec<&'a Object>,
+    /// The port of that Service, by which Gateways number their servers.
+    pub(crate) port: u64,
+    /// The Gateways whose selector finds these pods.
+    pub(crate) gateways: Vec<&'a Object>,
+    /// Their servers on the port.
+    pub(crate) on_port: Vec<Server<'a>>,
+    /// Those of them that name the host.
+    pub(crate) servers: Vec<Server<'a>>,
+}
+
+/// One hop.
+#[derive(Debug)]
+pub(crate) struct Hop<'a> {
+    pub(crate) name: String,
+    pub(crate) namespace: String,
+    /// Which hop calls it; `None`: the gateway, or the caller outside.
+    pub(crate) caller: Option<usize>,
+    /// How the caller's app calls it.
+    pub(crate) call: Call,
+    pub(crate) service: Option<&'a Object>,
+    /// The pods that the Service selects, and those that answered.
+    pub(crate) pods: Vec<&'a Object>,
+    pub(crate) deployments: Vec<&'a Object>,
+    /// Its reply was there.
+    pub(crate) answered: bool,
+    /// The VirtualServices that hold for the call, the rule that takes it, and where it sends it.
+    pub(crate) routes: Vec<&'a Object>,
+    pub(crate) choice: Option<Choice<'a>>,
+    pub(crate) destinations: Vec<Destination<'a>>,
+}
+
+/// The whole way.
+#[derive(Debug)]
+pub(crate) struct Path<'a> {
+    pub(crate) snapshot: &'a Snapshot,
+    pub(crate) host: String,
+    pub(crate) is_https: bool,
+    pub(crate) path: String,
+    /// `None`: the URL leads past every gateway.
+    pub(crate) front: Option<Front<'a>>,
+    pub(crate) hops: Vec<Hop<'a>>,
+}
+
+/// Where the request goes and what is known of the hops.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Target<'a> {
+    pub(crate) url: &'a Url,
+    /// Where `--resolve` leads; the URL's host without one.
+    pub(crate) address: &'a str,
+    pub(crate) namespace: &'a str,
+    pub(crate) gateway_namespace: &'a str,
+    /// The names of `--expect`, in order.
+    pub(crate) expected: &'a [&'a str],
+}
+
+impl Hop<'_> {
+    /// The name that the mesh has for the called Service.
+    pub(crate) fn full_name(&self) -> String {
+        let service =
+            self.service.map_or((self.name.as_str(), self.namespace.as_str()), |service| (service.name(), service.namespace()));
+        service_host(service.0, service.1)
+    }
+
+    /// The port of the Service that is called.
+    pub(crate) fn service_port(&self) -> Option<(usize, &Value)> {
+        let ports = self.service?.list("/spec/ports");
+        let called = self.call.port;
+        let found = ports.iter().enumerate().find(|(_, port)| number(at(port, "/port")) == called);
+        found.or_else(|| ports.iter().enumerate().next().filter(|_| called.is_none()))
+    }
+
+    /// The port on which the app listens, by the Service.
+    pub(crate) fn target_port(&self) -> Option<u64> {
+        let (_, port) = self.service_port()?;
+        match at(port, "/targetPort") {
+            Value::String(name) => self.pods.iter().find_map(|pod| named_port(pod.at("/spec"), name)),
+            Value::Null => number(at(port, "/port")),
+            target => number(target),
+        }
+    }
+
+    pub(crate) fn labels(&self) -> &Value {
+        let deployed = || self.deployments.first().map(|deployment| deployment.at("/spec/template/metadata/labels"));
+        self.pods.first().map(|pod| pod.at("/metadata/labels")).or_else(deployed).unwrap_or(&Value::Null)
+    }
+}
+
+/// The number of a container port of this name.
+pub(crate) fn named_port(spec: &Value, name: &str) -> Option<u64> {
+    let ports = list(spec, "/containers").iter().flat_map(|container| list(container, "/ports"));
+    ports.filter(|port| text(port, "/name") == name).find_map(|port| number(at(port, "/containerPort")))
+}
+
+/// Whether a pod is a gateway's: its proxy runs as a router.
+fn is_router(pod: &Object) -> bool {
+    let args = pod.list("/spec/containers").iter().flat_map(|container| list(container, "/args"));
+    args.filter_map(Value::as_str).any(|arg| arg == "router")
+}
+
+impl<'a> Path<'a> {
+    pub(crate) fn new(snapshot: &'a Snapshot, target: &Target<'_>, tree: Option<&Tree>) -> Self {
+        let url = target.url;
+        let mut path = Self {
+            snapshot,
+            host: url.host_str().unwrap_or_default().to_ascii_lowercase(),
+            is_https: url.scheme() == "https",
+            path: url.path().to_owned(),
+            front: None,
+            hops: Vec::new(),
+        };
+        path.front = (!path.is_past_gateways(target)).then(|| path.front(target));
+        path.first_hop(target, tree);
+        path
+    }
+
+    /// Whether the address is a pod's or a Service's own.
+    fn is_past_gateways(&self, target: &Target<'_>) -> bool {
+        let is = |value: &str| !value.is_empty() && value == target.address;
+        let is_pod = self.snapshot.all("Pod").into_iter().any(|pod| is(pod.text("/status/podIP")) && !is_router(pod));
+        let is_service = self.snapshot.all("Service").into_iter().any(|service| {
+            service.namespace() == target.namespace && (is(service.text("/spec/clusterIP")) || is_name(target.address, service))
+        });
+        is_pod || is_service || self.snapshot.all("Gateway").is_empty() && self.snapshot.api_gateways().is_empty()
+    }
+
+    fn front(&self, target: &Target<'_>) -> Front<'a> {
+        let snapshot = self.snapshot;
+        let pods = snapshot.all("Pod").into_iter().filter(|pod| pod.namespace() == target.gateway_namespace);
+        let pods: Vec<&Object> = pods.filter(|pod| is_router(pod)).collect();
+        let leads = |service: &&Object| {
+            let selector = service.at("/spec/selector");
+            service.namespace() == target.gateway_namespace
+                && selector.is_object()
+                && pods.iter().any(|pod| pod.is_selected_by(selector))
+        };
+        let service = snapshot.all("Service").into_iter().find(leads);
+        let called = u64::from(target.url.port_or_known_default().unwrap_or_default());
+        let ports = || service.into_iter().flat_map(|service| service.list("/spec/ports"));
+        let by_node =
+            ports().find(|port| number(at(port, "/nodePort")) == Some(called)).and_then(|port| number(at(port, "/port")));
+        let is_own = ports().any(|port| number(at(port, "/port")) == Some(called));
+        let usual = if self.is_https { 443 } else { 80 };
+        let port = by_node.unwrap_or(if is_own { called } else { usual });
+        let of = |gateway: &&Object| pods.iter().any(|pod| pod.is_selected_by(gateway.at("/spec/selector")));
+        let gateways: Vec<&Object> = snapshot.all("Gateway").into_iter().filter(of).collect();
+        let servers = gateways.iter().flat_map(|gateway| {
+            gateway.list("/spec/servers").iter().enumerate().map(|(index, server)| (*gateway, index, server))
+        });
+        let on_port: Vec<Server<'a>> =
+            servers.filter(|(_, _, server)| number(at(server, "/port/number")) == Some(port)).collect();
+        let servers = on_port.iter().copied().filter(|(_, _, server)| serves(server, &self.host)).collect();
+        Front { pods, port, gateways, on_port, servers }
+    }
+
+    /// The first hop, and from it all others.
+    fn first_hop(&mut self, target: &Target<'_>, tree: Option<&Tree>) {
+        let gateway = self.front.as_ref();
+        let gateways = gateway.map_or_else(Vec::new, |front| {
+            let names = front.servers.iter().map(|(gateway, ..)| format!("{}/{}", gateway.namespace(), gateway.name()));
+            names.collect()
+        });
+        let call = Call { host: self.host.clone(), port: gateway.map(|front| front.port), path: self.path.clone(), gateways };
+        let labels = gateway.and_then(|front| front.pods.first()).map_or(&Value::Null, |pod| pod.at("/metadata/labels"));
+        let routes = match gateway {
+            Some(_) => virtual_services(self.snapshot, &call, target.gateway_namespace),
+            None => Vec::new(),
+        };
+        let choice = choose(self.snapshot, &routes, &call, labels, target.gateway_namespace);
+        let destinations = choice.as_ref().map(destinations).unwrap_or_default();
+        let routed = destinations
+            .iter()
+            .find_map(|to| service_of(&to.host, ""))
+            .map(|(name, namespace)| (name.to_owned(), namespace.to_owned()));
+        let pod = tree.and_then(|tree| self.pod(&tree.hostname));
+        let name = match (tree, target.expected.first(), &routed) {
+            (Some(tree), ..) => tree.service.clone(),
+            (None, Some(expected), _) => (*expected).to_owned(),
+            (None, None, Some((name, _))) => name.clone(),
+            (None, None, None) => return,
+        };
+        let namespace = pod.map(|pod| pod.namespace().to_owned()).or(routed.as_ref().map(|(_, namespace)| namespace.clone()));
+        let namespace = namespace.filter(|name| !name.is_empty()).unwrap_or_else(|| target.namespace.to_owned());
+        let selects = |pod: &Object| self.snapshot.all("Service").into_iter().find(|service| selects(service, pod));
+        let service = pod.and_then(selects).or_else(|| self.snapshot.service(base_name(&name), &namespace));
+        let to = destinations.iter().find_map(|to| to.port);
+        let rewritten = choice.and_then(|choice| rewritten(choice.rule, &self.path)).unwrap_or_else(|| self.path.clone());
+        let hop = Hop {
+            name,
+            namespace,
+            caller: None,
+            call: Call { port: to, path: rewritten, ..call },
+            service,
+            pods: pod.into_iter().collect(),
+            deployments: Vec::new(),
+            answered: tree.is_some(),
+            routes,
+            choice,
+            destinations,
+        };
+        self.add(hop, tree);
+    }
+
+    /// Adds a hop with everything that is known of it, and the hops that it calls.
+    fn add(&mut self, mut hop: Hop<'a>, tree: Option<&Tree>) {
+        const MOST: usize = 64;
+        let pods = self.snapshot.all("Pod").into_iter().filter(|pod| hop.service.is_some_and(|service| selects(service, pod)));
+        for pod in pods.collect::<Vec<_>>() {
+            if !hop.pods.iter().any(|known| known.name() == pod.name()) {
+                hop.pods.push(pod);
+            }
+        }
+        let name = base_name(&hop.name).to_owned();
+        let ours = self.snapshot.all("Deployment").into_iter().filter(|deployment| deployment.namespace() == hop.namespace);
+        let runs = |deployment: &&Object| {
+            let labels = deployment.at("/spec/template/metadata/labels");
+            let wanted = deployment.at("/spec/selector/matchLabels");
+            hop.pods.iter().any(|pod| pod.is_selected_by(wanted))
+                || hop.service.is_some_and(|service| is_wanted(service.at("/spec/selector"), labels))
+                || deployment.name() == name
+        };
+        hop.deployments = ours.filter(runs).collect();
+        let at = self.hops.len();
+        let calls = match tree {
+            Some(tree) => tree.upstreams.iter().map(|call| (call.url.clone(), call.reply.as_deref())).collect(),
+            None => configured_calls(&hop).into_iter().map(|url| (url, None)).collect::<Vec<_>>(),
+        };
+        let (namespace, labels) = (hop.namespace.clone(), hop.labels().clone());
+        self.hops.push(hop);
+        for (url, reply) in calls {
+            if self.hops.len() >= MOST || self.is_above(at, &url) {
+                continue;
+            }
+            let next = self.next_hop(at, &url, reply, (&namespace, &labels));
+            self.add(next, reply);
+        }
+    }
+
+    /// Whether this URL leads back to a hop above: a loop, which would have no end.
+    fn is_above(&self, at: usize, url: &str) -> bool {
+        let name = name_of(url);
+        std::iter::successors(Some(at), |at| self.hops[*at].caller).any(|at| base_name(&self.hops[at].name) == name)
+    }
+
+    fn next_hop(&self, caller: usize, url: &str, reply: Option<&Tree>, (from, labels): (&str, &Value)) -> Hop<'a> {
+        let host = host_of(url);
+        let uri = url.parse::<Uri>().unwrap_or_default();
+        let usual = if uri.scheme_str() == Some("https") { 443 } else { 80 };
+        let (port, path) = (u64::from(uri.port_u16().unwrap_or(usual)), uri.path().to_owned());
+        let pod = reply.and_then(|tree| self.pod(&tree.hostname));
+        let called = service_of(&host, from);
+        let service = called.and_then(|(name, namespace)| self.snapshot.service(name, namespace));
+        let namespace = pod
+            .map(Object::namespace)
+            .or(service.map(Object::namespace))
+            .or(called.map(|(_, namespace)| namespace))
+            .unwrap_or(from)
+            .to_owned();
+        let full = service.map_or_else(|| host.clone(), |service| service_host(service.name(), service.namespace()));
+        let call = Call { host: full.clone(), port: Some(port), path, gateways: vec!["mesh".to_owned()] };
+        let routes = virtual_services(self.snapshot, &call, from);
+        let choice = choose(self.snapshot, &routes, &call, labels, from);
+        let mut to = choice.as_ref().map(destinations).unwrap_or_default();
+        if to.is_empty() {
+            to.push(Destination { index: None, host: full, subset: None, port: Some(port), weight: None });
+        }
+        Hop {
+            name: reply.map_or_else(|| name_of(url), |tree| tree.service.clone()),
+            namespace,
+            caller: Some(caller),
+            call: Call { host, ..call },
+            service,
+            pods: pod.into_iter().collect(),
+            deployments: Vec::new(),
+            answered: reply.is_some(),
+            routes,
+            choice,
+            destinations: to,
+        }
+    }
+
+    /// A pod by the name that a reply has.
+    fn pod(&self, name: &str) -> Option<&'a Object> {
+        self.snapshot.all("Pod").into_iter().find(|pod| pod.name() == name)
+    }
+
+    /// The name of a hop's caller, as findings have it.
+    pub(crate) fn caller_name(&self, hop: &Hop<'_>) -> &str {
+        hop.caller.map_or(CALLER, |at| &self.hops[at].name)
+    }
+
+    /// The pods that call a hop: another hop's, or the gateway's.
+    pub(crate) fn calling_pods(&self, hop: &Hop<'_>) -> &[&'a Object] {
+        match hop.caller {
+            Some(at) => &self.hops[at].pods,
+            None => self.front.as_ref().map_or(&[], |front| &front.pods),
+        }
+    }
+
+    /// The namespace of a hop's caller.
+    pub(crate) fn calling_namespace(&self, hop: &Hop<'_>) -> &str {
+        match hop.caller {
+            Some(at) => &self.hops[at].namespace,
+            None => self.front.as_ref().and_then(|front| front.pods.first()).map_or("", |pod| pod.namespace()),
+        }
+    }
+}
+
+fn is_name(address: &str, service: &Object) -> bool {
+    service_of(address, service.namespace()) == Some((service.name(), service.namespace()))
+}
+
+/// Whether a Service's selector finds a pod.
+pub(crate) fn selects(service: &Object, pod: &Object) -> bool {
+    service.namespace() == pod.namespace() && is_wanted(service.at("/spec/selector"), pod.at("/metadata/labels"))
+}
+
+/// A Service without a selector selects nothing.
+fn is_wanted(selector: &Value, labels: &Value) -> bool {
+    selector.as_object().is_some_and(|selector| !selector.is_empty()) && is_selected(labels, selector)
+}
+
+/// A hop's name without a namespace behind it.
+pub(crate) fn base_name(name: &str) -> &str {
+    name.split('.').next().filter(|name| is_label(name)).unwrap_or(name)
+}
+
+/// Whether a server of a Gateway names the host, with or without a namespace in front.
+fn serves(server: &Value, host: &str) -> bool {
+    list(server, "/hosts").iter().filter_map(Value::as_str).any(|pattern| covers(bare_host(pattern), host))
+}
+
+/// The host behind `namespace/`.
+pub(crate) fn bare_host(pattern: &str) -> &str {
+    pattern.split_once('/').map_or(pattern, |(_, host)| host)
+}
+
+/// The path behind `rewrite.uri`, which replaces what `match.uri` names.
+fn rewritten(rule: &Value, path: &str) -> Option<String> {
+    let uri = at(rule, "/rewrite/uri").as_str()?;
+    let prefixes = list(rule, "/match").iter().filter_map(|one| at(one, "/uri/prefix").as_str());
+    let prefix = prefixes.filter(|prefix| path.starts_with(prefix)).max_by_key(|prefix| prefix.len());
+    Some(prefix.map_or_else(|| uri.to_owned(), |prefix| format!("{uri}{}", &path[prefix.len()..])))
+}
+
+/// The URLs in `UPSTREAM` of a hop.
+fn configured_calls(hop: &Hop<'_>) -> Vec<String> {
+    let Some((_, _, value)) = env(hop, "UPSTREAM") else { return Vec::new() };
+    let urls = value.split(',').map(|part| part.trim().split_once("%=").map_or(part.trim(), |(_, url)| url));
+    urls.filter(|url| !url.is_empty()).map(str::to_owned).collect()
+}
+
+/// A variable of the hop's app: the object that sets it, the field and the value. The pods show what runs; their Deployment is
+/// where it is changed.
+pub(crate) fn env<'a>(hop: &Hop<'a>, name: &str) -> Option<(&'a Object, String, &'a str)> {
+    envs(hop, name).into_iter().next()
+}
+
+/// The same of every Deployment of the hop: lanes and versions have their own.
+pub(crate) fn envs<'a>(hop: &Hop<'a>, name: &str) -> Vec<(&'a Object, String, &'a str)> {
+    let of = |object: &'a Object, spec: &'a Value, prefix: &str| {
+        list(spec, "/containers").iter().enumerate().find_map(|(index, container)| {
+            let variable = list(container, "/env").iter().find(|variable| text(variable, "/name") == name)?;
+            Some((object, format!("{prefix}.containers[{index}].env[{name}]"), at(variable, "/value").as_str()?))
+        })
+    };
+    let deployed = hop.deployments.iter().filter_map(|object| of(object, object.at("/spec/template/spec"), "spec.template.spec"));
+    let deployed: Vec<_> = deployed.collect();
+    if deployed.is_empty() {
+        hop.pods.iter().filter_map(|object| of(object, object.at("/spec"), "spec")).collect()
+    } else {
+        deployed
+    }
+}

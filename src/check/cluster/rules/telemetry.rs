@@ -1,0 +1,133 @@
+//! Telemetry: which proxies report, to whom, and how many requests.
+
+use serde_json::Value;
+
+use crate::check::cluster::mistake::Mistake;
+use crate::check::cluster::mistake::Symptom::{self, Headers, Proxies, Sampling, Spans};
+use crate::check::cluster::object::{Object, at, list, text};
+use crate::check::cluster::path::Path;
+use crate::check::cluster::snapshot::ROOT_NAMESPACE;
+
+pub(super) fn mistakes(path: &Path<'_>) -> Vec<Mistake> {
+    let mut out = Vec::new();
+    let providers = path.snapshot.mesh.as_deref().map(providers);
+    let mut look = |pod: &Object, place: &dyn Fn(Mistake) -> Mistake| {
+        let holding = holding(path, pod);
+        for telemetry in &holding {
+            out.extend(of(telemetry, providers.as_deref()).into_iter().map(place));
+        }
+        // The nearest object alone decides about providers and rates; further ones fill what it leaves out.
+        let traces = holding.iter().any(|telemetry| !telemetry.list("/spec/tracing").is_empty());
+        if !traces && path.snapshot.knows("telemetries.telemetry.istio.io") {
+            out.extend(missing(path, pod).map(place));
+        }
+    };
+    if let Some(pod) = path.front.as_ref().and_then(|front| front.pods.first()) {
+        look(pod, &Mistake::front);
+    }
+    for hop in &path.hops {
+        if let Some(pod) = hop.pods.first() {
+            look(pod, &|mistake| mistake.hop(hop));
+        }
+    }
+    out
+}
+
+/// The Telemetry objects that hold for a pod, the nearest first.
+fn holding<'a>(path: &Path<'a>, pod: &Object) -> Vec<&'a Object> {
+    let all = path.snapshot.all("Telemetry");
+    let selects = |object: &Object| object.at("/spec/selector/matchLabels").as_object().is_some_and(|labels| !labels.is_empty());
+    let own = all.iter().filter(|object| {
+        selects(object) && object.namespace() == pod.namespace() && pod.is_selected_by(object.at("/spec/selector/matchLabels"))
+    });
+    let whole = |namespace: &str| all.iter().find(|object| !selects(object) && object.namespace() == namespace);
+    let root = whole(ROOT_NAMESPACE).filter(|_| pod.namespace() != ROOT_NAMESPACE);
+    own.chain(whole(pod.namespace())).chain(root).copied().collect()
+}
+
+fn of(telemetry: &Object, providers: Option<&[String]>) -> Vec<Mistake> {
+    let mut out = Vec::new();
+    for (index, tracing) in telemetry.list("/spec/tracing").iter().enumerate() {
+        let field = |rest: &str| format!("spec.tracing[{index}].{rest}");
+        let new = |rest: &str, says: String, explains: &[Symptom]| Mistake::new(telemetry, field(rest), says, explains);
+        for (at_provider, provider) in list(tracing, "/providers").iter().enumerate() {
+            let name = text(provider, "/name");
+            if let Some(known) = providers.filter(|known| !known.iter().any(|known| known == name)) {
+                let says = format!(
+                    "is {name}, and the mesh has {}",
+                    if known.is_empty() { "no provider".to_owned() } else { known.join(", ") }
+                );
+                out.push(new(&format!("providers[{at_provider}].name"), says, &[Spans, Proxies, Headers, Sampling]).standing());
+            }
+        }
+        if at(tracing, "/disableSpanReporting").as_bool() == Some(true) {
+            out.push(
+                new("disableSpanReporting", "is true: the proxy makes spans and reports none".to_owned(), &[Spans]).standing(),
+            );
+        }
+        if at(tracing, "/disableContextPropagation").as_bool() == Some(true) {
+            out.push(
+                new(
+                    "disableContextPropagation",
+                    "is true: the proxy writes no trace headers".to_owned(),
+                    &[Spans, Headers, Proxies],
+                )
+                .standing(),
+            );
+        }
+        if let Some(mode) = tracing.pointer("/match/mode").and_then(Value::as_str).filter(|mode| *mode != "CLIENT_AND_SERVER") {
+            out.push(new("match.mode", format!("is {mode}: spans of the other side are not covered"), &[Spans, Proxies]));
+        }
+        match at(tracing, "/randomSamplingPercentage").as_f64() {
+            Some(percent) if percent < 100.0 => {
+                out.push(new("randomSamplingPercentage", format!("is {percent}"), &[Sampling, Spans, Headers]))
+            }
+            None if !list(tracing, "/providers").is_empty() => {
+                out.push(new(
+                    "randomSamplingPercentage",
+                    "is not set, which means 1 % (or what the mesh's configuration says)".to_owned(),
+                    &[Sampling, Spans],
+                ));
+            }
+            _ => {}
+        }
+    }
+    out
+}
+
+/// No Telemetry with tracing covers a pod.
+fn missing(path: &Path<'_>, pod: &Object) -> impl Iterator<Item = Mistake> {
+    let namespace = pod.namespace();
+    // Where others trace, one that would fit is named: its selector, or its namespace.
+    let others = path.snapshot.all("Telemetry").into_iter().filter(|telemetry| !telemetry.list("/spec/tracing").is_empty());
+    let mut near: Vec<&Object> = others.collect();
+    near.sort_by_key(|telemetry| telemetry.namespace() != namespace);
+    near.into_iter()
+        .take(1)
+        .map(|telemetry| {
+            let selector = telemetry.at("/spec/selector/matchLabels");
+            let explains = &[Spans, Proxies, Sampling, Headers];
+            if telemetry.namespace() == namespace && selector.is_object() {
+                let says = format!(
+                    "is {}, which the pods there do not have, and no other Telemetry with tracing covers them",
+                    crate::check::cluster::object::labels_text(selector)
+                );
+                return Mistake::new(telemetry, "spec.selector.matchLabels", says, explains);
+            }
+            let says = format!(
+                "is {}: it does not cover the pods in {namespace}, and no other Telemetry with tracing does",
+                telemetry.namespace()
+            );
+            Mistake::new(telemetry, "metadata.namespace", says, explains)
+        })
+        .collect::<Vec<_>>()
+        .into_iter()
+}
+
+/// The names in `extensionProviders` of the mesh's configuration: YAML as istiod writes it, read line by line.
+fn providers(mesh: &str) -> Vec<String> {
+    let list = mesh.lines().skip_while(|line| !line.starts_with("extensionProviders:")).skip(1);
+    let list = list.take_while(|line| line.starts_with([' ', '-']));
+    let names = list.filter_map(|line| line.trim_start_matches([' ', '-']).strip_prefix("name:"));
+    names.map(|name| name.trim().trim_matches(['"', '\'']).to_owned()).collect()
+}
