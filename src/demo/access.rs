@@ -319,7 +319,12 @@ mod tests {
             request = request.header(*name, *value);
         }
         let peer = peer.parse().unwrap();
-        request.extension(ConnectionInfo { peer, without_client_certificate: false }).body(()).unwrap().into_parts().0
+        request
+            .extension(ConnectionInfo { peer, without_client_certificate: false, connection: None })
+            .body(())
+            .unwrap()
+            .into_parts()
+            .0
     }
 
     fn status(access: &Access, head: &Parts) -> u16 {

@@ -1,4 +1,4 @@
-//! One value per request, from its head until the last frame of its answer was handed to the connection.
+//! One value per request, from its head until the last byte of its answer was written to the connection.
 //!
 //! Trace context and carried headers are read here and nowhere else. The [`Exchange`] writes metric, span and access line when
 //! it is dropped, so that requests that time out, panic or whose caller hangs up are counted and logged like any other.
@@ -28,7 +28,7 @@ use crate::hop::state::Node;
 use crate::hop::target;
 use crate::net::addresses::{self, canonical};
 use crate::net::hosts::host_and_port;
-use crate::server::ConnectionInfo;
+use crate::server::{ConnectionInfo, Cut, answer};
 use crate::telemetry::access_log::AccessEntry;
 use crate::telemetry::ids;
 use crate::telemetry::metrics::known_method;
@@ -38,10 +38,10 @@ use crate::trace_context::{Carried, Context, X_CALL_BUDGET, X_HOP_COUNT, X_REQUE
 static VERSION: HeaderName = HeaderName::from_static("version");
 static TRACERESPONSE: HeaderName = HeaderName::from_static("traceresponse");
 
-/// What nginx calls a request whose caller hung up before it was answered.
-const CLIENT_CLOSED_REQUEST: u16 = 499;
+/// nginx's code for a request that was not answered to the end.
+const CUT_OFF: u16 = 499;
 
-/// One request, from its head until the last frame of its answer was handed to the connection.
+/// One request, from its head until the last byte of its answer was written to the connection.
 pub(crate) struct Exchange {
     pub(crate) node: Arc<Node>,
     connection: ConnectionInfo,
@@ -82,7 +82,10 @@ pub(crate) struct Exchange {
     fault_decision: OnceLock<FaultDecision>,
     /// 0 until there is an answer.
     status: AtomicU16,
+    /// As far as it was written to the connection.
     sent_bytes: AtomicU64,
+    /// Set when the answer was not written to its end.
+    cut: OnceLock<Cut>,
     /// 0 when no upstream answered.
     upstream_status: AtomicU16,
 }
@@ -90,7 +93,7 @@ pub(crate) struct Exchange {
 impl Exchange {
     /// Reads the head of a request, once.
     pub(crate) fn begin<B>(node: &Arc<Node>, request: &mut Request<B>) -> Arc<Self> {
-        let unknown = ConnectionInfo { peer: Ipv4Addr::UNSPECIFIED.into(), without_client_certificate: true };
+        let unknown = ConnectionInfo { peer: Ipv4Addr::UNSPECIFIED.into(), without_client_certificate: true, connection: None };
         let connection = request.extensions_mut().remove().unwrap_or(unknown);
         let mut head = RequestHead::default();
         let mut head_bytes = request.uri().path_and_query().map_or(0, |path| path.as_str().len());
@@ -121,12 +124,12 @@ impl Exchange {
         Arc::new(Self {
             begun: Instant::now(),
             started_at: SystemTime::now(),
-            connection,
             route: OnceLock::new(),
             corrected_route: OnceLock::new(),
             method: request.method().clone(),
             path,
             client: canonical(head.real_ip.or(head.forwarded_for).or(head.forwarded).unwrap_or(connection.peer)),
+            connection,
             identity: head.identity,
             attempt: head.attempt.unwrap_or(1),
             hops: head.hops.unwrap_or(0),
@@ -144,6 +147,7 @@ impl Exchange {
             fault_decision: OnceLock::new(),
             status: AtomicU16::new(0),
             sent_bytes: AtomicU64::new(0),
+            cut: OnceLock::new(),
             upstream_status: AtomicU16::new(0),
             node: node.clone(),
         })
@@ -231,7 +235,7 @@ impl Exchange {
         self.upstream_status.store(status, Ordering::Relaxed);
     }
 
-    /// Adds the headers that every answer carries, and the body that ends the exchange when it was handed over.
+    /// Adds the headers that every answer carries, and the body that ends the exchange when it was written.
     pub(crate) fn answer<B>(self: Arc<Self>, mut response: Response<AnswerBody<B>>) -> Response<ObservedBody<B>>
     where
         AnswerBody<B>: HttpBody<Data = Bytes>,
@@ -245,7 +249,7 @@ impl Exchange {
             *response.body_mut() = Either::Left(Full::default());
         }
         self.write_headers(response.headers_mut());
-        response.map(|body| ObservedBody { has_frames: !body.is_end_stream(), body, exchange: Some(self) })
+        response.map(|body| ObservedBody { body, exchange: Some(self) })
     }
 
     fn write_headers(&self, headers: &mut HeaderMap) {
@@ -265,10 +269,11 @@ impl Drop for Exchange {
     fn drop(&mut self) {
         let node = &*self.node;
         let duration = self.begun.elapsed();
-        let status = match self.status.load(Ordering::Relaxed) {
-            0 => CLIENT_CLOSED_REQUEST,
-            status => status,
+        let cut = match self.status.load(Ordering::Relaxed) {
+            0 => Some(self.connection.cut()),
+            _ => self.cut.get().copied(),
         };
+        let status = if cut.is_some() { CUT_OFF } else { self.status.load(Ordering::Relaxed) };
         node.metrics.active_requests.dec();
         if let Some(watch) = node.watch.get().filter(|_| self.watched.load(Ordering::Relaxed)) {
             watch.ended(status, duration);
@@ -286,8 +291,8 @@ impl Drop for Exchange {
                 duration,
                 method: known_method(&self.method),
                 route: template,
-                status: if status == CLIENT_CLOSED_REQUEST { 0 } else { status },
-                error: (status == CLIENT_CLOSED_REQUEST).then_some("client_closed_request"),
+                status: if cut.is_some() { 0 } else { status },
+                error: cut.map(Cut::as_str),
                 path: self.path(),
                 client: Some(self.client),
                 server: self.host.as_ref().and_then(|host| host.to_str().ok()).map(host_and_port),
@@ -306,6 +311,7 @@ impl Drop for Exchange {
                 request_id: self.request_id.as_bytes(),
                 trace: self.context(),
                 lane: &node.identity.lane,
+                cut: cut.map(Cut::as_str),
                 upstream_status: Some(self.upstream_status.load(Ordering::Relaxed)).filter(|status| *status != 0),
             });
         }
@@ -385,11 +391,9 @@ pub(crate) fn caller_uri(xfcc: &str) -> Option<String> {
 /// The body of an answer: a problem document from outside the router, or what the router answered.
 pub(crate) type AnswerBody<B> = Either<Full<Bytes>, B>;
 
-/// The body of an answer. The exchange ends when the last frame was handed to the connection.
+/// The body of an answer, with the exchange that ends when it was written.
 pub(crate) struct ObservedBody<B> {
     body: AnswerBody<B>,
-    /// It was not empty from the beginning.
-    has_frames: bool,
     exchange: Option<Arc<Exchange>>,
 }
 
@@ -401,15 +405,7 @@ where
     type Error = Box<dyn StdError + Send + Sync>;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        let frame = std::task::ready!(Pin::new(&mut self.body).poll_frame(cx));
-        if let (Some(exchange), Some(Ok(frame))) = (&self.exchange, &frame) {
-            let length = frame.data_ref().map_or(0, Bytes::len);
-            exchange.sent_bytes.fetch_add(length as u64, Ordering::Relaxed);
-        }
-        if frame.is_none() || self.body.is_end_stream() {
-            self.exchange = None;
-        }
-        Poll::Ready(frame)
+        Pin::new(&mut self.body).poll_frame(cx)
     }
 
     fn is_end_stream(&self) -> bool {
@@ -421,13 +417,24 @@ where
     }
 }
 
-impl<B> Drop for ObservedBody<B> {
-    fn drop(&mut self) {
-        // The connection drops an empty body without polling it. Any other that still has its exchange was not handed over
-        // whole: the caller hung up before.
-        if let Some(exchange) = self.exchange.take().filter(|_| self.has_frames) {
-            exchange.status.store(CLIENT_CLOSED_REQUEST, Ordering::Relaxed);
-        }
+impl<B> answer::AnswerBody for ObservedBody<B>
+where
+    B: HttpBody<Data = Bytes, Error: Into<Box<dyn StdError + Send + Sync>>> + Send + Unpin + 'static,
+{
+    type Account = Arc<Exchange>;
+
+    fn take_account(&mut self) -> Option<Arc<Exchange>> {
+        self.exchange.take()
+    }
+}
+
+impl answer::Account for Arc<Exchange> {
+    fn sent(&self, bytes: usize) {
+        self.sent_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    fn cut(&self, why: Option<Cut>) {
+        let _ = self.cut.set(why.unwrap_or_else(|| self.connection.cut()));
     }
 }
 

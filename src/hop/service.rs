@@ -110,6 +110,8 @@ mod tests {
     use crate::hop::layers::EndpointKind;
     use crate::hop::routes;
     use crate::server::ConnectionInfo;
+    use crate::server::answer::TrackedBody;
+    use bytes::Buf as _;
 
     use super::*;
 
@@ -120,7 +122,7 @@ mod tests {
 
     fn get_request<B>(path: &str, body: B) -> Request<B> {
         let request = Request::get(path).header("host", "hop");
-        let connection = ConnectionInfo { peer: Ipv4Addr::LOCALHOST.into(), without_client_certificate: false };
+        let connection = ConnectionInfo { peer: Ipv4Addr::LOCALHOST.into(), without_client_certificate: false, connection: None };
         request.extension(connection).body(body).unwrap()
     }
 
@@ -194,20 +196,43 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_answer_that_was_not_taken_whole_is_no_200() {
+    async fn an_answer_that_was_not_written_whole_is_no_200() {
         let node = node().await;
         let hop = || service(routes::router(node.clone()), node.clone(), RequestLimits::default());
         let hello = || hop().oneshot(get_request("/hello", Empty::<Bytes>::new()));
-        drop(hello().await.unwrap());
+        // As the connection does it.
+        let body = async || TrackedBody::new(hello().await.unwrap().into_body(), None);
+        drop(body().await);
         assert!(counted(&node, "/hello", 499));
-        hello().await.unwrap().into_body().collect().await.unwrap();
+        let large = || {
+            let request = get_request("/headers", Empty::<Bytes>::new());
+            let (mut head, body) = request.into_parts();
+            head.headers.insert("x-large", "x".repeat(20 << 10).parse().unwrap());
+            hop().oneshot(Request::from_parts(head, body))
+        };
+        let chunk = async || {
+            let body = TrackedBody::new(large().await.unwrap().into_body(), None);
+            std::pin::pin!(body).frame().await.unwrap().unwrap().into_data().ok().unwrap()
+        };
+        let mut half = chunk().await;
+        half.advance(20 << 10);
+        drop(half);
+        assert!(counted(&node, "/headers", 499));
+        let mut whole = chunk().await;
+        assert!(!counted(&node, "/headers", 200), "handed over is not written");
+        whole.advance(whole.remaining());
+        drop(whole);
+        assert!(counted(&node, "/headers", 200));
+        // A small one is counted when it is handed over: whoever has read it finds it counted.
+        let small = body().await.frame().await.unwrap().unwrap().into_data().ok().unwrap();
         assert!(counted(&node, "/hello", 200));
+        drop(small);
         // The connection does not poll a body that is empty.
         let mut head = get_request("/hello", Empty::<Bytes>::new());
         *head.method_mut() = http::Method::HEAD;
         let response = hop().oneshot(head).await.unwrap();
         assert_ne!(response.headers()["content-length"], "0");
-        drop(response);
+        drop(TrackedBody::new(response.into_body(), None));
         let metrics = node.metrics.render(false, &node.span_queues, None);
         assert!(metrics.contains("_count{http_request_method=\"HEAD\",http_response_status_code=\"200\""), "{metrics}");
     }

@@ -12,6 +12,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::server::clock::RunningClock;
+use crate::server::frames::Unfinished;
 use crate::server::options::ConnectionOptions;
 
 /// Where the server is in its life.
@@ -107,14 +108,47 @@ pub(crate) enum ConnectionState {
     Lingering,
 }
 
+/// Why a request was not answered, or not to the end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Cut {
+    /// The client closed the connection or reset the stream.
+    Client = 1,
+    /// The client accepted no byte for `ConnectionOptions::write_timeout`.
+    WriteTimeout,
+    /// The drain timeout was over.
+    DrainTimeout,
+}
+
+impl Cut {
+    /// As `error.type` names it.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Client => "client_closed_request",
+            Self::WriteTimeout => "write_timeout",
+            Self::DrainTimeout => "drain_timeout",
+        }
+    }
+}
+
+/// The surplus of a request of which only its end tells how long its body is. No other begins on its connection.
+const UNKNOWN_BODY: i64 = i64::MIN / 2;
+
 #[derive(Debug)]
 struct Activity {
     state: ConnectionState,
     /// When `state` began, on the [`RunningClock`]. `None` until the connection's task has finished the poll in which it
     /// began: one reading of the clock per poll is enough.
     since: Option<Instant>,
-    /// At most one, unless the connection speaks HTTP/2.
     active_requests: usize,
+    /// HTTP/1: how many bytes came after the request that is active, if more than its body; below 0, what its body lacks.
+    surplus: i64,
+    /// HTTP/2: what has begun to arrive, its number and since when.
+    unfinished: Option<(Unfinished, u64, Instant)>,
+    /// The peer closed its side.
+    is_half_closed: bool,
+    /// Why the server closes the connection.
+    cut: Option<Cut>,
     /// When a write began to wait for its reader.
     write_blocked_since: Option<Instant>,
     /// When HTTP/2 was asked to send GOAWAY.
@@ -146,6 +180,10 @@ impl Connection {
             state: ConnectionState::New,
             since: Some(connections.clock.now()),
             active_requests: 0,
+            surplus: 0,
+            unfinished: None,
+            is_half_closed: false,
+            cut: None,
             write_blocked_since: None,
             goaway_since: None,
             is_evicted: false,
@@ -161,11 +199,17 @@ impl Connection {
         self.is_multiplexed.load(Ordering::Relaxed)
     }
 
-    /// The handshake is done. From here on only requests count: frames that are no request (PING, WINDOW_UPDATE) arrive at
-    /// any time.
+    pub(crate) fn clock(&self) -> &RunningClock {
+        &self.connections.clock
+    }
+
+    pub(crate) fn options(&self) -> &ConnectionOptions {
+        &self.connections.options
+    }
+
+    /// The connection speaks HTTP/2.
     pub(crate) fn set_multiplexed(&self) {
         self.is_multiplexed.store(true, Ordering::Relaxed);
-        self.begin(ConnectionState::Idle);
     }
 
     pub(crate) fn begin(&self, state: ConnectionState) {
@@ -174,18 +218,55 @@ impl Connection {
         activity.since = None;
     }
 
-    /// HTTP/1.1 received bytes.
-    pub(crate) fn bytes_read(&self) {
+    /// HTTP/1 received bytes, and so many of them come after the end of a head; `None`: no head ends among them.
+    pub(crate) fn read_http1(&self, length: usize, after_head: Option<usize>) {
         let mut activity = self.activity();
-        if activity.state == ConnectionState::Idle && activity.active_requests == 0 {
-            activity.state = ConnectionState::ReadingHead;
-            activity.since = None;
+        let length = length as i64;
+        if activity.active_requests == 0 {
+            activity.surplus = after_head.map_or(length, |after| after as i64);
+            if activity.state == ConnectionState::Idle {
+                activity.state = ConnectionState::ReadingHead;
+                activity.since = None;
+            }
+        } else if after_head == Some(0) && activity.surplus >= 0 {
+            activity.surplus = 0;
+        } else {
+            activity.surplus += length;
         }
+    }
+
+    /// HTTP/2 received bytes, the last of which belong to something unfinished.
+    pub(crate) fn read_http2(&self, unfinished: Option<(Unfinished, u64)>) {
+        let mut activity = self.activity();
+        activity.unfinished = unfinished.map(|(kind, number)| match activity.unfinished {
+            Some((_, known, since)) if known == number => (kind, number, since),
+            _ => (kind, number, self.connections.clock.now()),
+        });
+    }
+
+    pub(crate) fn set_half_closed(&self) {
+        self.activity().is_half_closed = true;
+    }
+
+    /// A request arrived whole and was not answered to the end.
+    pub(crate) fn awaits_answer(&self) -> bool {
+        let activity = self.activity();
+        activity.active_requests > 0 && (activity.surplus >= 0 || activity.surplus < UNKNOWN_BODY / 2)
+    }
+
+    /// Why a request that is not answered to the end is not.
+    pub(crate) fn cut(&self) -> Cut {
+        self.activity().cut.unwrap_or(Cut::Client)
     }
 
     /// A write has to wait for its reader, or no longer has to.
     pub(crate) fn set_write_blocked(&self, is_blocked: bool) {
         self.activity().write_blocked_since = is_blocked.then(|| self.connections.clock.now());
+    }
+
+    /// What is written now waits for the peer.
+    pub(crate) fn is_write_blocked(&self) -> bool {
+        self.activity().write_blocked_since.is_some()
     }
 
     /// HTTP/2 has to send GOAWAY.
@@ -230,6 +311,7 @@ impl Connection {
                 self.waker.register(cx.waker());
                 let stage = self.connections.stage();
                 if stage == Stage::Aborted {
+                    self.activity().cut = Some(Cut::DrainTimeout);
                     return Poll::Ready(());
                 }
                 if stage >= Stage::Draining && self.is_multiplexed() {
@@ -260,6 +342,15 @@ impl Connection {
         if let Some(since) = activity.write_blocked_since {
             return Some(since + options.write_timeout);
         }
+        if let Some((kind, _, since)) = activity.unfinished {
+            if activity.active_requests == 0 {
+                return Some(since + self.head_timeout(stage));
+            }
+            if kind == Unfinished::Head {
+                // HTTP/2 has no other frame until it ends, so no request goes on.
+                return Some(since + options.header_timeout);
+            }
+        }
         if activity.active_requests > 0 {
             return None;
         }
@@ -269,17 +360,21 @@ impl Connection {
         }
         let is_closing = stage >= Stage::Closing;
         Some(match (activity.state, activity.goaway_since) {
-            // A head on its way when the server stops accepting may still arrive.
-            (ConnectionState::New | ConnectionState::ReadingHead, _) if is_closing => {
-                since + options.last_head_timeout.min(options.header_timeout)
+            (ConnectionState::New | ConnectionState::Idle, Some(goaway)) if stage != Stage::Draining => {
+                goaway.max(since) + options.last_head_timeout
             }
-            (ConnectionState::New | ConnectionState::ReadingHead, _) => since + options.header_timeout,
+            (ConnectionState::New | ConnectionState::ReadingHead, _) => since + self.head_timeout(stage),
             (ConnectionState::Lingering, _) if is_closing => since + options.last_head_timeout.min(options.linger_timeout),
             (ConnectionState::Lingering, _) => since + options.linger_timeout,
-            (ConnectionState::Idle, Some(goaway)) if stage != Stage::Draining => goaway.max(since) + options.last_head_timeout,
             (ConnectionState::Idle, None) if is_closing => since,
             (ConnectionState::Idle, _) => since + options.idle_timeout,
         })
+    }
+
+    /// A head on its way when the server stops accepting may still arrive.
+    fn head_timeout(&self, stage: Stage) -> Duration {
+        let options = self.options();
+        if stage >= Stage::Closing { options.last_head_timeout.min(options.header_timeout) } else { options.header_timeout }
     }
 
     /// Checks the deadline again, by a clock that excludes the time for which the process was stopped. An idle HTTP/2 connection
@@ -291,24 +386,33 @@ impl Connection {
             return false;
         }
         let is_told = activity.goaway_since.is_some() || activity.is_busy() || activity.is_evicted;
-        if self.is_multiplexed() && !is_told {
+        if self.is_multiplexed() && !is_told && activity.unfinished.is_none() {
             activity.goaway_since = Some(now);
             return false;
         }
+        activity.cut = Some(Cut::WriteTimeout).filter(|_| activity.write_blocked_since.is_some());
         true
     }
 }
 
-/// Marks a connection as busy from a request's head to the end of its answer.
+/// Marks a connection as busy from a request's head until the end of its answer was written.
 #[derive(Debug)]
 pub(crate) struct ActiveRequest(Arc<Connection>);
 
 impl ActiveRequest {
-    pub(crate) fn new(connection: &Arc<Connection>) -> Self {
+    /// `body`: the length of the request's body, if it is known.
+    pub(crate) fn new(connection: &Arc<Connection>, body: Option<u64>) -> Self {
         let mut activity = connection.activity();
+        if activity.active_requests == 0 {
+            activity.surplus = body.map_or(UNKNOWN_BODY, |body| activity.surplus.saturating_sub_unsigned(body));
+        }
         activity.active_requests += 1;
         activity.is_evicted = false;
         Self(connection.clone())
+    }
+
+    pub(crate) fn is_write_blocked(&self) -> bool {
+        self.0.is_write_blocked()
     }
 }
 
@@ -316,12 +420,14 @@ impl Drop for ActiveRequest {
     fn drop(&mut self) {
         let mut activity = self.0.activity();
         activity.active_requests -= 1;
-        activity.state = ConnectionState::Idle;
+        // The next head has begun when more came than this request.
+        activity.state = if activity.surplus > 0 { ConnectionState::ReadingHead } else { ConnectionState::Idle };
         activity.since = None;
         let is_idle = activity.active_requests == 0;
+        let is_half_closed = activity.is_half_closed;
         drop(activity);
         // Over HTTP/1.1 it ends in a poll of the connection's task, which arms the timer before it returns.
-        if is_idle && self.0.is_multiplexed() {
+        if is_idle && (is_half_closed || self.0.is_multiplexed()) {
             self.0.waker.wake();
         }
     }

@@ -1,45 +1,37 @@
 //! One connection: its protocol, its requests, its end.
 
-use std::convert::Infallible;
 use std::net::IpAddr;
-use std::pin::pin;
 use std::sync::Arc;
 
 use bytes::BytesMut;
 use futures_util::TryFutureExt as _;
 use http::header::{CONNECTION, HeaderValue, TRANSFER_ENCODING};
-use http::{Request, Response, StatusCode};
-use http_body::Body;
-use http_body_util::BodyExt as _;
-use http_body_util::combinators::MapErr;
+use http::{Request, StatusCode};
+use http_body::Body as _;
 use hyper::body::Incoming;
-use hyper::server::conn::{http1, http2};
+use hyper::server::conn::http1;
 use hyper::service::{Service as _, service_fn};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 
 use crate::server::activity::{ActiveRequest, Connection, ConnectionState};
+use crate::server::answer::TrackedBody;
+use crate::server::frames::PREFACE;
 use crate::server::io::TrackedIo;
-use crate::server::service::{ConnectionInfo, HttpService, OnRefused};
+use crate::server::service::{ConnectionInfo, HttpService, OnRefused, RequestBody};
 use crate::server::tls::AcceptorState;
 use crate::text::causes;
 
 /// The largest request head that hyper accepts. A service whose own limit is below it answers in its own form; beyond it
 /// hyper answers with a bare 431.
-const MAX_HEAD: usize = 64 << 10;
+pub(crate) const MAX_HEAD: usize = 64 << 10;
 /// How many header fields hyper accepts over HTTP/1.
 const MAX_FIELDS: usize = 128;
-/// How many requests one HTTP/2 connection may have in flight.
-const MAX_STREAMS: u32 = 256;
-/// The connection preface of HTTP/2 (RFC 9113, 3.4).
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// How many bytes are still read after the last answer.
 const MAX_LINGER: usize = 4 << 20;
-
-type BodyError<S> = <<S as HttpService>::Body as Body>::Error;
 
 /// What the protocols of one connection share.
 pub(crate) struct Protocols<S> {
@@ -85,7 +77,7 @@ impl<S: HttpService> Protocols<S> {
             }
             if length == PREFACE.len() {
                 socket.prefix = first.freeze();
-                return Box::pin(self.http2(socket, false)).await;
+                return Box::pin(self.http2(socket.reads_http2(), false)).await;
             }
         }
     }
@@ -96,55 +88,41 @@ impl<S: HttpService> Protocols<S> {
         let stream = accepted.map_err(|error| format!("TLS: {}", causes(&error)))?;
         let session = stream.get_ref().1;
         let without_certificate = tls.asks_for_certificate && session.peer_certificates().is_none();
-        match session.alpn_protocol() {
-            Some(b"h2") => self.http2(stream, without_certificate).await,
-            _ => self.http1(TrackedIo::decrypted(stream, self.connection.clone()), without_certificate).await,
-        }
+        let is_http2 = session.alpn_protocol() == Some(b"h2");
+        let io = TrackedIo::decrypted(stream, self.connection.clone());
+        if is_http2 { self.http2(io.reads_http2(), without_certificate).await } else { self.http1(io, without_certificate).await }
     }
 
-    /// Passes one request to the service.
-    #[expect(clippy::type_complexity, reason = "an alias cannot name the closure that the body owns")]
-    fn call(
+    /// A request with what the service may know of its connection.
+    pub(crate) fn with_connection_info(
         &self,
-        mut request: Request<Incoming>,
+        mut request: Request<RequestBody>,
         without_client_certificate: bool,
-    ) -> impl Future<Output = Result<Response<MapErr<S::Body, impl FnMut(BodyError<S>) -> BodyError<S> + use<S>>>, Infallible>> + use<S>
-    {
-        let active = ActiveRequest::new(&self.connection);
-        request.extensions_mut().insert(ConnectionInfo { peer: self.peer, without_client_certificate });
-        // Futures that `map_ok` wraps are polled in place; an `async` block would move the whole call once more.
-        self.service.call(request).map_ok(|response| {
-            // hyper drops the body at the end of the answer, and with it what this closure owns.
-            response.map(|body| {
-                body.map_err(move |error| {
-                    let _until_dropped = &active;
-                    error
-                })
-            })
-        })
+    ) -> Request<RequestBody> {
+        let connection = Some(self.connection.clone());
+        request.extensions_mut().insert(ConnectionInfo { peer: self.peer, without_client_certificate, connection });
+        request
     }
 
-    async fn http1(
-        &self,
-        mut io: TrackedIo<impl AsyncRead + AsyncWrite + Unpin>,
-        without_certificate: bool,
-    ) -> Result<(), String> {
-        io.reads_heads = true;
+    async fn http1(&self, io: TrackedIo<impl AsyncRead + AsyncWrite + Unpin>, without_certificate: bool) -> Result<(), String> {
         let service = service_fn(|request: Request<Incoming>| {
             // hyper ignores and removes a length beside it, and another server may have used that length: what follows on
             // this connection is not read as a request (RFC 9112, 6.1).
             let is_chunked = request.headers().contains_key(TRANSFER_ENCODING);
-            self.call(request, without_certificate).map_ok(move |mut response| {
+            let active = ActiveRequest::new(&self.connection, request.body().size_hint().exact());
+            let request = self.with_connection_info(request.map(RequestBody::Http1), without_certificate);
+            // Futures that `map_ok` wraps are polled in place; an `async` block would move the whole call once more.
+            self.service.call(request).map_ok(move |mut response| {
                 if is_chunked {
                     response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
                 }
-                response
+                response.map(|body| TrackedBody::new(body, Some(active)))
             })
         });
         let mut http = http1::Builder::new();
         // hyper's own timeout would also close idle connections.
         http.timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(MAX_HEAD).max_headers(MAX_FIELDS);
-        let mut serving = http.serve_connection(TokioIo::new(io), service);
+        let mut serving = http.serve_connection(TokioIo::new(io.reads_http1()), service);
         let ended = (&mut serving).await;
         match &ended {
             Err(error) if error.is_parse_too_large() => (self.on_refused)(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE),
@@ -156,23 +134,6 @@ impl<S: HttpService> Protocols<S> {
         self.connection.begin(ConnectionState::Lingering);
         linger(io).await;
         ended.map_err(|error| causes(&error))
-    }
-
-    async fn http2(&self, stream: impl AsyncRead + AsyncWrite + Unpin, without_certificate: bool) -> Result<(), String> {
-        self.connection.set_multiplexed();
-        let mut http = http2::Builder::new(TokioExecutor::new());
-        http.timer(TokioTimer::new()).max_header_list_size(MAX_HEAD as u32).max_concurrent_streams(MAX_STREAMS);
-        let service = service_fn(|request| self.call(request, without_certificate));
-        let mut serving = pin!(http.serve_connection(TokioIo::new(stream), service));
-        let mut is_going_away = false;
-        let ended = std::future::poll_fn(|cx| {
-            if !is_going_away && self.connection.must_go_away() {
-                is_going_away = true;
-                serving.as_mut().graceful_shutdown();
-            }
-            serving.as_mut().poll(cx)
-        });
-        ended.await.map_err(|error| causes(&error))
     }
 }
 

@@ -1,14 +1,23 @@
-//! A byte stream that publishes when a head begins and when a write waits.
+//! A byte stream that publishes what its input has begun, when a write waits, and when the peer closes its side.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::{Buf as _, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, Interval, interval};
 
 use crate::server::activity::Connection;
+use crate::server::frames::FrameReader;
+
+/// How long a request may still take whose client has closed its side. It may wait for the answer, or be gone: only a write
+/// would find out.
+const HALF_CLOSED: Duration = Duration::from_secs(1);
+/// How often such a connection is read again, for a reset.
+const RESET_POLL: Duration = Duration::from_millis(100);
 
 /// A socket below TLS, what TLS makes of it, or both at once where there is no TLS.
 #[derive(Debug)]
@@ -17,20 +26,45 @@ pub(crate) struct TrackedIo<S> {
     connection: Arc<Connection>,
     /// Was read to recognise the protocol, and is read again.
     pub(crate) prefix: Bytes,
-    /// Bytes that arrive are a request's: HTTP/1.1, decrypted.
-    pub(crate) reads_heads: bool,
+    input: Input,
     /// A write that waits here waits for the peer.
     is_socket: bool,
     is_blocked: bool,
+    /// The peer closed its side.
+    end: Option<Box<End>>,
+}
+
+/// What the bytes that arrive are.
+#[derive(Debug)]
+enum Input {
+    /// Not known yet, or encrypted.
+    Opaque,
+    Http1(HeadReader),
+    Http2(Box<FrameReader>),
+}
+
+#[derive(Debug)]
+struct End {
+    deadline: Instant,
+    poll: Interval,
 }
 
 impl<S> TrackedIo<S> {
     pub(crate) fn socket(stream: S, connection: Arc<Connection>) -> Self {
-        Self { stream, connection, prefix: Bytes::new(), reads_heads: false, is_socket: true, is_blocked: false }
+        let (prefix, input) = (Bytes::new(), Input::Opaque);
+        Self { stream, connection, prefix, input, is_socket: true, is_blocked: false, end: None }
     }
 
     pub(crate) fn decrypted(stream: S, connection: Arc<Connection>) -> Self {
         Self { is_socket: false, ..Self::socket(stream, connection) }
+    }
+
+    pub(crate) fn reads_http1(self) -> Self {
+        Self { input: Input::Http1(HeadReader::default()), ..self }
+    }
+
+    pub(crate) fn reads_http2(self) -> Self {
+        Self { input: Input::Http2(Box::new(FrameReader::new())), ..self }
     }
 
     fn write_polled<T>(&mut self, polled: Poll<T>) -> Poll<T> {
@@ -42,12 +76,9 @@ impl<S> TrackedIo<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for TrackedIo<S> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        if self.prefix.is_empty() {
-            ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
-        } else {
+impl<S: AsyncRead + Unpin> TrackedIo<S> {
+    fn poll_stream(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if !self.prefix.is_empty() {
             let length = self.prefix.len().min(buf.remaining());
             buf.put_slice(&self.prefix[..length]);
             self.prefix.advance(length);
@@ -55,14 +86,82 @@ impl<S: AsyncRead + Unpin> AsyncRead for TrackedIo<S> {
                 // Frees the memory.
                 self.prefix = Bytes::new();
             }
+            return Poll::Ready(Ok(()));
         }
-        if self.reads_heads && buf.filled().len() > before {
-            self.connection.bytes_read();
+        let before = buf.filled().len();
+        if self.end.is_none() {
+            ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
+            if buf.filled().len() > before || buf.remaining() == 0 || matches!(self.input, Input::Opaque) {
+                return Poll::Ready(Ok(()));
+            }
+        }
+        self.poll_end(cx, buf)
+    }
+
+    /// The end of the input is passed on when what came before it was answered: hyper and h2 drop every request at the end.
+    fn poll_end(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let is_first = self.end.is_none();
+        let new = || Box::new(End { deadline: Instant::now() + HALF_CLOSED, poll: interval(RESET_POLL) });
+        let end = self.end.get_or_insert_with(new);
+        if is_first {
+            self.connection.set_half_closed();
+            if matches!(self.input, Input::Http2(_)) {
+                // The requests before it are not accepted yet.
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+        }
+        while self.connection.awaits_answer() && Instant::now() < end.deadline {
+            ready!(end.poll.poll_tick(cx));
+            ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
         }
         Poll::Ready(Ok(()))
     }
 }
 
+/// Which part of HTTP/1's input comes after the end of a head.
+#[derive(Debug, Default)]
+struct HeadReader {
+    /// The last bytes that came.
+    tail: [u8; 3],
+}
+
+impl HeadReader {
+    /// How many of these bytes come after the end of the head that they hold; 0 when they end with one. `None` when the end of
+    /// a head is not among them.
+    fn read(&mut self, bytes: &[u8]) -> Option<usize> {
+        let is_end = |at: usize| {
+            let before = |n: usize| match at.checked_sub(n) {
+                Some(i) => bytes[i],
+                None => self.tail[3 + at - n],
+            };
+            bytes[at] == b'\n' && (before(1) == b'\n' || before(1) == b'\r' && before(2) == b'\n')
+        };
+        let last = bytes.len() - 1;
+        let end = if is_end(last) { Some(last) } else { (0..last).find(|at| is_end(*at)) };
+        let kept = bytes.len().min(3);
+        self.tail.rotate_left(kept);
+        self.tail[3 - kept..].copy_from_slice(&bytes[bytes.len() - kept..]);
+        Some(last - end?)
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for TrackedIo<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        let before = buf.filled().len();
+        ready!(this.poll_stream(cx, buf))?;
+        let bytes = &buf.filled()[before..];
+        if !bytes.is_empty() {
+            match &mut this.input {
+                Input::Opaque => {}
+                Input::Http1(heads) => this.connection.read_http1(bytes.len(), heads.read(bytes)),
+                Input::Http2(frames) => this.connection.read_http2(frames.read(bytes)),
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
 impl<S: AsyncWrite + Unpin> AsyncWrite for TrackedIo<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.stream).poll_write(cx, buf);

@@ -11,8 +11,11 @@
 //! `activity`, `clock` and `io`; `service`; [`tls`]; [`shutdown`].
 
 mod activity;
+pub(crate) mod answer;
 mod clock;
 mod connection;
+mod frames;
+mod http2;
 mod io;
 pub(crate) mod listener;
 pub mod options;
@@ -22,5 +25,6 @@ pub mod shutdown;
 mod tests;
 pub mod tls;
 
+pub(crate) use activity::Cut;
 pub(crate) use listener::{ServerConfig, serve};
 pub(crate) use service::ConnectionInfo;

@@ -3,21 +3,78 @@
 use std::convert::Infallible;
 use std::error::Error;
 use std::net::IpAddr;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
+use h2::RecvStream;
 use http::{Request, Response, StatusCode};
-use http_body::Body;
+use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tower_service::Service;
 
+use crate::server::activity::{Connection, Cut};
+use crate::server::answer::AnswerBody;
+
+type BoxError = Box<dyn Error + Send + Sync>;
+
 /// A request's connection: an extension of every request that the service receives.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct ConnectionInfo {
     /// The address of the other end of the socket.
     pub(crate) peer: IpAddr,
     /// Client certificates are asked for (`--tls-client-ca`) and the peer presented none.
     pub(crate) without_client_certificate: bool,
+    /// `None`: a request that came over no connection.
+    pub(crate) connection: Option<Arc<Connection>>,
+}
+
+impl ConnectionInfo {
+    /// Why a request that was not answered to the end was not.
+    pub(crate) fn cut(&self) -> Cut {
+        self.connection.as_ref().map_or(Cut::Client, |connection| connection.cut())
+    }
+}
+
+/// The body of a request.
+pub(crate) enum RequestBody {
+    Http1(Incoming),
+    Http2(RecvStream),
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        match self.get_mut() {
+            Self::Http1(body) => Pin::new(body).poll_frame(cx).map_err(BoxError::from),
+            Self::Http2(stream) => match ready!(stream.poll_data(cx)?) {
+                Some(bytes) => {
+                    // What was read makes room for more.
+                    let _ = stream.flow_control().release_capacity(bytes.len());
+                    Poll::Ready(Some(Ok(Frame::data(bytes))))
+                }
+                None => Poll::Ready(ready!(stream.poll_trailers(cx)?).map(|trailers| Ok(Frame::trailers(trailers)))),
+            },
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Http1(body) => body.is_end_stream(),
+            Self::Http2(stream) => stream.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Http1(body) => body.size_hint(),
+            Self::Http2(stream) if stream.is_end_stream() => SizeHint::with_exact(0),
+            Self::Http2(_) => SizeHint::default(),
+        }
+    }
 }
 
 /// Called with the status that hyper answered by itself, when a request head could not be read: there is no request that
@@ -26,24 +83,24 @@ pub(crate) type OnRefused = Arc<dyn Fn(StatusCode) + Send + Sync>;
 
 /// A tower service that the server can call: `axum::Router` is one.
 pub(crate) trait HttpService:
-    Service<Request<Incoming>, Response = Response<Self::Body>, Error = Infallible, Future: Send + 'static>
+    Service<Request<RequestBody>, Response = Response<Self::Body>, Error = Infallible, Future: Send + 'static>
     + Clone
     + Send
     + Sync
     + 'static
 {
     /// The answer's body.
-    type Body: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static;
+    type Body: AnswerBody;
 }
 
 impl<S, B> HttpService for S
 where
-    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible, Future: Send + 'static>
+    S: Service<Request<RequestBody>, Response = Response<B>, Error = Infallible, Future: Send + 'static>
         + Clone
         + Send
         + Sync
         + 'static,
-    B: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static,
+    B: AnswerBody,
 {
     type Body = B;
 }

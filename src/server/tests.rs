@@ -3,6 +3,8 @@
 //! Tokio advances a paused clock to the next timer whenever no task can run, also while bytes travel over loopback: by at most
 //! the server's heartbeat for each exchange. A large transfer takes seconds of that clock, so tests that make one leave a margin.
 
+mod http2;
+
 use std::future::pending;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -28,6 +30,8 @@ const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
 /// What `/large` answers with: half of it is more than the buffers of both sockets hold.
 const LARGE: usize = 32 << 20;
+/// What `/some` answers with: more than the first window of HTTP/2.
+const SOME: usize = 820_000;
 /// The client's receive buffer. Left alone, the kernel grows it to tens of MiB on some machines.
 const RECEIVE_BUFFER: u32 = 1 << 20;
 
@@ -53,6 +57,7 @@ impl TestServer {
             .route("/echo", post(|body: Bytes| async { body }))
             .route("/slow", get(|| async { sleep(20 * SECOND).await }))
             .route("/endless", get(pending::<()>))
+            .route("/some", get(|| async { Bytes::from(vec![0; SOME]) }))
             .route("/large", get(|| async { Bytes::from(vec![0; LARGE]) }))
             .route("/close", get(|| async { [("connection", "close")] }))
             .route(
@@ -394,15 +399,7 @@ async fn an_http_2_request_outlives_every_timeout_and_a_reader_that_accepts_noth
     assert!(!connection.is_finished() && !endless.is_finished());
 
     let mut deaf = server.connect().await;
-    let frame = |kind: u8, flags: u8, stream: u32, payload: &[u8]| {
-        [&(payload.len() as u32).to_be_bytes()[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
-    };
-    // The largest windows, so that only the socket makes the server wait: SETTINGS_INITIAL_WINDOW_SIZE and WINDOW_UPDATE.
-    let settings = frame(4, 0, 0, &[&[0, 4][..], &(i32::MAX as u32).to_be_bytes()].concat());
-    let window = frame(8, 0, 0, &(i32::MAX as u32 - 65_535).to_be_bytes());
-    // GET http://test/large by HPACK's static table; END_STREAM and END_HEADERS.
-    let head = frame(1, 5, 1, &[&b"\x82\x86\x04\x06/large\x41\x04test"[..]].concat());
-    deaf.0.write_all(&[b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", &settings[..], &window, &head].concat()).await.unwrap();
+    deaf.0.write_all(&[http2::largest_windows(), http2::frame(1, 5, 1, &http2::head("/large"))].concat()).await.unwrap();
     sleep(40 * SECOND).await;
     let (rest, _) = deaf.until_closed().await;
     assert!((1 << 16..LARGE).contains(&rest.len()), "cut in the middle of the answer: {}", rest.len());

@@ -42,6 +42,8 @@ pub(crate) struct AccessEntry<'a> {
     pub(crate) lane: &'a str,
     /// The first failing upstream's status, else the last one's; `None` when none was called or none answered.
     pub(crate) upstream_status: Option<u16>,
+    /// Why the answer was not written to its end.
+    pub(crate) cut: Option<&'static str>,
 }
 
 impl AccessLog {
@@ -81,6 +83,10 @@ fn text(out: &mut Vec<u8>, entry: &AccessEntry<'_>) {
         out.extend_from_slice(b" upstream=");
         push_number(out, u64::from(status));
     }
+    if let Some(cut) = entry.cut {
+        out.extend_from_slice(b" error=");
+        out.extend_from_slice(cut.as_bytes());
+    }
     out.push(b'\n');
 }
 
@@ -117,6 +123,11 @@ pub(crate) fn json(out: &mut Vec<u8>, entry: &AccessEntry<'_>) {
         Some(status) => push_number(out, u64::from(status)),
         None => out.extend_from_slice(b"null"),
     }
+    if let Some(cut) = entry.cut {
+        out.extend_from_slice(b",\"error\":\"");
+        out.extend_from_slice(cut.as_bytes());
+        out.push(b'"');
+    }
     out.extend_from_slice(b"}\n");
 }
 
@@ -137,6 +148,7 @@ mod tests {
             trace,
             lane: "base",
             upstream_status: Some(502),
+            cut: None,
         }
     }
 

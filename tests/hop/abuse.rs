@@ -4,6 +4,7 @@ use std::io::ErrorKind::WouldBlock;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use crate::common::http2::{Frame, GET, Http2, literal};
 use crate::common::{Demo, Hop, PATIENCE, eventually, exchange, read_answer};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -547,6 +548,43 @@ async fn floods_of_http_2_frames_cost_bounded_memory_and_slow_nobody_down() {
         })
         .await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_that_wait_for_http_2_windows_cost_bounded_memory() {
+    let hop = Hop::start(&[], &[]);
+    let before = memory(&hop).await;
+    let mut clients = Vec::new();
+    for _ in 0..13 {
+        // SETTINGS_INITIAL_WINDOW_SIZE.
+        let mut client = Http2::open(connect(&hop).await, &[(4, 0)]).await;
+        // A field of 3,900 bytes in HPACK's dynamic table, and from there seven times in each request.
+        let field = [&b"\x40\x03x-a\x7f\xbd\x1d"[..], &[b'x'; 3900]].concat();
+        let start = [GET, &literal(":path", "/headers"), &literal(":authority", "hop")].concat();
+        client.head(1, &[&start[..], &field].concat()).await;
+        for i in 1..250 {
+            client.head(2 * i + 1, &[&start[..], &[0xbe; 7]].concat()).await;
+        }
+        clients.push(client);
+    }
+    for client in &mut clients {
+        client.until(|frame| frame.kind == Frame::HEADERS).await;
+    }
+    let answered = || async { hop.metrics().await.sum("http_server_active_requests", &[]) };
+    let mut last = answered().await;
+    // Until no further request begins.
+    eventually("the hop has answered what it will", || {
+        let answered = answered();
+        let before = last;
+        async move {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            (answered.await == before).then_some(())
+        }
+    })
+    .await;
+    last = memory(&hop).await - before;
+    assert!(last < 25e6, "memory grew by {last}");
+    assert_eq!(hop.get("/hello", &[]).await.status, 200);
 }
 
 /// The addresses that a process listens on, as the system tells it.

@@ -149,6 +149,7 @@ async fn the_deadline_wins_over_a_request_that_never_ends() {
     assert!(hop.stderr().iter().any(|line| line.contains("cut off")), "{:#?}", hop.stderr());
     let line = hop.access_line("endless").await;
     assert!(line.contains("\" 499 "), "it is logged as not answered: {line}");
+    assert!(line.contains(" error=drain_timeout"), "and by whom: {line}");
     assert!(sink.spans().iter().any(|span| span.tags.get("request.id").is_some_and(|id| id == "endless")));
     working.closed().await;
 }

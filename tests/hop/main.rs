@@ -18,6 +18,7 @@ mod limits;
 mod neighbours;
 mod propagation;
 mod requests;
+mod restarts;
 mod spans;
 mod telemetry;
 mod tls;

@@ -157,3 +157,61 @@ async fn answers_over_http_2_have_a_date_too() {
         assert!(block.windows(2).any(|two| two[0] == 0x61 || two[0] == 0x0f && two[1] == 18), "{path}: {block:?}");
     }
 }
+
+/// Everything that comes until the other side closes.
+async fn to_the_end(stream: &mut (impl AsyncRead + Unpin)) -> String {
+    let mut bytes = Vec::new();
+    let read = async { while stream.read_buf(&mut bytes).await.is_ok_and(|read| read > 0) {} };
+    tokio::time::timeout(PATIENCE, read).await.expect("the hop closes the connection");
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_whose_client_closes_its_side_is_answered() {
+    const GET_HELLO: &[u8] = b"GET /hello HTTP/1.1\r\nhost: hop\r\n\r\n";
+    for latency in ["0", "200ms"] {
+        let hop = Hop::start(&["--latency", latency], &[]);
+        let secure = Secure::start(&format!("fin-{latency}"), &["--latency", latency]);
+        for i in 0..20 {
+            let mut plain = TcpStream::connect(hop.addr).await.unwrap();
+            plain.write_all(GET_HELLO).await.unwrap();
+            plain.shutdown().await.unwrap();
+            let mut body = TcpStream::connect(hop.addr).await.unwrap();
+            body.write_all(b"GET /hello HTTP/1.1\r\nhost: hop\r\ncontent-length: 4\r\n\r\nbody").await.unwrap();
+            body.shutdown().await.unwrap();
+            let mut tls = secure.connect(&[b"http/1.1"], None).await.unwrap();
+            tls.write_all(GET_HELLO).await.unwrap();
+            tls.shutdown().await.unwrap();
+            for answer in [to_the_end(&mut plain).await, to_the_end(&mut body).await, to_the_end(&mut tls).await] {
+                assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{latency}, {i}: {answer}");
+            }
+            let mut http2 = Http2::open(TcpStream::connect(hop.addr).await.unwrap(), &[]).await;
+            http2.get(1, "/hello").await;
+            http2.0.shutdown().await.unwrap();
+            assert_eq!(http2.answer(1).await.0, 200, "{latency}, {i}");
+        }
+        for (hop, count) in [(&hop, 60.0), (&secure.hop, 20.0)] {
+            let logged = || hop.stdout().iter().filter(|line| line.contains("\"GET /hello\" 200 ")).count() as f64;
+            crate::common::eventually("each is logged", || async { (logged() == count).then_some(()) }).await;
+        }
+        assert_eq!(hop.metrics().await.sum(COUNT, &[("http_response_status_code", "200"), ("http_route", "/hello")]), 60.0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_closes_its_side_and_takes_too_long_or_is_gone_is_counted_and_logged() {
+    let hop = Hop::start(&["--latency", "1h"], &[]);
+    let get = |id: &str| format!("GET /hello HTTP/1.1\r\nhost: hop\r\nx-request-id: {id}\r\n\r\n");
+    let mut waiting = TcpStream::connect(hop.addr).await.unwrap();
+    waiting.write_all(get("waiting").as_bytes()).await.unwrap();
+    waiting.shutdown().await.unwrap();
+    assert_eq!(to_the_end(&mut waiting).await, "");
+    let mut gone = TcpStream::connect(hop.addr).await.unwrap();
+    gone.write_all(get("gone").as_bytes()).await.unwrap();
+    drop(gone);
+    for id in ["waiting", "gone"] {
+        let line = hop.access_line(id).await;
+        assert!(line.contains("\"GET /hello\" 499 ") && line.ends_with(" error=client_closed_request"), "{line}");
+    }
+    assert_eq!(hop.metrics().await.sum(COUNT, &[("http_response_status_code", "499")]), 2.0);
+}

@@ -278,7 +278,7 @@ async fn a_caller_who_hangs_up_is_counted_and_logged_as_499() {
 }
 
 #[tokio::test]
-async fn an_answer_whose_reader_hangs_up_in_the_middle_is_logged_as_it_was_handed_to_the_connection() {
+async fn an_answer_whose_reader_hangs_up_in_the_middle_is_logged_with_what_was_sent_of_it() {
     // HTTP/2's window makes a hop wait with the rest of an answer: an answer of some KiB would fit into a socket's buffers.
     const WINDOW: usize = 1000;
     let hop = Hop::start(&[], &[]);
@@ -297,11 +297,12 @@ async fn an_answer_whose_reader_hangs_up_in_the_middle_is_logged_as_it_was_hande
     drop((answer, send));
     connection.abort();
     let line = hop.access_line("r-middle").await;
-    // What was not read of it is the connection's: the answer itself was whole.
-    let bytes = line.split(' ').find_map(|part| part.strip_suffix('B')?.parse::<usize>().ok()).unwrap();
-    assert!(line.contains("\"GET /headers\" 200 ") && bytes > 20 << 10, "{line}");
-    let counted = hop.metrics().await.sum(&format!("{SERVER}_count"), &[("http_response_status_code", "200")]);
-    assert_eq!(counted, 1.0);
+    let sent = format!(" {WINDOW}B ");
+    assert!(line.contains("\"GET /headers\" 499 ") && line.contains(&sent), "{line}");
+    assert!(line.ends_with(" error=client_closed_request"), "{line}");
+    let counted = |samples: &Samples, status| samples.sum(&format!("{SERVER}_count"), &[("http_response_status_code", status)]);
+    let samples = hop.metrics().await;
+    assert_eq!((counted(&samples, "499"), counted(&samples, "200")), (1.0, 0.0));
     assert_eq!(hop.metrics().await.sum("http_server_active_requests", &[]), 1.0);
 }
 
@@ -352,4 +353,25 @@ async fn a_stdout_that_is_read_loses_nothing() {
     }
     eventually("every line is there", || async { (hop.stdout().len() >= 200).then_some(()) }).await;
     assert_eq!(hop.metrics().await.sum("httpserver_log_lines_dropped_total", &[]), 0.0);
+}
+
+#[tokio::test]
+async fn over_http_1_a_reader_that_hangs_up_in_the_middle_is_no_200_either() {
+    let hop = Hop::start(&[], &[]);
+    let mut greedy = tokio::net::TcpStream::connect(hop.addr).await.unwrap();
+    let request = format!("GET /headers HTTP/1.1\r\nhost: hop\r\nx-large: {}\r\n\r\n", "x".repeat(30 << 10));
+    // Answers that nobody reads, until one waits for the socket.
+    let mut sent = 0;
+    while let Ok(written) =
+        tokio::time::timeout(Duration::from_secs(1), greedy.write(&request.as_bytes()[sent % request.len()..])).await
+    {
+        sent += written.expect("the hop keeps the connection");
+    }
+    drop(greedy);
+    let cut = eventually("it is logged", || async { hop.stdout().into_iter().find(|line| line.contains(" 499 ")) }).await;
+    let bytes = |line: &str| line.split(' ').find_map(|part| part.strip_suffix('B')?.parse::<usize>().ok()).unwrap();
+    assert!(bytes(&cut) < 30 << 10 && cut.ends_with(" error=client_closed_request"), "{cut}");
+    let whole: Vec<_> = hop.stdout().into_iter().filter(|line| line.contains(" 200 ")).collect();
+    assert!(!whole.is_empty() && whole.iter().all(|line| bytes(line) > 30 << 10), "{whole:?}");
+    assert_eq!(hop.metrics().await.sum(&format!("{SERVER}_count"), &[("http_response_status_code", "499")]), 1.0);
 }

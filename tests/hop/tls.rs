@@ -79,7 +79,18 @@ impl Secure {
         Self { hop: Hop::start(&all, &[]), files, authority }
     }
 
+    /// The flags of a hop with the same certificate.
+    pub(crate) fn flags(&self) -> Vec<String> {
+        ["--tls-cert".to_owned(), self.files.path("tls.crt"), "--tls-key".to_owned(), self.files.path("tls.key")].into()
+    }
+
     pub(crate) async fn connect(&self, alpn: &[&[u8]], own: Option<&(String, String)>) -> std::io::Result<TlsStream<TcpStream>> {
+        let name = ServerName::try_from("localhost").unwrap();
+        let stream = TcpStream::connect(self.hop.addr).await?;
+        self.connector(alpn, own).connect(name, stream).await
+    }
+
+    pub(crate) fn connector(&self, alpn: &[&[u8]], own: Option<&(String, String)>) -> TlsConnector {
         let mut roots = rustls::RootCertStore::empty();
         roots.add(self.authority.der().clone()).unwrap();
         let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -93,9 +104,7 @@ impl Secure {
             None => builder.with_no_client_auth(),
         };
         config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
-        let name = ServerName::try_from("localhost").unwrap();
-        let stream = TcpStream::connect(self.hop.addr).await?;
-        TlsConnector::from(Arc::new(config)).connect(name, stream).await
+        TlsConnector::from(Arc::new(config))
     }
 
     /// Status and body of one request on a connection of its own.

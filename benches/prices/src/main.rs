@@ -144,6 +144,7 @@ fn entry() -> AccessEntry<'static> {
         trace: Some(&CONTEXT),
         lane: "base",
         upstream_status: Some(200),
+        cut: None,
     }
 }
 

@@ -1,0 +1,111 @@
+//! Where in HTTP/2's frames a connection's input stands: whether a head or another frame has begun and is not whole.
+
+/// The connection preface of HTTP/2 (RFC 9113, 3.4).
+pub(crate) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// The length of a frame's header.
+const HEADER: usize = 9;
+const HEADERS: u8 = 1;
+const CONTINUATION: u8 = 9;
+const END_HEADERS: u8 = 4;
+
+/// Counts through frames (RFC 9113, 4.1) without keeping their content.
+#[derive(Debug)]
+pub(crate) struct FrameReader {
+    preface_left: usize,
+    header: [u8; HEADER],
+    header_length: usize,
+    payload_left: usize,
+    /// A HEADERS frame came, and not yet the one with END_HEADERS.
+    in_head: bool,
+    /// How many heads and other frames have begun.
+    begun: u64,
+}
+
+/// What has begun and is not whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Unfinished {
+    /// A request's head: HTTP/2 allows no other frame until it ends.
+    Head,
+    /// Another frame, or one of which too little is known.
+    Frame,
+}
+
+impl FrameReader {
+    pub(crate) fn new() -> Self {
+        Self { preface_left: PREFACE.len(), header: [0; HEADER], header_length: 0, payload_left: 0, in_head: false, begun: 0 }
+    }
+
+    /// What the bytes so far have begun, and its number.
+    pub(crate) fn read(&mut self, mut bytes: &[u8]) -> Option<(Unfinished, u64)> {
+        let preface = self.preface_left.min(bytes.len());
+        self.preface_left -= preface;
+        bytes = &bytes[preface..];
+        while !bytes.is_empty() {
+            if self.header_length < HEADER {
+                self.begun += u64::from(self.header_length == 0 && !self.in_head);
+                let length = (HEADER - self.header_length).min(bytes.len());
+                self.header[self.header_length..][..length].copy_from_slice(&bytes[..length]);
+                self.header_length += length;
+                bytes = &bytes[length..];
+                if self.header_length < HEADER {
+                    break;
+                }
+                self.payload_left = u32::from_be_bytes([0, self.header[0], self.header[1], self.header[2]]) as usize;
+                self.in_head |= matches!(self.header[3], HEADERS | CONTINUATION);
+            }
+            let length = self.payload_left.min(bytes.len());
+            self.payload_left -= length;
+            bytes = &bytes[length..];
+            if self.payload_left == 0 {
+                self.header_length = 0;
+                self.in_head &= self.header[4] & END_HEADERS == 0;
+            }
+        }
+        let is_unfinished = self.in_head || self.header_length > 0 || self.preface_left > 0;
+        is_unfinished.then_some((if self.in_head { Unfinished::Head } else { Unfinished::Frame }, self.begun))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(kind: u8, flags: u8, payload: &[u8]) -> Vec<u8> {
+        [&[0, 0, payload.len() as u8, kind, flags, 0, 0, 0, 1][..], payload].concat()
+    }
+
+    #[test]
+    fn what_has_begun_is_known_however_the_bytes_are_cut() {
+        let all = [
+            (PREFACE.to_vec(), Unfinished::Frame),
+            (frame(4, 0, &[]), Unfinished::Frame),
+            (frame(HEADERS, END_HEADERS, b"head"), Unfinished::Head),
+            (frame(0, 0, b"data"), Unfinished::Frame),
+            (frame(HEADERS, 0, b"he"), Unfinished::Head),
+            (frame(CONTINUATION, 0, b""), Unfinished::Head),
+            (frame(CONTINUATION, END_HEADERS, b"ad"), Unfinished::Head),
+            (frame(6, 0, &[0; 8]), Unfinished::Frame),
+        ];
+        let mut reader = FrameReader::new();
+        let mut is_open_head = false;
+        for (bytes, unfinished) in &all {
+            for (i, byte) in bytes.iter().enumerate() {
+                let now = reader.read(&[*byte]).map(|(unfinished, _)| unfinished);
+                let is_whole = i + 1 == bytes.len();
+                // A frame's kind is its fourth byte.
+                let is_head = is_open_head || (*unfinished == Unfinished::Head && i >= 8);
+                is_open_head |= is_whole && bytes[3] == HEADERS && bytes[4] & END_HEADERS == 0;
+                is_open_head &= !(is_whole && bytes[4] & END_HEADERS != 0);
+                let expected = match is_whole {
+                    true => is_open_head.then_some(Unfinished::Head),
+                    false => Some(if is_head { Unfinished::Head } else { Unfinished::Frame }),
+                };
+                assert_eq!(now, expected, "byte {i} of {bytes:?}");
+            }
+        }
+        let bytes: Vec<u8> = all.iter().flat_map(|(bytes, _)| bytes.clone()).collect();
+        assert_eq!(FrameReader::new().read(&bytes), None);
+        assert_eq!(FrameReader::new().read(&bytes[..bytes.len() - 1]), Some((Unfinished::Frame, 5)));
+    }
+}

@@ -1,0 +1,362 @@
+//! HTTP/2 over the `h2` crate. hyper's server keeps the handle of a stream to itself: what waits in it for the peer's window can
+//! neither be counted nor reset, and a request counts as answered while its answer waits.
+
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Poll, ready};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use futures_util::task::AtomicWaker;
+use h2::server::SendResponse;
+use h2::{Reason, SendStream};
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::{Request, Response};
+use http_body::Body as _;
+use hyper::service::Service as _;
+use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::Notify;
+
+use crate::server::activity::{ActiveRequest, Connection, Cut};
+use crate::server::answer::{Account, AnswerBody, COUNTED_AT_ONCE, Chunk, Guard};
+use crate::server::connection::{MAX_HEAD, Protocols};
+use crate::server::service::{HttpService, RequestBody};
+use crate::text::causes;
+
+/// How many requests one connection may have in flight.
+const MAX_STREAMS: u32 = 100;
+/// The largest DATA frame that is sent, also to a peer that allows larger ones.
+const MAX_FRAME: usize = 16 << 10;
+/// Bytes of one answer that wait for the socket, beside the frame that is written.
+const MAX_SEND_BUFFER: usize = 64 << 10;
+/// What a connection's answers may hold before its further requests wait: a peer that reads them is not slowed down.
+const MAX_ANSWERS: usize = 512 << 10;
+/// What peers may send unasked: per stream as much as a request's body may have, and in all.
+const STREAM_WINDOW: u32 = 64 << 10;
+const CONNECTION_WINDOW: u32 = 512 << 10;
+
+type Sender = SendStream<Chunk<Arc<Unsent>>>;
+
+impl<S: HttpService> Protocols<S> {
+    pub(crate) async fn http2(&self, io: impl AsyncRead + AsyncWrite + Unpin, without_certificate: bool) -> Result<(), String> {
+        self.connection.set_multiplexed();
+        let mut builder = h2::server::Builder::new();
+        builder
+            .max_header_list_size(MAX_HEAD as u32)
+            .max_concurrent_streams(MAX_STREAMS)
+            .max_send_buffer_size(MAX_SEND_BUFFER)
+            .initial_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW);
+        let mut serving = builder.handshake(io).await.map_err(|error| causes(&error))?;
+        let answers = Arc::new(Answers::default());
+        let mut is_going_away = false;
+        loop {
+            let accepted = poll_fn(|cx| {
+                if !is_going_away && self.connection.must_go_away() {
+                    is_going_away = true;
+                    // First with the largest stream number, so that requests on their way are served (RFC 9113, 6.8).
+                    serving.graceful_shutdown();
+                }
+                serving.poll_accept(cx)
+            });
+            let Some(accepted) = accepted.await else { return Ok(()) };
+            let (request, respond) = accepted.map_err(|error| causes(&error))?;
+            let active = ActiveRequest::new(&self.connection, Some(0));
+            let stream = Stream {
+                request: self.with_connection_info(request.map(RequestBody::Http2), without_certificate),
+                respond,
+                service: self.service.clone(),
+                connection: self.connection.clone(),
+                answers: answers.clone(),
+            };
+            tokio::spawn(async move {
+                stream.answer().await;
+                drop(active);
+            });
+        }
+    }
+}
+
+/// What the streams of one connection hold.
+#[derive(Default)]
+struct Answers {
+    bytes: AtomicUsize,
+    /// Notified when it is less.
+    room: Notify,
+}
+
+impl Answers {
+    async fn room(&self) {
+        loop {
+            let mut less = pin!(self.room.notified());
+            less.as_mut().enable();
+            if self.bytes.load(Ordering::Acquire) < MAX_ANSWERS {
+                return;
+            }
+            less.await;
+        }
+    }
+}
+
+/// The bytes of one answer, until it ends.
+struct HeldBytes<'a>(&'a Answers, usize);
+
+impl<'a> HeldBytes<'a> {
+    fn new(answers: &'a Answers, bytes: usize) -> Self {
+        answers.bytes.fetch_add(bytes, Ordering::AcqRel);
+        Self(answers, bytes)
+    }
+}
+
+impl Drop for HeldBytes<'_> {
+    fn drop(&mut self) {
+        self.0.bytes.fetch_sub(self.1, Ordering::AcqRel);
+        self.0.room.notify_waiters();
+    }
+}
+
+/// One request and where its answer goes.
+struct Stream<S> {
+    request: Request<RequestBody>,
+    respond: SendResponse<Chunk<Arc<Unsent>>>,
+    service: TowerToHyperService<S>,
+    connection: Arc<Connection>,
+    answers: Arc<Answers>,
+}
+
+impl<S: HttpService> Stream<S> {
+    async fn answer(self) {
+        let Self { request, mut respond, service, connection, answers } = self;
+        let mut answering = pin!(async {
+            answers.room().await;
+            service.call(request).await
+        });
+        let response = poll_fn(|cx| match answering.as_mut().poll(cx) {
+            Poll::Ready(response) => Poll::Ready(Some(response)),
+            // The peer took the request back, or is gone.
+            Poll::Pending => respond.poll_reset(cx).map(|_| None),
+        });
+        let Some(response) = response.await else { return };
+        let (head, mut body) = match response {
+            Ok(response) => response.into_parts(),
+            Err(never) => match never {},
+        };
+        let mut head = Response::from_parts(head, ());
+        let (is_empty, length) = (body.is_end_stream(), body.size_hint().exact());
+        complete_headers(head.headers_mut(), length.filter(|_| !is_empty));
+        let mut account = body.take_account();
+        let unsent = Arc::new(Unsent::default());
+        let _held = HeldBytes::new(&answers, length.map_or(MAX_FRAME, |length| length as usize));
+        if is_empty {
+            account = None;
+        }
+        let sent = match respond.send_response(head, is_empty) {
+            Err(_) => Err(None),
+            Ok(_) if is_empty => Ok(()),
+            Ok(stream) => Sending { stream, connection: &connection, unsent: &unsent, account: &mut account }.send(body).await,
+        };
+        if let Some(account) = account {
+            account.sent(unsent.sent.load(Ordering::Acquire));
+            if let Err(why) = sent {
+                account.cut(why);
+            }
+        }
+    }
+}
+
+/// Frames that were handed to h2.
+#[derive(Default)]
+struct Unsent {
+    sent: AtomicUsize,
+    waiting: AtomicUsize,
+    is_cut: AtomicBool,
+    waker: AtomicWaker,
+}
+
+impl Guard for Arc<Unsent> {
+    fn sent(&self, bytes: usize) {
+        self.sent.fetch_add(bytes, Ordering::AcqRel);
+        if self.waiting.fetch_sub(bytes, Ordering::AcqRel) == bytes {
+            self.waker.wake();
+        }
+    }
+
+    fn cut(&self) {
+        self.is_cut.store(true, Ordering::Release);
+        self.waker.wake();
+    }
+}
+
+/// The answer of one stream.
+struct Sending<'a, A> {
+    stream: Sender,
+    connection: &'a Connection,
+    unsent: &'a Arc<Unsent>,
+    account: &'a mut Option<A>,
+}
+
+impl<A: Account> Sending<'_, A> {
+    /// Resolves when the last byte was written to the connection.
+    ///
+    /// # Errors
+    ///
+    /// The stream ended before; `None`: as its connection did.
+    async fn send(mut self, mut body: impl AnswerBody) -> Result<(), Option<Cut>> {
+        loop {
+            let frame = poll_fn(|cx| match Pin::new(&mut body).poll_frame(cx) {
+                Poll::Ready(frame) => Poll::Ready(Ok(frame)),
+                Poll::Pending => self.stream.poll_reset(cx).map(|_| Err(None)),
+            });
+            match frame.await? {
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(bytes) => {
+                        let is_last = body.is_end_stream();
+                        self.send_data(bytes, is_last).await?;
+                        if is_last {
+                            break;
+                        }
+                    }
+                    Err(frame) => {
+                        let trailers = frame.into_trailers().unwrap_or_default();
+                        self.stream.send_trailers(trailers).map_err(|_| None)?;
+                        break;
+                    }
+                },
+                None => {
+                    self.hand_over(Bytes::new(), true)?;
+                    break;
+                }
+                Some(Err(_)) => {
+                    self.stream.send_reset(Reason::INTERNAL_ERROR);
+                    return Err(None);
+                }
+            }
+        }
+        self.written().await
+    }
+
+    /// Hands data to h2 as far as the peer's window allows.
+    async fn send_data(&mut self, mut bytes: Bytes, is_last: bool) -> Result<(), Option<Cut>> {
+        if bytes.is_empty() {
+            return self.hand_over(bytes, is_last);
+        }
+        while !bytes.is_empty() {
+            let wanted = bytes.len().min(MAX_FRAME);
+            self.stream.reserve_capacity(wanted);
+            let capacity = self.capacity().await?;
+            let frame = bytes.split_to(capacity.min(wanted));
+            if is_last && bytes.is_empty() {
+                self.count_at_once(frame.len());
+            }
+            self.hand_over(frame, is_last && bytes.is_empty())?;
+        }
+        Ok(())
+    }
+
+    fn count_at_once(&mut self, last: usize) {
+        let is_all_written = self.unsent.waiting.load(Ordering::Acquire) == 0;
+        if last <= COUNTED_AT_ONCE && is_all_written && !self.connection.is_write_blocked() {
+            if let Some(account) = self.account.take() {
+                account.sent(self.unsent.sent.load(Ordering::Acquire) + last);
+            }
+        }
+    }
+
+    fn hand_over(&mut self, bytes: Bytes, is_last: bool) -> Result<(), Option<Cut>> {
+        self.unsent.waiting.fetch_add(bytes.len(), Ordering::AcqRel);
+        self.stream.send_data(Chunk { bytes, guard: self.unsent.clone() }, is_last).map_err(|_| None)
+    }
+
+    /// Waits until the peer allows more bytes.
+    async fn capacity(&mut self) -> Result<usize, Option<Cut>> {
+        let clock = self.connection.clock();
+        let deadline = clock.now() + self.connection.options().write_timeout;
+        loop {
+            let stream = &mut self.stream;
+            let capacity = poll_fn(|cx| {
+                loop {
+                    match stream.capacity() {
+                        0 => match ready!(stream.poll_capacity(cx)) {
+                            Some(Ok(_)) => {}
+                            Some(Err(_)) | None => return Poll::Ready(Err(None)),
+                        },
+                        capacity => return Poll::Ready(Ok(capacity)),
+                    }
+                }
+            });
+            if let Ok(capacity) = tokio::time::timeout_at(clock.to_tokio(deadline), capacity).await {
+                return capacity;
+            }
+            if clock.update() >= deadline {
+                return self.reset();
+            }
+        }
+    }
+
+    /// Waits until h2 has written what it has. A peer can shrink its window for what was handed over already.
+    async fn written(&mut self) -> Result<(), Option<Cut>> {
+        let clock = self.connection.clock();
+        let mut deadline = clock.now() + self.connection.options().write_timeout;
+        let mut sent = self.unsent.sent.load(Ordering::Acquire);
+        loop {
+            let (stream, unsent) = (&mut self.stream, self.unsent);
+            let written = poll_fn(|cx| {
+                unsent.waker.register(cx.waker());
+                if unsent.waiting.load(Ordering::Acquire) == 0 {
+                    Poll::Ready(Ok(()))
+                } else if unsent.is_cut.load(Ordering::Acquire) {
+                    Poll::Ready(Err(None))
+                } else {
+                    stream.poll_reset(cx).map(|_| Err(None))
+                }
+            });
+            if let Ok(written) = tokio::time::timeout_at(clock.to_tokio(deadline), written).await {
+                return written;
+            }
+            let before = std::mem::replace(&mut sent, self.unsent.sent.load(Ordering::Acquire));
+            if sent > before {
+                deadline = clock.now() + self.connection.options().write_timeout;
+            } else if clock.update() >= deadline {
+                return self.reset();
+            }
+        }
+    }
+
+    /// The peer has accepted nothing for too long. What is queued is dropped.
+    fn reset<T>(&mut self) -> Result<T, Option<Cut>> {
+        self.stream.send_reset(Reason::CANCEL);
+        Err(Some(Cut::WriteTimeout))
+    }
+}
+
+/// The headers that HTTP/2 forbids are removed (RFC 9113, 8.2.2), and those that every answer has are added.
+fn complete_headers(headers: &mut HeaderMap, length: Option<u64>) {
+    static KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+    static PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+    for name in [&header::CONNECTION, &KEEP_ALIVE, &PROXY_CONNECTION, &header::TRANSFER_ENCODING, &header::UPGRADE] {
+        headers.remove(name);
+    }
+    if let Some(length) = length {
+        headers.entry(header::CONTENT_LENGTH).or_insert_with(|| length.into());
+    }
+    headers.entry(header::DATE).or_insert_with(date);
+}
+
+/// The time as `Date` has it, written once a second.
+fn date() -> HeaderValue {
+    static WRITTEN: Mutex<Option<(u64, HeaderValue)>> = Mutex::new(None);
+    let now = SystemTime::now();
+    let second = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let mut written = WRITTEN.lock().unwrap_or_else(PoisonError::into_inner);
+    match &*written {
+        Some((then, date)) if *then == second => date.clone(),
+        _ => {
+            let date = HeaderValue::try_from(httpdate::fmt_http_date(now)).unwrap_or(HeaderValue::from_static(""));
+            *written = Some((second, date.clone()));
+            date
+        }
+    }
+}

@@ -1,0 +1,221 @@
+//! HTTP/2 frame by frame: heads that do not end, windows that do not open, and the life of an answer.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Empty};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep};
+
+use super::{Client, HOUR, SECOND, SOME, TestServer, request};
+
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+const MINUTE: Duration = Duration::from_secs(60);
+
+pub(super) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    [&(payload.len() as u32).to_be_bytes()[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+}
+
+/// GET of `http://test/<path>` by HPACK's static table.
+pub(super) fn head(path: &str) -> Vec<u8> {
+    [&b"\x82\x86\x04"[..], &[path.len() as u8], path.as_bytes(), b"\x41\x04test"].concat()
+}
+
+/// The largest windows, so that only the socket makes the server wait: SETTINGS_INITIAL_WINDOW_SIZE and WINDOW_UPDATE.
+pub(super) fn largest_windows() -> Vec<u8> {
+    let settings = frame(4, 0, 0, &[&[0, 4][..], &(i32::MAX as u32).to_be_bytes()].concat());
+    [PREFACE, &settings[..], &frame(8, 0, 0, &(i32::MAX as u32 - 65_535).to_be_bytes())].concat()
+}
+
+/// A connection of HTTP/2 whose input is this.
+async fn http2_with(server: &TestServer, input: &[u8]) -> Client {
+    let mut client = server.connect().await;
+    client.0.write_all(input).await.unwrap();
+    client
+}
+
+impl Client {
+    /// Fails unless the server closes the connection after this time, whatever frames it sends before.
+    async fn assert_ends_after(&mut self, what: &str, expected: Duration) {
+        let (_, took) = self.until_closed().await;
+        assert!(took + SECOND / 100 >= expected && took <= expected + SECOND + SECOND / 2, "{what}: {took:?}, not {expected:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn over_http_2_the_first_head_has_the_header_timeout_from_the_connect() {
+    let server = TestServer::start(|_| {}).await;
+    let settings = frame(4, 0, 0, &[]);
+    let whole = frame(1, 5, 1, &head("/"));
+    for (what, input) in [
+        ("the preface alone", PREFACE.to_vec()),
+        ("settings alone", [PREFACE, &settings].concat()),
+        ("a ping", [PREFACE, &settings, &frame(6, 0, 0, &[0; 8])].concat()),
+        ("half the header of a frame", [PREFACE, &settings, &whole[..5]].concat()),
+        ("half a head", [PREFACE, &settings, &whole[..12]].concat()),
+        ("a head without its end", [PREFACE, &settings, &frame(1, 1, 1, &head("/"))].concat()),
+        (
+            "a head whose continuation does not end",
+            [PREFACE, &settings, &frame(1, 1, 1, &head("/")), &frame(9, 0, 1, b"")].concat(),
+        ),
+    ] {
+        http2_with(&server, &input).await.assert_ends_after(what, 10 * SECOND).await;
+    }
+    let mut trickle = http2_with(&server, PREFACE).await;
+    for byte in settings.iter().take(8) {
+        sleep(SECOND).await;
+        trickle.0.write_all(&[*byte]).await.unwrap();
+    }
+    trickle.assert_ends_after("a byte a second", 2 * SECOND).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn over_http_2_a_further_head_has_the_header_timeout_from_its_first_byte() {
+    let server = TestServer::start(|_| {}).await;
+    let first = [PREFACE, &frame(4, 0, 0, &[]), &frame(1, 5, 1, &head("/"))].concat();
+    let mut idle = http2_with(&server, &first).await;
+    sleep(HOUR / 2).await;
+    idle.0.write_all(&frame(6, 0, 0, &[0; 8])).await.unwrap();
+    sleep(HOUR / 2).await;
+    idle.0.write_all(&frame(1, 1, 3, &head("/"))).await.unwrap();
+    sleep(6 * SECOND).await;
+    idle.0.write_all(&frame(9, 0, 3, b"")).await.unwrap();
+    idle.assert_ends_after("a head that does not end", 4 * SECOND).await;
+
+    let mut half = http2_with(&server, &first).await;
+    sleep(MINUTE).await;
+    half.0.write_all(&frame(6, 0, 0, &[0; 8])[..10]).await.unwrap();
+    half.assert_ends_after("half a ping", 10 * SECOND).await;
+
+    let active = [PREFACE, &frame(4, 0, 0, &[]), &frame(1, 5, 1, &head("/endless"))].concat();
+    let mut busy = http2_with(&server, &active).await;
+    sleep(MINUTE).await;
+    busy.0.write_all(&frame(1, 1, 3, &head("/"))).await.unwrap();
+    for _ in 0..4 {
+        sleep(2 * SECOND).await;
+        busy.0.write_all(&frame(9, 0, 3, b"")).await.unwrap();
+    }
+    busy.assert_ends_after("while another request is active", 2 * SECOND).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn half_a_head_that_came_with_another_request_has_the_header_timeout_and_not_the_idle_one() {
+    let server = TestServer::start(|_| {}).await;
+    const GET: &str = "GET / HTTP/1.1\r\nhost: test\r\n\r\n";
+    const POST: &str = "POST /echo HTTP/1.1\r\nhost: test\r\ncontent-length: 2\r\n\r\nok";
+    for (what, requests) in
+        [("one", GET.to_owned()), ("two", GET.repeat(2)), ("a body", POST.to_owned()), ("both", format!("{POST}{GET}"))]
+    {
+        let count = requests.matches("HTTP/1.1").count();
+        let mut whole = server.connect().await;
+        whole.send(&requests).await;
+        let mut half = server.connect().await;
+        half.send(&format!("{requests}GET / HT")).await;
+        for client in [&mut whole, &mut half] {
+            for _ in 0..count {
+                assert_eq!(client.answer().await.expect("an answer").1, "ok", "{what}");
+            }
+        }
+        half.assert_ends_after(what, 10 * SECOND).await;
+        sleep(MINUTE).await;
+        assert_eq!(whole.get("/").await.as_deref(), Some("ok"), "{what}: idle is idle");
+    }
+    // While a request is active, in pieces.
+    let mut client = server.connect().await;
+    client.send_get("/slow").await;
+    sleep(SECOND).await;
+    client.send(GET).await;
+    sleep(SECOND).await;
+    assert!(client.answer().await.is_some() && client.answer().await.is_some());
+    sleep(MINUTE).await;
+    client.send_get("/slow").await;
+    sleep(SECOND).await;
+    client.send("GET / HT").await;
+    assert!(client.answer().await.is_some());
+    client.assert_ends_after("half a head while a request was active", 10 * SECOND).await;
+}
+
+/// A client whose windows are these, and what sends requests on it.
+async fn windows(server: &TestServer, bytes: u32) -> hyper::client::conn::http2::SendRequest<Empty<Bytes>> {
+    let stream = TcpStream::connect(server.addr).await.unwrap();
+    stream.set_nodelay(true).unwrap();
+    let mut client = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
+    client.initial_stream_window_size(bytes).initial_connection_window_size(1 << 20);
+    let (send, connection) = client.handshake(TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    send
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_over_http_2_is_active_until_its_last_byte_was_sent() {
+    let server = TestServer::start(|options| options.max_connections = 1).await;
+    let mut send = windows(&server, 65_535).await;
+    let mut body = send.send_request(request("/some")).await.unwrap().into_body();
+    assert!(body.frame().await.is_some());
+    sleep(2 * SECOND).await;
+    let mut other = server.connect().await;
+    assert_eq!(other.get("/").await, None, "at the cap it is no idle connection");
+    let draining = tokio::spawn(server.drain());
+    sleep(2 * SECOND).await;
+    assert!(!draining.is_finished());
+    let rest = body.collect().await.expect("the whole answer").to_bytes();
+    assert!(rest.len() > SOME - 65_535, "{}", rest.len());
+    let (cut, took) = draining.await.unwrap();
+    assert!(cut == 0 && took < 10 * SECOND, "{took:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_has_data_and_no_window_is_reset_and_the_others_go_on() {
+    for window in [0, 1, 65_535] {
+        let server = TestServer::start(|_| {}).await;
+        let mut send = windows(&server, window).await;
+        let begun = Instant::now();
+        let stalled = send.send_request(request("/some")).await.unwrap().into_body();
+        let mut quiet = tokio::spawn(send.send_request(request("/endless")));
+        sleep(29 * SECOND).await;
+        assert_eq!(send.send_request(request("/close")).await.unwrap().status(), 200, "an answer without a body");
+        sleep(2 * SECOND).await;
+        let error = stalled.collect().await.expect_err("reset");
+        assert!(format!("{error:?}").contains("CANCEL"), "{window}: {error:?}");
+        assert!(tokio::time::timeout(HOUR, &mut quiet).await.is_err(), "nothing to send is no stall: {:?}", begun.elapsed());
+        assert_eq!(send.send_request(request("/close")).await.unwrap().status(), 200, "{window}: the connection lives");
+        quiet.abort();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_window_that_opens_slowly_is_no_stall() {
+    let server = TestServer::start(|_| {}).await;
+    let window = |bytes: u32| frame(4, 0, 0, &[&[0, 4][..], &bytes.to_be_bytes()].concat());
+    let mut slow = http2_with(&server, &[PREFACE, &window(0), &frame(1, 5, 1, &head("/some"))].concat()).await;
+    for _ in 0..5 {
+        sleep(20 * SECOND).await;
+        slow.0.write_all(&frame(8, 0, 1, &1_u32.to_be_bytes())).await.unwrap();
+    }
+    sleep(20 * SECOND).await;
+    let mut frames = Frames::default();
+    frames.read(&mut slow).await;
+    assert!(frames.0.iter().filter(|(kind, ..)| *kind == 0).count() == 5, "{frames:?}");
+    assert!(!frames.0.iter().any(|(kind, ..)| *kind == 3), "{frames:?}");
+    sleep(11 * SECOND).await;
+    frames.read(&mut slow).await;
+    assert!(frames.0.iter().any(|(kind, stream, _)| (*kind, *stream) == (3, 1)), "{frames:?}");
+}
+
+/// Kind and stream of the frames that came, and how long each payload is.
+#[derive(Debug, Default)]
+struct Frames(Vec<(u8, u32, usize)>);
+
+impl Frames {
+    /// Reads what there is.
+    async fn read(&mut self, client: &mut Client) {
+        let mut header = [0; 9];
+        while tokio::time::timeout(SECOND / 10, client.0.read_exact(&mut header)).await.is_ok_and(|read| read.is_ok()) {
+            let length = u32::from_be_bytes([0, header[0], header[1], header[2]]) as usize;
+            client.0.read_exact(&mut vec![0; length]).await.unwrap();
+            self.0.push((header[3], u32::from_be_bytes([header[5], header[6], header[7], header[8]]), length));
+        }
+    }
+}

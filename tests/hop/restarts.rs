@@ -1,0 +1,150 @@
+//! Rolling restarts under load over HTTP/2, with and without TLS: no request is lost. The client repeats what HTTP/2 reports as not
+//! processed (RFC 9113, 8.7) and nothing else. `RESTARTS=20` for the long form; HTTP/1 has its own behind an Envoy.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use crate::common::ports::free_addr;
+use crate::common::{Hop, eventually};
+use crate::tls::Secure;
+use bytes::Bytes;
+use h2::client::SendRequest;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+
+/// What became of the requests.
+#[derive(Debug, Default)]
+struct Counts {
+    answered: AtomicU64,
+    repeated: AtomicU64,
+    lost: std::sync::Mutex<Vec<String>>,
+}
+
+async fn handshake(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> Option<SendRequest<Bytes>> {
+    let (send, connection) = h2::client::handshake(stream).await.ok()?;
+    tokio::spawn(connection);
+    Some(send)
+}
+
+/// One answer; `Ok(false)` when the server did not process the request.
+async fn ask(send: &mut SendRequest<Bytes>) -> Result<bool, h2::Error> {
+    let is_unprocessed =
+        |error: &h2::Error| error.is_remote() && (error.is_go_away() || error.reason() == Some(h2::Reason::REFUSED_STREAM));
+    // Nothing was sent yet.
+    let Ok(mut ready) = send.clone().ready().await else { return Ok(false) };
+    let request = http::Request::get("http://localhost/hello").body(()).unwrap();
+    let Ok((answer, _)) = ready.send_request(request, true) else { return Ok(false) };
+    let answer = match answer.await {
+        Ok(answer) => answer,
+        Err(error) if is_unprocessed(&error) => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    assert_eq!(answer.status(), 200);
+    let mut body = answer.into_body();
+    let mut bytes = Vec::new();
+    while let Some(data) = body.data().await {
+        let data = data?;
+        let _ = body.flow_control().release_capacity(data.len());
+        bytes.extend_from_slice(&data);
+    }
+    assert!(bytes.starts_with(b"Hello from "), "{}", String::from_utf8_lossy(&bytes));
+    Ok(true)
+}
+
+/// Asks one copy after the other until it is told to stop.
+async fn load<C: Future<Output = Option<SendRequest<Bytes>>>>(connect: impl Fn(usize) -> C, counts: &Counts, stop: &AtomicBool) {
+    let mut connections = [None, None];
+    let mut copy = 0;
+    while !stop.load(Ordering::Relaxed) {
+        copy = 1 - copy;
+        if connections[copy].is_none() {
+            connections[copy] = connect(copy).await;
+        }
+        let Some(send) = &mut connections[copy] else {
+            tokio::task::yield_now().await;
+            continue;
+        };
+        match ask(send).await {
+            Ok(true) => {
+                counts.answered.fetch_add(1, Ordering::Relaxed);
+                continue;
+            }
+            Ok(false) => {
+                counts.repeated.fetch_add(1, Ordering::Relaxed);
+            }
+            Err(error) => counts.lost.lock().unwrap().push(error.to_string()),
+        }
+        connections[copy] = None;
+    }
+}
+
+/// Restarts both copies in turn, while each client asks.
+async fn roll<C>(
+    mut copies: [Hop; 2],
+    start: impl Fn(SocketAddr) -> Hop,
+    connect: impl Fn(SocketAddr) -> C + Clone + Send + Sync + 'static,
+) where
+    C: Future<Output = Option<SendRequest<Bytes>>> + Send + 'static,
+{
+    let rounds = std::env::var("RESTARTS").map_or(2, |rounds| rounds.parse().expect("a number"));
+    let addrs = [copies[0].addr, copies[1].addr];
+    let (counts, stop) = (Arc::new(Counts::default()), Arc::new(AtomicBool::new(false)));
+    let clients: Vec<_> = (0..4)
+        .map(|_| {
+            let (counts, stop, connect) = (counts.clone(), stop.clone(), connect.clone());
+            tokio::spawn(async move { load(|copy| connect(addrs[copy]), &counts, &stop).await })
+        })
+        .collect();
+    let answered = || counts.answered.load(Ordering::Relaxed);
+    for round in 0..2 * rounds {
+        let copy = round % 2;
+        let before = answered();
+        eventually("the clients ask", || async { (answered() > before + 100).then_some(()) }).await;
+        copies[copy].signal("TERM");
+        let code = tokio::task::block_in_place(|| copies[copy].ended()).code();
+        assert_eq!(code, Some(0), "{:#?}", copies[copy].stderr());
+        copies[copy] = tokio::task::block_in_place(|| start(addrs[copy]));
+    }
+    stop.store(true, Ordering::Relaxed);
+    for client in clients {
+        client.await.unwrap();
+    }
+    let lost = counts.lost.lock().unwrap();
+    println!(
+        "{} restarts: {} answered, {} repeated, {} lost",
+        2 * rounds,
+        answered(),
+        counts.repeated.load(Ordering::Relaxed),
+        lost.len()
+    );
+    assert!(lost.is_empty(), "{lost:?}");
+}
+
+const FLAGS: [&str; 4] = ["--drain-delay", "300ms", "--latency", "5ms"];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rolling_restarts_lose_no_request_over_http_2() {
+    let start = |addr: SocketAddr| Hop::start(&[&["--addr", &addr.to_string()][..], &FLAGS].concat(), &[]);
+    let connect = async |addr: SocketAddr| handshake(TcpStream::connect(addr).await.ok()?).await;
+    roll([start(free_addr()), start(free_addr())], start, move |addr| connect(addr)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rolling_restarts_lose_no_request_over_http_2_in_tls() {
+    let secure = Secure::start("restarts", &FLAGS);
+    let (flags, connector) = (secure.flags(), secure.connector(&[b"h2"], None));
+    let start = |addr: SocketAddr| {
+        let addr = addr.to_string();
+        let own = flags.iter().map(String::as_str);
+        Hop::start(&own.chain(["--addr", &addr]).chain(FLAGS).collect::<Vec<_>>(), &[])
+    };
+    let connect = move |addr: SocketAddr| {
+        let connector = connector.clone();
+        async move {
+            let name = rustls::pki_types::ServerName::try_from("localhost").unwrap();
+            handshake(connector.connect(name, TcpStream::connect(addr).await.ok()?).await.ok()?).await
+        }
+    };
+    roll([start(free_addr()), start(free_addr())], start, connect).await;
+}
