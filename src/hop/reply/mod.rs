@@ -2,7 +2,8 @@
 //!
 //! The values of a [`Reply`] depend on its use, a [`Representation`]: owned in a [`Tree`], which `check`, `demo` and the text form
 //! read; borrowed when a hop writes its own reply (`Written`); without content where a reply arrives and is only validated
-//! (`check.rs`). What the next hop answered is nested verbatim: a hop neither parses nor writes what stands further down.
+//! (`check.rs`). What the next hop answered is nested verbatim: a hop neither parses nor writes what stands further down, and
+//! makes sure that it is JSON (`compact.rs`).
 //!
 //! A new field is a line in [`Reply`], one in `write.rs` (a test compares it with the derived `Serialize`) and its value in
 //! `hop/chain.rs`.
