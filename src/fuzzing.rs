@@ -162,7 +162,7 @@ fn address(data: &[u8]) {
         assert!(path.to_string().starts_with('/'), "{path}");
     }
     as_header(data, |_, text| {
-        let (host, _) = host_and_port(text);
+        let (host, _) = host_and_port(text, "http");
         assert!(text.starts_with(host));
     });
 }

@@ -255,7 +255,7 @@ impl Access {
 
 /// Who is at the other end of the connection; nobody's address where that is not known.
 pub(crate) fn peer(head: &Parts) -> IpAddr {
-    head.extensions.get::<ConnectionInfo>().map_or(Ipv4Addr::UNSPECIFIED.into(), |connection| connection.peer)
+    head.extensions.get::<ConnectionInfo>().map_or(Ipv4Addr::UNSPECIFIED.into(), |connection| connection.peer.ip())
 }
 
 /// The key in a query: `key=…`.
@@ -318,9 +318,9 @@ mod tests {
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        let peer = peer.parse().unwrap();
+        let peer = (peer.parse::<IpAddr>().unwrap(), 1).into();
         request
-            .extension(ConnectionInfo { peer, without_client_certificate: false, connection: None })
+            .extension(ConnectionInfo { peer, is_tls: false, without_client_certificate: false, connection: None })
             .body(())
             .unwrap()
             .into_parts()

@@ -16,7 +16,7 @@ use axum::extract::MatchedPath;
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::PathAndQuery;
-use http::{Method, Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode, Version};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::{Either, Full};
 use tokio::time::Instant;
@@ -31,7 +31,7 @@ use crate::net::hosts::host_and_port;
 use crate::server::{ConnectionInfo, Cut, answer};
 use crate::telemetry::access_log::AccessEntry;
 use crate::telemetry::ids;
-use crate::telemetry::metrics::known_method;
+use crate::telemetry::metrics::{known_method, protocol_version};
 use crate::telemetry::span_queue::{FinishedSpan, SpanKind};
 use crate::trace_context::{Carried, Context, X_CALL_BUDGET, X_HOP_COUNT, X_REQUEST_ID, traceresponse};
 
@@ -52,6 +52,7 @@ pub(crate) struct Exchange {
     /// The template that the endpoint found to be the right one.
     corrected_route: OnceLock<&'static str>,
     method: Method,
+    version: Version,
     path: Option<PathAndQuery>,
     /// As reported: `X-Real-IP`, else the first of `X-Forwarded-For`, else of `Forwarded`, else the peer.
     pub(crate) client: IpAddr,
@@ -64,6 +65,10 @@ pub(crate) struct Exchange {
     /// How many calls this hop and those below it may make for the request.
     pub(crate) call_budget: u32,
     host: Option<HeaderValue>,
+    /// The scheme of the original request, as reported, else of this one.
+    is_https: bool,
+    /// Only kept for a span.
+    user_agent: Option<HeaderValue>,
     /// Another server might read this request differently than this one did (RFC 9112: 3.2 and 6.1).
     is_ambiguous: bool,
     /// The size of the request's head, line ends included.
@@ -93,9 +98,14 @@ pub(crate) struct Exchange {
 impl Exchange {
     /// Reads the head of a request, once.
     pub(crate) fn begin<B>(node: &Arc<Node>, request: &mut Request<B>) -> Arc<Self> {
-        let unknown = ConnectionInfo { peer: Ipv4Addr::UNSPECIFIED.into(), without_client_certificate: true, connection: None };
+        let unknown = ConnectionInfo {
+            peer: (Ipv4Addr::UNSPECIFIED, 0).into(),
+            is_tls: false,
+            without_client_certificate: true,
+            connection: None,
+        };
         let connection = request.extensions_mut().remove().unwrap_or(unknown);
-        let mut head = RequestHead::default();
+        let mut head = RequestHead { is_traced: node.tracer.is_some(), ..RequestHead::default() };
         let mut head_bytes = request.uri().path_and_query().map_or(0, |path| path.as_str().len());
         for (name, value) in request.headers() {
             head_bytes += name.as_str().len() + value.len() + 4;
@@ -127,8 +137,10 @@ impl Exchange {
             route: OnceLock::new(),
             corrected_route: OnceLock::new(),
             method: request.method().clone(),
+            version: request.version(),
             path,
-            client: canonical(head.real_ip.or(head.forwarded_for).or(head.forwarded).unwrap_or(connection.peer)),
+            client: canonical(head.real_ip.or(head.forwarded_for).or(head.forwarded).unwrap_or(connection.peer.ip())),
+            is_https: head.is_https.unwrap_or(connection.is_tls),
             connection,
             identity: head.identity,
             attempt: head.attempt.unwrap_or(1),
@@ -136,6 +148,7 @@ impl Exchange {
             call_budget: head.call_budget.map_or(node.max_calls, |budget| budget.min(node.max_calls)),
             is_ambiguous: head.odd_encoding || !is_target_valid,
             host: head.host,
+            user_agent: head.user_agent,
             head_bytes,
             head_fields: request.headers().len(),
             request_id,
@@ -283,20 +296,31 @@ impl Drop for Exchange {
         let label = if template.is_empty() { "unmatched" } else { template };
         let digits = StatusCode::from_u16(status).unwrap_or_default();
         node.metrics.request(&self.method, label, digits.as_str(), duration, sampled.map(|context| context.trace_id));
-        if let Some((tracer, context)) = node.tracer.as_ref().zip(self.context()) {
+        if let Some((tracer, context)) = node.tracer.as_ref().zip(sampled) {
+            let method = known_method(&self.method);
+            let scheme = if self.is_https { "https" } else { "http" };
             tracer.record(&FinishedSpan {
                 kind: SpanKind::Server,
                 context,
                 start: self.started_at,
                 duration,
-                method: known_method(&self.method),
+                method,
+                original_method: if method == self.method.as_str() { "" } else { self.method.as_str() },
+                scheme,
+                base_url: "",
                 route: template,
                 status: if cut.is_some() { 0 } else { status },
                 error: cut.map(Cut::as_str),
                 path: self.path(),
+                query: self.path.as_ref().and_then(PathAndQuery::query),
                 client: Some(self.client),
-                server: self.host.as_ref().and_then(|host| host.to_str().ok()).map(host_and_port),
-                request_id: self.request_id.to_str().unwrap_or_default(),
+                server: text(self.host.as_ref()).map(|host| host_and_port(host, scheme)),
+                peer: Some(self.connection.peer),
+                protocol: protocol_version(self.version),
+                user_agent: text(self.user_agent.as_ref()).unwrap_or_default(),
+                resend_count: 0,
+                request_id: text(Some(&self.request_id)).unwrap_or_default(),
+                trace_state: node.propagator.trace_state(&self.carried, context),
             });
         }
         if let Some(log) = &node.access_log {
@@ -318,10 +342,18 @@ impl Drop for Exchange {
     }
 }
 
+fn text(value: Option<&HeaderValue>) -> Option<&str> {
+    value?.to_str().ok()
+}
+
 /// The fields of a request head that a hop uses, beside the carried headers.
 #[derive(Default)]
 struct RequestHead {
+    /// There will be a span.
+    is_traced: bool,
     carried: Carried,
+    user_agent: Option<HeaderValue>,
+    is_https: Option<bool>,
     host: Option<HeaderValue>,
     hosts: usize,
     /// A transfer encoding that is not just `chunked`.
@@ -343,6 +375,8 @@ impl RequestHead {
                 self.host = Some(value.clone());
                 self.hosts += 1;
             }
+            "user-agent" if self.is_traced => self.user_agent = Some(value.clone()),
+            "x-forwarded-proto" => self.is_https = Some(value.as_bytes().eq_ignore_ascii_case(b"https")),
             "transfer-encoding" => self.odd_encoding |= !value.as_bytes().eq_ignore_ascii_case(b"chunked"),
             "x-real-ip" => self.real_ip = self.real_ip.or_else(|| addresses::parse(text()?)),
             "x-forwarded-for" => {

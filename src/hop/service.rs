@@ -122,7 +122,12 @@ mod tests {
 
     fn get_request<B>(path: &str, body: B) -> Request<B> {
         let request = Request::get(path).header("host", "hop");
-        let connection = ConnectionInfo { peer: Ipv4Addr::LOCALHOST.into(), without_client_certificate: false, connection: None };
+        let connection = ConnectionInfo {
+            peer: (Ipv4Addr::LOCALHOST, 1).into(),
+            is_tls: false,
+            without_client_certificate: false,
+            connection: None,
+        };
         request.extension(connection).body(body).unwrap()
     }
 

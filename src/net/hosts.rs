@@ -6,11 +6,12 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use http::Uri;
 
-/// `host:port`, `host` or `[::1]:port`; the port is 80 when it is not given.
-pub(crate) fn host_and_port(host: &str) -> (&str, u16) {
+/// `host:port`, `host` or `[::1]:port`; the port is the scheme's when it is not given.
+pub(crate) fn host_and_port<'a>(host: &'a str, scheme: &str) -> (&'a str, u16) {
+    let usual = if scheme == "https" { 443 } else { 80 };
     match host.rsplit_once(':') {
-        Some((name, port)) if !name.contains(':') || name.ends_with(']') => (name, port.parse().unwrap_or(80)),
-        _ => (host, 80),
+        Some((name, port)) if !name.contains(':') || name.ends_with(']') => (name, port.parse().unwrap_or(usual)),
+        _ => (host, usual),
     }
 }
 
@@ -154,10 +155,10 @@ mod tests {
 
     #[test]
     fn a_host_is_split_from_its_port() {
-        assert_eq!(host_and_port("service2"), ("service2", 80));
-        assert_eq!(host_and_port("service2:8080"), ("service2", 8080));
-        assert_eq!(host_and_port("[::1]:8080"), ("[::1]", 8080));
-        assert_eq!(host_and_port("::1"), ("::1", 80));
+        assert_eq!(host_and_port("service2", "http"), ("service2", 80));
+        assert_eq!(host_and_port("service2:8080", "https"), ("service2", 8080));
+        assert_eq!(host_and_port("[::1]:8080", "http"), ("[::1]", 8080));
+        assert_eq!(host_and_port("::1", "https"), ("::1", 443));
     }
 
     #[test]

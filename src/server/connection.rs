@@ -1,6 +1,6 @@
 //! One connection: its protocol, its requests, its end.
 
-use std::net::IpAddr;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::BytesMut;
@@ -36,7 +36,8 @@ const MAX_LINGER: usize = 4 << 20;
 /// What the protocols of one connection share.
 pub(crate) struct Protocols<S> {
     pub(crate) connection: Arc<Connection>,
-    pub(crate) peer: IpAddr,
+    pub(crate) peer: SocketAddr,
+    pub(crate) is_tls: bool,
     pub(crate) service: TowerToHyperService<S>,
     pub(crate) on_refused: OnRefused,
 }
@@ -100,7 +101,12 @@ impl<S: HttpService> Protocols<S> {
         without_client_certificate: bool,
     ) -> Request<RequestBody> {
         let connection = Some(self.connection.clone());
-        request.extensions_mut().insert(ConnectionInfo { peer: self.peer, without_client_certificate, connection });
+        request.extensions_mut().insert(ConnectionInfo {
+            peer: self.peer,
+            is_tls: self.is_tls,
+            without_client_certificate,
+            connection,
+        });
         request
     }
 

@@ -152,7 +152,8 @@ impl<S: HttpService> Acceptor<S> {
         self.next_id += 1;
         let protocols = Protocols {
             connection: open.0.clone(),
-            peer: peer.ip(),
+            peer,
+            is_tls: self.tls.is_some(),
             service: self.service.clone(),
             on_refused: self.on_refused.clone(),
         };

@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::error::Error;
-use std::net::IpAddr;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -22,8 +22,10 @@ type BoxError = Box<dyn Error + Send + Sync>;
 /// A request's connection: an extension of every request that the service receives.
 #[derive(Debug, Clone)]
 pub(crate) struct ConnectionInfo {
-    /// The address of the other end of the socket.
-    pub(crate) peer: IpAddr,
+    /// The other end of the socket.
+    pub(crate) peer: SocketAddr,
+    /// The server speaks TLS here.
+    pub(crate) is_tls: bool,
     /// Client certificates are asked for (`--tls-client-ca`) and the peer presented none.
     pub(crate) without_client_certificate: bool,
     /// `None`: a request that came over no connection.

@@ -116,9 +116,9 @@ impl ClientTracer {
         if let Ok(uri) = url.parse::<http::Uri>()
             && let Some(authority) = uri.authority()
         {
-            let usual = if uri.scheme_str() == Some("https") { 443 } else { 80 };
-            span.set_attribute(key::SERVER_ADDRESS, host_and_port(authority.as_str()).0.to_owned());
-            span.set_attribute(key::SERVER_PORT, i64::from(authority.port_u16().unwrap_or(usual)));
+            let (host, port) = host_and_port(authority.as_str(), uri.scheme_str().unwrap_or_default());
+            span.set_attribute(key::SERVER_ADDRESS, host.to_owned());
+            span.set_attribute(key::SERVER_PORT, i64::from(port));
         }
         span.set_attribute(key::URL_FULL, url);
         ClientSpan(span)
@@ -298,7 +298,7 @@ mod tests {
 
     fn sent() -> Context {
         let (trace_id, span_id) = (TraceId::from(0xabc), SpanId::from(0xdef));
-        Context { trace_id, short_trace_id: false, span_id, parent_id: None, sampling: Sampling::Sample }
+        Context { trace_id, short_trace_id: false, random: false, span_id, parent_id: None, sampling: Sampling::Sample }
     }
 
     #[tokio::test]

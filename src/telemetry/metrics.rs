@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use http::Method;
+use http::{Method, Version};
 use opentelemetry::trace::TraceId;
 use prometheus::{Encoder as _, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder};
 
@@ -168,6 +168,17 @@ pub(crate) fn known_method(method: &Method) -> &'static str {
     }
 }
 
+/// `network.protocol.version`.
+pub(crate) fn protocol_version(version: Version) -> &'static str {
+    match version {
+        Version::HTTP_09 => "0.9",
+        Version::HTTP_10 => "1.0",
+        Version::HTTP_2 => "2",
+        Version::HTTP_3 => "3",
+        _ => "1.1",
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -212,24 +223,12 @@ mod tests {
         let context = crate::trace_context::Context {
             trace_id: TraceId::from(1),
             short_trace_id: false,
+            random: false,
             span_id: opentelemetry::trace::SpanId::from(1),
             parent_id: None,
             sampling: crate::trace_context::Sampling::Sample,
         };
-        let span = crate::telemetry::span_queue::FinishedSpan {
-            kind: crate::telemetry::span_queue::SpanKind::Server,
-            context: &context,
-            start: std::time::SystemTime::UNIX_EPOCH,
-            duration: Duration::ZERO,
-            method: "GET",
-            route: "",
-            status: 200,
-            error: None,
-            path: "/",
-            client: None,
-            server: None,
-            request_id: "",
-        };
+        let span = crate::telemetry::span_queue::FinishedSpan::for_tests(&context);
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {

@@ -4,7 +4,7 @@
 //! costs no allocation of its own, and no buffer of a connection is kept alive until the export.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime};
 use opentelemetry_semantic_conventions::attribute as key;
 use tokio::sync::Notify;
 
-use crate::trace_context::Context;
+use crate::trace_context::{Carried, Context, HeaderSource as _};
 
 /// Which side of a call a span measures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +30,12 @@ pub(crate) struct FinishedSpan<'a> {
     pub(crate) start: SystemTime,
     pub(crate) duration: Duration,
     pub(crate) method: &'static str,
+    /// The method as it was sent, where that is another one; else empty.
+    pub(crate) original_method: &'a str,
+    /// `http` or `https`, of a server span.
+    pub(crate) scheme: &'static str,
+    /// Scheme, host and port of what a client span calls, `http://service2:8080`; empty on server spans.
+    pub(crate) base_url: &'a str,
     /// The route template; empty when no route matched and on client spans.
     pub(crate) route: &'a str,
     /// 0 when there was no answer.
@@ -37,10 +43,50 @@ pub(crate) struct FinishedSpan<'a> {
     /// `error.type` where the status is not the reason.
     pub(crate) error: Option<&'static str>,
     pub(crate) path: &'a str,
+    /// As it was sent; exported with its keys alone.
+    pub(crate) query: Option<&'a str>,
     pub(crate) client: Option<IpAddr>,
     /// Host and port of the server, where known.
     pub(crate) server: Option<(&'a str, u16)>,
+    /// The other end of the socket, where known.
+    pub(crate) peer: Option<SocketAddr>,
+    /// `network.protocol.version`; empty without an answer.
+    pub(crate) protocol: &'static str,
+    pub(crate) user_agent: &'a str,
+    pub(crate) resend_count: u32,
     pub(crate) request_id: &'a str,
+    /// The carried headers, when they hold a `tracestate` of this trace.
+    pub(crate) trace_state: Option<&'a Carried>,
+}
+
+#[cfg(test)]
+impl<'a> FinishedSpan<'a> {
+    /// A server span of `GET /hello`.
+    pub(crate) fn for_tests(context: &'a Context) -> Self {
+        FinishedSpan {
+            kind: SpanKind::Server,
+            context,
+            start: SystemTime::UNIX_EPOCH,
+            duration: Duration::from_micros(5),
+            method: "GET",
+            original_method: "",
+            scheme: "http",
+            base_url: "",
+            route: "/hello",
+            status: 200,
+            error: None,
+            path: "/hello",
+            query: None,
+            client: None,
+            server: None,
+            peer: None,
+            protocol: "1.1",
+            user_agent: "",
+            resend_count: 0,
+            request_id: "r",
+            trace_state: None,
+        }
+    }
 }
 
 /// A span in a [`SpanBatch`].
@@ -51,14 +97,23 @@ pub(crate) struct QueuedSpan {
     pub(crate) start: SystemTime,
     pub(crate) duration: Duration,
     method: &'static str,
+    original_method: TextRange,
+    scheme: &'static str,
     route: TextRange,
     status: u16,
     error: Option<&'static str>,
+    url: TextRange,
     path: TextRange,
+    query: TextRange,
     client: Option<IpAddr>,
     server: TextRange,
     server_port: u16,
+    peer: Option<SocketAddr>,
+    protocol: &'static str,
+    user_agent: TextRange,
+    resend_count: u16,
     request_id: TextRange,
+    trace_state: TextRange,
 }
 
 /// Byte range into the batch's string buffer.
@@ -124,26 +179,71 @@ impl SpanBatch {
         TextRange { start, end: self.text.len() as u32 }
     }
 
+    /// Copies a query with its keys, and `REDACTED` in place of every value: values may be secrets.
+    fn copy_query(&mut self, query: &str) -> TextRange {
+        let start = self.text.len() as u32;
+        let query = &query[..query.floor_char_boundary(Self::MAX_TEXT)];
+        for (i, pair) in query.split('&').enumerate() {
+            if i > 0 {
+                self.text.push('&');
+            }
+            match pair.split_once('=') {
+                Some((key, _)) => self.text.extend([key, "=REDACTED"]),
+                None => self.text.push_str(pair),
+            }
+        }
+        TextRange { start, end: self.text.len() as u32 }
+    }
+
+    /// Copies the lines of a `tracestate` as one.
+    fn copy_trace_state(&mut self, carried: &Carried) -> TextRange {
+        let start = self.text.len();
+        for line in carried.values("tracestate").filter_map(|line| std::str::from_utf8(line).ok()).filter(|line| !line.is_empty())
+        {
+            if self.text.len() > start {
+                self.text.push(',');
+            }
+            self.text.push_str(line);
+        }
+        TextRange { start: start as u32, end: self.text.len() as u32 }
+    }
+
     fn push(&mut self, span: &FinishedSpan<'_>) {
-        let route = self.copy(span.route);
+        // One text: the URL is base, path and query.
+        let base = self.copy(span.base_url);
         let path = self.copy(span.path);
-        let request_id = self.copy(span.request_id);
-        let server = self.copy(span.server.map_or("", |(host, _)| host));
-        self.spans.push(QueuedSpan {
+        let query = match span.query.filter(|query| !query.is_empty()) {
+            Some(query) => {
+                self.text.push('?');
+                self.copy_query(query)
+            }
+            None => TextRange { start: path.end, end: path.end },
+        };
+        let queued = QueuedSpan {
             kind: span.kind,
             context: *span.context,
             start: span.start,
             duration: span.duration,
             method: span.method,
-            route,
+            original_method: self.copy(span.original_method),
+            scheme: span.scheme,
+            route: self.copy(span.route),
             status: span.status,
             error: span.error,
+            url: if span.base_url.is_empty() { base } else { TextRange { start: base.start, end: query.end } },
             path,
+            query,
             client: span.client,
-            server,
+            server: self.copy(span.server.map_or("", |(host, _)| host)),
             server_port: span.server.map_or(0, |(_, port)| port),
-            request_id,
-        });
+            peer: span.peer,
+            protocol: span.protocol,
+            user_agent: self.copy(span.user_agent),
+            resend_count: span.resend_count as u16,
+            request_id: self.copy(span.request_id),
+            trace_state: span.trace_state.map_or(TextRange { start: 0, end: 0 }, |carried| self.copy_trace_state(carried)),
+        };
+        self.spans.push(queued);
     }
 
     fn text(&self, text: TextRange) -> &str {
@@ -171,6 +271,16 @@ impl SpanBatch {
         }
     }
 
+    /// The `tracestate` of the span's trace; empty when there is none.
+    pub(crate) fn trace_state(&self, span: &QueuedSpan) -> &str {
+        self.text(span.trace_state)
+    }
+
+    /// What a client span called, by name and address.
+    pub(crate) fn callee(&self, span: &QueuedSpan) -> Option<(&str, Option<SocketAddr>)> {
+        (span.kind == SpanKind::Client).then(|| (self.text(span.server), span.peer))
+    }
+
     /// Calls `visit` for each attribute, by its name in the OpenTelemetry semantic conventions.
     pub(crate) fn attributes<'a>(&'a self, span: &'a QueuedSpan, mut visit: impl FnMut(&'static str, AttributeValue<'a>)) {
         let mut text = |name, text: &'a str| {
@@ -179,12 +289,27 @@ impl SpanBatch {
             }
         };
         text(key::HTTP_REQUEST_METHOD, span.method);
+        text(key::HTTP_REQUEST_METHOD_ORIGINAL, self.text(span.original_method));
         text(key::HTTP_ROUTE, self.text(span.route));
+        text(key::URL_FULL, self.text(span.url));
+        text(key::URL_SCHEME, span.scheme);
         text(key::URL_PATH, self.text(span.path));
+        if span.kind == SpanKind::Server {
+            text(key::URL_QUERY, self.text(span.query));
+        }
         text(key::SERVER_ADDRESS, self.text(span.server));
+        text(key::NETWORK_PROTOCOL_VERSION, span.protocol);
+        text(key::USER_AGENT_ORIGINAL, self.text(span.user_agent));
         text("request.id", self.text(span.request_id));
         if let Some(client) = span.client {
             visit(key::CLIENT_ADDRESS, AttributeValue::Address(client));
+        }
+        if let Some(peer) = span.peer {
+            visit(key::NETWORK_PEER_ADDRESS, AttributeValue::Address(peer.ip().to_canonical()));
+            visit(key::NETWORK_PEER_PORT, AttributeValue::Int(peer.port()));
+        }
+        if span.resend_count != 0 {
+            visit(key::HTTP_REQUEST_RESEND_COUNT, AttributeValue::Int(span.resend_count));
         }
         if span.server_port != 0 {
             visit(key::SERVER_PORT, AttributeValue::Int(span.server_port));
@@ -326,24 +451,12 @@ mod tests {
 
     fn context(sampling: Sampling) -> Context {
         let trace_id = ids::trace_id();
-        Context { trace_id, short_trace_id: false, span_id: SpanId::from(1), parent_id: None, sampling }
+        Context { trace_id, short_trace_id: false, random: false, span_id: SpanId::from(1), parent_id: None, sampling }
     }
 
     fn finished<'a>(context: &'a Context, path: &'a str) -> FinishedSpan<'a> {
-        FinishedSpan {
-            kind: SpanKind::Server,
-            context,
-            start: SystemTime::UNIX_EPOCH,
-            duration: Duration::from_micros(5),
-            method: "GET",
-            route: "/hello",
-            status: 503,
-            error: None,
-            path,
-            client: Some([127, 0, 0, 1].into()),
-            server: Some(("localhost", 8080)),
-            request_id: "r",
-        }
+        let client = Some([127, 0, 0, 1].into());
+        FinishedSpan { status: 503, path, client, server: Some(("localhost", 8080)), ..FinishedSpan::for_tests(context) }
     }
 
     #[test]

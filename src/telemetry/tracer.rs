@@ -130,7 +130,10 @@ impl Tracer {
             None => {
                 let trace_id = ids::trace_id();
                 let sampling = self.sampler.decide(incoming.sampling, trace_id);
-                (Context { trace_id, short_trace_id: false, span_id: ids::span_id(), parent_id: None, sampling }, true)
+                (
+                    Context { trace_id, short_trace_id: false, random: true, span_id: ids::span_id(), parent_id: None, sampling },
+                    true,
+                )
             }
         }
     }
@@ -155,6 +158,7 @@ mod tests {
         let caller = Context {
             trace_id: ids::trace_id(),
             short_trace_id: false,
+            random: false,
             span_id: SpanId::from(1),
             parent_id: None,
             sampling: Sampling::Deferred,

@@ -36,7 +36,7 @@ pub(super) fn parse_single(value: &[u8]) -> Option<Incoming> {
         Some(parent) => Some(parse_span_id(parent)?),
         None => None,
     };
-    let context = Context { trace_id, short_trace_id, span_id, parent_id, sampling };
+    let context = Context { trace_id, short_trace_id, random: false, span_id, parent_id, sampling };
     parts.next().is_none().then_some(context.into())
 }
 
@@ -58,7 +58,7 @@ pub(super) fn parse_multi(headers: &impl HeaderSource) -> Option<Incoming> {
         let (trace_id, short_trace_id) = (parse_trace_id(digits)?, digits.len() == 16);
         let span_id = parse_span_id(headers.first(SPAN_ID.as_str())?)?;
         let parent_id = headers.first(PARENT_SPAN_ID.as_str()).and_then(parse_span_id);
-        Some(Context { trace_id, short_trace_id, span_id, parent_id, sampling })
+        Some(Context { trace_id, short_trace_id, random: false, span_id, parent_id, sampling })
     };
     match context() {
         Some(context) => Some(context.into()),

@@ -38,6 +38,8 @@ pub struct Context {
     pub trace_id: TraceId,
     /// The trace id came as 64 bits and is written so in B3.
     pub short_trace_id: bool,
+    /// The right 56 bits of the trace id are random (the random flag of W3C Trace Context, Level 2).
+    pub random: bool,
     /// Never all zero.
     pub span_id: SpanId,
     /// The span above, where it is known.

@@ -30,4 +30,4 @@ pub(crate) use handover::{TraceBreak, names_trace};
 pub use propagator::{Propagator, Propagators};
 pub use secrets::is_secret;
 pub(crate) use secrets::redacted;
-pub(crate) use w3c::{is_valid_tracestate, traceresponse};
+pub(crate) use w3c::{flags, is_valid_tracestate, traceresponse};

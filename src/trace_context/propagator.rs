@@ -142,6 +142,11 @@ impl Propagator {
         out
     }
 
+    /// The carried headers, if they hold a `tracestate` that belongs to `context`.
+    pub(crate) fn trace_state<'a>(&self, carried: &'a Carried, context: &Context) -> Option<&'a Carried> {
+        self.carries_tracestate(carried, Some(context)).then_some(carried)
+    }
+
     /// A `tracestate` is carried when it belongs to the trace that goes on, and is valid.
     fn carries_tracestate(&self, carried: &Carried, context: Option<&Context>) -> bool {
         let Some(context) = context else { return true };

@@ -23,14 +23,28 @@ pub(super) fn parse_traceparent(value: &[u8]) -> Option<Context> {
     if !fits || !is_form || known.iter().any(u8::is_ascii_uppercase) {
         return None;
     }
-    let sampled = matches!(known[54], b'1' | b'3' | b'5' | b'7' | b'9' | b'b' | b'd' | b'f');
+    let flags = hex_digit(known[54]);
     Some(Context {
         trace_id: parse_trace_id(&known[3..35])?,
         short_trace_id: false,
+        random: flags & RANDOM != 0,
         span_id: parse_span_id(&known[36..52])?,
         parent_id: None,
-        sampling: if sampled { Sampling::Sample } else { Sampling::Drop },
+        sampling: if flags & SAMPLED != 0 { Sampling::Sample } else { Sampling::Drop },
     })
+}
+
+/// Flags of a `traceparent`; those that are not known are not passed on.
+pub(crate) const SAMPLED: u8 = 1;
+pub(crate) const RANDOM: u8 = 2;
+
+fn hex_digit(digit: u8) -> u8 {
+    if digit.is_ascii_digit() { digit - b'0' } else { digit - b'a' + 10 }
+}
+
+/// The flags of a context.
+pub(crate) fn flags(context: &Context) -> u8 {
+    u8::from(context.sampling.is_sampled()) * SAMPLED + u8::from(context.random) * RANDOM
 }
 
 /// The `traceparent` of a context.
@@ -43,7 +57,7 @@ fn traceparent(context: &Context) -> [u8; LENGTH] {
     let mut text = *b"00-00000000000000000000000000000000-0000000000000000-00";
     hex::encode(&context.trace_id.to_bytes(), &mut text[3..35]);
     hex::encode(&context.span_id.to_bytes(), &mut text[36..52]);
-    text[LENGTH - 1] += u8::from(context.sampling.is_sampled());
+    text[LENGTH - 1] += flags(context);
     text
 }
 
@@ -52,23 +66,29 @@ pub(crate) fn traceresponse(context: &Context) -> HeaderValue {
     HeaderValue::from_bytes(&traceparent(context)).unwrap_or_else(|_| HeaderValue::from_static(""))
 }
 
-/// Whether all lines of a `tracestate` together are valid: at most 32 members `key=value`, empty ones not counted. Source: W3C
-/// Trace Context, section 3.3.
+/// Whether all lines of a `tracestate` together are valid: at most 32 members `key=value`, no key twice, empty ones not counted.
+/// Source: W3C Trace Context, section 3.3.
 pub(crate) fn is_valid_tracestate<'a>(lines: impl Iterator<Item = &'a [u8]>) -> bool {
     const MAX_MEMBERS: usize = 32;
     let members = || lines.flat_map(|line| line.split(|byte| *byte == b',')).map(<[u8]>::trim_ascii);
+    let mut keys = [&b""[..]; MAX_MEMBERS];
     let mut count = 0;
     members().filter(|member| !member.is_empty()).all(|member| {
+        let Some(key) = key_of(member).filter(|key| count < MAX_MEMBERS && !keys[..count].contains(key)) else { return false };
+        keys[count] = key;
         count += 1;
-        count <= MAX_MEMBERS && is_member(member)
+        true
     })
 }
 
-fn is_member(member: &[u8]) -> bool {
+/// The key of a valid member.
+fn key_of(member: &[u8]) -> Option<&[u8]> {
     const MAX_VALUE: usize = 256;
-    let Some(equals) = member.iter().position(|byte| *byte == b'=') else { return false };
+    let equals = member.iter().position(|byte| *byte == b'=')?;
     let (key, value) = (&member[..equals], &member[equals + 1..]);
-    is_key(key) && (1..=MAX_VALUE).contains(&value.len()) && value.iter().all(|byte| matches!(byte, b' '..=b'~') && *byte != b'=')
+    let is_value =
+        (1..=MAX_VALUE).contains(&value.len()) && value.iter().all(|byte| matches!(byte, b' '..=b'~') && *byte != b'=');
+    (is_value && is_key(key)).then_some(key)
 }
 
 /// A vendor's key, or `tenant@system`.

@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::future::poll_fn;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use http_body_util::Empty;
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::client::legacy::connect::{Connection as _, HttpConnector, HttpInfo};
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use tokio::time::Instant;
@@ -74,6 +75,7 @@ struct Connection {
     sender: SendRequest<Empty<Bytes>>,
     answer_begun: AnswerBegun,
     expires_at: Instant,
+    peer: Option<SocketAddr>,
 }
 
 /// The unused connections, and since when they are: the latest at the end.
@@ -157,7 +159,11 @@ impl Pool {
             poll_fn(|cx| connector.poll_ready(cx)).await?;
             connector.call(self.target.clone()).await
         };
-        let stream = TokioIo::new(connected.await.map_err(CallError::Connect)?);
+        let stream = connected.await.map_err(CallError::Connect)?;
+        let mut known = http::Extensions::new();
+        stream.connected().get_extras(&mut known);
+        let peer = known.get::<HttpInfo>().map(HttpInfo::remote_addr);
+        let stream = TokioIo::new(stream);
         let answer_begun = AnswerBegun::default();
         let stream = TokioIo::new(TrackedStream { stream, begun: answer_begun.clone() });
         let (sender, connection) = handshake(stream).await.map_err(|error| CallError::Connect(error.into()))?;
@@ -166,11 +172,16 @@ impl Pool {
             let _ = connection.await;
         });
         let expires_at = Instant::now() + self.limits.max_age.mul_f64(0.75 + 0.25 * ids::unit());
-        Ok(Connection { sender, answer_begun, expires_at })
+        Ok(Connection { sender, answer_begun, expires_at, peer })
     }
 }
 
 impl PooledConnection {
+    /// The other end of the socket.
+    pub(crate) fn peer(&self) -> Option<SocketAddr> {
+        self.connection.peer
+    }
+
     /// Returns the connection to its pool, after the answer was read to its end. Its task may not have processed that end yet; the
     /// next call waits for it, which is cheaper than a task that waits here.
     pub(crate) fn release(self) {
@@ -198,7 +209,6 @@ async fn close_overdue(idle: Weak<Mutex<Idle>>, limits: ConnectionLimits) {
 
 #[cfg(test)]
 mod tests {
-    use std::net::SocketAddr;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use futures_util::FutureExt as _;

@@ -11,17 +11,18 @@ pub(crate) mod outcome;
 pub(crate) mod resolver;
 pub(crate) mod target;
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use http::header::{self, HeaderValue};
 use http::uri::PathAndQuery;
-use http::{Request, StatusCode, Uri};
+use http::{Request, StatusCode, Uri, Version};
 use http_body_util::{BodyExt as _, Empty, LengthLimitError, Limited};
 use rustls::ClientConfig;
 
 use crate::telemetry::ids;
-use crate::telemetry::metrics::Metrics;
+use crate::telemetry::metrics::{Metrics, protocol_version};
 use crate::telemetry::span_queue::{FinishedSpan, SpanKind};
 use crate::telemetry::tracer::Tracer;
 use crate::trace_context::{Carried, Context, HeaderPairs, Propagator, X_CALL_BUDGET, X_HOP_COUNT};
@@ -187,6 +188,8 @@ fn divided(budget: u32, calls: usize) -> impl Iterator<Item = Option<u32>> {
 #[derive(Debug, Clone, Copy, Default)]
 struct Progress {
     status: Option<StatusCode>,
+    version: Option<Version>,
+    peer: Option<SocketAddr>,
     /// `http.request.resend_count`: 0 or 1. The reply shows one call either way.
     resend_count: u32,
 }
@@ -199,6 +202,8 @@ async fn send_and_read(
 ) -> Result<Answer, CallError> {
     let (answer, connection) = pool.get(request, &mut progress.resend_count).await?;
     progress.status = Some(answer.status());
+    progress.version = Some(answer.version());
+    progress.peer = connection.peer();
     let (head, body) = answer.into_parts();
     let body = Limited::new(body, MAX_ANSWER).collect().await.map_err(|error| match error.is::<LengthLimitError>() {
         true => CallError::TooLarge,
@@ -228,19 +233,29 @@ impl Drop for ClientSpanGuard<'_> {
         let sampled = self.span_context.filter(|context| context.sampling.is_sampled()).map(|context| context.trace_id);
         let status = self.progress.status.as_ref().map_or("", StatusCode::as_str);
         self.context.metrics.call(&self.target.host, status).observe(duration, sampled);
-        if let Some((tracer, context)) = self.context.tracer.zip(self.span_context.as_ref()) {
+        let sampled = self.span_context.as_ref().filter(|context| context.sampling.is_sampled());
+        if let Some((tracer, context)) = self.context.tracer.zip(sampled) {
             tracer.record(&FinishedSpan {
                 kind: SpanKind::Client,
                 context,
                 start: self.started_at,
                 duration,
                 method: "GET",
+                original_method: "",
+                scheme: "",
+                base_url: &self.target.base_url,
                 route: "",
                 status: self.progress.status.map_or(0, |status| status.as_u16()),
                 error: self.error,
                 path: self.path.path(),
+                query: self.path.query(),
                 client: None,
                 server: Some((&self.target.host, self.target.port)),
+                peer: self.progress.peer,
+                protocol: self.progress.version.map_or("", protocol_version),
+                user_agent: "",
+                resend_count: self.progress.resend_count,
+                trace_state: self.context.propagator.trace_state(self.context.carried, context),
                 request_id: self.context.request_id.to_str().unwrap_or_default(),
             });
         }

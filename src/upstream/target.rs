@@ -19,6 +19,8 @@ pub struct Target {
     has_path: bool,
     pub(super) host: String,
     pub(super) port: u16,
+    /// Scheme, host and port, as spans show them.
+    pub(super) base_url: String,
     /// The value of the `host` header.
     pub(super) authority: HeaderValue,
 }
@@ -85,8 +87,9 @@ impl FromStr for Target {
         let usual = if uri.scheme_str() == Some("https") { 443 } else { 80 };
         let port = uri.port_u16().unwrap_or(usual);
         let authority = if port == usual { host.clone() } else { format!("{host}:{port}") };
+        let base_url = format!("{}://{authority}", uri.scheme_str().unwrap_or_default());
         let authority = HeaderValue::from_str(&authority).map_err(TargetError::Host)?;
-        Ok(Self { url: redacted_url(url), uri, has_path, host, port, authority })
+        Ok(Self { url: redacted_url(url), uri, has_path, host, port, base_url, authority })
     }
 }
 

@@ -466,6 +466,14 @@ pub struct Span {
     pub debug: bool,
     /// OTLP's status is an error, or Zipkin's tag `error` is there.
     pub failed: bool,
+    /// OTLP: the attributes of the resource.
+    pub resource: BTreeMap<String, String>,
+    /// OTLP: the attributes of the span alone.
+    pub attributes: BTreeMap<String, String>,
+    /// OTLP's flags.
+    pub flags: u32,
+    /// OTLP's `trace_state`.
+    pub trace_state: String,
 }
 
 /// How a [`Sink`] treats what is sent to it.
@@ -492,6 +500,7 @@ struct Collected {
     mood: Mood,
     spans: Vec<Span>,
     requests: Vec<HeaderMap>,
+    bodies: Vec<Bytes>,
 }
 
 /// A collector. It ends with the value.
@@ -530,7 +539,8 @@ impl Sink {
 
     fn on(listener: TcpListener, exporter: &'static str, tls: Option<tokio_rustls::TlsAcceptor>) -> Self {
         let addr = listener.local_addr().unwrap();
-        let collected = Arc::new(Mutex::new(Collected { mood: Mood::Takes, spans: Vec::new(), requests: Vec::new() }));
+        let collected =
+            Arc::new(Mutex::new(Collected { mood: Mood::Takes, spans: Vec::new(), requests: Vec::new(), bodies: Vec::new() }));
         let router = Router::new()
             .route("/api/v2/spans", post(take))
             .route("/v1/traces", post(take))
@@ -580,6 +590,11 @@ impl Sink {
         lock(&self.collected).requests.clone()
     }
 
+    /// The bodies of every request so far, as far as they are JSON.
+    pub fn bodies(&self) -> Vec<Value> {
+        lock(&self.collected).bodies.iter().filter_map(|body| serde_json::from_slice(body).ok()).collect()
+    }
+
     /// Waits until `count` spans of a trace are there; there may not be more.
     pub async fn trace(&self, trace_id: &str, count: usize) -> Vec<Span> {
         let of_trace = || {
@@ -615,6 +630,7 @@ async fn take(State(collected): State<Arc<Mutex<Collected>>>, headers: HeaderMap
     let mood = {
         let mut collected = lock(&collected);
         collected.requests.push(headers.clone());
+        collected.bodies.push(body.clone());
         collected.mood
     };
     let status = |status| StatusCode::from_u16(status).unwrap();
@@ -722,6 +738,10 @@ fn zipkin_spans(body: &[u8]) -> Option<Vec<Span>> {
             debug: span["debug"].as_bool().unwrap_or(false),
             failed: tags.contains_key("error"),
             tags,
+            resource: BTreeMap::new(),
+            attributes: BTreeMap::new(),
+            flags: 0,
+            trace_state: String::new(),
         })
     };
     json.as_array()?.iter().map(span).collect()
@@ -762,6 +782,10 @@ fn otlp_spans(body: &[u8]) -> Option<Vec<Span>> {
                 duration_us: (span.end_time_unix_nano - span.start_time_unix_nano) / 1000,
                 debug: false,
                 failed: span.status.as_ref().is_some_and(|status| status.code == 2),
+                resource: resource.clone(),
+                attributes: span.attributes.iter().filter_map(pair).collect(),
+                flags: span.flags,
+                trace_state: span.trace_state.clone(),
             });
         }
     }

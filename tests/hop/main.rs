@@ -11,6 +11,7 @@ mod abuse;
 mod chain;
 mod collectors;
 mod config;
+mod conventions;
 mod help;
 mod in_process;
 mod lifecycle;

@@ -326,7 +326,11 @@ async fn check(wire: &Wire, sink: &Sink, rows: &[Row<'_>]) {
 
         let mut written = BTreeSet::new();
         if let Some([w3c_trace, span, flags]) = &out.w3c {
-            assert_eq!((w3c_trace.as_str(), flags.as_str()), (trace, if sampled { "01" } else { "00" }), "{what}");
+            // The random flag goes on, and is set on an id of its own.
+            let sent = row.sent.iter().find(|(name, _)| *name == "traceparent").and_then(|(_, value)| value.get(53..55));
+            let is_random = |flags| u8::from_str_radix(flags, 16).is_ok_and(|flags| flags & 2 != 0);
+            let random = if row.trace.is_none() || sent.is_some_and(is_random) { 2 } else { 0 };
+            assert_eq!((w3c_trace.as_str(), flags.as_str()), (trace, &*format!("{:02x}", u8::from(sampled) + random)), "{what}");
             written.insert(span.clone());
         }
         if let Some(single) = &out.single {
@@ -381,14 +385,17 @@ async fn with_an_exporter_every_row_of_the_table_holds_for_w3c() {
     let future_more = format!("01-{T}-{S}-01-what-comes-later");
     let longer = format!("00-{T}-{S}-01-more");
     let flags = format!("00-{T}-{S}-ff");
+    let (random, random_unsampled) = (format!("00-{T}-{S}-03"), format!("00-{T}-{S}-02"));
     /// What it is, what is sent, and the decision that goes on if the trace does.
     type Case<'a> = (&'a str, Vec<(&'a str, &'a str)>, Option<&'a str>);
-    let cases: [Case<'_>; 16] = [
+    let cases: [Case<'_>; 18] = [
         ("sampled", vec![("traceparent", &sampled)], Some("1")),
         ("unsampled", vec![("traceparent", &unsampled)], Some("0")),
         ("a version above 00", vec![("traceparent", &future)], Some("1")),
         ("a version above 00 with more", vec![("traceparent", &future_more)], Some("1")),
         ("unknown flags", vec![("traceparent", &flags)], Some("1")),
+        ("random", vec![("traceparent", &random)], Some("1")),
+        ("random and unsampled", vec![("traceparent", &random_unsampled)], Some("0")),
         ("an empty tracestate", vec![("traceparent", &sampled), ("tracestate", "")], Some("1")),
         // From here on there is nothing to continue.
         ("upper case", vec![("traceparent", &upper)], None),
@@ -570,6 +577,8 @@ async fn tracestate_goes_on_with_its_trace_and_only_when_it_is_valid() {
         ("an empty value", vec![valid, ("tracestate", "a=1,b=")], vec![]),
         ("two equals signs", vec![valid, ("tracestate", "a=1=2")], vec![]),
         ("a key in upper case", vec![valid, ("tracestate", "a=1,B=2")], vec![]),
+        ("a key twice", vec![valid, ("tracestate", "a=1,b=2,a=1")], vec![]),
+        ("a key in two headers", vec![valid, ("tracestate", "a=1"), ("tracestate", "a=2")], vec![]),
         ("two tenants", vec![valid, ("tracestate", "a@b@c=1")], vec![]),
         ("malformed in the second header", vec![valid, ("tracestate", "a=1"), ("tracestate", "garbage")], vec![]),
         ("34 in two headers", vec![valid, ("tracestate", &half), ("tracestate", &half)], vec![]),

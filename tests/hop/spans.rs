@@ -113,7 +113,7 @@ async fn the_answer_tells_the_span_that_the_collector_gets() {
     let answer = hop.get("/hello/x", &[]).await;
     let told: Vec<_> = answer.header("traceresponse").unwrap().split('-').collect();
     let spans = sink.trace(told[1], 1).await;
-    assert_eq!((told[0], spans[0].id.as_str(), told[3], spans[0].name.as_str()), ("00", told[2], "01", "GET /hello/{who}"));
+    assert_eq!((told[0], spans[0].id.as_str(), told[3], spans[0].name.as_str()), ("00", told[2], "03", "GET /hello/{who}"));
     assert_eq!(spans[0].parent, None);
 
     // Headers, 404s and 405s are requests like others; probes and scrapes are not traced.

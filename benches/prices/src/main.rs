@@ -125,7 +125,7 @@ fn appended(times: usize, mut write: impl FnMut(&mut Vec<u8>)) {
 
 const CONTEXT: Context = Context {
     trace_id: TraceId::from_bytes([7; 16]),
-    short_trace_id: false,
+    short_trace_id: false, random: false,
     span_id: SpanId::from_bytes([8; 8]),
     parent_id: Some(SpanId::from_bytes([9; 8])),
     sampling: Sampling::Sample,
@@ -207,9 +207,9 @@ fn prometheus_histogram(times: usize) {
 }
 
 fn scrape(times: usize, openmetrics: bool) {
-    let (metrics, queue) = (metrics(), SpanQueue::new(1));
+    let metrics = metrics();
     for _ in 0..times {
-        black_box(metrics.render(openmetrics, &queue, None));
+        black_box(metrics.render(openmetrics, &[], None));
     }
 }
 
@@ -220,13 +220,22 @@ fn finished() -> FinishedSpan<'static> {
         start: SystemTime::UNIX_EPOCH + Duration::from_micros(1_767_323_045_678_901),
         duration: Duration::from_micros(12_345),
         method: "GET",
+        original_method: "",
+        scheme: "http",
+        base_url: "",
         route: "/service{n}",
         status: 200,
         error: None,
         path: "/service2",
         client: Some([10, 0, 0, 7].into()),
+        query: None,
         server: Some(("localhost", 8080)),
+        peer: Some(([10, 0, 0, 7], 40_000).into()),
+        protocol: "1.1",
+        user_agent: "curl/8.5.0",
+        resend_count: 0,
         request_id: REQUEST_ID,
+        trace_state: None,
     }
 }
 

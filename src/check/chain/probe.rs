@@ -64,7 +64,7 @@ pub(crate) async fn deepest(client: &CheckClient, probe: impl Fn() -> Probe) -> 
 /// A fresh context that asks to be sampled.
 pub(crate) fn fresh() -> Context {
     let (trace_id, span_id) = (ids::trace_id(), ids::span_id());
-    Context { trace_id, short_trace_id: false, span_id, parent_id: None, sampling: Sampling::Sample }
+    Context { trace_id, short_trace_id: false, random: false, span_id, parent_id: None, sampling: Sampling::Sample }
 }
 
 pub(crate) fn fresh_request_id() -> String {

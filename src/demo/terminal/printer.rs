@@ -88,7 +88,8 @@ impl Printer {
             return (self.state.send(Sender::Demo, http::HeaderMap::new()).await.0, self.expected.clone());
         };
         let (trace_id, span_id) = (ids::trace_id(), ids::span_id());
-        let context = Context { trace_id, short_trace_id: false, span_id, parent_id: None, sampling: Sampling::Sample };
+        let context =
+            Context { trace_id, short_trace_id: false, random: false, span_id, parent_id: None, sampling: Sampling::Sample };
         let headers = HeaderFamily::ALL.into_iter().flat_map(|family| family.write(&context)).collect();
         let span = tracer.begin(&context, &self.state.front());
         let (exchange, _) = self.state.send(Sender::Demo, headers).await;

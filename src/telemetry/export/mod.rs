@@ -13,7 +13,12 @@ use std::time::Duration;
 pub(crate) use self::http::{Collector, ExportError, Protocol, http_client};
 pub(crate) use pipeline::Pipelines;
 
+use opentelemetry_semantic_conventions::attribute::{
+    SERVICE_INSTANCE_ID, TELEMETRY_SDK_LANGUAGE, TELEMETRY_SDK_NAME, TELEMETRY_SDK_VERSION,
+};
+
 use crate::net::tls::ClientTls;
+use crate::telemetry::ids;
 use crate::telemetry::line_writer::LineWriter;
 use crate::telemetry::span_queue::{QueuedSpan, SpanBatch};
 
@@ -68,6 +73,24 @@ pub struct ResourceOptions {
     pub service_name: String,
     /// Further attributes (`service.version`, `lane`, and those of `OTEL_RESOURCE_ATTRIBUTES`).
     pub attributes: Vec<(String, String)>,
+}
+
+impl ResourceOptions {
+    /// With what every resource has: this instance's id, and who made the spans.
+    fn complete(mut self) -> Self {
+        let instance = ids::request_id();
+        for (key, value) in [
+            (SERVICE_INSTANCE_ID, instance.to_str().unwrap_or_default()),
+            (TELEMETRY_SDK_NAME, env!("CARGO_PKG_NAME")),
+            (TELEMETRY_SDK_LANGUAGE, "rust"),
+            (TELEMETRY_SDK_VERSION, env!("CARGO_PKG_VERSION")),
+        ] {
+            if !self.attributes.iter().any(|(known, _)| known == key) {
+                self.attributes.push((key.to_owned(), value.to_owned()));
+            }
+        }
+        self
+    }
 }
 
 /// Why an exporter cannot be built.

@@ -17,6 +17,7 @@ use opentelemetry_proto::tonic::resource::v1::Resource;
 use opentelemetry_proto::tonic::trace::v1::span::SpanKind as OtlpSpanKind;
 use opentelemetry_proto::tonic::trace::v1::status::StatusCode;
 use opentelemetry_proto::tonic::trace::v1::{Span as OtlpSpan, SpanFlags, Status};
+use opentelemetry_semantic_conventions::SCHEMA_URL;
 use opentelemetry_semantic_conventions::attribute::{ERROR_TYPE, SERVICE_NAME};
 use prost::Message as _;
 use prost::encoding::int64;
@@ -25,6 +26,7 @@ use super::http::shown;
 use super::{Accepted, Collector, ExportError, ExporterError, OtlpOptions, Protocol, ResourceOptions};
 use crate::telemetry::span_queue::{AttributeValue, QueuedSpan, SpanBatch, SpanKind};
 use crate::text::number::push_address;
+use crate::trace_context::flags;
 
 /// Numbers of the fields that nest spans and attributes, as `trace_service.proto`, `trace.proto` and `common.proto` of
 /// OpenTelemetry assign them.
@@ -34,6 +36,7 @@ mod field {
     pub(super) const RESOURCE_SPANS_SCOPE_SPANS: u8 = 2;
     pub(super) const SCOPE_SPANS_SCOPE: u8 = 1;
     pub(super) const SCOPE_SPANS_SPANS: u8 = 2;
+    pub(super) const SCOPE_SPANS_SCHEMA_URL: u8 = 3;
     pub(super) const SPAN_ATTRIBUTES: u8 = 9;
     pub(super) const KEY_VALUE_KEY: u8 = 1;
     pub(super) const KEY_VALUE_VALUE: u8 = 2;
@@ -54,7 +57,7 @@ pub(super) struct OtlpSink {
 pub(crate) struct OtlpEncoder {
     /// The field `resource` of `ResourceSpans`, encoded once.
     resource: Vec<u8>,
-    /// The field `scope` of `ScopeSpans`, encoded once.
+    /// The fields `schema_url` and `scope` of `ScopeSpans`, encoded once.
     scope: Vec<u8>,
 }
 
@@ -118,10 +121,9 @@ impl OtlpEncoder {
             push_field(&mut out, number, &message);
             out
         };
-        Self {
-            resource: encoded(field::RESOURCE_SPANS_RESOURCE, resource.encode_to_vec()),
-            scope: encoded(field::SCOPE_SPANS_SCOPE, scope.encode_to_vec()),
-        }
+        let mut scope = encoded(field::SCOPE_SPANS_SCOPE, scope.encode_to_vec());
+        push_field(&mut scope, field::SCOPE_SPANS_SCHEMA_URL, SCHEMA_URL.as_bytes());
+        Self { resource: encoded(field::RESOURCE_SPANS_RESOURCE, resource.encode_to_vec()), scope }
     }
 
     /// The bytes of an `ExportTraceServiceRequest`.
@@ -173,13 +175,16 @@ fn fill(message: &mut OtlpSpan, batch: &SpanBatch, span: &QueuedSpan) {
         Some(parent) => set_bytes(&mut message.parent_span_id, &parent.to_bytes()),
         None => message.parent_span_id.clear(),
     }
-    const SAMPLED: u32 = 1;
-    let (kind, remote) = match span.kind {
-        SpanKind::Server => (OtlpSpanKind::Server, SpanFlags::ContextIsRemoteMask as u32),
-        SpanKind::Client => (OtlpSpanKind::Client, 0),
+    // Whether the parent is remote: a root has none, and a client span's is the server span.
+    let (kind, is_remote) = match span.kind {
+        SpanKind::Server => (OtlpSpanKind::Server, context.parent_id.is_some()),
+        SpanKind::Client => (OtlpSpanKind::Client, false),
     };
     message.kind = kind as i32;
-    message.flags = SAMPLED | SpanFlags::ContextHasIsRemoteMask as u32 | remote;
+    let remote = if is_remote { SpanFlags::ContextIsRemoteMask as u32 } else { 0 };
+    message.flags = u32::from(flags(context)) | SpanFlags::ContextHasIsRemoteMask as u32 | remote;
+    message.trace_state.clear();
+    message.trace_state.push_str(batch.trace_state(span));
     let (method, route) = batch.name(span);
     message.name.clear();
     message.name.extend([method, if route.is_empty() { "" } else { " " }, route]);
@@ -242,6 +247,7 @@ mod tests {
         let context = |id: u64, parent| Context {
             trace_id: TraceId::from(7),
             short_trace_id: false,
+            random: false,
             span_id: SpanId::from(id),
             parent_id: parent,
             sampling: Sampling::Sample,
@@ -249,18 +255,12 @@ mod tests {
         let (first, second) = (context(1, Some(SpanId::from(9))), context(2, None));
         let queue = SpanQueue::new(8);
         let span = FinishedSpan {
-            kind: SpanKind::Server,
-            context: &first,
             start: SystemTime::UNIX_EPOCH + Duration::from_secs(3),
-            duration: Duration::from_micros(5),
-            method: "GET",
-            route: "/hello",
             status: 503,
-            error: None,
-            path: "/hello",
             client: Some([10, 0, 0, 7].into()),
             server: Some(("localhost", 8080)),
             request_id: "a-long-request-id",
+            ..FinishedSpan::for_tests(&first)
         };
         queue.push(&span);
         queue.push(&FinishedSpan { context: &second, route: "", status: 200, client: None, request_id: "r", ..span });
@@ -283,13 +283,16 @@ mod tests {
             (&TraceId::from(7).to_bytes()[..], &[0, 0, 0, 0, 0, 0, 0, 1][..])
         );
         assert_eq!((server.parent_span_id.len(), root.parent_span_id.len()), (8, 0));
-        assert_eq!((server.name.as_str(), root.name.as_str(), server.flags, client.flags), ("GET /hello", "GET", 0x301, 0x101));
+        assert_eq!((server.name.as_str(), root.name.as_str()), ("GET /hello", "GET"));
+        assert_eq!([server, root, client].map(|span| span.flags), [0x301, 0x101, 0x101], "a root has no remote parent");
         assert_eq!((server.start_time_unix_nano, server.end_time_unix_nano), (3_000_000_000, 3_000_005_000));
         let statuses = [server, root, client].map(|span| span.status.as_ref().unwrap().code);
         assert_eq!(statuses, [StatusCode::Error, StatusCode::Unset, StatusCode::Error].map(|code| code as i32));
         let expected = [
             ("http.request.method", "GET"),
+            ("url.scheme", "http"),
             ("url.path", "/hello"),
+            ("network.protocol.version", "1.1"),
             ("server.address", "localhost"),
             ("server.port", "8080"),
             ("request.id", "r"),

@@ -83,6 +83,7 @@ impl Pipelines {
         schedule_delay: Duration,
         console: &LineWriter,
     ) -> Result<Self, ExporterError> {
+        let resource = resource.complete();
         let start = |exporter| {
             let queue = Arc::new(SpanQueue::new(max_queue));
             Pipeline::start(exporter, resource.clone(), queue, schedule_delay, console)
@@ -224,7 +225,7 @@ impl ExportTask {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::telemetry::span_queue::{FinishedSpan, SpanKind};
+    use crate::telemetry::span_queue::FinishedSpan;
     use crate::trace_context::{Context, Sampling};
     use opentelemetry::trace::SpanId;
 
@@ -242,24 +243,12 @@ mod tests {
         let context = Context {
             trace_id: ids::trace_id(),
             short_trace_id: false,
+            random: false,
             span_id: SpanId::from(1),
             parent_id: None,
             sampling: Sampling::Sample,
         };
-        queue.push(&FinishedSpan {
-            kind: SpanKind::Server,
-            context: &context,
-            start: std::time::SystemTime::now(),
-            duration: Duration::ZERO,
-            method: "GET",
-            route: "/hello",
-            status: 200,
-            error: None,
-            path: "/hello",
-            client: None,
-            server: None,
-            request_id: "r",
-        });
+        queue.push(&FinishedSpan::for_tests(&context));
         while queue.counts().unreachable == 0 {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }

@@ -1,6 +1,7 @@
 //! Zipkin v2 JSON. `opentelemetry-zipkin` cannot be used: it sends `"localEndpoint":{}`, without the service's name
 //! (`tests/zipkin_crate.rs` fails when that is mended).
 
+use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
 use http::HeaderValue;
@@ -108,6 +109,9 @@ fn encode_span(out: &mut Vec<u8>, resource: &EncodedResource, batch: &SpanBatch,
     out.extend_from_slice(b",\"duration\":");
     push_number(out, micros(span.duration).max(1));
     out.extend_from_slice(&resource.local_endpoint);
+    if let Some((name, peer)) = batch.callee(span) {
+        push_remote_endpoint(out, name, peer);
+    }
     if context.sampling == Sampling::Debug {
         out.extend_from_slice(b",\"debug\":true");
     }
@@ -133,8 +137,23 @@ fn encode_span(out: &mut Vec<u8>, resource: &EncodedResource, batch: &SpanBatch,
         tag(ERROR_TYPE, AttributeValue::Text(&error));
         // Zipkin colours a span by this tag.
         tag("error", AttributeValue::Text(&error));
+        tag("otel.status_code", AttributeValue::Text("ERROR"));
     }
     out.extend_from_slice(b"}}");
+}
+
+/// What was called: a callee that reports nothing itself is in Zipkin's dependency graph by this name.
+fn push_remote_endpoint(out: &mut Vec<u8>, name: &str, peer: Option<SocketAddr>) {
+    out.extend_from_slice(b",\"remoteEndpoint\":{\"serviceName\":");
+    push_text(out, name.as_bytes());
+    if let Some(peer) = peer {
+        let ip = peer.ip().to_canonical();
+        out.extend_from_slice(if ip.is_ipv4() { b",\"ipv4\":\"" } else { b",\"ipv6\":\"" });
+        push_address(out, ip);
+        out.extend_from_slice(b"\",\"port\":");
+        push_number(out, peer.port().into());
+    }
+    out.push(b'}');
 }
 
 #[cfg(test)]
@@ -150,6 +169,7 @@ mod tests {
         let context = Context {
             trace_id: TraceId::from(0xabc << 64 | 7),
             short_trace_id: false,
+            random: false,
             span_id: SpanId::from(2),
             parent_id: Some(SpanId::from(1)),
             sampling: Sampling::Debug,
@@ -157,22 +177,19 @@ mod tests {
         let resource = ResourceOptions { service_name: "a \"b\"".into(), attributes: vec![("lane".into(), "gray\n".into())] };
         let queue = SpanQueue::new(8);
         let span = FinishedSpan {
-            kind: SpanKind::Server,
-            context: &context,
             start: SystemTime::UNIX_EPOCH + Duration::from_micros(1_767_323_045_678_901),
             duration: Duration::from_nanos(1),
-            method: "GET",
             route: "/hello/{who}",
             status: 503,
-            error: None,
             path: "/hello/ü\"\\\u{7}",
             client: Some("2001:db8::1".parse().unwrap()),
             server: Some(("localhost", 8080)),
-            request_id: "r",
+            ..FinishedSpan::for_tests(&context)
         };
         queue.push(&span);
         let root = Context { short_trace_id: true, parent_id: None, ..context };
-        queue.push(&FinishedSpan { kind: SpanKind::Client, context: &root, route: "", status: 200, ..span });
+        let peer = Some("[2001:db8::2]:80".parse().unwrap());
+        queue.push(&FinishedSpan { kind: SpanKind::Client, context: &root, route: "", status: 200, peer, ..span });
         let batch = queue.take(SpanBatch::default());
         let json = encode(&EncodedResource::new(&resource), &batch, &batch.spans);
         let [server, client] = &traces::decode(&json, 10).unwrap()[..] else { panic!("{}", String::from_utf8_lossy(&json)) };
@@ -193,16 +210,22 @@ mod tests {
             ("http.response.status_code", "503"),
             ("http.route", "/hello/{who}"),
             ("lane", "gray\n"),
+            ("network.protocol.version", "1.1"),
+            ("otel.status_code", "ERROR"),
             ("request.id", "r"),
             ("server.address", "localhost"),
             ("server.port", "8080"),
             ("url.path", "/hello/ü\"\\\u{7}"),
+            ("url.scheme", "http"),
         ];
         assert_eq!(tags, expected);
         assert!(!client.tags.contains_key("error.type"));
+        let callee = client.remote_endpoint.as_ref().unwrap();
+        assert_eq!((callee.service_name.as_deref(), callee.port), (Some("localhost"), Some(80)));
+        assert!(server.remote_endpoint.is_none());
         // Nothing is written that the model would write otherwise or not at all.
         let again: serde_json::Value = serde_json::to_value(traces::decode(&json, 10).unwrap()).unwrap();
         let written: serde_json::Value = serde_json::from_slice(&json).unwrap();
-        assert_eq!(again[0], written[0]);
+        assert_eq!(again, written);
     }
 }
