@@ -357,12 +357,14 @@ impl<'a> Run<'a> {
         let client = client.reporting(self.tracer.take());
         self.report.extend(reachability::reach::hardening(&client, &answer, self.args.plain_port).await);
         self.report.extend(chain::findings(&tree, &self.context.url, self.args.expect.as_ref(), &self.context));
-        let Some((probe, xray)) = probe(&client, &self.context).await else {
+        let Some((probe, xray, tree)) = probe(&client, &self.context).await else {
             let text = "Propagation: skipped, because no probe brought the chain's reply";
             self.report.add(Finding::skip(CheckId::PropagationTrace, text));
             return Some((client, None));
         };
-        self.report.extend(propagation::findings(&probe, &xray, &self.context));
+        let bare = deepest(&client, Probe::bare).await.map(|(_, tree)| tree);
+        let pair = bare.as_ref().map(|bare| (&tree, bare));
+        self.report.extend(propagation::findings(&probe, &xray, pair, &self.context));
         Some((client, Some(xray)))
     }
 
@@ -510,7 +512,7 @@ impl<'a> Run<'a> {
 }
 
 /// The probes of the x-ray. A failure hides the hops behind it, so the most complete of a few answers counts.
-async fn probe(client: &CheckClient, context: &HintContext) -> Option<(Probe, Xray)> {
+async fn probe(client: &CheckClient, context: &HintContext) -> Option<(Probe, Xray, Tree)> {
     let (probe, tree) = deepest(client, || Probe::new(&HeaderFamily::ALL)).await?;
     let mut xray = chain::xray::examine(&probe, &tree, &context.url);
     if !xray.unwritten.is_empty() {
@@ -520,7 +522,7 @@ async fn probe(client: &CheckClient, context: &HintContext) -> Option<(Probe, Xr
         }
         xray.settle(|format| answers.iter().find(|(of, _)| *of == format).and_then(|(_, tree)| tree.clone()));
     }
-    Some((probe, xray))
+    Some((probe, xray, tree))
 }
 
 /// The seam at which `x-lane` is lost, in a request of this lane.

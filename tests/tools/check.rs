@@ -4,6 +4,7 @@
 
 mod bounds;
 mod envoy;
+mod mesh;
 mod signs;
 mod support;
 
@@ -531,7 +532,9 @@ fn one_service_whose_spans_are_missing_is_named_and_explains_the_orphans() {
     let run = quick(&chain.url(), &["--traces", &demo.store, "--traces-wait", "4s"]);
     let check = run.fails("traces.services", &["2 of 2 spans of service2 never arrived", "endpoint"]);
     assert_eq!(check["hop"], "service2");
-    run.fails("traces.orphans", &["parents are the missing spans"]);
+    assert!(check["detail"].to_string().contains("5 spans are due, 3 came"), "{check:#}");
+    run.follows("traces.orphans", "traces.services", &["parents are the missing spans"]);
+    assert_eq!(run.failed().len(), 1, "{:#}", run.json);
     // A hop that reports nothing because it only forwards breaks no parent, and is not in the trace.
     let chain = Chain::start(&[good.clone(), plain(), good]);
     let run = quick(&chain.url(), &["--traces", &demo.store, "--traces-wait", "4s"]);
@@ -546,7 +549,8 @@ fn a_broken_trace_is_two_traces_and_points_at_the_seam() {
     let broken = [&W3C[..], &B3].concat().iter().fold(good.clone(), |hop, name| hop.arg("--drop-header", name));
     let chain = Chain::start(&[good.clone(), broken, good]);
     let run = quick(&chain.url(), &["--traces", &demo.store, "--traces-wait", "4s"]);
-    run.breaks_at("traces.one", "service2", "service3", Some("hop"), &["2 traces"]);
+    run.breaks_at("propagation.trace", "service2", "service3", Some("hop"), &["did not send"]);
+    run.follows("traces.one", "propagation.trace", &["2 traces"]);
 }
 
 /// Jaeger's query API in front of a Zipkin store.
@@ -1115,7 +1119,8 @@ fn a_lane_that_leaks_into_the_baseline_is_named_with_its_hop() {
 fn a_lane_header_that_is_lost_and_a_lane_that_nobody_runs_are_named() {
     let chain = Chain::start(&[plain().arg("--lane", "gray"), plain().arg("--drop-header", "x-lane"), plain()]);
     let run = check(&chain.url(), &["--lane", "gray", "--count", "1", "--rate", "500"]);
-    run.breaks_at("lanes.carry", "service2", "service3", None, &["Lane gray is lost", "x-lane"]);
+    run.breaks_at("propagation.lane", "service2", "service3", Some("hop"), &["x-lane"]);
+    run.follows("lanes.carry", "propagation.lane", &["Lane gray is lost", "x-lane"]);
     let chain = Chain::start(&[plain(), plain()]);
     let run = check(&chain.url(), &["--lane", "gray", "--count", "1", "--rate", "500"]);
     run.fails("lanes.walk", &["no hop answered from it", "LANE=gray"]);

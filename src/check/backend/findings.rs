@@ -1,13 +1,14 @@
 //! What is wrong with a trace, in the words of the report.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use crate::check::backend::expected::{HopSpan, Role};
+use crate::check::backend::proxies::Proxies;
 use crate::check::chain::evidence::Xray;
 use crate::check::chain::expect::{Expect, is_named};
 use crate::check::chain::probe::short;
-use crate::check::envoy::suggestions::{HintContext, HopRef, Runner};
+use crate::check::envoy::suggestions::{HintContext, HopRef, Runner, name_of};
 use crate::check::report::{CheckId, Finding, Hint};
 use crate::hop::reply::{Propagation, Tree};
 use crate::telemetry::client_tracing;
@@ -30,6 +31,7 @@ pub(super) struct Arrived<'a> {
     /// The first of them; `None` when no span of it arrived.
     pub(super) trace: Option<&'a Trace>,
     pub(super) verdict: &'a Verdict,
+    pub(super) proxies: &'a Proxies<'a>,
 }
 
 /// Whether hops that are missing from the trace only forward, or never answered.
@@ -46,6 +48,7 @@ impl Arrived<'_> {
         let mut out = vec![Finding::pass(CheckId::TracesArrived, text), self.one_trace()];
         out.extend(self.services(trace, expect, hints));
         out.extend([self.orphans(trace), self.parents()]);
+        out.extend(self.proxies.calls(hints));
         out.extend(self.silent_proxies(hints));
         out.push(self.whose_spans(trace));
         out
@@ -88,12 +91,18 @@ impl Arrived<'_> {
     fn services(&self, trace: &Trace, expect: Option<&Expect>, hints: &HintContext) -> Vec<Finding> {
         let mut silent: Vec<&HopRef> = Vec::new();
         for expected in self.missing(false) {
-            if !silent.contains(&&expected.hop) {
+            if silent.len() < MAX_REPORTERS && !silent.contains(&&expected.hop) {
                 silent.push(&expected.hop);
             }
         }
         let mut out: Vec<Finding> = silent.iter().map(|hop| self.silent_hop(hop, hints)).collect();
-        out.extend(self.silent_sidecars(hints));
+        out.extend(self.proxies.silent(hints));
+        if let Some(first) = out.first_mut() {
+            let app = self.expected.iter().filter(|expected| expected.role != Role::Proxy).count();
+            let (due, came) = self.proxies.counts();
+            let lost = self.missing(false).count();
+            first.detail.push(format!("{} spans are due, {} came", due + app, came + app - lost));
+        }
         let absent = if self.ids.len() > 1 { None } else { Some(self.absent(trace, expect)) };
         if let Some(Absent { forwarding, unanswered }) = absent {
             for hop in &forwarding {
@@ -109,7 +118,10 @@ impl Arrived<'_> {
                 out.push(Finding::skip(CheckId::TracesServices, text));
             }
         }
-        if out.is_empty() {
+        if out.is_empty() && self.ids.len() > 1 {
+            let text = "Who reports: not checked, because the request is several traces";
+            out.push(Finding::skip(CheckId::TracesServices, text));
+        } else if out.is_empty() {
             let mut services: Vec<&str> = trace.services().iter().map(AsRef::as_ref).collect();
             services.sort_unstable();
             out.push(Finding::pass(CheckId::TracesServices, format!("Everybody reports: {}", services.join(", "))));
@@ -129,39 +141,28 @@ impl Arrived<'_> {
         Finding::fail(CheckId::TracesServices, text, hint).hop(&hop.name)
     }
 
-    fn silent_sidecars(&self, hints: &HintContext) -> Option<Finding> {
-        let mut hops: Vec<&HopRef> = self.missing(true).map(|expected| &expected.hop).collect();
-        hops.dedup();
-        let hop = hops.first()?;
-        let names: Vec<&str> = hops.iter().map(|hop| hop.name.as_str()).collect();
-        let text = format!("The span of the proxy in front of {} never arrived", names.join(", "));
-        let mut hint = Hint::new(
-            "The proxy traces and its report gets lost: the provider's service and port in meshConfig.extensionProviders, or the collector's port for that protocol",
-        );
-        if hints.runner(hop) == Runner::Kubernetes {
-            hint = hint.run("kubectl get configmap istio -n istio-system -o yaml | grep -A8 extensionProviders").run(format!(
-                "istioctl proxy-config clusters {} -n {} | grep -E 'zipkin|jaeger|collector'",
-                hop.hostname,
-                hints.namespace_of(hop)
-            ));
-        }
-        Some(Finding::fail(CheckId::TracesServices, text, hint).hop(&hop.name))
-    }
-
     /// Hops of which no span speaks: those that only forward while others report, and expected ones that never answered.
     fn absent(&self, trace: &Trace, expect: Option<&Expect>) -> Absent {
         let reporters = self.expected.iter().any(|expected| expected.role == Role::Server);
-        let (mut forwarding, mut answered) = (Vec::new(), Vec::new());
+        let (mut forwarding, mut answered, mut gone) = (Vec::new(), Vec::new(), Vec::new());
         crate::check::chain::visit(self.tree, "", 0, &mut |hop, url, _| {
             answered.push(hop.service.clone());
+            gone.extend(
+                hop.upstreams.iter().filter(|call| call.reply.is_none() && call.error.is_some()).map(|call| name_of(&call.url)),
+            );
             let named = trace.services().iter().any(|service| is_named(service, &hop.service));
             if reporters && hop.propagation == Propagation::Forward && !named {
                 forwarding.push(HopRef::of(hop, url));
             }
         });
-        let names = expect.map(Expect::names).unwrap_or_default();
-        let unanswered = names.into_iter().filter(|name| !answered.iter().any(|service| is_named(service, name)));
-        Absent { forwarding, unanswered: unanswered.map(ToOwned::to_owned).collect() }
+        let names = expect.map(Expect::names).unwrap_or_default().into_iter().map(str::to_owned);
+        let mut unanswered: Vec<String> = Vec::new();
+        for name in gone.into_iter().chain(names) {
+            if !unanswered.contains(&name) && !answered.iter().any(|service| is_named(service, &name)) {
+                unanswered.push(name);
+            }
+        }
+        Absent { forwarding, unanswered }
     }
 
     fn orphans(&self, trace: &Trace) -> Finding {
@@ -169,20 +170,20 @@ impl Arrived<'_> {
         if orphans.is_empty() {
             return Finding::pass(CheckId::TracesOrphans, "No orphan: every span's parent is there");
         }
-        let missing = self.missing(false).chain(self.missing(true));
-        let missing: HashMap<SpanId, &str> = missing.map(|missing| (missing.span.id, missing.hop.name.as_str())).collect();
-        let known = |parent: SpanId| missing.get(&parent).copied();
-        let lines = orphans.iter().take(MAX_ORPHANS).map(|orphan| {
-            let whose = known(orphan.parent).map_or_else(|| "is nobody's".to_owned(), |hop| format!("is {hop}'s, and missing"));
+        let whose: Vec<Option<String>> =
+            orphans.iter().take(MAX_ORPHANS).map(|orphan| self.proxies.owner(orphan.parent, self.expected)).collect();
+        let lines = orphans.iter().zip(&whose).map(|(orphan, owner)| {
+            let whose = owner.as_ref().map_or_else(|| "is nobody's".to_owned(), |owner| format!("is of {owner}, and missing"));
             format!("{} {}: parent {} {whose}", orphan.service, orphan.name, short(&orphan.parent.to_string()))
         });
-        let cause = if orphans.iter().all(|orphan| known(orphan.parent).is_some()) {
-            "Their parents are the missing spans above"
-        } else {
-            "Somebody writes span ids into the headers and reports no span under them: a proxy or gateway whose tracing is off or goes elsewhere (a Telemetry resource in the app's namespace does not cover the gateway), or an app that makes ids and exports nothing"
-        };
-        let hint = Hint::new(cause).run("kubectl get telemetry -A");
         let text = format!("{} of {} spans are orphans", orphans.len(), trace.rows().len());
+        let is_known = whose.iter().all(Option::is_some);
+        if is_known && (!self.verdict.missing.is_empty() || self.proxies.has_lost()) {
+            let text = format!("{text}: their parents are the missing spans");
+            return Finding::fail(CheckId::TracesOrphans, text, Hint::default()).lines(lines).following(CheckId::TracesServices);
+        }
+        let hint = Hint::new("Somebody writes span ids into the headers and reports no span under them: a proxy or gateway whose tracing is off or goes elsewhere (a Telemetry resource in the app's namespace does not cover the gateway), or an app that makes ids and exports nothing")
+            .run("kubectl get telemetry -A");
         Finding::fail(CheckId::TracesOrphans, text, hint).lines(lines)
     }
 
@@ -195,7 +196,13 @@ impl Arrived<'_> {
             "A hop or proxy takes its parent from another header than the one its caller wrote last: see the order of OTEL_PROPAGATORS under Propagation, or spans are missing in between",
         );
         let lines = self.verdict.misplaced.iter().map(|misplaced| misplaced.text.clone());
-        Finding::fail(CheckId::TracesParents, "Spans hang in the wrong place", hint).lines(lines)
+        let finding = Finding::fail(CheckId::TracesParents, "Spans hang in the wrong place", hint).lines(lines);
+        // What is lost in between leaves nothing to hang below.
+        if self.verdict.missing.is_empty() && !self.proxies.has_lost() {
+            finding
+        } else {
+            finding.following(CheckId::TracesServices)
+        }
     }
 
     /// Sidecars that vouch for their callers and write no span anywhere. Only certificates prove a sidecar: other proxies may

@@ -1,11 +1,13 @@
 //! The group of findings about traces: one request's trace as the trace backend has it.
 //!
-//! [`client`] reads it, [`expected`] is what the reply says must be there, the [`Verdict`] compares the two, and [`findings`]
+//! [`client`] reads it, [`expected`] is what the reply says must be there, the [`Verdict`] compares the two, [`proxies`] is what the
+//! proxies reported, and [`findings`]
 //! words what is wrong.
 
 mod client;
 mod expected;
 mod findings;
+mod proxies;
 pub(crate) mod trace;
 
 use std::collections::HashMap;
@@ -30,6 +32,7 @@ use crate::traces::{Caller, ExpectedTrace, Trace, TraceId, Verdict};
 pub(crate) use client::{Backend, open, open_traces};
 use expected::{HopSpan, expected_spans, trace_ids};
 use findings::Arrived;
+use proxies::Proxies;
 
 /// Where the request goes, and what is expected of it.
 pub(crate) struct Request<'a> {
@@ -73,7 +76,16 @@ pub(crate) async fn follow(
     if *stop.borrow() && (trace.is_none() || !verdict.missing.is_empty()) {
         return vec![Finding::skip(CheckId::TracesArrived, "Trace: not checked, because the run ended before it arrived")];
     }
-    let arrived = Arrived { tree: &tree, xray: &xray, ids: &ids, expected: &here, trace: trace.as_ref(), verdict: &verdict };
+    let proxies = Proxies::of(RequestSpans::of(trace.as_slice()), &probe.headers, &tree, &xray, &hints.url);
+    let arrived = Arrived {
+        tree: &tree,
+        xray: &xray,
+        ids: &ids,
+        expected: &here,
+        trace: trace.as_ref(),
+        verdict: &verdict,
+        proxies: &proxies,
+    };
     let mut findings = arrived.findings(expect, hints, started.elapsed());
     if let Some(first) = findings.first_mut() {
         match trace {

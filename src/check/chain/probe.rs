@@ -28,6 +28,11 @@ impl Probe {
         Self::with(HeaderFamily::ALL.into_iter().map(|format| (format, context)).collect())
     }
 
+    /// What users send: nothing of all this.
+    pub(crate) fn bare() -> Self {
+        Self { headers: Headers::default() }
+    }
+
     fn with(contexts: Vec<(HeaderFamily, Context)>) -> Self {
         let mut headers = vec![one("x-request-id", fresh_request_id())];
         for (format, context) in &contexts {

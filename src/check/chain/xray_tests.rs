@@ -243,7 +243,7 @@ fn report(apps: &[App], between: &[Between]) -> Vec<Finding> {
         loopback: false,
         evidence: std::sync::Arc::default(),
     };
-    propagation::findings(&probe, &xray, &hints)
+    propagation::findings(&probe, &xray, None, &hints)
 }
 
 fn mesh(tracer: Option<Tracer>) -> Vec<Between> {
@@ -574,12 +574,12 @@ fn a_call_that_no_sidecar_handles_as_http_is_a_finding_and_a_waypoint_for_some_s
         loopback: false,
         evidence: std::sync::Arc::default(),
     };
-    let findings = propagation::findings(&probe, &examine(&probe, &tree, "http://x/service1"), &hints);
+    let findings = propagation::findings(&probe, &examine(&probe, &tree, "http://x/service1"), None, &hints);
     assert!(failures(&findings).is_empty(), "{findings:#?}");
     let Some(two) = &mut tree.upstreams[0].reply else { panic!() };
     let Some(three) = &mut two.upstreams[0].reply else { panic!() };
     three.client.identity = Some("spiffe://cluster.local/ns/httpserver/sa/service2".into());
-    let findings = propagation::findings(&probe, &examine(&probe, &tree, "http://x/service1"), &hints);
+    let findings = propagation::findings(&probe, &examine(&probe, &tree, "http://x/service1"), None, &hints);
     let failed = failures(&findings);
     assert_eq!(failed.len(), 1, "{findings:#?}");
     let seam = failed[0].seam.clone().unwrap();

@@ -155,6 +155,15 @@ impl<'a> RequestSpans<'a> {
         below.iter().copied().filter(|span| is_proxy(span) && span.kind == Some(kind)).collect()
     }
 
+    pub(crate) fn get(&self, id: SpanId) -> Option<&'a Span> {
+        self.by_id.get(&id).copied()
+    }
+
+    /// The spans that name this one as their parent.
+    pub(crate) fn below(&self, id: SpanId) -> Vec<&'a Span> {
+        self.below.get(&id).cloned().unwrap_or_default()
+    }
+
     /// The call that was sent with these headers to this URL.
     pub(crate) fn call(&self, sent: &Headers, url: &str) -> CallSpans {
         const STEPS: usize = 64;

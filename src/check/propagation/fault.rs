@@ -36,6 +36,11 @@ fn subject(fault: &SeamFault) -> Subject {
     }
 }
 
+/// Whether nothing but the request id is in question.
+pub(crate) fn is_about_id(fault: &SeamFault) -> bool {
+    subject(fault) == Subject::RequestId
+}
+
 pub(crate) fn is_order(fault: &SeamFault) -> bool {
     fault.effects.iter().any(|effect| matches!(effect, Effect::Order { .. }))
 }

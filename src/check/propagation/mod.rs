@@ -1,7 +1,8 @@
 //! From the x-ray's faults to findings: the sentence, the likely cause, the next command.
 //!
-//! In reading order: this file (the order of the findings), `table`, `fault`, `passed`, `sidecars`.
+//! In reading order: this file (the order of the findings), `table`, `fault`, `passed`, `sidecars`, `bare`.
 
+mod bare;
 mod fault;
 mod passed;
 mod sidecars;
@@ -11,11 +12,16 @@ use crate::check::chain::evidence::{HopEvidence, SeamFault, Xray};
 use crate::check::chain::probe::Probe;
 use crate::check::envoy::suggestions::HintContext;
 use crate::check::report::{CheckId, Finding};
+use crate::hop::reply::Tree;
 use crate::trace_context::HeaderFamily;
 
-use fault::{finding, is_order};
+use bare::FixedId;
+use fault::{finding, is_about_id, is_order};
 use sidecars::{coverage, missing_sidecars};
 use table::table;
+
+/// Seams that are reported; whoever has more has one fault and not many.
+const MAX_SEAMS: usize = 50;
 
 /// The trace formats of the mesh's proxies, as text.
 pub(crate) fn dialect(w3c: bool, b3: bool) -> &'static str {
@@ -27,9 +33,10 @@ pub(crate) fn dialect(w3c: bool, b3: bool) -> &'static str {
     }
 }
 
-/// The findings of the group: what broke, then what passed, then what could not be observed.
-pub(crate) fn findings(probe: &Probe, xray: &Xray, hints: &HintContext) -> Vec<Finding> {
+/// The findings of the group. `pair`: the replies to the probe and to a bare request. What broke, then what passed, then what could not be observed.
+pub(crate) fn findings(probe: &Probe, xray: &Xray, pair: Option<(&Tree, &Tree)>, hints: &HintContext) -> Vec<Finding> {
     let mut out = Vec::new();
+    let fixed = pair.and_then(|(one, bare)| FixedId::find(one, bare, &hints.url));
     out.push(proxies(xray).lines(table(probe, xray)));
     out.extend(missing_sidecars(xray, hints));
     out.extend(coverage(xray, hints));
@@ -43,9 +50,13 @@ pub(crate) fn findings(probe: &Probe, xray: &Xray, hints: &HintContext) -> Vec<F
         }
         out.push(reported);
     }
-    out.extend(others.into_iter().map(|fault| finding(fault, xray, hints)));
-    out.extend(passed::findings(xray));
-    out.extend(xray.unobserved.iter().map(|(from, to)| {
+    out.extend(fixed.as_ref().map(|fixed| fixed.finding(hints)));
+    let is_told = |fault: &&SeamFault| fixed.as_ref().is_some_and(|fixed| is_about_id(fault) && fault.to.name == fixed.to.name);
+    let others = others.into_iter().filter(|fault| !is_told(fault));
+    out.extend(others.take(MAX_SEAMS).map(|fault| finding(fault, xray, hints)));
+    out.extend(passed::findings(xray, fixed.is_some()));
+    out.extend(pair.and_then(|(_, bare)| bare::finding(bare, &hints.url, hints)));
+    out.extend(xray.unobserved.iter().take(MAX_SEAMS).map(|(from, to)| {
         Finding::skip(
             CheckId::PropagationUnseen,
             format!("Headers behind {}: skipped, because {} gave no reply that shows what it received", from.name, to.name),

@@ -1,8 +1,8 @@
 //! What came through at every hop.
 
-use crate::check::chain::evidence::{Decided, Effect, RequestId, Xray};
+use crate::check::chain::evidence::{CALLER, Decided, Effect, RequestId, Xray};
 use crate::check::propagation::fault::{decision, said};
-use crate::check::report::{CheckId, Finding};
+use crate::check::report::{CheckId, Finding, Hint};
 use crate::hop::reply::Propagation;
 use crate::trace_context::HeaderFamily;
 
@@ -10,7 +10,7 @@ use crate::trace_context::HeaderFamily;
 const OTHERS: [&str; 3] = ["baggage", "tracestate", "x-lane"];
 
 /// The findings about what no fault concerns.
-pub(crate) fn findings(xray: &Xray) -> Vec<Finding> {
+pub(crate) fn findings(xray: &Xray, is_id_fixed: bool) -> Vec<Finding> {
     let Some(last) = xray.rows.last() else { return Vec::new() };
     let hops = match xray.rows.len() {
         1 => format!("reached {}", last.hop.name),
@@ -18,7 +18,7 @@ pub(crate) fn findings(xray: &Xray) -> Vec<Finding> {
     };
     let mut out: Vec<Finding> = HeaderFamily::ALL.into_iter().filter_map(|format| trace(xray, format, &hops)).collect();
     out.extend(sampling(xray, &hops));
-    if !touched(xray, "x-request-id") && xray.rows.iter().all(|row| row.request_id != RequestId::Missing) {
+    if !is_id_fixed && !touched(xray, "x-request-id") && xray.rows.iter().all(|row| row.request_id != RequestId::Missing) {
         let edge = xray.rows.first().is_some_and(|row| row.request_id == RequestId::Replaced);
         let how = if edge { "; the gateway gave it, as Envoy does for callers from outside" } else { "" };
         out.push(Finding::pass(CheckId::PropagationRequestId, format!("x-request-id {hops} unchanged{how}")));
@@ -72,6 +72,15 @@ fn sampling(xray: &Xray, hops: &str) -> Option<Finding> {
     let decided = |context: &crate::trace_context::Context| context.sampling.decision().is_some();
     if !xray.rows.iter().all(|row| row.w3c.as_ref().or(row.b3.as_ref()).is_some_and(decided)) {
         return None;
+    }
+    // A gateway applies its rate to every caller. Behind it the decision is taken.
+    if let Some(Decided { from, to, .. }) = xray.decided.iter().find(|it| it.before && !it.after && it.from.name != CALLER) {
+        let (from, to) = (&from.name, &to.name);
+        let hint = Hint::new(format!("The proxy between {from} and {to} decides anew: a Telemetry resource there has a rate of its own (randomSamplingPercentage), or the request id in which Envoy keeps the decision is another"))
+            .run("kubectl get telemetry -A -o yaml | grep -B12 randomSamplingPercentage");
+        let text =
+            format!("The sampling decision ends between {from} and {to}: {from} sent \"sampled\", {to} got \"not sampled\"");
+        return Some(Finding::fail(CheckId::PropagationSampled, text, hint).seam(from, to, None).hop(to));
     }
     let Some(Decided { from, to, before, after }) = xray.decided.first() else {
         return Some(Finding::pass(CheckId::PropagationSampled, format!("The sampling decision {hops} unchanged")));

@@ -24,8 +24,8 @@ pub(crate) const MAX_BODY: usize = 16 << 20;
 const MAX_REPLY: usize = 8 << 20;
 /// Header names of a message that are read; a hop takes 100.
 const MAX_HEADERS: usize = 128;
-/// Calls of one request that are read; more than five times as many as a hop makes by default.
-const MAX_CALLS: usize = 5_500;
+/// Calls of one request that are read: twice as many as a hop lets one make by default.
+const MAX_CALLS: usize = 2_000;
 
 /// Lets one caller pass every `1 / rate` seconds.
 pub(crate) struct Pacer {

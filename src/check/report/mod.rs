@@ -145,6 +145,22 @@ impl Finding {
         Self::new(id, Status::Skip, text)
     }
 
+    /// Whether `cause` explains this failure: the same field of the same object, the same cause at the same
+    /// place, or one whose consequence it is known to be.
+    fn follows_from(&self, cause: &Self) -> bool {
+        let is_object = self.object.is_some() && (&self.object, &self.field) == (&cause.object, &cause.field);
+        if is_object || ((&self.cause, &self.seam) == (&cause.cause, &cause.seam) && self.hop == cause.hop) {
+            return true;
+        }
+        let place = |seam: &Seam| (seam.from.clone(), seam.to.clone());
+        let same_seam = self.seam.is_some() && self.seam.as_ref().map(place) == cause.seam.as_ref().map(place);
+        let same_hop = self.hop.as_ref().is_some_and(|hop| {
+            cause.hop.as_ref() == Some(hop) || cause.seam.as_ref().is_some_and(|seam| seam.from == *hop || seam.to == *hop)
+        });
+        let causes: &[CheckId] = CONSEQUENCES.iter().find(|(id, _)| *id == self.id).map_or(&[], |(_, causes)| causes);
+        (same_seam || (self.seam.is_none() && same_hop)) && causes.contains(&cause.id)
+    }
+
     pub(crate) fn line(mut self, line: impl Into<String>) -> Self {
         self.detail.push(line.into());
         self
@@ -183,6 +199,23 @@ impl Finding {
         self
     }
 }
+
+/// Checks that fail where another has failed at the same place: first the consequence, then what it may follow from.
+static CONSEQUENCES: &[(CheckId, &[CheckId])] = {
+    use CheckId as Id;
+    const CONTEXT: &[CheckId] = &[Id::PropagationTrace, Id::PropagationW3c, Id::PropagationB3, Id::PropagationOrder];
+    &[
+        (Id::PropagationBare, CONTEXT),
+        (Id::PropagationSampled, &[Id::PropagationRequestId]),
+        (Id::TracesOne, CONTEXT),
+        (Id::TracesCalls, &[Id::ChainAddress, Id::PropagationSidecar, Id::PropagationCoverage]),
+        (Id::TracesServices, &[Id::PropagationRequestId, Id::PropagationSidecar, Id::PropagationCoverage]),
+        (Id::TracesSampling, &[Id::PropagationRequestId, Id::PropagationSampled]),
+        (Id::TrafficIdentity, &[Id::ChainAddress, Id::PropagationSidecar, Id::PropagationCoverage, Id::TracesCalls]),
+        (Id::TrafficTimes, &[Id::TracesCalls]),
+        (Id::LanesCarry, &[Id::PropagationLane]),
+    ]
+};
 
 /// The forms of the report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
@@ -261,15 +294,10 @@ impl Report {
         if let Some(explain) = self.explain.as_ref().filter(|_| finding.status == Status::Fail) {
             explain(&mut finding);
         }
-        // One cause at one place is one failure, however many checks meet it; and so is one field of one object.
-        let same = |known: &&Finding| {
-            let is_object = finding.object.is_some() && (&known.object, &known.field) == (&finding.object, &finding.field);
-            known.status == Status::Fail && (is_object || (&known.cause, &known.seam) == (&finding.cause, &finding.seam))
-        };
         if finding.status == Status::Fail
-            && let Some(id) = self.findings.iter().find(same).map(|known| known.id)
+            && let Some(cause) = self.findings.iter().find(|known| known.status == Status::Fail && finding.follows_from(known))
         {
-            finding = finding.following(id);
+            finding = finding.following(cause.id);
         }
         if self.output == OutputFormat::Text {
             let begins = self.findings.last().is_none_or(|last| last.group != finding.group);

@@ -188,7 +188,7 @@ mod tests {
             evidence: std::sync::Arc::default(),
         };
         let outcome = Outcome::Broke(Vec::new());
-        let sample = Sample { at: Duration::ZERO, took: Duration::ZERO, outcome, hops: Vec::new(), sampled: None };
+        let sample = Sample { at: Duration::ZERO, took: Duration::ZERO, outcome, hops: Vec::new(), sampled: None, ends: None };
         let findings = findings(&[sample], None, &TrafficExpectation { success: 100.0, splits: &[] }, &hints);
         assert_eq!(findings.len(), 1, "{findings:#?}");
         assert_eq!((findings[0].id, findings[0].status), (CheckId::TrafficSuccess, Status::Fail));

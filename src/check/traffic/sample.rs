@@ -51,6 +51,8 @@ pub(crate) struct Sample {
     pub(crate) hops: Vec<HopSample>,
     /// The sampling decision of the first hop.
     pub(crate) sampled: Option<bool>,
+    /// Where "sampled" became "not sampled" behind it: the hop before and the hop behind.
+    pub(crate) ends: Option<(String, String)>,
 }
 
 impl Sample {
@@ -129,7 +131,7 @@ impl Series {
 
 /// Reduces one answer to what the statistics need.
 pub(crate) fn digest(result: Result<FrontAnswer, RequestFailure>, at: Duration, took: Duration, hints: &HintContext) -> Sample {
-    let mut sample = Sample { at, took, outcome: Outcome::Fine, hops: Vec::new(), sampled: None };
+    let mut sample = Sample { at, took, outcome: Outcome::Fine, hops: Vec::new(), sampled: None, ends: None };
     match result {
         Err(failure) => sample.outcome = Outcome::Failed(failure),
         Ok(answer) => match answer.tree() {
@@ -139,6 +141,7 @@ pub(crate) fn digest(result: Result<FrontAnswer, RequestFailure>, at: Duration, 
             }
             Some(tree) => {
                 sample.sampled = tree.sampled;
+                sample.ends = sampling_ends(&tree);
                 chain::visit(&tree, &hints.url, 0, &mut |hop, url, _| sample.hops.push(hop_sample(hop, url)));
                 let breaks = chain::breaks(&tree, &hints.url);
                 if !breaks.is_empty() || answer.status >= 300 {
@@ -148,6 +151,15 @@ pub(crate) fn digest(result: Result<FrontAnswer, RequestFailure>, at: Duration, 
         },
     }
     sample
+}
+
+fn sampling_ends(tree: &Tree) -> Option<(String, String)> {
+    tree.upstreams.iter().filter_map(|call| call.reply.as_deref()).find_map(|reply| {
+        if tree.sampled == Some(true) && reply.sampled == Some(false) {
+            return Some((tree.service.clone(), reply.service.clone()));
+        }
+        sampling_ends(reply)
+    })
 }
 
 fn hop_sample(tree: &Tree, url: &str) -> HopSample {

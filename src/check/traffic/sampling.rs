@@ -21,6 +21,14 @@ pub(crate) fn finding(samples: &[Sample], expected: f64, xray: Option<&Xray>, hi
     let shift = stats::detectable(all, expected / 100.0, ALPHA) * 100.0;
     let data = serde_json::json!({"sampled": yes, "requests": all, "percent": rate, "promised": expected, "p": p});
     let text = format!("{yes} of {all} requests that bring no trace context are sampled ({rate:.1} %)");
+    let ended: Vec<&(String, String)> = samples.iter().filter_map(|sample| sample.ends.as_ref()).collect();
+    if let Some((from, to)) = ended.first() {
+        let hint = Hint::new(format!(
+            "The proxy or the hop behind {from} decides anew: a rate of its own, or another request id than came"
+        ));
+        let text = format!("{text}, and in {} of them the decision ends between {from} and {to}", ended.len());
+        return Finding::fail(ID, text, hint).seam(from, to, None).hop(to).data(data);
+    }
     let finding = if p < ALPHA {
         // Envoy's Zipkin tracer obeys a caller's decision, its OpenTelemetry tracer does not.
         let asked = if xray.is_some_and(|xray| !xray.decided.is_empty()) {

@@ -133,6 +133,15 @@ impl Run {
         check
     }
 
+    /// Asserts that this check did not pass because of the failure of another, and that its text holds all of `says`.
+    pub(crate) fn follows(&self, id: &str, cause: &str, says: &[&str]) {
+        let check = self.checks().iter().find(|check| check["id"] == id && check["status"] == "follows");
+        let check = check.unwrap_or_else(|| panic!("no {id} that follows in {:#}", self.json));
+        assert_eq!(check["follows"], cause, "{check:#}");
+        let text = check["text"].as_str().unwrap();
+        assert!(says.iter().all(|part| text.contains(part)), "{says:?} not in {text}");
+    }
+
     /// The same, and the seam and its side.
     pub(crate) fn breaks_at(&self, id: &str, from: &str, to: &str, side: Option<&str>, says: &[&str]) {
         let check = self.fails(id, says);

@@ -1,0 +1,248 @@
+//! What the proxies of each hop reported: whether a span that a proxy must have written came, and whether a call passed by it.
+
+use crate::check::backend::expected::HopSpan;
+use crate::check::chain::evidence::{HopEvidence, Xray};
+use crate::check::envoy::spans::{CallSpans, RequestSpans};
+use crate::check::envoy::suggestions::{HintContext, HopRef, Runner};
+use crate::check::report::{CheckId, Finding, Hint};
+use crate::hop::reply::{Headers, Tree};
+use crate::trace_context::HeaderFamily;
+use crate::traces::{Kind, Span, SpanId, is_proxy};
+
+/// Hops that findings are made for.
+const MAX_HOPS: usize = 256;
+
+/// A span of a proxy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Report {
+    Came,
+    /// Its id was written into the headers, and nobody reported it.
+    Lost,
+    /// The headers passed by untouched.
+    Bypassed,
+}
+
+/// The proxies at one hop.
+struct HopProxies {
+    hop: HopRef,
+    has_sidecar: bool,
+    inbound: Option<Report>,
+    /// To each hop that answered.
+    outbound: Vec<(HopRef, Option<Report>, CallSpans)>,
+}
+
+impl HopProxies {
+    fn count(&self, report: Report) -> usize {
+        let outbound = self.outbound.iter().filter_map(|(_, report, _)| *report);
+        self.inbound.into_iter().chain(outbound).filter(|known| *known == report).count()
+    }
+}
+
+/// Every proxy of one request.
+pub(super) struct Proxies<'a> {
+    spans: RequestSpans<'a>,
+    hops: Vec<HopProxies>,
+    /// The gateway's; `None` where no gateway is seen.
+    gateway: Option<Report>,
+    front: CallSpans,
+}
+
+impl<'a> Proxies<'a> {
+    /// `sent`: with the request. `tree`: its reply.
+    pub(super) fn of(spans: RequestSpans<'a>, sent: &Headers, tree: &Tree, xray: &Xray, url: &str) -> Self {
+        let front = spans.front(sent);
+        let mut proxies = Self { spans, hops: Vec::new(), gateway: None, front };
+        let mut rows = xray.rows.iter();
+        proxies.hop(tree, url, &mut rows);
+        let has_sidecars = xray.rows.iter().any(|row| row.proxy.sidecar);
+        let vouched = xray.rows.first().is_some_and(|row| row.proxy.identity);
+        if vouched && has_sidecars {
+            // Where the first hop's proxy continues the caller's own span, no gateway wrote one.
+            proxies.gateway = proxies.in_front(tree).and_then(|span| proxies.report_above(span, sent));
+        }
+        proxies
+    }
+
+    fn hop(&mut self, tree: &Tree, url: &str, rows: &mut std::slice::Iter<'_, HopEvidence>) {
+        let row = rows.next();
+        let has_sidecar = row.is_some_and(|row| row.proxy.is_own_sidecar());
+        let traced = row.is_some_and(|row| row.proxy.traces());
+        let in_front = self.in_front(tree);
+        let inbound = match in_front {
+            Some(span) if is_proxy(span) && span.kind == Some(Kind::Server) => Some(Report::Came),
+            Some(_) => has_sidecar.then_some(Report::Bypassed),
+            None => (traced && tree.sampled != Some(false)).then_some(Report::Lost),
+        };
+        let at = self.hops.len();
+        self.hops.push(HopProxies { hop: HopRef::of(tree, url), has_sidecar, inbound, outbound: Vec::new() });
+        for call in &tree.upstreams {
+            let Some(reply) = &call.reply else { continue };
+            let spans = self.spans.call(&call.sent, &call.url);
+            let next = self.in_front(reply);
+            let is_server = |span: &&Span| is_proxy(span) && span.kind == Some(Kind::Server);
+            let report = match (spans.client.is_some(), next.filter(is_server)) {
+                (true, _) => Some(Report::Came),
+                (false, Some(server)) => self.report_above(server, &call.sent),
+                (false, None) => None,
+            };
+            self.hops[at].outbound.push((HopRef::of(reply, &call.url), report, spans));
+            self.hop(reply, &call.url, rows);
+        }
+    }
+
+    /// The span whose id arrived at the hop: of the proxy in front of it, where there is one that traces.
+    fn in_front(&self, tree: &Tree) -> Option<&'a Span> {
+        let ids = HeaderFamily::read_all(&tree.received).into_iter().map(|(_, context)| context.span_id);
+        ids.filter_map(|id| self.spans.get(id)).max_by_key(|span| (is_proxy(span), span.kind == Some(Kind::Server)))
+    }
+
+    /// What became of the span that a proxy should have put above `server`, when the call was sent with these headers.
+    fn report_above(&self, server: &Span, sent: &Headers) -> Option<Report> {
+        let parent = server.parent_id?;
+        if HeaderFamily::read_all(sent).iter().any(|(_, context)| context.span_id == parent) {
+            return Some(Report::Bypassed);
+        }
+        Some(if self.spans.get(parent).is_some() { Report::Came } else { Report::Lost })
+    }
+
+    /// Spans that are due of proxies, and how many of them came.
+    pub(super) fn counts(&self) -> (usize, usize) {
+        // A gateway has a span for the request and one for its call.
+        let gateway = |report| if self.gateway == Some(report) { 2 } else { 0 };
+        let of = |report| self.hops.iter().map(|hop| hop.count(report)).sum::<usize>() + gateway(report);
+        (of(Report::Came) + of(Report::Lost), of(Report::Came))
+    }
+
+    /// Whose spans are the ids that nobody reported: for orphans.
+    pub(super) fn has_lost(&self) -> bool {
+        self.gateway == Some(Report::Lost) || self.hops.iter().any(|hop| hop.count(Report::Lost) > 0)
+    }
+
+    /// Who wrote span ids and reported none, and who does not trace at all.
+    pub(super) fn silent(&self, hints: &HintContext) -> Vec<Finding> {
+        const ID: CheckId = CheckId::TracesServices;
+        let mut out = Vec::new();
+        let gateway = &hints.gateway_namespace;
+        if matches!(self.gateway, Some(Report::Lost | Report::Bypassed))
+            && self.hops.iter().any(|hop| hop.count(Report::Came) > 0)
+        {
+            let how = if self.gateway == Some(Report::Lost) { "writes span ids and reports no span" } else { "does not trace" };
+            let hint = Hint::new(format!(
+                "No Telemetry resource with tracing covers the gateway's namespace ({gateway}), or disableSpanReporting is set for it"
+            ))
+            .run(format!("kubectl get telemetry -n {gateway} -o yaml"))
+            .run("kubectl get telemetry -A");
+            out.push(Finding::fail(ID, format!("No span of the gateway arrived: it {how}"), hint));
+        }
+        for hop in self.hops.iter().take(MAX_HOPS) {
+            let (lost, came) = (hop.count(Report::Lost), hop.count(Report::Came));
+            let name = &hop.hop.name;
+            let untraced = hop.has_sidecar && came == 0 && hop.count(Report::Bypassed) > 0;
+            if lost == 0 && !untraced {
+                continue;
+            }
+            let namespace = hints.namespace_of(&hop.hop);
+            let (text, cause) = if lost == 0 {
+                (
+                    format!("The sidecar of {name} does not trace, while others do"),
+                    format!(
+                        "A Telemetry resource that selects {name} switches tracing off (disableSpanReporting, a provider of its own), or none covers it"
+                    ),
+                )
+            } else if came == 0 {
+                (
+                    format!(
+                        "{lost} of {lost} spans of the proxy at {name} never arrived, while it writes their ids into the headers"
+                    ),
+                    format!(
+                        "disableSpanReporting in a Telemetry resource that selects {name}, or its report gets lost: the provider's service and port in meshConfig.extensionProviders"
+                    ),
+                )
+            } else {
+                (
+                    format!("{lost} of {} spans of the proxy at {name} never arrived", lost + came),
+                    "Its report gets lost: the provider's service and port in meshConfig.extensionProviders, or a collector that drops spans".to_owned(),
+                )
+            };
+            let mut hint = Hint::new(cause);
+            if hints.runner(&hop.hop) == Runner::Kubernetes {
+                hint = hint.run(format!("kubectl get telemetry -n {namespace} -o yaml"));
+                hint = hints.providers().into_iter().fold(hint, Hint::run);
+            }
+            out.push(Finding::fail(ID, text, hint).hop(name));
+        }
+        out
+    }
+
+    /// What the proxies did with each call that was answered, apart from tracing it.
+    pub(super) fn calls(&self, hints: &HintContext) -> Vec<Finding> {
+        const ID: CheckId = CheckId::TracesCalls;
+        let mut out = Vec::new();
+        let mut seen = self.front.client.is_some();
+        if self.front.have("DI") {
+            let hint = Hint::new("A VirtualService injects the fault: fault.delay")
+                .run("kubectl get virtualservice -A -o yaml | grep -A6 fault:");
+            out.push(Finding::fail(ID, "The gateway holds the request on purpose (flag DI)", hint));
+        }
+        for hop in self.hops.iter().take(MAX_HOPS) {
+            let from = &hop.hop;
+            for (to, report, spans) in &hop.outbound {
+                seen |= spans.client.is_some();
+                let (caller, called, namespace) = (&from.name, &to.name, hints.namespace_of(to));
+                let cluster = spans.client.as_ref().map_or("", |span| span.cluster());
+                let found = if spans.have("DI") {
+                    let hint = Hint::new(format!("A VirtualService holds calls to {called}: fault.delay"))
+                        .run("kubectl get virtualservice -A -o yaml | grep -A6 fault:");
+                    (format!("The call from {caller} to {called} is held on purpose (flag DI)"), hint)
+                } else if cluster == "PassthroughCluster" {
+                    let hint = Hint::new(format!("The Service {called} is missing from the egress.hosts of a Sidecar resource, or its exportTo or namespace hides it: no route, no policy and no mTLS of the mesh applies to the call"))
+                        .run("kubectl get sidecar -A -o yaml")
+                        .run(format!("kubectl get service {called} -n {namespace} -o yaml | grep exportTo"));
+                    (
+                        format!(
+                            "The sidecar of {caller} does not know {called} and passes the call on as it came (PassthroughCluster)"
+                        ),
+                        hint,
+                    )
+                } else if *report == Some(Report::Bypassed) && hop.inbound == Some(Report::Came) {
+                    let hint = Hint::new(format!("The port is excluded from the sidecar of {caller} (traffic.sidecar.istio.io/excludeOutboundPorts), or UPSTREAM names an address: no route, no policy and no mTLS of the mesh applies to the call"))
+                        .run(format!("kubectl get pods -n {namespace} -l app={caller} -o yaml | grep -i exclude"))
+                        .run(hints.settings(from));
+                    (format!("The call from {caller} to {called} bypasses the sidecar of {caller}"), hint)
+                } else {
+                    continue;
+                };
+                out.push(Finding::fail(ID, found.0, found.1).seam(caller, called, None).hop(called));
+            }
+            // Its sidecar works where it calls.
+            if hop.inbound == Some(Report::Bypassed) && hop.outbound.iter().any(|(_, report, _)| *report == Some(Report::Came)) {
+                let name = &from.name;
+                let hint = Hint::new(format!(
+                    "The port of {name} is excluded from its sidecar (traffic.sidecar.istio.io/excludeInboundPorts)"
+                ))
+                .run(format!("kubectl get pods -n {} -l app={name} -o yaml | grep -i exclude", hints.namespace_of(from)));
+                out.push(Finding::fail(ID, format!("Calls to {name} bypass its sidecar"), hint).hop(name));
+            }
+        }
+        if out.is_empty() && seen {
+            out.push(Finding::pass(ID, "The proxies sent every call where its route leads, and held none on purpose"));
+        }
+        out
+    }
+
+    /// The hop that lost the span with this id, where that is known.
+    pub(super) fn owner(&self, id: SpanId, expected: &[HopSpan]) -> Option<String> {
+        let own = expected.iter().find(|expected| expected.span.id == id).map(|expected| expected.hop.name.clone());
+        own.or_else(|| {
+            // A proxy's span that names it as its parent stands in front of a hop that the owner called.
+            let server = self.spans.below(id).into_iter().find(|span| is_proxy(span) && span.kind == Some(Kind::Server))?;
+            let service = server.service().unwrap_or_default();
+            let caller = self.hops.iter().find(|hop| {
+                hop.outbound.iter().any(|(to, report, _)| *report == Some(Report::Lost) && service.starts_with(&to.name))
+            });
+            caller
+                .map(|hop| hop.hop.name.clone())
+                .or_else(|| (self.gateway == Some(Report::Lost)).then(|| "the gateway".to_owned()))
+        })
+    }
+}
