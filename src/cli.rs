@@ -12,7 +12,8 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::check::CheckArgs;
-use crate::config::{ConfigError, DemoArgs, Environment, HealthArgs, ServeArgs, Verbosity, process_variable};
+use crate::config::{ConfigError, DemoArgs, Environment, HealthArgs, ServeArgs, StoreArgs, Verbosity, process_variable};
+use crate::demo::standalone::StoreServer;
 use crate::demo::{Demo, DemoError};
 use crate::doctor::DoctorArgs;
 use crate::hop::app::{App, Output};
@@ -42,6 +43,8 @@ pub enum Command {
     Serve(Box<ServeArgs>),
     /// Run the whole chain, traced, in one process, with the trace store built in; needs nothing else
     Demo(DemoArgs),
+    /// Run the demo's trace store and its page alone; takes Zipkin v2 and OTLP over HTTP
+    Store(StoreArgs),
     /// Send requests through a deployed chain, verify what came back, report what is broken and why
     Check(Box<CheckArgs>),
     /// Read the traces of one request from a backend and report whether they are whole; the request is known by its reply
@@ -80,6 +83,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let code = match cli.command {
         Command::Serve(args) => runtime.block_on(serve(*args)),
         Command::Demo(args) => runtime.block_on(demo(args)),
+        Command::Store(args) => runtime.block_on(store(args)),
         Command::Check(args) => ExitCode::from(runtime.block_on(crate::check::run(*args))),
         Command::Trace(args) => ExitCode::from(runtime.block_on(crate::check::run_trace(*args))),
         Command::Doctor(args) => ExitCode::from(runtime.block_on(crate::doctor::run(args))),
@@ -212,26 +216,44 @@ async fn until_second_signal<R: Future>(signals: &mut Signals, run: impl FnOnce(
 
 type BoxedStop = std::pin::Pin<Box<dyn Future<Output = Stop> + Send>>;
 
-async fn demo(args: DemoArgs) -> ExitCode {
-    let output = Output::new();
-    // The demo's output is its drawings; diagnostics are for failures.
-    let verbosity = match args.verbose {
+/// Their output is drawings and addresses; diagnostics are for failures.
+fn quietly(verbose: u8) -> Verbosity {
+    match verbose {
         0 => Verbosity { quiet: 1, verbose: 0 },
         more => Verbosity { quiet: 0, verbose: more - 1 },
-    };
-    if let Err(error) = diagnostics(verbosity, &output) {
+    }
+}
+
+async fn demo(args: DemoArgs) -> ExitCode {
+    let once = args.once;
+    foreground(args.verbose, async |output, signals| {
+        let demo = Demo::bind(args, output).await?;
+        Ok(until_second_signal(signals, |stop| demo.run(stop)).await.map(|complete| complete || !once))
+    })
+    .await
+}
+
+async fn store(args: StoreArgs) -> ExitCode {
+    foreground(args.verbose, async |output, signals| {
+        let store = StoreServer::bind(args, output).await?;
+        Ok(until_second_signal(signals, |stop| store.run(stop)).await.map(|()| true))
+    })
+    .await
+}
+
+/// Runs `run` with what a command at a terminal needs, and makes an exit code of what came of it; `None` is a second signal.
+async fn foreground(verbose: u8, run: impl AsyncFnOnce(&Output, &mut Signals) -> Result<Option<bool>, DemoError>) -> ExitCode {
+    let output = Output::new();
+    if let Err(error) = diagnostics(quietly(verbose), &output) {
         return wrong(&error.to_string());
     }
-    let once = args.once;
     let mut signals = match Signals::listen() {
         Ok(signals) => signals,
         Err(error) => return stopped(&format!("cannot listen to signals: {error}")),
     };
-    let code = match Demo::bind(args, &output).await {
-        Ok(demo) => match until_second_signal(&mut signals, |stop| demo.run(stop)).await {
-            Some(complete) if complete || !once => ExitCode::SUCCESS,
-            _ => ExitCode::FAILURE,
-        },
+    let code = match run(&output, &mut signals).await {
+        Ok(Some(true)) => ExitCode::SUCCESS,
+        Ok(_) => ExitCode::FAILURE,
         Err(DemoError::Usage(line)) => return wrong(&line),
         Err(DemoError::Address(line)) => return stopped(&line),
     };

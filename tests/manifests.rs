@@ -78,6 +78,8 @@ fn apply_sets() -> Vec<Set> {
     sets.push(set("gray alone", &[PODS, MESH, &lanes[..2]]));
     sets.push(set("every lane", &[PODS, MESH, &lanes]));
     sets.push(set("check as a Job", &[PODS, MESH, &["k8s/components/check/job.yaml"]]));
+    let store = ["istio/telemetry-zipkin.yaml", "k8s/components/store/store.yaml"];
+    sets.push(set("the store instead of Jaeger", &[PODS, MESH, &store]));
     sets.push(set("gateway API", &[PODS, GATEWAY_API]));
     let lanes = ["istio/gateway-api/lanes/gray.yaml", "istio/gateway-api/lanes/blue.yaml"];
     sets.push(set("gateway API with lanes", &[PODS, GATEWAY_API, &lanes]));
@@ -299,6 +301,14 @@ fn each_rule_fails_when_it_is_broken_on_purpose() {
     });
     broken("tracing providers are installed", "no such Service and port", base, |s| {
         put(s.find_mut("Service", "jaeger-collector"), "/spec/ports/1/port", json!(4319));
+    });
+    // The store takes Zipkin and OTLP over HTTP: proxies that report by gRPC find nobody.
+    let store: &[&[&str]] = &[PODS, MESH, &["istio/telemetry-zipkin.yaml", "k8s/components/store/store.yaml"]];
+    broken("tracing providers are installed", "provider jaeger: no such Service and port", store, |s| {
+        put(s.find_mut("Telemetry", "httpserver"), "/spec/tracing/0/providers/0/name", json!("jaeger"));
+    });
+    broken("Services select pods and name their ports", "has no port", store, |s| {
+        put(s.find_mut("Service", "jaeger-collector"), "/spec/ports/1/targetPort", json!("otlp-grpc"));
     });
     broken("images carry the version of the release", "its image", base, |s| {
         put(s.find_mut("Deployment", "service1"), "/spec/template/spec/containers/0/image", json!("httpserver:latest"));

@@ -109,7 +109,7 @@ pub(super) fn not_carried() -> String {
 }
 
 /// Where a web page lives, without the slash at its end.
-fn base_url(text: &str) -> Result<String, String> {
+pub(super) fn base_url(text: &str) -> Result<String, String> {
     const FORM: &str = "written http://host:port";
     if parse_url(text).map_err(|error| format!("{error}; {FORM}"))?.query().is_some() {
         return Err(FORM.to_owned());
@@ -118,7 +118,7 @@ fn base_url(text: &str) -> Result<String, String> {
 }
 
 /// A host as it stands in a `Host` header: a name or an address, without a port.
-fn host_name(text: &str) -> Result<String, String> {
+pub(super) fn host_name(text: &str) -> Result<String, String> {
     let name = text.strip_suffix('.').unwrap_or(text);
     let bracketed = if name.parse::<std::net::Ipv6Addr>().is_ok() { format!("[{name}]") } else { name.to_owned() };
     match bracketed.parse::<http::uri::Authority>() {

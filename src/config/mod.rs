@@ -1,11 +1,12 @@
 //! Flags and variables: what clap reads for each command, and the plain options that the rooms below are made from.
 //!
-//! `serve` and `demo` have a file each; `otel` reads the variables that OpenTelemetry defines and that have no flag. The options
+//! `serve`, `demo` and `store` have a file each; `otel` reads the variables that OpenTelemetry defines and that have no flag. The options
 //! of `check` and `trace` stand with their commands. Imports `hop` and the floors below it, none of which imports `config`.
 
 mod demo;
 mod otel;
 mod serve;
+mod store;
 
 use std::fmt;
 
@@ -15,6 +16,7 @@ pub use demo::{AtHop, CarriedName, DemoArgs};
 pub use otel::{Environment, ExporterName};
 pub(crate) use otel::{caller_exporters, pairs, process_variable};
 pub use serve::{HealthArgs, ServeArgs, Verbosity};
+pub use store::StoreArgs;
 
 /// A configuration that nothing can be started with: one line that names what to change.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,4 +1,4 @@
-//! `httpserver demo`: the whole chain, traced, in one process, with the trace store built in.
+//! `httpserver demo`: the whole chain, traced, in one process, with the trace store built in; and `httpserver store`, the store alone.
 //!
 //! Every hop is an [`App`] of its own with its own registry and tracer, and reports over HTTP to the [`store`], which speaks
 //! the Zipkin v2 API: no span takes a way that another server's could not. The page at the store's port shows all of it;
@@ -7,6 +7,7 @@
 mod access;
 mod control;
 mod page;
+pub mod standalone;
 pub mod store;
 mod supervisor;
 pub mod terminal;
@@ -72,11 +73,7 @@ impl Demo {
             return Err(DemoError::Usage(format!("invalid value '{port}' for --port: {count} hops need ports up to 65535")));
         }
         let at = |port: u16| Listen { host: Some(args.listen), port };
-        let taken = |error: BindError| {
-            let error = error.to_string();
-            let (reason, _) = error.split_once(';').unwrap_or((&error, ""));
-            DemoError::Address(format!("{reason}; --port 0 and --store-port 0 take free ones"))
-        };
+        let taken = |error: BindError| taken(&error, "--port 0 and --store-port 0 take free ones");
         let store_listener = listen(at(store_port)).await.map_err(taken)?;
         let store_addr = store_listener.local_addr().map_err(|error| DemoError::Address(error.to_string()))?;
         let endpoint = format!("http://{}/api/v2/spans", reachable(store_addr));
@@ -198,6 +195,13 @@ pub enum DemoError {
     Usage(String),
     /// An address cannot be had.
     Address(String),
+}
+
+/// The reason alone: what `serve` suggests beside it is no way out here.
+fn taken(error: &BindError, otherwise: &str) -> DemoError {
+    let error = error.to_string();
+    let (reason, _) = error.split_once(';').unwrap_or((&error, ""));
+    DemoError::Address(format!("{reason}; {otherwise}"))
 }
 
 /// The demo's own spans go to its store, unless `OTEL_TRACES_EXPORTER` says otherwise.

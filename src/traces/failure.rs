@@ -32,6 +32,13 @@ pub enum Origin {
         /// A fault that was injected did it.
         injected: bool,
     },
+    /// A service failed, and says no status.
+    Failed {
+        /// Which.
+        service: Box<str>,
+        /// What it says of it.
+        why: Box<str>,
+    },
     /// A call had no answer that could be used.
     NoAnswer {
         /// Who called.
@@ -50,23 +57,26 @@ impl Failure {
         let rows = trace.rows();
         let failed = |row: &PlacedSpan| row.span.is_error() || status_of(&row.span).is_some_and(|status| status >= 500);
         let first = rows.iter().position(|row| row.span.kind == Some(Kind::Server)).filter(|first| failed(&rows[*first]))?;
-        // A parent stands before its children.
-        let mut passed_on = vec![false; rows.len()];
-        let mut below_first = vec![false; rows.len()];
+        // A parent stands before its children. Work inside a service may say nothing of a call that failed below it.
+        let mut followed = vec![false; rows.len()];
         for (at, row) in rows.iter().enumerate().skip(first) {
-            below_first[at] = failed(row) && (at == first || row.parent.is_some_and(|parent| below_first[parent]));
-            if let Some(parent) = row.parent.filter(|_| below_first[at]) {
+            let above = row.parent.is_some_and(|parent| followed[parent]);
+            followed[at] = at == first || (above && (failed(row) || row.span.kind.is_none()));
+        }
+        let mut passed_on = vec![false; rows.len()];
+        for at in (first..rows.len()).rev() {
+            if let Some(parent) = rows[at].parent.filter(|_| followed[at] && (failed(&rows[at]) || passed_on[at])) {
                 passed_on[parent] = true;
             }
         }
-        let deepest = (first..rows.len()).filter(|at| below_first[*at] && !passed_on[*at]);
+        let deepest = (first..rows.len()).filter(|at| followed[*at] && failed(&rows[*at]) && !passed_on[*at]);
         let origins = deepest.map(|at| origin(rows, &rows[at])).take(NAMED).collect();
         Some(Self { status: status_of(&rows[first].span), origins, reached: Vec::new() })
     }
 
     /// Whether every origin is an answer: what was not reached then was not called.
     pub(crate) fn ended_in_answers(&self) -> bool {
-        !self.origins.is_empty() && self.origins.iter().all(|origin| matches!(origin, Origin::Answered { .. }))
+        !self.origins.is_empty() && self.origins.iter().all(|origin| !matches!(origin, Origin::NoAnswer { .. }))
     }
 
     /// `The request failed with 502: service4 answered 503, by its injected fault; so service5 was never called.`
@@ -91,6 +101,9 @@ impl Origin {
             Self::Answered { service, status, injected } => {
                 let fault = if *injected { ", by its injected fault" } else { "" };
                 format!("{} answered {status}{fault}", shorten(service, MAX_TEXT))
+            }
+            Self::Failed { service, why } => {
+                format!("{} failed ({})", shorten(service, MAX_TEXT), plain(&shorten(why, MAX_TEXT)))
             }
             Self::NoAnswer { caller, callee, why } => {
                 let callee = callee.as_ref().map_or_else(|| "its next hop".to_owned(), |callee| shorten(callee, MAX_TEXT));
@@ -117,9 +130,8 @@ fn origin<'a>(rows: &'a [PlacedSpan], mut row: &'a PlacedSpan) -> Origin {
         (Some(Kind::Server), None, Some(above)) => {
             Origin::NoAnswer { caller: name(&above.span), callee: row.span.service().map(Box::from), why: why(&above.span) }
         }
-        (Some(Kind::Server), status, _) => {
-            Origin::Answered { service: name(&row.span), status: status.unwrap_or(500), injected: false }
-        }
+        (Some(Kind::Server), Some(status), _) => Origin::Answered { service: name(&row.span), status, injected: false },
+        (Some(Kind::Server), None, None) => Origin::Failed { service: name(&row.span), why: why(&row.span) },
         _ => {
             let callee = row.span.remote_service().or_else(|| row.span.tag("server.address"));
             Origin::NoAnswer { caller: name(&row.span), callee: callee.map(Box::from), why: why(&row.span) }
@@ -196,6 +208,8 @@ mod tests {
         let two =
             said("1 - SERVER a 502\n2 1 CLIENT a 500\n3 2 SERVER b 500\n4 1 CLIENT a 503\n5 4 SERVER c 503\n6 1 CLIENT a 200");
         assert_eq!(two.as_deref(), Some("The request failed with 502: b answered 500, and c answered 503."));
+        let silent = said("1 - SERVER shop stock\n2 1 CLIENT shop 200");
+        assert_eq!(silent.as_deref(), Some("The request failed: shop failed (stock)."));
         assert_eq!(said("1 - SERVER front 200\n2 1 CLIENT front 503"), None, "the caller coped with it");
         assert_eq!(said("1 - SERVER front 404"), None);
     }

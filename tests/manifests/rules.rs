@@ -507,7 +507,14 @@ fn providers_are_installed(set: &Set) -> Vec<String> {
     let mut findings = Vec::new();
     let providers: Vec<&Value> =
         set.all("IstioOperator").flat_map(|doc| items(&doc.value, "/spec/meshConfig/extensionProviders")).collect();
-    for provider in &providers {
+    // A provider that nobody chooses may be without its Service: the store takes no gRPC.
+    let chosen: Vec<&str> = set
+        .all("Telemetry")
+        .flat_map(|doc| items(&doc.value, "/spec/tracing"))
+        .flat_map(|tracing| items(tracing, "/providers"))
+        .map(|provider| text(provider, "/name"))
+        .collect();
+    for provider in providers.iter().filter(|provider| chosen.contains(&text(provider, "/name"))) {
         let target = provider.get("opentelemetry").or(provider.get("zipkin")).unwrap_or(&Value::Null);
         let port = at(target, "/port").as_u64().unwrap_or(0);
         if !set.service(text(target, "/service"), FOREIGN).is_some_and(|s| has_port(s, port)) {
@@ -532,7 +539,8 @@ fn providers_are_installed(set: &Set) -> Vec<String> {
 fn images_carry_the_release(set: &Set) -> Vec<String> {
     let want = concat!("httpserver:", env!("CARGO_PKG_VERSION"));
     let wrong = |d: &&Doc| text(d.container(), "/image") != want || text(d.container(), "/imagePullPolicy") != "IfNotPresent";
-    set.hops().filter(wrong).map(|d| format!("{}: its image is not {want}, IfNotPresent", d.at())).collect()
+    let ours = set.all("Deployment").filter(|d| text(d.container(), "/image").starts_with("httpserver"));
+    ours.filter(wrong).map(|d| format!("{}: its image is not {want}, IfNotPresent", d.at())).collect()
 }
 
 fn retries_only_at_the_gateway(set: &Set) -> Vec<String> {

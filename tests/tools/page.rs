@@ -304,12 +304,11 @@ fn a_connection_that_does_not_read_does_not_keep_others_from_watching() {
         client.initial_stream_window_size(1);
         let (mut sender, connection) = client.handshake(stream).await.unwrap();
         tokio::spawn(connection);
-        let mut held = Vec::new();
-        for _ in 0..40 {
+        let requests = (0..40).map(|_| {
             let request = http::Request::get(format!("http://{}/demo/events", demo.page)).body(String::new()).unwrap();
-            sender.ready().await.unwrap();
-            held.push(sender.send_request(request).await.unwrap());
-        }
+            sender.send_request(request)
+        });
+        let held: Vec<_> = futures_util::future::join_all(requests).await.into_iter().map(Result::unwrap).collect();
         held
     });
     assert_eq!(held.len(), 40);

@@ -176,3 +176,68 @@ async fn garbage_is_refused_keeps_nothing_and_does_not_stop_the_store() {
     assert_eq!((traces, spans), (1, 1));
     assert_eq!(served.get("/health").await["status"], "UP");
 }
+
+/// What a process that was started with these flags answers.
+fn fetch(addr: SocketAddr, head: &str, body: &str) -> (u16, String) {
+    use std::io::{Read as _, Write as _};
+    let mut stream = std::net::TcpStream::connect(addr).unwrap();
+    stream.set_read_timeout(Some(std::time::Duration::from_secs(60))).unwrap();
+    write!(stream, "{head}content-length: {}\r\nconnection: close\r\n\r\n{body}", body.len()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    (answer.split(' ').nth(1).unwrap().parse().unwrap(), answer)
+}
+
+#[test]
+fn the_store_alone_takes_both_formats_at_its_ports_and_shows_them_on_its_page() {
+    let mut command = crate::common::httpserver();
+    command.args(["store", "--port", "0", "--otlp-port", "0", "--allow-host", "store.example"]);
+    let mut process = crate::common::Process::start(command);
+    let [page, zipkin, otlp] = ["page", "traces", "otlp"].map(|part| process.demo_address(part));
+    assert_eq!(page, zipkin);
+    let get = |addr, path: &str, host: &str| fetch(addr, &format!("GET {path} HTTP/1.1\r\nhost: {host}\r\n"), "");
+    let otlp_span = |trace: &str| {
+        let span = json!({"traceId": trace, "spanId": "eee19b7ec3c1b174", "name": "GET /cart", "kind": 2, "startTimeUnixNano": "1544712660000000000",
+            "endTimeUnixNano": "1544712660300000000", "status": {"code": 2, "message": "no stock"}});
+        let service = json!({"attributes": [{"key": "service.name", "value": {"stringValue": "shop"}}]});
+        json!({"resourceSpans": [{"resource": service, "scopeSpans": [{"spans": [span]}]}]}).to_string()
+    };
+    // Exporters in containers know it by other names; no page of a browser reports.
+    for (addr, trace) in [(otlp, "0af7651916cd43dd8448eb211c80319c"), (zipkin, "1af7651916cd43dd8448eb211c80319c")] {
+        let head = "POST /v1/traces HTTP/1.1\r\nhost: collector:4318\r\ncontent-type: application/json\r\n";
+        assert_eq!(fetch(addr, head, &otlp_span(trace)).0, 200);
+        assert_eq!(fetch(addr, &format!("{head}origin: http://evil.example\r\n"), &otlp_span(trace)).0, 403);
+        let (status, found) = get(page, &format!("/api/v2/trace/{trace}"), "localhost");
+        assert!(status == 200 && found.contains(r#""serviceName":"shop""#), "{found}");
+        let (_, verdict) = get(page, &format!("/demo/verdict/{trace}"), "store.example");
+        assert!(verdict.contains(r#""failure":"The request failed: shop failed (no stock).""#), "{verdict}");
+    }
+    let head = "POST /api/v2/spans HTTP/1.1\r\nhost: zipkin:9411\r\ncontent-type: application/json\r\n";
+    assert_eq!(fetch(zipkin, head, &json!([span(1, 1, "")]).to_string()).0, 202);
+    assert_eq!(get(page, "/", "localhost").0, 200);
+    assert_eq!(get(page, "/api/v2/services", "evil.example").0, 403);
+    assert_eq!(get(page, "/health", "10.0.0.7").0, 200);
+    // The port of OTLP has neither page nor queries, and there is no chain to give orders to.
+    for path in ["/", "/api/v2/services", "/demo/events"] {
+        assert_eq!(get(otlp, path, "localhost").0, 404, "{path}");
+    }
+    let order =
+        "POST /demo/control HTTP/1.1\r\nhost: localhost\r\norigin: http://localhost\r\ncontent-type: application/json\r\n";
+    assert_eq!(fetch(page, order, r#"{"send": {"headers": []}}"#).0, 404);
+    assert!(process.page_key().len() >= 32);
+    process.signal("TERM");
+    assert_eq!(process.ended().code(), Some(0));
+}
+
+#[test]
+fn a_taken_port_of_the_store_is_named_with_the_way_out() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    for flags in [["--port", &port, "--otlp-port", "0"], ["--port", "0", "--otlp-port", &port]] {
+        let ran = crate::common::run(&[&["store"][..], &flags].concat(), &[]);
+        assert_eq!((ran.code, ran.stdout.as_str()), (Some(1), ""), "{}", ran.stderr);
+        assert!(ran.stderr.contains(&port) && ran.stderr.contains("--otlp-port 0"), "{}", ran.stderr);
+    }
+    let wrong = crate::common::run(&["store", "--allow-host", "http://store:9411"], &[]);
+    assert!(wrong.code == Some(2) && wrong.stderr.contains("--allow-host"), "{}", wrong.stderr);
+}

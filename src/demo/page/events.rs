@@ -14,7 +14,7 @@ use std::collections::HashSet;
 use std::convert::Infallible;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
@@ -35,8 +35,11 @@ const STREAMS: usize = 32;
 const STREAMS_PER_PEER: usize = 8;
 /// Events that a stream may be behind.
 const BACKLOG: usize = 4;
-/// A page that takes no event for this long is gone.
+/// A page that takes no event for this long is gone; after the shorter time its place goes to another.
 const STALLED: Duration = Duration::from_secs(30);
+const BEHIND: Duration = Duration::from_millis(500);
+/// How long a page waits for such a place.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// Traces that a stream begins with, and the most in one event.
 const TRACES: usize = 100;
 /// Changes within this time are sent as one event. Shorter than what an eye can distinguish.
@@ -88,44 +91,50 @@ pub(crate) struct Streams(Arc<Mutex<Vec<OpenStream>>>);
 struct OpenStream {
     peer: IpAddr,
     tx: mpsc::WeakSender<Event>,
+    /// When the connection took an event last.
+    taken: Arc<Mutex<Instant>>,
     feed: AbortHandle,
 }
 
 impl Streams {
-    fn lock(&self) -> MutexGuard<'_, Vec<OpenStream>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Makes room for a stream of `peer`, at the expense of one whose page does not read. Returns whether there is room.
     fn make_room(&self, peer: IpAddr) -> bool {
-        let mut open = self.lock();
+        let mut open = lock(&self.0);
         open.retain(|stream| !stream.feed.is_finished());
         let of_peer = open.iter().filter(|stream| stream.peer == peer).count();
         if of_peer < STREAMS_PER_PEER && open.len() < STREAMS {
             return true;
         }
-        let room = |stream: &OpenStream| stream.tx.upgrade().map_or(0, |tx| tx.capacity());
+        let is_behind = |stream: &OpenStream| stream.tx.upgrade().is_none_or(|tx| tx.capacity() < BACKLOG);
         let rivals = open.iter().enumerate().filter(|(_, stream)| of_peer < STREAMS_PER_PEER || stream.peer == peer);
-        let behind = rivals.map(|(at, stream)| (room(stream), at)).filter(|(room, _)| *room < BACKLOG);
-        let Some((_, at)) = behind.min() else { return false };
+        let behind = rivals.filter(|(_, stream)| is_behind(stream)).map(|(at, stream)| (*lock(&stream.taken), at));
+        let Some((_, at)) = behind.filter(|(taken, _)| taken.elapsed() >= BEHIND).min() else { return false };
         open.remove(at).feed.abort();
         true
     }
 }
 
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Answers `/demo/events`. `watching_only` says why this viewer may change nothing.
-pub(crate) fn events(
+pub(crate) async fn events(
     state: Arc<DemoState>,
     watching_only: Option<&'static str>,
     streams: &Streams,
     peer: IpAddr,
     stopped: watch::Receiver<bool>,
 ) -> Response {
-    if !streams.make_room(peer) {
-        return text(StatusCode::SERVICE_UNAVAILABLE, "too many pages are open");
+    let begun = Instant::now();
+    while !streams.make_room(peer) {
+        if begun.elapsed() >= PATIENCE {
+            return text(StatusCode::SERVICE_UNAVAILABLE, "too many pages are open");
+        }
+        tokio::time::sleep(PATIENCE / 20).await;
     }
     let (tx, rx) = mpsc::channel(BACKLOG);
-    let weak = tx.downgrade();
+    let (weak, taken) = (tx.downgrade(), Arc::new(Mutex::new(begun)));
     let feed = Feed { state, tx, watching_only };
     let feed = tokio::spawn(async move {
         tokio::select! {
@@ -133,8 +142,12 @@ pub(crate) fn events(
             () = until(stopped) => {}
         }
     });
-    streams.lock().push(OpenStream { peer, tx: weak, feed: feed.abort_handle() });
-    let events = stream::unfold(rx, |mut rx| async { rx.recv().await.map(|event| (Ok::<_, Infallible>(event), rx)) });
+    lock(&streams.0).push(OpenStream { peer, tx: weak, taken: taken.clone(), feed: feed.abort_handle() });
+    let events = stream::unfold((rx, taken), |(mut rx, taken)| async {
+        let event = rx.recv().await?;
+        *lock(&taken) = Instant::now();
+        Some((Ok::<_, Infallible>(event), (rx, taken)))
+    });
     Sse::new(events).keep_alive(KeepAlive::default()).into_response()
 }
 

@@ -190,7 +190,7 @@ export function derived(trace) {
   });
   return [h('p', null, 'This request was not sent from this page, so nobody kept its headers. The spans alone prove this much:'),
     made.length ? h('ol', { class: 'story' }, made) : h('p', { class: 'hint' }, 'There is no call between two services in this trace.'),
-    h('p', { class: 'hint' }, 'To see every header side by side, send a request from this page.')];
+    document.body.dataset.kind !== 'store' && h('p', { class: 'hint' }, 'To see every header side by side, send a request from this page.')];
 }
 
 /** How the trace id came from the first hop to the last, a sentence per step. */

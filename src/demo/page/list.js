@@ -35,7 +35,7 @@ function draw() {
   say($('count'), list.length ? `${list.length === SHOWN ? 'the newest ' : ''}${list.length}` : '');
   if (!list.length) {
     fill($('list'), h('div', { class: 'empty' }, h('p', null, h('strong', null, 'No traces yet.')),
-      h('p', null, 'Send a request above, or with curl. Its spans arrive here within a moment.')));
+      h('p', null, document.body.dataset.kind === 'store' ? `Report spans to ${location.origin}/v1/traces in OTLP over HTTP, or to ${location.origin}/api/v2/spans in Zipkin’s format.` : 'Send a request above, or with curl. Its spans arrive here within a moment.')));
     return;
   }
   let ol = $('list').querySelector('ol');

@@ -29,8 +29,10 @@ function connect() {
   on('chain', (data) => {
     const first = !config;
     config = data;
-    chain(data);
-    sending.target(data.hops[0].address, data.watching_only);
+    if (data.hops.length) {
+      chain(data);
+      sending.target(data.hops[0].address, data.watching_only);
+    } else if (first) alone();
     // Shown once it has its place below the chain, whose height nobody knew before.
     $('columns').classList.add('on');
     if (first) route();
@@ -42,6 +44,17 @@ function connect() {
     if (!open && newest) history.replaceState(null, '', `#/trace/${newest.id}`), route();
     else if (open && news.some((trace) => trace.id === open.id)) refresh(open);
   });
+}
+
+/** `httpserver store`: there is no chain to draw and to send to. */
+function alone() {
+  document.title = 'httpserver store: traces';
+  say(document.querySelector('h1 span'), 'store');
+  say(document.querySelector('.top p'), 'Whatever reports here in Zipkin’s format or in OTLP over HTTP is drawn here.');
+  for (const id of ['chain', 'send']) $(id).hidden = true;
+  document.body.dataset.kind = 'store';
+  list.select(null);
+  if (!open) draw();
 }
 
 function state(kind, text) {
@@ -103,7 +116,7 @@ function draw() {
   if (!open) {
     fill($('links'));
     fill($('about'), h('div', { class: 'empty' }, h('p', null, h('strong', null, 'Nothing to see yet.')),
-      h('p', null, 'Press “Send one”. The request goes through the chain above, every hop reports what it did, and the pieces come together here.')));
+      h('p', null, config && !config.hops.length ? 'Traces are drawn here as soon as spans of them are reported.' : 'Press “Send one”. The request goes through the chain above, every hop reports what it did, and the pieces come together here.')));
     fill($('view-time'));
     fill($('view-headers'));
     return;

@@ -73,7 +73,7 @@ pub(crate) fn router(state: Arc<DemoState>, access: Access, stopped: watch::Rece
             "/demo/events",
             get(move |request: Request| async move {
                 let (head, _) = request.into_parts();
-                events::events(for_events, access.watching_only(&head), &streams, peer(&head), stopped)
+                events::events(for_events, access.watching_only(&head), &streams, peer(&head), stopped).await
             }),
         )
         .route("/demo/exchange/{trace_id}", get(move |Path(id): Path<String>| async move { exchange(&for_exchange, &id) }))
@@ -82,8 +82,11 @@ pub(crate) fn router(state: Arc<DemoState>, access: Access, stopped: watch::Rece
             get(
                 move |Path(id): Path<String>, Query(query): Query<VerdictQuery>| async move { verdict(&for_verdict, &id, query) },
             ),
-        )
-        .route(ORDERS_PATH, any(move |request: Request| orders::control(state, for_orders, request)));
+        );
+    // Without a chain there is nothing to order.
+    if !state.hops.is_empty() {
+        router = router.route(ORDERS_PATH, any(move |request: Request| orders::control(state, for_orders, request)));
+    }
     let set =
         |name: HeaderName, value: &'static str| SetResponseHeaderLayer::if_not_present(name, HeaderValue::from_static(value));
     router

@@ -246,16 +246,20 @@ function attributes(el, trace, row) {
     ['began', row.start == null ? 'it does not say' : `${time(row.start)} after the trace, at ${clock(s.timestamp)}`],
     ['took', s.duration == null ? 'it does not say' : time(s.duration)],
     ['waited for', row.critical.length ? `${time(row.critical.reduce((sum, [a, b]) => sum + b - a, 0))} of it on the critical path` : 'no: others took longer'],
+    ['status', row.error ? ['failed', s.tags?.error].filter(Boolean).join(': ') : s.tags?.['otel.status_code'] === 'OK' ? 'ok, says its reporter' : null],
     ['reported by', end(s.localEndpoint)], ['other end', end(s.remoteEndpoint)],
   ].filter(([, value]) => value);
   const tags = Object.entries(s.tags ?? {});
   const events = (s.annotations ?? []).map((a) => [time(a.timestamp - trace.start), a.value]);
+  const links = (s.links ?? []).slice(0, 100).map((link) => h('li', null, h('a', { href: `#/trace/${link.traceId}` }, `span ${link.spanId} of trace ${link.traceId}`),
+    Object.entries(link.tags ?? {}).map(([name, value]) => h('span', { class: 'hint' }, ` ${plain(name, 80)}: ${plain(value, 300)}`))));
   const table = (list) => h('dl', { class: 'facts' }, list.map(([name, value]) => h('div', null, h('dt', null, plain(name, 80)), h('dd', null, plain(value, 2000)))));
   const folded = el.querySelector('details')?.open === false;
   fill(el, h('h3', null, h('span', { class: 'dot', 'data-c': colour(row.service) }), ` ${plain(row.service || 'unnamed', 60)}: ${plain(s.name ?? 'no name', 120)}`, row.error && h('strong', { class: 'flag' }, ' failed')),
     h('p', { class: 'hint' }, explain(s)),
-    h('details', { open: !folded }, h('summary', null, `What the span says: ${counted(facts.length + tags.length + events.length, 'entry', 'entries')}`),
-      table(facts), tags.length > 0 && table(tags), events.length > 0 && table(events)));
+    h('details', { open: !folded }, h('summary', null, `What the span says: ${counted(facts.length + tags.length + events.length + links.length, 'entry', 'entries')}`),
+      table(facts), tags.length > 0 && table(tags), events.length > 0 && table(events),
+      links.length > 0 && [h('h4', null, 'Links to other spans'), h('ul', { class: 'span-links' }, links)]));
 }
 
 function explain(s) {

@@ -7,6 +7,7 @@ mod api;
 pub(crate) mod forward;
 mod otlp;
 mod query;
+mod receive;
 #[cfg(test)]
 mod tests;
 
@@ -20,7 +21,7 @@ use tokio::sync::{Semaphore, SemaphorePermit, broadcast};
 
 use crate::traces::{Kind, Span, SpanId, Trace, TraceId};
 
-pub use api::{MAX_BODY, MAX_POSTS};
+pub use receive::{MAX_BODY, MAX_POSTS};
 
 /// Notifications that a slow subscriber may fall behind before it loses the oldest.
 const NOTIFICATIONS: usize = 1024;

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::demo::access::text;
 use crate::demo::store::Store;
-use crate::demo::store::api::{Refusal, receive, refusal};
+use crate::demo::store::receive::{Refusal, receive, refusal};
 use crate::traces::otlp::{decode_json, decode_protobuf};
 
 #[derive(Clone, Copy, PartialEq)]

@@ -1,0 +1,36 @@
+//! The options of `store`.
+
+use std::net::IpAddr;
+
+use clap::Args;
+
+use crate::config::demo::{base_url, host_name};
+
+/// The options of `store`.
+#[derive(Debug, Clone, Args)]
+pub struct StoreArgs {
+    /// The address to listen on
+    #[arg(long, default_value = "127.0.0.1", value_name = "ADDRESS")]
+    pub listen: IpAddr,
+    /// The port of the page, of queries, and of spans in Zipkin's format and in OTLP; 0 takes a free one
+    #[arg(long, default_value = "9411")]
+    pub port: u16,
+    /// The usual port of OTLP over HTTP, where spans are taken, too; 0 takes a free one
+    #[arg(long, default_value = "4318", value_name = "PORT")]
+    pub otlp_port: u16,
+    /// A name under which the page and its queries are answered, too, repeatable: `store`
+    #[arg(long, value_name = "NAME", value_parser = host_name)]
+    pub allow_host: Vec<String>,
+    /// A Zipkin that the page links to; every trace is passed on to it: `http://localhost:9412`
+    #[arg(long, value_name = "URL", value_parser = base_url)]
+    pub zipkin: Option<String>,
+    /// A Jaeger that the page links to: `http://localhost:16686`
+    #[arg(long, value_name = "URL", value_parser = base_url)]
+    pub jaeger: Option<String>,
+    /// Print nothing
+    #[arg(short, long, conflicts_with = "verbose")]
+    pub quiet: bool,
+    /// More diagnostics
+    #[arg(short, long, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+}
