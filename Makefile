@@ -49,10 +49,12 @@ deploy: ## to the cluster of kubectl: the hops, Jaeger, the certificate, the gat
 	kubectl apply -k istio
 	kubectl -n httpserver rollout status deployment --timeout=120s
 
-undeploy: ## take all of that away again; traces on disk, too
+undeploy: ## take all of that away again; traces on disk, the secrets and certs/, too
 	kubectl delete -k istio --ignore-not-found
 	kubectl delete -k k8s/jaeger --ignore-not-found
 	kubectl delete -k k8s --ignore-not-found
+	for name in cncamp-credential cncamp-mtls-credential; do kubectl delete secret -A --field-selector metadata.name=$$name; done
+	rm -rf certs
 
 e2e: ## the whole thing without containers (an Envoy from a Python package)
 	scripts/e2e.sh

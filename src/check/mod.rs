@@ -45,11 +45,12 @@ use chain::expect::{Expect, Resolve, Split};
 use chain::probe::{Probe, deepest};
 pub use cluster::ClusterArgs;
 use cluster::{Cluster, Subject};
+use envoy::commands::{Given, RunOptions};
 use envoy::suggestions::{HintContext, HopRef};
 use reachability::client::{CheckClient, FrontAnswer, RequestFailure};
 use reachability::tls::Trust;
 pub use report::OutputFormat;
-use report::{CheckId, Finding, Group, ProgressLine, Report};
+use report::{CheckId, Finding, Group, ProgressLine, Report, Status};
 use traffic::TrafficExpectation;
 use traffic::sample::Series;
 
@@ -147,6 +148,12 @@ impl CheckArgs {
     }
 
     /// The parts of a whole run.
+    fn options(&self) -> RunOptions {
+        let Self { url, resolve, cacert, insecure, plain_port, expect, .. } = self;
+        let (cacert, expect) = (cacert.as_deref(), expect.as_ref());
+        RunOptions::new(&Given { url, resolve, cacert, insecure: *insecure, plain_port: *plain_port, expect })
+    }
+
     fn groups(&self) -> Vec<Group> {
         let mut groups = vec![Group::Reach, Group::Chain, Group::Propagation];
         let optional = [
@@ -154,6 +161,7 @@ impl CheckArgs {
             (Group::Lanes, !self.lane.is_empty()),
             (Group::Traffic, self.count > 0),
             (Group::Watch, self.watch.is_some()),
+            (Group::Cluster, self.cluster.cluster),
         ];
         groups.extend(optional.into_iter().filter(|(_, is_part)| *is_part).map(|(group, _)| group));
         groups
@@ -307,6 +315,8 @@ impl<'a> Run<'a> {
     /// Every check, in order. Stops between steps when asked to.
     async fn checks(mut self) {
         let mut stop = self.stop.clone();
+        let options = self.args.options();
+        self.report.prepare_with(move |finding| options.complete(finding));
         self.read_cluster().await;
         let single = tokio::select! {
             single = self.single_requests() => single,
@@ -339,7 +349,13 @@ impl<'a> Run<'a> {
             cluster = Cluster::read(&self.args.cluster, &subject) => cluster,
             _ = stop.wait_for(|stop| *stop) => return,
         };
-        self.report.explain_with(cluster.explainer());
+        let (explain, options) = (cluster.explainer(), self.args.options());
+        self.report.prepare_with(move |finding| {
+            if finding.status == Status::Fail {
+                explain(finding);
+            }
+            options.complete(finding);
+        });
         self.cluster = Some(cluster);
     }
 

@@ -26,6 +26,23 @@ impl Expect {
         (is_named(service, &self.name) && !self.below.is_empty()) || self.below.iter().any(|below| below.has_below(service))
     }
 
+    /// As `--expect` takes it.
+    pub(crate) fn option(&self) -> String {
+        match self.below.as_slice() {
+            [] => self.name.clone(),
+            [one] => format!("{},{}", self.name, one.option()),
+            many => format!("{}({})", self.name, many.iter().map(Self::nested).collect::<Vec<_>>().join(",")),
+        }
+    }
+
+    /// Within brackets a comma is between siblings.
+    fn nested(&self) -> String {
+        match self.below.as_slice() {
+            [] => self.name.clone(),
+            below => format!("{}({})", self.name, below.iter().map(Self::nested).collect::<Vec<_>>().join(",")),
+        }
+    }
+
     /// Every name, in order.
     pub(crate) fn names(&self) -> Vec<&str> {
         let mut names = vec![self.name.as_str()];
@@ -254,6 +271,7 @@ mod tests {
         ] {
             let expect: Expect = text.parse().unwrap();
             assert_eq!(expect.to_string(), shown);
+            assert_eq!(expect.option().parse::<Expect>(), Ok(expect.clone()), "{text}");
         }
         for bad in ["", ",", "a,", "a(", "a()", "a)b", "a b", "a(b)c", "a(b),c"] {
             assert!(bad.parse::<Expect>().is_err(), "{bad}");

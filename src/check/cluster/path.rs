@@ -19,9 +19,13 @@ pub(crate) type Server<'a> = (&'a Object, usize, &'a Value);
 /// The gateway as the request meets it.
 #[derive(Debug, Default)]
 pub(crate) struct Front<'a> {
+    /// The Service that leads to the gateway's pods.
+    pub(crate) service: Option<&'a Object>,
     pub(crate) pods: Vec<&'a Object>,
     /// The port of that Service, by which Gateways number their servers.
     pub(crate) port: u64,
+    /// The URL's port is a NodePort.
+    pub(crate) is_node_port: bool,
     /// The Gateways whose selector finds these pods.
     pub(crate) gateways: Vec<&'a Object>,
     /// Their servers on the port.
@@ -171,7 +175,7 @@ impl<'a> Path<'a> {
         let on_port: Vec<Server<'a>> =
             servers.filter(|(_, _, server)| number(at(server, "/port/number")) == Some(port)).collect();
         let servers = on_port.iter().copied().filter(|(_, _, server)| serves(server, &self.host)).collect();
-        Front { pods, port, gateways, on_port, servers }
+        Front { service, pods, port, is_node_port: by_node.is_some(), gateways, on_port, servers }
     }
 
     /// The first hop, and from it all others.

@@ -70,7 +70,8 @@ pub(crate) async fn connect(addresses: &[SocketAddr], hints: &HintContext, limit
         match timeout(limit, TcpStream::connect(address)).await {
             Ok(Ok(_)) => {
                 let ms = started.elapsed().as_secs_f64() * 1000.0;
-                return (Finding::pass(CheckId::ReachTcp, format!("TCP {address} accepts, in {ms:.1} ms")), Some(*address));
+                let kind = if NODE_PORTS.contains(&address.port()) { " (a NodePort, by its number)" } else { "" };
+                return (Finding::pass(CheckId::ReachTcp, format!("TCP {address}{kind} accepts, in {ms:.1} ms")), Some(*address));
             }
             Ok(Err(error)) => {
                 refused = error.kind() == std::io::ErrorKind::ConnectionRefused;
@@ -86,7 +87,7 @@ pub(crate) async fn connect(addresses: &[SocketAddr], hints: &HintContext, limit
                 .run("httpserver demo")
                 .run(format!("kubectl port-forward -n {gateway} svc/istio-ingressgateway 8443:443"))
         }
-        (true, false) => Hint::new("No Gateway opens this port: its `servers` lack it, or its `selector` matches no gateway pod")
+        (true, false) => Hint::new(format!("{}No Gateway opens this port: its `servers` lack it, its `selector` matches no gateway pod, or its tls.mode is PASSTHROUGH and no VirtualService has `tls` routes", behind_node_ports(addresses)))
             .run("kubectl get gateway -A -o yaml | grep -A4 -E 'selector:|number:'")
             .run(format!("kubectl get pods,service -n {gateway} --show-labels"))
             .run(format!("istioctl proxy-config listeners deploy/istio-ingressgateway -n {gateway}")),
@@ -94,6 +95,19 @@ pub(crate) async fn connect(addresses: &[SocketAddr], hints: &HintContext, limit
             .run(format!("kubectl get service istio-ingressgateway -n {gateway}")),
     };
     (Finding::fail(CheckId::ReachTcp, format!("TCP {last}"), hint), None)
+}
+
+/// Kubernetes' own range of NodePorts.
+const NODE_PORTS: std::ops::RangeInclusive<u16> = 30_000..=32_767;
+
+/// A gateway without a load balancer is reached at a node, by other ports than 443 and 80.
+fn behind_node_ports(addresses: &[SocketAddr]) -> &'static str {
+    let is_usual = addresses.iter().any(|address| matches!(address.port(), 80 | 443));
+    if is_usual {
+        "The gateway may be behind NodePorts, which `kubectl get service` shows as 443:3xxxx: write that port into the URL and into --resolve. Or: "
+    } else {
+        ""
+    }
 }
 
 /// TLS and the certificate. `true`: go on.
@@ -236,6 +250,10 @@ fn no_answer(failure: &RequestFailure, tls: Option<Tls>, url: &reqwest::Url, hin
                 .run("httpserver check https://HOST/…  # through the gateway, which is in the mesh"),
         ),
         RequestFailure::Connect(why) => (format!("No connection for the request: {why}"), Hint::new("The port accepted a moment ago: the server restarts, or limits connections").run(format!("kubectl get pods -n {namespace}"))),
+        RequestFailure::NotHttp(why) if why.contains("CertificateRequired") => (
+            "The server wants a client's certificate (mutual TLS)".to_owned(),
+            Hint::new("The Gateway's tls.mode is MUTUAL; `check` has no client certificate to give").run("kubectl get gateway -A -o yaml | grep -A3 tls:"),
+        ),
         RequestFailure::NotHttp(why) => (format!("The answer is no HTTP/1.1 ({why})"), Hint::new("The port speaks another protocol: gRPC, a database, HTTP/2 alone").run(format!("curl -v {}", quoted(&redacted_url(url.as_str()))))),
         RequestFailure::TooLarge => (failure.to_string(), Hint::new("Not a reply of the chain").run(format!("curl -sv -o /dev/null {}", quoted(&redacted_url(url.as_str()))))),
     };

@@ -229,8 +229,8 @@ pub enum OutputFormat {
     Junit,
 }
 
-/// Gives a failure its cause.
-type Explainer = Box<dyn Fn(&mut Finding) + Send>;
+/// Completes a finding.
+type Prepare = Box<dyn Fn(&mut Finding) + Send>;
 
 /// Collects findings; in text form it writes them as they come.
 pub(crate) struct Report {
@@ -247,8 +247,8 @@ pub(crate) struct Report {
     /// The parts that the run did not come to.
     left_out: Vec<Group>,
     out: Box<dyn Write + Send>,
-    /// Gives a failure the cause that the cluster's objects show.
-    explain: Option<Explainer>,
+    /// Gives a failure the cause that the cluster's objects show, and commands the options of this run.
+    prepare: Option<Prepare>,
 }
 
 impl Report {
@@ -266,7 +266,7 @@ impl Report {
             stopped_by,
             left_out,
             out,
-            explain: None,
+            prepare: None,
         };
         if output == OutputFormat::Text {
             let title = format!("httpserver check {}\n", plain(&report.target));
@@ -280,9 +280,9 @@ impl Report {
         let _ = self.out.write_all(text.as_bytes()).and_then(|()| self.out.flush());
     }
 
-    /// From now on every failure is shown to `explain` before it is reported.
-    pub(crate) fn explain_with(&mut self, explain: impl Fn(&mut Finding) + Send + 'static) {
-        self.explain = Some(Box::new(explain));
+    /// From now on `prepare` completes every finding before it is reported.
+    pub(crate) fn prepare_with(&mut self, prepare: impl Fn(&mut Finding) + Send + 'static) {
+        self.prepare = Some(Box::new(prepare));
     }
 
     pub(crate) fn add(&mut self, mut finding: Finding) {
@@ -291,8 +291,8 @@ impl Report {
             finding = finding.into_informational();
             finding.detail.insert(0, "not checked (--skip)".to_owned());
         }
-        if let Some(explain) = self.explain.as_ref().filter(|_| finding.status == Status::Fail) {
-            explain(&mut finding);
+        if let Some(prepare) = &self.prepare {
+            prepare(&mut finding);
         }
         if finding.status == Status::Fail
             && let Some(cause) = self.findings.iter().find(|known| known.status == Status::Fail && finding.follows_from(known))

@@ -23,6 +23,7 @@ pub(super) fn mistakes(path: &Path<'_>) -> Vec<Mistake> {
     }
     out.extend(conflict(front));
     out.extend(redirect(path, front));
+    out.extend(node_port(front));
     out.into_iter().map(Mistake::front).collect()
 }
 
@@ -210,6 +211,18 @@ fn conflict(front: &Front<'_>) -> Option<Mistake> {
         first.0.title()
     );
     Some(Mistake::new(second.0, format!("spec.servers[{}].hosts", second.1), says, &[Connection, Answer]))
+}
+
+/// The Service's own port was called at an address where only its NodePort is open.
+fn node_port(front: &Front<'_>) -> Option<Mistake> {
+    let service = front.service.filter(|service| service.text("/spec/type") == "NodePort" && !front.is_node_port)?;
+    let ports = service.list("/spec/ports").iter().enumerate();
+    let (index, port) = ports.into_iter().find(|(_, port)| number(at(port, "/port")) == Some(front.port))?;
+    let node = number(at(port, "/nodePort"))?;
+    let says = format!(
+        "is {node}: outside the cluster the gateway is reached at a node, by that port; write it into the URL and into --resolve"
+    );
+    Some(Mistake::new(service, format!("spec.ports[{index}].nodePort"), says, &[Connection]))
 }
 
 /// Plain HTTP that is served, or not redirected.
