@@ -19,6 +19,8 @@ struct Counts {
     answered: AtomicU64,
     repeated: AtomicU64,
     lost: std::sync::Mutex<Vec<String>>,
+    /// The copies that are out of rotation: no new connection is made to them, as their `/readyz` says.
+    draining: [AtomicBool; 2],
 }
 
 async fn handshake(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> Option<SendRequest<Bytes>> {
@@ -58,7 +60,7 @@ async fn load<C: Future<Output = Option<SendRequest<Bytes>>>>(connect: impl Fn(u
     let mut copy = 0;
     while !stop.load(Ordering::Relaxed) {
         copy = 1 - copy;
-        if connections[copy].is_none() {
+        if connections[copy].is_none() && !counts.draining[copy].load(Ordering::Relaxed) {
             connections[copy] = connect(copy).await;
         }
         let Some(send) = &mut connections[copy] else {
@@ -102,9 +104,11 @@ async fn roll<C>(
         let before = answered();
         eventually("the clients ask", || async { (answered() > before + 100).then_some(()) }).await;
         copies[copy].signal("TERM");
+        counts.draining[copy].store(true, Ordering::Relaxed);
         let code = tokio::task::block_in_place(|| copies[copy].ended()).code();
         assert_eq!(code, Some(0), "{:#?}", copies[copy].stderr());
         copies[copy] = tokio::task::block_in_place(|| start(addrs[copy]));
+        counts.draining[copy].store(false, Ordering::Relaxed);
     }
     stop.store(true, Ordering::Relaxed);
     for client in clients {
