@@ -19,6 +19,7 @@ use crate::doctor::DoctorArgs;
 use crate::hop::app::{App, Output};
 use crate::hop::config::HopConfig;
 use crate::net::hosts::{is_loopback, redacted_input, redacted_url};
+use crate::probe::ProbeArgs;
 use crate::server::shutdown::{Signals, Stop};
 use crate::system::workers;
 
@@ -49,6 +50,8 @@ pub enum Command {
     Check(Box<CheckArgs>),
     /// Read the traces of one request from a backend and report whether they are whole; the request is known by its reply
     Trace(Box<crate::check::TraceArgs>),
+    /// Be an app's caller and its next hop, and say what it does to trace headers
+    Probe(Box<ProbeArgs>),
     /// Read a mesh's traces from its backend or from files, and say which service breaks them
     Doctor(DoctorArgs),
     /// Exit 0 if `GET /healthz` answers 200; for HEALTHCHECK in an image with no shell
@@ -86,6 +89,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Store(args) => runtime.block_on(store(args)),
         Command::Check(args) => ExitCode::from(runtime.block_on(crate::check::run(*args))),
         Command::Trace(args) => ExitCode::from(runtime.block_on(crate::check::run_trace(*args))),
+        Command::Probe(args) => ExitCode::from(runtime.block_on(crate::probe::run(*args))),
         Command::Doctor(args) => ExitCode::from(runtime.block_on(crate::doctor::run(args))),
         Command::Health(args) => runtime.block_on(health(args)),
     };

@@ -50,9 +50,10 @@
 //!    every call.
 //! 7. [`telemetry`] samples, queues and exports spans, counts, and writes log lines. No request waits for it.
 //!
-//! Three commands stand beside the request path. [`demo`] runs a chain of `App`s in one process with a trace store and a page;
-//! [`check`] sends requests through a deployed chain and reports what is broken; [`doctor`] reads the traces of any mesh and
-//! reports which service breaks them. All use [`traces`], which reads collected spans and reports whether a trace is whole.
+//! Four commands stand beside the request path. [`demo`] runs a chain of `App`s in one process with a trace store and a page;
+//! [`check`] sends requests through a deployed chain and reports what is broken; [`probe`] calls one app and is its next hop;
+//! [`doctor`] reads the traces of any mesh and reports which service breaks them. All use [`traces`], which reads collected
+//! spans and says whether a trace is whole.
 //!
 //! # The floors
 //!
@@ -62,7 +63,7 @@
 //! ```text
 //! main
 //! cli  fuzzing
-//! demo  doctor
+//! demo  doctor  probe
 //! check
 //! config
 //! hop
@@ -83,6 +84,7 @@ pub mod doctor;
 pub mod fuzzing;
 pub mod hop;
 mod net;
+pub mod probe;
 pub mod server;
 mod system;
 pub mod telemetry;

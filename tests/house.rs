@@ -15,7 +15,7 @@ use proc_macro2::{Delimiter, TokenStream, TokenTree};
 const FLOORS: [&[&str]; 10] = [
     &["main"],
     &["cli", "fuzzing"],
-    &["demo", "doctor"],
+    &["demo", "doctor", "probe"],
     &["check"],
     &["config"],
     &["hop"],

@@ -17,7 +17,7 @@ pub mod cluster;
 mod envoy;
 mod propagation;
 pub(crate) mod reachability;
-mod report;
+pub(crate) mod report;
 mod traffic;
 
 use std::io::IsTerminal as _;

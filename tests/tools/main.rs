@@ -7,4 +7,5 @@ mod check;
 mod demo;
 mod doctor;
 mod page;
+mod probe;
 mod store;

@@ -22,6 +22,8 @@ pub(crate) enum Group {
     Watch,
     /// The objects of the cluster (`--cluster`).
     Cluster,
+    /// What an app does to trace headers: `httpserver probe`.
+    Probe,
 }
 
 impl Group {
@@ -39,6 +41,7 @@ impl Group {
             Self::Traffic => "traffic",
             Self::Watch => "watch",
             Self::Cluster => "cluster",
+            Self::Probe => "probe",
         }
     }
 
@@ -53,6 +56,7 @@ impl Group {
             Self::Traffic => "Traffic",
             Self::Watch => "Rollout watch",
             Self::Cluster => "Cluster",
+            Self::Probe => "From both sides",
         }
     }
 }
@@ -66,7 +70,6 @@ macro_rules! check_ids {
         }
 
         impl CheckId {
-            #[cfg(test)]
             pub(crate) const ALL: &[Self] = &[$(Self::$id),*];
 
             /// The name: `reach.tls`.
@@ -137,6 +140,22 @@ check_ids! {
     ClusterMistake Cluster "cluster.mistake"
     ClusterDataPlane Cluster "cluster.data-plane"
     ClusterIstioctl Cluster "cluster.istioctl"
+    ProbeReach Probe "probe.reach"
+    ProbeCalls Probe "probe.calls"
+    ProbeW3c Probe "probe.w3c"
+    ProbeB3 Probe "probe.b3"
+    ProbeB3Single Probe "probe.b3-single"
+    ProbeContext Probe "probe.context"
+    ProbeRequestId Probe "probe.request-id"
+    ProbeBaggage Probe "probe.baggage"
+    ProbeTracestate Probe "probe.tracestate"
+    ProbeCarried Probe "probe.carried"
+    ProbeSampling Probe "probe.sampling"
+    ProbeAgreement Probe "probe.agreement"
+    ProbePrecedence Probe "probe.precedence"
+    ProbeInvalid Probe "probe.invalid"
+    ProbeFailures Probe "probe.failures"
+    ProbeCrossTalk Probe "probe.cross-talk"
 }
 
 #[cfg(test)]
@@ -145,12 +164,16 @@ mod tests {
 
     #[test]
     fn a_name_begins_with_its_group_and_the_guide_lists_it() {
-        let guide = include_str!("../../../docs/check.md");
+        let guide = concat!(include_str!("../../../docs/check.md"), include_str!("../../../docs/probe.md"));
         for id in CheckId::ALL {
             let (group, rest) = id.name().split_once('.').unwrap();
             assert_eq!(group, id.group().name(), "{id:?}");
             let short = format!("`.{rest}`");
-            assert!(guide.contains(&format!("`{}`", id.name())) || guide.contains(&short), "docs/check.md lacks {}", id.name());
+            assert!(
+                guide.contains(&format!("`{}`", id.name())) || guide.contains(&short),
+                "docs/check.md or docs/probe.md lacks {}",
+                id.name()
+            );
         }
     }
 }

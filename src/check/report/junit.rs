@@ -5,7 +5,7 @@ use quick_junit::{NonSuccessKind, TestCase, TestCaseStatus, TestSuite};
 use crate::check::report::{Finding, Report, Status};
 
 pub(crate) fn document(report: &Report) -> String {
-    let mut document = quick_junit::Report::new("httpserver check");
+    let mut document = quick_junit::Report::new(format!("httpserver {}", report.command));
     document.set_time(report.started.elapsed());
     for of_group in report.findings.chunk_by(|one, next| one.group == next.group) {
         let mut suite = TestSuite::new(of_group[0].group.title());

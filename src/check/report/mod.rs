@@ -234,6 +234,7 @@ type Prepare = Box<dyn Fn(&mut Finding) + Send>;
 
 /// Collects findings; in text form it writes them as they come.
 pub(crate) struct Report {
+    command: &'static str,
     target: String,
     output: OutputFormat,
     /// Names of checks and groups whose failures do not count.
@@ -253,9 +254,22 @@ pub(crate) struct Report {
 
 impl Report {
     pub(crate) fn new(target: String, output: OutputFormat, skip: Vec<String>, color: bool, out: Box<dyn Write + Send>) -> Self {
+        Self::of_command("check", target, output, skip, color, out)
+    }
+
+    /// The report of another command that examines something.
+    pub(crate) fn of_command(
+        command: &'static str,
+        target: String,
+        output: OutputFormat,
+        skip: Vec<String>,
+        color: bool,
+        out: Box<dyn Write + Send>,
+    ) -> Self {
         let (terminal, findings, started) = (Terminal { color }, Vec::new(), Instant::now());
         let (stopped_by, left_out) = (None, Vec::new());
         let mut report = Self {
+            command,
             target,
             output,
             skip,
@@ -269,7 +283,7 @@ impl Report {
             prepare: None,
         };
         if output == OutputFormat::Text {
-            let title = format!("httpserver check {}\n", plain(&report.target));
+            let title = format!("httpserver {command} {}\n", plain(&report.target));
             report.write(&title);
         }
         report

@@ -1,0 +1,107 @@
+//! The app's caller: sends a request with exactly these headers, and collects the calls that the app makes meanwhile.
+
+use std::time::{Duration, Instant};
+
+use http::{HeaderMap, Method};
+use reqwest::Url;
+use reqwest::redirect::Policy;
+
+use crate::check::reachability::tls::Trust;
+use crate::probe::ProbeArgs;
+use crate::probe::listener::{Call, Downstream};
+use crate::telemetry::ids;
+use crate::text::causes;
+
+/// After an answer, calls that the app makes in the background may still come.
+const BACKGROUND: Duration = Duration::from_millis(400);
+/// Between two looks at the calls.
+const POLL: Duration = Duration::from_millis(10);
+/// Bytes of an answer that are read.
+const MAX_ANSWER: usize = 1 << 20;
+
+/// A client of the app.
+pub(super) struct Caller {
+    http: reqwest::Client,
+    url: Url,
+    method: Method,
+    body: Option<String>,
+    headers: HeaderMap,
+}
+
+/// What one request led to.
+#[derive(Debug)]
+pub(super) struct Outcome {
+    /// The status of the app's answer, or why there is none.
+    pub(super) status: Result<u16, String>,
+    /// Where a redirect points.
+    pub(super) location: Option<String>,
+    pub(super) calls: Vec<Call>,
+    pub(super) took: Duration,
+}
+
+impl Caller {
+    /// Errors: a usage error in words.
+    pub(super) fn new(args: &ProbeArgs, trust: &Trust) -> Result<Self, String> {
+        let tls = trust.config().map_err(|error| format!("--cacert: {error}"))?.0;
+        let http = reqwest::Client::builder()
+            .no_proxy()
+            .redirect(Policy::none())
+            .timeout(args.timeout)
+            .tls_backend_preconfigured(tls)
+            .build()
+            .map_err(|error| causes(&error))?;
+        let headers = args.headers.iter().cloned().collect();
+        Ok(Self { http, url: args.app_url.clone(), method: args.method.clone(), body: args.body.clone(), headers })
+    }
+
+    /// Whether a nonce has a place in the URL or the body.
+    pub(super) fn has_nonce(&self) -> bool {
+        let decoded = self.url.as_str().replace("%7B", "{").replace("%7D", "}");
+        decoded.contains("{nonce}") || self.body.as_deref().is_some_and(|body| body.contains("{nonce}"))
+    }
+
+    /// Sends one request. Does not wait for calls.
+    pub(super) async fn send(&self, headers: &HeaderMap, nonce: &str) -> Outcome {
+        let started = Instant::now();
+        let url = self.url.as_str().replace("%7Bnonce%7D", nonce).replace("{nonce}", nonce);
+        let mut request = self.http.request(self.method.clone(), url).headers(self.headers.clone());
+        for (name, value) in headers {
+            request = request.header(name, value);
+        }
+        if let Some(body) = &self.body {
+            request = request.body(body.replace("{nonce}", nonce));
+        }
+        let mut location = None;
+        let status = match request.send().await {
+            Ok(mut answer) => {
+                let found = answer.headers().get(http::header::LOCATION);
+                location = found.and_then(|location| location.to_str().ok()).map(str::to_owned);
+                let status = answer.status().as_u16();
+                let mut read = 0;
+                loop {
+                    match answer.chunk().await {
+                        Ok(Some(chunk)) if read < MAX_ANSWER => read += chunk.len(),
+                        Ok(_) => break Ok(status),
+                        Err(error) => break Err(causes(&error)),
+                    }
+                }
+            }
+            Err(error) => Err(causes(&error.without_url())),
+        };
+        Outcome { status, location, calls: Vec::new(), took: started.elapsed() }
+    }
+
+    /// Sends one request and waits until the calls that it led to are there. `expected`: how many come at other times; unknown at
+    /// first, and then all that come for a while are waited for.
+    pub(super) async fn ask(&self, downstream: &Downstream, headers: &HeaderMap, expected: Option<usize>) -> Outcome {
+        downstream.take();
+        let nonce = ids::span_id().to_string();
+        let mut outcome = self.send(headers, &nonce).await;
+        let deadline = Instant::now() + BACKGROUND;
+        while Instant::now() < deadline && expected.is_none_or(|expected| downstream.count() < expected) {
+            tokio::time::sleep(POLL).await;
+        }
+        outcome.calls = downstream.take();
+        outcome
+    }
+}

@@ -1,0 +1,150 @@
+//! Many requests at a time: does a call carry the context of another request? So fail thread-locals and contexts of tasks.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use futures_util::stream::{self, StreamExt as _};
+use http::HeaderMap;
+
+use crate::check::report::{CheckId, Finding, Hint};
+use crate::probe::caller::Outcome;
+use crate::probe::fate::{self, Format, Sent, sampled};
+use crate::probe::listener::Call;
+use crate::probe::session::Session;
+use crate::telemetry::ids;
+use crate::text::counted;
+
+/// After the last answer, calls in the background may still come.
+const BACKGROUND: Duration = Duration::from_secs(2);
+
+/// One request, recognisable by everything that it sent.
+struct Request {
+    context: Sent,
+    request_id: String,
+    nonce: String,
+    outcome: Outcome,
+}
+
+/// Whose calls carried what.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Tally {
+    calls: usize,
+    /// Carried another request's trace.
+    crossed: usize,
+    /// Carried no trace that was sent.
+    without: usize,
+    /// Whose they are is known from the call itself.
+    matched: usize,
+}
+
+/// Sends `--count` requests, `--concurrency` at a time.
+pub(super) async fn run(session: &Session<'_>) -> Finding {
+    let count = session.args.count.unwrap_or(200) as usize;
+    if count == 0 {
+        return Finding::skip(CheckId::ProbeCrossTalk, "Cross-talk: not checked (--count 0)");
+    }
+    if session.passing.is_empty() {
+        let text = "Cross-talk: not checked, because no trace context passes";
+        return Finding::skip(CheckId::ProbeCrossTalk, text);
+    }
+    session.downstream.take();
+    let send = |_| async {
+        let (context, nonce) = (Sent::fresh(), ids::span_id().to_string());
+        let formats: Vec<(Format, &Sent)> = session.passing.iter().map(|format| (*format, &context)).collect();
+        let mut headers: HeaderMap = sampled(&formats);
+        let request_id = ids::request_id();
+        headers.insert("x-request-id", request_id.clone());
+        let outcome = session.caller.send(&headers, &nonce).await;
+        let request_id = String::from_utf8_lossy(request_id.as_bytes()).into_owned();
+        Request { context, request_id, nonce, outcome }
+    };
+    let requests: Vec<Request> =
+        stream::iter(0..count).map(send).buffer_unordered(session.args.concurrency as usize).collect().await;
+    let due = session.calls.unwrap_or(1) * count;
+    let deadline = Instant::now() + BACKGROUND;
+    while Instant::now() < deadline && session.downstream.count() < due {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let calls = session.downstream.take();
+    let failed = requests.iter().filter(|request| request.outcome.status.as_ref().map_or(true, |status| *status >= 500)).count();
+    let tally = tally(&requests, &calls, session);
+    finding(session, count, failed, &tally)
+}
+
+fn tally(requests: &[Request], calls: &[Call], session: &Session<'_>) -> Tally {
+    let index = |key: fn(&Request) -> &str| -> HashMap<&str, usize> {
+        requests.iter().enumerate().map(|(n, request)| (key(request), n)).collect()
+    };
+    let by_trace = index(|request| &request.context.trace);
+    let by_id = index(|request| &request.request_id);
+    let by_nonce = index(|request| &request.nonce);
+    let has_nonce = session.caller.has_nonce();
+    let mut tally = Tally { calls: calls.len(), ..Tally::default() };
+    let mut of_trace = vec![0; requests.len()];
+    for call in calls {
+        let carried = trace_of(call).and_then(|trace| by_trace.get(trace.to_ascii_lowercase().as_str()).copied());
+        let nonce = has_nonce.then(|| nonce_of(call, &by_nonce)).flatten();
+        let id = session.request_id.then(|| fate::values(&call.headers, "x-request-id").pop()).flatten();
+        let owner = nonce.or_else(|| by_id.get(id?.as_str()).copied());
+        tally.matched += usize::from(owner.is_some());
+        match (carried, owner) {
+            (None, _) => tally.without += 1,
+            (Some(carried), Some(owner)) if carried != owner => tally.crossed += 1,
+            (Some(carried), _) => of_trace[carried] += 1,
+        }
+    }
+    // A trace that is in more calls than each request makes has taken those of others.
+    if let Some(each) = session.calls {
+        let lent: usize = of_trace.iter().map(|count: &usize| count.saturating_sub(each)).sum();
+        tally.crossed = tally.crossed.max(lent);
+    }
+    tally
+}
+
+fn trace_of(call: &Call) -> Option<String> {
+    let ids = |format: Format| {
+        let value = fate::values(&call.headers, format.header()).pop()?;
+        fate::ids_of(format, value.trim(), &call.headers).map(|(trace, _)| trace)
+    };
+    Format::ALL.into_iter().find_map(ids)
+}
+
+/// The nonce in the path, the query or the body of a call: 16 hex digits.
+fn nonce_of(call: &Call, known: &HashMap<&str, usize>) -> Option<usize> {
+    let uri = call.uri.to_string();
+    let body = String::from_utf8_lossy(&call.body);
+    let words = |text: &str| -> Option<usize> {
+        text.split(|c: char| !c.is_ascii_hexdigit()).filter(|word| word.len() == 16).find_map(|word| known.get(word).copied())
+    };
+    words(&uri).or_else(|| words(&body))
+}
+
+fn finding(session: &Session<'_>, count: usize, failed: usize, tally: &Tally) -> Finding {
+    let at_a_time = session.args.concurrency.min(u32::try_from(count).unwrap_or(u32::MAX));
+    let sent = format!("{}, {at_a_time} at a time", counted(count, "request"));
+    let failures = if failed == 0 { String::new() } else { format!("; {failed} failed or answered 5xx") };
+    let Tally { calls, crossed, without, matched } = *tally;
+    if calls == 0 {
+        let text = format!("Cross-talk: {sent}: no call came{failures}");
+        return Finding::fail(CheckId::ProbeCrossTalk, text, Hint::new("the app does not stand so many requests at a time"));
+    }
+    if crossed > 0 {
+        let text = format!("{crossed} of {calls} calls carry the trace of another request ({sent}{failures})");
+        let cause = "the context is in a thread-local or a global that several requests share, or is not handed over when the work \
+                     goes on in another thread or task";
+        let next = format!("httpserver probe {} … --concurrency 1 passes: then it is the sharing", session.args.app_url);
+        return Finding::fail(CheckId::ProbeCrossTalk, text, Hint::new(cause).run(next));
+    }
+    if without > 0 {
+        let text = format!("{without} of {calls} calls carry no trace that was sent ({sent}{failures})");
+        let cause = "under load the work goes on in another thread or task, and the context is not handed over";
+        return Finding::fail(CheckId::ProbeCrossTalk, text, Hint::new(cause));
+    }
+    if matched == 0 && session.calls.is_none() {
+        let text = format!("Cross-talk: not checked: {calls} calls, and nothing in them tells whose they are");
+        let hint = "put {nonce} into the URL or --body where the app passes it on";
+        return Finding::skip(CheckId::ProbeCrossTalk, text).line(hint);
+    }
+    let how = if matched == calls { "each known by its request" } else { "by the number of calls of each trace" };
+    Finding::pass(CheckId::ProbeCrossTalk, format!("No cross-talk: {sent}, {calls} calls, {how}{failures}"))
+}

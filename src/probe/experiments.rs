@@ -1,0 +1,237 @@
+//! What is sent, one request after the other, and what is concluded from the calls that come.
+
+use http::HeaderMap;
+
+use crate::check::report::{CheckId, Finding, Hint, Report};
+use crate::probe::ProbeArgs;
+use crate::probe::caller::Caller;
+use crate::probe::crosstalk;
+use crate::probe::fate::{self, Decision, Fate, Format, Sent, sampled};
+use crate::probe::findings::{self, Seen};
+use crate::probe::listener::{Downstream, Mood};
+use crate::probe::session::Session;
+use crate::telemetry::ids;
+use crate::trace_context::{carried_names, is_foreign_tracer};
+
+/// Requests of one experiment: a single one could be the exception.
+const REPEATS: usize = 3;
+
+/// Runs all experiments and adds their findings to the report.
+pub(super) async fn run(args: &ProbeArgs, caller: &Caller, downstream: &Downstream, report: &mut Report) {
+    let (passing, calls) = (Vec::new(), None);
+    let mut session = Session { args, caller, downstream, calls, status: 0, passing, request_id: false };
+    if !session.reach(report).await {
+        return;
+    }
+    session.formats(report).await;
+    session.headers(report).await;
+    session.sampling(report).await;
+    session.precedence(report).await;
+    session.invalid(report).await;
+    session.failures(report).await;
+    report.add(crosstalk::run(&session).await);
+}
+
+impl Session<'_> {
+    /// Requests without any of the headers: does the app answer, and does it call?
+    async fn reach(&mut self, report: &mut Report) -> bool {
+        let mut outcomes = Vec::new();
+        for _ in 0..REPEATS {
+            outcomes.push(self.ask(&HeaderMap::new()).await);
+        }
+        let last = outcomes.last().expect("there are several");
+        let status = match &last.status {
+            Ok(status) => *status,
+            Err(why) => {
+                let text = format!("{} {} has no answer: {why}", self.args.method, self.args.app_url);
+                report.add(Finding::fail(CheckId::ProbeReach, text, Hint::new("the app does not run there, or does not answer")));
+                return false;
+            }
+        };
+        self.status = status;
+        report.add(findings::reached(self.args, last, status));
+        // The first request may have done more than the others: connections, caches, tokens.
+        let counts: Vec<usize> = outcomes.iter().skip(1).map(|outcome| outcome.calls.len()).collect();
+        self.calls = counts.iter().all(|count| *count == counts[0]).then_some(counts[0]).filter(|count| *count > 0);
+        report.add(findings::calls(self.args, &self.downstream.addresses, &outcomes));
+        outcomes.iter().any(|outcome| !outcome.calls.is_empty())
+    }
+
+    /// Each format alone.
+    async fn formats(&mut self, report: &mut Report) {
+        let mut results = Vec::new();
+        for format in Format::ALL {
+            let mut seen = Seen::default();
+            for _ in 0..REPEATS {
+                let sent = Sent::fresh();
+                for call in self.ask(&sampled(&[(format, &sent)])).await.calls {
+                    let fate = fate::of_context(format, &sent, &call.headers);
+                    let others = Format::ALL.into_iter().filter(|other| *other != format);
+                    let goes_on =
+                        |other| matches!(fate::of_context(other, &sent, &call.headers), Fate::Continued | Fate::Untouched);
+                    seen.converted.extend(others.filter(|other| goes_on(*other)));
+                    seen.add(fate);
+                }
+            }
+            results.push((format, seen));
+        }
+        self.passing = results.iter().filter(|(_, seen)| seen.passes()).map(|(format, _)| *format).collect();
+        for (format, seen) in &results {
+            report.add(findings::format(self, *format, seen));
+        }
+        report.add(findings::context(self, &results));
+    }
+
+    /// What else is carried, beside a context.
+    async fn headers(&mut self, report: &mut Report) {
+        let others: Vec<&str> = carried_names().filter(|name| is_foreign_tracer(name) || *name == "x-lane").collect();
+        let names: Vec<&str> = ["x-request-id", "baggage", "tracestate"].into_iter().chain(others.iter().copied()).collect();
+        let mut seen: Vec<Seen> = names.iter().map(|_| Seen::default()).collect();
+        for _ in 0..REPEATS {
+            let (context, id) = (Sent::fresh(), ids::span_id());
+            let mut headers = sampled(&[(Format::W3c, &context)]);
+            let values: Vec<String> = names.iter().map(|name| value_for(name, &context, &id.to_string())).collect();
+            for (name, value) in names.iter().zip(&values) {
+                if let (Ok(name), Ok(value)) = (name.parse::<http::HeaderName>(), value.parse()) {
+                    headers.insert(name, value);
+                }
+            }
+            for call in self.ask(&headers).await.calls {
+                for ((name, value), seen) in names.iter().zip(&values).zip(&mut seen) {
+                    seen.add(fate::of_value(name, value, &call.headers));
+                }
+            }
+        }
+        self.request_id = seen[0].passes();
+        let ids = [CheckId::ProbeRequestId, CheckId::ProbeBaggage, CheckId::ProbeTracestate];
+        for ((id, name), seen) in ids.into_iter().zip(&names).zip(&seen) {
+            report.add(findings::header(self, id, name, seen));
+        }
+        report.add(findings::carried(self, &names[3..], &seen[3..]));
+    }
+
+    /// "Not sampled" and "debug" in each format that goes on.
+    async fn sampling(&mut self, report: &mut Report) {
+        let mut turned = Vec::new();
+        let mut tried = Vec::new();
+        for &format in &self.passing {
+            let decisions = match format {
+                Format::W3c => &[Decision::NotSampled][..],
+                Format::B3 | Format::B3Single => &[Decision::NotSampled, Decision::Debug],
+            };
+            for &decision in decisions {
+                let (mut kept, mut of) = (0, 0);
+                for _ in 0..2 {
+                    let sent = Sent::fresh();
+                    let mut headers = HeaderMap::new();
+                    sent.write(format, decision, &mut headers);
+                    for call in self.ask(&headers).await.calls {
+                        of += 1;
+                        let found = Format::ALL.map(|format| fate::decision_of(format, &call.headers));
+                        let found = fate::decision_of(format, &call.headers).or_else(|| found.into_iter().flatten().next());
+                        let sampled_as_asked = decision == Decision::Debug && found == Some(Decision::Sampled);
+                        if found == Some(decision) || sampled_as_asked {
+                            kept += 1;
+                        } else {
+                            turned.push((format, decision, found));
+                        }
+                    }
+                }
+                tried.push((format, decision, kept, of));
+            }
+        }
+        report.add(findings::sampling(&tried, &turned));
+    }
+
+    /// All formats in one request: with one trace, and with three that disagree.
+    async fn precedence(&mut self, report: &mut Report) {
+        let one = Sent::fresh();
+        let together = self.ask(&sampled(&Format::ALL.map(|format| (format, &one)))).await;
+        report.add(findings::together(&one, &together.calls));
+        let several = Format::ALL.map(|format| (format, Sent::fresh()));
+        let headers = sampled(&[(several[0].0, &several[0].1), (several[1].0, &several[1].1), (several[2].0, &several[2].1)]);
+        let outcome = self.ask(&headers).await;
+        report.add(findings::precedence(&several, &outcome.calls));
+    }
+
+    /// Contexts that are not valid, one by one.
+    async fn invalid(&mut self, report: &mut Report) {
+        let mut results = Vec::new();
+        for (name, headers) in invalid_contexts() {
+            let outcome = self.ask(&headers).await;
+            results.push((name, headers, outcome));
+        }
+        report.add(findings::invalid(self, &results));
+    }
+
+    /// What the app makes of a next hop that fails.
+    async fn failures(&mut self, report: &mut Report) {
+        let mut results = Vec::new();
+        for mood in [Mood::Unavailable, Mood::Reset, Mood::Hang] {
+            self.downstream.set(mood);
+            let outcome = self.caller.ask(self.downstream, &HeaderMap::new(), None).await;
+            results.push((mood, outcome));
+        }
+        self.downstream.set(Mood::Answer);
+        report.add(findings::failures(self, &results));
+    }
+}
+
+/// A value that a tracer of that kind would accept.
+fn value_for(name: &str, context: &Sent, id: &str) -> String {
+    match name {
+        "x-request-id" => String::from_utf8_lossy(ids::request_id().as_bytes()).into_owned(),
+        "baggage" | "tracestate" => format!("probe={id}"),
+        "uber-trace-id" => format!("{}:{}:0:1", context.trace, context.span),
+        "x-amzn-trace-id" => format!("Root=1-{}-{};Parent={};Sampled=1", &context.trace[..8], &context.trace[8..], context.span),
+        "x-cloud-trace-context" => format!("{}/1;o=1", context.trace),
+        "x-datadog-sampling-priority" => "1".to_owned(),
+        name if name.starts_with("x-datadog-") && name.ends_with("-id") => u64::from_str_radix(id, 16).unwrap_or(1).to_string(),
+        _ => format!("probe-{id}"),
+    }
+}
+
+/// Contexts that W3C and B3 call invalid, with a name for the report. From the specifications' rules.
+fn invalid_contexts() -> Vec<(&'static str, HeaderMap)> {
+    let (t, s) = ("4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7");
+    let w3c = |name, value: String| (name, vec![("traceparent", value)]);
+    let cases = vec![
+        w3c("traceparent: version ff", format!("ff-{t}-{s}-01")),
+        w3c("traceparent: trace id of zeros", format!("00-{}-{s}-01", "0".repeat(32))),
+        w3c("traceparent: parent id of zeros", format!("00-{t}-{}-01", "0".repeat(16))),
+        w3c("traceparent: trace id too short", format!("00-{}-{s}-01", &t[..31])),
+        w3c("traceparent: trace id too long", format!("00-{t}a-{s}-01")),
+        w3c("traceparent: parent id too short", format!("00-{t}-{}-01", &s[..15])),
+        w3c("traceparent: upper case", format!("00-{}-{s}-01", t.to_uppercase())),
+        w3c("traceparent: no hex digit", format!("00-{}z-{s}-01", &t[..31])),
+        w3c("traceparent: flags of one digit", format!("00-{t}-{s}-1")),
+        w3c("traceparent: flags no hex", format!("00-{t}-{s}-zz")),
+        w3c("traceparent: more behind version 00", format!("00-{t}-{s}-01-extra")),
+        w3c("traceparent: version of one digit", format!("0-{t}-{s}-01")),
+        w3c("traceparent: dots for dashes", format!("00.{t}.{s}.01")),
+        w3c("traceparent: empty", String::new()),
+        w3c("traceparent: 10,000 characters", "0".repeat(10_000)),
+        ("traceparent: twice", vec![("traceparent", format!("00-{t}-{s}-01")), ("traceparent", format!("00-{t}-{s}-01"))]),
+        ("tracestate alone", vec![("tracestate", "a=1".to_owned())]),
+        ("tracestate: malformed", vec![("traceparent", format!("00-{t}-{s}-01")), ("tracestate", "a==,=b,@@".to_owned())]),
+        ("tracestate: 33 members", {
+            let members: Vec<String> = (0..33).map(|n| format!("k{n}=1")).collect();
+            vec![("traceparent", format!("00-{t}-{s}-01")), ("tracestate", members.join(","))]
+        }),
+        ("b3: garbage", vec![("b3", "not-a-context".to_owned())]),
+        ("b3: trace id of zeros", vec![("b3", format!("{}-{s}-1", "0".repeat(32)))]),
+        ("x-b3-traceid: 17 digits", vec![("x-b3-traceid", t[..17].to_owned()), ("x-b3-spanid", s.to_owned())]),
+        ("x-b3-traceid without x-b3-spanid", vec![("x-b3-traceid", t.to_owned())]),
+        ("baggage: malformed", vec![("baggage", "=,;==,%%%".to_owned())]),
+    ];
+    let map = |(name, headers): (&'static str, Vec<(&'static str, String)>)| {
+        let mut map = HeaderMap::new();
+        headers.into_iter().for_each(|(header, value)| {
+            if let Ok(value) = value.parse() {
+                map.append(header, value);
+            }
+        });
+        (name, map)
+    };
+    cases.into_iter().map(map).collect()
+}

@@ -1,0 +1,288 @@
+//! What became of a header between the app's caller and its next hop.
+
+use http::HeaderMap;
+
+/// A format of trace context.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) enum Format {
+    W3c,
+    B3,
+    B3Single,
+}
+
+impl Format {
+    pub(super) const ALL: [Self; 3] = [Self::W3c, Self::B3, Self::B3Single];
+
+    /// The name in `--expect`.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::W3c => "w3c",
+            Self::B3 => "b3",
+            Self::B3Single => "b3-single",
+        }
+    }
+
+    /// What people call it.
+    pub(super) fn title(self) -> &'static str {
+        match self {
+            Self::W3c => "W3C (traceparent)",
+            Self::B3 => "B3 (x-b3-…)",
+            Self::B3Single => "B3 single (b3)",
+        }
+    }
+
+    /// The header that has the trace id.
+    pub(super) fn header(self) -> &'static str {
+        match self {
+            Self::W3c => "traceparent",
+            Self::B3 => "x-b3-traceid",
+            Self::B3Single => "b3",
+        }
+    }
+}
+
+/// The sampling decision that a context has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Decision {
+    Sampled,
+    NotSampled,
+    /// B3 only.
+    Debug,
+    /// B3 only: the receiver decides.
+    Deferred,
+}
+
+/// Ids as they are written into headers.
+#[derive(Debug, Clone)]
+pub(super) struct Sent {
+    pub(super) trace: String,
+    pub(super) span: String,
+}
+
+impl Sent {
+    pub(super) fn fresh() -> Self {
+        Self { trace: crate::telemetry::ids::trace_id().to_string(), span: crate::telemetry::ids::span_id().to_string() }
+    }
+
+    /// Writes the context in one format.
+    pub(super) fn write(&self, format: Format, decision: Decision, headers: &mut HeaderMap) {
+        let Self { trace, span } = self;
+        let mut put = |name: &'static str, value: String| {
+            if let Ok(value) = value.parse() {
+                headers.append(name, value);
+            }
+        };
+        match (format, decision) {
+            (Format::W3c, Decision::NotSampled) => put("traceparent", format!("00-{trace}-{span}-00")),
+            (Format::W3c, _) => put("traceparent", format!("00-{trace}-{span}-01")),
+            (Format::B3, decision) => {
+                put("x-b3-traceid", trace.clone());
+                put("x-b3-spanid", span.clone());
+                match decision {
+                    Decision::Sampled => put("x-b3-sampled", "1".to_owned()),
+                    Decision::NotSampled => put("x-b3-sampled", "0".to_owned()),
+                    Decision::Debug => put("x-b3-flags", "1".to_owned()),
+                    Decision::Deferred => {}
+                }
+            }
+            (Format::B3Single, Decision::Sampled) => put("b3", format!("{trace}-{span}-1")),
+            (Format::B3Single, Decision::NotSampled) => put("b3", format!("{trace}-{span}-0")),
+            (Format::B3Single, Decision::Debug) => put("b3", format!("{trace}-{span}-d")),
+            (Format::B3Single, Decision::Deferred) => put("b3", format!("{trace}-{span}")),
+        }
+    }
+}
+
+/// The headers of a request: a context in each of these formats, sampled.
+pub(super) fn sampled(contexts: &[(Format, &Sent)]) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    contexts.iter().for_each(|(format, sent)| sent.write(*format, Decision::Sampled, &mut headers));
+    headers
+}
+
+/// What became of a header or of a context.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) enum Fate {
+    /// Arrived as it was sent.
+    Untouched,
+    /// The trace goes on, with a span id of the app's own.
+    Continued,
+    /// Another trace.
+    Anew,
+    Dropped,
+    Mangled(Mangling),
+}
+
+/// How a value was damaged.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) enum Mangling {
+    /// Several values in one line, joined by a comma.
+    Joined,
+    /// Several lines where one was sent.
+    Doubled,
+    /// A trace id of 128 bits became one of 64.
+    Shortened,
+    UpperCase,
+    /// A value with more around it, or another one.
+    Changed,
+}
+
+impl Mangling {
+    pub(super) fn text(&self) -> &'static str {
+        match self {
+            Self::Joined => "joins it with another value by a comma",
+            Self::Doubled => "sends it twice",
+            Self::Shortened => "shortens its trace id to 64 bits",
+            Self::UpperCase => "writes it in upper case",
+            Self::Changed => "changes its value",
+        }
+    }
+}
+
+/// The values of a header, as text.
+pub(super) fn values(headers: &HeaderMap, name: &str) -> Vec<String> {
+    headers.get_all(name).iter().map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned()).collect()
+}
+
+/// What became of a context that was sent in `format`.
+pub(super) fn of_context(format: Format, sent: &Sent, call: &HeaderMap) -> Fate {
+    let found = values(call, format.header());
+    let value = match found.as_slice() {
+        [] => return Fate::Dropped,
+        [value] => value.trim(),
+        _ => return Fate::Mangled(Mangling::Doubled),
+    };
+    if value.contains(',') {
+        return Fate::Mangled(Mangling::Joined);
+    }
+    let Some((trace, span)) = ids_of(format, value, call) else { return Fate::Mangled(Mangling::Changed) };
+    if trace.eq_ignore_ascii_case(&sent.trace) {
+        return match trace == sent.trace {
+            false => Fate::Mangled(Mangling::UpperCase),
+            true if span == sent.span => Fate::Untouched,
+            true => Fate::Continued,
+        };
+    }
+    let low = &sent.trace[sent.trace.len().saturating_sub(16)..];
+    if trace.len() == 16 && trace.eq_ignore_ascii_case(low) { Fate::Mangled(Mangling::Shortened) } else { Fate::Anew }
+}
+
+/// Trace and span id of a value, as they are written.
+pub(super) fn ids_of(format: Format, value: &str, call: &HeaderMap) -> Option<(String, String)> {
+    let is_hex = |text: &str, lengths: &[usize]| lengths.contains(&text.len()) && text.bytes().all(|b| b.is_ascii_hexdigit());
+    let (trace, span) = match format {
+        Format::W3c => {
+            let mut fields = value.split('-').skip(1);
+            (fields.next()?.to_owned(), fields.next()?.to_owned())
+        }
+        Format::B3 => (value.to_owned(), values(call, "x-b3-spanid").pop().unwrap_or_default()),
+        Format::B3Single => {
+            let mut fields = value.split('-');
+            (fields.next()?.to_owned(), fields.next()?.to_owned())
+        }
+    };
+    (is_hex(&trace, &[16, 32]) && is_hex(&span, &[16])).then_some((trace, span))
+}
+
+/// The decision that a call's context has, in one format; `None` where it has none.
+pub(super) fn decision_of(format: Format, call: &HeaderMap) -> Option<Decision> {
+    let field = |name: &str| values(call, name).pop();
+    match format {
+        Format::W3c => {
+            let flags = field("traceparent")?.rsplit('-').next().and_then(|flags| u8::from_str_radix(flags, 16).ok())?;
+            Some(if flags & 1 == 1 { Decision::Sampled } else { Decision::NotSampled })
+        }
+        Format::B3 if field("x-b3-flags").as_deref() == Some("1") => Some(Decision::Debug),
+        Format::B3 => match field("x-b3-sampled").as_deref() {
+            Some("1" | "true") => Some(Decision::Sampled),
+            Some("0" | "false") => Some(Decision::NotSampled),
+            _ => field("x-b3-traceid").map(|_| Decision::Deferred),
+        },
+        Format::B3Single => {
+            let value = field("b3")?;
+            match value.split('-').nth(2).or((value.len() == 1).then_some(value.as_str())) {
+                Some("1") => Some(Decision::Sampled),
+                Some("0") => Some(Decision::NotSampled),
+                Some("d") => Some(Decision::Debug),
+                _ => Some(Decision::Deferred),
+            }
+        }
+    }
+}
+
+/// What became of a header that has no ids of a span.
+pub(super) fn of_value(name: &str, sent: &str, call: &HeaderMap) -> Fate {
+    let found = values(call, name);
+    match found.as_slice() {
+        [] => Fate::Dropped,
+        [value] if value == sent => Fate::Untouched,
+        // Members of a list may be added in front or behind.
+        [value] if matches!(name, "baggage" | "tracestate") && has_member(value, sent) => Fate::Continued,
+        [value] if value.contains(',') && value.split(',').any(|part| part.trim() == sent) => Fate::Mangled(Mangling::Joined),
+        [value] if value.eq_ignore_ascii_case(sent) => Fate::Mangled(Mangling::UpperCase),
+        [value] if name == "x-request-id" && !value.contains(sent) => Fate::Anew,
+        [_] => Fate::Mangled(Mangling::Changed),
+        several if several.iter().any(|value| value == sent) => Fate::Mangled(Mangling::Doubled),
+        _ => Fate::Mangled(Mangling::Changed),
+    }
+}
+
+fn has_member(value: &str, sent: &str) -> bool {
+    let members: Vec<&str> = value.split(',').map(str::trim).collect();
+    sent.split(',').all(|member| members.contains(&member.trim()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn call(headers: &[(&'static str, &str)]) -> HeaderMap {
+        let mut map = HeaderMap::new();
+        headers.iter().for_each(|(name, value)| {
+            map.append(*name, value.parse().unwrap());
+        });
+        map
+    }
+
+    #[test]
+    fn each_fate_of_a_context_has_its_name() {
+        let sent = Sent { trace: "463ac35c9f6413ad48485a3953bb6124".into(), span: "a2fb4a1d1a96d312".into() };
+        let same = "00-463ac35c9f6413ad48485a3953bb6124-a2fb4a1d1a96d312-01";
+        let upper = same.to_uppercase();
+        for (format, headers, fate) in [
+            (Format::W3c, vec![], Fate::Dropped),
+            (Format::W3c, vec![("traceparent", same)], Fate::Untouched),
+            (Format::W3c, vec![("traceparent", "00-463ac35c9f6413ad48485a3953bb6124-00000000000000aa-01")], Fate::Continued),
+            (Format::W3c, vec![("traceparent", "00-11111111111111111111111111111111-00000000000000aa-01")], Fate::Anew),
+            (Format::W3c, vec![("traceparent", same), ("traceparent", same)], Fate::Mangled(Mangling::Doubled)),
+            (Format::W3c, vec![("traceparent", &format!("{same}, {same}"))], Fate::Mangled(Mangling::Joined)),
+            (Format::W3c, vec![("traceparent", &upper)], Fate::Mangled(Mangling::UpperCase)),
+            (Format::W3c, vec![("traceparent", "00-463ac35c9f6413ad")], Fate::Mangled(Mangling::Changed)),
+            (
+                Format::B3,
+                vec![("x-b3-traceid", "48485a3953bb6124"), ("x-b3-spanid", "00000000000000aa")],
+                Fate::Mangled(Mangling::Shortened),
+            ),
+            (Format::B3Single, vec![("b3", "463ac35c9f6413ad48485a3953bb6124-a2fb4a1d1a96d312-1")], Fate::Untouched),
+            (Format::B3Single, vec![("b3", "0")], Fate::Mangled(Mangling::Changed)),
+        ] {
+            assert_eq!(of_context(format, &sent, &call(&headers)), fate, "{headers:?}");
+        }
+    }
+
+    #[test]
+    fn each_fate_of_another_header_has_its_name() {
+        for (name, sent, got, fate) in [
+            ("x-request-id", "abc", vec!["abc"], Fate::Untouched),
+            ("x-request-id", "abc", vec!["xyz"], Fate::Anew),
+            ("x-request-id", "abc", vec!["abc", "abc"], Fate::Mangled(Mangling::Doubled)),
+            ("x-request-id", "abc", vec!["abc, abc"], Fate::Mangled(Mangling::Joined)),
+            ("x-request-id", "abc", vec![], Fate::Dropped),
+            ("baggage", "a=1", vec!["b=2,a=1"], Fate::Continued),
+            ("baggage", "a=1", vec!["b=2"], Fate::Mangled(Mangling::Changed)),
+        ] {
+            let headers: Vec<_> = got.iter().map(|value| (name, *value)).collect();
+            assert_eq!(of_value(name, sent, &call(&headers)), fate, "{name} {got:?}");
+        }
+    }
+}

@@ -1,0 +1,343 @@
+//! What the experiments mean, in the words of the report.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use http::HeaderMap;
+
+use crate::check::report::{CheckId, Finding, Hint};
+use crate::probe::ProbeArgs;
+use crate::probe::caller::Outcome;
+use crate::probe::fate::{self, Decision, Fate, Format, Mangling, Sent};
+use crate::probe::listener::{Call, Mood};
+use crate::probe::session::Session;
+use crate::text::counted;
+
+/// What became of one header in all calls of an experiment.
+#[derive(Debug, Default)]
+pub(super) struct Seen {
+    fates: BTreeMap<Fate, usize>,
+    /// Formats in which the trace goes on although it was sent in another.
+    pub(super) converted: BTreeSet<Format>,
+}
+
+impl Seen {
+    pub(super) fn add(&mut self, fate: Fate) {
+        *self.fates.entry(fate).or_default() += 1;
+    }
+
+    fn calls(&self) -> usize {
+        self.fates.values().sum()
+    }
+
+    fn count(&self, fate: &Fate) -> usize {
+        self.fates.get(fate).copied().unwrap_or(0)
+    }
+
+    fn mangling(&self) -> Option<&Mangling> {
+        self.fates.keys().find_map(|fate| if let Fate::Mangled(how) = fate { Some(how) } else { None })
+    }
+
+    /// Every call goes on with what was sent, in this format or in another.
+    pub(super) fn passes(&self) -> bool {
+        let on = self.count(&Fate::Untouched) + self.count(&Fate::Continued);
+        let converted = !self.converted.is_empty() && on + self.count(&Fate::Dropped) == self.calls();
+        self.calls() > 0 && (on == self.calls() || converted)
+    }
+
+    fn text(&self) -> String {
+        let parts = self.fates.iter().map(|(fate, count)| format!("{} in {count}", word(fate)));
+        parts.collect::<Vec<_>>().join(", ")
+    }
+}
+
+fn word(fate: &Fate) -> &'static str {
+    match fate {
+        Fate::Untouched => "forwarded untouched",
+        Fate::Continued => "continued",
+        Fate::Anew => "another trace",
+        Fate::Dropped => "absent",
+        Fate::Mangled(_) => "damaged",
+    }
+}
+
+pub(super) fn reached(args: &ProbeArgs, outcome: &Outcome, status: u16) -> Finding {
+    let text = format!("{} {} answers {status} in {} ms", args.method, args.app_url, outcome.took.as_millis());
+    let finding = Finding::pass(CheckId::ProbeReach, text);
+    match (&outcome.location, status) {
+        (Some(location), 300..=399) => finding.line(format!("a redirect to {location}, which is not followed: probe that URL")),
+        (_, 400..) => finding.line("an error: is this the URL that makes the app call its next hop?"),
+        _ => finding,
+    }
+}
+
+pub(super) fn calls(args: &ProbeArgs, addresses: &str, outcomes: &[Outcome]) -> Finding {
+    let counts: Vec<usize> = outcomes.iter().map(|outcome| outcome.calls.len()).collect();
+    let Some(first) = outcomes.iter().flat_map(|outcome| &outcome.calls).next() else {
+        let text = format!(
+            "The app answers {} {} and calls nobody at {addresses} ({} requests)",
+            args.method,
+            args.app_url,
+            outcomes.len()
+        );
+        let hint = Hint::new(
+            "the app's setting for its next hop does not point at this address, this URL makes no call, or the app answers from a cache",
+        );
+        let hint = hint.run(format!(
+            "set the app's next hop to http://{addresses} and see that it can connect: in a container this host is not 127.0.0.1"
+        ));
+        return Finding::fail(CheckId::ProbeCalls, text, hint);
+    };
+    let (least, most) = (counts.iter().min().unwrap_or(&0), counts.iter().max().unwrap_or(&0));
+    let number = if least == most { counted(*least, "call") } else { format!("{least} to {most} calls") };
+    let text = format!("It makes {number} a request: {} {}", first.method, first.uri.path());
+    Finding::pass(CheckId::ProbeCalls, text)
+}
+
+/// One format. That none of them passes is a finding of its own.
+pub(super) fn format(session: &Session<'_>, format: Format, seen: &Seen) -> Finding {
+    let id = match format {
+        Format::W3c => CheckId::ProbeW3c,
+        Format::B3 => CheckId::ProbeB3,
+        Format::B3Single => CheckId::ProbeB3Single,
+    };
+    let (title, calls) = (format.title(), seen.calls());
+    if let Some(how) = seen.mangling() {
+        let text = format!("{title}: the app {} ({calls} calls)", how.text());
+        return Finding::fail(id, text, Hint::new(mangled_by(how)));
+    }
+    if seen.passes() {
+        let converted: Vec<&str> = seen.converted.iter().map(|format| format.title()).collect();
+        let text = if seen.count(&Fate::Dropped) > 0 {
+            format!("{title}: the trace goes on, written as {}", converted.join(" and "))
+        } else if seen.count(&Fate::Untouched) == calls {
+            format!("{title}: forwarded untouched in all {calls} calls")
+        } else if seen.count(&Fate::Continued) == calls {
+            format!("{title}: continued with own span ids in all {calls} calls")
+        } else {
+            format!("{title}: the trace goes on in all {calls} calls ({})", seen.text())
+        };
+        return Finding::pass(id, text);
+    }
+    let partly = seen.count(&Fate::Untouched) + seen.count(&Fate::Continued) > 0;
+    let text = format!("{title}: {} of {calls} calls", seen.text());
+    let hint = Hint::new(if partly {
+        "some calls are made by a client that passes the context on, and some by one that does not"
+    } else if seen.count(&Fate::Anew) > 0 {
+        "the app traces, and does not read this format: its propagators (OTEL_PROPAGATORS) do not name it"
+    } else {
+        "the app does not read this format, or its HTTP client is not instrumented"
+    });
+    let finding = Finding::fail(id, text, hint);
+    if partly || session.expects(format.name()) { finding } else { finding.into_informational() }
+}
+
+fn mangled_by(how: &Mangling) -> &'static str {
+    match how {
+        Mangling::Joined | Mangling::Doubled => {
+            "two parts of the app write the header: a library that injects it, and code that copies it"
+        }
+        Mangling::Shortened => "a tracer with trace ids of 64 bits",
+        Mangling::UpperCase => "code that formats the ids by itself",
+        Mangling::Changed => "code that writes the header by itself",
+    }
+}
+
+/// Whether a trace goes on at all.
+pub(super) fn context(session: &Session<'_>, results: &[(Format, Seen)]) -> Finding {
+    if session.passing.is_empty() {
+        let anew = results.iter().any(|(_, seen)| seen.count(&Fate::Anew) > 0);
+        let cause = if anew {
+            "the app makes a trace of its own for each call: its server is not instrumented, or the context does not reach the client (another thread, a client made by hand)"
+        } else {
+            "the app passes no trace context on: copy the headers from the request that it serves to the calls that it makes, or instrument its HTTP client"
+        };
+        return Finding::fail(
+            CheckId::ProbeContext,
+            "The trace ends at this app: no format goes on in every call",
+            Hint::new(cause),
+        );
+    }
+    let names: Vec<&str> = session.passing.iter().map(|format| format.title()).collect();
+    Finding::pass(CheckId::ProbeContext, format!("The trace goes on: {}", names.join(", ")))
+}
+
+/// A header without ids of spans.
+pub(super) fn header(session: &Session<'_>, id: CheckId, name: &str, seen: &Seen) -> Finding {
+    let calls = seen.calls();
+    if let Some(how) = seen.mangling() {
+        return Finding::fail(id, format!("{name}: the app {} ({calls} calls)", how.text()), Hint::new(mangled_by(how)));
+    }
+    if seen.passes() {
+        let added = if seen.count(&Fate::Continued) > 0 { ", with members of the app's own" } else { "" };
+        return Finding::pass(id, format!("{name}: forwarded in all {calls} calls{added}"));
+    }
+    let finding = Finding::fail(id, format!("{name}: {} of {calls} calls", seen.text()), Hint::new("the app does not copy it"));
+    if session.expects(name) { finding } else { finding.into_informational() }
+}
+
+/// The other headers of the table, in one finding.
+pub(super) fn carried(session: &Session<'_>, names: &[&str], seen: &[Seen]) -> Finding {
+    let of = |wanted: fn(&Seen) -> bool| -> Vec<&str> {
+        names.iter().zip(seen).filter(|(_, seen)| wanted(seen)).map(|(name, _)| *name).collect()
+    };
+    let damaged = of(|seen| seen.mangling().is_some());
+    let forwarded = of(Seen::passes);
+    let missed: Vec<&str> = names.iter().copied().filter(|name| session.expects(name) && !forwarded.contains(name)).collect();
+    if !damaged.is_empty() {
+        let text = format!("Other headers: the app damages {}", damaged.join(", "));
+        return Finding::fail(CheckId::ProbeCarried, text, Hint::new("two parts of the app write it"));
+    }
+    if !missed.is_empty() {
+        let text = format!("Other headers: {} did not arrive", missed.join(", "));
+        return Finding::fail(CheckId::ProbeCarried, text, Hint::new("the app does not copy it"));
+    }
+    if forwarded.is_empty() {
+        return Finding::skip(CheckId::ProbeCarried, format!("Other headers: none of {} is forwarded", names.len()));
+    }
+    let text = format!("Other headers: {} of {} forwarded", forwarded.len(), names.len());
+    Finding::pass(CheckId::ProbeCarried, text).line(forwarded.join(", "))
+}
+
+fn decision(decision: Decision) -> &'static str {
+    match decision {
+        Decision::Sampled => "sampled",
+        Decision::NotSampled => "not sampled",
+        Decision::Debug => "debug",
+        Decision::Deferred => "left open",
+    }
+}
+
+/// `tried`: format, decision, calls that kept it, calls. `turned`: the others, with what they have.
+pub(super) fn sampling(tried: &[(Format, Decision, usize, usize)], turned: &[(Format, Decision, Option<Decision>)]) -> Finding {
+    let id = CheckId::ProbeSampling;
+    if tried.iter().all(|(.., of)| *of == 0) {
+        return Finding::skip(id, "Sampling: not checked, because no trace context passes");
+    }
+    let Some((format, sent, found)) = turned.first() else {
+        let kept: Vec<String> =
+            tried.iter().map(|(format, sent, ..)| format!("{} ({})", decision(*sent), format.name())).collect();
+        return Finding::pass(id, format!("The sampling decision is kept: {}", kept.join(", ")));
+    };
+    let total: usize = tried.iter().map(|(.., of)| of).sum();
+    let what = found.map_or("no decision at all", decision);
+    let text = format!("\"{}\" in {} arrives as {what} ({} of {total} calls)", decision(*sent), format.title(), turned.len());
+    let cause = match found {
+        None => "the app passes no context on when a request is not sampled, so the next hop decides anew",
+        _ => "the app's sampler is not parent-based: it decides by itself (OTEL_TRACES_SAMPLER)",
+    };
+    Finding::fail(id, text, Hint::new(cause))
+}
+
+fn traces_of(call: &HeaderMap) -> Vec<(Format, String, String)> {
+    let of = |format: Format| {
+        let value = fate::values(call, format.header()).pop()?;
+        fate::ids_of(format, value.trim(), call).map(|(trace, span)| (format, trace.to_ascii_lowercase(), span))
+    };
+    Format::ALL.into_iter().filter_map(of).collect()
+}
+
+/// All formats with one trace: what the call has must agree.
+pub(super) fn together(sent: &Sent, calls: &[Call]) -> Finding {
+    let id = CheckId::ProbeAgreement;
+    let found: Vec<Vec<(Format, String, String)>> = calls.iter().map(|call| traces_of(&call.headers)).collect();
+    let torn = found.iter().find(|contexts| contexts.iter().any(|(_, trace, _)| *trace != contexts[0].1));
+    if let Some(contexts) = torn {
+        let lost: Vec<&str> =
+            contexts.iter().filter(|(_, trace, _)| *trace != sent.trace).map(|(format, ..)| format.title()).collect();
+        let text =
+            format!("A request with one trace in all formats: the call has two traces, for {} has another", lost.join(", "));
+        let cause = "the app continues one format and begins a trace in another, so the next hop's reading order decides";
+        return Finding::fail(id, text, Hint::new(cause));
+    }
+    let stale = found.iter().find(|contexts| contexts.iter().any(|(.., span)| *span != contexts[0].2));
+    if let Some(contexts) = stale {
+        let own: Vec<&str> = contexts.iter().filter(|(.., span)| *span != sent.span).map(|(format, ..)| format.title()).collect();
+        let text = format!(
+            "One trace in all formats stays one; {} has the app's own span, the others still its caller's",
+            own.join(", ")
+        );
+        let cause = "the app's tracer writes one format and its code copies the others: a next hop that reads those hangs beside this app instead of below it";
+        return Finding::fail(id, text, Hint::new(cause)).into_informational();
+    }
+    Finding::pass(id, "A request with one trace in all formats: what the call has agrees")
+}
+
+/// Three formats with three traces: which one does the app follow?
+pub(super) fn precedence(sent: &[(Format, Sent); 3], calls: &[Call]) -> Finding {
+    let id = CheckId::ProbePrecedence;
+    let Some(call) = calls.first() else { return Finding::skip(id, "When formats disagree: not checked, no call came") };
+    let contexts = traces_of(&call.headers);
+    let owner = |trace: &str| sent.iter().find(|(_, sent)| sent.trace == trace).map(|(format, _)| *format);
+    let own = contexts.iter().filter(|(format, trace, _)| owner(trace) == Some(*format)).count();
+    if contexts.is_empty() {
+        return Finding::skip(id, "When formats disagree: no context goes on");
+    }
+    if own == contexts.len() && contexts.len() > 1 {
+        return Finding::pass(id, "When formats disagree, each is passed on as it came: the app follows none");
+    }
+    let lines = contexts.iter().map(|(format, trace, _)| {
+        let from = owner(trace).map_or("a new trace", Format::title);
+        format!("{}: {from}", format.title())
+    });
+    let winners: BTreeSet<Option<Format>> = contexts.iter().map(|(_, trace, _)| owner(trace)).collect();
+    let text = match (winners.len(), winners.first()) {
+        (1, Some(Some(winner))) => format!("When formats disagree, {} wins", winner.title()),
+        (1, _) => "When formats disagree, the app begins a new trace".to_owned(),
+        _ => "When formats disagree, the call has several traces".to_owned(),
+    };
+    Finding::pass(id, text).lines(lines)
+}
+
+/// Contexts that are not valid must harm nobody.
+pub(super) fn invalid(session: &Session<'_>, results: &[(&'static str, HeaderMap, Outcome)]) -> Finding {
+    let id = CheckId::ProbeInvalid;
+    let failed = |outcome: &Outcome| outcome.status.as_ref().map_or(true, |status| *status >= 500 && session.status < 500);
+    let broken: Vec<&str> = results.iter().filter(|(.., outcome)| failed(outcome)).map(|(name, ..)| *name).collect();
+    let mut fates: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for (name, headers, outcome) in results {
+        let Some(call) = outcome.calls.first() else {
+            fates.entry("no call").or_default().push(name);
+            continue;
+        };
+        let header = headers.keys().next().map_or("", http::HeaderName::as_str);
+        let (before, after) = (fate::values(headers, header), fate::values(&call.headers, header));
+        let what = if after.is_empty() {
+            "dropped"
+        } else if before == after {
+            "forwarded as it came"
+        } else {
+            "replaced by a valid one"
+        };
+        fates.entry(what).or_default().push(name);
+    }
+    let lines = fates.iter().map(|(what, names)| format!("{what}: {}", names.join("; ")));
+    if broken.is_empty() {
+        let summary: Vec<String> = fates.iter().map(|(what, names)| format!("{} {what}", names.len())).collect();
+        let text = format!("{} invalid contexts make no request fail: {}", results.len(), summary.join(", "));
+        return Finding::pass(id, text).lines(lines);
+    }
+    let text = format!("{} of {} invalid contexts make the app fail: {}", broken.len(), results.len(), broken.join("; "));
+    Finding::fail(id, text, Hint::new("the code that reads the header does not expect an invalid one")).lines(lines)
+}
+
+/// What a failing next hop does to the answer; nothing in it is right or wrong by itself.
+pub(super) fn failures(session: &Session<'_>, results: &[(Mood, Outcome)]) -> Finding {
+    let lines = results.iter().map(|(mood, outcome)| {
+        let what = match mood {
+            Mood::Answer => "answers",
+            Mood::Unavailable => "answers 503",
+            Mood::Reset => "resets the connection",
+            Mood::Hang => "never answers",
+        };
+        let calls = outcome.calls.len();
+        let more = session.calls.is_some_and(|usual| calls > usual);
+        let repeated = if more { format!(", {calls} calls: it repeats") } else { String::new() };
+        let answer = match &outcome.status {
+            Ok(status) => format!("the app answers {status} after {} ms", outcome.took.as_millis()),
+            Err(_) => format!("no answer within {:?}: the app's client has no shorter timeout", session.args.timeout),
+        };
+        format!("it {what}: {answer}{repeated}")
+    });
+    let finding = Finding::pass(CheckId::ProbeFailures, "When its next hop fails");
+    finding.lines(lines)
+}

@@ -1,0 +1,146 @@
+//! The app's next hop: answers its calls and notes their heads.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use axum::extract::{DefaultBodyLimit, State};
+use axum::response::{IntoResponse as _, Response};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::probe::ProbeArgs;
+use crate::server::tls::{ServerTls, TlsOptions};
+use crate::server::{self, ServerConfig};
+
+/// Bytes of a call's body, and of the reply file.
+const MAX_BODY: usize = 1 << 20;
+/// Connections of the app.
+const MAX_CONNECTIONS: usize = 512;
+/// Calls that are noted; an app that calls without an end is a finding long before.
+const MAX_CALLS: usize = 200_000;
+
+/// A call of the app.
+#[derive(Debug, Clone)]
+pub(super) struct Call {
+    pub(super) method: Method,
+    pub(super) uri: Uri,
+    pub(super) headers: HeaderMap,
+    pub(super) body: Bytes,
+}
+
+/// How calls are answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Mood {
+    /// With the reply.
+    Answer,
+    /// With 503.
+    Unavailable,
+    /// Never.
+    Hang,
+    /// The connection ends in the middle of the answer.
+    Reset,
+}
+
+struct Shared {
+    calls: Mutex<Vec<Call>>,
+    mood: Mutex<Mood>,
+    status: StatusCode,
+    reply: Bytes,
+}
+
+/// The listening addresses.
+pub(super) struct Downstream {
+    shared: Arc<Shared>,
+    /// Where it listens, as the report shows it.
+    pub(super) addresses: String,
+    servers: Vec<JoinHandle<usize>>,
+    stop: watch::Sender<bool>,
+}
+
+impl Downstream {
+    pub(super) async fn bind(args: &ProbeArgs) -> Result<Self, (u8, String)> {
+        let reply = match &args.downstream_reply {
+            Some(path) => read_reply(path).map_err(|why| (2, format!("--downstream-reply {}: {why}", path.display())))?,
+            None => Bytes::from_static(b"{}"),
+        };
+        let tls = match (&args.downstream_tls_cert, &args.downstream_tls_key) {
+            (Some(cert), Some(key)) => {
+                let options = TlsOptions { cert: cert.clone(), key: key.clone(), client_ca: None };
+                Some(ServerTls::load(options).map_err(|why| (2, why))?)
+            }
+            _ => None,
+        };
+        let shared =
+            Arc::new(Shared { calls: Mutex::default(), mood: Mutex::new(Mood::Answer), status: args.downstream_status, reply });
+        let (stop, _) = watch::channel(false);
+        let (mut addresses, mut servers) = (Vec::new(), Vec::new());
+        for address in &args.downstream {
+            let named = |error: std::io::Error| (1, format!("--downstream {address}: cannot listen there: {error}"));
+            let listener = TcpListener::bind(address).await.map_err(named)?;
+            addresses.push(listener.local_addr().map_err(named)?.to_string());
+            let mut config = ServerConfig::plain(listener);
+            config.options.max_connections = MAX_CONNECTIONS;
+            config.tls.clone_from(&tls);
+            let router = axum::Router::new().fallback(answer).layer(DefaultBodyLimit::max(MAX_BODY)).with_state(shared.clone());
+            let mut stopped = stop.subscribe();
+            let until = async move {
+                let _ = stopped.wait_for(|stop| *stop).await;
+            };
+            servers.push(tokio::spawn(server::serve(config, router, until, Duration::from_millis(200))));
+        }
+        Ok(Self { shared, addresses: addresses.join(", "), servers, stop })
+    }
+
+    pub(super) fn set(&self, mood: Mood) {
+        *lock(&self.shared.mood) = mood;
+    }
+
+    /// The calls since the last time.
+    pub(super) fn take(&self) -> Vec<Call> {
+        std::mem::take(&mut lock(&self.shared.calls))
+    }
+
+    pub(super) fn count(&self) -> usize {
+        lock(&self.shared.calls).len()
+    }
+
+    pub(super) async fn stop(self) {
+        let _ = self.stop.send(true);
+        for server in self.servers {
+            let _ = server.await;
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn read_reply(path: &Path) -> Result<Bytes, String> {
+    let reply = std::fs::read(path).map_err(|error| error.to_string())?;
+    if reply.len() > MAX_BODY { Err("larger than 1 MiB".to_owned()) } else { Ok(reply.into()) }
+}
+
+async fn answer(State(shared): State<Arc<Shared>>, method: Method, uri: Uri, headers: HeaderMap, body: Bytes) -> Response {
+    {
+        let mut calls = lock(&shared.calls);
+        if calls.len() < MAX_CALLS {
+            calls.push(Call { method, uri, headers, body });
+        }
+    }
+    let mood = *lock(&shared.mood);
+    let json = HeaderValue::from_static("application/json");
+    match mood {
+        Mood::Answer => (shared.status, [(header::CONTENT_TYPE, json)], shared.reply.clone()).into_response(),
+        Mood::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, [(header::CONTENT_TYPE, json)], "{}").into_response(),
+        Mood::Hang => std::future::pending().await,
+        Mood::Reset => {
+            let torn = futures_util::stream::iter([Ok(Bytes::from_static(b"{")), Err(std::io::Error::other("cut on purpose"))]);
+            Response::new(Body::from_stream(torn))
+        }
+    }
+}

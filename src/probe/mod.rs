@@ -1,0 +1,151 @@
+//! `httpserver probe APP_URL --downstream ADDRESS`: one app from both sides. It is the app's caller and its next hop, and reports what
+//! the app does to trace headers.
+//!
+//! ```text
+//!  caller ─► the app ─► listener
+//!     └── experiments: what is sent ──► fate: what arrived ──► findings ──► check's report
+//! ```
+
+mod caller;
+mod crosstalk;
+mod experiments;
+mod fate;
+mod findings;
+mod listener;
+mod session;
+
+use std::io::IsTerminal as _;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use http::{HeaderName, HeaderValue, Method, StatusCode};
+use reqwest::Url;
+
+use crate::check::chain::expect;
+use crate::check::reachability::tls::Trust;
+use crate::check::report::{CheckId, Group, OutputFormat, Report};
+use crate::server::shutdown::Signals;
+use crate::values;
+use caller::Caller;
+use listener::Downstream;
+use session::Expected;
+
+/// Options of `httpserver probe`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct ProbeArgs {
+    /// The app's URL that makes it call its next hop; `{nonce}` in it is replaced by another text for each request
+    #[arg(value_parser = expect::url)]
+    pub app_url: Url,
+    /// Listen here for the app's calls: point its next-hop setting at this address (repeatable)
+    #[arg(long, value_name = "ADDRESS", required = true, value_parser = address)]
+    pub downstream: Vec<SocketAddr>,
+    /// Answer the app's calls with this file instead of `{}`
+    #[arg(long, value_name = "FILE")]
+    pub downstream_reply: Option<PathBuf>,
+    /// The status of these answers
+    #[arg(long, value_name = "STATUS", default_value = "200", value_parser = status)]
+    pub downstream_status: StatusCode,
+    /// Answer by TLS with the certificates in this PEM file
+    #[arg(long, value_name = "FILE", requires = "downstream_tls_key")]
+    pub downstream_tls_cert: Option<PathBuf>,
+    /// The private key of `--downstream-tls-cert`
+    #[arg(long, value_name = "FILE", requires = "downstream_tls_cert")]
+    pub downstream_tls_key: Option<PathBuf>,
+    /// Requests of the test for cross-talk; needed with a method other than GET, which may change something each time
+    /// [default: 200]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=100_000))]
+    pub count: Option<u32>,
+    /// How many of them at a time
+    #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    pub concurrency: u32,
+    /// The method
+    #[arg(short = 'X', long, default_value = "GET")]
+    pub method: Method,
+    /// The body of each request; `{nonce}` in it is replaced
+    #[arg(long, value_name = "TEXT")]
+    pub body: Option<String>,
+    /// Send this header with every request (repeatable)
+    #[arg(short = 'H', long = "header", value_name = "NAME: VALUE", value_parser = expect::header)]
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+    /// What has to pass: some of w3c, b3, b3-single, x-request-id, baggage, tracestate or a carried header's name [default: one
+    /// format of trace context, whichever]
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    pub expect: Vec<Expected>,
+    /// How long one request may take
+    #[arg(long, value_name = "TIME", default_value = "15s", value_parser = values::positive_duration)]
+    pub timeout: Duration,
+    /// Trust the certificates in this PEM file, too
+    #[arg(long, value_name = "FILE")]
+    pub cacert: Option<PathBuf>,
+    /// Do not verify the app's certificate
+    #[arg(short = 'k', long)]
+    pub insecure: bool,
+    /// Report this check but do not let it fail the run (repeatable)
+    #[arg(long, value_name = "CHECK")]
+    pub skip: Vec<String>,
+    /// The form of the report on standard output
+    #[arg(long, value_enum, default_value_t = OutputFormat::Text)]
+    pub output: OutputFormat,
+}
+
+fn address(text: &str) -> Result<SocketAddr, String> {
+    let with_host = if text.starts_with(':') { format!("127.0.0.1{text}") } else { text.replace("localhost:", "127.0.0.1:") };
+    with_host.parse().map_err(|_| "accepted: an address to listen on, like `127.0.0.1:9001` or `0.0.0.0:9001`".to_owned())
+}
+
+fn status(text: &str) -> Result<StatusCode, String> {
+    let status = text.parse::<u16>().ok().filter(|status| (200..=599).contains(status));
+    status.and_then(|status| StatusCode::from_u16(status).ok()).ok_or_else(|| "accepted: a status from 200 to 599".to_owned())
+}
+
+/// Runs the experiments and writes the report to standard output. Returns the exit code: 0 the app passes, 1 it does not or the run
+/// was interrupted, 2 wrong usage: one line on standard error, and nothing was sent.
+pub async fn run(args: ProbeArgs) -> u8 {
+    let (caller, downstream) = match prepare(&args).await {
+        Ok(ready) => ready,
+        Err((code, line)) => {
+            eprintln!("httpserver: {line}");
+            return code;
+        }
+    };
+    let mut signals = match Signals::listen() {
+        Ok(signals) => signals,
+        Err(error) => {
+            eprintln!("httpserver: cannot listen for signals: {error}");
+            return 1;
+        }
+    };
+    let color = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let out = Box::new(std::io::stdout());
+    let mut report = Report::of_command("probe", args.app_url.to_string(), args.output, args.skip.clone(), color, out);
+    let interrupted = tokio::select! {
+        () = experiments::run(&args, &caller, &downstream, &mut report) => false,
+        _ = signals.next() => true,
+    };
+    if interrupted {
+        report.interrupt(None, Vec::new());
+    }
+    downstream.stop().await;
+    report.finish();
+    u8::from(!report.is_fine())
+}
+
+/// Reads what the options name and takes the addresses. Errors: the exit code and a line.
+async fn prepare(args: &ProbeArgs) -> Result<(Caller, Downstream), (u8, String)> {
+    if args.method != Method::GET && args.count.is_none() {
+        let why = "each request may change something, and about 60 are sent before the test for cross-talk";
+        return Err((2, format!("--method {}: {why}; accepted: this method with --count N, 0 for no such test", args.method)));
+    }
+    let checks: Vec<&str> = CheckId::ALL.iter().filter(|id| id.group() == Group::Probe).map(|id| id.name()).collect();
+    if let Some(unknown) = args.skip.iter().find(|skip| !checks.contains(&skip.as_str())) {
+        return Err((2, format!("--skip {unknown}: no such check; accepted: {}", checks.join(", "))));
+    }
+    let trust = Trust::new(args.cacert.as_deref(), args.insecure).map_err(|why| {
+        let path = args.cacert.as_deref().map(|path| path.display().to_string()).unwrap_or_default();
+        (2, format!("--cacert {path}: {why}; accepted: a PEM file with at least one certificate"))
+    })?;
+    let downstream = Downstream::bind(args).await?;
+    let caller = Caller::new(args, &trust).map_err(|why| (2, why))?;
+    Ok((caller, downstream))
+}

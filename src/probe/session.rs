@@ -1,0 +1,52 @@
+//! What every experiment needs.
+
+use std::str::FromStr;
+
+use http::HeaderMap;
+
+use crate::probe::ProbeArgs;
+use crate::probe::caller::{Caller, Outcome};
+use crate::probe::fate::Format;
+use crate::probe::listener::Downstream;
+use crate::trace_context::carried_names;
+
+/// Something that `--expect` names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Expected(pub(super) String);
+
+impl FromStr for Expected {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let name = text.trim().to_ascii_lowercase();
+        let formats = Format::ALL.map(Format::name);
+        let known = formats.contains(&name.as_str()) || carried_names().any(|carried| carried == name);
+        let accepted = "accepted: w3c, b3, b3-single, x-request-id, baggage, tracestate, or another carried header";
+        if known { Ok(Self(name)) } else { Err(accepted.to_owned()) }
+    }
+}
+
+/// One run against one app.
+pub(super) struct Session<'a> {
+    pub(super) args: &'a ProbeArgs,
+    pub(super) caller: &'a Caller,
+    pub(super) downstream: &'a Downstream,
+    /// Calls that each request leads to, where it is always the same number.
+    pub(super) calls: Option<usize>,
+    /// The status of the app's answer to a plain request.
+    pub(super) status: u16,
+    /// Formats whose trace goes on.
+    pub(super) passing: Vec<Format>,
+    /// The request id arrives as it was sent.
+    pub(super) request_id: bool,
+}
+
+impl Session<'_> {
+    pub(super) async fn ask(&self, headers: &HeaderMap) -> Outcome {
+        self.caller.ask(self.downstream, headers, self.calls).await
+    }
+
+    pub(super) fn expects(&self, name: &str) -> bool {
+        self.args.expect.iter().any(|expected| expected.0 == name)
+    }
+}

@@ -1,0 +1,243 @@
+//! `httpserver probe`, on apps that do one thing each to the headers.
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::common::{Hop, Ran, ports, run};
+
+type Headers = Vec<(String, String)>;
+
+const CARRIED: [&str; 10] = [
+    "traceparent",
+    "tracestate",
+    "baggage",
+    "b3",
+    "x-b3-traceid",
+    "x-b3-spanid",
+    "x-b3-sampled",
+    "x-b3-flags",
+    "x-request-id",
+    "x-lane",
+];
+
+/// An app that calls its next hop with the headers that `sends` makes of those that it received; `None`: no call.
+struct App {
+    addr: SocketAddr,
+}
+
+impl App {
+    fn start(downstream: SocketAddr, sends: impl Fn(&Headers) -> Option<Headers> + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = listener.local_addr().unwrap();
+        let sends = Arc::new(sends);
+        std::thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                let sends = sends.clone();
+                std::thread::spawn(move || serve(stream, downstream, &*sends));
+            }
+        });
+        Self { addr }
+    }
+}
+
+/// Serves one request of a connection and closes it.
+fn serve(mut stream: TcpStream, downstream: SocketAddr, sends: &dyn Fn(&Headers) -> Option<Headers>) -> Option<()> {
+    let (target, headers) = head(&stream)?;
+    let status = match sends(&headers) {
+        None => 200,
+        Some(headers) if headers.iter().any(|(name, _)| name == "crash") => 500,
+        Some(headers) => call(downstream, &target, &headers).unwrap_or(502),
+    };
+    write!(stream, "HTTP/1.1 {status} X\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok").ok()
+}
+
+fn head(stream: &TcpStream) -> Option<(String, Headers)> {
+    let mut lines = BufReader::new(stream).lines();
+    let target = lines.next()?.ok()?.split(' ').nth(1)?.to_owned();
+    let pair = |line: String| line.split_once(':').map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()));
+    let headers = lines.map_while(Result::ok).take_while(|line| !line.is_empty()).filter_map(pair).collect();
+    Some((target, headers))
+}
+
+/// Calls the next hop; its status, or 504 when it is slow.
+fn call(downstream: SocketAddr, target: &str, headers: &Headers) -> Option<u16> {
+    let mut stream = TcpStream::connect(downstream).ok()?;
+    stream.set_read_timeout(Some(Duration::from_millis(700))).ok()?;
+    let lines: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+    write!(stream, "GET {target} HTTP/1.1\r\nhost: next\r\nconnection: close\r\n{lines}\r\n").ok()?;
+    let mut answer = String::new();
+    match stream.read_to_string(&mut answer) {
+        Ok(_) if answer.ends_with('}') => answer.split(' ').nth(1)?.parse().ok(),
+        Ok(_) => Some(502),
+        Err(_) => Some(504),
+    }
+}
+
+fn copied(headers: &Headers) -> Headers {
+    headers.iter().filter(|(name, _)| CARRIED.contains(&name.as_str())).cloned().collect()
+}
+
+fn replaced(headers: &Headers, name: &str, with: impl Fn(&str) -> String) -> Headers {
+    let change = |(known, value): (String, String)| if known == name { (known, with(&value)) } else { (known, value) };
+    copied(headers).into_iter().map(change).collect()
+}
+
+/// Runs `probe` against an app that does this.
+fn probed(sends: impl Fn(&Headers) -> Option<Headers> + Send + Sync + 'static, flags: &[&str]) -> (Ran, Value) {
+    let downstream = ports::free_addr();
+    let app = App::start(downstream, sends);
+    let (url, address) = (format!("http://{}/orders?id={{nonce}}", app.addr), downstream.to_string());
+    let all =
+        [&["probe", &url, "--downstream", &address, "--output", "json", "--count", "40", "--concurrency", "8"], flags].concat();
+    let ran = run(&all, &[]);
+    let report = serde_json::from_str(&ran.stdout).unwrap_or_else(|error| panic!("{error}: {}\n{}", ran.stdout, ran.stderr));
+    (ran, report)
+}
+
+/// Ids of the checks that failed, and all texts.
+fn failed(report: &Value) -> Vec<&str> {
+    let checks = report["checks"].as_array().unwrap().iter();
+    checks.filter(|check| check["status"] == "fail").map(|check| check["id"].as_str().unwrap()).collect()
+}
+
+fn text_of<'a>(report: &'a Value, id: &str) -> &'a str {
+    let check = report["checks"].as_array().unwrap().iter().find(|check| check["id"] == id);
+    check.unwrap_or_else(|| panic!("no {id} in {report:#}"))["text"].as_str().unwrap()
+}
+
+#[test]
+fn an_app_that_copies_every_header_passes() {
+    let (ran, report) =
+        probed(|headers| Some(copied(headers)), &["--expect", "w3c,b3,b3-single,x-request-id,baggage,tracestate,x-lane"]);
+    assert_eq!((ran.code, failed(&report)), (Some(0), vec![]), "{report:#}");
+    assert!(text_of(&report, "probe.w3c").contains("forwarded untouched in all 3 calls"), "{report:#}");
+    assert!(text_of(&report, "probe.precedence").contains("follows none"), "{report:#}");
+    assert!(text_of(&report, "probe.cross-talk").contains("40 calls, each known by its request"), "{report:#}");
+}
+
+/// As an OpenTelemetry SDK with its default propagators does: B3 is dropped, and that is right.
+#[test]
+fn an_app_that_continues_one_format_passes_unless_more_is_expected() {
+    let app = |headers: &Headers| {
+        let parent = headers.iter().find(|(name, value)| name == "traceparent" && value.len() == 55 && value.starts_with("00-"));
+        let valid = parent.filter(|(_, value)| !value[3..35].bytes().all(|b| b == b'0'));
+        let (trace, flags) = valid.map_or(("7".repeat(32), "01"), |(_, value)| (value[3..35].to_owned(), &value[53..]));
+        Some(vec![("traceparent".to_owned(), format!("00-{trace}-00f067aa0ba902b7-{flags}"))])
+    };
+    let (ran, report) = probed(app, &[]);
+    assert_eq!((ran.code, failed(&report)), (Some(0), vec![]), "{report:#}");
+    assert!(text_of(&report, "probe.w3c").contains("continued with own span ids"), "{report:#}");
+    assert!(text_of(&report, "probe.precedence").contains("W3C (traceparent) wins"), "{report:#}");
+    let (ran, report) = probed(app, &["--expect", "w3c,b3,baggage"]);
+    assert_eq!((ran.code, failed(&report)), (Some(1), vec!["probe.b3", "probe.baggage"]), "{report:#}");
+}
+
+#[test]
+fn each_way_to_lose_or_damage_a_header_is_named() {
+    type Sends = Box<dyn Fn(&Headers) -> Option<Headers> + Send + Sync>;
+    let upper = |headers: &Headers| Some(replaced(headers, "traceparent", str::to_uppercase));
+    let twice = |headers: &Headers| {
+        let mut copied = copied(headers);
+        copied.extend(headers.iter().filter(|(name, _)| name == "x-request-id").cloned());
+        Some(copied)
+    };
+    let joined = |headers: &Headers| Some(replaced(headers, "b3", |value| format!("{value},{value}")));
+    let short =
+        |headers: &Headers| Some(replaced(headers, "x-b3-traceid", |value| value[value.len().saturating_sub(16)..].to_owned()));
+    let flipped = |headers: &Headers| {
+        Some(replaced(headers, "traceparent", |value| format!("{}1", &value[..value.len().saturating_sub(1)])))
+    };
+    let none = |headers: &Headers| Some(headers.iter().filter(|(name, _)| name == "x-request-id").cloned().collect());
+    let crash = |headers: &Headers| {
+        let bad = headers.iter().any(|(name, value)| name == "traceparent" && value.len() != 55);
+        Some(if bad { vec![("crash".to_owned(), String::new())] } else { copied(headers) })
+    };
+    let cases: Vec<(Sends, &[&str], &str)> = vec![
+        (Box::new(upper), &["probe.w3c"], "in upper case"),
+        (Box::new(twice), &["probe.request-id"], "sends it twice"),
+        (Box::new(joined), &["probe.b3-single"], "by a comma"),
+        (Box::new(short), &["probe.b3"], "to 64 bits"),
+        (Box::new(flipped), &["probe.sampling"], "\"not sampled\" in W3C (traceparent) arrives as sampled"),
+        (Box::new(none), &["probe.context"], "The trace ends at this app"),
+        (Box::new(crash), &["probe.invalid"], "make the app fail"),
+    ];
+    for (sends, ids, text) in cases {
+        let (ran, report) = probed(sends, &[]);
+        assert_eq!(ran.code, Some(1), "{ids:?}: {report:#}");
+        // Two ids that disagree can follow from a damaged one.
+        let failed: Vec<&str> =
+            failed(&report).into_iter().filter(|id| *id != "probe.agreement" && *id != "probe.cross-talk").collect();
+        assert_eq!(failed, ids, "{report:#}");
+        assert!(text_of(&report, ids[0]).contains(text), "{report:#}");
+    }
+}
+
+/// A global that every request writes and every call reads.
+#[test]
+fn a_context_that_leaks_between_requests_is_found() {
+    let last: Arc<Mutex<Headers>> = Arc::default();
+    let (ran, report) = probed(
+        move |headers| {
+            *last.lock().unwrap() = copied(headers);
+            std::thread::sleep(Duration::from_millis(20));
+            Some(last.lock().unwrap().clone())
+        },
+        &[],
+    );
+    assert_eq!((ran.code, failed(&report)), (Some(1), vec!["probe.cross-talk"]), "{report:#}");
+    assert!(text_of(&report, "probe.cross-talk").contains("carry the trace of another request"), "{report:#}");
+}
+
+#[test]
+fn an_app_that_never_calls_is_said_to_do_so() {
+    let (ran, report) = probed(|_| None, &[]);
+    assert_eq!((ran.code, failed(&report)), (Some(1), vec!["probe.calls"]), "{report:#}");
+    assert!(text_of(&report, "probe.calls").contains("calls nobody at 127.0.0.1:"), "{report:#}");
+    let nobody = format!("http://{}/", ports::free_addr());
+    let ran = run(&["probe", &nobody, "--downstream", "127.0.0.1:0"], &[]);
+    assert!(ran.code == Some(1) && ran.stdout.contains("has no answer"), "{}{}", ran.stdout, ran.stderr);
+}
+
+/// The product itself, as a hop that forwards and as one that loses a header.
+#[test]
+fn a_hop_of_the_chain_passes_and_one_that_loses_headers_does_not() {
+    for (dropped, code) in [(None, 0), (Some("x-b3-spanid"), 1)] {
+        let downstream = ports::free_addr().to_string();
+        let upstream = format!("http://{downstream}");
+        let drop: Vec<&str> = dropped.map_or(vec![], |name| vec!["--drop-header", name]);
+        let hop = Hop::start(
+            &[&["--name", "service1", "--upstream", &upstream, "--upstream-timeout", "500ms"][..], &drop].concat(),
+            &[],
+        );
+        let expect = ["--expect", "w3c,b3,x-request-id,baggage"];
+        let ran =
+            run(&[&["probe", &hop.url("/service1"), "--downstream", &downstream, "--count", "40"], &expect[..]].concat(), &[]);
+        assert_eq!(ran.code, Some(code), "{}{}", ran.stdout, ran.stderr);
+        assert!(ran.stdout.contains("httpserver probe http://127.0.0.1:"), "{}", ran.stdout);
+    }
+}
+
+#[test]
+fn wrong_usage_is_named_and_nothing_is_sent() {
+    let app = "http://127.0.0.1:9/";
+    for (flags, parts) in [
+        (vec!["probe", app], vec!["--downstream <ADDRESS>"]),
+        (vec!["probe", app, "--downstream", "nowhere"], vec!["'nowhere'", "accepted: an address to listen on"]),
+        (vec!["probe", app, "--downstream", "127.0.0.1:0", "-X", "POST"], vec!["--method POST", "--count N"]),
+        (vec!["probe", app, "--downstream", "127.0.0.1:0", "--expect", "zipkin"], vec!["'zipkin'", "accepted: w3c, b3"]),
+        (
+            vec!["probe", app, "--downstream", "127.0.0.1:0", "--downstream-reply", "/no/file"],
+            vec!["--downstream-reply /no/file"],
+        ),
+        (vec!["probe", app, "--downstream", "127.0.0.1:0", "--downstream-status", "99"], vec!["'99'", "200 to 599"]),
+        (vec!["probe", app, "--downstream", "127.0.0.1:0", "--skip", "probe.none"], vec!["--skip probe.none", "accepted"]),
+    ] {
+        let ran = run(&flags, &[]);
+        assert_eq!(ran.code, Some(2), "{flags:?}: {}", ran.stderr);
+        assert!(parts.iter().all(|part| ran.stderr.contains(part)), "{flags:?}: {}", ran.stderr);
+    }
+}
