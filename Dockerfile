@@ -1,6 +1,7 @@
 # The image holds one statically linked file: no shell, no libc, no certificates (the roots for TLS are in the binary).
 #   docker build -t httpserver:dev .        or: make docker-build
-FROM rust:1.95-slim-bookworm AS build
+# Not the slim variant: the allocator is built with make.
+FROM rust:1.95-bookworm AS build
 WORKDIR /src
 COPY Cargo.toml Cargo.lock ./
 COPY src src

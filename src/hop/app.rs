@@ -8,10 +8,11 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
+use crate::hop::capacity::MAX_SCRAPES;
 use crate::hop::config::HopConfig;
 use crate::hop::fault::Faults;
 use crate::hop::limits::RequestLimits;
@@ -23,6 +24,7 @@ use crate::server::options::ConnectionOptions;
 use crate::server::shutdown::{DrainOptions, Phase, Stop};
 use crate::server::tls::ServerTls;
 use crate::server::{self, ServerConfig};
+use crate::system::held::HeldBudgets;
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::export::{ExporterError, Pipelines};
 use crate::telemetry::line_writer::LineWriter;
@@ -156,6 +158,7 @@ impl App {
                 &identity.version,
                 hop_client_config(config.upstream_roots, config.tls.clone().map(|own| Arc::new(own) as _)),
             ),
+            held: HeldBudgets::new([config.held_bytes / 2, config.held_bytes / 2, MAX_SCRAPES]),
             max_hops: config.max_hops,
             max_calls: config.max_calls,
             permits: Semaphore::new(config.max_concurrency.min(Semaphore::MAX_PERMITS)),
@@ -244,13 +247,24 @@ impl App {
     }
 }
 
+/// Listens with a queue as long as the system allows (it reduces what is asked for to its own limit): the usual 128 are full as
+/// soon as a caller opens its connections in one burst, and each further one waits a second until its SYN is sent again.
+fn bind(addr: SocketAddr) -> io::Result<TcpListener> {
+    const LONGEST: u32 = u16::MAX as u32;
+    let socket = if addr.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    #[cfg(not(windows))]
+    socket.set_reuseaddr(true)?;
+    socket.bind(addr)?;
+    socket.listen(LONGEST)
+}
+
 /// Binds a listener. A port without a host is bound on every address of both families, where the system has them.
 pub(crate) async fn listen(listen: Listen) -> Result<TcpListener, BindError> {
     let Listen { host, port } = listen;
     let bound = match host {
-        Some(host) => TcpListener::bind((host, port)).await,
-        None => match TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).await {
-            Err(error) if error.kind() != io::ErrorKind::AddrInUse => TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).await,
+        Some(host) => bind((host, port).into()),
+        None => match bind((Ipv6Addr::UNSPECIFIED, port).into()) {
+            Err(error) if error.kind() != io::ErrorKind::AddrInUse => bind((Ipv4Addr::UNSPECIFIED, port).into()),
             bound => bound,
         },
     };

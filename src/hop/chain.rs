@@ -8,7 +8,7 @@ use http::StatusCode;
 use http::header::{self, HeaderMap};
 use http::request::Parts;
 
-use crate::hop::error::Error;
+use crate::hop::error::{Error, ShedReason};
 use crate::hop::exchange::Exchange;
 use crate::hop::reply::{Call, Client, MAX_HOPS, NestedReply, NotNested, Propagation, Reply, Text, Tree, Written, milliseconds};
 use crate::hop::response::{text, typed};
@@ -18,6 +18,9 @@ use crate::trace_context::{RedactedHeaders, Sampling};
 use crate::upstream::CallContext;
 use crate::upstream::foreign_response::ForeignResponse;
 use crate::upstream::outcome::{CallError, CallOutcome};
+
+/// The largest reply, in bytes, that is answered as text.
+const MAX_DRAWN: usize = 1 << 20;
 
 /// Answers `/service<n>`: calls the next hops and answers with the tree of all replies.
 pub(crate) async fn chain(exchange: &Exchange, n: u16, form: Form) -> Result<Response, Error> {
@@ -30,6 +33,9 @@ pub(crate) async fn chain(exchange: &Exchange, n: u16, form: Form) -> Result<Res
         Some(_) => Vec::new(),
         None => node.upstreams.call_all(&call_context(node, exchange, n)).await,
     };
+    if let Some(kind) = calls.iter().find_map(CallOutcome::exhausted) {
+        return Err(exchange.shed(ShedReason::Held(kind)));
+    }
     let calls: Vec<_> = calls.iter().map(CheckedCall::of).collect();
     let logged = calls.iter().find(|call| call.has_failed()).or(calls.last());
     if let Some(status) = logged.and_then(|call| call.outcome.status) {
@@ -37,7 +43,9 @@ pub(crate) async fn chain(exchange: &Exchange, n: u16, form: Form) -> Result<Res
     }
     let status = abort.unwrap_or_else(|| combined_status(&calls));
     let json = reply(node, exchange, calls, status).to_json();
-    let tree = if form == Form::Text { Tree::parse(&json).ok() } else { None };
+    // The text form is drawn from the parsed tree, which takes ten times the memory of its JSON.
+    let is_drawn = form == Form::Text && json.len() <= MAX_DRAWN;
+    let tree = if is_drawn { Tree::parse(&json).ok() } else { None };
     let mut response = tree.map_or_else(|| typed("application/json", json), |tree| text(tree.to_text()));
     *response.status_mut() = status;
     Ok(response)
@@ -47,6 +55,7 @@ fn call_context<'a>(node: &'a Node, exchange: &'a Exchange, n: u16) -> CallConte
     CallContext {
         tracer: node.tracer.as_ref(),
         metrics: &node.metrics,
+        held: &node.held,
         propagator: &node.propagator,
         carried: &exchange.carried,
         request_id: &exchange.request_id,

@@ -5,6 +5,8 @@ use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 use http_body_util::Full;
 
+use crate::system::held::HeldKind;
+
 /// A failure of ours, answered as `application/problem+json` (RFC 9457).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Error {
@@ -24,10 +26,29 @@ pub(crate) enum Error {
     BadRequest,
     /// 500: a panic.
     Internal,
-    /// 503: more requests in flight than `--max-concurrency`.
-    Overloaded,
+    /// 503: more than the hop takes at once.
+    Shed(ShedReason),
     /// 508: the request has passed more hops than it may.
     LoopDetected,
+}
+
+/// Why a request is shed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ShedReason {
+    /// More requests in flight than `--max-concurrency`.
+    Concurrency,
+    /// A budget of bytes that are held for others is used up.
+    Held(HeldKind),
+}
+
+impl ShedReason {
+    /// The `reason` label of the metric.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Concurrency => "concurrency",
+            Self::Held(kind) => kind.as_str(),
+        }
+    }
 }
 
 impl Error {
@@ -55,8 +76,11 @@ impl Error {
                 (StatusCode::BAD_REQUEST, "The request is not valid HTTP, or another server could read it differently.")
             }
             Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "The hop failed while it answered; the reason is in its log."),
-            Self::Overloaded => {
+            Self::Shed(ShedReason::Concurrency) => {
                 (StatusCode::SERVICE_UNAVAILABLE, "The hop has as many requests in flight as --max-concurrency allows.")
+            }
+            Self::Shed(ShedReason::Held(_)) => {
+                (StatusCode::SERVICE_UNAVAILABLE, "The hop holds as many bytes of answers as its memory limit allows.")
             }
             Self::LoopDetected => (
                 StatusCode::LOOP_DETECTED,
@@ -79,7 +103,7 @@ impl Error {
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(PROBLEM_JSON));
         match self {
-            Self::Overloaded => {
+            Self::Shed(_) => {
                 headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
             }
             // The request was answered before all of it was read: what follows on the connection is no request.
@@ -115,7 +139,8 @@ mod tests {
             Error::HeadTooLarge,
             Error::BadRequest,
             Error::Internal,
-            Error::Overloaded,
+            Error::Shed(ShedReason::Concurrency),
+            Error::Shed(ShedReason::Held(HeldKind::Answer)),
             Error::LoopDetected,
         ] {
             let problem: serde_json::Value = serde_json::from_str(&error.problem()).unwrap();

@@ -21,7 +21,7 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::{Either, Full};
 use tokio::time::Instant;
 
-use crate::hop::error::Error;
+use crate::hop::error::{Error, ShedReason};
 use crate::hop::fault::FaultDecision;
 use crate::hop::limits::RequestLimits;
 use crate::hop::state::Node;
@@ -29,6 +29,7 @@ use crate::hop::target;
 use crate::net::addresses::{self, canonical};
 use crate::net::hosts::host_and_port;
 use crate::server::{ConnectionInfo, Cut, answer};
+use crate::system::held::Held;
 use crate::telemetry::access_log::AccessEntry;
 use crate::telemetry::ids;
 use crate::telemetry::metrics::{known_method, protocol_version};
@@ -91,6 +92,8 @@ pub(crate) struct Exchange {
     sent_bytes: AtomicU64,
     /// Set when the answer was not written to its end.
     cut: OnceLock<Cut>,
+    /// The answer's bytes; unset for a small one.
+    held_answer: OnceLock<Held>,
     /// 0 when no upstream answered.
     upstream_status: AtomicU16,
 }
@@ -161,6 +164,7 @@ impl Exchange {
             status: AtomicU16::new(0),
             sent_bytes: AtomicU64::new(0),
             cut: OnceLock::new(),
+            held_answer: OnceLock::new(),
             upstream_status: AtomicU16::new(0),
             node: node.clone(),
         })
@@ -241,6 +245,17 @@ impl Exchange {
     /// What the faults do to this request; nothing when they were not evaluated.
     pub(crate) fn fault_decision(&self) -> FaultDecision {
         self.fault_decision.get().copied().unwrap_or_default()
+    }
+
+    /// Counts that the request is shed.
+    pub(crate) fn shed(&self, reason: ShedReason) -> Error {
+        self.node.metrics.request_shed(reason.as_str());
+        Error::Shed(reason)
+    }
+
+    /// The answer's bytes count until the exchange ends.
+    pub(crate) fn hold_answer(&self, held: Held) {
+        let _ = self.held_answer.set(held);
     }
 
     /// For the access line: how the next hops answered.

@@ -16,10 +16,11 @@ use percent_encoding::percent_decode_str;
 use tokio::sync::SemaphorePermit;
 use tower::{Layer, Service};
 
-use crate::hop::error::Error;
+use crate::hop::error::{Error, ShedReason};
 use crate::hop::exchange::Exchange;
 use crate::hop::limits::read_body;
 use crate::hop::response;
+use crate::system::held::{Exhausted, HeldBudgets, HeldKind};
 use crate::values::service_number;
 
 /// What an endpoint is for, and with it what its requests pass.
@@ -88,15 +89,32 @@ where
                 Ok(permit) => permit,
                 Err(error) => return Ok(error.into_response()),
             };
-            match aborted(&exchange).filter(|_| kind == EndpointKind::Text) {
-                Some(response) => Ok(response),
-                None => handler.call(request).await,
-            }
+            let response = match aborted(&exchange).filter(|_| kind == EndpointKind::Text) {
+                Some(response) => response,
+                None => handler.call(request).await?,
+            };
+            Ok(kind.hold(&exchange, response))
         })
     }
 }
 
 impl EndpointKind {
+    /// Counts the answer's bytes until it was sent. One that is too much is replaced.
+    fn hold(self, exchange: &Exchange, response: Response) -> Response {
+        let bytes = response.body().size_hint().lower() as usize;
+        if bytes <= HeldBudgets::FREE {
+            return response;
+        }
+        let mut held = exchange.node.held.empty(if self == Self::Scrape { HeldKind::Scrape } else { HeldKind::Answer });
+        match held.add(bytes) {
+            Ok(()) => {
+                exchange.hold_answer(held);
+                response
+            }
+            Err(Exhausted(kind)) => exchange.shed(ShedReason::Held(kind)).into_response(),
+        }
+    }
+
     /// Reads the body, then sheds what is too much at once, so that a slow body takes no place, then waits as long as latency and
     /// faults say. The permit is the request's place among those in flight.
     ///
@@ -125,7 +143,8 @@ impl EndpointKind {
                 read_body(request).await?;
             }
         }
-        let permit = if is_limited { Some(permits.try_acquire().map_err(|_| Error::Overloaded)?) } else { None };
+        let permit =
+            if is_limited { Some(permits.try_acquire().map_err(|_| exchange.shed(ShedReason::Concurrency))?) } else { None };
         if self == Self::Text || self == Self::Chain && names_a_service(request.uri().path()) {
             decide_and_wait(exchange).await;
         }

@@ -21,6 +21,7 @@ use crate::hop::layers::EndpointKind::{self, Chain, Information, Probe, Scrape, 
 use crate::hop::layers::{Refusal, aborted};
 use crate::hop::response::{text, typed};
 use crate::hop::state::Node;
+use crate::system::held::HeldKind;
 use crate::telemetry::access_log::AccessLog;
 use crate::trace_context::redacted;
 use crate::values::service_number;
@@ -153,6 +154,9 @@ async fn metrics(State(node): State<Arc<Node>>, request: Request) -> Response {
     let openmetrics =
         accepts_openmetrics(request.headers().get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default());
     let log = node.access_log.as_ref().map(|AccessLog { lines, .. }| lines);
+    for kind in HeldKind::ALL {
+        node.metrics.set_held_bytes(kind.as_str(), node.held.of(kind));
+    }
     let families = node.metrics.render(openmetrics, &node.span_queues, log);
     typed(if openmetrics { OPENMETRICS } else { "text/plain; version=0.0.4; charset=utf-8" }, families)
 }

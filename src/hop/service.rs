@@ -101,6 +101,7 @@ mod tests {
     use axum::handler::Handler as _;
     use axum::routing::get;
     use futures_util::stream;
+    use http::StatusCode;
     use http_body::Frame;
     use http_body_util::{BodyExt as _, Empty, StreamBody};
     use tower::ServiceExt as _;
@@ -111,6 +112,7 @@ mod tests {
     use crate::hop::routes;
     use crate::server::ConnectionInfo;
     use crate::server::answer::TrackedBody;
+    use crate::system::held::HeldKind;
     use bytes::Buf as _;
 
     use super::*;
@@ -240,5 +242,31 @@ mod tests {
         drop(TrackedBody::new(response.into_body(), None));
         let metrics = node.metrics.render(false, &node.span_queues, None);
         assert!(metrics.contains("_count{http_request_method=\"HEAD\",http_response_status_code=\"200\""), "{metrics}");
+    }
+
+    #[tokio::test]
+    async fn a_large_answer_counts_until_it_is_taken_and_beyond_the_budget_it_is_503() {
+        let mut config = HopConfig::new("hop", "127.0.0.1:0".parse().unwrap());
+        config.held_bytes = 100_000;
+        let node = App::bind(config, &Output::new()).await.unwrap().node();
+        let get = || {
+            let mut request = get_request("/headers", Empty::<Bytes>::new());
+            request.headers_mut().insert("x-large", "x".repeat(30_000).parse().unwrap());
+            service(routes::router(node.clone()), node.clone(), RequestLimits::default()).oneshot(request)
+        };
+        let held = || node.held.of(HeldKind::Answer);
+        let (one, two) = (get().await.unwrap(), get().await.unwrap());
+        assert_eq!((one.status(), two.status()), (StatusCode::OK, StatusCode::OK));
+        assert!((40_000..50_000).contains(&held()), "{}", held());
+        let shed = get().await.unwrap();
+        assert_eq!(shed.headers()["retry-after"], "1");
+        assert_eq!(problem(shed).await, 503);
+        one.into_body().collect().await.unwrap();
+        assert!((20_000..25_000).contains(&held()), "{}", held());
+        assert_eq!(get().await.unwrap().status(), 200);
+        drop(two);
+        assert_eq!(held(), 0);
+        let metrics = node.metrics.render(false, &node.span_queues, None);
+        assert!(metrics.contains("httpserver_requests_shed_total{reason=\"answer\"} 1\n"), "{metrics}");
     }
 }

@@ -9,6 +9,7 @@ use tokio::sync::Semaphore;
 
 use crate::hop::fault::Faults;
 use crate::server::shutdown::Phase;
+use crate::system::held::HeldBudgets;
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::span_queue::SpanQueue;
@@ -63,6 +64,8 @@ pub(crate) struct Node {
     pub(crate) access_log: Option<AccessLog>,
     pub(crate) faults: Faults,
     pub(crate) upstreams: Upstreams,
+    /// The answers that are held.
+    pub(crate) held: Arc<HeldBudgets>,
     pub(crate) max_hops: u32,
     pub(crate) max_calls: u32,
     /// As many as `--max-concurrency`.

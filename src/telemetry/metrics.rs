@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use http::{Method, Version};
 use opentelemetry::trace::TraceId;
-use prometheus::{Encoder as _, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder};
+use prometheus::{Encoder as _, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 
 use crate::telemetry::duration_histogram::{DurationHistogram, HistogramHandle};
 use crate::telemetry::line_writer::LineWriter;
@@ -24,6 +24,8 @@ pub(crate) struct Metrics {
     spans_exported: IntCounter,
     spans_dropped: IntCounterVec,
     spans_queued: IntGauge,
+    requests_shed: IntCounterVec,
+    held_bytes: IntGaugeVec,
     /// Lost access log lines.
     log_lines_dropped: IntCounter,
     /// Serialises copying of counters that are kept elsewhere into the registry.
@@ -76,12 +78,24 @@ impl Metrics {
         );
         let spans_queued = gauge("httpserver_spans_queued", "Spans that wait for the collector or are on their way to it.");
         let spans_exported = counter("httpserver_spans_exported_total", "Spans accepted by the collector.");
-        let spans_dropped = IntCounterVec::new(
-            Opts::new("httpserver_spans_dropped_total", "Spans lost: queue_full, rejected, unreachable or shutdown."),
-            &["reason"],
-        )
-        .expect("the family is well formed");
-        register(Box::new(spans_dropped.clone()));
+        let by_reason = |name, help| {
+            let family = IntCounterVec::new(Opts::new(name, help), &["reason"]).expect("the family is well formed");
+            register(Box::new(family.clone()));
+            family
+        };
+        let spans_dropped =
+            by_reason("httpserver_spans_dropped_total", "Spans lost: queue_full, rejected, unreachable or shutdown.");
+        let requests_shed = by_reason(
+            "httpserver_requests_shed_total",
+            "Requests that were too much: concurrency, or the bytes of upstream_answer, answer or scrape.",
+        );
+        for reason in ["concurrency", "upstream_answer", "answer", "scrape"] {
+            requests_shed.with_label_values(&[reason]);
+        }
+        let held =
+            Opts::new("httpserver_held_bytes", "Bytes of larger answers that are held: upstream_answer, answer or scrape.");
+        let held_bytes = IntGaugeVec::new(held, &["kind"]).expect("the family is well formed");
+        register(Box::new(held_bytes.clone()));
         let log_lines_dropped =
             counter("httpserver_log_lines_dropped_total", "Access log lines lost because stdout was not read.");
         let info = Opts::new("httpserver_build_info", "Version and identity of this process; always 1.")
@@ -104,6 +118,8 @@ impl Metrics {
             spans_exported,
             spans_dropped,
             spans_queued,
+            requests_shed,
+            held_bytes,
             log_lines_dropped,
             sync_lock: Mutex::default(),
         }
@@ -112,6 +128,16 @@ impl Metrics {
     /// Counts a finished request; `route` is a template, `status` the three digits.
     pub(crate) fn request(&self, method: &Method, route: &str, status: &str, duration: Duration, trace: Option<TraceId>) {
         self.server_duration.handle([known_method(method), route, status]).observe(duration, trace);
+    }
+
+    /// Counts a request that was too much.
+    pub(crate) fn request_shed(&self, reason: &str) {
+        self.requests_shed.with_label_values(&[reason]).inc();
+    }
+
+    /// Sets how many bytes of a kind are held.
+    pub(crate) fn set_held_bytes(&self, kind: &str, bytes: usize) {
+        self.held_bytes.with_label_values(&[kind]).set(bytes as i64);
     }
 
     /// The histogram of calls to `server_address` with this status; an empty status when there was no answer.

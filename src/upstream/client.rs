@@ -14,7 +14,7 @@ use bytes::Bytes;
 use http::{Request, Response, Uri};
 use http_body_util::Empty;
 use hyper::body::Incoming;
-use hyper::client::conn::http1::{SendRequest, handshake};
+use hyper::client::conn::http1::{Builder, SendRequest};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::connect::{Connection as _, HttpConnector, HttpInfo};
 use hyper_util::rt::TokioIo;
@@ -26,6 +26,9 @@ use crate::telemetry::ids;
 use crate::upstream::answer_tracker::{AnswerBegun, TrackedStream};
 use crate::upstream::outcome::CallError;
 use crate::upstream::resolver::RotatingResolver;
+
+/// The largest head of an answer, and how much of its body is read at once: hyper's own limit is 400 KiB for each connection.
+const MAX_BUFFER: usize = 32 << 10;
 
 /// How long connections to a next hop live.
 #[derive(Debug, Clone, Copy)]
@@ -166,7 +169,9 @@ impl Pool {
         let stream = TokioIo::new(stream);
         let answer_begun = AnswerBegun::default();
         let stream = TokioIo::new(TrackedStream { stream, begun: answer_begun.clone() });
-        let (sender, connection) = handshake(stream).await.map_err(|error| CallError::Connect(error.into()))?;
+        let mut http1 = Builder::new();
+        http1.max_buf_size(MAX_BUFFER);
+        let (sender, connection) = http1.handshake(stream).await.map_err(|error| CallError::Connect(error.into()))?;
         tokio::spawn(async move {
             // An error also reaches the call that waits for an answer; without one the connection just closed.
             let _ = connection.await;

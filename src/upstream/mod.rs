@@ -12,15 +12,18 @@ pub(crate) mod resolver;
 pub(crate) mod target;
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use http::header::{self, HeaderValue};
 use http::uri::PathAndQuery;
 use http::{Request, StatusCode, Uri, Version};
-use http_body_util::{BodyExt as _, Empty, LengthLimitError, Limited};
+use http_body_util::{BodyExt as _, Empty};
+use hyper::body::Incoming;
 use rustls::ClientConfig;
 
+use crate::system::held::{Held, HeldBudgets, HeldKind};
 use crate::telemetry::ids;
 use crate::telemetry::metrics::{Metrics, protocol_version};
 use crate::telemetry::span_queue::{FinishedSpan, SpanKind};
@@ -52,6 +55,8 @@ pub(crate) struct CallContext<'a> {
     /// `None`: no exporter, trace headers pass through untouched.
     pub(crate) tracer: Option<&'a Tracer>,
     pub(crate) metrics: &'a Metrics,
+    /// What answers may take while they are read and used.
+    pub(crate) held: &'a Arc<HeldBudgets>,
     pub(crate) propagator: &'a Propagator,
     /// The carried headers as they arrived.
     pub(crate) carried: &'a Carried,
@@ -138,7 +143,8 @@ impl Upstreams {
             duration: None,
         };
         let request = || self.request(target, path.clone(), &sent, [context.hop_count.saturating_add(1), budget]);
-        let answered = tokio::time::timeout(self.timeout, send_and_read(pool, request, &mut span.progress)).await;
+        let held = context.held.empty(HeldKind::UpstreamAnswer);
+        let answered = tokio::time::timeout(self.timeout, send_and_read(pool, request, &mut span.progress, held)).await;
         let (answer, failure) = match answered {
             Ok(Ok(answer)) => {
                 let failure = CallError::of(&answer);
@@ -199,18 +205,38 @@ async fn send_and_read(
     pool: &Pool,
     request: impl Fn() -> Request<Empty<Bytes>>,
     progress: &mut Progress,
+    mut held: Held,
 ) -> Result<Answer, CallError> {
     let (answer, connection) = pool.get(request, &mut progress.resend_count).await?;
     progress.status = Some(answer.status());
     progress.version = Some(answer.version());
     progress.peer = connection.peer();
     let (head, body) = answer.into_parts();
-    let body = Limited::new(body, MAX_ANSWER).collect().await.map_err(|error| match error.is::<LengthLimitError>() {
-        true => CallError::TooLarge,
-        false => CallError::Broken(error),
-    })?;
+    let body = read_whole(body, &mut held).await?;
     connection.release();
-    Ok(Answer { status: head.status, headers: head.headers, body: body.to_bytes() })
+    Ok(Answer { status: head.status, headers: head.headers, body, _held: held })
+}
+
+/// Joins the frames as they come: a frame of one byte takes the memory of fifty until they are joined.
+async fn read_whole(mut body: Incoming, held: &mut Held) -> Result<Bytes, CallError> {
+    let (mut first, mut joined) = (Bytes::new(), Vec::new());
+    while let Some(frame) = body.frame().await {
+        let Ok(data) = frame.map_err(|error| CallError::Broken(error.into()))?.into_data() else { continue };
+        if held.bytes() + data.len() > MAX_ANSWER {
+            return Err(CallError::TooLarge);
+        }
+        held.add(data.len()).map_err(CallError::Exhausted)?;
+        if first.is_empty() {
+            // Most answers are one frame.
+            first = data;
+        } else {
+            if joined.is_empty() {
+                joined.extend_from_slice(&first);
+            }
+            joined.extend_from_slice(&data);
+        }
+    }
+    Ok(if joined.is_empty() { first } else { joined.into() })
 }
 
 /// Records the span and the metric of a call when it ends, also when the call is cancelled.

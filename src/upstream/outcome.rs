@@ -9,6 +9,7 @@ use bytes::Bytes;
 use http::{HeaderMap, StatusCode, header};
 
 use crate::net::hosts::redacted_url;
+use crate::system::held::{Exhausted, Held, HeldKind};
 use crate::trace_context::HeaderPairs;
 
 /// One call to a next hop, after it ended.
@@ -26,12 +27,24 @@ pub(crate) struct CallOutcome<'a> {
     pub(crate) answer: Option<Answer>,
 }
 
+impl CallOutcome<'_> {
+    /// Which budget was used up when the answer was read.
+    pub(crate) fn exhausted(&self) -> Option<HeldKind> {
+        match self.failure {
+            Some(CallError::Exhausted(Exhausted(kind))) => Some(kind),
+            _ => None,
+        }
+    }
+}
+
 /// A whole answer of a next hop.
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) status: StatusCode,
     pub(crate) headers: HeaderMap,
     pub(crate) body: Bytes,
+    /// The body counts until it is dropped.
+    pub(crate) _held: Held,
 }
 
 /// Why a call failed. The sources have the details; [`causes`](crate::text::causes) writes all of them.
@@ -47,6 +60,8 @@ pub(crate) enum CallError {
     TooLarge,
     /// Not made, because `x-call-budget` was used up at the hop of this name.
     NoBudget(String),
+    /// The answers of next hops together have as many bytes as the memory limit allows.
+    Exhausted(Exhausted),
     /// Redirects are not followed: a hop makes the calls that it was configured to make. With the location, without its query.
     Redirect(StatusCode, String),
     /// Any other status outside 2xx.
@@ -60,6 +75,7 @@ impl fmt::Display for CallError {
             Self::Connect(_) => f.write_str("cannot connect"),
             Self::Broken(_) => f.write_str("broken answer"),
             Self::TooLarge => f.write_str("too large"),
+            Self::Exhausted(_) => f.write_str("no memory for the answer"),
             Self::NoBudget(hop) => {
                 write!(f, "not called: {hop} has no call left for this request (x-call-budget, at most --max-calls)")
             }
@@ -99,6 +115,7 @@ impl CallError {
             Self::Broken(_) => Some("broken_answer"),
             Self::TooLarge => Some("too_large"),
             Self::NoBudget(_) => Some("call_budget"),
+            Self::Exhausted(_) => Some("overload"),
             Self::Redirect(..) => Some("redirect"),
             Self::Status(_) => None,
         }

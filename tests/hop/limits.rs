@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use crate::common::{Hop, Process, binary, eventually, read_answer, run};
+use crate::common::{Act, Hop, InProcess, Process, Upstream, answer, binary, eventually, read_answer, run};
 
 /// A hop with these soft and hard limits of open files, and what it says that it takes.
 struct Limited {
@@ -96,4 +96,61 @@ fn a_number_of_threads_that_cannot_be_used_is_one_line() {
     }
     let hop = Hop::start(&[], &[("TOKIO_WORKER_THREADS", "")]);
     drop(hop);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_of_next_hops_beyond_the_budget_are_shed_and_small_ones_are_not() {
+    // Each answer takes its time, so that they are held together; what the request carries says how large it is.
+    let next = Upstream::start(|head| {
+        let size: usize = head.one("x-lane").and_then(|size| size.parse().ok()).unwrap_or(0);
+        let whole = answer("200 OK", "", &"x".repeat(size));
+        let last = whole.len() - 1;
+        vec![Act::Send(whole[..last].to_vec()), Act::Pause(Duration::from_millis(300)), Act::Send(whole[last..].to_vec())]
+    })
+    .await;
+    let url = next.url();
+    let hop = InProcess::start(|config| {
+        config.upstreams = vec![url.parse().unwrap()];
+        config.held_bytes = 4 << 20;
+    })
+    .await;
+    let get = async |lane: &str| {
+        let mut stream = hop.connect().await;
+        let head = format!("GET /service1 HTTP/1.1\r\nhost: a\r\nx-lane: {lane}\r\nconnection: close\r\n\r\n");
+        stream.write_all(head.as_bytes()).await.unwrap();
+        read_answer(&mut stream, false).await.expect("an answer")
+    };
+    // Of twenty times 900 kB two fit the half of the budget that answers of next hops have.
+    let calls = futures_util::future::join_all((0..20).map(|_| get("900000")));
+    let small = futures_util::future::join_all((0..20).map(|_| get("4000")));
+    let (large, small) = tokio::join!(calls, small);
+    let count = |answers: &[crate::common::Answer], status| answers.iter().filter(|answer| answer.status == status).count();
+    assert_eq!(count(&small, 200), 20, "small answers are part of what each request may take");
+    let shed = count(&large, 503);
+    assert!((10..20).contains(&shed) && count(&large, 200) == 20 - shed, "{shed} of 20 shed");
+    for answer in large.iter().filter(|answer| answer.status == 503) {
+        assert_eq!(answer.header("retry-after"), Some("1"));
+        answer.assert_problem(503);
+    }
+    let mut stream = hop.connect().await;
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+    let metrics = read_answer(&mut stream, false).await.unwrap().text();
+    let line = format!("httpserver_requests_shed_total{{reason=\"upstream_answer\"}} {shed}\n");
+    assert!(metrics.contains(&line), "{line}: {metrics}");
+    assert!(metrics.contains("httpserver_held_bytes{kind=\"upstream_answer\"} 0\n"), "nothing is left: {metrics}");
+    assert_eq!(get("900000").await.status, 200, "and one alone is answered");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_burst_of_connections_waits_in_the_queue_and_not_for_a_second_syn() {
+    let longest: usize = std::fs::read_to_string("/proc/sys/net/core/somaxconn").map_or(128, |text| text.trim().parse().unwrap());
+    let hop = Hop::start(&[], &[]);
+    // Nobody accepts while the process is stopped: what connects is in the queue.
+    hop.signal("STOP");
+    let burst = longest.min(1500);
+    let connects = (0..burst).map(|_| tokio::time::timeout(Duration::from_millis(900), TcpStream::connect(hop.addr)));
+    let connected = futures_util::future::join_all(connects).await;
+    hop.signal("CONT");
+    let missing = connected.iter().filter(|connect| !matches!(connect, Ok(Ok(_)))).count();
+    assert_eq!(missing, 0, "of {burst} connects");
 }

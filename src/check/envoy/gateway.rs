@@ -1,6 +1,6 @@
 //! Explains an answer that is no reply of the chain, at the gateway and between two hops.
 
-use crate::hop::error::{Error, PROBLEM_JSON};
+use crate::hop::error::{Error, PROBLEM_JSON, ShedReason};
 use crate::upstream::foreign_response::{ForeignResponse, detail};
 
 use crate::check::envoy::flags::{self, Signs, fill};
@@ -105,7 +105,7 @@ pub(crate) fn inside(
 ) -> Option<Hint> {
     let (caller, called) = (from.name.as_str(), to.name.as_str());
     let words = stranger.message.as_deref();
-    if words == Some(Error::Overloaded.parts().1) {
+    if words == Some(Error::Shed(ShedReason::Concurrency).parts().1) {
         let cause = format!("{called} is overloaded: more requests are in flight than its MAX_CONCURRENCY");
         return Some(Hint::new(cause).run(hints.settings(to)));
     }
