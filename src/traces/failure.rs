@@ -75,8 +75,17 @@ impl Failure {
     }
 
     /// Whether every origin is an answer: what was not reached then was not called.
-    pub(crate) fn ended_in_answers(&self) -> bool {
+    pub fn ended_in_answers(&self) -> bool {
         !self.origins.is_empty() && self.origins.iter().all(|origin| !matches!(origin, Origin::NoAnswer { .. }))
+    }
+
+    /// Who of these was called without an answer.
+    pub(crate) fn called_in_vain(&self, names: &[Box<str>]) -> Vec<Box<str>> {
+        let callees = self.origins.iter().filter_map(|origin| match origin {
+            Origin::NoAnswer { callee, .. } => callee.as_ref(),
+            Origin::Answered { .. } | Origin::Failed { .. } => None,
+        });
+        callees.filter(|callee| names.contains(callee)).cloned().collect()
     }
 
     /// `The request failed with 502: service4 answered 503, by its injected fault; so service5 was never called.`
@@ -237,7 +246,17 @@ mod tests {
         assert!(verdict.deviations[0].contains("the others were not reached, do not report"), "{verdict:?}");
         let verdict = Verdict::of(&[trace(&text.replace("SERVER service2 503", "SERVER service2 canceled"))], &expected);
         assert!(!verdict.failure.unwrap().contains("never called"));
-        assert!(verdict.deviations[0].contains("their spans are still on the way"));
+        let origin = Origin::NoAnswer { caller: "service1".into(), callee: Some("service2".into()), why: "late".into() };
+        let late = Failure { status: Some(504), origins: vec![origin], reached: vec!["service1".into()] };
+        let verdict = Verdict::of(
+            &[trace("1 - SERVER service1 504\n2 1 CLIENT service1 timeout")],
+            &ExpectedTrace { failure: Some(late), ..expected },
+        );
+        assert!(
+            verdict.deviations[0]
+                .ends_with("service2 was called in vain and has not reported; nobody knows of service3 and service4."),
+            "{verdict:?}"
+        );
     }
 
     #[test]

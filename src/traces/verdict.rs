@@ -171,8 +171,8 @@ impl Verdict {
         };
         let failure = expected.failure.clone().or_else(|| traces.first().and_then(Failure::of));
         let never_called = failure.as_ref().map_or_else(Vec::new, |failure| verdict.never_called(failure, expected));
-        verdict.failure = failure.map(|failure| failure.sentence(&never_called));
-        verdict.compare_counts(expected, &never_called);
+        verdict.failure = failure.as_ref().map(|failure| failure.sentence(&never_called));
+        verdict.compare_counts(failure.as_ref(), expected, &never_called);
         for trace in traces {
             verdict.add_tops(trace, expected);
         }
@@ -192,7 +192,23 @@ impl Verdict {
         if failure.ended_in_answers() && self.traces.len() <= 1 { unheard } else { Vec::new() }
     }
 
-    fn compare_counts(&mut self, expected: &ExpectedTrace, never_called: &[Box<str>]) {
+    /// Why fewer services than `wanted` reported.
+    fn why_few(&self, failure: Option<&Failure>, expected: &ExpectedTrace, never_called: &[Box<str>], wanted: usize) -> String {
+        let unheard: Vec<_> = expected.hops.iter().filter(|name| !self.services.contains(name)).cloned().collect();
+        let is_known = self.services.len() + unheard.len() == wanted && self.traces.len() == 1;
+        let in_vain = failure.filter(|_| is_known).map_or_else(Vec::new, |failure| failure.called_in_vain(&unheard));
+        let others: Vec<_> = unheard.iter().filter(|name| !in_vain.contains(name)).cloned().collect();
+        match (&in_vain[..], &others[..]) {
+            ([], _) if is_known && !never_called.is_empty() && never_called == unheard => {
+                format!("{} {} never called", listed(never_called), if unheard.len() == 1 { "was" } else { "were" })
+            }
+            ([], _) => "the others were not reached, do not report, are in another trace because a hop lost the trace headers, or their spans are still on the way".to_owned(),
+            (_, []) => format!("{} was called in vain and has not reported", listed(&in_vain)),
+            _ => format!("{} was called in vain and has not reported; nobody knows of {}", listed(&in_vain), listed(&others)),
+        }
+    }
+
+    fn compare_counts(&mut self, failure: Option<&Failure>, expected: &ExpectedTrace, never_called: &[Box<str>]) {
         let (found, wanted) = (self.traces.len(), expected.traces.unwrap_or(1));
         match found {
             0 => return self.say("No trace arrived: the hops do not report spans, report them elsewhere, or did not sample."),
@@ -211,12 +227,10 @@ impl Verdict {
         if let Some(services) = expected.services.as_ref().filter(|range| !range.contains(&self.services.len())) {
             let few = self.services.len() < *services.start();
             let wanted = if few { services.start() } else { services.end() };
-            let why = if few && !never_called.is_empty() && self.services.len() + never_called.len() == *wanted {
-                &format!("{} {} never called", listed(never_called), if never_called.len() == 1 { "was" } else { "were" })
-            } else if few {
-                "the others were not reached, do not report, are in another trace because a hop lost the trace headers, or their spans are still on the way"
+            let why = if few {
+                self.why_few(failure, expected, never_called, *wanted)
             } else {
-                "somebody else reports into this trace, a proxy for instance"
+                "somebody else reports into this trace, a proxy for instance".to_owned()
             };
             let listed: Vec<_> = self.services.iter().take(NAMED_SERVICES).map(|name| shorten(name, MAX_NAME)).collect();
             let found = counted(self.services.len(), "service");

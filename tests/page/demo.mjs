@@ -40,6 +40,31 @@ export async function startDemo(...flags) {
   };
 }
 
+/** Starts `httpserver store` on free ports. */
+export async function startStore() {
+  const child = spawn(process.env.HTTPSERVER, ['store', '--port', '0', '--otlp-port', '0'], { stdio: ['ignore', 'pipe', 'inherit'] });
+  let text = '';
+  const [page, otlp] = await new Promise((resolve, reject) => {
+    child.stdout.on('data', (data) => {
+      text += data;
+      const page = /^ *page +(http:\/\/[^\s/]+)\/\?key=/m.exec(text), otlp = /^ *otlp +(http:\/\/\S+)/m.exec(text);
+      if (page && otlp) resolve([page[1], otlp[1]]);
+    });
+    child.on('exit', (code) => reject(new Error(`the store ended with ${code}`)));
+  });
+  return {
+    page,
+    async report(spans) {
+      const answer = await fetch(otlp, { method: 'POST', headers: { 'content-type': 'application/json' }, body: JSON.stringify(spans) });
+      assert.equal(answer.status, 200);
+    },
+    async stop() {
+      const ended = new Promise((resolve) => child.on('exit', resolve));
+      if (child.exitCode === null) { child.kill('SIGINT'); await ended; }
+    },
+  };
+}
+
 /** A browser with an empty profile. `rules`: Chromium's host resolver rules. */
 export async function startBrowser(rules) {
   const profile = mkdtempSync(join(tmpdir(), 'httpserver-e2e-'));

@@ -5,7 +5,7 @@ import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
 import { createServer } from 'node:http';
 import { readFileSync } from 'node:fs';
-import { startDemo, startBrowser, tab, eventually, openId, sendOne, axePath } from './demo.mjs';
+import { startDemo, startStore, startBrowser, tab, eventually, openId, sendOne, axePath } from './demo.mjs';
 
 let chrome;
 before(async () => { chrome = await startBrowser(); });
@@ -301,6 +301,27 @@ withDemo('sliders make a hop slow and broken while it runs, and the effect is se
   await other.clean();
   await eventually(async () => { const id = await sendOne(page, 0); const all = (await demo.get(`/demo/exchange/${id}`)); return all?.status === 200; });
   await t.clean();
+});
+
+test('the store alone draws what others report: attributes, events, status and links', { timeout: 240_000 }, async () => {
+  const store = await startStore();
+  try {
+    const t = await tab(chrome.browser, store.page);
+    const { page } = t;
+    await eventually(async () => /Report spans to http:\/\/127\.0\.0\.1:\d+\/v1\/traces/.test(await text(page.locator('#list'))));
+    assert.ok(await page.locator('#chain').isHidden() && await page.locator('#send').isHidden());
+    const at = BigInt(Date.now()) * 1000000n, attribute = (key, stringValue) => ({ key, value: { stringValue } });
+    const span = (spanId, name, kind, more) => ({ traceId: 'ab'.repeat(16), spanId, name, kind, startTimeUnixNano: String(at), endTimeUnixNano: String(at + 5000000n), ...more });
+    await store.report({ resourceSpans: [{ resource: { attributes: [attribute('service.name', 'shop')] }, scopeSpans: [{ spans: [
+      span('11'.repeat(8), 'GET /cart', 2, { attributes: [{ key: 'http.response.status_code', value: { intValue: '500' } }], status: { code: 2, message: 'no stock' },
+        events: [{ timeUnixNano: String(at), name: 'exception' }], links: [{ traceId: 'cd'.repeat(16), spanId: '22'.repeat(8), attributes: [attribute('why', 'batch')] }] }),
+    ] }] }] });
+    await page.waitForSelector('.rows .row');
+    const details = await text(page.locator('.details'));
+    for (const part of ['http.response.status_code 500', 'status failed: no stock', 'exception', `span ${'22'.repeat(8)} of trace ${'cd'.repeat(16)}`, 'why: batch']) assert.ok(details.includes(part), `${part} in ${details}`);
+    assert.match(await text(page.locator('.wrong')), /The request failed with 500: shop answered 500\./);
+    await t.clean();
+  } finally { await store.stop(); }
 });
 
 withDemo('before the first trace the page says what will be seen', ['--fault', 'service1:delay=50s@100%'], async (demo, browser) => {

@@ -408,6 +408,16 @@ fn a_request_from_the_page_is_remembered_with_what_every_hop_received_and_sent()
     assert_eq!(second["received"]["x-lane"], json!(["gray"]));
     assert_eq!(second["received"], reply["upstreams"][0]["sent"]);
     assert_eq!(second["upstreams"][0]["reply"]["service"], "service3");
+    // What a traceparent or a b3 says is read here, by the product's own rules, and not in the page.
+    let (_, both) =
+        demo.order(&json!({"send": {"headers": [["b3", "463AC35C9F6413AD-a2fb4a1d1a96d312-1"], ["traceparent", "00-0-0-01"]]}}));
+    assert_eq!(
+        both["contexts"]["463AC35C9F6413AD-a2fb4a1d1a96d312-1"],
+        json!({"trace_id": "463ac35c9f6413ad", "span_id": "a2fb4a1d1a96d312"})
+    );
+    assert_eq!(both["contexts"].get("00-0-0-01"), None, "{both}");
+    let call = &both["reply"]["upstreams"][0]["sent"]["b3"][0];
+    assert_eq!(both["contexts"][call.as_str().unwrap()]["trace_id"], "463ac35c9f6413ad");
     let (status, _, remembered) = demo.get(&format!("/demo/exchange/{trace}"));
     assert_eq!(status, 200);
     assert_eq!(serde_json::from_str::<Value>(&remembered).unwrap(), exchange);

@@ -1,6 +1,6 @@
 //! What the page shows and steers: the hops as they run, and the demo's own caller.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -17,9 +17,10 @@ use crate::demo::control::until;
 use crate::demo::store::Store;
 use crate::hop::config::HopConfig;
 use crate::hop::fault::Faults;
-use crate::hop::reply::{Tree, milliseconds};
+use crate::hop::reply::{Headers, Tree, milliseconds};
 use crate::net::addresses::reachable;
-use crate::traces::ids::parse_trace_id;
+use crate::trace_context::HeaderFamily;
+use crate::traces::ids::{parse_trace_id, zipkin_id};
 use crate::traces::{Caller, ExpectedTrace, Failure, Trace, TraceId};
 use crate::upstream::FanOut;
 
@@ -120,7 +121,16 @@ pub(crate) struct SentRequest {
     duration_ms: f64,
     /// Why there is no reply.
     pub(crate) error: Option<String>,
+    /// The ids in each `traceparent` and `b3` that was sent, as a hop reads them; what no hop would read is not here.
+    contexts: BTreeMap<String, Ids>,
     pub(crate) reply: Option<Tree>,
+}
+
+/// The ids of a context.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+struct Ids {
+    trace_id: String,
+    span_id: String,
 }
 
 /// A request of the demo's own that a hop answered.
@@ -293,7 +303,16 @@ impl DemoState {
         let sent = headers.iter().map(|(name, value): (&HeaderName, _)| (name.as_str().to_owned(), text(value))).collect();
         let begun = Instant::now();
         let request = self.client.get(&url).headers(headers).header(header::ACCEPT, "application/json");
-        let mut exchange = SentRequest { sender, url, sent, status: None, duration_ms: 0.0, error: None, reply: None };
+        let mut exchange = SentRequest {
+            sender,
+            url,
+            sent,
+            status: None,
+            duration_ms: 0.0,
+            error: None,
+            contexts: BTreeMap::new(),
+            reply: None,
+        };
         match request.send().await {
             Ok(answer) => {
                 exchange.status = Some(answer.status().as_u16());
@@ -308,6 +327,7 @@ impl DemoState {
             Err(error) => exchange.error = Some(why(&error)),
         }
         exchange.duration_ms = milliseconds(begun.elapsed());
+        exchange.contexts = contexts(&exchange);
         let json = Bytes::from(serde_json::to_vec(&exchange).unwrap_or_default());
         if let Some(reply) = &exchange.reply {
             let services = hops_of(reply).map(|hop| &hop.service).collect::<HashSet<_>>().len();
@@ -350,6 +370,28 @@ impl DemoState {
 fn hops_of(reply: &Tree) -> Box<dyn Iterator<Item = &Tree> + '_> {
     let below = reply.upstreams.iter().filter_map(|call| call.reply.as_deref());
     Box::new(std::iter::once(reply).chain(below.flat_map(hops_of)))
+}
+
+/// The contexts in all headers of a request that a page could not read for itself.
+fn contexts(exchange: &SentRequest) -> BTreeMap<String, Ids> {
+    let sent = exchange.sent.iter().map(|(name, value)| (name.as_str(), value));
+    let received = exchange.reply.iter().flat_map(hops_of).flat_map(|hop| {
+        let calls = hop.upstreams.iter().map(|call| &call.sent);
+        calls
+            .chain([&hop.received])
+            .flat_map(|headers| headers.0.iter().flat_map(|(name, values)| values.iter().map(|value| (name.as_str(), value))))
+    });
+    let read = |(name, value): (&str, &String)| {
+        let family = match name {
+            "traceparent" => HeaderFamily::W3c,
+            "b3" => HeaderFamily::B3,
+            _ => return None,
+        };
+        let context = family.read(&Headers(vec![(name.to_owned(), vec![value.clone()])]))?;
+        let trace_id = if context.short_trace_id { zipkin_id(context.trace_id) } else { context.trace_id.to_string() };
+        Some((value.clone(), Ids { trace_id, span_id: context.span_id.to_string() }))
+    };
+    sent.chain(received).filter_map(read).collect()
 }
 
 /// Every trace id in a reply: one when all hops continued one trace.

@@ -33,9 +33,11 @@ function group(list) {
   return headers;
 }
 
-const part = (headers, name, n) => headers?.[name]?.[0]?.split('-')[n]?.toLowerCase();
-const traceIds = (headers) => [part(headers, 'traceparent', 1), part(headers, 'b3', 0), headers?.['x-b3-traceid']?.[0]].filter((id) => id?.length >= 16);
-const spanIds = (headers) => [part(headers, 'traceparent', 2), part(headers, 'b3', 1), headers?.['x-b3-spanid']?.[0]].filter((id) => id?.length === 16);
+/** The ids in each traceparent and b3 of the exchange that is drawn, as a hop reads them. */
+let contexts = {};
+const context = (headers, name) => contexts[headers?.[name]?.[0]];
+const traceIds = (headers) => [context(headers, 'traceparent')?.trace_id, context(headers, 'b3')?.trace_id, headers?.['x-b3-traceid']?.[0]].filter(Boolean);
+const spanIds = (headers) => [context(headers, 'traceparent')?.span_id, context(headers, 'b3')?.span_id, headers?.['x-b3-spanid']?.[0]].filter(Boolean);
 
 /** The calls of a request, each with the one before it. */
 function calls(exchange) {
@@ -86,7 +88,7 @@ function change(name, call) {
 /** One plain sentence for what a hop did to a header. */
 function sentence(name, what, call) {
   const { from, to, before } = call;
-  const trace = (headers) => (name === 'b3' ? part(headers, 'b3', 0) : name === 'traceparent' ? part(headers, 'traceparent', 1) : headers[name]?.[0]);
+  const trace = (headers) => context(headers, name)?.trace_id;
   if (what === 'absent') return '';
   if (what === 'sent') {
     const You = from === 'you' ? 'You' : 'The demo', your = from === 'you' ? 'your' : 'its';
@@ -127,6 +129,7 @@ const WORDS = { kept: 'kept', changed: 'changed', added: 'added', lost: 'lost', 
 
 /** The headers side by side. */
 export function headers(exchange) {
+  contexts = exchange.contexts;
   const ids = makers(exchange);
   const all = calls(exchange);
   const list = all.slice(0, MAX_HOPS);
@@ -206,6 +209,7 @@ export function story(trace, exchange) {
 }
 
 function told(exchange) {
+  contexts = exchange.contexts;
   const ids = makers(exchange);
   const root = exchange.reply;
   const bold = (name) => h('strong', null, plain(name, 40));

@@ -22,8 +22,8 @@ use crate::traces::{Caller, ExpectedTrace, Trace, TraceId, Verdict};
 
 /// A trace without new spans for this long is drawn, complete or not.
 const DEBOUNCE: Duration = Duration::from_millis(700);
-/// The same for a trace whose root is a span of this process: without it every other span is below a missing one.
-const DEBOUNCE_OF_ROOT: Duration = Duration::from_secs(5);
+/// The same where a span is known to be missing: the root, which is of this process, or one of a hop that its caller gave up.
+const PATIENT_DEBOUNCE: Duration = Duration::from_secs(5);
 /// How long the demo's own request and its spans may take.
 const FIRST_TRACE: Duration = Duration::from_secs(30);
 /// How many traces a second are drawn; a load test must not drown the terminal.
@@ -117,7 +117,9 @@ impl Printer {
         let load = || -> Vec<Trace> { ids.iter().filter_map(|id| self.state.store.tree(*id)).collect() };
         let mut arrivals = self.state.store.subscribe();
         let mut traces = load();
-        let quiet_for = if self.tracer.is_some() { DEBOUNCE_OF_ROOT } else { DEBOUNCE };
+        // A hop that its caller gave up reports when it is done.
+        let given_up = expected.failure.as_ref().is_some_and(|failure| !failure.ended_in_answers());
+        let quiet_for = if self.tracer.is_some() || given_up { PATIENT_DEBOUNCE } else { DEBOUNCE };
         while !Verdict::of(&traces, &expected).whole && Instant::now() < deadline {
             // A trace that is not what it should be is drawn once nothing more comes for it.
             match tokio::time::timeout(quiet_for, arrivals.recv()).await {
