@@ -187,8 +187,8 @@ impl Verdict {
 
     /// The services that no call reached, because each branch of the request ended in an error before them.
     fn never_called(&self, failure: &Failure, expected: &ExpectedTrace) -> Vec<Box<str>> {
-        let unheard = |name: &&Box<str>| !self.services.contains(name) && !failure.reached.contains(name);
-        let unheard: Vec<_> = expected.hops.iter().filter(unheard).cloned().collect();
+        let unheard = expected.hops.iter().filter(|name| !self.services.contains(name) && !failure.reached.contains(name));
+        let unheard: Vec<_> = unheard.cloned().collect();
         if failure.ended_in_answers() && self.traces.len() <= 1 { unheard } else { Vec::new() }
     }
 
