@@ -11,6 +11,7 @@ mod common;
 
 mod backends;
 mod claims;
+mod cluster_faults;
 mod envoy;
 mod load;
 mod mesh;

@@ -76,6 +76,7 @@ fn symptoms(finding: &Finding) -> Vec<Symptom> {
             _ => vec![Answer, Split],
         },
     };
+    // Where the run itself gave up, no timeout on the way has struck.
     if matches!(finding.id.group(), Group::Reach | Group::Chain | Group::Traffic | Group::Watch | Group::Lanes) {
         let words = [
             (Slow, &["504", "in time", "timed out", "slower", "gave up", "timeout"][..]),
@@ -84,7 +85,9 @@ fn symptoms(finding: &Finding) -> Vec<Symptom> {
             (Denied, &["403", "401", "RBAC", "denie"][..]),
             (Retries, &["retried", "attempt"][..]),
         ];
-        out.extend(words.into_iter().filter(|(_, parts)| says(parts)).map(|(symptom, _)| symptom));
+        let own = finding.text.contains("(--timeout)");
+        let seen = words.into_iter().filter(|(symptom, parts)| says(parts) && !(own && *symptom == Slow));
+        out.extend(seen.map(|(symptom, _)| symptom));
     }
     out
 }

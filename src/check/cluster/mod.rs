@@ -151,7 +151,10 @@ impl Cluster {
         let known = self.known.clone();
         move |finding| {
             let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some((mistake, used)) = known.iter_mut().find(|(mistake, _)| mistake.explains(finding)) {
+            // What is certain comes before what may be.
+            let fits =
+                |stands: bool| known.iter().position(|(mistake, _)| (mistake.stands || !stands) && mistake.explains(finding));
+            if let Some((mistake, used)) = fits(true).or_else(|| fits(false)).map(|at| &mut known[at]) {
                 *used = true;
                 mistake.give(finding);
             }

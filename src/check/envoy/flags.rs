@@ -221,7 +221,7 @@ envoy_flags! {
 
     "NR" when |answer| answer.status == 404 && (answer.is_bare() || answer.unreached("NR"));
         at_gateway "The gateway has no route for this host and path (404 from Envoy, flag {code})"
-            because "The host in the VirtualService or HTTPRoute is not the one in the URL, its path match is another, or it is not bound to this Gateway: its gateways names another one or mesh alone, or the Gateway's hosts have the prefix of another namespace"
+            because "The host in the VirtualService or HTTPRoute is not the one in the URL, its path match is another, or it is not bound to this Gateway: its gateways names another one or mesh alone, its exportTo keeps it to its own namespace, or the Gateway's hosts have the prefix of another namespace"
             next [GATEWAY_ROUTES, "kubectl get virtualservice,gateway -A", ANALYZE];
         between_hops because "The mesh has no route from {caller} for this host or path (flag {code}): no match of a VirtualService of {called} fits the call",
             next [PROXY_ROUTES, ANALYZE];
