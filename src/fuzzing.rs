@@ -7,6 +7,7 @@ use http::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, SER
 use opentelemetry::trace::{SpanId, TraceId};
 
 use crate::config::pairs;
+use crate::demo::control::orders::read_order;
 use crate::demo::store::{Limits, Store};
 use crate::hop::chain::prefers_json;
 use crate::hop::exchange::caller_uri;
@@ -16,6 +17,7 @@ use crate::net::hosts::host_and_port;
 use crate::text::escape::{misleads, push_escaped};
 use crate::trace_context::{Carried, Propagator, Sampling, is_valid_request_id};
 use crate::traces::decode;
+use crate::traces::otlp::{decode_json, decode_protobuf};
 use crate::upstream::Target;
 use crate::upstream::foreign_response::ForeignResponse;
 use crate::values::{Listen, parse_duration};
@@ -24,7 +26,7 @@ use crate::values::{Listen, parse_duration};
 pub type Parser = (&'static str, fn(&[u8]));
 
 /// The parsers.
-pub const PARSERS: [Parser; 16] = [
+pub const PARSERS: [Parser; 18] = [
     ("b3", |data| trace_headers(&[("b3", data)])),
     ("b3_multi", b3_multi),
     ("traceparent", |data| trace_headers(&[("traceparent", data)])),
@@ -37,6 +39,8 @@ pub const PARSERS: [Parser; 16] = [
     ("address", address),
     ("attributes", attributes),
     ("zipkin", zipkin),
+    ("otlp", otlp),
+    ("order", |data| drop(read_order(data))),
     ("reply", reply),
     ("stranger", stranger),
     ("log_line", log_line),
@@ -188,6 +192,16 @@ fn zipkin(data: &[u8]) {
     assert!(stats.traces <= limits.traces && stats.spans <= limits.spans && stats.bytes <= limits.bytes, "{stats:?}");
     for id in store.trace_ids() {
         assert!(store.trace(id).is_some_and(|trace| !trace.is_empty() && trace.len() <= limits.trace_spans));
+    }
+}
+
+fn otlp(data: &[u8]) {
+    const MAX: usize = 64;
+    for batch in [decode_protobuf(data, MAX), decode_json(data, MAX)].into_iter().flatten() {
+        assert!(batch.spans.len() <= MAX);
+        // It is stored, shown and passed on in Zipkin's form.
+        let json = serde_json::to_vec(&batch.spans).expect("spans are JSON");
+        assert_eq!(decode(&json, MAX).expect("our own JSON is read"), batch.spans);
     }
 }
 

@@ -5,7 +5,7 @@
 //! what it shows of requests as they pass and what it changes are handles to the hops, in `control`.
 
 mod access;
-mod control;
+pub(crate) mod control;
 mod page;
 pub mod standalone;
 pub mod store;

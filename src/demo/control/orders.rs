@@ -14,6 +14,7 @@ use serde::Deserialize;
 use crate::demo::access::{Access, text};
 use crate::demo::control::plan::PlanForm;
 use crate::demo::control::state::{DemoState, Sender};
+use crate::hop::fault::FaultConfig;
 use crate::trace_context::carried_names;
 
 /// The largest order.
@@ -60,6 +61,15 @@ pub(crate) async fn control(state: Arc<DemoState>, access: Access, request: Requ
             Err(why) => text(StatusCode::BAD_REQUEST, crate::text::plain(&why)),
         },
         Err(error) => text(StatusCode::BAD_REQUEST, format!("not an order: {}", crate::text::plain(&error.to_string()))),
+    }
+}
+
+/// Reads an order as far as that needs no demo. Errors: what is wrong with it.
+pub(crate) fn read_order(body: &[u8]) -> Result<(), String> {
+    match serde_json::from_slice(body).map_err(|error| error.to_string())? {
+        Order::Send { headers } => header_map(headers).map(drop),
+        Order::Plan { plan, .. } => plan.plan(&FaultConfig::default()).map(drop),
+        Order::Run { .. } => Ok(()),
     }
 }
 

@@ -129,7 +129,7 @@ fn converted(
 
 /// Who is at the other end, as far as attributes say so.
 fn remote(span: &Span) -> Option<Endpoint> {
-    let tag = |names: &[&str]| names.iter().find_map(|name| span.tag(name));
+    let tag = |names: &[&str]| names.iter().find_map(|name| span.tag(name).filter(|text| !text.is_empty()));
     let host = tag(&["server.address", "net.peer.name"]).filter(|_| matches!(span.kind, Some(Kind::Client | Kind::Producer)));
     let name = tag(&["peer.service"]).or(host.filter(|host| addresses::parse(host).is_none()));
     let address =
@@ -312,6 +312,9 @@ mod tests {
         let address = span(json!({"traceId": TRACE, "spanId": "0000000000000001", "kind": 3,
             "attributes": [{"key": "server.address", "value": {"stringValue": "10.0.0.7"}}]}));
         assert_eq!(serde_json::to_value(address.remote_endpoint).unwrap(), json!({"ipv4": "10.0.0.7"}));
+        let nobody = span(json!({"traceId": TRACE, "spanId": "0000000000000001", "kind": 3,
+            "attributes": [{"key": "peer.service", "value": {"stringValue": ""}}]}));
+        assert_eq!(nobody.remote_endpoint, None);
     }
 
     #[test]
