@@ -11,6 +11,7 @@
 //!
 //! Only `reachability::client` sends requests to the target, only with GET, never faster than `--rate`.
 
+mod args;
 pub(crate) mod backend;
 pub mod chain;
 pub mod cluster;
@@ -21,14 +22,12 @@ pub(crate) mod report;
 mod traffic;
 
 use std::io::IsTerminal as _;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use backend::Backend;
-use http::{HeaderMap, HeaderName, HeaderValue};
-use reqwest::Url;
+use http::HeaderMap;
 use tokio::sync::watch as signal;
 
 use crate::config::{Environment, caller_exporters, process_variable};
@@ -37,136 +36,21 @@ use crate::net::hosts::{host_of, is_loopback, redacted_url};
 use crate::server::shutdown::Signals;
 use crate::telemetry::client_tracing::{ClientTracer, ClientTracing};
 use crate::trace_context::HeaderFamily;
-use crate::values;
 
+pub use args::CheckArgs;
+use args::{LANE_REQUESTS, validate};
 pub use backend::trace::{TraceArgs, TraceOutput, run as run_trace};
 use chain::evidence::Xray;
-use chain::expect::{Expect, Resolve, Split};
 use chain::probe::{Probe, deepest};
 pub use cluster::ClusterArgs;
 use cluster::{Cluster, Subject};
-use envoy::commands::{Given, RunOptions};
 use envoy::suggestions::{HintContext, HopRef};
 use reachability::client::{CheckClient, FrontAnswer, RequestFailure};
 use reachability::tls::Trust;
 pub use report::OutputFormat;
-use report::{CheckId, Finding, Group, ProgressLine, Report, Status};
+use report::{CheckId, Finding, ProgressLine, Report, Status};
 use traffic::TrafficExpectation;
 use traffic::sample::Series;
-
-/// Options of `httpserver check`.
-#[derive(Debug, Clone, clap::Args)]
-pub struct CheckArgs {
-    /// The chain's URL, as a user would call it
-    #[arg(value_parser = chain::expect::url)]
-    pub url: Url,
-    /// Connect to ADDRESS for this host and port, like curl (repeatable)
-    #[arg(long, value_name = "HOST:PORT:ADDRESS")]
-    pub resolve: Vec<Resolve>,
-    /// Trust the certificates in this PEM file, too
-    #[arg(long, value_name = "FILE")]
-    pub cacert: Option<PathBuf>,
-    /// Do not verify the certificate; problems are still reported
-    #[arg(short = 'k', long)]
-    pub insecure: bool,
-    /// Send this header with every request (repeatable)
-    #[arg(short = 'H', long = "header", value_name = "NAME: VALUE", value_parser = chain::expect::header)]
-    pub headers: Vec<(HeaderName, HeaderValue)>,
-    /// The hops in order: `service1,service2,service3`; a fan-out: `service1(service2,service3)`
-    #[arg(long, value_name = "HOPS")]
-    pub expect: Option<Expect>,
-    /// Read the trace from this Jaeger query API or Zipkin v2 API
-    #[arg(long, value_name = "URL", value_parser = chain::expect::url)]
-    pub traces: Option<Url>,
-    /// How long a trace may take to arrive
-    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = values::positive_duration)]
-    pub traces_wait: Duration,
-    /// How many of the requests without trace context should be sampled, percent (evaluated with --traces)
-    #[arg(long, value_name = "PERCENT", default_value = "100", value_parser = chain::expect::percent)]
-    pub expect_sampling: f64,
-    /// Walk this lane and the baseline (repeatable)
-    #[arg(long, value_name = "LANE", value_parser = chain::expect::lane)]
-    pub lane: Vec<String>,
-    /// Requests for the statistics; 0 for none
-    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u64).range(0..=1_000_000))]
-    pub count: u64,
-    /// How many of the requests for the statistics should succeed, percent
-    #[arg(long, value_name = "PERCENT", default_value = "100", value_parser = chain::expect::percent)]
-    pub expect_success: f64,
-    /// The promised split over versions: `v1=90,v2=10`, or `service2:v1=90,v2=10` (repeatable)
-    #[arg(long, value_name = "SPLIT")]
-    pub expect_split: Vec<Split>,
-    /// Send a constant load for this long and report every failure: restart a Deployment meanwhile
-    #[arg(long, value_name = "TIME", value_parser = values::positive_duration)]
-    pub watch: Option<Duration>,
-    /// Requests per second, at most
-    #[arg(long, value_name = "RATE", default_value = "50", value_parser = chain::expect::rate)]
-    pub rate: f64,
-    /// How long one request may take
-    #[arg(long, value_name = "TIME", default_value = "15s", value_parser = values::positive_duration)]
-    pub timeout: Duration,
-    /// How long the whole run may take; what was left out is reported, and the run counts as interrupted [default: 2m, and
-    /// what --count, --lane, --watch and --traces-wait may take]
-    #[arg(long, value_name = "TIME", value_parser = values::positive_duration)]
-    pub deadline: Option<Duration>,
-    /// The gateway's port for plain HTTP [default: 80 when the URL's port is 443]
-    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
-    pub plain_port: Option<u16>,
-    /// The namespace that hints name for the hops
-    #[arg(long, value_name = "NAME", default_value = "httpserver")]
-    pub namespace: String,
-    /// The namespace that hints name for the gateway
-    #[arg(long, value_name = "NAME", default_value = "istio-system")]
-    pub gateway_namespace: String,
-    /// Where the cluster's objects are read.
-    #[command(flatten)]
-    pub cluster: ClusterArgs,
-    /// Report this check but do not let it fail the run: its name in JSON, `reach.hsts`, or a group, `reach` (repeatable)
-    #[arg(long, value_name = "CHECK")]
-    pub skip: Vec<String>,
-    /// Report the client span of every request that begins a trace, to the collector that OTEL_EXPORTER_* names, so that the
-    /// trace has its root (service httpserver-check)
-    #[arg(long)]
-    pub report_spans: bool,
-    /// The form of the report on standard output
-    #[arg(long, value_enum, default_value_t = OutputFormat::Text)]
-    pub output: OutputFormat,
-}
-
-/// Requests of each walk through the lanes and the baseline.
-const LANE_REQUESTS: u64 = 20;
-
-impl CheckArgs {
-    /// How long the whole run may take.
-    fn deadline(&self) -> Duration {
-        const STEPS: Duration = Duration::from_secs(120);
-        self.deadline.unwrap_or_else(|| {
-            let walks = if self.lane.is_empty() { 0 } else { LANE_REQUESTS * (1 + self.lane.len() as u64) };
-            let sent = Duration::from_secs_f64((self.count + walks) as f64 / self.rate);
-            STEPS + sent + self.watch.unwrap_or_default() + self.traces.as_ref().map_or(Duration::ZERO, |_| 2 * self.traces_wait)
-        })
-    }
-
-    /// The parts of a whole run.
-    fn options(&self) -> RunOptions {
-        let Self { url, resolve, cacert, insecure, plain_port, expect, .. } = self;
-        let (cacert, expect) = (cacert.as_deref(), expect.as_ref());
-        RunOptions::new(&Given { url, resolve, cacert, insecure: *insecure, plain_port: *plain_port, expect })
-    }
-
-    fn groups(&self) -> Vec<Group> {
-        let mut groups = vec![Group::Reach, Group::Chain, Group::Propagation];
-        let optional = [
-            (Group::Traces, self.traces.is_some()),
-            (Group::Lanes, !self.lane.is_empty()),
-            (Group::Traffic, self.count > 0),
-            (Group::Watch, self.watch.is_some()),
-            (Group::Cluster, self.cluster.cluster),
-        ];
-        groups.extend(optional.into_iter().filter(|(_, is_part)| *is_part).map(|(group, _)| group));
-        groups
-    }
-}
 
 /// Runs the checks and writes the report to standard output. Returns the exit code: 0 fine, 1 a check failed or the run was
 /// interrupted, 2 wrong usage: one line on standard error, and nothing was sent.
@@ -261,40 +145,6 @@ fn start_tracing() -> Result<Option<ClientTracing>, String> {
     let warn = |text: &str| eprintln!("httpserver: {text}");
     let env = Environment { variable: &|name| process_variable(name, &warn), warn: &warn };
     ClientTracing::start(caller_exporters(&env, None)).map_err(|error| format!("--report-spans: {error}"))
-}
-
-/// Checks the options against each other and reads the files that they name.
-///
-/// # Errors
-/// One line that names the flag, the value and what is accepted.
-fn validate(args: &CheckArgs) -> Result<Trust, String> {
-    let trust = Trust::new(args.cacert.as_deref(), args.insecure).map_err(|why| {
-        let path = args.cacert.as_deref().map(std::path::Path::display).map_or_else(String::new, |path| path.to_string());
-        format!("--cacert {path}: {why}; accepted: a PEM file with at least one certificate")
-    })?;
-    if !args.expect_split.is_empty() && args.count == 0 {
-        return Err("--count 0: --expect-split needs requests; accepted: a number above 0".to_owned());
-    }
-    if let Some(expect) = &args.expect {
-        for split in &args.expect_split {
-            if let Some(hop) = split.hop.as_deref().filter(|hop| {
-                !expect.names().iter().any(|name| chain::expect::is_named(hop, name) || chain::expect::is_named(name, hop))
-            }) {
-                return Err(format!(
-                    "--expect-split {hop}:{split}: no such hop in --expect; accepted: one of {}",
-                    expect.names().join(", ")
-                ));
-            }
-        }
-    }
-    for id in &args.skip {
-        let groups = Group::ALL.map(Group::name);
-        if !groups.contains(&id.split('.').next().unwrap_or_default()) {
-            let groups = groups.join(", ");
-            return Err(format!("--skip {id}: no such check; accepted: a group ({groups}) or a check's name like reach.hsts"));
-        }
-    }
-    Ok(trust)
 }
 
 /// One run: what every step needs.
@@ -405,7 +255,13 @@ impl<'a> Run<'a> {
         }
         self.lanes(&series).await;
         if self.args.count > 0 && !(samples.is_empty() && *self.stop.borrow()) {
-            let expected = TrafficExpectation { success: self.args.expect_success, splits: &self.args.expect_split };
+            let expected = TrafficExpectation {
+                success: self.args.expect_success,
+                retries: self.args.expect_retries,
+                splits: &self.args.expect_split,
+                latencies: &self.args.expect_latency,
+                principals: &self.args.expect_principal,
+            };
             self.report.extend(traffic::findings(&samples, xray, &expected, &self.context));
         }
         self.watch(&series(None)).await;

@@ -768,6 +768,11 @@ fn a_hop_without_a_sidecar_is_named_once_with_the_command_that_shows_it() {
     check(&format!("http://{}/service1", injected(None)), &["--count", "5"]).fine();
     for (left_out, from) in [(1, "check"), (2, "service1"), (3, "service2")] {
         let hop = format!("service{left_out}");
+        // A hop that calls nobody may have one that its port is excluded from.
+        let says = match left_out {
+            3 => format!("No sidecar is seen in front of {hop}, while other hops have one"),
+            _ => format!("{hop} has no sidecar, while other hops have one"),
+        };
         let run = check(&format!("http://{}/service1", injected(Some(left_out))), &["--count", "5"]);
         run.breaks_at(
             "propagation.sidecar",
@@ -775,7 +780,7 @@ fn a_hop_without_a_sidecar_is_named_once_with_the_command_that_shows_it() {
             &hop,
             None,
             &[
-                &format!("{hop} has no sidecar, while other hops have one"),
+                &says,
                 "Injection is missing",
                 &format!("kubectl -n httpserver get pod -l app={hop} -o jsonpath="),
                 "kubectl get namespace httpserver --show-labels",
@@ -1006,6 +1011,125 @@ fn an_identity_without_a_proxy_proves_nothing() {
     assert!(run.check("traffic.identity")["text"].as_str().unwrap().contains("proves nothing"));
 }
 
+#[test]
+fn retries_fail_unless_they_are_meant_and_the_calls_of_one_request_are_counted() {
+    let front = fake(|request| {
+        let mut three = reply("service3", "v1", "base", request, vec![]);
+        three["attempt"] = json!(3);
+        let mut two = reply("service2", "v1", "base", request, vec![call("service3", three)]);
+        two["attempt"] = json!(2);
+        (200, vec![], reply("service1", "v1", "base", request, vec![call("service2", two)]).to_string())
+    });
+    let url = format!("http://{front}/service1");
+    let run = check(&url, &["--count", "10", "--rate", "500"]);
+    let found = run.fails("traffic.retries", &["0 % promised", "retries of a VirtualService"]);
+    assert!(found["detail"].to_string().contains("up to 6 calls for one request"), "{found:#}");
+    check(&url, &["--count", "10", "--rate", "500", "--expect-retries", "100"]).fine();
+}
+
+#[test]
+fn promised_latencies_and_callers_are_held_to() {
+    let front = fake(|request| {
+        let mut two = reply("service2", "v1", "base", request, vec![]);
+        two["client"]["identity"] = json!("spiffe://cluster.local/ns/httpserver/sa/service1");
+        two["duration_ms"] = json!(120.0);
+        let mut one = reply("service1", "v1", "base", request, vec![call("service2", two)]);
+        one["duration_ms"] = json!(125.0);
+        (200, vec![], one.to_string())
+    });
+    let run = |args: &[&str]| check(&format!("http://{front}/service1"), &[&["--count", "20", "--rate", "500"], args].concat());
+    run(&[
+        "--expect-latency",
+        "service2:p99=121ms",
+        "--expect-latency",
+        "p99=20s",
+        "--expect-principal",
+        "service2=spiffe://cluster.local/ns/httpserver/sa/service1",
+    ])
+    .fine();
+    let found = run(&["--expect-latency", "service2:p50=100ms"]);
+    assert_eq!(
+        found.fails("traffic.latency", &["service2 answers in 120.0 ms at p50", "service2:p50=100ms promised"])["hop"],
+        "service2"
+    );
+    let found = run(&["--expect-principal", "service2=spiffe://cluster.local/ns/httpserver/sa/other"]);
+    found.fails(
+        "traffic.identity",
+        &["service2 is called by spiffe://cluster.local/ns/httpserver/sa/service1 in 20 of 20", "sa/other promised"],
+    );
+    run(&["--expect-principal", "service1=spiffe://x/y"]).fails("traffic.identity", &["nobody that a certificate names"]);
+}
+
+/// Two pods of service2 by turns; `change` gets the reply of the second one.
+fn two_pods(change: impl Fn(&mut Value) + Send + Sync + 'static) -> SocketAddr {
+    let turn = AtomicU64::new(0);
+    fake(move |request| {
+        let mut two = reply("service2", "v1", "base", request, vec![]);
+        let mut is_slow = turn.fetch_add(1, Ordering::SeqCst) % 2 == 1;
+        two["hostname"] = json!(if is_slow { "service2-7d4b9c6f5-bbbbb" } else { "service2-7d4b9c6f5-ccccc" });
+        if is_slow {
+            change(&mut two);
+            is_slow = two["status"] != 200;
+        }
+        let (status, took) = (two["status"].clone(), two["duration_ms"].as_f64().unwrap());
+        let mut one = reply("service1", "v1", "base", request, vec![call("service2", two)]);
+        one["upstreams"][0]["duration_ms"] = json!(took + 1.0);
+        one["duration_ms"] = json!(took + 2.0);
+        if is_slow {
+            one["status"] = json!(502);
+            one["upstreams"][0]["status"] = status;
+            one["upstreams"][0]["error"] = json!("answered 503 Service Unavailable");
+            return (502, vec![], one.to_string());
+        }
+        (200, vec![], one.to_string())
+    })
+}
+
+#[test]
+fn one_instance_that_is_slower_or_fails_is_named_by_its_pod() {
+    let args = ["--count", "60", "--rate", "500"];
+    check(&format!("http://{}/service1", two_pods(|_| {})), &args).fine();
+    let slow = two_pods(|two| two["duration_ms"] = json!(2000.0));
+    let run = check(&format!("http://{slow}/service1"), &args);
+    let found =
+        run.fails("traffic.times", &["service2-7d4b9c6f5-bbbbb is slower than the other instances of service2", "2000 ms"]);
+    assert_eq!(found["hop"], "service2");
+    assert_eq!(run.failed().len(), 1, "{:#}", run.json);
+    let failing = two_pods(|two| two["status"] = json!(503));
+    let run = check(&format!("http://{failing}/service1"), &args);
+    let text = run.check("traffic.success")["text"].as_str().unwrap();
+    assert!(text.contains("All of them at service2-7d4b9c6f5-bbbbb, and none at service2-7d4b9c6f5-ccccc"), "{text}");
+}
+
+#[test]
+fn what_lies_between_a_call_and_its_answer_is_judged() {
+    let front = fake(|request| {
+        let three = reply("service3", "v1", "base", request, vec![]);
+        let mut two = reply("service2", "v1", "base", request, vec![call("service3", three)]);
+        two["upstreams"][0]["duration_ms"] = json!(1002.0);
+        two["duration_ms"] = json!(1003.0);
+        let mut one = reply("service1", "v1", "base", request, vec![call("service2", two)]);
+        one["upstreams"][0]["duration_ms"] = json!(1004.0);
+        one["duration_ms"] = json!(1005.0);
+        (200, vec![], one.to_string())
+    });
+    let run = check(&format!("http://{front}/service1"), &["--count", "20", "--rate", "500"]);
+    run.breaks_at("traffic.times", "service2", "service3", None, &["1001 ms lie between the call of service2", "fault.delay"]);
+    assert_eq!(run.failed().len(), 1, "{:#}", run.json);
+}
+
+#[test]
+fn the_table_of_a_deep_chain_keeps_whole_names_in_the_chains_order() {
+    let demo = Demo::start_with(&["--hops", "11", "--latency", "0"]);
+    let run = check(&demo.url, &["--traces", &demo.store, "--count", "0", "--skip", "traces.sampling"]);
+    run.fine();
+    let table = run.check("propagation.proxies")["detail"].to_string();
+    assert!(!table.contains("servi…"), "{table}");
+    assert!((5..=11).all(|n| table.contains(&format!("service{n} "))), "{table}");
+    let text = run.check("traces.services")["text"].as_str().unwrap();
+    assert!(text.contains("service2, service3") && text.ends_with("service9, service10, service11"), "{text}");
+}
+
 /// A mesh with mTLS whose proxies do not trace: every hop in `with` is called with an identity.
 fn meshed(with: [bool; 4]) -> String {
     meshed_by_turns(with, with)
@@ -1020,7 +1144,7 @@ fn meshed_by_turns(probed: [bool; 4], counted: [bool; 4]) -> String {
             let upstreams = below.take().map(|reply| call(&format!("service{}", n + 1), reply)).into_iter().collect();
             let mut hop = reply(&format!("service{n}"), "v1", "base", request, upstreams);
             hop["hostname"] = json!(format!("service{n}-7d4b9c6f5-x2x5z"));
-            // A second attempt is the sign of a proxy.
+            // A second attempt is the sign of a proxy; these tests allow for it.
             hop["attempt"] = json!(2);
             if with[n - 1] {
                 hop["client"]["identity"] = json!(format!("spiffe://cluster.local/ns/httpserver/sa/service{}", n - 1));
@@ -1034,7 +1158,7 @@ fn meshed_by_turns(probed: [bool; 4], counted: [bool; 4]) -> String {
 
 #[test]
 fn a_hop_without_a_sidecar_is_named_by_the_plain_text_around_it() {
-    let run = check(&meshed([true, false, false, true]), &["--count", "3"]);
+    let run = check(&meshed([true, false, false, true]), &["--count", "3", "--expect-retries", "100"]);
     run.fails("propagation.sidecar", &["service2 has no sidecar", "Injection is missing at service2"]);
     assert_eq!(run.failed().len(), 1, "one cause, one finding: {:#}", run.json);
     let text = run.check("traffic.identity")["text"].as_str().unwrap();
@@ -1043,7 +1167,7 @@ fn a_hop_without_a_sidecar_is_named_by_the_plain_text_around_it() {
 
 #[test]
 fn a_pod_without_a_sidecar_that_the_probe_did_not_meet_is_found_by_the_statistics() {
-    let run = check(&meshed_by_turns([true; 4], [true, false, false, true]), &["--count", "3"]);
+    let run = check(&meshed_by_turns([true; 4], [true, false, false, true]), &["--count", "3", "--expect-retries", "100"]);
     let check = run.fails(
         "traffic.identity",
         &["service2 is called and calls without mTLS", "Injection is missing at service2", "kubectl get pods -n httpserver"],

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
+use std::time::Duration;
 
 use reqwest::Url;
 
@@ -174,6 +175,70 @@ impl fmt::Display for Split {
     }
 }
 
+/// A limit to the time of a share of the answers: `p99=500ms`, or `service2:p99=100ms` for one hop.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LatencyLimit {
+    /// The hop, with everything below it; without one, the whole request.
+    pub hop: Option<String>,
+    /// The share, percent.
+    pub percent: f64,
+    /// The longest time.
+    pub limit: Duration,
+}
+
+impl FromStr for LatencyLimit {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let accepted = "accepted: a percentile and a time, `p99=500ms` or `service2:p99=100ms`";
+        let (hop, rest) = match text.split_once(':') {
+            Some((hop, rest)) if !hop.trim().is_empty() => (Some(hop.trim().to_owned()), rest),
+            Some(_) => return Err(accepted.to_owned()),
+            None => (None, text),
+        };
+        let (share, limit) = rest.split_once('=').ok_or(accepted)?;
+        let share = share.trim().strip_prefix('p').and_then(percent_number).filter(|share| *share > 0.0).ok_or(accepted)?;
+        let limit = crate::values::positive_duration(limit.trim()).map_err(|why| format!("{why}; {accepted}"))?;
+        Ok(Self { hop, percent: share, limit })
+    }
+}
+
+impl fmt::Display for LatencyLimit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let hop = self.hop.as_ref().map_or_else(String::new, |hop| format!("{hop}:"));
+        write!(f, "{hop}p{}={}", self.percent, humantime::format_duration(self.limit))
+    }
+}
+
+/// Who has to call a hop: `service2=spiffe://cluster.local/ns/httpserver/sa/service1`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Principal {
+    /// The hop that is called.
+    pub hop: String,
+    /// The caller's identity.
+    pub identity: String,
+}
+
+impl FromStr for Principal {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let accepted = "accepted: a hop and its caller, `service2=spiffe://cluster.local/ns/httpserver/sa/service1`";
+        let (hop, identity) = text.split_once('=').ok_or(accepted)?;
+        let (hop, identity) = (hop.trim(), identity.trim());
+        if hop.is_empty() || !identity.strip_prefix("spiffe://").is_some_and(|rest| !rest.is_empty()) {
+            return Err(accepted.to_owned());
+        }
+        Ok(Self { hop: hop.to_owned(), identity: identity.to_owned() })
+    }
+}
+
+impl fmt::Display for Principal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}={}", self.hop, self.identity)
+    }
+}
+
 /// `HOST:PORT:ADDRESS`, as curl has it; the address may also be a name, resolved when the run starts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Resolve {
@@ -287,6 +352,21 @@ mod tests {
         assert!("v1=33.3,v2=33.3,v3=33.4".parse::<Split>().is_ok());
         for bad in ["v1=90,v2=20", "v1", "v1=90,v1=10", "=100", "v1=-10,v2=110", ":v1=100", "v1=x"] {
             assert!(bad.parse::<Split>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_latency_limit_and_a_principal_name_what_they_are_about() {
+        for text in ["p99=500ms", "service2:p99.9=1s 500ms"] {
+            assert_eq!(text.parse::<LatencyLimit>().unwrap().to_string(), text);
+        }
+        for bad in ["99=1s", "p99", "p0=1s", "p101=1s", ":p99=1s", "p99=0", "p99=x"] {
+            assert!(bad.parse::<LatencyLimit>().is_err(), "{bad}");
+        }
+        let principal: Principal = "service2=spiffe://x/ns/a/sa/b".parse().unwrap();
+        assert_eq!((principal.hop.as_str(), principal.identity.as_str()), ("service2", "spiffe://x/ns/a/sa/b"));
+        for bad in ["service2", "=spiffe://x", "service2=spiffe://", "service2=b"] {
+            assert!(bad.parse::<Principal>().is_err(), "{bad}");
         }
     }
 

@@ -185,17 +185,25 @@ pub(crate) fn quoted(word: &str) -> String {
 }
 
 #[cfg(test)]
+impl HintContext {
+    /// A chain behind a gateway, of which nothing is known.
+    pub(crate) fn for_tests() -> Self {
+        Self {
+            namespace: "httpserver".into(),
+            gateway_namespace: "istio-system".into(),
+            url: "http://x/service1".into(),
+            loopback: false,
+            evidence: Arc::default(),
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
     fn place() -> HintContext {
-        HintContext {
-            namespace: "httpserver".into(),
-            gateway_namespace: "istio-system".into(),
-            url: "http://127.0.0.1:8080/service1".into(),
-            loopback: true,
-            evidence: Arc::default(),
-        }
+        HintContext { url: "http://127.0.0.1:8080/service1".into(), loopback: true, ..HintContext::for_tests() }
     }
 
     #[test]

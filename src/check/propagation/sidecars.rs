@@ -9,12 +9,24 @@ pub(crate) fn missing_sidecars(xray: &Xray, hints: &HintContext) -> Vec<Finding>
     let told = |MissingSidecar { at, hop, is_certain }: MissingSidecar<'_>| {
         let name = &hop.name;
         let namespace = hints.namespace_of(hop);
-        let behind = if xray.called_by(at).next().is_some() { ", and none behind it" } else { "" };
-        let text =
-            format!("{name} has no sidecar, while other hops have one: no proxy of its own is seen in front of it{behind}");
+        // A hop that calls nobody shows its sidecar nowhere else.
+        let calls = xray.called_by(at).next().is_some();
+        let (text, excluded) = if calls {
+            (
+                format!(
+                    "{name} has no sidecar, while other hops have one: no proxy of its own is seen in front of it, and none behind it"
+                ),
+                String::new(),
+            )
+        } else {
+            (
+                format!("No sidecar is seen in front of {name}, while other hops have one"),
+                ". Else its port is excluded from its sidecar (traffic.sidecar.istio.io/excludeInboundPorts)".to_owned(),
+            )
+        };
         let or = if is_certain { "" } else { ". Else mTLS is off for it and for what it calls" };
         let hint = Hint::new(format!(
-            "Injection is missing at {name}: its pod is older than the label of the namespace (restart it), or has the label sidecar.istio.io/inject: \"false\"{or}"
+            "Injection is missing at {name}: its pod is older than the label of the namespace (restart it), or has the label sidecar.istio.io/inject: \"false\"{excluded}{or}"
         ))
         .run(hints.containers(hop))
         .run(format!("kubectl get namespace {namespace} --show-labels  # istio-injection=enabled, or istio.io/rev"))

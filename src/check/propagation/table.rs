@@ -11,8 +11,11 @@ pub(crate) fn table(probe: &Probe, xray: &Xray) -> Vec<String> {
             .map_or_else(|| "-".to_owned(), |c| format!("{}/{}", short(&c.trace_id.to_string()), short(&c.span_id.to_string())))
     };
     let name = |row: &HopEvidence| {
-        let text = format!("{}{}", "  ".repeat(row.depth.min(4)), row.hop.name);
-        if text.chars().count() > 14 { text.chars().take(13).chain(['…']).collect() } else { text }
+        // A deep hop is indented less rather than cut.
+        const WIDTH: usize = 14;
+        let room = WIDTH.saturating_sub(row.hop.name.chars().count());
+        let text = format!("{}{}", " ".repeat((2 * row.depth).min(8).min(room)), row.hop.name);
+        if text.chars().count() > WIDTH { text.chars().take(WIDTH - 1).chain(['…']).collect() } else { text }
     };
     let line = |a: &str, b: &str, c: &str, d: &str, e: &str| format!("{a:<14} {b:<19} {c:<19} {d:<11} {e}").trim_end().to_owned();
     let mut lines = vec![

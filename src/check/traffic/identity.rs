@@ -1,9 +1,10 @@
 //! Who called whom, where a proxy vouches for it.
 
 use crate::check::chain::evidence::{CALLER, Proxy, Xray};
+use crate::check::chain::expect::{Principal, is_named};
 use crate::check::envoy::suggestions::HintContext;
 use crate::check::report::{CheckId, Finding, Hint};
-use crate::check::traffic::sample::HopSamples;
+use crate::check::traffic::sample::{HopSample, HopSamples};
 
 const ID: CheckId = CheckId::TrafficIdentity;
 
@@ -51,6 +52,32 @@ impl<'a> HopCallers<'a> {
         };
         Self { name, caller, line: format!("{name:<20} {line}") }
     }
+}
+
+/// Whether a hop's caller is the promised one in every call.
+pub(crate) fn expected(hops: &[HopSamples<'_>], principal: &Principal, hints: &HintContext) -> Finding {
+    let Principal { hop: expected, identity } = principal;
+    let Some(hop) = hops.iter().find(|hop| is_named(hop.name, expected)) else {
+        return Finding::skip(ID, format!("The caller of {expected}: not checked, because {expected} never answered"));
+    };
+    let name = hop.name;
+    let of = |answer: &&&HopSample| answer.identity.as_deref() != Some(identity);
+    let wrong: Vec<&&HopSample> = hop.answers.iter().filter(of).collect();
+    let Some(first) = wrong.first() else {
+        return Finding::pass(ID, format!("{name} is called by {identity} in all {} requests, as promised", hop.answers.len()))
+            .hop(name);
+    };
+    let who = first.identity.as_deref().unwrap_or("nobody that a certificate names (no mTLS)");
+    let text = format!("{name} is called by {who} in {} of {} requests, {identity} promised", wrong.len(), hop.answers.len());
+    let cause =
+        "The caller runs under another service account, another workload calls in its place, or mTLS is off between the two";
+    let hint = Hint::new(cause)
+        .run(format!(
+            "kubectl get pods -n {} -o custom-columns=POD:.metadata.name,ACCOUNT:.spec.serviceAccountName",
+            hints.namespace
+        ))
+        .run("kubectl get peerauthentication,destinationrule -A");
+    Finding::fail(ID, text, hint).hop(name)
 }
 
 fn has(xray: &Xray, name: &str, sign: fn(Proxy) -> bool) -> bool {
@@ -126,8 +153,25 @@ fn plain_text(plain: &[&str], xray: &Xray, hints: &HintContext) -> Finding {
         None if is_own(first) && caller.is_some_and(is_own) => (
             first,
             called,
-            format!("{off}. Else the mesh does not know the port of Service {first} as HTTP (its name, or appProtocol)"),
+            format!(
+                "{off}. Else the mesh does not know the port of Service {first} as HTTP (its name, or appProtocol), or the call bypasses the sidecar of {} (excludeOutboundPorts)",
+                caller.unwrap_or(CALLER)
+            ),
         ),
+        None if xray
+            .rows
+            .iter()
+            .position(|row| row.hop.name == first)
+            .is_some_and(|at| xray.called_by(at).any(|next| next.proxy.identity)) =>
+        {
+            (
+                first,
+                called,
+                format!(
+                    "The port of {first} is excluded from its sidecar (excludeInboundPorts), which vouches for {first} where it calls; or {off}"
+                ),
+            )
+        }
         None if is_last => {
             (first, called, format!("{first} has no sidecar (its pod is older than the namespace's label), or {off}"))
         }

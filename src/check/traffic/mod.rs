@@ -8,11 +8,12 @@ pub(crate) mod sample;
 pub(crate) mod sampling;
 pub(crate) mod split;
 pub(crate) mod stats;
+mod times;
 pub(crate) mod watch;
 
 use crate::check::chain::FailureCause;
 use crate::check::chain::evidence::Xray;
-use crate::check::chain::expect::Split;
+use crate::check::chain::expect::{LatencyLimit, Principal, Split, is_named};
 use crate::check::envoy::suggestions::{HintContext, quoted};
 use crate::check::report::{CheckId, Finding, Hint};
 use crate::check::traffic::sample::{HopSamples, Outcome, Sample, by_hop};
@@ -21,7 +22,11 @@ use crate::check::traffic::sample::{HopSamples, Outcome, Sample, by_hop};
 pub(crate) struct TrafficExpectation<'a> {
     /// Percent of the requests that succeed.
     pub(crate) success: f64,
+    /// Percent of a hop's answers that may be repeated attempts.
+    pub(crate) retries: f64,
     pub(crate) splits: &'a [Split],
+    pub(crate) latencies: &'a [LatencyLimit],
+    pub(crate) principals: &'a [Principal],
 }
 
 /// The findings of the group.
@@ -43,8 +48,11 @@ pub(crate) fn findings(
     }
     out.push(versions(&hops));
     out.extend(expected.splits.iter().flat_map(|split| split::findings(&hops, split, hints)));
-    out.push(retries(&hops));
+    out.push(retries(&hops, expected.retries, hints));
+    out.extend(expected.latencies.iter().map(|limit| limited(samples, &hops, limit, hints)));
+    out.extend(times::findings(samples, &hops, hints));
     out.extend(xray.map(|xray| identity::finding(&hops, xray, hints)));
+    out.extend(expected.principals.iter().map(|principal| identity::expected(&hops, principal, hints)));
     out
 }
 
@@ -108,11 +116,36 @@ fn success(samples: &[Sample], expected: f64, hints: &HintContext) -> Vec<Findin
         let lines = kinds.iter().take(SHOWN).map(|kind| format!("{:>6} x {}", kind.count, kind.key));
         return vec![Finding::pass(ID, text).lines(lines).data(data)];
     }
-    let finding = |FailureKind { count, mut finding, .. }: FailureKind| {
+    let hops = by_hop(samples);
+    let finding = |FailureKind { count, key, mut finding, .. }: FailureKind| {
         finding.text = format!("{count} of {all} requests failed. {}", finding.text);
+        if let Some((host, others)) = single_instance(samples, &hops, &key) {
+            finding.text.push_str(&format!(". All of them at {host}, and none at {others}"));
+            finding.next.push(format!("kubectl describe pod {host} -n {}", hints.namespace));
+        }
         finding.data(data.clone())
     };
     kinds.into_iter().take(SHOWN).map(finding).collect()
+}
+
+/// The one instance at which every failure of this kind was, when its siblings answered so often that this is no chance, and
+/// their names.
+fn single_instance(samples: &[Sample], hops: &[HopSamples<'_>], key: &str) -> Option<(String, String)> {
+    const CHANCE: f64 = 1e-4;
+    let broken =
+        samples.iter().filter_map(|sample| if let Outcome::Broke(breaks) = &sample.outcome { Some(breaks) } else { None });
+    let mut at: Vec<(&str, &str)> = Vec::new();
+    for broken in broken.flatten().filter(|broken| broken.key() == key) {
+        let hop = if broken.to.hostname.is_empty() { &broken.from } else { &broken.to };
+        at.push((&hop.name, &hop.hostname));
+    }
+    let (name, host) = *at.first().filter(|(_, host)| !host.is_empty())?;
+    let hop = hops.iter().find(|hop| hop.name == name).filter(|_| at.iter().all(|(_, other)| *other == host))?;
+    let hosts = hop.tally(|answer| &answer.hop.hostname);
+    let share = *hosts.get(host)? as f64 / hop.answers.len() as f64;
+    let others: Vec<&str> = hosts.keys().copied().filter(|other| *other != host).collect();
+    (!others.is_empty() && share.powi(i32::try_from(at.len()).unwrap_or(i32::MAX)) < CHANCE)
+        .then(|| (host.to_owned(), others.join(", ")))
 }
 
 fn latency(samples: &[Sample]) -> Option<Finding> {
@@ -154,13 +187,20 @@ fn versions(hops: &[HopSamples<'_>]) -> Finding {
     Finding::pass(CheckId::TrafficVersions, "Versions that answered, per hop").lines(lines).data(data.into())
 }
 
-fn retries(hops: &[HopSamples<'_>]) -> Finding {
-    let mut lines = Vec::new();
+fn retries(hops: &[HopSamples<'_>], expected: f64, hints: &HintContext) -> Finding {
+    const ID: CheckId = CheckId::TrafficRetries;
+    let (mut lines, mut first) = (Vec::new(), None);
     for HopSamples { name, answers } in hops {
         let again = answers.iter().filter(|answer| answer.attempt > 1).count();
         if again > 0 {
             let (all, most) = (answers.len(), answers.iter().map(|answer| answer.attempt).max().unwrap_or(1));
-            lines.push(format!("{name:<20} {again} of {all} answers needed more than one attempt, {most} at most"));
+            let calls = answers.iter().map(|answer| answer.calls).max().unwrap_or(1);
+            lines.push(format!(
+                "{name:<20} {again} of {all} answers needed more than one attempt, {most} at most; up to {calls} calls for one request"
+            ));
+            if 100.0 * again as f64 / all as f64 > expected {
+                first = first.or(Some(*name));
+            }
         }
     }
     let text = match lines.len() {
@@ -168,7 +208,53 @@ fn retries(hops: &[HopSamples<'_>]) -> Finding {
         1 => "Retries seen at 1 hop: a proxy in front hid failures".to_owned(),
         n => format!("Retries seen at {n} hops: a proxy in front hid failures; retries at several layers multiply"),
     };
-    Finding::pass(CheckId::TrafficRetries, text).lines(lines)
+    let Some(name) = first else { return Finding::pass(ID, text).lines(lines) };
+    let hint = Hint::new(format!(
+        "Calls of {name} fail and a proxy repeats them (retries of a VirtualService; without one Istio repeats twice): the failures are hidden and not gone. --expect-retries says what is meant"
+    ))
+    .run("kubectl get virtualservice -A -o yaml | grep -A4 retries:")
+    .run(format!("kubectl get pods -n {} -l app={name}", hints.namespace));
+    Finding::fail(ID, format!("{text}, {expected} % promised"), hint).lines(lines).hop(name)
+}
+
+/// Whether the promised share of the answers keeps its limit.
+fn limited(samples: &[Sample], hops: &[HopSamples<'_>], limit: &LatencyLimit, hints: &HintContext) -> Finding {
+    const ID: CheckId = CheckId::TrafficLatency;
+    let (name, times) = match &limit.hop {
+        None => (
+            "The whole request",
+            sorted(samples.iter().filter(|sample| sample.is_fine()).map(|sample| sample.took.as_secs_f64() * 1000.0)),
+        ),
+        Some(expected) => match hops.iter().find(|hop| is_named(hop.name, expected)) {
+            Some(hop) => (hop.name, sorted(hop.answers.iter().map(|answer| answer.took_ms))),
+            None => (expected.as_str(), Vec::new()),
+        },
+    };
+    let Some(measured) = stats::percentile(&times, limit.percent / 100.0) else {
+        return Finding::skip(ID, format!("{name}, {limit}: not checked, because it never answered"));
+    };
+    let data = serde_json::json!({"limit": limit.to_string(), "measured_ms": measured, "answers": times.len()});
+    let text = format!("{name} answers in {measured:.1} ms at p{} of {} answers", limit.percent, times.len());
+    let finding = if measured <= limit.limit.as_secs_f64() * 1000.0 {
+        Finding::pass(ID, format!("{text}, as promised ({limit})"))
+    } else {
+        let own = |hop: &HopSamples<'_>| {
+            Some((
+                stats::percentile(&sorted(hop.answers.iter().map(|answer| answer.own_ms)), limit.percent / 100.0)?,
+                hop.name.to_owned(),
+            ))
+        };
+        let slowest = hops.iter().filter_map(own).max_by(|a, b| a.0.total_cmp(&b.0));
+        let (ms, slowest) = slowest.unwrap_or_default();
+        let hint = Hint::new(format!(
+            "The slowest hop by itself is {slowest}, with {ms:.0} ms at p{}; --expect-latency says what is meant",
+            limit.percent
+        ))
+        .run(format!("kubectl set env deploy/{slowest} --list -n {} | grep -E 'LATENCY|FAULT'", hints.namespace));
+        Finding::fail(ID, format!("{text}, {limit} promised"), hint)
+    };
+    let finding = finding.data(data);
+    if limit.hop.is_some() { finding.hop(name) } else { finding }
 }
 
 #[cfg(test)]
@@ -180,16 +266,23 @@ mod tests {
 
     #[test]
     fn a_failure_that_no_hop_shows_is_a_finding() {
-        let hints = HintContext {
-            namespace: "httpserver".into(),
-            gateway_namespace: "istio-system".into(),
-            url: "http://x/service1".into(),
-            loopback: false,
-            evidence: std::sync::Arc::default(),
-        };
+        let hints = HintContext::for_tests();
         let outcome = Outcome::Broke(Vec::new());
-        let sample = Sample { at: Duration::ZERO, took: Duration::ZERO, outcome, hops: Vec::new(), sampled: None, ends: None };
-        let findings = findings(&[sample], None, &TrafficExpectation { success: 100.0, splits: &[] }, &hints);
+        let sample = Sample {
+            at: Duration::ZERO,
+            took: Duration::ZERO,
+            outcome,
+            hops: Vec::new(),
+            sampled: None,
+            ends: None,
+            gaps: Vec::new(),
+        };
+        let findings = findings(
+            &[sample],
+            None,
+            &TrafficExpectation { success: 100.0, retries: 0.0, splits: &[], latencies: &[], principals: &[] },
+            &hints,
+        );
         assert_eq!(findings.len(), 1, "{findings:#?}");
         assert_eq!((findings[0].id, findings[0].status), (CheckId::TrafficSuccess, Status::Fail));
         assert!(findings[0].text.starts_with("1 of 1 requests failed."), "{}", findings[0].text);

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use crate::hop::reply::{Headers, Tree};
 
+use crate::check::chain::evidence::CALLER;
 use crate::check::chain::{self, Break};
 use crate::check::envoy::gateway;
 use crate::check::envoy::suggestions::{HintContext, HopRef};
@@ -26,6 +27,10 @@ pub(crate) struct HopSample {
     pub(crate) identity: Option<String>,
     /// Milliseconds that the hop itself took, without its calls.
     pub(crate) own_ms: f64,
+    /// Milliseconds that it took with them.
+    pub(crate) took_ms: f64,
+    /// How many calls it received for this one request, when every attempt of the hops above it called anew.
+    pub(crate) calls: u32,
 }
 
 /// How one request ended.
@@ -53,6 +58,8 @@ pub(crate) struct Sample {
     pub(crate) sampled: Option<bool>,
     /// Where "sampled" became "not sampled" behind it: the hop before and the hop behind.
     pub(crate) ends: Option<(String, String)>,
+    /// Between the call of a hop and the answer of the one that it called: both, and milliseconds.
+    pub(crate) gaps: Vec<(String, String, f64)>,
 }
 
 impl Sample {
@@ -131,7 +138,7 @@ impl Series {
 
 /// Reduces one answer to what the statistics need.
 pub(crate) fn digest(result: Result<FrontAnswer, RequestFailure>, at: Duration, took: Duration, hints: &HintContext) -> Sample {
-    let mut sample = Sample { at, took, outcome: Outcome::Fine, hops: Vec::new(), sampled: None, ends: None };
+    let mut sample = Sample { at, took, outcome: Outcome::Fine, hops: Vec::new(), sampled: None, ends: None, gaps: Vec::new() };
     match result {
         Err(failure) => sample.outcome = Outcome::Failed(failure),
         Ok(answer) => match answer.tree() {
@@ -142,7 +149,9 @@ pub(crate) fn digest(result: Result<FrontAnswer, RequestFailure>, at: Duration, 
             Some(tree) => {
                 sample.sampled = tree.sampled;
                 sample.ends = sampling_ends(&tree);
-                chain::visit(&tree, &hints.url, 0, &mut |hop, url, _| sample.hops.push(hop_sample(hop, url)));
+                let whole = took.as_secs_f64() * 1000.0 - tree.duration_ms;
+                sample.gaps.push((CALLER.to_owned(), tree.service.clone(), whole.max(0.0)));
+                walk(&tree, &hints.url, 1, &mut sample);
                 let breaks = chain::breaks(&tree, &hints.url);
                 if !breaks.is_empty() || answer.status >= 300 {
                     sample.outcome = Outcome::Broke(breaks);
@@ -162,7 +171,19 @@ fn sampling_ends(tree: &Tree) -> Option<(String, String)> {
     })
 }
 
-fn hop_sample(tree: &Tree, url: &str) -> HopSample {
+/// `calls`: of the hop above, for this request.
+fn walk(tree: &Tree, url: &str, calls: u32, sample: &mut Sample) {
+    let hop = hop_sample(tree, url, calls);
+    let calls = hop.calls;
+    sample.hops.push(hop);
+    for (call, reply) in tree.upstreams.iter().filter_map(|call| Some((call, call.reply.as_deref()?))) {
+        let gap = (call.duration_ms - reply.duration_ms).max(0.0);
+        sample.gaps.push((tree.service.clone(), reply.service.clone(), gap));
+        walk(reply, &call.url, calls, sample);
+    }
+}
+
+fn hop_sample(tree: &Tree, url: &str, above: u32) -> HopSample {
     let calls = tree.upstreams.iter().map(|call| call.duration_ms);
     let (sum, longest) = calls.fold((0.0, 0.0_f64), |(sum, longest), ms| (sum + ms, longest.max(ms)));
     // In sequence the calls add up; in parallel the longest counts, and their sum would exceed the hop's own time.
@@ -173,6 +194,8 @@ fn hop_sample(tree: &Tree, url: &str) -> HopSample {
         lane: tree.lane.clone(),
         attempt: tree.attempt,
         identity: tree.client.identity.as_deref().map(str::to_owned),
+        took_ms: tree.duration_ms,
+        calls: above.saturating_mul(tree.attempt.max(1)),
         own_ms: (tree.duration_ms - below).max(0.0),
     }
 }

@@ -1,0 +1,182 @@
+//! Which instance, and which seam, is slower than the others: robust against noise, because all of them run on the same machines.
+
+use std::collections::BTreeMap;
+
+use crate::check::envoy::suggestions::HintContext;
+use crate::check::report::{CheckId, Finding, Hint};
+use crate::check::traffic::sample::{HopSamples, Sample};
+use crate::check::traffic::stats::percentile;
+
+const ID: CheckId = CheckId::TrafficTimes;
+
+/// Fewer answers of an instance, or calls over a seam, prove nothing.
+const MIN_SAMPLES: usize = 10;
+/// An instance is slow when three quarters of its answers take this much longer than nine tenths of its siblings'.
+const SLOWER: f64 = 2.0;
+const SLOWER_BY_MS: f64 = 50.0;
+/// A seam is slow when this share of its calls takes so much longer than nine tenths of the calls over every other seam.
+const SLOW_SHARE: f64 = 0.25;
+const SEAM_SLOWER: f64 = 4.0;
+const SEAM_MS: f64 = 250.0;
+
+pub(crate) fn findings(samples: &[Sample], hops: &[HopSamples<'_>], hints: &HintContext) -> Vec<Finding> {
+    let mut out: Vec<Finding> = hops.iter().filter_map(|hop| instances(hop, hints)).collect();
+    let seams = by_seam(samples);
+    out.extend(slow_seams(&seams, hints));
+    let is_judged = hops.iter().any(|hop| hop.answers.len() >= MIN_SAMPLES) && !seams.is_empty();
+    if out.is_empty() && is_judged {
+        out.push(Finding::pass(ID, "No instance is slower than its siblings, and no seam than the others"));
+    }
+    out
+}
+
+fn sorted(values: impl Iterator<Item = f64>) -> Vec<f64> {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values
+}
+
+/// An instance that takes longer itself than the others of its hop.
+fn instances(hop: &HopSamples<'_>, hints: &HintContext) -> Option<Finding> {
+    let hosts = hop.tally(|answer| &answer.hop.hostname);
+    hosts.keys().find_map(|host| {
+        let own = |is_it: bool| {
+            sorted(hop.answers.iter().filter(|answer| (answer.hop.hostname == **host) == is_it).map(|answer| answer.own_ms))
+        };
+        let (its, others) = (own(true), own(false));
+        if its.len() < MIN_SAMPLES || others.len() < MIN_SAMPLES {
+            return None;
+        }
+        let (low, high) = (percentile(&its, 0.25)?, percentile(&others, 0.9)?);
+        if low < SLOWER * high || low - high < SLOWER_BY_MS {
+            return None;
+        }
+        let (median, usual) = (percentile(&its, 0.5)?, percentile(&others, 0.5)?);
+        let answer = hop.answers.iter().find(|answer| answer.hop.hostname == **host)?;
+        let (name, namespace) = (hop.name, hints.namespace_of(&answer.hop));
+        let text = format!(
+            "{host} is slower than the other instances of {name}: it takes {median:.0} ms itself, the others {usual:.0} ms (medians of {} and {} answers)",
+            its.len(),
+            others.len()
+        );
+        let hint = Hint::new(format!(
+            "That one instance of {name} has a latency or a fault of its own (LATENCY, FAULT), another version or settings, or a node or a limit that starves it"
+        ))
+        .run(hints.settings(&answer.hop))
+        .run(format!("kubectl get pod {host} -n {namespace} -o wide"));
+        Some(Finding::fail(ID, text, hint).hop(name).data(serde_json::json!({"instance": host, "p50_ms": median, "others_p50_ms": usual})))
+    })
+}
+
+/// What lies between a call and the answer of the hop that was called, milliseconds, by caller and called.
+fn by_seam(samples: &[Sample]) -> BTreeMap<(&str, &str), Vec<f64>> {
+    let mut seams: BTreeMap<(&str, &str), Vec<f64>> = BTreeMap::new();
+    for (from, to, ms) in samples.iter().flat_map(|sample| &sample.gaps) {
+        seams.entry((from, to)).or_default().push(*ms);
+    }
+    seams.values_mut().for_each(|gaps| gaps.sort_by(f64::total_cmp));
+    seams
+}
+
+fn slow_seams(seams: &BTreeMap<(&str, &str), Vec<f64>>, hints: &HintContext) -> Vec<Finding> {
+    let high = |gaps: &Vec<f64>| percentile(gaps, 0.9).unwrap_or_default();
+    let slow = seams.iter().filter_map(|((from, to), gaps)| {
+        let others = seams.iter().filter(|((a, b), _)| (a, b) != (from, to)).map(|(_, gaps)| high(gaps));
+        let limit = others.fold(0.0, f64::max).mul_add(SEAM_SLOWER, 0.0).max(SEAM_MS);
+        let slow: Vec<f64> = gaps.iter().copied().filter(|ms| *ms > limit).collect();
+        let share = slow.len() as f64 / gaps.len() as f64;
+        (seams.len() > 1 && gaps.len() >= MIN_SAMPLES && share >= SLOW_SHARE).then_some((from, to, gaps.len(), slow))
+    });
+    slow.map(|(from, to, all, slow)| {
+        let median = percentile(&slow, 0.5).unwrap_or_default();
+        let text = format!(
+            "{median:.0} ms lie between the call of {from} and the answer of {to}, in {} of {all} calls: neither of the two takes them",
+            slow.len()
+        );
+        let hint = Hint::new(format!(
+            "Something between {from} and {to} holds the call: fault.delay of a VirtualService (flag DI in the proxy's log), a proxy that waits for a connection or a retry, or the network"
+        ))
+        .run("kubectl get virtualservice -A -o yaml | grep -A6 fault:")
+        .run(format!("kubectl logs deploy/{from} -c istio-proxy -n {} --tail=5", hints.namespace));
+        Finding::fail(ID, text, hint).seam(from, to, None).hop(to)
+    })
+    .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::check::envoy::suggestions::HopRef;
+    use crate::check::report::Status;
+    use crate::check::traffic::sample::{HopSample, Outcome, by_hop};
+    use std::time::Duration;
+
+    /// A hundred requests over three hops of two instances each, with the demo's latencies; `change` adds to the time of an
+    /// instance of service2, and to what lies between service2 and service3.
+    fn run(seed: u64, instance_ms: f64, seam_ms: f64) -> Vec<Finding> {
+        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        let mut draw = |low: f64, high: f64| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            low + (high - low) * (state >> 11) as f64 / (1_u64 << 53) as f64
+        };
+        let mut samples = Vec::new();
+        for n in 0..100 {
+            let mut sample = Sample {
+                at: Duration::ZERO,
+                took: Duration::ZERO,
+                outcome: Outcome::Fine,
+                hops: vec![],
+                sampled: None,
+                ends: None,
+                gaps: vec![],
+            };
+            for hop in 1..=3 {
+                let host = (n + hop) % 2;
+                let slow = if hop == 2 && host == 0 { instance_ms } else { 0.0 };
+                let own_ms = draw(5.0, 60.0) + slow;
+                let hop_ref =
+                    HopRef { name: format!("service{hop}"), hostname: format!("service{hop}-{host}"), url: String::new() };
+                let took_ms = own_ms;
+                sample.hops.push(HopSample {
+                    hop: hop_ref,
+                    version: "v1".into(),
+                    lane: "base".into(),
+                    attempt: 1,
+                    calls: 1,
+                    identity: None,
+                    own_ms,
+                    took_ms,
+                });
+                let from = if hop == 1 { "check".into() } else { format!("service{}", hop - 1) };
+                let gap = draw(0.5, 8.0) + if hop == 3 { seam_ms } else { 0.0 };
+                sample.gaps.push((from, format!("service{hop}"), gap));
+            }
+            samples.push(sample);
+        }
+        let hints = HintContext::for_tests();
+        findings(&samples, &by_hop(&samples), &hints)
+    }
+
+    #[test]
+    fn a_thousand_healthy_runs_give_no_false_alarm() {
+        for seed in 1..=1000 {
+            let found = run(seed, 0.0, 0.0);
+            assert!(found.len() == 1 && found[0].status == Status::Pass, "{seed}: {found:#?}");
+        }
+    }
+
+    #[test]
+    fn one_slow_instance_and_one_slow_seam_are_named() {
+        for seed in 1..=100 {
+            let instance = run(seed, 200.0, 0.0);
+            assert!(instance.len() == 1 && instance[0].text.starts_with("service2-0 is slower"), "{seed}: {instance:#?}");
+            let seam = run(seed, 0.0, 1000.0);
+            assert!(
+                seam.len() == 1 && seam[0].text.contains("between the call of service2 and the answer of service3"),
+                "{seam:#?}"
+            );
+        }
+    }
+}
