@@ -252,7 +252,7 @@ envoy_flags! {
         at_gateway "The gateway cannot reach the first hop (503, flag {code}: {reason})"
             because "The hop's pod refuses the connection: it is not ready, its port is not the Service's targetPort, or its sidecar refuses plain text (STRICT mTLS) from a gateway outside the mesh"
             next ["kubectl get pods,endpointslices -n {namespace}", "kubectl get peerauthentication -A"];
-        between_hops because "The pod of {called} cannot be reached or hung up (flag {code}): it is not ready, its port is not the Service's targetPort, or mTLS is on one side only",
+        between_hops because "The pod of {called} cannot be reached or hung up (flag {code}): it is not ready, its port is not the Service's targetPort, mTLS is on one side only, or a ServiceEntry or EndpointSlice left an address behind that no pod has",
             next [PODS, PROXY_ENDPOINTS, PROXY_LOG];
 
     "NC" when |answer| answer.leads(|to, host, _| !host.is_empty() && first_label(to.host) != first_label(host));
@@ -269,7 +269,7 @@ envoy_flags! {
 
     "NC" when |answer| answer.status == 503 && (answer.is_bare() || answer.by_client(|span| span.has("NC")));
         at_gateway "The gateway's route leads to a Service that does not exist (503 with an empty body, flag {code}){leads}"
-            because "The destination host of the VirtualService is misspelt or in another namespace, the Service has no such port, or its subset has no DestinationRule"
+            because "The destination host of the VirtualService is misspelt or in another namespace, the Service has no such port, its subset has no DestinationRule, or an exportTo keeps the Service or that rule to its own namespace"
             next [DESTINATIONS, "kubectl get service -n {namespace}", ANALYZE];
         between_hops because "The route from {caller} leads to a Service or subset that does not exist (flag {code}): a host in a VirtualService is misspelt, the Service has no such port, or the subset has no DestinationRule",
             next [DESTINATIONS, ANALYZE];
