@@ -28,7 +28,7 @@ use crate::system::held::HeldBudgets;
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::export::{ExporterError, Pipelines};
 use crate::telemetry::line_writer::LineWriter;
-use crate::telemetry::metrics::{BuildInfo, Metrics};
+use crate::telemetry::metrics::{BuildInfo, Metrics, RequestLabels, scheme};
 use crate::telemetry::tracer::Tracer;
 use crate::trace_context::{Propagator, is_never_carried};
 use crate::upstream::Upstreams;
@@ -217,10 +217,18 @@ impl App {
             }
             tracing::info!(timeout = ?drain.timeout, "draining: no longer accepting, finishing what is in flight");
         };
-        let metrics = node.metrics.clone();
+        let (metrics, is_tls) = (node.metrics.clone(), tls.is_some());
         let on_refused = Arc::new(move |status: http::StatusCode| {
             // There is no request to log; the metric counts it.
-            metrics.request(&http::Method::GET, "unmatched", status.as_str(), Duration::ZERO, None);
+            let labels = RequestLabels {
+                route: "unmatched",
+                status: status.as_str(),
+                method: "_OTHER",
+                scheme: scheme(is_tls),
+                protocol: "",
+                error: "",
+            };
+            metrics.request(&labels, Duration::ZERO, None);
         });
         let server = ServerConfig { listener, options: connections, tls, phase: phase.clone(), on_refused };
         let requests_cut =

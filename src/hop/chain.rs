@@ -182,24 +182,32 @@ impl<S: Sync> FromRequestParts<S> for Form {
 
 /// Whether `Accept` names JSON and ranks no text above it.
 pub(crate) fn prefers_json(headers: &HeaderMap) -> bool {
-    let (mut json, mut text) = (0.0_f32, 0.0_f32);
-    for value in headers.get_all(header::ACCEPT) {
-        if value == "application/json" {
-            json = 1.0;
-            continue;
-        }
-        for range in value.to_str().unwrap_or_default().split(',') {
-            let mut parts = range.split(';').map(str::trim);
-            let rank = match parts.next().map(str::to_ascii_lowercase).as_deref() {
-                Some("application/json" | "application/*") => &mut json,
-                Some("text/plain" | "text/html" | "text/*") => &mut text,
-                _ => continue,
-            };
-            let q = parts.find_map(|part| part.strip_prefix("q=")?.parse::<f32>().ok()).unwrap_or(1.0);
-            *rank = rank.max(q);
-        }
+    let is_json = |value: &http::HeaderValue| value == "application/json";
+    let mut values = headers.get_all(header::ACCEPT).iter();
+    // What a hop sends.
+    (values.next().is_some_and(is_json) && values.next().is_none())
+        || prefers(headers, &["application/json", "application/*"], &["text/plain", "text/html", "text/*"])
+}
+
+/// Whether `Accept` names one of the `preferred` media types and ranks none of the `others` above it.
+pub(crate) fn prefers(headers: &HeaderMap, preferred: &[&str], others: &[&str]) -> bool {
+    let (mut best, mut other) = (0.0_f32, 0.0_f32);
+    for range in headers.get_all(header::ACCEPT).iter().flat_map(|value| value.to_str().unwrap_or_default().split(',')) {
+        let mut parts = range.split(';').map(str::trim);
+        let name = parts.next().unwrap_or_default();
+        let is_one_of = |names: &[&str]| names.iter().any(|known| name.eq_ignore_ascii_case(known));
+        let rank = match (is_one_of(preferred), is_one_of(others)) {
+            (true, _) => &mut best,
+            (_, true) => &mut other,
+            _ => continue,
+        };
+        let q = |part: &str| {
+            let (name, value) = part.split_once('=')?;
+            name.trim().eq_ignore_ascii_case("q").then(|| value.trim().parse::<f32>().ok()).flatten()
+        };
+        *rank = rank.max(parts.find_map(q).unwrap_or(1.0));
     }
-    json > 0.0 && json >= text
+    best > 0.0 && best >= other
 }
 
 #[cfg(test)]

@@ -32,7 +32,7 @@ use crate::server::{ConnectionInfo, Cut, answer};
 use crate::system::held::Held;
 use crate::telemetry::access_log::AccessEntry;
 use crate::telemetry::ids;
-use crate::telemetry::metrics::{known_method, protocol_version};
+use crate::telemetry::metrics::{RequestLabels, known_method, protocol_version, scheme};
 use crate::telemetry::span_queue::{FinishedSpan, SpanKind};
 use crate::trace_context::{Carried, Context, X_CALL_BUDGET, X_HOP_COUNT, X_REQUEST_ID, traceresponse};
 
@@ -133,7 +133,8 @@ impl Exchange {
             None => (incoming.context, false),
         };
         let request_id = head.carried.request_id().cloned().unwrap_or_else(ids::request_id);
-        node.metrics.active_requests.inc();
+        let is_https = head.is_https.unwrap_or(connection.is_tls);
+        node.metrics.active_requests(known_method(request.method()), scheme(is_https)).inc();
         Arc::new(Self {
             begun: Instant::now(),
             started_at: SystemTime::now(),
@@ -143,7 +144,7 @@ impl Exchange {
             version: request.version(),
             path,
             client: canonical(head.real_ip.or(head.forwarded_for).or(head.forwarded).unwrap_or(connection.peer.ip())),
-            is_https: head.is_https.unwrap_or(connection.is_tls),
+            is_https,
             connection,
             identity: head.identity,
             attempt: head.attempt.unwrap_or(1),
@@ -302,7 +303,8 @@ impl Drop for Exchange {
             _ => self.cut.get().copied(),
         };
         let status = if cut.is_some() { CUT_OFF } else { self.status.load(Ordering::Relaxed) };
-        node.metrics.active_requests.dec();
+        let (method, scheme) = (known_method(&self.method), scheme(self.is_https));
+        node.metrics.active_requests(method, scheme).dec();
         if let Some(watch) = node.watch.get().filter(|_| self.watched.load(Ordering::Relaxed)) {
             watch.ended(status, duration);
         }
@@ -310,10 +312,16 @@ impl Drop for Exchange {
         let sampled = self.context().filter(|context| context.sampling.is_sampled());
         let label = if template.is_empty() { "unmatched" } else { template };
         let digits = StatusCode::from_u16(status).unwrap_or_default();
-        node.metrics.request(&self.method, label, digits.as_str(), duration, sampled.map(|context| context.trace_id));
+        let labels = RequestLabels {
+            route: label,
+            status: digits.as_str(),
+            method,
+            scheme,
+            protocol: protocol_version(self.version),
+            error: cut.map(|cut| cut.as_str()).unwrap_or(if status >= 500 { digits.as_str() } else { "" }),
+        };
+        node.metrics.request(&labels, duration, sampled.map(|context| context.trace_id));
         if let Some((tracer, context)) = node.tracer.as_ref().zip(sampled) {
-            let method = known_method(&self.method);
-            let scheme = if self.is_https { "https" } else { "http" };
             tracer.record(&FinishedSpan {
                 kind: SpanKind::Server,
                 context,

@@ -10,11 +10,11 @@ use axum::response::Response;
 use axum::routing::{MethodRouter, get};
 use axum::{Extension, Router};
 use http::StatusCode;
-use http::header::{self, HeaderMap};
+use http::header::HeaderMap;
 use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 
-use crate::hop::chain::{Form, chain};
+use crate::hop::chain::{Form, chain, prefers};
 use crate::hop::error::Error;
 use crate::hop::exchange::Exchange;
 use crate::hop::layers::EndpointKind::{self, Chain, Information, Probe, Scrape, Text};
@@ -140,19 +140,9 @@ async fn readyz(State(node): State<Arc<Node>>) -> Response {
     }
 }
 
-/// Whether `Accept` names OpenMetrics and does not refuse it.
-fn accepts_openmetrics(accept: &str) -> bool {
-    let mut ranges = accept.split(',').map(|range| range.split(';').map(str::trim));
-    ranges.any(|mut parts| {
-        parts.next().is_some_and(|name| name.eq_ignore_ascii_case("application/openmetrics-text"))
-            && parts.find_map(|part| part.strip_prefix("q=")?.parse::<f32>().ok()).is_none_or(|q| q > 0.0)
-    })
-}
-
 async fn metrics(State(node): State<Arc<Node>>, request: Request) -> Response {
     static OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    let openmetrics =
-        accepts_openmetrics(request.headers().get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default());
+    let openmetrics = prefers(request.headers(), &["application/openmetrics-text"], &["text/plain", "text/*"]);
     let log = node.access_log.as_ref().map(|AccessLog { lines, .. }| lines);
     for kind in HeldKind::ALL {
         node.metrics.set_held_bytes(kind.as_str(), node.held.of(kind));

@@ -55,27 +55,39 @@ impl AccessLog {
     }
 }
 
-fn text(out: &mut Vec<u8>, entry: &AccessEntry<'_>) {
+/// The fields up to the request id, each after what stands before it.
+fn push_fields(out: &mut Vec<u8>, entry: &AccessEntry<'_>, before: [&str; 8]) {
+    let [time, client, method, path, status, duration, bytes, request_id] = before.map(str::as_bytes);
+    out.extend_from_slice(time);
     push_time(out, entry.started_at);
-    out.push(b' ');
+    out.extend_from_slice(client);
     push_address(out, entry.client);
-    out.extend_from_slice(b" \"");
+    out.extend_from_slice(method);
     push_escaped(out, entry.method.as_bytes());
-    out.push(b' ');
+    out.extend_from_slice(path);
     push_escaped(out, entry.path.as_bytes());
-    out.extend_from_slice(b"\" ");
+    out.extend_from_slice(status);
     push_number(out, u64::from(entry.status));
-    out.push(b' ');
+    out.extend_from_slice(duration);
     push_milliseconds(out, entry.duration);
-    out.extend_from_slice(b"ms ");
+    out.extend_from_slice(bytes);
     push_number(out, entry.bytes);
-    out.extend_from_slice(b"B request=");
+    out.extend_from_slice(request_id);
     push_escaped(out, entry.request_id);
+}
+
+/// The ids, each after what stands before it.
+fn push_ids(out: &mut Vec<u8>, trace: &Context, before: [&str; 2]) {
+    out.extend_from_slice(before[0].as_bytes());
+    push_hex(out, &trace.trace_id.to_bytes());
+    out.extend_from_slice(before[1].as_bytes());
+    push_hex(out, &trace.span_id.to_bytes());
+}
+
+fn text(out: &mut Vec<u8>, entry: &AccessEntry<'_>) {
+    push_fields(out, entry, ["", " ", " \"", " ", "\" ", " ", "ms ", "B request="]);
     if let Some(trace) = entry.trace {
-        out.extend_from_slice(b" trace=");
-        push_hex(out, &trace.trace_id.to_bytes());
-        out.extend_from_slice(b" span=");
-        push_hex(out, &trace.span_id.to_bytes());
+        push_ids(out, trace, [" trace=", " span="]);
     }
     out.extend_from_slice(b" lane=");
     push_escaped(out, entry.lane.as_bytes());
@@ -91,40 +103,32 @@ fn text(out: &mut Vec<u8>, entry: &AccessEntry<'_>) {
 }
 
 pub(crate) fn json(out: &mut Vec<u8>, entry: &AccessEntry<'_>) {
-    out.extend_from_slice(b"{\"time\":\"");
-    push_time(out, entry.started_at);
-    out.extend_from_slice(b"\",\"client\":\"");
-    push_address(out, entry.client);
-    out.extend_from_slice(b"\",\"method\":\"");
-    push_escaped(out, entry.method.as_bytes());
-    out.extend_from_slice(b"\",\"path\":\"");
-    push_escaped(out, entry.path.as_bytes());
-    out.extend_from_slice(b"\",\"status\":");
-    push_number(out, u64::from(entry.status));
-    out.extend_from_slice(b",\"duration_ms\":");
-    push_milliseconds(out, entry.duration);
-    out.extend_from_slice(b",\"bytes\":");
-    push_number(out, entry.bytes);
-    out.extend_from_slice(b",\"request_id\":\"");
-    push_escaped(out, entry.request_id);
+    let before = [
+        r#"{"time":""#,
+        r#"","client":""#,
+        r#"","method":""#,
+        r#"","path":""#,
+        r#"","status":"#,
+        r#","duration_ms":"#,
+        r#","bytes":"#,
+        r#","request_id":""#,
+    ];
+    push_fields(out, entry, before);
     match entry.trace {
         Some(trace) => {
-            out.extend_from_slice(b"\",\"trace_id\":\"");
-            push_hex(out, &trace.trace_id.to_bytes());
-            out.extend_from_slice(b"\",\"span_id\":\"");
-            push_hex(out, &trace.span_id.to_bytes());
-            out.extend_from_slice(b"\",\"lane\":\"");
+            push_ids(out, trace, [r#"","trace_id":""#, r#"","span_id":""#]);
+            out.extend_from_slice(br#"","lane":""#);
         }
-        None => out.extend_from_slice(b"\",\"trace_id\":null,\"span_id\":null,\"lane\":\""),
+        None => out.extend_from_slice(br#"","trace_id":null,"span_id":null,"lane":""#),
     }
     push_escaped(out, entry.lane.as_bytes());
-    out.extend_from_slice(b"\",\"upstream_status\":");
+    out.extend_from_slice(br#"","upstream_status":"#);
     match entry.upstream_status {
         Some(status) => push_number(out, u64::from(status)),
         None => out.extend_from_slice(b"null"),
     }
     if let Some(cut) = entry.cut {
-        out.extend_from_slice(b",\"error\":\"");
+        out.extend_from_slice(br#","error":""#);
         out.extend_from_slice(cut.as_bytes());
         out.push(b'"');
     }

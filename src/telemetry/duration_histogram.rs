@@ -14,13 +14,16 @@ const BUCKETS: [f64; 14] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1
 /// The age at which a new request replaces an exemplar: one a second is enough to follow.
 const EXEMPLAR_AGE_MS: u64 = 1000;
 
-/// A histogram family with three labels, and its exemplars.
+/// How many labels a family has.
+pub(crate) const LABELS: usize = 6;
+
+/// A histogram family, and its exemplars.
 #[derive(Debug)]
 pub(crate) struct DurationHistogram {
     pub(crate) name: &'static str,
-    labels: [&'static str; 3],
+    labels: [&'static str; LABELS],
     pub(crate) vec: HistogramVec,
-    handles: RwLock<Vec<([String; 3], Arc<HistogramHandle>)>>,
+    handles: RwLock<Vec<([String; LABELS], Arc<HistogramHandle>)>>,
 }
 
 /// One histogram of the family and its latest exemplars.
@@ -38,25 +41,25 @@ struct ExemplarSlot {
     sample: Mutex<Option<(TraceId, f64)>>,
 }
 
-/// A traced observation of one bucket.
+/// A traced observation of one bucket, or of a counter.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Exemplar {
     pub(crate) trace_id: TraceId,
-    /// The observed duration.
-    pub(crate) seconds: f64,
+    /// The observed duration in seconds, or what was added to a counter.
+    pub(crate) value: f64,
     /// Milliseconds since the epoch.
     pub(crate) at_ms: u64,
 }
 
 impl DurationHistogram {
-    pub(crate) fn new(name: &'static str, help: &str, labels: &[&'static str; 3]) -> Self {
+    pub(crate) fn new(name: &'static str, help: &str, labels: &[&'static str; LABELS]) -> Self {
         let opts = HistogramOpts::new(name, help).buckets(BUCKETS.to_vec());
         let vec = HistogramVec::new(opts, labels).expect("the family is well formed");
         Self { name, labels: *labels, vec, handles: RwLock::default() }
     }
 
     /// The histogram with these label values and its exemplars, created on first use. There are few, so a scan finds it.
-    pub(crate) fn handle(&self, values: [&str; 3]) -> Arc<HistogramHandle> {
+    pub(crate) fn handle(&self, values: [&str; LABELS]) -> Arc<HistogramHandle> {
         if let Some(handle) = self.find(values) {
             return handle;
         }
@@ -70,7 +73,7 @@ impl DurationHistogram {
         handle
     }
 
-    fn find(&self, values: [&str; 3]) -> Option<Arc<HistogramHandle>> {
+    fn find(&self, values: [&str; LABELS]) -> Option<Arc<HistogramHandle>> {
         find(&self.handles.read().unwrap_or_else(PoisonError::into_inner), values)
     }
 
@@ -81,7 +84,7 @@ impl DurationHistogram {
     }
 }
 
-fn find(handles: &[([String; 3], Arc<HistogramHandle>)], values: [&str; 3]) -> Option<Arc<HistogramHandle>> {
+fn find(handles: &[([String; LABELS], Arc<HistogramHandle>)], values: [&str; LABELS]) -> Option<Arc<HistogramHandle>> {
     handles.iter().find(|(labels, _)| labels.iter().eq(values)).map(|(_, handle)| handle.clone())
 }
 
@@ -100,7 +103,7 @@ impl HistogramHandle {
     pub(crate) fn exemplar(&self, bucket: usize) -> Option<Exemplar> {
         let slot = &self.exemplars[bucket];
         let (trace_id, seconds) = (*slot.sample.lock().unwrap_or_else(PoisonError::into_inner))?;
-        Some(Exemplar { trace_id, seconds, at_ms: slot.at_ms.load(Ordering::Relaxed) })
+        Some(Exemplar { trace_id, value: seconds, at_ms: slot.at_ms.load(Ordering::Relaxed) })
     }
 }
 
@@ -135,8 +138,8 @@ mod tests {
 
     #[test]
     fn a_handle_is_created_once_for_its_labels() {
-        let family = DurationHistogram::new("d", "Durations.", &["a", "b", "c"]);
-        assert!(Arc::ptr_eq(&family.handle(["1", "2", "3"]), &family.handle(["1", "2", "3"])));
-        assert!(!Arc::ptr_eq(&family.handle(["1", "2", "3"]), &family.handle(["1", "2", ""])));
+        let family = DurationHistogram::new("d", "Durations.", &["a", "b", "c", "d", "e", "f"]);
+        assert!(Arc::ptr_eq(&family.handle(["1", "2", "3", "4", "5", "6"]), &family.handle(["1", "2", "3", "4", "5", "6"])));
+        assert!(!Arc::ptr_eq(&family.handle(["1", "2", "3", "4", "5", "6"]), &family.handle(["1", "2", "3", "4", "5", ""])));
     }
 }

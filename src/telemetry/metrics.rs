@@ -1,13 +1,13 @@
 //! Every Prometheus family of a hop, and `/metrics` in its two forms: text 0.0.4 and OpenMetrics with exemplars.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use http::{Method, Version};
 use opentelemetry::trace::TraceId;
 use prometheus::{Encoder as _, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 
-use crate::telemetry::duration_histogram::{DurationHistogram, HistogramHandle};
+use crate::telemetry::duration_histogram::DurationHistogram;
 use crate::telemetry::line_writer::LineWriter;
 use crate::telemetry::openmetrics;
 use crate::telemetry::span_queue::{SpanCounts, SpanQueue};
@@ -18,8 +18,9 @@ pub(crate) struct Metrics {
     registry: Registry,
     server_duration: DurationHistogram,
     client_duration: DurationHistogram,
-    /// Requests in flight.
-    pub(crate) active_requests: IntGauge,
+    active_requests: IntGaugeVec,
+    /// Those of `active_requests` that were used, by method and scheme: a look-up by labels would be each request's.
+    active: [OnceLock<IntGauge>; METHODS.len() * 2],
     spans_recorded: IntCounter,
     spans_exported: IntCounter,
     spans_dropped: IntCounterVec,
@@ -30,6 +31,31 @@ pub(crate) struct Metrics {
     log_lines_dropped: IntCounter,
     /// Serialises copying of counters that are kept elsewhere into the registry.
     sync_lock: Mutex<()>,
+}
+
+/// The labels of a request's duration.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RequestLabels<'a> {
+    /// A template.
+    pub(crate) route: &'a str,
+    /// Three digits.
+    pub(crate) status: &'a str,
+    pub(crate) method: &'static str,
+    pub(crate) scheme: &'static str,
+    pub(crate) protocol: &'static str,
+    /// `error.type`; empty when the request did not fail.
+    pub(crate) error: &'a str,
+}
+
+/// The labels of a call's duration; status and protocol are empty without an answer.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct CallLabels<'a> {
+    pub(crate) host: &'a str,
+    pub(crate) port: &'a str,
+    pub(crate) status: &'a str,
+    pub(crate) protocol: &'static str,
+    /// `error.type`; empty when the call did not fail.
+    pub(crate) error: &'a str,
 }
 
 /// The labels of `httpserver_build_info`.
@@ -49,17 +75,8 @@ impl Metrics {
         let register = |collector: Box<dyn prometheus::core::Collector>| {
             registry.register(collector).expect("every family is registered once");
         };
-        let server_duration = DurationHistogram::new(
-            "http_server_request_duration_seconds",
-            "Duration of HTTP server requests, from the end of the request head until the response was handed to the connection.",
-            &["http_request_method", "http_route", "http_response_status_code"],
-        );
+        let (server_duration, client_duration) = durations();
         register(Box::new(server_duration.vec.clone()));
-        let client_duration = DurationHistogram::new(
-            "http_client_request_duration_seconds",
-            "Duration of HTTP client requests to the next hops, response body included.",
-            &["http_request_method", "server_address", "http_response_status_code"],
-        );
         register(Box::new(client_duration.vec.clone()));
         let gauge = |name, help| {
             let gauge = IntGauge::new(name, help).expect("the family is well formed");
@@ -71,7 +88,10 @@ impl Metrics {
             register(Box::new(counter.clone()));
             counter
         };
-        let active_requests = gauge("http_server_active_requests", "HTTP server requests in flight.");
+        let active_requests = Opts::new("http_server_active_requests", "HTTP server requests in flight.");
+        let active_requests = IntGaugeVec::new(active_requests, &["http_request_method", "url_scheme"]);
+        let active_requests = active_requests.expect("the family is well formed");
+        register(Box::new(active_requests.clone()));
         let spans_recorded = counter(
             "httpserver_spans_recorded_total",
             "Sampled spans that ended: the sum of those exported, dropped and queued.",
@@ -114,6 +134,7 @@ impl Metrics {
             server_duration,
             client_duration,
             active_requests,
+            active: Default::default(),
             spans_recorded,
             spans_exported,
             spans_dropped,
@@ -125,9 +146,10 @@ impl Metrics {
         }
     }
 
-    /// Counts a finished request; `route` is a template, `status` the three digits.
-    pub(crate) fn request(&self, method: &Method, route: &str, status: &str, duration: Duration, trace: Option<TraceId>) {
-        self.server_duration.handle([known_method(method), route, status]).observe(duration, trace);
+    /// The requests in flight with this method and scheme.
+    pub(crate) fn active_requests(&self, method: &'static str, scheme: &str) -> &IntGauge {
+        let at = METHODS.iter().position(|known| *known == method).unwrap_or(0) * 2 + usize::from(scheme == "https");
+        self.active[at].get_or_init(|| self.active_requests.with_label_values(&[method, scheme]))
     }
 
     /// Counts a request that was too much.
@@ -140,15 +162,22 @@ impl Metrics {
         self.held_bytes.with_label_values(&[kind]).set(bytes as i64);
     }
 
-    /// The histogram of calls to `server_address` with this status; an empty status when there was no answer.
-    pub(crate) fn call(&self, server_address: &str, status: &str) -> Arc<HistogramHandle> {
-        self.client_duration.handle(["GET", server_address, status])
+    /// Counts a finished request.
+    pub(crate) fn request(&self, request: &RequestLabels<'_>, duration: Duration, trace: Option<TraceId>) {
+        let RequestLabels { route, status, method, scheme, protocol, error } = *request;
+        self.server_duration.handle([route, status, method, scheme, protocol, error]).observe(duration, trace);
+    }
+
+    /// Counts a finished call.
+    pub(crate) fn call(&self, call: &CallLabels<'_>, duration: Duration, trace: Option<TraceId>) {
+        let CallLabels { host, status, port, protocol, error } = *call;
+        self.client_duration.handle([host, status, port, "GET", protocol, error]).observe(duration, trace);
     }
 
     /// Every family as text: OpenMetrics when `openmetrics`, else Prometheus text 0.0.4. The counters of `queues` and `log`
     /// are copied first.
     pub(crate) fn render(&self, openmetrics: bool, queues: &[Arc<SpanQueue>], log: Option<&LineWriter>) -> String {
-        let families = {
+        let (families, latest) = {
             // Two concurrent scrapes would both add the same difference.
             let _guard = self.sync_lock.lock().unwrap_or_else(PoisonError::into_inner);
             let sync = |counter: &IntCounter, now: u64| counter.inc_by(now.saturating_sub(counter.get()));
@@ -166,10 +195,10 @@ impl Metrics {
             }
             self.spans_queued.set(i64::try_from(spans.queued).unwrap_or(i64::MAX));
             sync(&self.log_lines_dropped, log.map_or(0, LineWriter::dropped));
-            self.registry.gather()
+            (self.registry.gather(), spans.latest)
         };
         if openmetrics {
-            return openmetrics::encode(&families, &[&self.server_duration, &self.client_duration]);
+            return openmetrics::encode(&families, &[&self.server_duration, &self.client_duration], &latest);
         }
         let mut text = Vec::with_capacity(16 << 10);
         // Encoding into memory fails only for a family without a name or metrics, and `gather` leaves those out.
@@ -177,6 +206,39 @@ impl Metrics {
         String::from_utf8(text).unwrap_or_default()
     }
 }
+
+/// The durations of requests and of calls.
+fn durations() -> (DurationHistogram, DurationHistogram) {
+    let server = DurationHistogram::new(
+        "http_server_request_duration_seconds",
+        "Duration of HTTP server requests, from the end of the request head until the response was handed to the connection.",
+        // Those that differ most come first, because a comparison ends at the first difference.
+        &[
+            "http_route",
+            "http_response_status_code",
+            "http_request_method",
+            "url_scheme",
+            "network_protocol_version",
+            "error_type",
+        ],
+    );
+    let client = DurationHistogram::new(
+        "http_client_request_duration_seconds",
+        "Duration of HTTP client requests to the next hops, response body included.",
+        &[
+            "server_address",
+            "http_response_status_code",
+            "server_port",
+            "http_request_method",
+            "network_protocol_version",
+            "error_type",
+        ],
+    );
+    (server, client)
+}
+
+/// What [`known_method`] returns.
+const METHODS: [&str; 10] = ["_OTHER", "GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "CONNECT"];
 
 /// A method as a label or attribute: `_OTHER` unless it is a registered one.
 pub(crate) fn known_method(method: &Method) -> &'static str {
@@ -192,6 +254,11 @@ pub(crate) fn known_method(method: &Method) -> &'static str {
         Method::CONNECT => "CONNECT",
         _ => "_OTHER",
     }
+}
+
+/// `url.scheme`.
+pub(crate) fn scheme(is_https: bool) -> &'static str {
+    if is_https { "https" } else { "http" }
 }
 
 /// `network.protocol.version`.
@@ -217,11 +284,13 @@ mod tests {
     fn openmetrics_has_exemplars_and_ends_with_eof() {
         let metrics = metrics();
         let trace = TraceId::from(0xabc_u128);
-        metrics.request(&Method::GET, "/hello", "200", Duration::from_micros(800), Some(trace));
-        metrics.request(&Method::GET, "/hello", "200", Duration::from_secs(20), Some(trace));
-        metrics.request(&Method::from_bytes(b"BREW").unwrap(), "unmatched", "404", Duration::ZERO, None);
+        let hello = RequestLabels { route: "/hello", status: "200", method: "GET", scheme: "http", protocol: "1.1", error: "" };
+        metrics.request(&hello, Duration::from_micros(800), Some(trace));
+        metrics.request(&hello, Duration::from_secs(20), Some(trace));
+        let brew = known_method(&Method::from_bytes(b"BREW").unwrap());
+        metrics.request(&RequestLabels { route: "unmatched", status: "404", method: brew, ..hello }, Duration::ZERO, None);
         let text = metrics.render(true, &[], None);
-        let bucket = "http_server_request_duration_seconds_bucket{http_request_method=\"GET\",http_response_status_code=\"200\",http_route=\"/hello\",le=\"0.001\"} 1 # {trace_id=\"00000000000000000000000000000abc\"} 0.0008 ";
+        let bucket = "http_server_request_duration_seconds_bucket{error_type=\"\",http_request_method=\"GET\",http_response_status_code=\"200\",http_route=\"/hello\",network_protocol_version=\"1.1\",url_scheme=\"http\",le=\"0.001\"} 1 # {trace_id=\"00000000000000000000000000000abc\"} 0.0008 ";
         assert!(text.contains(bucket), "{text}");
         assert!(text.contains("le=\"+Inf\"} 2 # {trace_id="), "{text}");
         assert!(text.contains("http_request_method=\"_OTHER\""), "{text}");
@@ -265,7 +334,7 @@ mod tests {
                 });
             }
         });
-        let text = metrics.render(true, &queue, None);
+        let text = metrics.render(false, &queue, None);
         assert!(text.contains("httpserver_spans_dropped_total{reason=\"queue_full\"} 200\n"), "{text}");
     }
 }

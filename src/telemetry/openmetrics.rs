@@ -1,23 +1,25 @@
 //! OpenMetrics 1.0 text. `prometheus` writes text 0.0.4 only, which has no exemplars.
 
 use std::fmt::Write as _;
+use std::time::UNIX_EPOCH;
 
 use prometheus::proto::{Metric, MetricFamily, MetricType};
 
 use crate::telemetry::duration_histogram::{DurationHistogram, Exemplar};
+use crate::telemetry::span_queue::LatestSpans;
 
-/// Writes `families`, with the exemplars of those that are in `histograms`.
-pub(crate) fn encode(families: &[MetricFamily], histograms: &[&DurationHistogram]) -> String {
+/// Writes `families`, with the exemplars of those that are in `histograms`, and of the counters of spans.
+pub(crate) fn encode(families: &[MetricFamily], histograms: &[&DurationHistogram], spans: &LatestSpans) -> String {
     let mut out = String::with_capacity(24 << 10);
     for family in families {
         let histogram = histograms.iter().copied().find(|own| own.name == family.name());
-        write_family(&mut out, family, histogram);
+        write_family(&mut out, family, histogram, spans);
     }
     out.push_str("# EOF\n");
     out
 }
 
-fn write_family(out: &mut String, family: &MetricFamily, histogram: Option<&DurationHistogram>) {
+fn write_family(out: &mut String, family: &MetricFamily, histogram: Option<&DurationHistogram>, spans: &LatestSpans) {
     let counter = family.get_field_type() == MetricType::COUNTER;
     let name = if counter { family.name().trim_end_matches("_total") } else { family.name() };
     let kind = match family.get_field_type() {
@@ -31,10 +33,29 @@ fn write_family(out: &mut String, family: &MetricFamily, histogram: Option<&Dura
     for metric in family.get_metric() {
         match family.get_field_type() {
             MetricType::HISTOGRAM => write_histogram(out, name, metric, histogram),
-            MetricType::COUNTER => write_sample(out, name, "_total", metric, None, metric.get_counter().get_value(), None),
+            MetricType::COUNTER => {
+                let exemplar = span_exemplar(family.name(), metric, spans);
+                write_sample(out, name, "_total", metric, None, metric.get_counter().get_value(), exemplar);
+            }
             _ => write_sample(out, name, "", metric, None, metric.get_gauge().get_value(), None),
         }
     }
+}
+
+/// The span that a counter of spans counted last.
+fn span_exemplar(family: &str, metric: &Metric, spans: &LatestSpans) -> Option<Exemplar> {
+    let counted = match (family, metric.get_label().first().map(|label| label.value())) {
+        ("httpserver_spans_recorded_total", _) => spans.recorded,
+        ("httpserver_spans_exported_total", _) => spans.exported,
+        ("httpserver_spans_dropped_total", Some("queue_full")) => spans.queue_full,
+        ("httpserver_spans_dropped_total", Some("rejected")) => spans.rejected,
+        ("httpserver_spans_dropped_total", Some("unreachable")) => spans.unreachable,
+        ("httpserver_spans_dropped_total", Some("shutdown")) => spans.shutdown,
+        _ => None,
+    };
+    let (trace_id, at) = counted?;
+    let at_ms = at.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
+    Some(Exemplar { trace_id, value: 1.0, at_ms })
 }
 
 fn write_histogram(out: &mut String, name: &str, metric: &Metric, histogram: Option<&DurationHistogram>) {
@@ -80,8 +101,8 @@ fn write_sample(
         out.push('}');
     }
     let _ = write!(out, " {value}");
-    if let Some(Exemplar { trace_id, seconds, at_ms }) = exemplar {
-        let _ = write!(out, " # {{trace_id=\"{trace_id}\"}} {seconds} {}.{:03}", at_ms / 1000, at_ms % 1000);
+    if let Some(Exemplar { trace_id, value, at_ms }) = exemplar {
+        let _ = write!(out, " # {{trace_id=\"{trace_id}\"}} {value} {}.{:03}", at_ms / 1000, at_ms % 1000);
     }
     out.push('\n');
 }

@@ -9,6 +9,7 @@ use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use opentelemetry::trace::TraceId;
 use opentelemetry_semantic_conventions::attribute as key;
 use tokio::sync::Notify;
 
@@ -345,6 +346,22 @@ pub(crate) struct SpanCounts {
     pub(crate) queue_full: u64,
     /// Waiting, or on their way to the collector.
     pub(crate) queued: u64,
+    /// The latest span of each kind.
+    pub(crate) latest: LatestSpans,
+}
+
+/// A span that was counted: its trace, and when it ended.
+pub(crate) type Counted = Option<(TraceId, SystemTime)>;
+
+/// The spans that were counted last, as exemplars of the counters.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct LatestSpans {
+    pub(crate) recorded: Counted,
+    pub(crate) exported: Counted,
+    pub(crate) rejected: Counted,
+    pub(crate) unreachable: Counted,
+    pub(crate) shutdown: Counted,
+    pub(crate) queue_full: Counted,
 }
 
 impl std::ops::AddAssign for SpanCounts {
@@ -356,6 +373,13 @@ impl std::ops::AddAssign for SpanCounts {
         self.shutdown += other.shutdown;
         self.queue_full += other.queue_full;
         self.queued += other.queued;
+        let (latest, other) = (&mut self.latest, other.latest);
+        latest.recorded = other.recorded.or(latest.recorded);
+        latest.exported = other.exported.or(latest.exported);
+        latest.rejected = other.rejected.or(latest.rejected);
+        latest.unreachable = other.unreachable.or(latest.unreachable);
+        latest.shutdown = other.shutdown.or(latest.shutdown);
+        latest.queue_full = other.queue_full.or(latest.queue_full);
     }
 }
 
@@ -382,7 +406,7 @@ struct Waiting {
 }
 
 impl SpanQueue {
-    /// The text that a span may have on average, in bytes: usual spans have a third of it. Without this bound a queue of long paths
+    /// The text that a span may have on average, in bytes: usual spans have half of it. Without this bound a queue of long paths
     /// would hold ten times the memory of a usual one.
     const TEXT_OF_A_SPAN: usize = 256;
 
@@ -400,9 +424,12 @@ impl SpanQueue {
         let queued = waiting.batch.spans.len();
         let max_text = self.max.saturating_mul(Self::TEXT_OF_A_SPAN);
         let text_before = waiting.batch.text.len();
+        let counted = Some((span.context.trace_id, span.start));
         waiting.counts.recorded += 1;
+        waiting.counts.latest.recorded = counted;
         if queued >= self.max || text_before >= max_text {
             waiting.counts.queue_full += 1;
+            waiting.counts.latest.queue_full = counted;
             return;
         }
         waiting.counts.queued += 1;
@@ -419,17 +446,21 @@ impl SpanQueue {
         std::mem::replace(&mut self.lock().batch, empty)
     }
 
-    /// Counts what became of spans that were queued.
-    pub(crate) fn settle(&self, spans: usize, fate: SpanFate) {
+    /// Counts what became of spans that were queued; `latest` is the last of them, where it is known.
+    pub(crate) fn settle(&self, spans: usize, fate: SpanFate, latest: Option<&QueuedSpan>) {
         let counts = &mut self.lock().counts;
         let spans = (spans as u64).min(counts.queued);
         counts.queued -= spans;
-        *match fate {
-            SpanFate::Exported => &mut counts.exported,
-            SpanFate::Rejected => &mut counts.rejected,
-            SpanFate::Unreachable => &mut counts.unreachable,
-            SpanFate::Shutdown => &mut counts.shutdown,
-        } += spans;
+        let (count, exemplar) = match fate {
+            SpanFate::Exported => (&mut counts.exported, &mut counts.latest.exported),
+            SpanFate::Rejected => (&mut counts.rejected, &mut counts.latest.rejected),
+            SpanFate::Unreachable => (&mut counts.unreachable, &mut counts.latest.unreachable),
+            SpanFate::Shutdown => (&mut counts.shutdown, &mut counts.latest.shutdown),
+        };
+        *count += spans;
+        if let Some(span) = latest.filter(|_| spans > 0) {
+            *exemplar = Some((span.context.trace_id, span.start));
+        }
     }
 
     pub(crate) fn counts(&self) -> SpanCounts {
@@ -466,15 +497,18 @@ mod tests {
         for path in ["/a", "/b", "/c"] {
             queue.push(&finished(&context, path));
         }
-        let counts = SpanCounts { recorded: 3, queued: 2, queue_full: 1, ..SpanCounts::default() };
+        let last = Some((context.trace_id, SystemTime::UNIX_EPOCH));
+        let latest = LatestSpans { recorded: last, queue_full: last, ..LatestSpans::default() };
+        let counts = SpanCounts { recorded: 3, queued: 2, queue_full: 1, latest, ..SpanCounts::default() };
         assert_eq!(queue.counts(), counts);
         let batch = queue.take(SpanBatch::default());
         let paths: Vec<_> = batch.spans.iter().map(|span| batch.text(span.path)).collect();
         assert_eq!(paths, ["/a", "/b"]);
         assert_eq!(queue.counts(), counts, "what was taken is queued until it is settled");
-        queue.settle(1, SpanFate::Exported);
-        queue.settle(1, SpanFate::Rejected);
-        assert_eq!(queue.counts(), SpanCounts { queued: 0, exported: 1, rejected: 1, ..counts });
+        queue.settle(1, SpanFate::Exported, batch.spans.last());
+        queue.settle(1, SpanFate::Rejected, None);
+        let latest = LatestSpans { exported: last, ..latest };
+        assert_eq!(queue.counts(), SpanCounts { queued: 0, exported: 1, rejected: 1, latest, ..counts });
     }
 
     #[test]

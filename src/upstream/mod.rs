@@ -25,7 +25,7 @@ use rustls::ClientConfig;
 
 use crate::system::held::{Held, HeldBudgets, HeldKind};
 use crate::telemetry::ids;
-use crate::telemetry::metrics::{Metrics, protocol_version};
+use crate::telemetry::metrics::{CallLabels, Metrics, protocol_version};
 use crate::telemetry::span_queue::{FinishedSpan, SpanKind};
 use crate::telemetry::tracer::Tracer;
 use crate::trace_context::{Carried, Context, HeaderPairs, Propagator, X_CALL_BUDGET, X_HOP_COUNT};
@@ -258,7 +258,18 @@ impl Drop for ClientSpanGuard<'_> {
         let duration = self.duration.unwrap_or_else(|| self.start.elapsed());
         let sampled = self.span_context.filter(|context| context.sampling.is_sampled()).map(|context| context.trace_id);
         let status = self.progress.status.as_ref().map_or("", StatusCode::as_str);
-        self.context.metrics.call(&self.target.host, status).observe(duration, sampled);
+        let labels = CallLabels {
+            host: &self.target.host,
+            port: &self.target.port_text,
+            status,
+            protocol: self.progress.version.map_or("", protocol_version),
+            error: self.error.unwrap_or(if self.progress.status.is_some_and(|status| status.as_u16() >= 400) {
+                status
+            } else {
+                ""
+            }),
+        };
+        self.context.metrics.call(&labels, duration, sampled);
         let sampled = self.span_context.as_ref().filter(|context| context.sampling.is_sampled());
         if let Some((tracer, context)) = self.context.tracer.zip(sampled) {
             tracer.record(&FinishedSpan {

@@ -19,6 +19,8 @@ pub struct Target {
     has_path: bool,
     pub(super) host: String,
     pub(super) port: u16,
+    /// As a label.
+    pub(super) port_text: String,
     /// Scheme, host and port, as spans show them.
     pub(super) base_url: String,
     /// The value of the `host` header.
@@ -89,7 +91,7 @@ impl FromStr for Target {
         let authority = if port == usual { host.clone() } else { format!("{host}:{port}") };
         let base_url = format!("{}://{authority}", uri.scheme_str().unwrap_or_default());
         let authority = HeaderValue::from_str(&authority).map_err(TargetError::Host)?;
-        Ok(Self { url: redacted_url(url), uri, has_path, host, port, base_url, authority })
+        Ok(Self { url: redacted_url(url), uri, has_path, host, port, port_text: port.to_string(), base_url, authority })
     }
 }
 

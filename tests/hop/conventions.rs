@@ -10,7 +10,7 @@ const T: &str = "463ac35c9f6413ad48485a3953bb6124";
 const S: &str = "a2fb4a1d1a96d312";
 
 /// The attributes of a group and their levels.
-fn table(group: &str) -> BTreeMap<&'static str, &'static str> {
+pub(crate) fn table(group: &str) -> BTreeMap<&'static str, &'static str> {
     let line = |line: &'static str| {
         let mut parts = line.split(' ');
         (parts.next() == Some(group)).then(|| parts.next().zip(parts.next())).flatten()

@@ -20,6 +20,15 @@ fn set<const N: usize>(names: [&str; N]) -> BTreeSet<String> {
     names.map(str::to_owned).into()
 }
 
+/// The labels that the conventions give to a metric, by Prometheus's names; not those that are opt-in.
+fn of_convention(metric: &str, without: &[&str]) -> BTreeSet<String> {
+    let levels = crate::conventions::table(metric);
+    // The protocol is always HTTP.
+    let is_meant = |name: &str| name != "network.protocol.name" && !without.contains(&name);
+    let names = levels.into_iter().filter(|(name, level)| *level != "opt_in" && is_meant(name));
+    names.map(|(name, _)| name.replace('.', "_")).collect()
+}
+
 #[tokio::test]
 async fn every_family_is_there_with_its_labels() {
     let upstream = Upstream::answering(answer("200 OK", "", "")).await;
@@ -43,14 +52,12 @@ async fn every_family_is_there_with_its_labels() {
         assert!(samples.0.contains(&format!("# TYPE {family} {kind}\n")), "{family}: {}", samples.0);
         assert!(samples.0.contains(&format!("# HELP {family} ")), "{family}");
     }
-    assert_eq!(
-        labels(&samples, &format!("{SERVER}_bucket")),
-        set(["http_request_method", "http_route", "http_response_status_code"])
-    );
+    assert_eq!(labels(&samples, &format!("{SERVER}_bucket")), of_convention("metric.http.server.request.duration", &[]));
     assert_eq!(
         labels(&samples, &format!("{CLIENT}_bucket")),
-        set(["http_request_method", "server_address", "http_response_status_code"])
+        of_convention("metric.http.client.request.duration", &["http.route"])
     );
+    assert_eq!(labels(&samples, "http_server_active_requests"), of_convention("metric.http.server.active_requests", &[]));
     assert_eq!(labels(&samples, "httpserver_spans_dropped_total"), set(["reason"]));
     let build = labels(&samples, "httpserver_build_info");
     assert!(build.is_superset(&set(["version", "service", "service_version", "lane"])), "{build:?}");
@@ -119,9 +126,30 @@ async fn openmetrics_has_exemplars_and_the_plain_text_has_none() {
     assert_eq!(open.header("content-type"), Some("application/openmetrics-text; version=1.0.0; charset=utf-8"));
     let text = open.text();
     assert!(text.ends_with("# EOF\n") && text.contains("# TYPE httpserver_spans_exported counter\n"), "{text}");
-    let exemplar = text.lines().find(|line| line.contains(&trace)).unwrap_or_else(|| panic!("no exemplar: {text}"));
+    let exemplar = text
+        .lines()
+        .find(|line| line.contains(&trace) && line.starts_with(SERVER))
+        .unwrap_or_else(|| panic!("no exemplar: {text}"));
     assert!(exemplar.starts_with(&format!("{SERVER}_bucket{{")) && exemplar.contains("/hello"), "{exemplar}");
     assert!(exemplar.contains(&format!(" # {{trace_id=\"{trace}\"}} 0.")), "{exemplar}");
+    // The counters of spans have the trace that they counted last.
+    let exported = eventually("the span is exported", || async {
+        let text = hop.get("/metrics", &[("accept", accept)]).await.text();
+        text.lines().find(|line| line.starts_with("httpserver_spans_exported_total 1 ")).map(str::to_owned)
+    })
+    .await;
+    assert!(exported.contains(&format!(" # {{trace_id=\"{trace}\"}} 1 ")), "{exported}");
+    // The one with the higher q, whatever the order.
+    for (accept, openmetrics) in [
+        ("application/openmetrics-text;q=0.4, text/plain;q=0.5", false),
+        ("text/plain;q=0.4, application/openmetrics-text;q=0.5", true),
+        ("text/*, application/openmetrics-text;version=1.0.0; Q=0.9", false),
+        ("application/openmetrics-text, text/plain", true),
+        ("*/*", false),
+    ] {
+        let answer = hop.get("/metrics", &[("accept", accept)]).await;
+        assert_eq!(answer.text().ends_with("# EOF\n"), openmetrics, "{accept}");
+    }
     // What is refused by its q is not sent.
     let refused = hop.get("/metrics", &[("accept", "application/openmetrics-text;q=0, text/plain")]).await;
     assert_eq!(refused.header("content-type"), plain.header("content-type"));

@@ -22,7 +22,7 @@ use std::io::Write as _;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use http::{Method, Request, Response};
+use http::{Request, Response};
 use opentelemetry::trace::{
     Span as _, SpanContext, SpanId, SpanKind as OtelKind, Status, TraceFlags, TraceId, TraceState, Tracer as _,
     TracerProvider as _,
@@ -37,7 +37,7 @@ use prometheus::{HistogramOpts, HistogramVec};
 use telemetry::access_log::{AccessEntry, json};
 use telemetry::export::ResourceOptions;
 use telemetry::export::{otlp::OtlpEncoder, zipkin};
-use telemetry::metrics::{BuildInfo, Metrics};
+use telemetry::metrics::{BuildInfo, Metrics, RequestLabels};
 use telemetry::span_queue::{AttributeValue, FinishedSpan, QueuedSpan, SpanBatch, SpanKind, SpanQueue};
 use text::escape::push_escaped;
 use text::number::{push_address, push_milliseconds};
@@ -185,7 +185,7 @@ fn serde_line(out: &mut Vec<u8>, entry: &AccessEntry<'_>) {
 fn metrics() -> Metrics {
     let metrics = Metrics::new(&BuildInfo { service: "service2", service_version: "v1", lane: "base" });
     for route in ["/hello", "/service{n}", "/headers", "/healthz", "/metrics"] {
-        metrics.request(&Method::GET, route, "200", Duration::from_micros(812), Some(CONTEXT.trace_id));
+        metrics.request(&RequestLabels { route, ..LABELS }, Duration::from_micros(812), Some(CONTEXT.trace_id));
     }
     metrics
 }
@@ -193,7 +193,7 @@ fn metrics() -> Metrics {
 fn own_histogram(times: usize) {
     let metrics = metrics();
     for _ in 0..times {
-        metrics.request(black_box(&Method::GET), black_box("/service{n}"), "200", Duration::from_micros(812), Some(CONTEXT.trace_id));
+        metrics.request(black_box(&RequestLabels { route: "/service{n}", ..LABELS }), Duration::from_micros(812), Some(CONTEXT.trace_id));
     }
 }
 
@@ -212,6 +212,9 @@ fn scrape(times: usize, openmetrics: bool) {
         black_box(metrics.render(openmetrics, &[], None));
     }
 }
+
+const LABELS: RequestLabels<'static> =
+    RequestLabels { route: "", status: "200", method: "GET", scheme: "http", protocol: "1.1", error: "" };
 
 fn finished() -> FinishedSpan<'static> {
     FinishedSpan {

@@ -62,7 +62,7 @@ impl Pipeline {
             let _ = self.task.await;
         }
         let left = usize::try_from(self.queue.counts().queued).unwrap_or(usize::MAX);
-        self.queue.settle(left, SpanFate::Shutdown);
+        self.queue.settle(left, SpanFate::Shutdown, None);
         usize::try_from(self.queue.counts().lost() - before).unwrap_or(usize::MAX)
     }
 }
@@ -123,14 +123,15 @@ impl ExportTask {
             let stopping = self.is_stopping();
             let mut batch = self.queue.take(spare);
             for range in batch.chunks(CHUNK) {
-                let spans = range.len();
+                let (spans, last) = (range.len(), batch.spans.get(range.end - 1));
                 match self.deliver(&batch, range).await {
                     Ok(accepted) => {
                         let rejected = accepted.rejected.min(spans);
-                        self.queue.settle(rejected, SpanFate::Rejected);
-                        self.queue.settle(spans - rejected, SpanFate::Exported);
+                        // Which of them were rejected is not known.
+                        self.queue.settle(rejected, SpanFate::Rejected, last.filter(|_| rejected == spans));
+                        self.queue.settle(spans - rejected, SpanFate::Exported, last.filter(|_| rejected == 0));
                     }
-                    Err(fate) => self.queue.settle(spans, fate),
+                    Err(fate) => self.queue.settle(spans, fate, last),
                 }
             }
             batch.clear();
