@@ -8,7 +8,7 @@ use http::{HeaderName, HeaderValue};
 use super::carried::{self, Carried, HeaderPairs, HeaderRole, X_REQUEST_ID, is_never_carried};
 use super::context::{Context, HeaderSource, Incoming, Sampling};
 use super::format::WireFormat;
-use super::secrets::{has_token, is_secret};
+use super::secrets::{has_secret, is_secret};
 use super::w3c;
 
 /// `OTEL_PROPAGATORS`: which formats are read (in this order, the first valid one wins) and written.
@@ -79,7 +79,7 @@ impl Propagator {
             },
         };
         let mut value = value.clone();
-        value.set_sensitive(is_secret || has_token(value.as_bytes()));
+        value.set_sensitive(is_secret || has_secret(value.as_bytes()));
         carried.push(name.clone(), value);
         true
     }

@@ -57,9 +57,31 @@ pub fn is_secret(name: &str) -> bool {
         })
 }
 
+/// Whether a value has a secret in it, whatever its header's name.
+pub(super) fn has_secret(value: &[u8]) -> bool {
+    has_token(value) || has_credentials(value) || has_userinfo(value)
+}
+
+/// Whether a value is written as `Authorization` is (RFC 9110, 11.4).
+fn has_credentials(value: &[u8]) -> bool {
+    let mut words = value.split(|byte| byte.is_ascii_whitespace()).filter(|word| !word.is_empty());
+    let is_scheme = |word: &[u8]| ["bearer", "basic", "dpop"].iter().any(|scheme| word.eq_ignore_ascii_case(scheme.as_bytes()));
+    words.next().is_some_and(is_scheme) && words.next().is_some() && words.next().is_none()
+}
+
+/// Whether a value has a URL with a user in it.
+fn has_userinfo(value: &[u8]) -> bool {
+    let ends = |byte: &u8| matches!(byte, b'/' | b'?' | b'#' | b'"' | b'<' | b'>') || byte.is_ascii_whitespace();
+    value
+        .windows(3)
+        .enumerate()
+        .filter(|(_, window)| window == b"://")
+        .any(|(at, _)| value[at + 3..].iter().take_while(|byte| !ends(byte)).any(|byte| *byte == b'@'))
+}
+
 /// Whether a value is or contains a JSON Web Token: parts of base64url with dots between them, of which the first is a JSON
 /// object. A name with dots in it is none.
-pub(crate) fn has_token(value: &[u8]) -> bool {
+fn has_token(value: &[u8]) -> bool {
     /// `{"alg":"none"}` and two dots.
     const SHORTEST: usize = 21;
     if value.len() < SHORTEST || !value.contains(&b'.') {
@@ -105,7 +127,7 @@ fn is_json_object(base64url: &[u8]) -> bool {
 
 /// A header's value for people and JSON: masked when it is a secret, lossy when it is not UTF-8.
 pub(crate) fn redacted<'a>(name: &HeaderName, value: &'a HeaderValue) -> Cow<'a, str> {
-    let is_secret = is_secret(name.as_str()) || has_token(value.as_bytes());
+    let is_secret = is_secret(name.as_str()) || has_secret(value.as_bytes());
     if is_secret { MASK.into() } else { String::from_utf8_lossy(value.as_bytes()) }
 }
 
@@ -167,6 +189,39 @@ mod tests {
             "",
         ] {
             assert!(!has_token(value.as_bytes()), "{value}");
+        }
+    }
+
+    #[test]
+    fn credentials_and_users_of_urls_are_secrets_under_any_name() {
+        for value in [
+            "Bearer 2YotnFZFEjr1zCsicMWpAA",
+            "bearer  opaque",
+            "Basic dXNlcjpwYXNz",
+            "BASIC dXNlcjpwYXNz==",
+            "DPoP opaque",
+            "https://user:pass@a.example/",
+            "https://user@a.example",
+            "a, ftp://u:p@b/c",
+            "<redis://:p@cache:6379>; rel=x",
+        ] {
+            let value = HeaderValue::from_static(value);
+            assert_eq!(redacted(&HeaderName::from_static("referer"), &value), MASK, "{value:?}");
+        }
+        for value in [
+            "bearer",
+            "Basic",
+            "bearers of news",
+            "the bearer token",
+            "https://a.example/@user",
+            "https://a.example/?q=a@b",
+            "https://a.example a@b",
+            "a@b",
+            "://",
+            "https://",
+        ] {
+            let value = HeaderValue::from_static(value);
+            assert_eq!(redacted(&HeaderName::from_static("referer"), &value), value.to_str().unwrap());
         }
     }
 }
