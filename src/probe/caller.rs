@@ -13,7 +13,9 @@ use crate::telemetry::ids;
 use crate::text::causes;
 
 /// After an answer, calls that the app makes in the background may still come.
-const BACKGROUND: Duration = Duration::from_millis(400);
+pub(super) const BACKGROUND: Duration = Duration::from_millis(400);
+/// So long is waited for the first call of all: from then on it is known how late they come.
+const FIRST: Duration = Duration::from_secs(3);
 /// Between two looks at the calls.
 const POLL: Duration = Duration::from_millis(10);
 /// Bytes of an answer that are read.
@@ -37,6 +39,8 @@ pub(super) struct Outcome {
     pub(super) location: Option<String>,
     pub(super) calls: Vec<Call>,
     pub(super) took: Duration,
+    /// How long after the answer the last call came.
+    pub(super) late: Duration,
 }
 
 impl Caller {
@@ -88,20 +92,40 @@ impl Caller {
             }
             Err(error) => Err(causes(&error.without_url())),
         };
-        Outcome { status, location, calls: Vec::new(), took: started.elapsed() }
+        Outcome { status, location, calls: Vec::new(), took: started.elapsed(), late: Duration::ZERO }
     }
 
-    /// Sends one request and waits until the calls that it led to are there. `expected`: how many come at other times; unknown at
-    /// first, and then all that come for a while are waited for.
-    pub(super) async fn ask(&self, downstream: &Downstream, headers: &HeaderMap, expected: Option<usize>) -> Outcome {
+    /// Sends one request and waits until the calls that it led to are there.
+    pub(super) async fn ask(&self, downstream: &Downstream, headers: &HeaderMap, wait: Wait) -> Outcome {
         downstream.take();
         let nonce = ids::span_id().to_string();
         let mut outcome = self.send(headers, &nonce).await;
-        let deadline = Instant::now() + BACKGROUND;
-        while Instant::now() < deadline && expected.is_none_or(|expected| downstream.count() < expected) {
-            tokio::time::sleep(POLL).await;
+        let answered = Instant::now();
+        match wait {
+            Wait::First => {
+                until(downstream, 1, FIRST).await;
+                tokio::time::sleep(BACKGROUND).await;
+            }
+            Wait::For { calls, patience } => until(downstream, calls.unwrap_or(usize::MAX), patience).await,
         }
         outcome.calls = downstream.take();
+        outcome.late = outcome.calls.last().map_or(Duration::ZERO, |call| call.at.saturating_duration_since(answered));
         outcome
+    }
+}
+
+/// Which calls a request is expected to lead to.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Wait {
+    /// Nothing is known of the app yet.
+    First,
+    /// So many, or all that come in that time.
+    For { calls: Option<usize>, patience: Duration },
+}
+
+async fn until(downstream: &Downstream, calls: usize, patience: Duration) {
+    let deadline = Instant::now() + patience;
+    while Instant::now() < deadline && downstream.count() < calls {
+        tokio::time::sleep(POLL).await;
     }
 }

@@ -14,7 +14,7 @@ use crate::probe::session::Session;
 use crate::telemetry::ids;
 use crate::text::counted;
 
-/// After the last answer, calls in the background may still come.
+/// After the last answer, so much longer than one at a time may calls in the background come.
 const BACKGROUND: Duration = Duration::from_secs(2);
 
 /// One request, recognisable by everything that it sent.
@@ -61,7 +61,7 @@ pub(super) async fn run(session: &Session<'_>) -> Finding {
     let requests: Vec<Request> =
         stream::iter(0..count).map(send).buffer_unordered(session.args.concurrency as usize).collect().await;
     let due = session.calls.unwrap_or(1) * count;
-    let deadline = Instant::now() + BACKGROUND;
+    let deadline = Instant::now() + BACKGROUND + session.patience;
     while Instant::now() < deadline && session.downstream.count() < due {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }

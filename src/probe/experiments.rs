@@ -4,7 +4,7 @@ use http::HeaderMap;
 
 use crate::check::report::{CheckId, Finding, Hint, Report};
 use crate::probe::ProbeArgs;
-use crate::probe::caller::Caller;
+use crate::probe::caller::{BACKGROUND, Caller, Wait};
 use crate::probe::crosstalk;
 use crate::probe::fate::{self, Decision, Fate, Format, Sent, sampled};
 use crate::probe::findings::{self, Seen};
@@ -19,7 +19,7 @@ const REPEATS: usize = 3;
 /// Runs all experiments and adds their findings to the report.
 pub(super) async fn run(args: &ProbeArgs, caller: &Caller, downstream: &Downstream, report: &mut Report) {
     let (passing, calls) = (Vec::new(), None);
-    let mut session = Session { args, caller, downstream, calls, status: 0, passing, request_id: false };
+    let mut session = Session { args, caller, downstream, calls, patience: BACKGROUND, status: 0, passing, request_id: false };
     if !session.reach(report).await {
         return;
     }
@@ -35,8 +35,10 @@ pub(super) async fn run(args: &ProbeArgs, caller: &Caller, downstream: &Downstre
 impl Session<'_> {
     /// Requests without any of the headers: does the app answer, and does it call?
     async fn reach(&mut self, report: &mut Report) -> bool {
-        let mut outcomes = Vec::new();
-        for _ in 0..REPEATS {
+        let first = self.caller.ask(self.downstream, &HeaderMap::new(), Wait::First).await;
+        self.patience = BACKGROUND + 2 * first.late;
+        let mut outcomes = vec![first];
+        for _ in 1..REPEATS {
             outcomes.push(self.ask(&HeaderMap::new()).await);
         }
         let last = outcomes.last().expect("there are several");
@@ -79,7 +81,21 @@ impl Session<'_> {
         for (format, seen) in &results {
             report.add(findings::format(self, *format, seen));
         }
+        report.add(self.short_ids().await);
         report.add(findings::context(self, &results));
+    }
+
+    /// A trace id of 64 bits, which B3 permits.
+    async fn short_ids(&self) -> Finding {
+        let mut seen = Vec::new();
+        for &format in self.passing.iter().filter(|format| **format != Format::W3c) {
+            let mut sent = Sent::fresh();
+            sent.trace.replace_range(..16, "");
+            for call in self.ask(&sampled(&[(format, &sent)])).await.calls {
+                seen.push((format, fate::of_short_id(format, &sent, &call.headers)));
+            }
+        }
+        findings::short_ids(&seen)
     }
 
     /// What else is carried, beside a context.
@@ -169,7 +185,8 @@ impl Session<'_> {
         let mut results = Vec::new();
         for mood in [Mood::Unavailable, Mood::Reset, Mood::Hang] {
             self.downstream.set(mood);
-            let outcome = self.caller.ask(self.downstream, &HeaderMap::new(), None).await;
+            let outcome =
+                self.caller.ask(self.downstream, &HeaderMap::new(), Wait::For { calls: None, patience: self.patience }).await;
             results.push((mood, outcome));
         }
         self.downstream.set(Mood::Answer);

@@ -122,6 +122,8 @@ pub(super) enum Mangling {
     Doubled,
     /// A trace id of 128 bits became one of 64.
     Shortened,
+    /// A trace id of 64 bits became one of 128.
+    Padded,
     UpperCase,
     /// A value with more around it, or another one.
     Changed,
@@ -133,6 +135,7 @@ impl Mangling {
             Self::Joined => "joins it with another value by a comma",
             Self::Doubled => "sends it twice",
             Self::Shortened => "shortens its trace id to 64 bits",
+            Self::Padded => "pads its trace id of 64 bits to 128",
             Self::UpperCase => "writes it in upper case",
             Self::Changed => "changes its value",
         }
@@ -165,6 +168,19 @@ pub(super) fn of_context(format: Format, sent: &Sent, call: &HeaderMap) -> Fate 
     }
     let low = &sent.trace[sent.trace.len().saturating_sub(16)..];
     if trace.len() == 16 && trace.eq_ignore_ascii_case(low) { Fate::Mangled(Mangling::Shortened) } else { Fate::Anew }
+}
+
+/// What became of a context with a trace id of 64 bits. A tracer whose ids have 128 bits puts zeros in front, and goes on with spans of
+/// its own: in W3C it has no other way. Whoever forwards the caller's span leaves its trace id alone.
+pub(super) fn of_short_id(format: Format, sent: &Sent, call: &HeaderMap) -> Fate {
+    let padded = Sent { trace: format!("{:0>32}", sent.trace), span: sent.span.clone() };
+    let shapes = Format::ALL.into_iter().filter(|other| *other == format || values(call, format.header()).is_empty());
+    let fates = shapes.map(|shape| match of_context(shape, &padded, call) {
+        Fate::Untouched => Fate::Mangled(Mangling::Padded),
+        Fate::Mangled(Mangling::Shortened) | Fate::Anew => of_context(shape, sent, call),
+        fate => fate,
+    });
+    fates.min().unwrap_or(Fate::Dropped)
 }
 
 /// Trace and span id of a value, as they are written.
@@ -267,6 +283,24 @@ mod tests {
             (Format::B3Single, vec![("b3", "0")], Fate::Mangled(Mangling::Changed)),
         ] {
             assert_eq!(of_context(format, &sent, &call(&headers)), fate, "{headers:?}");
+        }
+    }
+
+    #[test]
+    fn a_trace_id_of_64_bits_may_be_padded_by_a_tracer_alone() {
+        let sent = Sent { trace: "48485a3953bb6124".into(), span: "a2fb4a1d1a96d312".into() };
+        let padded = "000000000000000048485a3953bb6124";
+        for (headers, fate) in [
+            (vec![("b3", "48485a3953bb6124-a2fb4a1d1a96d312-1".to_owned())], Fate::Untouched),
+            (vec![("b3", "48485a3953bb6124-00000000000000aa-1".to_owned())], Fate::Continued),
+            (vec![("b3", format!("{padded}-00000000000000aa-1"))], Fate::Continued),
+            (vec![("traceparent", format!("00-{padded}-00000000000000aa-01"))], Fate::Continued),
+            (vec![("b3", format!("{padded}-a2fb4a1d1a96d312-1"))], Fate::Mangled(Mangling::Padded)),
+            (vec![("b3", "48485a3953bb61240000000000000000-00000000000000aa-1".to_owned())], Fate::Anew),
+            (vec![], Fate::Dropped),
+        ] {
+            let call = call(&headers.iter().map(|(name, value)| (*name, value.as_str())).collect::<Vec<_>>());
+            assert_eq!(of_short_id(Format::B3Single, &sent, &call), fate, "{headers:?}");
         }
     }
 

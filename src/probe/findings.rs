@@ -90,7 +90,11 @@ pub(super) fn calls(args: &ProbeArgs, addresses: &str, outcomes: &[Outcome]) -> 
     let (least, most) = (counts.iter().min().unwrap_or(&0), counts.iter().max().unwrap_or(&0));
     let number = if least == most { counted(*least, "call") } else { format!("{least} to {most} calls") };
     let text = format!("It makes {number} a request: {} {}", first.method, first.uri.path());
-    Finding::pass(CheckId::ProbeCalls, text)
+    let finding = Finding::pass(CheckId::ProbeCalls, text);
+    match outcomes.iter().map(|outcome| outcome.late.as_millis()).max() {
+        Some(late @ 20..) => finding.line(format!("up to {late} ms after its answer")),
+        _ => finding,
+    }
 }
 
 /// One format. That none of them passes is a finding of its own.
@@ -123,7 +127,7 @@ pub(super) fn format(session: &Session<'_>, format: Format, seen: &Seen) -> Find
     let hint = Hint::new(if partly {
         "some calls are made by a client that passes the context on, and some by one that does not"
     } else if seen.count(&Fate::Anew) > 0 {
-        "the app traces, and does not read this format: its propagators (OTEL_PROPAGATORS) do not name it"
+        "the app traces, and does not read this format (OTEL_PROPAGATORS does not name it) or loses it before the call"
     } else {
         "the app does not read this format, or its HTTP client is not instrumented"
     });
@@ -136,17 +140,39 @@ fn mangled_by(how: &Mangling) -> &'static str {
         Mangling::Joined | Mangling::Doubled => {
             "two parts of the app write the header: a library that injects it, and code that copies it"
         }
+        Mangling::Padded => "code that takes every trace id for one of 128 bits",
         Mangling::Shortened => "a tracer with trace ids of 64 bits",
         Mangling::UpperCase => "code that formats the ids by itself",
         Mangling::Changed => "code that writes the header by itself",
     }
 }
 
+/// Trace ids of 64 bits, which older Zipkin libraries make.
+pub(super) fn short_ids(seen: &[(Format, Fate)]) -> Finding {
+    let id = CheckId::ProbeShortIds;
+    if seen.is_empty() {
+        return Finding::skip(id, "Trace ids of 64 bits: not checked, because no B3 passes");
+    }
+    let lost = seen.iter().find(|(_, fate)| !matches!(fate, Fate::Untouched | Fate::Continued));
+    let Some((format, fate)) = lost else {
+        return Finding::pass(id, format!("Trace ids of 64 bits go on in all {} calls", seen.len()));
+    };
+    let text = |what: &str| format!("{} with a trace id of 64 bits: {what}", format.title());
+    if let Fate::Mangled(how) = fate {
+        return Finding::fail(id, text(&format!("the app {}", how.text())), Hint::new(mangled_by(how)));
+    }
+    let cause = "the app reads trace ids of 128 bits alone: a caller with an older Zipkin library loses its trace here";
+    Finding::fail(id, text(word(fate)), Hint::new(cause)).into_informational()
+}
+
 /// Whether a trace goes on at all.
 pub(super) fn context(session: &Session<'_>, results: &[(Format, Seen)]) -> Finding {
     if session.passing.is_empty() {
         let anew = results.iter().any(|(_, seen)| seen.count(&Fate::Anew) > 0);
-        let cause = if anew {
+        let damaged = results.iter().any(|(_, seen)| seen.mangling().is_some());
+        let cause = if damaged {
+            "what the app passes on is damaged, so the next hop begins a trace: see above"
+        } else if anew {
             "the app makes a trace of its own for each call: its server is not instrumented, or the context does not reach the client (another thread, a client made by hand)"
         } else {
             "the app passes no trace context on: copy the headers from the request that it serves to the calls that it makes, or instrument its HTTP client"

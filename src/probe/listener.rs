@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes};
 use axum::extract::{DefaultBodyLimit, State};
@@ -30,6 +30,7 @@ pub(super) struct Call {
     pub(super) uri: Uri,
     pub(super) headers: HeaderMap,
     pub(super) body: Bytes,
+    pub(super) at: Instant,
 }
 
 /// How calls are answered.
@@ -129,7 +130,7 @@ async fn answer(State(shared): State<Arc<Shared>>, method: Method, uri: Uri, hea
     {
         let mut calls = lock(&shared.calls);
         if calls.len() < MAX_CALLS {
-            calls.push(Call { method, uri, headers, body });
+            calls.push(Call { method, uri, headers, body, at: Instant::now() });
         }
     }
     let mood = *lock(&shared.mood);

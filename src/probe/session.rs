@@ -1,11 +1,12 @@
 //! What every experiment needs.
 
 use std::str::FromStr;
+use std::time::Duration;
 
 use http::HeaderMap;
 
 use crate::probe::ProbeArgs;
-use crate::probe::caller::{Caller, Outcome};
+use crate::probe::caller::{Caller, Outcome, Wait};
 use crate::probe::fate::Format;
 use crate::probe::listener::Downstream;
 use crate::trace_context::carried_names;
@@ -33,6 +34,8 @@ pub(super) struct Session<'a> {
     pub(super) downstream: &'a Downstream,
     /// Calls that each request leads to, where it is always the same number.
     pub(super) calls: Option<usize>,
+    /// How long after an answer calls may still come.
+    pub(super) patience: Duration,
     /// The status of the app's answer to a plain request.
     pub(super) status: u16,
     /// Formats whose trace goes on.
@@ -43,7 +46,7 @@ pub(super) struct Session<'a> {
 
 impl Session<'_> {
     pub(super) async fn ask(&self, headers: &HeaderMap) -> Outcome {
-        self.caller.ask(self.downstream, headers, self.calls).await
+        self.caller.ask(self.downstream, headers, Wait::For { calls: self.calls, patience: self.patience }).await
     }
 
     pub(super) fn expects(&self, name: &str) -> bool {

@@ -151,6 +151,7 @@ fn each_way_to_lose_or_damage_a_header_is_named() {
     let flipped = |headers: &Headers| {
         Some(replaced(headers, "traceparent", |value| format!("{}1", &value[..value.len().saturating_sub(1)])))
     };
+    let padded = |headers: &Headers| Some(replaced(headers, "x-b3-traceid", |value| format!("{value:0>32}")));
     let none = |headers: &Headers| Some(headers.iter().filter(|(name, _)| name == "x-request-id").cloned().collect());
     let crash = |headers: &Headers| {
         let bad = headers.iter().any(|(name, value)| name == "traceparent" && value.len() != 55);
@@ -161,6 +162,7 @@ fn each_way_to_lose_or_damage_a_header_is_named() {
         (Box::new(twice), &["probe.request-id"], "sends it twice"),
         (Box::new(joined), &["probe.b3-single"], "by a comma"),
         (Box::new(short), &["probe.b3"], "to 64 bits"),
+        (Box::new(padded), &["probe.short-ids"], "pads its trace id of 64 bits to 128"),
         (Box::new(flipped), &["probe.sampling"], "\"not sampled\" in W3C (traceparent) arrives as sampled"),
         (Box::new(none), &["probe.context"], "The trace ends at this app"),
         (Box::new(crash), &["probe.invalid"], "make the app fail"),
@@ -174,6 +176,39 @@ fn each_way_to_lose_or_damage_a_header_is_named() {
         assert_eq!(failed, ids, "{report:#}");
         assert!(text_of(&report, ids[0]).contains(text), "{report:#}");
     }
+}
+
+/// As a client does that writes the header beside code that copies it.
+#[test]
+fn a_context_sent_twice_is_not_said_to_be_dropped() {
+    let twice = |headers: &Headers| {
+        let parent: Headers = headers.iter().filter(|(name, _)| name == "traceparent").cloned().collect();
+        Some([parent.clone(), parent].concat())
+    };
+    let (ran, report) = probed(twice, &[]);
+    assert_eq!((ran.code, failed(&report)), (Some(1), vec!["probe.w3c", "probe.context"]), "{report:#}");
+    let checks = report["checks"].as_array().unwrap();
+    let context = checks.iter().find(|check| check["id"] == "probe.context").unwrap();
+    assert!(context["cause"].as_str().unwrap().contains("is damaged"), "{context}");
+}
+
+/// An answer first, and the call from a queue.
+#[test]
+fn a_call_long_after_the_answer_is_that_requests_call() {
+    let downstream = ports::free_addr();
+    let app = App::start(downstream, move |headers| {
+        let headers = copied(headers);
+        std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(700));
+            call(downstream, "/stock", &headers)
+        });
+        None
+    });
+    let (url, address) = (format!("http://{}/orders", app.addr), downstream.to_string());
+    let expected = ["--expect", "w3c,b3,x-request-id", "--output", "json", "--count", "8"];
+    let ran = run(&[&["probe", &url, "--downstream", &address], &expected[..]].concat(), &[]);
+    let report: Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert_eq!((ran.code, failed(&report)), (Some(0), vec![]), "{report:#}");
 }
 
 /// A global that every request writes and every call reads.

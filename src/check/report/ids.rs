@@ -145,6 +145,7 @@ check_ids! {
     ProbeW3c Probe "probe.w3c"
     ProbeB3 Probe "probe.b3"
     ProbeB3Single Probe "probe.b3-single"
+    ProbeShortIds Probe "probe.short-ids"
     ProbeContext Probe "probe.context"
     ProbeRequestId Probe "probe.request-id"
     ProbeBaggage Probe "probe.baggage"
