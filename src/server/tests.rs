@@ -13,6 +13,7 @@ use axum::Router;
 use axum::extract::Request;
 use axum::routing::{get, post};
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use http::StatusCode;
 use http_body_util::{BodyExt as _, Empty};
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -151,6 +152,13 @@ impl Client {
         let mut body = vec![0; length.parse().unwrap()];
         self.0.read_exact(&mut body).await.ok()?;
         Some((head, String::from_utf8(body).unwrap()))
+    }
+
+    /// Waits until the server has sent something. The clock stands while a blocking task runs.
+    async fn until_readable(&mut self) {
+        while self.0.peek(&mut [0]).now_or_never().is_none() {
+            tokio::task::spawn_blocking(|| std::thread::sleep(Duration::from_millis(1))).await.unwrap();
+        }
     }
 
     /// Everything until the server closes its side, and how long that took.
@@ -400,6 +408,7 @@ async fn an_http_2_request_outlives_every_timeout_and_a_reader_that_accepts_noth
 
     let mut deaf = server.connect().await;
     deaf.0.write_all(&[http2::largest_windows(), http2::frame(1, 5, 1, &http2::head("/large"))].concat()).await.unwrap();
+    deaf.until_readable().await;
     sleep(40 * SECOND).await;
     let (rest, _) = deaf.until_closed().await;
     assert!((1 << 16..LARGE).contains(&rest.len()), "cut in the middle of the answer: {}", rest.len());
