@@ -122,8 +122,13 @@ fn commands_hold(finding: &Value) -> Result<String, String> {
         let holds = match (sign.strip_prefix("look for: "), sign.starts_with("empty: ")) {
             (Some(sign), _) => compact(&shown).contains(&compact(sign.trim_end_matches('…'))),
             (None, true) => shown.trim().is_empty(),
-            // The others say what both kinds of output mean.
-            (None, false) => output.status.success() || shown.trim().is_empty() || line.contains("| grep"),
+            // The others say what both kinds of output mean; analyze fails when it finds something.
+            (None, false) => {
+                output.status.success()
+                    || shown.trim().is_empty()
+                    || line.contains("| grep")
+                    || line.starts_with("istioctl analyze")
+            }
         };
         if !holds {
             return Err(format!("{command}\n    printed {shown}"));
