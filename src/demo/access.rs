@@ -133,8 +133,8 @@ impl Access {
     /// The cookie for the key, and the same address without the key.
     fn exchange(&self, head: &Parts) -> Response {
         let without: Vec<_> = head.uri.query().unwrap_or_default().split('&').filter(|pair| key_in(pair).is_none()).collect();
-        // Two slashes at the beginning would be the address of another host.
-        let path = format!("/{}", head.uri.path().trim_start_matches('/'));
+        // Two slashes at the beginning would be the address of another host, and browsers read a backslash as a slash.
+        let path = format!("/{}", head.uri.path().trim_start_matches(['/', '\\']));
         let location = if without.is_empty() { path } else { format!("{path}?{}", without.join("&")) };
         let cookie = format!("{}={}; Path=/; HttpOnly; SameSite=Strict", cookie_name(host_of(head).as_ref()), self.0.key.0);
         let headers = [(header::LOCATION, location), (header::SET_COOKIE, cookie)];
@@ -473,6 +473,7 @@ mod tests {
             (format!("/?key={key}"), "/"),
             (format!("/api/v2/traces?limit=5&key={key}&lookback=1"), "/api/v2/traces?limit=5&lookback=1"),
             (format!("//evil.example/?key={key}"), "/evil.example/"),
+            (format!("/\\evil.example/?key={key}"), "/evil.example/"),
         ] {
             let response = get(&uri);
             assert_eq!((response.status().as_u16(), response.headers()[header::LOCATION].to_str().unwrap()), (303, location));

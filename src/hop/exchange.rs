@@ -408,8 +408,12 @@ impl RequestHead {
             "forwarded" => self.forwarded = self.forwarded.or_else(|| addresses::first_forwarded(text()?)),
             "x-forwarded-client-cert" => self.identity = text().and_then(caller_uri),
             "x-envoy-attempt-count" => self.attempt = text().and_then(|count| count.parse().ok()).filter(|count| *count > 0),
-            _ if *name == X_HOP_COUNT => self.hops = text().and_then(|count| count.parse().ok()),
-            _ if *name == X_CALL_BUDGET => self.call_budget = text().and_then(|count| count.parse().ok()),
+            // Of several values the one that ends a loop sooner.
+            _ if *name == X_HOP_COUNT => self.hops = self.hops.max(text().and_then(|count| count.parse().ok())),
+            _ if *name == X_CALL_BUDGET => {
+                let found = text().and_then(|count| count.parse().ok());
+                self.call_budget = self.call_budget.into_iter().chain(found).min();
+            }
             _ => {}
         }
     }

@@ -5,6 +5,7 @@ use std::fmt;
 
 use http::{HeaderMap, header};
 
+use crate::net::hosts::redacted_input;
 use crate::text::PROBLEM_JSON;
 use crate::text::misleads;
 
@@ -75,10 +76,11 @@ pub(crate) fn detail(body: &[u8]) -> Option<String> {
     problem.get("detail").or_else(|| problem.get("title"))?.as_str().map(str::to_owned)
 }
 
-/// Replaces what could mislead a reader, and each run of spaces, by one space.
+/// Replaces what could mislead a reader, and each run of spaces, by one space; URLs lose user, password and query.
 fn one_line(text: &str) -> String {
     let printable: String = text.chars().map(|c| if misleads(c) { ' ' } else { c }).collect();
-    printable.split_whitespace().collect::<Vec<_>>().join(" ")
+    let words = printable.split_whitespace().map(|word| if word.contains("://") { redacted_input(word) } else { word.into() });
+    words.collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]
@@ -86,6 +88,12 @@ mod tests {
     use http::HeaderValue;
 
     use super::*;
+
+    #[test]
+    fn a_quoted_message_shows_no_secret_of_a_url() {
+        let line = one_line("GET https://u:secret@h.example/a?token=secret failed, see http://h.example/b?code=secret");
+        assert_eq!(line, "GET https://***@h.example/a failed, see http://h.example/b");
+    }
 
     fn read(kind: &'static str, server: &'static str, body: &str) -> String {
         let mut headers = HeaderMap::new();

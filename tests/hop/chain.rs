@@ -141,6 +141,7 @@ async fn a_chain_that_calls_itself_ends_with_508_at_the_front() {
     }
     hop.get("/service1", &[("x-hop-count", "3")]).await.assert_problem(508);
     hop.get("/service1", &[("x-hop-count", "4294967295")]).await.assert_problem(508);
+    hop.get("/service1", &[("x-hop-count", "3"), ("x-hop-count", "1")]).await.assert_problem(508);
 }
 
 /// How many requests of the chain a hop was sent.
