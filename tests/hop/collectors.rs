@@ -148,7 +148,7 @@ async fn the_counters_add_up_whatever_the_collector_does() {
     sink.set(Mood::Takes);
     let counts = settled(&hop).await;
     assert_eq!(counts.recorded, sent);
-    assert!(counts.exported > 0.0 && counts.rejected > 0.0);
+    assert!(counts.exported > 0.0);
     kept += sink.spans().len();
     // More than once at most: an answer may be lost, a span that counts as exported is there.
     assert!(kept as f64 >= counts.exported, "{kept} of {}", counts.exported);
