@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 /// Returns memory to the system ten seconds after a load, from a thread of its own; glibc's keeps the peak.
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", feature = "jemalloc"))]
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
