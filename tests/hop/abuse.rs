@@ -474,6 +474,11 @@ async fn nothing_of_a_request_comes_back_as_something_a_browser_would_run() {
     }
 }
 
+/// The allocator returns memory some seconds after a load.
+async fn memory_is_back(hop: &Hop, bound: f64) {
+    eventually("the memory is back", || async { (memory(hop).await < bound).then_some(()) }).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_flood_of_connections_that_hang_up_at_once_leaves_nothing_behind() {
     let hop = Hop::start(&[], &[]);
@@ -490,8 +495,7 @@ async fn a_flood_of_connections_that_hang_up_at_once_leaves_nothing_behind() {
         (metrics.sum("process_open_fds", &[]) < 40.0 && metrics.sum("http_server_active_requests", &[]) <= 1.0).then_some(())
     })
     .await;
-    let grown = memory(&hop).await - before;
-    assert!(grown < 6e6, "memory grew by {grown}");
+    memory_is_back(&hop, before + 6e6).await;
 }
 
 /// One frame of HTTP/2 (RFC 9113, 4.1).
@@ -534,8 +538,8 @@ async fn floods_of_http_2_frames_cost_bounded_memory_and_slow_nobody_down() {
         let sent = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".as_slice(), &frame(settings, 0, 0, &[]), &flood].concat();
         // Until all is sent, or the hop reads no further or has had enough; it need not take all of it.
         let _ = tokio::time::timeout(Duration::from_secs(5), hostile.write_all(&sent)).await;
-        let grown = memory(&hop).await - before;
-        assert!(grown < 4e6, "{what}: memory grew by {grown}");
+        eprintln!("{what}");
+        memory_is_back(&hop, before + 4e6).await;
         let begun = Instant::now();
         assert_eq!(hop.get("/hello", &[]).await.status, 200, "{what}");
         assert!(begun.elapsed() < Duration::from_secs(5), "{what}: {:?}", begun.elapsed());

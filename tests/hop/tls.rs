@@ -113,12 +113,16 @@ impl Secure {
         let (mut send, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(std::io::Error::other)?;
         tokio::spawn(connection);
         let request = http::Request::get(path).header("host", "localhost").body(Empty::<bytes::Bytes>::new()).unwrap();
-        let answer = send.send_request(request).await.map_err(std::io::Error::other)?;
+        // A connection that a server refuses after the client's side of the handshake can leave hyper's client waiting.
+        let answer = tokio::time::timeout(ANSWER, send.send_request(request)).await?.map_err(std::io::Error::other)?;
         let status = answer.status().as_u16();
         let body = answer.into_body().collect().await.map_err(std::io::Error::other)?.to_bytes();
         Ok((status, String::from_utf8_lossy(&body).into_owned()))
     }
 }
+
+/// How long an answer may take.
+const ANSWER: std::time::Duration = std::time::Duration::from_secs(20);
 
 fn h2_request(path: &str) -> http::Request<Empty<bytes::Bytes>> {
     http::Request::get(format!("https://localhost{path}")).body(Empty::new()).unwrap()
