@@ -1,7 +1,8 @@
 # The image holds one statically linked file: no shell, no libc, no certificates (the roots for TLS are in the binary).
 #   docker build -t httpserver:dev .        or: make docker-build
-# Not the slim variant: the allocator is built with make.
-FROM rust:1.95-bookworm AS build
+FROM rust:1.95-slim-bookworm AS build
+# The allocator is built with make, which the slim image lacks.
+RUN command -v make || { apt-get update && apt-get install -y --no-install-recommends make; }
 WORKDIR /src
 COPY Cargo.toml Cargo.lock ./
 COPY src src

@@ -160,7 +160,9 @@ impl System {
     }
 
     fn usual_callees(&self) -> HashMap<(usize, Box<str>), usize> {
-        let mut usual: HashMap<(usize, Box<str>), (Option<usize>, usize, usize)> = HashMap::new();
+        /// The callee where all answers agree, the answers, and the calls.
+        type Counted = (Option<usize>, usize, usize);
+        let mut usual: HashMap<(usize, Box<str>), Counted> = HashMap::new();
         for (at, span) in self.spans.iter().enumerate().filter(|(_, span)| span.is(Kind::Client)) {
             let Some(name) = &span.span.name else { continue };
             let answer = self.answered_by(at).map(|answer| self.spans[answer].service);

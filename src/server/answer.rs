@@ -133,10 +133,12 @@ impl<B: AnswerBody> Body for TrackedBody<B> {
         let is_last = this.body.is_end_stream();
         Poll::Ready(Some(Ok(frame.map_data(|bytes| {
             let is_blocked = || this.active.as_ref().is_some_and(ActiveRequest::is_write_blocked);
-            if is_last && bytes.len() <= COUNTED_AT_ONCE && !is_blocked() {
-                if let Some(account) = this.account.take() {
-                    account.sent(bytes.len());
-                }
+            if is_last
+                && bytes.len() <= COUNTED_AT_ONCE
+                && !is_blocked()
+                && let Some(account) = this.account.take()
+            {
+                account.sent(bytes.len());
             }
             let guard = if is_last {
                 Sending { account: this.account.take(), _active: this.active.take() }

@@ -258,10 +258,12 @@ impl<A: Account> Sending<'_, A> {
 
     fn count_at_once(&mut self, last: usize) {
         let is_all_written = self.unsent.waiting.load(Ordering::Acquire) == 0;
-        if last <= COUNTED_AT_ONCE && is_all_written && !self.connection.is_write_blocked() {
-            if let Some(account) = self.account.take() {
-                account.sent(self.unsent.sent.load(Ordering::Acquire) + last);
-            }
+        if last <= COUNTED_AT_ONCE
+            && is_all_written
+            && !self.connection.is_write_blocked()
+            && let Some(account) = self.account.take()
+        {
+            account.sent(self.unsent.sent.load(Ordering::Acquire) + last);
         }
     }
 

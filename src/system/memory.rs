@@ -99,7 +99,9 @@ mod tests {
 
     #[test]
     fn the_least_limit_on_the_way_to_the_root_counts() {
-        let cases: [(&str, &str, &str, &[(&str, &str)], u64); 7] = [
+        /// Name, mounts, cgroups of the process, files below the mount, expected limit.
+        type Case = (&'static str, &'static str, &'static str, &'static [(&'static str, &'static str)], u64);
+        let cases: [Case; 7] = [
             ("v2", V2, "0::/a/b\n", &[("a/b/memory.max", "134217728\n"), ("a/memory.max", "max\n")], 128 * MIB),
             ("parent", V2, "0::/a/b\n", &[("a/b/memory.max", "max\n"), ("a/memory.max", "67108864\n")], 64 * MIB),
             ("namespace", V2, "0::/\n", &[("memory.max", "268435456\n")], 256 * MIB),

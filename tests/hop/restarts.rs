@@ -131,7 +131,7 @@ const FLAGS: [&str; 4] = ["--drain-delay", "300ms", "--latency", "5ms"];
 async fn rolling_restarts_lose_no_request_over_http_2() {
     let start = |addr: SocketAddr| Hop::start(&[&["--addr", &addr.to_string()][..], &FLAGS].concat(), &[]);
     let connect = async |addr: SocketAddr| handshake(TcpStream::connect(addr).await.ok()?).await;
-    roll([start(free_addr()), start(free_addr())], start, move |addr| connect(addr)).await;
+    roll([start(free_addr()), start(free_addr())], start, connect).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -75,7 +75,7 @@ fn string(mut rest: &[u8]) -> Option<&[u8]> {
         while let Some((bytes, after)) = rest.split_first_chunk() {
             let bytes = u64::from_le_bytes(*bytes);
             let to_quote = bytes.wrapping_sub(EACH * (b'"' as u64 + 1));
-            let backslash = (bytes ^ EACH * b'\\' as u64).wrapping_sub(EACH);
+            let backslash = (bytes ^ (EACH * b'\\' as u64)).wrapping_sub(EACH);
             let found = (to_quote | backslash) & HIGH_BITS;
             if found != 0 {
                 rest = &rest[found.trailing_zeros() as usize / 8..];
