@@ -226,7 +226,7 @@ impl FromStr for Principal {
         let accepted = "accepted: a hop and its caller, `service2=spiffe://cluster.local/ns/httpserver/sa/service1`";
         let (hop, identity) = text.split_once('=').ok_or(accepted)?;
         let (hop, identity) = (hop.trim(), identity.trim());
-        if hop.is_empty() || !identity.strip_prefix("spiffe://").is_some_and(|rest| !rest.is_empty()) {
+        if hop.is_empty() || identity.strip_prefix("spiffe://").is_none_or(str::is_empty) {
             return Err(accepted.to_owned());
         }
         Ok(Self { hop: hop.to_owned(), identity: identity.to_owned() })
