@@ -411,8 +411,7 @@ impl RequestHead {
             // Of several values the one that ends a loop sooner.
             _ if *name == X_HOP_COUNT => self.hops = self.hops.max(text().and_then(|count| count.parse().ok())),
             _ if *name == X_CALL_BUDGET => {
-                let found = text().and_then(|count| count.parse().ok());
-                self.call_budget = self.call_budget.into_iter().chain(found).min();
+                self.call_budget = self.call_budget.into_iter().chain(text().and_then(|count| count.parse().ok())).min();
             }
             _ => {}
         }
