@@ -8,7 +8,7 @@ use std::task::{Poll, ready};
 use std::time::Duration;
 
 use futures_util::task::AtomicWaker;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
 
 use crate::server::clock::RunningClock;
@@ -36,6 +36,8 @@ impl Stage {
 pub(crate) struct Connections {
     pub(crate) options: ConnectionOptions,
     pub(crate) clock: RunningClock,
+    /// Places of HTTP/2 streams beyond the first ones of each connection.
+    pub(crate) streams: Arc<Semaphore>,
     stage: AtomicU8,
     open: Mutex<HashMap<u64, Arc<Connection>>>,
     closed: Notify,
@@ -44,7 +46,8 @@ pub(crate) struct Connections {
 impl Connections {
     pub(crate) fn new(options: ConnectionOptions) -> Self {
         let (stage, open) = (AtomicU8::new(Stage::Serving as u8), Mutex::default());
-        Self { options, clock: RunningClock::new(), stage, open, closed: Notify::new() }
+        let streams = Arc::new(Semaphore::new(options.max_streams()));
+        Self { options, clock: RunningClock::new(), streams, stage, open, closed: Notify::new() }
     }
 
     pub(crate) fn open(&self) -> MutexGuard<'_, HashMap<u64, Arc<Connection>>> {

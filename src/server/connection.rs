@@ -15,6 +15,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 
 use crate::server::activity::{ActiveRequest, Connection, ConnectionState};
@@ -40,6 +41,8 @@ pub(crate) struct Protocols<S> {
     pub(crate) is_tls: bool,
     pub(crate) service: TowerToHyperService<S>,
     pub(crate) on_refused: OnRefused,
+    /// Places of HTTP/2 streams, for all connections together.
+    pub(crate) streams: Arc<Semaphore>,
 }
 
 impl<S: HttpService> Protocols<S> {

@@ -13,7 +13,7 @@ use futures_util::task::AtomicWaker;
 use h2::server::SendResponse;
 use h2::{Reason, SendStream};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use http::{Request, Response};
+use http::{Request, Response, StatusCode};
 use http_body::Body as _;
 use hyper::service::Service as _;
 use hyper_util::service::TowerToHyperService;
@@ -28,6 +28,8 @@ use crate::text::causes;
 
 /// How many requests one connection may have in flight.
 const MAX_STREAMS: u32 = 100;
+/// Streams of each connection that need no place among those of the process: no peer takes the last ones from another.
+const FREE_STREAMS: usize = 2;
 /// The largest DATA frame that is sent, also to a peer that allows larger ones.
 const MAX_FRAME: usize = 16 << 10;
 /// Bytes of one answer that wait for the socket, beside the frame that is written.
@@ -63,7 +65,15 @@ impl<S: HttpService> Protocols<S> {
                 serving.poll_accept(cx)
             });
             let Some(accepted) = accepted.await else { return Ok(()) };
-            let (request, respond) = accepted.map_err(|error| causes(&error))?;
+            let (request, mut respond) = accepted.map_err(|error| causes(&error))?;
+            // Windows that stay closed on many connections would hold more than the process has.
+            let place = (Arc::strong_count(&answers) > FREE_STREAMS).then(|| self.streams.clone().try_acquire_owned());
+            let Ok(place) = place.transpose() else {
+                // The peer may send it again: nothing of it was processed (RFC 9113, 8.7).
+                respond.send_reset(Reason::REFUSED_STREAM);
+                (self.on_refused)(StatusCode::SERVICE_UNAVAILABLE);
+                continue;
+            };
             let active = ActiveRequest::new(&self.connection, Some(0));
             let stream = Stream {
                 request: self.with_connection_info(request.map(RequestBody::Http2), without_certificate),
@@ -74,7 +84,7 @@ impl<S: HttpService> Protocols<S> {
             };
             tokio::spawn(async move {
                 stream.answer().await;
-                drop(active);
+                drop((active, place));
             });
         }
     }

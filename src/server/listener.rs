@@ -156,6 +156,7 @@ impl<S: HttpService> Acceptor<S> {
             is_tls: self.tls.is_some(),
             service: self.service.clone(),
             on_refused: self.on_refused.clone(),
+            streams: self.connections.streams.clone(),
         };
         let tls = self.tls.as_ref().map(ServerTls::current);
         tokio::spawn(async move {

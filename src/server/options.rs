@@ -20,6 +20,15 @@ pub struct ConnectionOptions {
     pub last_head_timeout: Duration,
 }
 
+impl ConnectionOptions {
+    /// How many HTTP/2 streams all connections together may have beyond the first ones of each: a stream holds a head of up to
+    /// 32 KiB and 8 KiB of its answer, and what is reserved for a connection has room for half of that beside its own buffers.
+    pub(crate) fn max_streams(&self) -> usize {
+        const FEWEST: usize = 100;
+        (self.max_connections / 2).max(FEWEST)
+    }
+}
+
 impl Default for ConnectionOptions {
     fn default() -> Self {
         Self {

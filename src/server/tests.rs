@@ -415,6 +415,30 @@ async fn an_http_2_request_outlives_every_timeout_and_a_reader_that_accepts_noth
 }
 
 #[tokio::test(start_paused = true)]
+async fn streams_beyond_what_the_process_has_room_for_are_refused_and_the_first_of_a_connection_never_are() {
+    // Each connection may have two, and all together 100 more.
+    let server = TestServer::start(|options| options.max_connections = 10).await;
+    let (mut greedy, _first) = server.http2().await;
+    for _ in 0..100 {
+        tokio::spawn(greedy.send_request(request("/endless")));
+    }
+    settle().await;
+    let (mut second, _second) = server.http2().await;
+    let answers: Vec<_> = (0..20).map(|_| tokio::spawn(second.send_request(request("/endless")))).collect();
+    fill_buffers().await;
+    let mut refused = 0;
+    for answer in answers {
+        if let Some(Err(error)) = answer.now_or_never().map(Result::unwrap) {
+            assert!(format!("{error:?}").contains("REFUSED_STREAM"), "{error:?}");
+            refused += 1;
+        }
+    }
+    assert_eq!(refused, 16, "100 are open on the first connection, two of them free: two places are left, and two are free");
+    let (mut third, _third) = server.http2().await;
+    assert_eq!(third.send_request(request("/")).await.unwrap().status(), 200);
+}
+
+#[tokio::test(start_paused = true)]
 async fn while_draining_http_2_receives_goaway_and_http_1_is_still_served() {
     let server = TestServer::start(|_| {}).await;
     let mut kept = server.connect_and_get().await;
