@@ -322,6 +322,8 @@ denied_to_others() {
   is 403 "$got"
 }
 reply_of() { curl -s -H 'accept: application/json' "$1/hello/service1"; }
+# A Service has its endpoints a moment after its pods are ready.
+first_reply_of() { curl -sf --retry 20 --retry-delay 1 --retry-all-errors -H 'accept: application/json' "$1/hello/service1"; }
 identities() {
   json service1.cncamp.io /hello/service1 | py '" ".join(h["client"]["identity"].rsplit("/", 1)[1] for h in hops(r))'
 }
@@ -662,7 +664,7 @@ refused_by_profile() {
 }
 plain_trace() {
   find_httpserver
-  forwarded deployment/service1 reply_of | "$HTTPSERVER" trace - --traces "$jaeger" --traces-wait 40s --expect-spans 5 --expect-services 3
+  forwarded deployment/service1 first_reply_of | "$HTTPSERVER" trace - --traces "$jaeger" --traces-wait 40s --expect-spans 5 --expect-services 3
 }
 
 # ---------------------------------------------------------------- Gateway API
