@@ -1,7 +1,7 @@
 //! How much a hop may hold at once, so that all of it together fits the memory and the descriptors that the process has.
 //!
-//! Every limit is per item; their sum is here. [`Capacity::of`] chooses the numbers so that what is held when every limit is
-//! reached at once, [`Capacity::worst_case`], is no more than the memory limit. A connection was measured with a head of 30 KB in
+//! Every limit is per item; their sum is here. `Capacity::of` chooses the numbers so that what is held when every limit is
+//! reached at once, `Capacity::worst_case`, is no more than the memory limit. A connection was measured with a head of 30 KB in
 //! it and rounded up; the others are sums of the buffers that an item may fill.
 
 use crate::system::{descriptors, memory};
