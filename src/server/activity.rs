@@ -174,6 +174,8 @@ pub(crate) struct Connection {
     activity: Mutex<Activity>,
     /// Speaks HTTP/2: several requests at once, and GOAWAY as its way to end.
     is_multiplexed: AtomicBool,
+    /// Its HPACK table may hold more memory than its share.
+    pins_much: AtomicBool,
     waker: AtomicWaker,
 }
 
@@ -191,7 +193,8 @@ impl Connection {
             goaway_since: None,
             is_evicted: false,
         });
-        Self { id, connections, activity, is_multiplexed: AtomicBool::new(false), waker: AtomicWaker::new() }
+        let (is_multiplexed, pins_much) = (AtomicBool::new(false), AtomicBool::new(false));
+        Self { id, connections, activity, is_multiplexed, pins_much, waker: AtomicWaker::new() }
     }
 
     fn activity(&self) -> MutexGuard<'_, Activity> {
@@ -274,7 +277,24 @@ impl Connection {
 
     /// HTTP/2 has to send GOAWAY.
     pub(crate) fn must_go_away(&self) -> bool {
-        self.activity().goaway_since.is_some()
+        self.activity().goaway_since.is_some() || self.pins_much.load(Ordering::Relaxed)
+    }
+
+    /// Whether the connection's HPACK table may keep so many bytes of input alive. Above its share of what all may, the connection
+    /// is to be replaced by another, without the loss of a request; beyond that it is closed.
+    pub(crate) fn may_pin(&self, bytes: usize) -> bool {
+        /// What is reserved for each connection has room for so much beside its own buffers.
+        const OF_EACH: usize = 20 << 10;
+        const LEAST: usize = 24 << 10;
+        if bytes <= LEAST {
+            return true;
+        }
+        let all = self.connections.options.max_connections.saturating_mul(OF_EACH);
+        let share = (all / self.connections.open().len().max(1)).max(LEAST);
+        if bytes > share {
+            self.pins_much.store(true, Ordering::Relaxed);
+        }
+        bytes <= share + (16 << 10)
     }
 
     /// How many requests are lost when the connection is closed now.

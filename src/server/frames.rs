@@ -9,6 +9,35 @@ const HEADERS: u8 = 1;
 const CONTINUATION: u8 = 9;
 const END_HEADERS: u8 = 4;
 
+/// Heads whose buffers an HPACK table of 4,096 bytes can keep alive: an entry counts at least 33 (RFC 7541, 4.1).
+const TABLE_ENTRIES: usize = 128;
+/// The most bytes that count for one head: a buffer of h2 is hardly larger than a frame.
+const BUFFER: usize = 16 << 10;
+
+/// The bytes of input that the peer's HPACK table may keep alive. `h2` stores a table's entries as slices of its input, so a few bytes
+/// of an entry can hold the buffer that its whole frame came in.
+#[derive(Debug)]
+struct Pinned {
+    /// What counts for each of the last heads, the oldest next.
+    heads: [u16; TABLE_ENTRIES],
+    next: usize,
+    sum: usize,
+    /// Bytes since the last head: they may stand in the same buffer as the next one.
+    since: usize,
+}
+
+impl Pinned {
+    fn frame(&mut self, kind: u8, length: usize) {
+        self.since = (self.since + HEADER + length).min(BUFFER);
+        if matches!(kind, HEADERS | CONTINUATION) {
+            let bytes = std::mem::take(&mut self.since);
+            self.sum += bytes;
+            self.sum -= usize::from(std::mem::replace(&mut self.heads[self.next], bytes as u16));
+            self.next = (self.next + 1) % TABLE_ENTRIES;
+        }
+    }
+}
+
 /// Counts through frames (RFC 9113, 4.1) without keeping their content.
 #[derive(Debug)]
 pub(crate) struct FrameReader {
@@ -20,6 +49,7 @@ pub(crate) struct FrameReader {
     in_head: bool,
     /// How many heads and other frames have begun.
     begun: u64,
+    pinned: Pinned,
 }
 
 /// What has begun and is not whole.
@@ -33,7 +63,21 @@ pub(crate) enum Unfinished {
 
 impl FrameReader {
     pub(crate) fn new() -> Self {
-        Self { preface_left: PREFACE.len(), header: [0; HEADER], header_length: 0, payload_left: 0, in_head: false, begun: 0 }
+        let pinned = Pinned { heads: [0; TABLE_ENTRIES], next: 0, sum: 0, since: 0 };
+        Self {
+            preface_left: PREFACE.len(),
+            header: [0; HEADER],
+            header_length: 0,
+            payload_left: 0,
+            in_head: false,
+            begun: 0,
+            pinned,
+        }
+    }
+
+    /// Bytes of input that the HPACK table may keep alive.
+    pub(crate) fn pinned(&self) -> usize {
+        self.pinned.sum
     }
 
     /// What the bytes so far have begun, and its number.
@@ -53,6 +97,7 @@ impl FrameReader {
                 }
                 self.payload_left = u32::from_be_bytes([0, self.header[0], self.header[1], self.header[2]]) as usize;
                 self.in_head |= matches!(self.header[3], HEADERS | CONTINUATION);
+                self.pinned.frame(self.header[3], self.payload_left);
             }
             let length = self.payload_left.min(bytes.len());
             self.payload_left -= length;
@@ -73,6 +118,25 @@ mod tests {
 
     fn frame(kind: u8, flags: u8, payload: &[u8]) -> Vec<u8> {
         [&[0, 0, payload.len() as u8, kind, flags, 0, 0, 0, 1][..], payload].concat()
+    }
+
+    #[test]
+    fn what_the_table_may_pin_is_the_input_of_the_last_heads() {
+        let mut reader = FrameReader::new();
+        reader.read(PREFACE);
+        let large = [&[0, 0x27, 0x10, HEADERS, END_HEADERS, 0, 0, 0, 1][..], &[0; 10_000]].concat();
+        for n in 1..=TABLE_ENTRIES {
+            reader.read(&large);
+            assert_eq!(reader.pinned(), n * (HEADER + 10_000));
+        }
+        reader.read(&large);
+        assert_eq!(reader.pinned(), TABLE_ENTRIES * (HEADER + 10_000), "the oldest has left the table");
+        // What came between counts for the next head, and never more than a buffer.
+        for _ in 0..10 {
+            reader.read(&[&[0, 0x27, 0x10, 0, 0, 0, 0, 0, 1][..], &[0; 10_000]].concat());
+        }
+        reader.read(&frame(HEADERS, END_HEADERS, b"head"));
+        assert_eq!(reader.pinned(), (TABLE_ENTRIES - 1) * (HEADER + 10_000) + BUFFER);
     }
 
     #[test]

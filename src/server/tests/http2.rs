@@ -204,6 +204,35 @@ async fn a_window_that_opens_slowly_is_no_stall() {
     assert!(frames.0.iter().any(|(kind, stream, _)| (*kind, *stream) == (3, 1)), "{frames:?}");
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_connection_whose_heads_may_hold_more_than_its_share_is_replaced_and_a_flood_is_closed() {
+    // One connection of four has the share of all.
+    let server = TestServer::start(|options| options.max_connections = 4).await;
+    // `x: 0...`, 8,000 bytes never indexed, beside what the table stores.
+    let large = [&head("/close")[..], b"\x10\x01x\x7f\xc1\x3d", &[b'0'; 8_000]].concat();
+    let goaway = |frames: &Frames| frames.0.iter().any(|(kind, ..)| *kind == 7);
+    let answers = |frames: &Frames| frames.0.iter().filter(|(kind, stream, _)| *kind == 1 && *stream > 0).count();
+    let settings = [PREFACE, &frame(4, 0, 0, &[])].concat();
+
+    let mut client = http2_with(&server, &settings).await;
+    let mut frames = Frames::default();
+    let mut sent = 0;
+    while !goaway(&frames) {
+        client.0.write_all(&frame(1, 5, 2 * sent + 1, &large)).await.unwrap();
+        sent += 1;
+        frames.read(&mut client).await;
+        assert!(sent < 20, "{frames:?}");
+    }
+    assert_eq!((sent, answers(&frames)), (11, 11), "above 80 KiB, and no request is lost: {frames:?}");
+
+    let mut client = http2_with(&server, &settings).await;
+    let flood: Vec<u8> = (0..90).flat_map(|n| frame(1, 5, 2 * n + 1, &large)).collect();
+    let _ = client.0.write_all(&flood).await;
+    let (_, took) = client.until_closed().await;
+    assert!(took < 2 * SECOND, "{took:?}");
+    assert_eq!(server.connect_and_get().await.get("/").await.as_deref(), Some("ok"));
+}
+
 /// Kind and stream of the frames that came, and how long each payload is.
 #[derive(Debug, Default)]
 struct Frames(Vec<(u8, u32, usize)>);
