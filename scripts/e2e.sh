@@ -9,6 +9,7 @@
 #   prometheus   a Prometheus scrapes the hops: histograms, labels, exemplars          tests/e2e/prometheus.rs
 #   page         the demo's page in a real Chromium, as a person uses it               scripts/e2e-page.sh
 #   envoy        the chain behind a gateway and sidecars: tracers, lanes, restarts     tests/e2e/envoy.rs
+#   healthy      a thousand runs of check against healthy chains raise no alarm        tests/e2e/healthy.rs
 #   reliability  no request and no span lost over restarts; excess is shed             tests/e2e/restarts.rs, overload.rs
 #
 #   --install    get what is missing: environments, jars and Go tools under target/, system packages by apt.
@@ -31,8 +32,7 @@ needs() {
     jaeger) echo jaeger ;;
     prometheus) echo prometheus promtool ;;
     page) echo node npm chromium page_packages ;;
-    envoy) echo python3 openssl envoy ;;
-    reliability) echo python3 envoy ;;
+    envoy | healthy | reliability) echo python3 openssl envoy ;;
     *) return 1 ;;
   esac
 }
@@ -51,7 +51,7 @@ cargo_e2e() { cargo test --quiet --locked ${RELEASE:+--release} --test e2e -- --
 
 parse ... install "$@"
 parts=("${arguments[@]}") what=(cargo)
-[ ${#parts[@]} -gt 0 ] || parts=(zipkin jaeger prometheus page envoy reliability)
+[ ${#parts[@]} -gt 0 ] || parts=(zipkin jaeger prometheus page envoy healthy reliability)
 for part in "${parts[@]}"; do
   needs "$part" >/dev/null || usage_error "unknown part: $part"
   read -ra more < <(needs "$part") && what+=("${more[@]}")

@@ -13,6 +13,7 @@ mod backends;
 mod claims;
 mod cluster_faults;
 mod envoy;
+mod healthy;
 mod load;
 mod mesh;
 mod overload;

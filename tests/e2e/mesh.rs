@@ -240,6 +240,11 @@ impl Mesh {
         }
     }
 
+    /// The URL of what has every span.
+    pub(crate) fn backend(&self) -> String {
+        format!("http://{}", self.sink.addr)
+    }
+
     pub(crate) fn client(&self, host: &str) -> Client {
         Client::new(host, self.https)
     }
@@ -251,7 +256,7 @@ impl Mesh {
         let reply = self.client(HOST).chain("/hello/service1", &headers).await;
         let file = self.folder.join("reply.json");
         std::fs::write(&file, reply.to_string()).unwrap();
-        let (store, spans, traces) = (format!("http://{}", self.sink.addr), spans.to_string(), traces.to_string());
+        let (store, spans, traces) = (self.backend(), spans.to_string(), traces.to_string());
         let mut args =
             vec!["trace", file.to_str().unwrap(), "--traces", &store, "--settle", "3s", "--traces-wait", "60s", "--sidecars"];
         args.extend(["--expect-spans", &spans, "--expect-services", "4", "--expect-traces", &traces]);

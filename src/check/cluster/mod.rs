@@ -21,18 +21,16 @@ mod tests;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use reqwest::Url;
-
 use crate::check::chain::evidence::Xray;
-use crate::check::chain::expect::{Expect, Resolve};
 use crate::check::report::{CheckId, Finding, Hint, Status};
 use crate::hop::reply::Tree;
 use crate::text::counted;
 use command::{CommandError, Tool};
 use mistake::Mistake;
 use object::{is_label, is_subdomain};
-use path::{Path, Target};
-use snapshot::{ROOT_NAMESPACE, Snapshot};
+use path::Path;
+pub(crate) use path::Subject;
+use snapshot::Snapshot;
 
 /// The options that name a cluster.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -49,26 +47,6 @@ pub struct ClusterArgs {
     /// Run istioctl, too: analyze, and proxy-config, which opens connections to pods and reads what their proxies hold
     #[arg(long, requires = "cluster")]
     pub cluster_istioctl: bool,
-}
-
-/// What is checked, for the objects on its way.
-#[derive(Debug)]
-pub(crate) struct Subject<'a> {
-    pub(crate) url: &'a Url,
-    pub(crate) resolve: &'a [Resolve],
-    pub(crate) expect: Option<&'a Expect>,
-    pub(crate) namespace: &'a str,
-    pub(crate) gateway_namespace: &'a str,
-}
-
-impl Subject<'_> {
-    /// Where `--resolve` leads, else the URL's own host.
-    fn address(&self) -> &str {
-        let host = self.url.host_str().unwrap_or_default();
-        let port = self.url.port_or_known_default();
-        let given = self.resolve.iter().find(|resolve| resolve.host == host && Some(resolve.port) == port);
-        given.map_or(host, |resolve| resolve.address.as_str())
-    }
 }
 
 /// A mistake, and whether a finding was explained by it.
@@ -135,15 +113,7 @@ impl Cluster {
 
     fn path(&self, subject: &Subject<'_>) -> Option<Path<'_>> {
         let snapshot = self.snapshot.as_ref().ok()?;
-        let expected = subject.expect.map(Expect::names).unwrap_or_default();
-        let target = Target {
-            url: subject.url,
-            address: subject.address(),
-            namespace: subject.namespace,
-            gateway_namespace: subject.gateway_namespace,
-            expected: &expected,
-        };
-        Some(Path::new(snapshot, &target, self.tree.as_ref()))
+        Some(Path::new(snapshot, subject, self.tree.as_ref()))
     }
 
     /// Gives a failure the first mistake that explains it.
@@ -179,18 +149,6 @@ impl Cluster {
             out.extend(istioctl::findings(istioctl, subject.namespace, path.as_ref()).await);
         }
         out
-    }
-}
-
-impl Subject<'_> {
-    fn namespaces(&self) -> Vec<&str> {
-        let mut names: Vec<&str> = Vec::new();
-        for name in [self.namespace, self.gateway_namespace, ROOT_NAMESPACE] {
-            if !names.contains(&name) {
-                names.push(name);
-            }
-        }
-        names
     }
 }
 

@@ -6,9 +6,10 @@ use reqwest::Url;
 use serde_json::Value;
 
 use crate::check::chain::evidence::CALLER;
+use crate::check::chain::expect::{Expect, Resolve};
 use crate::check::cluster::object::{Object, at, covers, is_label, is_selected, list, number, service_host, service_of, text};
 use crate::check::cluster::routing::{Call, Choice, Destination, choose, destinations, virtual_services};
-use crate::check::cluster::snapshot::Snapshot;
+use crate::check::cluster::snapshot::{ROOT_NAMESPACE, Snapshot};
 use crate::check::envoy::suggestions::name_of;
 use crate::hop::reply::Tree;
 use crate::net::hosts::host_of;
@@ -67,16 +68,35 @@ pub(crate) struct Path<'a> {
     pub(crate) hops: Vec<Hop<'a>>,
 }
 
-/// Where the request goes and what is known of the hops.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Target<'a> {
+/// What is checked, for the objects on its way.
+#[derive(Debug)]
+pub(crate) struct Subject<'a> {
     pub(crate) url: &'a Url,
-    /// Where `--resolve` leads; the URL's host without one.
-    pub(crate) address: &'a str,
+    pub(crate) resolve: &'a [Resolve],
+    pub(crate) expect: Option<&'a Expect>,
     pub(crate) namespace: &'a str,
     pub(crate) gateway_namespace: &'a str,
-    /// The names of `--expect`, in order.
-    pub(crate) expected: &'a [&'a str],
+}
+
+impl Subject<'_> {
+    /// Where `--resolve` leads, else the URL's own host.
+    fn address(&self) -> &str {
+        let host = self.url.host_str().unwrap_or_default();
+        let port = self.url.port_or_known_default();
+        let given = self.resolve.iter().find(|resolve| resolve.host == host && Some(resolve.port) == port);
+        given.map_or(host, |resolve| resolve.address.as_str())
+    }
+
+    /// The namespaces whose pods are read.
+    pub(crate) fn namespaces(&self) -> Vec<&str> {
+        let mut names: Vec<&str> = Vec::new();
+        for name in [self.namespace, self.gateway_namespace, ROOT_NAMESPACE] {
+            if !names.contains(&name) {
+                names.push(name);
+            }
+        }
+        names
+    }
 }
 
 impl Hop<'_> {
@@ -124,8 +144,8 @@ fn is_router(pod: &Object) -> bool {
 }
 
 impl<'a> Path<'a> {
-    pub(crate) fn new(snapshot: &'a Snapshot, target: &Target<'_>, tree: Option<&Tree>) -> Self {
-        let url = target.url;
+    pub(crate) fn new(snapshot: &'a Snapshot, subject: &Subject<'_>, tree: Option<&Tree>) -> Self {
+        let url = subject.url;
         let mut path = Self {
             snapshot,
             host: url.host_str().unwrap_or_default().to_ascii_lowercase(),
@@ -134,33 +154,34 @@ impl<'a> Path<'a> {
             front: None,
             hops: Vec::new(),
         };
-        path.front = (!path.is_past_gateways(target)).then(|| path.front(target));
-        path.first_hop(target, tree);
+        path.front = (!path.is_past_gateways(subject)).then(|| path.front(subject));
+        path.first_hop(subject, tree);
         path
     }
 
     /// Whether the address is a pod's or a Service's own.
-    fn is_past_gateways(&self, target: &Target<'_>) -> bool {
-        let is = |value: &str| !value.is_empty() && value == target.address;
+    fn is_past_gateways(&self, subject: &Subject<'_>) -> bool {
+        let address = subject.address();
+        let is = |value: &str| !value.is_empty() && value == address;
         let is_pod = self.snapshot.all("Pod").into_iter().any(|pod| is(pod.text("/status/podIP")) && !is_router(pod));
         let is_service = self.snapshot.all("Service").into_iter().any(|service| {
-            service.namespace() == target.namespace && (is(service.text("/spec/clusterIP")) || is_name(target.address, service))
+            service.namespace() == subject.namespace && (is(service.text("/spec/clusterIP")) || is_name(address, service))
         });
         is_pod || is_service || self.snapshot.all("Gateway").is_empty() && self.snapshot.api_gateways().is_empty()
     }
 
-    fn front(&self, target: &Target<'_>) -> Front<'a> {
+    fn front(&self, subject: &Subject<'_>) -> Front<'a> {
         let snapshot = self.snapshot;
-        let pods = snapshot.all("Pod").into_iter().filter(|pod| pod.namespace() == target.gateway_namespace);
+        let pods = snapshot.all("Pod").into_iter().filter(|pod| pod.namespace() == subject.gateway_namespace);
         let pods: Vec<&Object> = pods.filter(|pod| is_router(pod)).collect();
         let leads = |service: &&Object| {
             let selector = service.at("/spec/selector");
-            service.namespace() == target.gateway_namespace
+            service.namespace() == subject.gateway_namespace
                 && selector.is_object()
                 && pods.iter().any(|pod| pod.is_selected_by(selector))
         };
         let service = snapshot.all("Service").into_iter().find(leads);
-        let called = u64::from(target.url.port_or_known_default().unwrap_or_default());
+        let called = u64::from(subject.url.port_or_known_default().unwrap_or_default());
         let ports = || service.into_iter().flat_map(|service| service.list("/spec/ports"));
         let by_node =
             ports().find(|port| number(at(port, "/nodePort")) == Some(called)).and_then(|port| number(at(port, "/port")));
@@ -179,7 +200,7 @@ impl<'a> Path<'a> {
     }
 
     /// The first hop, and from it all others.
-    fn first_hop(&mut self, target: &Target<'_>, tree: Option<&Tree>) {
+    fn first_hop(&mut self, subject: &Subject<'_>, tree: Option<&Tree>) {
         let gateway = self.front.as_ref();
         let gateways = gateway.map_or_else(Vec::new, |front| {
             let names = front.servers.iter().map(|(gateway, ..)| format!("{}/{}", gateway.namespace(), gateway.name()));
@@ -188,24 +209,25 @@ impl<'a> Path<'a> {
         let call = Call { host: self.host.clone(), port: gateway.map(|front| front.port), path: self.path.clone(), gateways };
         let labels = gateway.and_then(|front| front.pods.first()).map_or(&Value::Null, |pod| pod.at("/metadata/labels"));
         let routes = match gateway {
-            Some(_) => virtual_services(self.snapshot, &call, target.gateway_namespace),
+            Some(_) => virtual_services(self.snapshot, &call, subject.gateway_namespace),
             None => Vec::new(),
         };
-        let choice = choose(self.snapshot, &routes, &call, labels, target.gateway_namespace);
+        let choice = choose(self.snapshot, &routes, &call, labels, subject.gateway_namespace);
         let destinations = choice.as_ref().map(destinations).unwrap_or_default();
         let routed = destinations
             .iter()
             .find_map(|to| service_of(&to.host, ""))
             .map(|(name, namespace)| (name.to_owned(), namespace.to_owned()));
         let pod = tree.and_then(|tree| self.pod(&tree.hostname));
-        let name = match (tree, target.expected.first(), &routed) {
+        let expected = subject.expect.and_then(|expect| expect.names().first().map(|name| (*name).to_owned()));
+        let name = match (tree, expected, &routed) {
             (Some(tree), ..) => tree.service.clone(),
-            (None, Some(expected), _) => (*expected).to_owned(),
+            (None, Some(expected), _) => expected,
             (None, None, Some((name, _))) => name.clone(),
             (None, None, None) => return,
         };
         let namespace = pod.map(|pod| pod.namespace().to_owned()).or(routed.as_ref().map(|(_, namespace)| namespace.clone()));
-        let namespace = namespace.filter(|name| !name.is_empty()).unwrap_or_else(|| target.namespace.to_owned());
+        let namespace = namespace.filter(|name| !name.is_empty()).unwrap_or_else(|| subject.namespace.to_owned());
         let selects = |pod: &Object| self.snapshot.all("Service").into_iter().find(|service| selects(service, pod));
         let service = pod.and_then(selects).or_else(|| self.snapshot.service(base_name(&name), &namespace));
         let to = destinations.iter().find_map(|to| to.port);

@@ -62,6 +62,10 @@ const SIGNS: &[(&str, &str)] = &[
     ("mode:'", "look for STRICT beside DISABLE or SIMPLE; empty: nothing is set"),
     ("proxy-config endpoints", "look for HEALTHY; empty: no endpoint, the selector or subset finds no pod"),
     ("proxy-config clusters", "empty: this proxy does not know the Service"),
+    (
+        "proxy-config routes deploy/istio-ingressgateway",
+        "look for the host and its VIRTUAL SERVICE; 404 there: no route is bound to it",
+    ),
     ("proxy-config routes", "empty: this proxy has no route to it"),
     ("proxy-config listeners", "look for the port; empty: no Gateway opens one"),
     ("proxy-config secret", "look for ACTIVE; WARMING: the Secret is missing"),

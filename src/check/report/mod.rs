@@ -159,6 +159,7 @@ impl Finding {
         });
         let causes: &[CheckId] = CONSEQUENCES.iter().find(|(id, _)| *id == self.id).map_or(&[], |(_, causes)| causes);
         (same_seam || (self.seam.is_none() && same_hop)) && causes.contains(&cause.id)
+            || ANYWHERE.iter().any(|(id, causes)| *id == self.id && causes.contains(&cause.id))
     }
 
     pub(crate) fn line(mut self, line: impl Into<String>) -> Self {
@@ -211,11 +212,16 @@ static CONSEQUENCES: &[(CheckId, &[CheckId])] = {
         (Id::TracesCalls, &[Id::ChainAddress, Id::PropagationSidecar, Id::PropagationCoverage]),
         (Id::TracesServices, &[Id::PropagationRequestId, Id::PropagationSidecar, Id::PropagationCoverage]),
         (Id::TracesSampling, &[Id::PropagationRequestId, Id::PropagationSampled]),
+        (Id::TrafficSuccess, &[Id::ChainHops]),
         (Id::TrafficIdentity, &[Id::ChainAddress, Id::PropagationSidecar, Id::PropagationCoverage, Id::TracesCalls]),
         (Id::TrafficTimes, &[Id::TracesCalls]),
         (Id::LanesCarry, &[Id::PropagationLane]),
     ]
 };
+
+/// The same where the place does not matter: a failure anywhere below a hop is why a proxy calls that hop again.
+static ANYWHERE: &[(CheckId, &[CheckId])] =
+    &[(CheckId::TrafficRetries, &[CheckId::ChainHops, CheckId::ReachHttp, CheckId::TrafficSuccess])];
 
 /// The forms of the report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
@@ -445,10 +451,14 @@ mod tests {
             fail(CheckId::ChainHops, "service2"),
             fail(CheckId::TrafficSuccess, "service2"),
             fail(CheckId::TrafficSuccess, "service3"),
+            // Some of the calls over the broken seam fail in another way, and a proxy far above repeats them.
+            Finding::fail(CheckId::TrafficSuccess, "Calls end", Hint::new("slow")).seam("service1", "service2", None),
+            Finding::fail(CheckId::TrafficRetries, "Retries", Hint::new("calls fail")).hop("service0"),
         ]);
         let status = report.findings.iter().map(|finding| (finding.status, finding.follows)).collect::<Vec<_>>();
         let counted = (Status::Fail, None);
-        assert_eq!(status, [counted, (Status::Follows, Some(CheckId::ChainHops)), counted]);
+        let follows = (Status::Follows, Some(CheckId::ChainHops));
+        assert_eq!(status, [counted, follows, counted, follows, follows]);
         assert!(report.verdict().starts_with("broken: 2 of 2 checks failed"), "{}", report.verdict());
     }
 

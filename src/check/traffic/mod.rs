@@ -48,7 +48,7 @@ pub(crate) fn findings(
     }
     out.push(versions(&hops));
     out.extend(expected.splits.iter().flat_map(|split| split::findings(&hops, split, hints)));
-    out.push(retries(&hops, expected.retries, hints));
+    out.push(retries(samples, expected.retries, hints));
     out.extend(expected.latencies.iter().map(|limit| limited(samples, &hops, limit, hints)));
     out.extend(times::findings(samples, &hops, hints));
     out.extend(xray.map(|xray| identity::finding(&hops, xray, hints)));
@@ -187,10 +187,11 @@ fn versions(hops: &[HopSamples<'_>]) -> Finding {
     Finding::pass(CheckId::TrafficVersions, "Versions that answered, per hop").lines(lines).data(data.into())
 }
 
-fn retries(hops: &[HopSamples<'_>], expected: f64, hints: &HintContext) -> Finding {
+/// What retries hide: of the requests that succeeded, those that needed them. The others are failures already.
+fn retries(samples: &[Sample], expected: f64, hints: &HintContext) -> Finding {
     const ID: CheckId = CheckId::TrafficRetries;
     let (mut lines, mut first) = (Vec::new(), None);
-    for HopSamples { name, answers } in hops {
+    for HopSamples { name, answers } in by_hop(samples.iter().filter(|sample| sample.is_fine())) {
         let again = answers.iter().filter(|answer| answer.attempt > 1).count();
         if again > 0 {
             let (all, most) = (answers.len(), answers.iter().map(|answer| answer.attempt).max().unwrap_or(1));
@@ -199,15 +200,22 @@ fn retries(hops: &[HopSamples<'_>], expected: f64, hints: &HintContext) -> Findi
                 "{name:<20} {again} of {all} answers needed more than one attempt, {most} at most; up to {calls} calls for one request"
             ));
             if 100.0 * again as f64 / all as f64 > expected {
-                first = first.or(Some(*name));
+                first = first.or(Some(name));
             }
         }
     }
+    let failed = by_hop(samples.iter().filter(|sample| !sample.is_fine()));
+    let in_vain = failed.iter().filter_map(|hop| Some((hop.name, hop.answers.iter().map(|answer| answer.attempt).max()?)));
+    let in_vain = in_vain.filter(|(_, most)| *most > 1);
+    let in_vain: Vec<String> =
+        in_vain.map(|(name, most)| format!("{name:<20} {most} attempts in vain, in requests that failed")).collect();
     let text = match lines.len() {
-        0 => "No retries: every answer was a first attempt".to_owned(),
+        0 if in_vain.is_empty() => "No retries: every answer was a first attempt".to_owned(),
+        0 => "No retry hid a failure: the requests that were repeated failed all the same".to_owned(),
         1 => "Retries seen at 1 hop: a proxy in front hid failures".to_owned(),
         n => format!("Retries seen at {n} hops: a proxy in front hid failures; retries at several layers multiply"),
     };
+    lines.extend(in_vain);
     let Some(name) = first else { return Finding::pass(ID, text).lines(lines) };
     let hint = Hint::new(format!(
         "Calls of {name} fail and a proxy repeats them (retries of a VirtualService; without one Istio repeats twice): the failures are hidden and not gone. --expect-retries says what is meant"
@@ -262,21 +270,33 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::check::envoy::suggestions::HopRef;
     use crate::check::report::Status;
+    use crate::check::traffic::sample::HopSample;
+
+    fn sample(outcome: Outcome, attempt: u32) -> Sample {
+        let hop = HopRef { name: "service1".to_owned(), hostname: "service1-0".to_owned(), url: String::new() };
+        let (version, lane) = ("v1".to_owned(), "base".to_owned());
+        let answer = HopSample { hop, version, lane, attempt, identity: None, own_ms: 1.0, took_ms: 1.0, calls: attempt };
+        let (at, took) = (Duration::ZERO, Duration::ZERO);
+        Sample { at, took, outcome, hops: vec![answer], sampled: None, ends: None, gaps: Vec::new() }
+    }
+
+    #[test]
+    fn a_retry_is_a_failure_where_it_hid_one() {
+        let hints = HintContext::for_tests();
+        let hidden = retries(&[sample(Outcome::Fine, 2), sample(Outcome::Fine, 1)], 0.0, &hints);
+        assert!(hidden.status == Status::Fail && hidden.detail[0].contains("1 of 2 answers"), "{hidden:#?}");
+        let in_vain = retries(&[sample(Outcome::Broke(Vec::new()), 4)], 0.0, &hints);
+        assert!(in_vain.status == Status::Pass && in_vain.detail[0].contains("4 attempts in vain"), "{in_vain:#?}");
+        let none = retries(&[sample(Outcome::Fine, 1)], 0.0, &hints);
+        assert_eq!((none.status, none.text.as_str()), (Status::Pass, "No retries: every answer was a first attempt"));
+    }
 
     #[test]
     fn a_failure_that_no_hop_shows_is_a_finding() {
         let hints = HintContext::for_tests();
-        let outcome = Outcome::Broke(Vec::new());
-        let sample = Sample {
-            at: Duration::ZERO,
-            took: Duration::ZERO,
-            outcome,
-            hops: Vec::new(),
-            sampled: None,
-            ends: None,
-            gaps: Vec::new(),
-        };
+        let sample = Sample { hops: Vec::new(), ..sample(Outcome::Broke(Vec::new()), 1) };
         let findings = findings(
             &[sample],
             None,

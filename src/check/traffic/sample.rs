@@ -66,6 +66,13 @@ impl Sample {
     pub(crate) fn is_fine(&self) -> bool {
         matches!(self.outcome, Outcome::Fine)
     }
+
+    /// The time of a call that its answer did not take. Of a repeated call the earlier attempts lie in it, too: it says nothing.
+    fn gap(&mut self, from: &str, reply: &Tree, call_ms: f64) {
+        if reply.attempt <= 1 {
+            self.gaps.push((from.to_owned(), reply.service.clone(), (call_ms - reply.duration_ms).max(0.0)));
+        }
+    }
 }
 
 /// What the requests of a series have in common.
@@ -149,8 +156,7 @@ pub(crate) fn digest(result: Result<FrontAnswer, RequestFailure>, at: Duration, 
             Some(tree) => {
                 sample.sampled = tree.sampled;
                 sample.ends = sampling_ends(&tree);
-                let whole = took.as_secs_f64() * 1000.0 - tree.duration_ms;
-                sample.gaps.push((CALLER.to_owned(), tree.service.clone(), whole.max(0.0)));
+                sample.gap(CALLER, &tree, took.as_secs_f64() * 1000.0);
                 walk(&tree, &hints.url, 1, &mut sample);
                 let breaks = chain::breaks(&tree, &hints.url);
                 if !breaks.is_empty() || answer.status >= 300 {
@@ -177,8 +183,7 @@ fn walk(tree: &Tree, url: &str, calls: u32, sample: &mut Sample) {
     let calls = hop.calls;
     sample.hops.push(hop);
     for (call, reply) in tree.upstreams.iter().filter_map(|call| Some((call, call.reply.as_deref()?))) {
-        let gap = (call.duration_ms - reply.duration_ms).max(0.0);
-        sample.gaps.push((tree.service.clone(), reply.service.clone(), gap));
+        sample.gap(&tree.service, reply, call.duration_ms);
         walk(reply, &call.url, calls, sample);
     }
 }
@@ -218,9 +223,9 @@ impl<'a> HopSamples<'a> {
 }
 
 /// The answers by hop, in the order in which the hops first answered.
-pub(crate) fn by_hop(samples: &[Sample]) -> Vec<HopSamples<'_>> {
-    let mut hops: Vec<HopSamples<'_>> = Vec::new();
-    for answer in samples.iter().flat_map(|sample| &sample.hops) {
+pub(crate) fn by_hop<'a>(samples: impl IntoIterator<Item = &'a Sample>) -> Vec<HopSamples<'a>> {
+    let mut hops: Vec<HopSamples<'a>> = Vec::new();
+    for answer in samples.into_iter().flat_map(|sample| &sample.hops) {
         match hops.iter_mut().find(|hop| hop.name == answer.hop.name) {
             Some(hop) => hop.answers.push(answer),
             None => hops.push(HopSamples { name: &answer.hop.name, answers: vec![answer] }),

@@ -1,0 +1,148 @@
+//! Sidecars, policies, Telemetry and EnvoyFilters.
+
+use super::*;
+
+#[test]
+fn sidecars_scopes_and_endpoints_are_named_with_their_field() {
+    let lost = || fail(CheckId::PropagationSidecar, "no sidecar").hop("service2");
+    let entry =
+        json!({"hosts": ["service2.shop.svc.cluster.local"], "resolution": "STATIC", "endpoints": [{"address": "10.9.9.9"}]});
+    let slice =
+        json!({"metadata": {"labels": {"kubernetes.io/service-name": "service2"}}, "endpoints": [{"addresses": ["10.9.9.9"]}]});
+    let bare = || Unset("Pod service2-7d4b9c6f5-x2x5z", "/spec/initContainers");
+    assert_names(vec![
+        (vec![bare()], lost(), "Pod shop/service2-7d4b9c6f5-x2x5z", "metadata.creationTimestamp"),
+        (
+            vec![bare(), Set("Deployment service2", "/spec/template/metadata/labels/sidecar.istio.io~1inject", json!("false"))],
+            lost(),
+            "Deployment shop/service2",
+            "spec.template.metadata.labels[sidecar.istio.io/inject]",
+        ),
+        (
+            vec![bare(), Unset("Namespace shop", "/metadata/labels/istio-injection")],
+            lost(),
+            "Namespace shop",
+            "metadata.labels[istio-injection]",
+        ),
+        (
+            vec![Set(
+                "Deployment service2",
+                "/spec/template/metadata/annotations/traffic.sidecar.istio.io~1excludeInboundPorts",
+                json!("8080"),
+            )],
+            fail(CheckId::TrafficIdentity, "plain").hop("service2"),
+            "Deployment shop/service2",
+            "spec.template.metadata.annotations[traffic.sidecar.istio.io/excludeInboundPorts]",
+        ),
+        (
+            vec![bare(), Add(security("PeerAuthentication", "default", json!({"mtls": {"mode": "STRICT"}})))],
+            call(2, "reset"),
+            "Pod shop/service2-7d4b9c6f5-x2x5z",
+            "metadata.creationTimestamp",
+        ),
+        (
+            vec![Add(net(
+                "Sidecar",
+                "default",
+                json!({"egress": [{"hosts": ["./service2.shop.svc.cluster.local", "istio-system/*"]}]}),
+            ))],
+            call(2, "502"),
+            "Sidecar shop/default",
+            "spec.egress[0].hosts",
+        ),
+        (
+            vec![Set("Service service1", "/metadata/annotations/networking.istio.io~1exportTo", json!("."))],
+            front("503"),
+            "Service shop/service1",
+            "metadata.annotations[networking.istio.io/exportTo]",
+        ),
+        (
+            vec![Add(net("ServiceEntry", "left", entry))],
+            call(1, "503 connect error"),
+            "ServiceEntry shop/left",
+            "spec.endpoints[0].address",
+        ),
+        (
+            vec![Add(object("discovery.k8s.io/v1", "EndpointSlice", "shop", "left", slice))],
+            call(1, "503 connect error"),
+            "EndpointSlice shop/left",
+            "endpoints[0].addresses",
+        ),
+    ]);
+}
+
+#[test]
+fn policies_are_named_with_their_field() {
+    let policy = |spec: Value| vec![Add(security("AuthorizationPolicy", "p", spec))];
+    let second = json!({"matchLabels": {"app": "service2"}});
+    let from = |principal: &str| json!([{"from": [{"source": {"principals": [principal]}}]}]);
+    let own = "cluster.local/ns/shop/sa/service1";
+    let (name, denied) = ("AuthorizationPolicy shop/p", || call(1, "403 RBAC: access denied"));
+    let allowed = policy(json!({"selector": second, "rules": from(own)}));
+    assert_eq!(explained(&found(allowed), &denied()), None);
+    let jwt = json!([{"from": [{"source": {"requestPrincipals": ["*"]}}]}]);
+    assert_names(vec![
+        (policy(json!({"selector": second, "action": "DENY", "rules": from("*")})), denied(), name, "spec.rules[0]"),
+        (policy(json!({})), denied(), name, "spec.rules"),
+        (
+            policy(json!({"selector": second, "rules": from("cluster.local/ns/shop/sa/other")})),
+            denied(),
+            name,
+            "spec.rules[0].from[0].source.principals",
+        ),
+        (
+            policy(json!({"selector": second, "rules": [{"to": [{"operation": {"methods": ["POST"]}}]}]})),
+            denied(),
+            name,
+            "spec.rules[0].to[0].operation.methods",
+        ),
+        (
+            policy(json!({"selector": second, "rules": [{"to": [{"operation": {"paths": ["/service9"]}}]}]})),
+            denied(),
+            name,
+            "spec.rules[0].to[0].operation.paths",
+        ),
+        (policy(json!({"selector": second, "rules": jwt})), denied(), name, "spec.rules[0].from[0].source.requestPrincipals"),
+        (
+            vec![Add(object(
+                "networking.k8s.io/v1",
+                "NetworkPolicy",
+                "shop",
+                "n",
+                json!({"spec": {"podSelector": second, "policyTypes": ["Ingress"]}}),
+            ))],
+            call(1, "timed out"),
+            "NetworkPolicy shop/n",
+            "spec.ingress",
+        ),
+    ]);
+}
+
+#[test]
+fn telemetry_and_filters_are_named_with_their_field() {
+    let telemetry = "Telemetry shop/shop";
+    let set = |pointer, value| vec![Set("Telemetry shop", pointer, value)];
+    let spans = || fail(CheckId::TracesProxies, "no spans").hop("service2");
+    let lua = json!({"configPatches": [{"applyTo": "HTTP_FILTER", "match": {"context": "SIDECAR_INBOUND"}, "patch": {"operation": "INSERT_BEFORE",
+        "value": {"name": "lua", "typed_config": {"inline_code": "h:headers():remove(\"traceparent\")"}}}}]});
+    assert_names(vec![
+        (set("/spec/tracing/0/providers/0/name", json!("jeager")), spans(), telemetry, "spec.tracing[0].providers[0].name"),
+        (set("/spec/tracing/0/disableSpanReporting", json!(true)), spans(), telemetry, "spec.tracing[0].disableSpanReporting"),
+        (
+            set("/spec/tracing/0/randomSamplingPercentage", json!(1)),
+            fail(CheckId::TracesSampling, "1 %"),
+            telemetry,
+            "spec.tracing[0].randomSamplingPercentage",
+        ),
+        (vec![Remove("Telemetry door")], fail(CheckId::TracesProxies, "no gateway"), telemetry, "metadata.namespace"),
+        (
+            vec![Add(object("networking.istio.io/v1alpha3", "EnvoyFilter", "shop", "strip", json!({"spec": lua})))],
+            fail(CheckId::PropagationW3c, "lost").seam("service1", "service2", None),
+            "EnvoyFilter shop/strip",
+            "spec.configPatches[0].patch.value",
+        ),
+    ]);
+    let found = found(set("/spec/tracing/0/providers/0/name", json!("jeager")));
+    let standing = found.iter().find(|mistake| mistake.stands).expect("reported without a symptom, too");
+    assert!(standing.sentence().ends_with("is jeager, and the mesh has jaeger, zipkin"), "{}", standing.sentence());
+}

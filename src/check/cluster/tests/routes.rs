@@ -1,0 +1,160 @@
+//! VirtualServices and DestinationRules.
+
+use super::*;
+
+#[test]
+fn routes_are_named_with_their_field() {
+    let (door, second) = ("VirtualService shop/door", "VirtualService shop/service2");
+    let removed = fail(CheckId::PropagationW3c, "lost").seam("service1", "service2", None);
+    assert_names(vec![
+        (vec![Set("VirtualService door", "/spec/hosts", json!(["ship.example.com"]))], front("404"), door, "spec.hosts"),
+        (vec![Unset("VirtualService door", "/spec/gateways")], front("404"), door, "spec.gateways"),
+        (vec![Set("VirtualService door", "/spec/gateways", json!(["mesh"]))], front("404"), door, "spec.gateways"),
+        (vec![Set("VirtualService door", "/spec/gateways", json!(["dor"]))], front("404"), door, "spec.gateways"),
+        (vec![Set("VirtualService door", "/spec/exportTo", json!(["."]))], front("404"), door, "spec.exportTo"),
+        (
+            vec![Set("VirtualService door", "/spec/http/0/match/0/uri/exact", json!("/http/service9"))],
+            front("404"),
+            door,
+            "spec.http[0].match",
+        ),
+        (
+            vec![Set("VirtualService door", "/spec/http/0/rewrite/uri", json!("/servce0"))],
+            front("404"),
+            door,
+            "spec.http[0].rewrite.uri",
+        ),
+        (
+            vec![Set("VirtualService door", "/spec/http/0/route/0/destination/host", json!("service1.shop"))],
+            front("503"),
+            door,
+            "spec.http[0].route[0].destination.host",
+        ),
+        (
+            vec![Set("VirtualService door", "/spec/http/0/route/0/destination/port/number", json!(8080))],
+            front("503"),
+            door,
+            "spec.http[0].route[0].destination.port.number",
+        ),
+        (
+            vec![Set("VirtualService door", "/spec/http/0/route/0/destination/subset", json!("bass"))],
+            front("503"),
+            door,
+            "spec.http[0].route[0].destination.subset",
+        ),
+        (
+            vec![Set("VirtualService door", "/spec/http/0/timeout", json!("5ms"))],
+            front("504 timed out"),
+            door,
+            "spec.http[0].timeout",
+        ),
+        (
+            vec![Set(
+                "VirtualService service2",
+                "/spec/http/0/fault",
+                json!({"abort": {"httpStatus": 503, "percentage": {"value": 10}}}),
+            )],
+            call(1, "503"),
+            second,
+            "spec.http[0].fault.abort",
+        ),
+        (
+            vec![Set("VirtualService service2", "/spec/http/0/fault", json!({"delay": {"fixedDelay": "7s"}}))],
+            call(1, "timed out"),
+            second,
+            "spec.http[0].fault.delay",
+        ),
+        (
+            vec![Set("VirtualService service2", "/spec/http/0/directResponse", json!({"status": 418}))],
+            call(1, "418"),
+            second,
+            "spec.http[0].directResponse.status",
+        ),
+        (
+            vec![Set("VirtualService service2", "/spec/http/0/headers", json!({"request": {"remove": ["traceparent"]}}))],
+            removed,
+            second,
+            "spec.http[0].headers.request.remove",
+        ),
+        (
+            vec![Set("VirtualService service2", "/spec/http/0/retries", json!({"attempts": 5}))],
+            fail(CheckId::TrafficRetries, "51 % retried"),
+            second,
+            "spec.http[0].retries.attempts",
+        ),
+        (
+            vec![Set("VirtualService service2", "/spec/http/0/match", json!([{"headers": {"x": {"exact": "y"}}}]))],
+            call(1, "404"),
+            second,
+            "spec.http[0].match",
+        ),
+    ]);
+    let mut older = net(
+        "VirtualService",
+        "older",
+        json!({"hosts": ["service2"], "http": [{"route": [{"destination": {"host": "service3"}}]}]}),
+    );
+    older["metadata"]["creationTimestamp"] = json!("2025-01-01T00:00:00Z");
+    assert_names(vec![(vec![Add(older)], call(1, "404"), "VirtualService shop/older", "spec.hosts[0]")]);
+}
+
+#[test]
+fn destination_rules_are_named_with_their_field() {
+    let second = "DestinationRule shop/service2";
+    let set = |pointer, value| vec![Set("DestinationRule service2", pointer, value)];
+    let strict = || Add(security("PeerAuthentication", "default", json!({"mtls": {"mode": "STRICT"}})));
+    let mut disabled = set("/spec/trafficPolicy", json!({"tls": {"mode": "DISABLE"}}));
+    disabled.push(strict());
+    let found = found(disabled);
+    let mistake = found.iter().find(|mistake| mistake.explains(&call(1, "503"))).unwrap();
+    assert!(
+        mistake.sentence().starts_with(
+            "DestinationRule shop/service2: spec.trafficPolicy.tls.mode is DISABLE, PeerAuthentication shop/default is STRICT"
+        ),
+        "{}",
+        mistake.sentence()
+    );
+    assert_names(vec![
+        (set("/spec/subsets/0/labels/version", json!("v9")), call(1, "no healthy upstream"), second, "spec.subsets[0].labels"),
+        (set("/spec/host", json!("servce2.shop.svc.cluster.local")), call(1, "503"), second, "spec.host"),
+        (
+            set("/spec/subsets/0/trafficPolicy", json!({"tls": {"mode": "SIMPLE"}})),
+            call(1, "503"),
+            second,
+            "spec.subsets[0].trafficPolicy.tls.mode",
+        ),
+        (
+            set("/spec/trafficPolicy", json!({"portLevelSettings": [{"port": {"number": 80}, "tls": {"mode": "SIMPLE"}}]})),
+            call(1, "503"),
+            second,
+            "spec.trafficPolicy.portLevelSettings[0].tls.mode",
+        ),
+        (
+            set(
+                "/spec/trafficPolicy",
+                json!({"connectionPool": {"tcp": {"maxConnections": 1}, "http": {"http1MaxPendingRequests": 1}}}),
+            ),
+            call(1, "503 overflow"),
+            second,
+            "spec.trafficPolicy.connectionPool.http.http1MaxPendingRequests",
+        ),
+        (
+            set("/spec/trafficPolicy", json!({"outlierDetection": {"consecutive5xxErrors": 1}})),
+            call(1, "no healthy upstream"),
+            second,
+            "spec.trafficPolicy.outlierDetection",
+        ),
+        (
+            vec![Set("DestinationRule service1", "/spec/exportTo", json!(["."]))],
+            front("503"),
+            "DestinationRule shop/service1",
+            "spec.exportTo",
+        ),
+        (
+            vec![Remove("DestinationRule service2")],
+            call(1, "503"),
+            "VirtualService shop/service2",
+            "spec.http[0].route[0].destination.subset",
+        ),
+    ]);
+}
