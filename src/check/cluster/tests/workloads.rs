@@ -3,9 +3,8 @@
 use super::*;
 
 #[test]
-fn services_pods_and_deployments_are_named_with_their_field() {
-    let (service, deployment, caller) = ("Service shop/service2", "Deployment shop/service2", "Deployment shop/service1");
-    let upstream = "spec.template.spec.containers[0].env[UPSTREAM]";
+fn services_and_pods_are_named_with_their_field() {
+    let (service, deployment) = ("Service shop/service2", "Deployment shop/service2");
     let not_ready = || Set("Pod service2-7d4b9c6f5-x2x5z", "/status/conditions/0/status", json!("False"));
     let waits = |reason: &str| {
         vec![
@@ -13,7 +12,6 @@ fn services_pods_and_deployments_are_named_with_their_field() {
             Set("Pod service2-7d4b9c6f5-x2x5z", "/status/containerStatuses", json!([{"state": {"waiting": {"reason": reason}}}])),
         ]
     };
-    let up = |value: &str| vec![Set("Deployment service1", "/spec/template/spec/containers/0/env/1/value", json!(value))];
     let gone = "no healthy upstream";
     assert_names(vec![
         (vec![Set("Service service2", "/spec/selector", json!({"app": "servce2"}))], call(1, gone), service, "spec.selector"),
@@ -70,6 +68,15 @@ fn services_pods_and_deployments_are_named_with_their_field() {
             deployment,
             "spec.template.spec.containers[0].readinessProbe.httpGet.port",
         ),
+    ]);
+}
+
+#[test]
+fn variables_are_named_with_their_field() {
+    let (deployment, caller) = ("Deployment shop/service2", "Deployment shop/service1");
+    let upstream = "spec.template.spec.containers[0].env[UPSTREAM]";
+    let up = |value: &str| vec![Set("Deployment service1", "/spec/template/spec/containers/0/env/1/value", json!(value))];
+    assert_names(vec![
         (
             vec![Set(
                 "Deployment service2",
