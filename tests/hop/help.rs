@@ -1,4 +1,4 @@
-//! `--help` and the README's table of options tell the same flags and variables.
+//! `--help` and the pages of the reference tell the same flags and variables.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -45,9 +45,9 @@ fn help_variables(help: &str) -> BTreeSet<String> {
     words(after).filter(of_otel).map(str::to_owned).collect()
 }
 
-/// The rows `| `--flag` … | `VARIABLE` … |` of the README.
-fn readme_flags(readme: &str) -> Options {
-    let rows = readme.lines().filter(|line| line.starts_with("| `--") || line.starts_with("| `-v`"));
+/// The rows `| `--flag` … | `VARIABLE` … |` of the reference.
+fn documented_flags(reference: &str) -> Options {
+    let rows = reference.lines().filter(|line| line.starts_with("| `--") || line.starts_with("| `-v`"));
     let mut flags = Options::new();
     for row in rows {
         let mut cells = row.trim_matches('|').split('|');
@@ -65,8 +65,8 @@ fn endings(text: &str) -> impl Iterator<Item = &str> {
 }
 
 /// Whether a line tells of a variable, whole or as `OTEL_TRACES_SAMPLER`, `…_ARG`.
-fn tells(readme: &str, variable: &str) -> bool {
-    readme.lines().any(|line| {
+fn tells(reference: &str, variable: &str) -> bool {
+    reference.lines().any(|line| {
         let shortened = |ending: &str| {
             variable
                 .strip_suffix(ending)
@@ -77,25 +77,25 @@ fn tells(readme: &str, variable: &str) -> bool {
 }
 
 #[test]
-fn the_readme_tells_every_option_that_the_help_tells_and_no_other() {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/README.md");
-    let readme = std::fs::read_to_string(path).expect("README.md is there");
+fn the_reference_tells_every_option_that_the_help_tells_and_no_other() {
+    let page = |name: &str| std::fs::read_to_string(format!("{}/docs/reference/{name}.md", env!("CARGO_MANIFEST_DIR"))).unwrap();
+    let reference = page("options") + &page("environment");
     let help = run(&["serve", "--help"], &[]).stdout;
-    let (told, mut known) = (readme_flags(&readme), help_flags(&help));
+    let (told, mut known) = (documented_flags(&reference), help_flags(&help));
     // `-v` and `-q` share a row.
     known.remove("--verbose").expect("there is a -v");
     known.remove("--quiet").expect("there is a -q");
     for (flag, variables) in &known {
-        let row = told.get(flag).unwrap_or_else(|| panic!("{flag} has no row in README.md"));
+        let row = told.get(flag).unwrap_or_else(|| panic!("{flag} has no row in docs/reference"));
         for variable in variables {
-            assert!(row.contains(variable), "the row of {flag} in README.md does not name {variable}");
+            assert!(row.contains(variable), "the row of {flag} in docs/reference does not name {variable}");
         }
     }
     for variable in help_variables(&help) {
-        assert!(tells(&readme, &variable), "{variable} of `serve --help` is not in README.md");
+        assert!(tells(&reference, &variable), "{variable} of `serve --help` is not in docs/reference");
     }
     for ending in endings(&help) {
-        assert!(readme.contains(ending), "…{ending} of `serve --help` is not in README.md");
+        assert!(reference.contains(ending), "…{ending} of `serve --help` is not in docs/reference");
     }
     // The other commands have options of their own, in tables of their own.
     let mut of_all = known;
@@ -106,11 +106,11 @@ fn the_readme_tells_every_option_that_the_help_tells_and_no_other() {
     }
     for (flag, variables) in &told {
         if flag.starts_with("--") {
-            assert!(of_all.contains_key(flag), "README.md tells of {flag}, which no command has");
+            assert!(of_all.contains_key(flag), "docs/reference tells of {flag}, which no command has");
         }
         for variable in variables {
             let somewhere = help.contains(variable) || of_all.values().any(|variables| variables.contains(variable));
-            assert!(somewhere, "README.md tells of {variable} for {flag}, which the help does not name");
+            assert!(somewhere, "docs/reference tells of {variable} for {flag}, which the help does not name");
         }
     }
 }
@@ -134,9 +134,9 @@ fn the_help_names_every_flag_with_its_variable() {
 
 #[test]
 fn rows_are_read_as_they_are_written() {
-    let readme = "| flag | variable |\n|---|---|\n| `--name` | `SERVICE_NAME`, else `OTEL_SERVICE_NAME` | `httpserver` | GET it |\n\
+    let reference = "| flag | variable |\n|---|---|\n| `--name` | `SERVICE_NAME`, else `OTEL_SERVICE_NAME` | `httpserver` | GET it |\n\
                   | `--upstream` (repeatable) | `UPSTREAM` (comma list) | none | x |\n| `-v`, `-q` | `RUST_LOG` | info | x |\n";
-    let flags = readme_flags(readme);
+    let flags = documented_flags(reference);
     assert_eq!(flags.keys().collect::<Vec<_>>(), ["--name", "--upstream", "-v"]);
     let line = "| `OTEL_TRACES_SAMPLER`, `…_ARG` | x |";
     assert!(tells(line, "OTEL_TRACES_SAMPLER_ARG") && tells(line, "OTEL_TRACES_SAMPLER"));
