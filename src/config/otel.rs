@@ -12,7 +12,7 @@ use percent_encoding::percent_decode_str;
 use crate::hop::config::HopConfig;
 use crate::net::hosts::{parse_url, redacted_input};
 use crate::net::tls::{ClientTls, Roots, certified_key, read_file};
-use crate::telemetry::export::{Exporter, OtlpOptions};
+use crate::telemetry::export::{Exporter, OtlpOptions, OtlpProtocol, Signal};
 use crate::telemetry::tracer::{Sampler, SamplerError};
 use crate::trace_context::Propagators;
 use crate::values::at_least_one;
@@ -23,9 +23,10 @@ Variables of OpenTelemetry, with their standard meanings; a value that is unknow
   OTEL_SERVICE_NAME                    service.name of spans [default: service.name in OTEL_RESOURCE_ATTRIBUTES, else --name]
   OTEL_RESOURCE_ATTRIBUTES             further attributes of every span: key=value,key=value
   OTEL_EXPORTER_ZIPKIN_ENDPOINT        [default: http://localhost:9411/api/v2/spans]
-  OTEL_EXPORTER_OTLP_ENDPOINT          [default: http://localhost:4318]; also …_TRACES_ENDPOINT, …_HEADERS, …_TIMEOUT,
-                                       …_COMPRESSION (gzip), …_PROTOCOL (http/protobuf), …_CERTIFICATE (of the CA),
-                                       …_CLIENT_CERTIFICATE, …_CLIENT_KEY: PEM files
+  OTEL_EXPORTER_OTLP_PROTOCOL          http/protobuf or grpc [default: http/protobuf]
+  OTEL_EXPORTER_OTLP_ENDPOINT          [default: http://localhost:4318, of grpc http://localhost:4317]; also …_HEADERS,
+                                       …_TIMEOUT, …_COMPRESSION (gzip), …_CERTIFICATE (of the CA), …_CLIENT_CERTIFICATE,
+                                       …_CLIENT_KEY: PEM files. Each also per signal: OTEL_EXPORTER_OTLP_TRACES_ENDPOINT
   OTEL_METRICS_EXPORTER                prometheus or none; /metrics answers whatever it is
   OTEL_LOGS_EXPORTER                   console or none; access lines go to stdout whatever it is
   OTEL_PROPAGATORS                     which formats are read (first valid one wins) and written
@@ -42,7 +43,7 @@ pub enum ExporterName {
     None,
     /// Zipkin v2 JSON
     Zipkin,
-    /// OTLP over HTTP, protobuf
+    /// OTLP, as OTEL_EXPORTER_OTLP_PROTOCOL says
     Otlp,
     /// A line per span on stderr
     Console,
@@ -111,10 +112,8 @@ impl<'a> Variables<'a> {
     }
 
     /// The variable of the signal's own, else the one for all signals, read by `read`, which also gets its name.
-    fn otlp<T>(&self, suffix: &str, read: impl Fn(&str, &str) -> Result<T, String>) -> Option<T> {
-        [format!("OTEL_EXPORTER_OTLP_TRACES_{suffix}"), format!("OTEL_EXPORTER_OTLP_{suffix}")]
-            .iter()
-            .find_map(|name| self.read(name, |text| read(name, text)))
+    fn otlp<T>(&self, signal: Signal, suffix: &str, read: impl Fn(&str, &str) -> Result<T, String>) -> Option<T> {
+        otlp_names(signal, suffix).iter().find_map(|name| self.read(name, |text| read(name, text)))
     }
 
     pub(super) fn resource_attributes(&self) -> Vec<(String, String)> {
@@ -201,7 +200,7 @@ impl<'a> Variables<'a> {
                     let endpoint = self.read("OTEL_EXPORTER_ZIPKIN_ENDPOINT", url);
                     Exporter::Zipkin { endpoint: endpoint.unwrap_or_else(|| "http://localhost:9411/api/v2/spans".to_owned()) }
                 }
-                ExporterName::Otlp => Exporter::Otlp(self.otlp_options()),
+                ExporterName::Otlp => Exporter::Otlp(self.otlp_options(Signal::Traces)),
             };
             if !exporters.contains(&exporter) {
                 exporters.push(exporter);
@@ -210,60 +209,71 @@ impl<'a> Variables<'a> {
         exporters
     }
 
-    fn otlp_options(&self) -> OtlpOptions {
-        let default = OtlpOptions::default();
-        let _: Option<()> = self.otlp("PROTOCOL", |_, text| match text.to_ascii_lowercase().as_str() {
-            "http/protobuf" => Ok(()),
-            _ => Err("accepted: http/protobuf".to_owned()),
+    fn otlp_options(&self, signal: Signal) -> OtlpOptions {
+        let protocol = self.otlp(signal, "PROTOCOL", |_, text| match text.to_ascii_lowercase().as_str() {
+            "http/protobuf" => Ok(OtlpProtocol::HttpProtobuf),
+            "grpc" => Ok(OtlpProtocol::Grpc),
+            _ => Err("accepted: http/protobuf, grpc".to_owned()),
         });
-        let endpoint = self.otlp("ENDPOINT", |name, text| {
-            let endpoint = url(text)?;
+        let protocol = protocol.unwrap_or_default();
+        let endpoint = self.otlp(signal, "ENDPOINT", |name, text| match protocol {
+            OtlpProtocol::Grpc => self.grpc_endpoint(signal, text),
+            OtlpProtocol::HttpProtobuf if name == otlp_names(signal, "ENDPOINT")[0] => url(text),
             // The general endpoint is a base: the signal's path is added.
-            Ok(if name.contains("TRACES") { endpoint } else { format!("{}/v1/traces", endpoint.trim_end_matches('/')) })
+            OtlpProtocol::HttpProtobuf => Ok(format!("{}{}", url(text)?.trim_end_matches('/'), signal.path())),
         });
-        let gzip = self.otlp("COMPRESSION", |_, text| match text.to_ascii_lowercase().as_str() {
+        let gzip = self.otlp(signal, "COMPRESSION", |_, text| match text.to_ascii_lowercase().as_str() {
             "gzip" => Ok(true),
             "none" => Ok(false),
             _ => Err("accepted: gzip, none".to_owned()),
         });
+        let default = OtlpOptions::new(signal, protocol);
         OtlpOptions {
             endpoint: endpoint.unwrap_or(default.endpoint),
-            headers: self.otlp_headers().unwrap_or_default(),
-            timeout: self.otlp("TIMEOUT", |_, text| milliseconds(text)).unwrap_or(default.timeout),
+            headers: self.otlp_headers(signal).unwrap_or_default(),
+            timeout: self.otlp(signal, "TIMEOUT", |_, text| milliseconds(text)).unwrap_or(default.timeout),
             gzip: gzip.unwrap_or(default.gzip),
-            tls: self.otlp_tls(),
+            tls: self.otlp_tls(signal),
+            protocol,
         }
     }
 
+    /// A URL, or `host:port` as gRPC's libraries have it: then `…_INSECURE` says whether there is TLS.
+    fn grpc_endpoint(&self, signal: Signal, text: &str) -> Result<String, String> {
+        if text.contains("://") {
+            return url(text);
+        }
+        let insecure = self.otlp(signal, "INSECURE", |_, text| boolean(text)).unwrap_or(false);
+        url(&format!("{}://{text}", if insecure { "http" } else { "https" }))
+    }
+
     /// Headers of an export, each of which HTTP accepts. The values may be secrets, and are not repeated.
-    fn otlp_headers(&self) -> Option<Vec<(String, String)>> {
+    fn otlp_headers(&self, signal: Signal) -> Option<Vec<(String, String)>> {
         let fits = |(name, value): &(String, String)| {
             HeaderName::from_bytes(name.as_bytes()).is_ok() && HeaderValue::from_str(value).is_ok()
         };
-        ["OTEL_EXPORTER_OTLP_TRACES_HEADERS", "OTEL_EXPORTER_OTLP_HEADERS"].into_iter().find_map(|name| {
-            match pairs(&self.get(name)?) {
-                Ok(headers) if headers.iter().all(fits) => Some(headers),
-                Ok(_) => {
-                    self.ignored(name, "(not shown)", "accepted: name=value,name=value; one is no HTTP header");
-                    None
-                }
-                Err(reason) => {
-                    self.ignored(name, "(not shown)", &reason);
-                    None
-                }
+        otlp_names(signal, "HEADERS").iter().find_map(|name| match pairs(&self.get(name)?) {
+            Ok(headers) if headers.iter().all(fits) => Some(headers),
+            Ok(_) => {
+                self.ignored(name, "(not shown)", "accepted: name=value,name=value; one is no HTTP header");
+                None
+            }
+            Err(reason) => {
+                self.ignored(name, "(not shown)", &reason);
+                None
             }
         })
     }
 
     /// The certificates of an exporter.
-    fn otlp_tls(&self) -> ClientTls {
+    fn otlp_tls(&self, signal: Signal) -> ClientTls {
         const KEY: &str = "CLIENT_KEY";
-        let roots = self.otlp("CERTIFICATE", |name, path| Roots::load(name, &PathBuf::from(path)));
+        let roots = self.otlp(signal, "CERTIFICATE", |name, path| Roots::load(name, &PathBuf::from(path)));
         let read = |name: &str, path: &str| {
             let path = PathBuf::from(path);
             read_file(name, &path).map(|pem| (name.to_owned(), path, pem))
         };
-        let own = match (self.otlp("CLIENT_CERTIFICATE", read), self.otlp(KEY, read)) {
+        let own = match (self.otlp(signal, "CLIENT_CERTIFICATE", read), self.otlp(signal, KEY, read)) {
             (None, None) => None,
             (Some((cert, cert_path, cert_pem)), Some((key, key_path, key_pem))) => {
                 let pair = certified_key((&cert, &cert_path, &cert_pem), (&key, &key_path, &key_pem));
@@ -280,6 +290,11 @@ impl<'a> Variables<'a> {
         };
         ClientTls { roots: roots.unwrap_or_default(), own }
     }
+}
+
+/// The names of a variable of the exporters: the signal's own, and the one for all signals.
+fn otlp_names(signal: Signal, suffix: &str) -> [String; 2] {
+    [format!("OTEL_EXPORTER_OTLP_{}_{suffix}", signal.in_variables()), format!("OTEL_EXPORTER_OTLP_{suffix}")]
 }
 
 fn boolean(text: &str) -> Result<bool, String> {

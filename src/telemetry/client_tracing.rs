@@ -1,21 +1,23 @@
 //! Spans of a caller: `check` and the demo's own sender report the requests that begin a trace, so that it has its root.
 //!
-//! `tracing` makes the span, `tracing-opentelemetry` turns it into one of the SDK, and `opentelemetry-otlp` sends it; a Zipkin
+//! `tracing` makes the span, `tracing-opentelemetry` turns it into one of the SDK, and `opentelemetry-proto` into OTLP; a Zipkin
 //! collector gets [`Span`] as JSON. Nothing here is on a hop's request path.
 
 use std::cell::Cell;
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use opentelemetry::KeyValue;
 use opentelemetry::trace::{SpanId, Status, TraceId, TracerProvider as _};
-use opentelemetry_otlp::{Compression, WithExportConfig as _, WithHttpConfig as _};
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+use opentelemetry_proto::transform::common::tonic::ResourceAttributesWithSchema;
+use opentelemetry_proto::transform::trace::tonic::group_spans_by_resource_and_scope;
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::OTelSdkResult;
-use opentelemetry_sdk::trace::{IdGenerator, SdkTracerProvider, SpanData, SpanExporter as _, SpanProcessor};
+use opentelemetry_sdk::trace::{IdGenerator, SdkTracerProvider, SpanData, SpanProcessor};
 use opentelemetry_semantic_conventions::attribute as key;
+use prost::Message as _;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tracing::Dispatch;
@@ -23,7 +25,7 @@ use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 use tracing_subscriber::layer::SubscriberExt as _;
 
 use crate::net::hosts::{host_and_port, redacted_url};
-use crate::telemetry::export::{Collector, Exporter, ExporterError, OtlpOptions, http_client, zipkin};
+use crate::telemetry::export::{Accepted, Collector, Exporter, ExporterError, OtlpCollector, Signal, zipkin};
 use crate::telemetry::ids;
 use crate::trace_context::Context;
 use crate::traces::{Endpoint, Kind, Span};
@@ -62,9 +64,10 @@ impl ClientTracing {
             .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
             .build();
         let exporter = exporters.into_iter().find_map(|exporter| match exporter {
-            Exporter::Otlp(options) => {
-                Some(otlp_exporter(options, &resource).map(|exporter| CallerExporter::Otlp(Box::new(exporter))))
-            }
+            Exporter::Otlp(options) => Some(
+                OtlpCollector::new(Signal::Traces, options)
+                    .map(|collector| CallerExporter::Otlp(collector, ResourceAttributesWithSchema::from(&resource))),
+            ),
             Exporter::Zipkin { endpoint } => Some(zipkin::collector(&endpoint).map(CallerExporter::Zipkin)),
             Exporter::Console => None,
         });
@@ -204,20 +207,24 @@ impl SpanProcessor for QueueProcessor {
 
 /// How a caller's spans are sent.
 enum CallerExporter {
-    Otlp(Box<opentelemetry_otlp::SpanExporter>),
+    Otlp(OtlpCollector, ResourceAttributesWithSchema),
     Zipkin(Collector),
 }
 
 impl CallerExporter {
-    async fn send(&self, spans: Vec<SpanData>) -> Result<(), String> {
-        match self {
-            Self::Otlp(exporter) => exporter.export(spans).await.map_err(|error| error.to_string()),
+    async fn send(&self, spans: Vec<SpanData>) -> Result<Accepted, String> {
+        let sent = match self {
+            Self::Otlp(collector, resource) => {
+                let request = ExportTraceServiceRequest { resource_spans: group_spans_by_resource_and_scope(spans, resource) };
+                collector.export(request.encode_to_vec()).await
+            }
             Self::Zipkin(collector) => {
                 let spans: Vec<Span> = spans.iter().map(zipkin_span).collect();
                 let body = serde_json::to_vec(&spans).map_err(|error| error.to_string())?;
-                collector.post(body).await.map(drop).map_err(|error| error.reason)
+                collector.post(body).await.map(|_| Accepted::default())
             }
-        }
+        };
+        sent.map_err(|error| error.reason)
     }
 }
 
@@ -228,27 +235,15 @@ async fn export(exporter: CallerExporter, mut queue: mpsc::Receiver<SpanData>, l
     while queue.recv_many(&mut spans, CHUNK).await > 0 {
         let count = spans.len();
         match exporter.send(std::mem::take(&mut spans)).await {
-            Ok(()) => {
-                lost.fetch_sub(count, Ordering::Relaxed);
+            Ok(Accepted { rejected, message }) => {
+                lost.fetch_sub(count.saturating_sub(rejected), Ordering::Relaxed);
+                if let Some(reason) = message {
+                    tracing::warn!(rejected, reason, "what the span collector said of the caller's spans");
+                }
             }
             Err(reason) => tracing::warn!(spans = count, reason, "the span collector did not accept the caller's spans"),
         }
     }
-}
-
-fn otlp_exporter(options: OtlpOptions, resource: &Resource) -> Result<opentelemetry_otlp::SpanExporter, ExporterError> {
-    let mut builder = opentelemetry_otlp::SpanExporter::builder()
-        .with_http()
-        .with_http_client(http_client(options.timeout, options.tls)?)
-        .with_endpoint(options.endpoint)
-        .with_timeout(options.timeout)
-        .with_headers(options.headers.into_iter().collect::<HashMap<_, _>>());
-    if options.gzip {
-        builder = builder.with_compression(Compression::Gzip);
-    }
-    let mut exporter = builder.build().map_err(ExporterError::Otlp)?;
-    exporter.set_resource(resource);
-    Ok(exporter)
 }
 
 fn zipkin_span(span: &SpanData) -> Span {
@@ -273,10 +268,9 @@ fn zipkin_span(span: &SpanData) -> Span {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::telemetry::export::{OtlpOptions, OtlpProtocol};
     use crate::trace_context::Sampling;
     use axum::body::Bytes;
-    use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
-    use prost::Message as _;
 
     /// Collects what is posted to any path.
     async fn collector() -> (String, mpsc::UnboundedReceiver<Bytes>) {
@@ -321,13 +315,7 @@ mod tests {
 
     #[tokio::test]
     async fn otlp_carries_the_callers_service_and_what_it_does_not_accept_is_counted() {
-        let options = |endpoint| OtlpOptions {
-            endpoint,
-            headers: Vec::new(),
-            timeout: Duration::from_secs(10),
-            gzip: false,
-            tls: Default::default(),
-        };
+        let options = |endpoint| OtlpOptions { endpoint, ..OtlpOptions::new(Signal::Traces, OtlpProtocol::HttpProtobuf) };
         let (endpoint, mut bodies) = collector().await;
         let tracing = ClientTracing::start(vec![Exporter::Otlp(options(endpoint))]).unwrap().unwrap();
         tracing.tracer().begin(&sent(), "http://service1/service1").failed("timeout");

@@ -4,11 +4,12 @@
 //!   runs any command to its end. [`process`] is what they have in common.
 //! - [`Answer`]: what came back. [`Hop::get`], [`Hop::json`] and [`Hop::request`] send; [`exchange`] sends any bytes.
 //! - [`Upstream`]: a next hop that does what a script says, byte by byte, and keeps the heads of the requests it got.
-//! - [`Sink`]: a collector, Zipkin or OTLP, that keeps the spans it got, answers Zipkin's API with them, and can be told to misbehave.
+//! - [`Sink`]: a collector, Zipkin or OTLP (over HTTP or gRPC), that keeps the spans it got, answers Zipkin's API with them, and can be told to misbehave.
 //! - [`http2`]: HTTP/2 in raw frames.
 //! - [`eventually`], [`wait_until`]: the only ways to wait for something.
 #![allow(dead_code, unused_imports, unreachable_pub, reason = "every test binary uses its own part of this")]
 
+pub mod grpc;
 pub mod http2;
 mod in_process;
 pub mod ports;
@@ -26,10 +27,10 @@ use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::IntoResponse as _;
 use axum::routing::{get, post};
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::service::TowerToHyperService;
 use serde_json::Value;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
@@ -493,6 +494,8 @@ pub enum Mood {
     Rejects(usize, &'static str),
     /// Keeps nothing, answers 200 and closes the connection in the middle of the answer.
     Dies,
+    /// gRPC: answers this code, with these details (base64 of a `google.rpc.Status`), and keeps nothing.
+    Fails(u16, Option<&'static str>),
 }
 
 #[derive(Debug)]
@@ -527,14 +530,22 @@ impl Sink {
         Self::on(any_port().await, "otlp", None)
     }
 
-    /// One of either kind at a given address: for a collector that comes late or comes back.
+    /// One that speaks OTLP over gRPC.
+    pub async fn grpc() -> Self {
+        Self::on(any_port().await, "grpc", None)
+    }
+
+    /// One of any kind at a given address: for a collector that comes late or comes back.
     pub async fn start(addr: SocketAddr, exporter: &'static str) -> Self {
         Self::on(TcpListener::bind(addr).await.unwrap(), exporter, None)
     }
 
-    /// One that speaks OTLP over TLS.
-    pub async fn tls(config: rustls::ServerConfig) -> Self {
-        Self::on(any_port().await, "otlp", Some(Arc::new(config).into()))
+    /// One that speaks OTLP over TLS, `otlp` or `grpc`.
+    pub async fn tls(exporter: &'static str, mut config: rustls::ServerConfig) -> Self {
+        if exporter == "grpc" {
+            config.alpn_protocols = vec![b"h2".to_vec()];
+        }
+        Self::on(any_port().await, exporter, Some(Arc::new(config).into()))
     }
 
     fn on(listener: TcpListener, exporter: &'static str, tls: Option<tokio_rustls::TlsAcceptor>) -> Self {
@@ -544,6 +555,7 @@ impl Sink {
         let router = Router::new()
             .route("/api/v2/spans", post(take))
             .route("/v1/traces", post(take))
+            .route("/opentelemetry.proto.collector.trace.v1.TraceService/Export", post(take))
             .route("/api/v2/services", get(services))
             .route("/api/v2/trace/{id}", get(trace_by_id))
             .route("/api/v2/traces", get(traces_by_tag))
@@ -551,15 +563,13 @@ impl Sink {
         let task = tokio::spawn(async move {
             let mut connections = tokio::task::JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
-                let service = TowerToHyperService::new(router.clone());
-                let http = hyper::server::conn::http1::Builder::new();
-                let tls = tls.clone();
+                let (router, tls) = (router.clone(), tls.clone());
                 connections.spawn(async move {
                     match tls {
-                        None => _ = http.serve_connection(TokioIo::new(stream), service).await,
+                        None => serve(stream, router, exporter).await,
                         Some(tls) => {
                             let Ok(stream) = tls.accept(stream).await else { return };
-                            _ = http.serve_connection(TokioIo::new(stream), service).await;
+                            serve(stream, router, exporter).await;
                         }
                     }
                 });
@@ -617,13 +627,27 @@ impl Drop for Sink {
     }
 }
 
+async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, router: Router, exporter: &str) {
+    let (io, service) = (TokioIo::new(stream), TowerToHyperService::new(router));
+    if exporter == "grpc" {
+        let http = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+        _ = http.serve_connection(io, service).await;
+    } else {
+        _ = hyper::server::conn::http1::Builder::new().serve_connection(io, service).await;
+    }
+}
+
 /// The variables that make a hop report to `addr`, whether somebody listens there or not.
 pub fn export_env(exporter: &'static str, addr: SocketAddr) -> Vec<(&'static str, String)> {
     let endpoint = match exporter {
         "zipkin" => ("OTEL_EXPORTER_ZIPKIN_ENDPOINT", format!("http://{addr}/api/v2/spans")),
         _ => ("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{addr}")),
     };
-    vec![("OTEL_TRACES_EXPORTER", exporter.to_owned()), endpoint, ("OTEL_BSP_SCHEDULE_DELAY", "20".to_owned())]
+    let protocol = if exporter == "grpc" { "grpc" } else { "http/protobuf" };
+    let exporter = if exporter == "grpc" { "otlp" } else { exporter };
+    let names =
+        [("OTEL_TRACES_EXPORTER", exporter), ("OTEL_EXPORTER_OTLP_PROTOCOL", protocol), ("OTEL_BSP_SCHEDULE_DELAY", "20")];
+    [endpoint].into_iter().chain(names.map(|(name, value)| (name, value.to_owned()))).collect()
 }
 
 async fn take(State(collected): State<Arc<Mutex<Collected>>>, headers: HeaderMap, body: Bytes) -> axum::response::Response {
@@ -634,6 +658,8 @@ async fn take(State(collected): State<Arc<Mutex<Collected>>>, headers: HeaderMap
         collected.mood
     };
     let status = |status| StatusCode::from_u16(status).unwrap();
+    let declared = headers.get("content-type").and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let is_grpc = declared == "application/grpc";
     let (mut rejected, mut message) = (0, "");
     match mood {
         Mood::Takes => {}
@@ -644,6 +670,9 @@ async fn take(State(collected): State<Arc<Mutex<Collected>>>, headers: HeaderMap
             return (status(302), [("location", format!("http://u:s3cret@{to}/login?code=s3cret"))]).into_response();
         }
         Mood::Rejects(spans, why) => (rejected, message) = (spans, why),
+        Mood::Fails(code, details) if is_grpc => return grpc::failed(code, "no room", details),
+        Mood::Fails(..) => return status(503).into_response(),
+        Mood::Dies if is_grpc => return grpc::dies(),
         Mood::Dies => {
             let broken = http_body_util::StreamBody::new(futures_util::stream::iter([
                 Ok(hyper::body::Frame::data(Bytes::from_static(b"\n"))),
@@ -652,10 +681,10 @@ async fn take(State(collected): State<Arc<Mutex<Collected>>>, headers: HeaderMap
             return axum::body::Body::new(broken).into_response();
         }
     }
-    let declared = headers.get("content-type").and_then(|value| value.to_str().ok()).unwrap_or_default();
     let spans = match declared {
         "application/json" => zipkin_spans(&body),
         "application/x-protobuf" => otlp_spans(&body),
+        "application/grpc" => grpc::message(&headers, &body).and_then(|message| otlp_spans(&message)),
         _ => None,
     };
     let Some(spans) = spans else { return StatusCode::BAD_REQUEST.into_response() };
@@ -663,6 +692,8 @@ async fn take(State(collected): State<Arc<Mutex<Collected>>>, headers: HeaderMap
     lock(&collected).spans.extend(spans.into_iter().skip(rejected));
     if declared == "application/json" {
         StatusCode::ACCEPTED.into_response()
+    } else if is_grpc {
+        grpc::ok(&otlp_answer(rejected, message))
     } else {
         otlp_answer(rejected, message).into_response()
     }

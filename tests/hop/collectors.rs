@@ -4,13 +4,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use httpserver::server::shutdown::Stop;
-use httpserver::telemetry::export::Exporter;
+use httpserver::telemetry::export::{Exporter, OtlpOptions, OtlpProtocol, Signal};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use crate::common::ports::free_addr;
 use crate::common::{Hop, InProcess, Mood, Samples, Sink, Upstream, answer, eventually, exchange};
 use crate::tls::{Authority, Files, authority, issued};
+
+/// The sinks of OTLP, by transport.
+const OTLP: [&str; 2] = ["otlp", "grpc"];
 
 const DROPPED: [&str; 4] = ["queue_full", "rejected", "unreachable", "shutdown"];
 
@@ -72,7 +75,12 @@ async fn a_redirect_is_not_followed_and_its_target_is_named_once_without_its_sec
 
 #[tokio::test]
 async fn what_a_partial_success_rejects_is_counted_and_its_message_is_logged() {
-    let sink = Sink::otlp().await;
+    for exporter in OTLP {
+        partial_success(Sink::start(free_addr(), exporter).await).await;
+    }
+}
+
+async fn partial_success(sink: Sink) {
     sink.set(Mood::Rejects(1, "too old\u{1b}[31m"));
     let hop = Hop::start(&[], &sink.env());
     hop.get("/hello", &[]).await;
@@ -107,7 +115,12 @@ async fn a_collector_that_asks_for_time_gets_it() {
 
 #[tokio::test]
 async fn the_counters_add_up_whatever_the_collector_does() {
-    let sink = Sink::otlp().await;
+    let ways = OTLP.map(add_up);
+    futures_util::future::join_all(ways).await;
+}
+
+async fn add_up(exporter: &'static str) {
+    let sink = Sink::start(free_addr(), exporter).await;
     let addr = sink.addr;
     let env: Vec<(String, String)> = sink.env().iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
     let mut env: Vec<_> = env.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
@@ -122,17 +135,19 @@ async fn the_counters_add_up_whatever_the_collector_does() {
         Mood::Redirects(addr),
         Mood::Answers(400),
         Mood::Hangs,
+        Mood::Fails(14, None),
+        Mood::Fails(3, None),
     ];
     let (mut sink, mut sent) = (Some(sink), 0.0);
     let mut kept = 0;
-    for round in 0..24 {
+    for round in 0..30 {
         match (&sink, round % 6) {
             // The collector's host dies, and comes back.
             (Some(gone), 4) => {
                 kept += gone.spans().len();
                 sink = None;
             }
-            (None, _) => sink = Some(Sink::start(addr, "otlp").await),
+            (None, _) => sink = Some(Sink::start(addr, exporter).await),
             (Some(sink), _) => sink.set(moods[round % moods.len()]),
         }
         for _ in 0..10 {
@@ -143,7 +158,7 @@ async fn the_counters_add_up_whatever_the_collector_does() {
     }
     let sink = match sink {
         Some(sink) => sink,
-        None => Sink::start(addr, "otlp").await,
+        None => Sink::start(addr, exporter).await,
     };
     sink.set(Mood::Takes);
     let counts = settled(&hop).await;
@@ -170,7 +185,7 @@ async fn each_of_several_exporters_gets_every_span_and_none_waits_for_another() 
 
 #[tokio::test(start_paused = true)]
 async fn spans_that_a_refused_collector_does_not_get_at_the_stop_are_reported_lost() {
-    for exporter in ["zipkin", "otlp"] {
+    for exporter in ["zipkin", "otlp", "grpc"] {
         // Bound and not listening, so that nobody else gets the port.
         let nobody = tokio::net::TcpSocket::new_v4().unwrap();
         nobody.bind("127.0.0.1:0".parse().unwrap()).unwrap();
@@ -178,7 +193,8 @@ async fn spans_that_a_refused_collector_does_not_get_at_the_stop_are_reported_lo
         let hop = InProcess::start(|config| {
             config.exporters = vec![match exporter {
                 "zipkin" => Exporter::Zipkin { endpoint },
-                _ => Exporter::Otlp(httpserver::telemetry::export::OtlpOptions { endpoint, ..Default::default() }),
+                "grpc" => Exporter::Otlp(OtlpOptions { endpoint, ..OtlpOptions::new(Signal::Traces, OtlpProtocol::Grpc) }),
+                _ => Exporter::Otlp(OtlpOptions { endpoint, ..OtlpOptions::new(Signal::Traces, OtlpProtocol::HttpProtobuf) }),
             }];
         })
         .await;
@@ -208,7 +224,11 @@ fn server_config(by: &Authority, clients: Option<&Authority>) -> rustls::ServerC
 
 #[tokio::test]
 async fn a_collector_with_a_private_ca_is_trusted_by_the_standard_variables_and_gets_the_clients_certificate() {
-    let (files, ours, others) = (Files::new("collector"), authority("ours"), authority("others"));
+    futures_util::future::join_all(OTLP.map(private_ca)).await;
+}
+
+async fn private_ca(exporter: &'static str) {
+    let (files, ours, others) = (Files::new(&format!("collector-{exporter}")), authority("ours"), authority("others"));
     let (cert, key) = issued(&ours, "hop");
     let (cert, key, ca) = (files.write("c.crt", &cert), files.write("c.key", &key), files.write("ca.crt", &ours.pem()));
     let (other_ca, missing) = (files.write("other.crt", &others.pem()), files.path("nothing.crt"));
@@ -235,7 +255,7 @@ async fn a_collector_with_a_private_ca_is_trusted_by_the_standard_variables_and_
         (true, [&[(all, ca.as_str())], &pair[..1]].concat(), Some(vec![pair[0].0, "needs", pair[1].0])),
         (true, [&[(all, ca.as_str())], &wrong_pair[..]].concat(), Some(vec!["o.key", "not the key of", pair[1].0])),
     ] {
-        let sink = Sink::tls(server_config(&ours, asks.then_some(&ours))).await;
+        let sink = Sink::tls(exporter, server_config(&ours, asks.then_some(&ours))).await;
         let endpoint = format!("https://localhost:{}", sink.addr.port());
         let hop = Hop::start(&[], &[&sink.env()[..], &[("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint)], &env].concat());
         hop.get("/hello", &[]).await;
@@ -252,7 +272,7 @@ async fn a_collector_with_a_private_ca_is_trusted_by_the_standard_variables_and_
 
 #[tokio::test]
 async fn a_collector_that_cannot_be_reached_is_named_with_the_cause_and_the_usual_mistake() {
-    let tls = Sink::tls(server_config(&authority("a"), None)).await;
+    let tls = Sink::tls("otlp", server_config(&authority("a"), None)).await;
     let plain = Sink::otlp().await;
     let missing = format!("http://{}/v2/otlp", plain.addr);
     let silent = Upstream::answering(b"\0\0\x18\x04\0\0\0\0\0".to_vec()).await;
@@ -287,4 +307,113 @@ async fn a_collector_that_cannot_be_reached_is_named_with_the_cause_and_the_usua
         lines(&hop, "/v2/otlp answered 404 Not Found; the usual path is /v1/traces").pop()
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_collector_over_grpc_gets_headers_and_deadline_and_compressed_spans() {
+    let sink = Sink::grpc().await;
+    let more = [
+        ("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20k"),
+        ("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip"),
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "9000"),
+    ];
+    let hop = Hop::start(&[], &[&sink.env()[..], &more].concat());
+    let answer = hop.get("/hello", &[]).await;
+    let trace = answer.header("traceresponse").unwrap().split('-').nth(1).unwrap().to_owned();
+    assert_eq!(sink.trace(&trace, 1).await[0].tags["url.path"], "/hello");
+    let headers = sink.requests().remove(0);
+    let expected = [("authorization", "Bearer k"), ("grpc-encoding", "gzip"), ("grpc-timeout", "9000000u"), ("te", "trailers")];
+    for (name, value) in expected {
+        assert_eq!(headers.get(name).and_then(|value| value.to_str().ok()), Some(value), "{name}: {headers:?}");
+    }
+    assert!(headers["user-agent"].to_str().unwrap().starts_with("httpserver/"), "{headers:?}");
+}
+
+#[tokio::test]
+async fn a_protocol_of_the_signals_own_wins_and_an_address_without_a_scheme_is_grpcs() {
+    let sink = Sink::grpc().await;
+    let endpoint = sink.addr.to_string();
+    let env = [
+        ("OTEL_TRACES_EXPORTER", "otlp"),
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf"),
+        ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "GRPC"),
+        ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", endpoint.as_str()),
+        ("OTEL_EXPORTER_OTLP_INSECURE", "true"),
+        ("OTEL_BSP_SCHEDULE_DELAY", "20"),
+    ];
+    let hop = Hop::start(&[], &env);
+    hop.get("/hello", &[]).await;
+    eventually("the span arrives", || async { (sink.spans().len() == 1).then_some(()) }).await;
+}
+
+/// A `google.rpc.Status` whose details are a `RetryInfo` of 1.5 s, in base64.
+const RETRY_IN_1500_MS: &str = "GjYKKHR5cGUuZ29vZ2xlYXBpcy5jb20vZ29vZ2xlLnJwYy5SZXRyeUluZm8SCgoICAEQgMq17gE";
+
+#[tokio::test]
+async fn codes_of_grpc_are_retried_or_not_as_the_protocol_has_it() {
+    let retried = [1, 4, 10, 11, 14, 15].map(|code| (code, None, true));
+    let rejected = [2, 3, 5, 6, 7, 8, 9, 12, 13, 16].map(|code| (code, None, false));
+    // Exhausted resources, with a word about when; and details that are no base64.
+    let others = [(8, Some(RETRY_IN_1500_MS), true), (14, Some("%%%"), true), (3, Some("%%%"), false)];
+    let cases = retried.into_iter().chain(rejected).chain(others).map(|(code, details, is_retried)| async move {
+        let sink = Sink::grpc().await;
+        sink.set(Mood::Fails(code, details));
+        let hop = Hop::start(&[], &sink.env());
+        hop.get("/hello", &[]).await;
+        if is_retried {
+            let named = eventually("it is named", || async { lines(&hop, "is unavailable; retrying").pop() }).await;
+            let url = format!("http://{} (gRPC) answered ", sink.addr);
+            assert!(named.contains(&url) && named.contains("(no room)"), "{code}: {named}");
+            let asked = Instant::now();
+            sink.set(Mood::Takes);
+            eventually("it is exported", || async { (counted(&hop).await.exported == 1.0).then_some(()) }).await;
+            if details == Some(RETRY_IN_1500_MS) {
+                assert!(asked.elapsed() > Duration::from_millis(1200), "{:?}", asked.elapsed());
+            }
+        } else {
+            eventually("the loss is counted", || async { (counted(&hop).await.rejected == 1.0).then_some(()) }).await;
+            assert_eq!(sink.requests().len(), 1, "{code}");
+        }
+        assert_eq!(lines(&hop, "panicked"), [""; 0], "{code}");
+    });
+    for case in cases {
+        case.await;
+    }
+}
+
+#[tokio::test]
+async fn a_collector_over_grpc_that_cannot_be_reached_is_named_with_the_cause_and_the_usual_mistake() {
+    let (plain, http) = (Sink::grpc().await, Sink::otlp().await);
+    let tls = Sink::tls("grpc", server_config(&authority("a"), None)).await;
+    let gone = free_addr();
+    let page = Upstream::answering(answer("200 OK", "content-type: text/html\r\n", "<html>login</html>")).await;
+    for (endpoint, parts) in [
+        ("http://127.0.0.1:4318".to_owned(), vec!["http://127.0.0.1:4318 (gRPC)", "OTLP over HTTP", "4317"]),
+        (format!("http://u:s3cret@{gone}/x?key=s3cret"), vec!["http://", "(gRPC)", "refused"]),
+        ("http://nobody.invalid:4317".to_owned(), vec!["http://nobody.invalid:4317", "lookup"]),
+        (format!("https://{}", plain.addr), vec!["does not speak TLS", "http://"]),
+        (format!("https://localhost:{}", tls.addr.port()), vec!["UnknownIssuer", "OTEL_EXPORTER_OTLP_CERTIFICATE"]),
+        (format!("http://{}", tls.addr), vec!["HTTP/2", "https://"]),
+        (format!("http://{}", http.addr), vec!["HTTP/2", "http/protobuf"]),
+        (page.url(), vec!["HTTP/2", "http/protobuf"]),
+    ] {
+        let env = [
+            ("OTEL_TRACES_EXPORTER", "otlp"),
+            ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint),
+            ("OTEL_BSP_SCHEDULE_DELAY", "20"),
+        ];
+        let hop = Hop::start(&[], &env);
+        hop.get("/hello", &[]).await;
+        let has_all = |line: &String| parts.iter().all(|part| line.contains(part));
+        eventually(&format!("a line says {parts:?}"), || async {
+            let found = hop.stderr().into_iter().find(has_all);
+            if found.is_none() && counted(&hop).await.queued == 0.0 {
+                panic!("{endpoint}: {:#?}", hop.stderr());
+            }
+            found
+        })
+        .await;
+        assert_eq!((counted(&hop).await.exported, lines(&hop, "s3cret").len()), (0.0, 0), "{endpoint}");
+    }
 }

@@ -7,13 +7,13 @@ use http::{HeaderValue, StatusCode};
 use prost::Message as _;
 use reqwest::Url;
 
-use super::ExporterError;
+use super::{ExporterError, Signal};
 use crate::net::hosts::redacted_url;
 use crate::net::tls::ClientTls;
 use crate::text::causes;
 
 /// How many bytes of a collector's answer are read.
-const MAX_ANSWER: usize = 64 << 10;
+pub(super) const MAX_ANSWER: usize = 64 << 10;
 /// How much of a text that a collector sent is logged.
 const MAX_SHOWN: usize = 200;
 
@@ -21,7 +21,8 @@ const MAX_SHOWN: usize = 200;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Protocol {
     Zipkin,
-    OtlpHttp,
+    OtlpHttp(Signal),
+    OtlpGrpc(Signal),
 }
 
 /// Why spans were not accepted.
@@ -42,7 +43,7 @@ impl ExportError {
 
 /// The client for exports. It ignores the environment's proxy, because collectors are inside the cluster, and follows no redirect:
 /// the POST would become a GET whose 200 says nothing about spans, and headers with keys would go to another host.
-pub(crate) fn http_client(timeout: Duration, tls: ClientTls) -> Result<reqwest::Client, ExporterError> {
+fn http_client(timeout: Duration, tls: ClientTls) -> Result<reqwest::Client, ExporterError> {
     reqwest::Client::builder()
         .no_proxy()
         .redirect(reqwest::redirect::Policy::none())
@@ -90,13 +91,13 @@ impl Collector {
             return Err(self.rejected(&format!("answered {status} with a page; no collector does"), status, ""));
         }
         match (self.protocol, body) {
-            (Protocol::OtlpHttp, Ok(body)) if body.len() > MAX_ANSWER => {
+            (Protocol::OtlpHttp(_), Ok(body)) if body.len() > MAX_ANSWER => {
                 Err(self.rejected(&format!("answered {status} with more than {MAX_ANSWER} bytes"), status, ""))
             }
             (_, Ok(body)) => Ok(body),
             // The status says all.
             (Protocol::Zipkin, Err(_)) => Ok(Vec::new()),
-            (Protocol::OtlpHttp, Err(error)) => Err(self.unreachable(error)),
+            (_, Err(error)) => Err(self.unreachable(error)),
         }
     }
 
@@ -130,34 +131,48 @@ impl Collector {
         redacted_url(self.url.as_str())
     }
 
-    /// The likely mistake behind a failure, after `; `; empty when none is known.
     fn advice(&self, status: Option<StatusCode>, cause: &str) -> String {
-        let advice = match (self.protocol, self.url.port_or_known_default(), status.map(|status| status.as_u16())) {
-            // Whatever else it says, these ports explain it.
-            (_, _, Some(429 | 500..)) => "",
-            (Protocol::OtlpHttp, Some(4317), _) => "4317 is usually OTLP over gRPC; this is OTLP over HTTP, usually at 4318",
-            (Protocol::OtlpHttp, Some(9411), _) => "9411 is usually Zipkin's port; this is OTLP over HTTP, usually at 4318",
-            (Protocol::Zipkin, Some(4317 | 4318), _) => "4317 and 4318 are usually OTLP's ports; this is Zipkin, usually at 9411",
-            (_, Some(16686), _) => "16686 is usually Jaeger's page; it takes OTLP over HTTP at 4318 and Zipkin at 9411",
-            (Protocol::OtlpHttp, _, Some(404 | 405)) if !self.url.path().ends_with("/v1/traces") => {
-                "the usual path is /v1/traces, and OTEL_EXPORTER_OTLP_TRACES_ENDPOINT is used as it is"
-            }
-            (Protocol::Zipkin, _, Some(404 | 405)) if !self.url.path().ends_with("/api/v2/spans") => {
-                "the usual path is /api/v2/spans, and OTEL_EXPORTER_ZIPKIN_ENDPOINT is used as it is"
-            }
-            (Protocol::OtlpHttp, _, Some(401 | 403)) => "OTEL_EXPORTER_OTLP_HEADERS holds the credentials",
-            _ if cause.contains("InvalidContentType") => "the port does not speak TLS; the URL may have to begin with http://",
-            _ if cause.contains("HTTPS server") => "the port speaks TLS; the URL has to begin with https://",
-            _ if cause.contains("invalid HTTP version") => {
-                "the port does not speak HTTP/1.1; TLS needs https://, and gRPC is another protocol"
-            }
-            (Protocol::OtlpHttp, ..) if cause.contains("UnknownIssuer") => {
-                "OTEL_EXPORTER_OTLP_CERTIFICATE names the PEM file of the CA to trust"
-            }
-            _ => "",
-        };
-        if advice.is_empty() { String::new() } else { format!("; {advice}") }
+        let port = self.url.port_or_known_default().unwrap_or_default();
+        advice(self.protocol, port, self.url.path(), status.map(|status| status.as_u16()), cause)
     }
+}
+
+/// The likely mistake behind a failure, after `; `; empty when none is known.
+pub(super) fn advice(protocol: Protocol, port: u16, path: &str, status: Option<u16>, cause: &str) -> String {
+    use Protocol::{OtlpGrpc, OtlpHttp, Zipkin};
+
+    let is_otlp = protocol != Zipkin;
+    let advice = match (protocol, port, status) {
+        // Whatever else it says, these ports explain it.
+        (_, _, Some(429 | 500..)) => "",
+        (OtlpHttp(_), 4317, _) => "4317 is usually OTLP over gRPC; this is OTLP over HTTP, usually at 4318",
+        (OtlpGrpc(_), 4318, _) => "4318 is usually OTLP over HTTP; this is OTLP over gRPC, usually at 4317",
+        (OtlpHttp(_), 9411, _) => "9411 is usually Zipkin's port; this is OTLP over HTTP, usually at 4318",
+        (OtlpGrpc(_), 9411, _) => "9411 is usually Zipkin's port; this is OTLP over gRPC, usually at 4317",
+        (Zipkin, 4317 | 4318, _) => "4317 and 4318 are usually OTLP's ports; this is Zipkin, usually at 9411",
+        (_, 16686, _) => "16686 is usually Jaeger's page; it takes OTLP over HTTP at 4318, over gRPC at 4317, and Zipkin at 9411",
+        (OtlpHttp(signal), _, Some(404 | 405)) if !path.ends_with(signal.path()) => {
+            let (path, name) = (signal.path(), signal.in_variables());
+            return format!("; the usual path is {path}, and OTEL_EXPORTER_OTLP_{name}_ENDPOINT is used as it is");
+        }
+        (Zipkin, _, Some(404 | 405)) if !path.ends_with("/api/v2/spans") => {
+            "the usual path is /api/v2/spans, and OTEL_EXPORTER_ZIPKIN_ENDPOINT is used as it is"
+        }
+        (OtlpHttp(_) | OtlpGrpc(_), _, Some(401 | 403)) => "OTEL_EXPORTER_OTLP_HEADERS holds the credentials",
+        _ if cause.contains("InvalidContentType") => "the port does not speak TLS; the URL may have to begin with http://",
+        _ if cause.contains("HTTPS server") => "the port speaks TLS; the URL has to begin with https://",
+        _ if cause.contains("invalid HTTP version") => {
+            "the port does not speak HTTP/1.1; TLS needs https://, and gRPC is another protocol"
+        }
+        (OtlpGrpc(_), ..)
+            if ["invalid size", "broken pipe", "connection closed", "reset"].iter().any(|it| cause.contains(it)) =>
+        {
+            "a port that always does this does not speak HTTP/2, as gRPC does; TLS needs https://, and http/protobuf is another protocol"
+        }
+        _ if is_otlp && cause.contains("UnknownIssuer") => "OTEL_EXPORTER_OTLP_CERTIFICATE names the PEM file of the CA to trust",
+        _ => "",
+    };
+    if advice.is_empty() { String::new() } else { format!("; {advice}") }
 }
 
 impl Protocol {
@@ -167,7 +182,7 @@ impl Protocol {
         match (self, status.as_u16()) {
             (_, 429 | 502 | 503 | 504) => true,
             (Self::Zipkin, status) => status >= 500 || status == 408,
-            (Self::OtlpHttp, _) => false,
+            (Self::OtlpHttp(_) | Self::OtlpGrpc(_), _) => false,
         }
     }
 }

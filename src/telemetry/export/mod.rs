@@ -1,6 +1,7 @@
-//! Export of spans: Zipkin v2 JSON, OTLP over HTTP, or lines on stderr. One exporter is one file.
+//! Export of spans: Zipkin v2 JSON, OTLP over HTTP or gRPC, or lines on stderr. One exporter is one file.
 
 mod console;
+mod grpc;
 mod http;
 pub(crate) mod otlp;
 mod pipeline;
@@ -10,7 +11,8 @@ use std::error::Error;
 use std::fmt;
 use std::time::Duration;
 
-pub(crate) use self::http::{Collector, ExportError, Protocol, http_client};
+pub(crate) use self::http::{Collector, ExportError, Protocol};
+pub(crate) use otlp::OtlpCollector;
 pub(crate) use pipeline::Pipelines;
 
 use opentelemetry_semantic_conventions::attribute::{
@@ -33,16 +35,58 @@ pub enum Exporter {
         /// The whole URL, path included.
         endpoint: String,
     },
-    /// OTLP over HTTP, protobuf.
+    /// OTLP.
     Otlp(OtlpOptions),
     /// A line per span on stderr.
     Console,
 }
 
+/// What is exported.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Signal {
+    /// Spans.
+    Traces,
+}
+
+impl Signal {
+    /// Where it is usually posted to.
+    pub(crate) fn path(self) -> &'static str {
+        match self {
+            Self::Traces => "/v1/traces",
+        }
+    }
+
+    /// The method of its service.
+    fn grpc_path(self) -> &'static str {
+        match self {
+            Self::Traces => "/opentelemetry.proto.collector.trace.v1.TraceService/Export",
+        }
+    }
+
+    /// What stands for it in the names of variables.
+    pub(crate) fn in_variables(self) -> &'static str {
+        match self {
+            Self::Traces => "TRACES",
+        }
+    }
+}
+
+/// `OTEL_EXPORTER_OTLP_PROTOCOL`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum OtlpProtocol {
+    /// Protobuf over HTTP.
+    #[default]
+    HttpProtobuf,
+    /// gRPC.
+    Grpc,
+}
+
 /// How to reach an OTLP collector.
 #[derive(Debug, Clone, PartialEq)]
 pub struct OtlpOptions {
-    /// The whole URL, path included (`…/v1/traces`).
+    /// How requests are sent.
+    pub protocol: OtlpProtocol,
+    /// The whole URL, over HTTP path included (`…/v1/traces`).
     pub endpoint: String,
     /// Extra headers of each export.
     pub headers: Vec<(String, String)>,
@@ -54,15 +98,14 @@ pub struct OtlpOptions {
     pub tls: ClientTls,
 }
 
-impl Default for OtlpOptions {
-    fn default() -> Self {
-        Self {
-            endpoint: "http://localhost:4318/v1/traces".to_owned(),
-            headers: Vec::new(),
-            timeout: TIMEOUT,
-            gzip: false,
-            tls: ClientTls::default(),
-        }
+impl OtlpOptions {
+    /// To a collector on this machine.
+    pub fn new(signal: Signal, protocol: OtlpProtocol) -> Self {
+        let endpoint = match protocol {
+            OtlpProtocol::HttpProtobuf => format!("http://localhost:4318{}", signal.path()),
+            OtlpProtocol::Grpc => "http://localhost:4317".to_owned(),
+        };
+        Self { protocol, endpoint, headers: Vec::new(), timeout: TIMEOUT, gzip: false, tls: ClientTls::default() }
     }
 }
 
@@ -98,8 +141,6 @@ impl ResourceOptions {
 pub enum ExporterError {
     /// The HTTP client could not be built.
     HttpClient(reqwest::Error),
-    /// The options do not fit the exporter of `opentelemetry-otlp`.
-    Otlp(opentelemetry_otlp::ExporterBuildError),
     /// The endpoint is not a URL; holds it without its secrets.
     Endpoint(String),
     /// An extra header of the exports is not an HTTP header; holds its name. Its value may be a secret.
@@ -110,7 +151,6 @@ impl fmt::Display for ExporterError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::HttpClient(error) => write!(f, "cannot build the HTTP client of the span exporter: {error}"),
-            Self::Otlp(error) => write!(f, "cannot build the OTLP exporter: {error}"),
             Self::Endpoint(url) => write!(f, "the export endpoint '{}' is not a URL", url.escape_debug()),
             Self::Header(name) => write!(f, "the export header '{}' is not an HTTP header", name.escape_debug()),
         }
@@ -121,7 +161,6 @@ impl Error for ExporterError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
             Self::HttpClient(error) => Some(error),
-            Self::Otlp(error) => Some(error),
             Self::Endpoint(_) | Self::Header(_) => None,
         }
     }
@@ -131,17 +170,17 @@ impl Error for ExporterError {
 #[derive(Debug)]
 enum SpanSink {
     Zipkin(zipkin::ZipkinSink),
-    Otlp(otlp::OtlpSink),
+    Otlp { collector: OtlpCollector, encoder: otlp::OtlpEncoder },
     Console(console::ConsoleSink),
 }
 
 /// What a collector made of the spans of a request that succeeded.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-struct Accepted {
+pub(crate) struct Accepted {
     /// How many of the spans it did not accept.
-    rejected: usize,
+    pub(crate) rejected: usize,
     /// What it said about that, or as a warning.
-    message: Option<String>,
+    pub(crate) message: Option<String>,
 }
 
 impl SpanSink {
@@ -149,14 +188,16 @@ impl SpanSink {
         Ok(match exporter {
             Exporter::Console => Self::Console(console::ConsoleSink::new(console.clone(), resource)),
             Exporter::Zipkin { endpoint } => Self::Zipkin(zipkin::ZipkinSink::new(&endpoint, &resource)?),
-            Exporter::Otlp(options) => Self::Otlp(otlp::OtlpSink::new(options, resource)?),
+            Exporter::Otlp(options) => {
+                Self::Otlp { collector: OtlpCollector::new(Signal::Traces, options)?, encoder: otlp::OtlpEncoder::new(resource) }
+            }
         })
     }
 
     async fn send(&self, batch: &SpanBatch, spans: &[QueuedSpan]) -> Result<Accepted, ExportError> {
         match self {
             Self::Zipkin(sink) => sink.send(batch, spans).await,
-            Self::Otlp(sink) => sink.send(batch, spans).await,
+            Self::Otlp { collector, encoder } => collector.export(encoder.encode(batch, spans)).await,
             Self::Console(sink) => {
                 sink.send(batch, spans);
                 Ok(Accepted::default())

@@ -1,42 +1,25 @@
-//! OTLP over HTTP, protobuf, in the types of `opentelemetry-proto`.
+//! Spans as OTLP.
 //!
 //! The exporter of `opentelemetry-otlp` accepts the SDK's `SpanData` only, and the way from our batch through it costs several
 //! times as much as the encoding itself (`ARCHITECTURE.md`, "What was asked for, and where it works").
 
-use std::io::Write as _;
 use std::time::{Duration, SystemTime};
 
-use flate2::Compression;
-use flate2::write::GzEncoder;
-use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap};
-use http::{HeaderName, HeaderValue};
-use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceResponse;
-use opentelemetry_proto::tonic::common::v1::any_value::Value;
-use opentelemetry_proto::tonic::common::v1::{AnyValue, InstrumentationScope, KeyValue};
-use opentelemetry_proto::tonic::resource::v1::Resource;
 use opentelemetry_proto::tonic::trace::v1::span::SpanKind as OtlpSpanKind;
 use opentelemetry_proto::tonic::trace::v1::status::StatusCode;
 use opentelemetry_proto::tonic::trace::v1::{Span as OtlpSpan, SpanFlags, Status};
-use opentelemetry_semantic_conventions::SCHEMA_URL;
-use opentelemetry_semantic_conventions::attribute::{ERROR_TYPE, SERVICE_NAME};
+use opentelemetry_semantic_conventions::attribute::ERROR_TYPE;
 use prost::Message as _;
 use prost::encoding::int64;
 
-use super::http::shown;
-use super::{Accepted, Collector, ExportError, ExporterError, OtlpOptions, Protocol, ResourceOptions};
+use super::{Envelope, key, push_field, push_item};
+use crate::telemetry::export::ResourceOptions;
 use crate::telemetry::span_queue::{AttributeValue, QueuedSpan, SpanBatch, SpanKind};
 use crate::text::number::push_address;
 use crate::trace_context::flags;
 
-/// Numbers of the fields that nest spans and attributes, as `trace_service.proto`, `trace.proto` and `common.proto` of
-/// OpenTelemetry assign them.
+/// Numbers of the fields that nest attributes, as `trace.proto` and `common.proto` of OpenTelemetry assign them.
 mod field {
-    pub(super) const REQUEST_RESOURCE_SPANS: u8 = 1;
-    pub(super) const RESOURCE_SPANS_RESOURCE: u8 = 1;
-    pub(super) const RESOURCE_SPANS_SCOPE_SPANS: u8 = 2;
-    pub(super) const SCOPE_SPANS_SCOPE: u8 = 1;
-    pub(super) const SCOPE_SPANS_SPANS: u8 = 2;
-    pub(super) const SCOPE_SPANS_SCHEMA_URL: u8 = 3;
     pub(super) const SPAN_ATTRIBUTES: u8 = 9;
     pub(super) const KEY_VALUE_KEY: u8 = 1;
     pub(super) const KEY_VALUE_VALUE: u8 = 2;
@@ -44,92 +27,18 @@ mod field {
     pub(super) const ANY_VALUE_INT: u8 = 3;
 }
 
-/// Posts spans to an OTLP collector.
-#[derive(Debug)]
-pub(super) struct OtlpSink {
-    collector: Collector,
-    gzip: bool,
-    encoder: OtlpEncoder,
-}
-
 /// Encodes spans of one resource.
 #[derive(Debug)]
-pub(crate) struct OtlpEncoder {
-    /// The field `resource` of `ResourceSpans`, encoded once.
-    resource: Vec<u8>,
-    /// The fields `schema_url` and `scope` of `ScopeSpans`, encoded once.
-    scope: Vec<u8>,
-}
-
-impl OtlpSink {
-    pub(super) fn new(options: OtlpOptions, resource: ResourceOptions) -> Result<Self, ExporterError> {
-        let mut headers = HeaderMap::new();
-        for (name, value) in options.headers {
-            match (HeaderName::from_bytes(name.as_bytes()), HeaderValue::from_str(&value)) {
-                (Ok(name), Ok(value)) => headers.insert(name, value),
-                _ => return Err(ExporterError::Header(name)),
-            };
-        }
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-protobuf"));
-        if options.gzip {
-            headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
-        }
-        let collector = Collector::new(Protocol::OtlpHttp, &options.endpoint, headers, options.timeout, options.tls)?;
-        Ok(Self { collector, gzip: options.gzip, encoder: OtlpEncoder::new(resource) })
-    }
-
-    pub(super) async fn send(&self, batch: &SpanBatch, spans: &[QueuedSpan]) -> Result<Accepted, ExportError> {
-        let mut body = self.encoder.encode(batch, spans);
-        if self.gzip {
-            body = gzip(&body).map_err(|error| ExportError::rejected(error.to_string()))?;
-        }
-        Ok(accepted(&self.collector.post(body).await?))
-    }
-}
-
-fn gzip(body: &[u8]) -> std::io::Result<Vec<u8>> {
-    let mut encoder = GzEncoder::new(Vec::with_capacity(body.len() / 4), Compression::default());
-    encoder.write_all(body)?;
-    encoder.finish()
-}
-
-/// What a successful answer says. Collectors that answer otherwise than the protocol requires have accepted everything.
-fn accepted(answer: &[u8]) -> Accepted {
-    let partial = ExportTraceServiceResponse::decode(answer).ok().and_then(|response| response.partial_success);
-    let partial = partial.unwrap_or_default();
-    let rejected = usize::try_from(partial.rejected_spans).unwrap_or(0);
-    let message = shown(&partial.error_message);
-    Accepted { rejected, message: (rejected > 0 || !message.is_empty()).then_some(message) }
-}
+pub(crate) struct OtlpEncoder(Envelope);
 
 impl OtlpEncoder {
     pub(crate) fn new(resource: ResourceOptions) -> Self {
-        let attributes = [(SERVICE_NAME.to_owned(), resource.service_name)].into_iter().chain(resource.attributes);
-        let attributes = attributes.map(|(key, value)| KeyValue {
-            key,
-            value: Some(AnyValue { value: Some(Value::StringValue(value)) }),
-            ..Default::default()
-        });
-        let scope = InstrumentationScope {
-            name: env!("CARGO_PKG_NAME").to_owned(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            ..Default::default()
-        };
-        let resource = Resource { attributes: attributes.collect(), ..Default::default() };
-        let encoded = |number, message: Vec<u8>| {
-            let mut out = Vec::new();
-            push_field(&mut out, number, &message);
-            out
-        };
-        let mut scope = encoded(field::SCOPE_SPANS_SCOPE, scope.encode_to_vec());
-        push_field(&mut scope, field::SCOPE_SPANS_SCHEMA_URL, SCHEMA_URL.as_bytes());
-        Self { resource: encoded(field::RESOURCE_SPANS_RESOURCE, resource.encode_to_vec()), scope }
+        Self(Envelope::new(resource))
     }
 
     /// The bytes of an `ExportTraceServiceRequest`.
     pub(crate) fn encode(&self, batch: &SpanBatch, spans: &[QueuedSpan]) -> Vec<u8> {
-        let mut scope_spans = Vec::with_capacity(self.scope.len() + spans.len() * 384);
-        scope_spans.extend_from_slice(&self.scope);
+        let mut scope_spans = self.0.open(spans.len() * 384);
         // One message, filled again for each span: its buffers are reused.
         let (mut message, mut encoded) = (OtlpSpan::default(), Vec::with_capacity(512));
         for span in spans {
@@ -138,28 +47,10 @@ impl OtlpEncoder {
             // Fails only when the buffer cannot grow.
             let _ = message.encode(&mut encoded);
             push_attributes(&mut encoded, batch, span);
-            push_field(&mut scope_spans, field::SCOPE_SPANS_SPANS, &encoded);
+            push_item(&mut scope_spans, &encoded);
         }
-        let mut resource_spans = Vec::with_capacity(self.resource.len() + scope_spans.len() + 8);
-        resource_spans.extend_from_slice(&self.resource);
-        push_field(&mut resource_spans, field::RESOURCE_SPANS_SCOPE_SPANS, &scope_spans);
-        let mut request = scope_spans;
-        request.clear();
-        push_field(&mut request, field::REQUEST_RESOURCE_SPANS, &resource_spans);
-        request
+        self.0.close(scope_spans)
     }
-}
-
-/// The key of a length-delimited field; numbers up to 15 are one byte.
-const fn key(number: u8) -> u8 {
-    const LENGTH_DELIMITED: u8 = 2;
-    number << 3 | LENGTH_DELIMITED
-}
-
-fn push_field(out: &mut Vec<u8>, number: u8, message: &[u8]) {
-    out.push(key(number));
-    let _ = prost::encode_length_delimiter(message.len(), out);
-    out.extend_from_slice(message);
 }
 
 /// Sets every field of a span but its attributes.
@@ -230,7 +121,9 @@ mod tests {
     use crate::telemetry::span_queue::{FinishedSpan, SpanQueue};
     use crate::trace_context::{Context, Sampling};
     use opentelemetry::trace::{SpanId, TraceId};
-    use opentelemetry_proto::tonic::collector::trace::v1::{ExportTracePartialSuccess, ExportTraceServiceRequest};
+    use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+    use opentelemetry_proto::tonic::common::v1::KeyValue;
+    use opentelemetry_proto::tonic::common::v1::any_value::Value;
     use std::collections::BTreeMap;
 
     fn attributes(list: &[KeyValue]) -> BTreeMap<&str, String> {
@@ -302,17 +195,5 @@ mod tests {
         assert_eq!(attributes(&server.attributes)["error.type"], "503");
         assert_eq!(attributes(&server.attributes)["client.address"], "10.0.0.7");
         assert_eq!(attributes(&client.attributes)["error.type"], "timeout");
-    }
-
-    #[test]
-    fn a_partial_success_says_how_many_spans_were_rejected() {
-        let answer = |rejected_spans, error_message: &str| {
-            let partial = ExportTracePartialSuccess { rejected_spans, error_message: error_message.into() };
-            accepted(&ExportTraceServiceResponse { partial_success: Some(partial) }.encode_to_vec())
-        };
-        assert_eq!(answer(3, "too\nold"), Accepted { rejected: 3, message: Some("too\\nold".into()) });
-        assert_eq!(answer(0, "slow down"), Accepted { rejected: 0, message: Some("slow down".into()) });
-        assert_eq!((answer(0, ""), answer(-1, "")), Default::default());
-        assert_eq!([&b""[..], b"{}", b"<html>"].map(accepted), [const { Accepted { rejected: 0, message: None } }; 3]);
     }
 }
