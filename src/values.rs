@@ -40,6 +40,46 @@ pub(crate) fn percent_number(text: &str) -> Option<f64> {
     text.trim().parse().ok().filter(|percent| (0.0..=100.0).contains(percent))
 }
 
+/// A size in bytes: `65536`, `64KiB`, `1MiB`.
+pub(crate) fn parse_size(text: &str) -> Option<usize> {
+    let text = text.trim();
+    let (digits, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
+    let unit = match unit {
+        "" | "B" => 1,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        _ => return None,
+    };
+    digits.parse::<usize>().ok()?.checked_mul(unit)
+}
+
+/// A size of at most `MAX` bytes, or one drawn for each use between two: `10KiB`, `1KiB..1MiB`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SizeRange<const MAX: usize> {
+    low: usize,
+    high: usize,
+}
+
+impl<const MAX: usize> SizeRange<MAX> {
+    /// The size at `share` of the range, from 0 to 1.
+    pub(crate) fn at(self, share: f64) -> usize {
+        self.low + ((self.high - self.low) as f64 * share).round() as usize
+    }
+}
+
+impl<const MAX: usize> FromStr for SizeRange<MAX> {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (low, high) = text.split_once("..").unwrap_or((text, text));
+        let bounds = parse_size(low).zip(parse_size(high)).filter(|(low, high)| low <= high && *high <= MAX);
+        let (low, high) = bounds.ok_or_else(|| {
+            format!("a size up to {}KiB is accepted, as in 10KiB, or a range, as in 1KiB..{}KiB", MAX >> 10, MAX >> 10)
+        })?;
+        Ok(Self { low, high })
+    }
+}
+
 /// A label of an instance (name, version, lane): it goes into headers, logs and metrics.
 pub(crate) fn parse_label(text: &str) -> Result<String, String> {
     let fits = !text.is_empty() && text.len() <= 128 && text.bytes().all(|byte| (0x20..0x7f).contains(&byte));
@@ -121,6 +161,16 @@ mod tests {
         assert_eq!(["0%", "2.5%", "100 %"].map(parse_percent), [Some(0.0), Some(0.025), Some(1.0)]);
         for bad in ["", "%", "10", "101%", "-1%", "NaN%"] {
             assert_eq!(parse_percent(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_size_has_a_unit_and_a_bound() {
+        let at = |text: &str, share: f64| text.parse::<SizeRange<{ 64 << 10 }>>().map(|size| size.at(share));
+        assert_eq!((at("0", 0.5), at("100", 0.0), at("64KiB", 1.0)), (Ok(0), Ok(100), Ok(64 << 10)));
+        assert_eq!((at("1KiB..3KiB", 0.0), at("1KiB..3KiB", 0.5), at("1KiB..3KiB", 1.0)), (Ok(1024), Ok(2048), Ok(3072)));
+        for bad in ["", "KiB", "1 KB", "-1", "1.5KiB", "65KiB", "1MiB", "3KiB..1KiB", "..", "1KiB..", "99999999999999999999"] {
+            assert!(at(bad, 0.0).unwrap_err().contains("up to 64KiB"), "{bad}");
         }
     }
 }

@@ -12,15 +12,17 @@ use crate::config::otel::{self, Environment, ExporterName};
 use crate::hop::capacity::{Capacity, Resources};
 use crate::hop::config::HopConfig;
 use crate::hop::fault::{Fault, FaultConfig, Latency};
+use crate::hop::limits::MAX_RESPONSE;
 use crate::hop::reply::MAX_HOPS;
+use crate::hop::state::Place;
 use crate::net::tls::Roots;
 use crate::server::options::ConnectionOptions;
 use crate::server::shutdown::DrainOptions;
 use crate::server::tls::{ServerTls, TlsOptions};
 use crate::telemetry::access_log::LogFormat;
 use crate::trace_context::carried_names;
-use crate::upstream::{FanOut, Target};
-use crate::values::{Listen, at_least_one, header_name, parse_duration, parse_label, positive_duration};
+use crate::upstream::{FanOut, MAX_REQUEST, Target};
+use crate::values::{Listen, SizeRange, at_least_one, header_name, parse_duration, parse_label, positive_duration};
 
 /// The options of `serve`.
 #[derive(Debug, Clone, Args)]
@@ -44,6 +46,15 @@ pub struct ServeArgs {
     /// How several next hops are called
     #[arg(long, env, default_value = "parallel")]
     pub fan_out: FanOut,
+    /// The body of a request goes on to the next hops
+    #[arg(long, env)]
+    pub forward_body: bool,
+    /// The size of a body that is sent on where none is passed on, at most 64KiB: `10KiB`, `1KiB..64KiB`
+    #[arg(long, env, value_name = "SIZE")]
+    pub request_size: Option<SizeRange<MAX_REQUEST>>,
+    /// The size that a reply of the chain has at least, at most 1MiB: `10KiB`, `1KiB..1MiB`
+    #[arg(long, env, value_name = "SIZE")]
+    pub response_size: Option<SizeRange<MAX_RESPONSE>>,
     /// Time per call, whole answer included; a caller must wait longer than the hop below it
     #[arg(long, env, default_value = "5s", value_parser = positive_duration, value_name = "DURATION")]
     pub upstream_timeout: Duration,
@@ -153,6 +164,7 @@ impl HopConfig {
         config.identity.version = args.service_version;
         config.identity.lane = args.lane;
         config.resource.service_name = service_name.or(in_attributes).unwrap_or(name);
+        config.identity.place = Place::of(&attributes);
         config.resource.attributes = config.identity.attributes();
         for (key, value) in attributes.into_iter().filter(|(key, _)| key != "service.name") {
             config.resource.attributes.retain(|(own, _)| *own != key);
@@ -160,6 +172,9 @@ impl HopConfig {
         }
         config.upstreams = args.upstream;
         config.fan_out = args.fan_out;
+        config.forward_body = args.forward_body;
+        config.request_size = args.request_size;
+        config.response_size = args.response_size;
         config.upstream_timeout = args.upstream_timeout;
         config.faults = FaultConfig { latency: args.latency, faults: args.fault };
         for name in &args.drop_header {

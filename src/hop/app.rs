@@ -12,7 +12,7 @@ use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
-use crate::hop::capacity::MAX_SCRAPES;
+use crate::hop::capacity::held_budgets;
 use crate::hop::config::HopConfig;
 use crate::hop::fault::Faults;
 use crate::hop::limits::RequestLimits;
@@ -31,7 +31,7 @@ use crate::telemetry::line_writer::LineWriter;
 use crate::telemetry::metrics::{BuildInfo, Metrics, RequestLabels, scheme};
 use crate::telemetry::tracer::Tracer;
 use crate::trace_context::{Propagator, is_never_carried};
-use crate::upstream::Upstreams;
+use crate::upstream::{UpstreamOptions, Upstreams};
 use crate::values::Listen;
 
 /// One hop: bound, not yet serving.
@@ -153,12 +153,13 @@ impl App {
             faults: Faults::new(config.faults),
             upstreams: Upstreams::new(
                 config.upstreams,
-                config.fan_out,
-                config.upstream_timeout,
+                UpstreamOptions { fan_out: config.fan_out, timeout: config.upstream_timeout, request_size: config.request_size },
                 &identity.version,
                 hop_client_config(config.upstream_roots, config.tls.clone().map(|own| Arc::new(own) as _)),
             ),
-            held: HeldBudgets::new([config.held_bytes / 2, config.held_bytes / 2, MAX_SCRAPES]),
+            held: HeldBudgets::new(held_budgets(config.held_bytes)),
+            response_size: config.response_size,
+            forward_body: config.forward_body,
             max_hops: config.max_hops,
             max_calls: config.max_calls,
             permits: Semaphore::new(config.max_concurrency.min(Semaphore::MAX_PERMITS)),

@@ -16,7 +16,7 @@ const SPANS: u64 = 16 * MIB;
 /// Lines that wait and lines that are being written, of stdout and of stderr.
 const LINES: u64 = 4 * MIB;
 /// Scrapes until they were sent: an unread one of 200 time series is 100 KiB.
-pub(crate) const MAX_SCRAPES: usize = 2 << 20;
+const MAX_SCRAPES: usize = 2 << 20;
 /// Time series, and scrapes.
 const METRICS: u64 = MIB + MAX_SCRAPES as u64;
 /// A connection of a caller: its task, hyper's buffers with a whole head in them, TLS.
@@ -37,6 +37,12 @@ const FEWEST: u64 = 16;
 /// Descriptors for neither side: standard streams, the runtime's, the listener, exporters, scrapes, certificates, and connections
 /// that are accepted before the one that makes room for them is closed.
 const RESERVED_DESCRIPTORS: u64 = 64;
+
+/// How the bytes of answers and bodies are divided, in the order of `HeldKind::ALL`.
+pub(crate) fn held_budgets(held_bytes: usize) -> [usize; 4] {
+    let bodies = held_bytes / 8;
+    [held_bytes / 2 - bodies, held_bytes / 2, MAX_SCRAPES, bodies]
+}
 
 /// What the process may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,29 +1,33 @@
 //! `/service<N>`: calls the next hops, and turns the outcomes into the reply and the status of this hop.
 
-use std::convert::Infallible;
-
 use axum::extract::FromRequestParts;
 use axum::response::Response;
 use http::StatusCode;
-use http::header::{self, HeaderMap};
+use http::header::{self, HeaderMap, HeaderValue};
 use http::request::Parts;
 
 use crate::hop::error::{Error, ShedReason};
 use crate::hop::exchange::Exchange;
-use crate::hop::reply::{Call, Client, MAX_HOPS, NestedReply, NotNested, Propagation, Reply, Text, Tree, Written, milliseconds};
+use crate::hop::limits::MAX_RESPONSE;
+use crate::hop::reply::{
+    Call, Client, MAX_HOPS, NestedReply, NotNested, Propagation, Reply, Text, Tree, Written, milliseconds, pad,
+};
 use crate::hop::response::{text, typed};
 use crate::hop::state::Node;
+use crate::telemetry::ids;
+use crate::telemetry::metrics::known_method;
 use crate::text::causes;
 use crate::trace_context::{RedactedHeaders, Sampling};
 use crate::upstream::CallContext;
 use crate::upstream::foreign_response::ForeignResponse;
 use crate::upstream::outcome::{CallError, CallOutcome};
+use crate::values::parse_size;
 
 /// The largest reply, in bytes, that is answered as text.
 const MAX_DRAWN: usize = 1 << 20;
 
 /// Answers `/service<n>`: calls the next hops and answers with the tree of all replies.
-pub(crate) async fn chain(exchange: &Exchange, n: u16, form: Form) -> Result<Response, Error> {
+pub(crate) async fn chain(exchange: &Exchange, n: u16, wish: Wish) -> Result<Response, Error> {
     let node = &*exchange.node;
     if exchange.hops >= node.max_hops {
         return Err(Error::LoopDetected);
@@ -42,12 +46,20 @@ pub(crate) async fn chain(exchange: &Exchange, n: u16, form: Form) -> Result<Res
         exchange.set_upstream_status(status.as_u16());
     }
     let status = abort.unwrap_or_else(|| combined_status(&calls));
-    let json = reply(node, exchange, calls, status).to_json();
+    let mut json = reply(node, exchange, calls, status).to_json();
     // The text form is drawn from the parsed tree, which takes ten times the memory of its JSON.
-    let is_drawn = form == Form::Text && json.len() <= MAX_DRAWN;
+    let is_drawn = wish.form == Form::Text && json.len() <= MAX_DRAWN;
     let tree = if is_drawn { Tree::parse(&json).ok() } else { None };
-    let mut response = tree.map_or_else(|| typed("application/json", json), |tree| text(tree.to_text()));
+    let size = wish.bytes.or_else(|| Some(node.response_size?.at(ids::unit())));
+    let mut response = match tree {
+        Some(tree) => text(tree.to_padded_text(size.unwrap_or(0))),
+        None => {
+            pad(&mut json, size.unwrap_or(0));
+            typed("application/json", json)
+        }
+    };
     *response.status_mut() = status;
+    response.headers_mut().insert(header::VARY, HeaderValue::from_static("accept"));
     Ok(response)
 }
 
@@ -65,6 +77,8 @@ fn call_context<'a>(node: &'a Node, exchange: &'a Exchange, n: u16) -> CallConte
         hop_count: exchange.hops,
         call_budget: exchange.call_budget,
         service_number: n,
+        method: known_method(exchange.method()),
+        body: exchange.body(),
     }
 }
 
@@ -112,6 +126,7 @@ impl<'a> CheckedCall<'a> {
     fn into_call(self) -> Call<Written<'a>> {
         Call {
             url: Text::Borrowed(&self.outcome.url),
+            protocol: self.outcome.protocol.map(Text::Borrowed),
             status: self.outcome.status.map(|status| status.as_u16()),
             duration_ms: milliseconds(self.outcome.duration),
             error: self.error.map(Text::Owned),
@@ -157,7 +172,17 @@ fn reply<'a>(node: &'a Node, exchange: &'a Exchange, calls: Vec<CheckedCall<'a>>
         sampled: sampling.map(Sampling::is_sampled),
         propagation: if node.tracer.is_some() { Propagation::Continue } else { Propagation::Forward },
         received: RedactedHeaders::received(&exchange.carried),
-        client: Client { ip: Text::Address(exchange.client), identity: exchange.identity.as_deref().map(Text::Borrowed) },
+        client: Client {
+            ip: Text::Address(exchange.client),
+            identity: exchange.identity.as_deref().map(Text::Borrowed),
+            identity_source: exchange.identity.as_ref().map(|_| Text::Borrowed("xfcc")),
+        },
+        protocol: Some(Text::Borrowed(exchange.protocol())),
+        request_bytes: exchange.request_bytes(),
+        node: who.place.node.as_deref().map(Text::Borrowed),
+        zone: who.place.zone.as_deref().map(Text::Borrowed),
+        region: who.place.region.as_deref().map(Text::Borrowed),
+        cluster: who.place.cluster.as_deref().map(Text::Borrowed),
         attempt: exchange.attempt,
         injected: exchange.fault_decision().injected,
         upstreams: calls.into_iter().map(CheckedCall::into_call).collect(),
@@ -172,11 +197,36 @@ pub(crate) enum Form {
     Text,
 }
 
-impl<S: Sync> FromRequestParts<S> for Form {
-    type Rejection = Infallible;
+/// What a caller asks for: by its query, else by `Accept`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Wish {
+    form: Form,
+    /// How large the answer is at least.
+    bytes: Option<usize>,
+}
 
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
-        Ok(if prefers_json(&parts.headers) { Self::Json } else { Self::Text })
+impl Wish {
+    fn read(query: Option<&str>, headers: &HeaderMap) -> Result<Self, Error> {
+        let (mut form, mut bytes) = (None, None);
+        for (name, value) in query.into_iter().flat_map(|query| query.split('&')).filter_map(|pair| pair.split_once('=')) {
+            match (name, value) {
+                ("format", "json") => form = Some(Form::Json),
+                ("format", "text") => form = Some(Form::Text),
+                ("bytes", size) => bytes = Some(parse_size(size).filter(|size| *size <= MAX_RESPONSE).ok_or(Error::BadQuery)?),
+                ("format", _) => return Err(Error::BadQuery),
+                _ => {}
+            }
+        }
+        let form = form.unwrap_or_else(|| if prefers_json(headers) { Form::Json } else { Form::Text });
+        Ok(Self { form, bytes })
+    }
+}
+
+impl<S: Sync> FromRequestParts<S> for Wish {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Error> {
+        Self::read(parts.uri.query(), &parts.headers)
     }
 }
 
@@ -221,7 +271,7 @@ mod tests {
     fn outcome(status: Option<u16>, failure: Option<CallError>) -> CallOutcome<'static> {
         let url = Cow::Borrowed("http://service2/service2");
         let status = status.map(|status| StatusCode::from_u16(status).unwrap());
-        CallOutcome { url, status, duration: Duration::ZERO, failure, sent: HeaderPairs::new(), answer: None }
+        CallOutcome { url, status, protocol: None, duration: Duration::ZERO, failure, sent: HeaderPairs::new(), answer: None }
     }
 
     fn answered(status: u16) -> CallOutcome<'static> {
@@ -245,6 +295,17 @@ mod tests {
         assert_eq!(status(&[answered(503), timed_out(), answered(508)]), 508);
         assert_eq!(status(&[answered(301)]), 502);
         assert_eq!(status(&[answered(200), outcome(None, Some(CallError::NoBudget("service1".to_owned())))]), 508);
+    }
+
+    #[test]
+    fn the_query_wins_over_accept_and_what_it_cannot_mean_is_refused() {
+        let wish = |query: &str| Wish::read(Some(query), &HeaderMap::new());
+        assert_eq!(wish("a=b&format=json"), Ok(Wish { form: Form::Json, bytes: None }));
+        assert_eq!(wish("format=text&bytes=1MiB"), Ok(Wish { form: Form::Text, bytes: Some(1 << 20) }));
+        assert_eq!(wish("bytes=0&format"), Ok(Wish { form: Form::Text, bytes: Some(0) }));
+        for bad in ["format=xml", "format=", "bytes=", "bytes=-1", "bytes=2MiB", "bytes=1048577", "format=json&bytes=x"] {
+            assert_eq!(wish(bad), Err(Error::BadQuery), "{bad}");
+        }
     }
 
     #[test]

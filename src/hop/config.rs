@@ -6,8 +6,8 @@ use http::HeaderName;
 
 use crate::hop::capacity::{Capacity, Resources};
 use crate::hop::fault::FaultConfig;
-use crate::hop::limits::RequestLimits;
-use crate::hop::state::Identity;
+use crate::hop::limits::{MAX_RESPONSE, RequestLimits};
+use crate::hop::state::{Identity, Place};
 use crate::net::tls::Roots;
 use crate::server::options::ConnectionOptions;
 use crate::server::shutdown::DrainOptions;
@@ -16,8 +16,8 @@ use crate::telemetry::access_log::LogFormat;
 use crate::telemetry::export::{Exporter, ResourceOptions};
 use crate::telemetry::tracer::Sampler;
 use crate::trace_context::Propagators;
-use crate::upstream::{FanOut, Target};
-use crate::values::{Listen, parse_label};
+use crate::upstream::{FanOut, MAX_REQUEST, Target};
+use crate::values::{Listen, SizeRange, parse_label};
 
 /// One hop's configuration: what [`App`](crate::hop::app::App) is made from.
 #[derive(Debug, Clone)]
@@ -30,6 +30,12 @@ pub struct HopConfig {
     pub upstreams: Vec<Target>,
     /// `--fan-out`.
     pub fan_out: FanOut,
+    /// `--forward-body`.
+    pub forward_body: bool,
+    /// `--request-size`.
+    pub request_size: Option<SizeRange<MAX_REQUEST>>,
+    /// `--response-size`.
+    pub response_size: Option<SizeRange<MAX_RESPONSE>>,
     /// `--upstream-timeout`.
     pub upstream_timeout: Duration,
     /// `--latency` and `--fault`.
@@ -75,8 +81,13 @@ pub struct HopConfig {
 impl HopConfig {
     /// A hop with every default that is called `name` and listens at `listen`.
     pub fn new(name: &str, listen: Listen) -> Self {
-        let identity =
-            Identity { name: name.to_owned(), version: "v1".to_owned(), lane: "base".to_owned(), hostname: hostname() };
+        let identity = Identity {
+            name: name.to_owned(),
+            version: "v1".to_owned(),
+            lane: "base".to_owned(),
+            hostname: hostname(),
+            place: Place::default(),
+        };
         let capacity = Capacity::of(Resources::of_process(), 0, None, None);
         Self {
             listen,
@@ -84,6 +95,9 @@ impl HopConfig {
             identity,
             upstreams: Vec::new(),
             fan_out: FanOut::default(),
+            forward_body: false,
+            request_size: None,
+            response_size: None,
             upstream_timeout: Duration::from_secs(5),
             faults: FaultConfig::default(),
             forward_headers: Vec::new(),

@@ -24,6 +24,8 @@ pub(crate) enum Error {
     HeadTooLarge,
     /// 400: what came is not HTTP.
     BadRequest,
+    /// 400: a parameter of the query has no value that is accepted.
+    BadQuery,
     /// 500: a panic.
     Internal,
     /// 503: more than the hop takes at once.
@@ -75,12 +77,16 @@ impl Error {
             Self::BadRequest => {
                 (StatusCode::BAD_REQUEST, "The request is not valid HTTP, or another server could read it differently.")
             }
+            Self::BadQuery => (
+                StatusCode::BAD_REQUEST,
+                "The query is not understood: format is json or text; bytes is a size up to 1MiB, as in bytes=100000 or bytes=64KiB.",
+            ),
             Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "The hop failed while it answered; the reason is in its log."),
             Self::Shed(ShedReason::Concurrency) => {
                 (StatusCode::SERVICE_UNAVAILABLE, "The hop has as many requests in flight as --max-concurrency allows.")
             }
             Self::Shed(ShedReason::Held(_)) => {
-                (StatusCode::SERVICE_UNAVAILABLE, "The hop holds as many bytes of answers as its memory limit allows.")
+                (StatusCode::SERVICE_UNAVAILABLE, "The hop holds as many bytes of answers and bodies as its memory limit allows.")
             }
             Self::LoopDetected => (
                 StatusCode::LOOP_DETECTED,
@@ -138,6 +144,7 @@ mod tests {
             Error::ContentTooLarge,
             Error::HeadTooLarge,
             Error::BadRequest,
+            Error::BadQuery,
             Error::Internal,
             Error::Shed(ShedReason::Concurrency),
             Error::Shed(ShedReason::Held(HeldKind::Answer)),

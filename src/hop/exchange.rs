@@ -3,13 +3,10 @@
 //! Trace context and carried headers are read here and nowhere else. The [`Exchange`] writes metric, span and access line when
 //! it is dropped, so that requests that time out, panic or whose caller hangs up are counted and logged like any other.
 
-use std::error::Error as StdError;
 use std::net::{IpAddr, Ipv4Addr};
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
-use std::task::{Context as TaskContext, Poll};
 use std::time::{Duration, SystemTime};
 
 use axum::extract::MatchedPath;
@@ -17,13 +14,14 @@ use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::PathAndQuery;
 use http::{Method, Request, Response, StatusCode, Version};
-use http_body::{Body as HttpBody, Frame, SizeHint};
+use http_body::Body as HttpBody;
 use http_body_util::{Either, Full};
 use tokio::time::Instant;
 
 use crate::hop::error::{Error, ShedReason};
 use crate::hop::fault::FaultDecision;
 use crate::hop::limits::RequestLimits;
+use crate::hop::observed_body::{self, AnswerBody};
 use crate::hop::state::Node;
 use crate::hop::target;
 use crate::net::addresses::{self, canonical};
@@ -32,9 +30,10 @@ use crate::server::{ConnectionInfo, Cut, answer};
 use crate::system::held::Held;
 use crate::telemetry::access_log::AccessEntry;
 use crate::telemetry::ids;
-use crate::telemetry::metrics::{RequestLabels, known_method, protocol_version, scheme};
+use crate::telemetry::metrics::{RequestLabels, known_method, protocol_name, protocol_version, scheme};
 use crate::telemetry::span_queue::{FinishedSpan, SpanKind};
 use crate::trace_context::{Carried, Context, X_CALL_BUDGET, X_HOP_COUNT, X_REQUEST_ID, traceresponse};
+use crate::upstream::RequestBody;
 
 static VERSION: HeaderName = HeaderName::from_static("version");
 static TRACERESPONSE: HeaderName = HeaderName::from_static("traceresponse");
@@ -96,6 +95,9 @@ pub(crate) struct Exchange {
     held_answer: OnceLock<Held>,
     /// 0 when no upstream answered.
     upstream_status: AtomicU16,
+    request_bytes: AtomicU64,
+    /// Set when it goes on to the next hops.
+    body: OnceLock<RequestBody>,
 }
 
 impl Exchange {
@@ -167,6 +169,8 @@ impl Exchange {
             cut: OnceLock::new(),
             held_answer: OnceLock::new(),
             upstream_status: AtomicU16::new(0),
+            request_bytes: AtomicU64::new(0),
+            body: OnceLock::new(),
             node: node.clone(),
         })
     }
@@ -259,6 +263,32 @@ impl Exchange {
         let _ = self.held_answer.set(held);
     }
 
+    pub(crate) fn method(&self) -> &Method {
+        &self.method
+    }
+
+    /// The protocol as the reply shows it.
+    pub(crate) fn protocol(&self) -> &'static str {
+        protocol_name(self.version)
+    }
+
+    /// Records the request's body after it was read.
+    pub(crate) fn set_body(&self, bytes: u64, kept: Option<RequestBody>) {
+        self.request_bytes.store(bytes, Ordering::Relaxed);
+        if let Some(kept) = kept {
+            let _ = self.body.set(kept);
+        }
+    }
+
+    pub(crate) fn request_bytes(&self) -> u64 {
+        self.request_bytes.load(Ordering::Relaxed)
+    }
+
+    /// The request's body, if it goes on to the next hops.
+    pub(crate) fn body(&self) -> Option<&RequestBody> {
+        self.body.get()
+    }
+
     /// For the access line: how the next hops answered.
     pub(crate) fn set_upstream_status(&self, status: u16) {
         self.upstream_status.store(status, Ordering::Relaxed);
@@ -278,7 +308,7 @@ impl Exchange {
             *response.body_mut() = Either::Left(Full::default());
         }
         self.write_headers(response.headers_mut());
-        response.map(|body| ObservedBody { body, exchange: Some(self) })
+        response.map(|body| ObservedBody::new(body, self))
     }
 
     fn write_headers(&self, headers: &mut HeaderMap) {
@@ -448,45 +478,8 @@ pub(crate) fn caller_uri(xfcc: &str) -> Option<String> {
     uri.filter(|uri| !uri.is_empty() && uri.len() <= MAX).map(str::to_owned)
 }
 
-/// The body of an answer: a problem document from outside the router, or what the router answered.
-pub(crate) type AnswerBody<B> = Either<Full<Bytes>, B>;
-
 /// The body of an answer, with the exchange that ends when it was written.
-pub(crate) struct ObservedBody<B> {
-    body: AnswerBody<B>,
-    exchange: Option<Arc<Exchange>>,
-}
-
-impl<B> HttpBody for ObservedBody<B>
-where
-    B: HttpBody<Data = Bytes, Error: Into<Box<dyn StdError + Send + Sync>>> + Unpin,
-{
-    type Data = Bytes;
-    type Error = Box<dyn StdError + Send + Sync>;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
-impl<B> answer::AnswerBody for ObservedBody<B>
-where
-    B: HttpBody<Data = Bytes, Error: Into<Box<dyn StdError + Send + Sync>>> + Send + Unpin + 'static,
-{
-    type Account = Arc<Exchange>;
-
-    fn take_account(&mut self) -> Option<Arc<Exchange>> {
-        self.exchange.take()
-    }
-}
+pub(crate) type ObservedBody<B> = observed_body::ObservedBody<B, Arc<Exchange>>;
 
 impl answer::Account for Arc<Exchange> {
     fn sent(&self, bytes: usize) {

@@ -4,23 +4,26 @@
 //! would put router, layer and handler in boxes that every request clones.
 
 use std::convert::Infallible;
+use std::error::Error as StdError;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use axum::extract::{MatchedPath, Request};
 use axum::response::{IntoResponse as _, Response};
-use http::header::EXPECT;
+use http::header::{CONTENT_TYPE, EXPECT};
 use http_body::Body as _;
+use http_body_util::{BodyExt as _, LengthLimitError};
 use percent_encoding::percent_decode_str;
 use tokio::sync::SemaphorePermit;
 use tower::{Layer, Service};
+use tower_http::timeout::TimeoutError;
 
 use crate::hop::error::{Error, ShedReason};
 use crate::hop::exchange::Exchange;
-use crate::hop::limits::read_body;
 use crate::hop::response;
-use crate::system::held::{Exhausted, HeldBudgets, HeldKind};
+use crate::system::held::{Exhausted, Held, HeldBudgets, HeldKind};
+use crate::upstream::RequestBody;
 use crate::values::service_number;
 
 /// What an endpoint is for, and with it what its requests pass.
@@ -140,7 +143,9 @@ impl EndpointKind {
             let will_fail = || is_refusal || will_fail(self, exchange) || (is_limited && permits.available_permits() == 0);
             let is_unwanted = request.headers().contains_key(EXPECT) && will_fail();
             if !is_unwanted {
-                read_body(request).await?;
+                let is_kept = self == Self::Chain && exchange.node.forward_body;
+                let held = is_kept.then(|| exchange.node.held.empty(HeldKind::RequestBody));
+                read_body(request, exchange, held).await?;
             }
         }
         let permit =
@@ -182,4 +187,41 @@ pub(crate) fn aborted(exchange: &Exchange) -> Option<Response> {
     let mut response = response::text(format!("injected: abort {}\n", status.as_u16()));
     *response.status_mut() = status;
     Some(response)
+}
+
+/// Reads the whole body, so that an answer never overtakes it, and counts its bytes. They are stored where `held` counts them,
+/// else discarded.
+///
+/// # Errors
+///
+/// The body is too large, too slow or broken off, or its budget is used up.
+async fn read_body(request: &mut Request, exchange: &Exchange, mut held: Option<Held>) -> Result<(), Error> {
+    let mut body = std::mem::take(request.body_mut());
+    let (mut count, mut bytes) = (0, Vec::new());
+    while let Some(frame) = body.frame().await {
+        let Ok(data) = frame.map_err(|error| body_error(&error))?.into_data() else { continue };
+        count += data.len() as u64;
+        if let Some(held) = &mut held {
+            held.add(data.len()).map_err(|Exhausted(kind)| exchange.shed(ShedReason::Held(kind)))?;
+            bytes.extend_from_slice(&data);
+        }
+    }
+    let content_type = request.headers().get(CONTENT_TYPE).cloned();
+    exchange.set_body(count, held.map(|held| RequestBody { bytes: bytes.into(), content_type, _held: held }));
+    Ok(())
+}
+
+/// Which limit ended the body. Without one it was broken off or malformed.
+fn body_error(error: &(dyn StdError + 'static)) -> Error {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if error.is::<LengthLimitError>() {
+            return Error::ContentTooLarge;
+        }
+        if error.is::<TimeoutError>() {
+            return Error::RequestTimeout;
+        }
+        cause = error.source();
+    }
+    Error::BadRequest
 }

@@ -1,13 +1,6 @@
 //! What a request may ask for: the size of its head and body, and the time of its body.
 
-use std::error::Error as StdError;
 use std::time::Duration;
-
-use axum::extract::Request;
-use http_body_util::{BodyExt as _, LengthLimitError};
-use tower_http::timeout::TimeoutError;
-
-use crate::hop::error::Error;
 
 /// The fixed limits of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,26 +21,5 @@ impl Default for RequestLimits {
     }
 }
 
-/// Reads the whole body, so that an answer never overtakes it, and discards it: no endpoint uses it.
-pub(crate) async fn read_body(request: &mut Request) -> Result<(), Error> {
-    let mut body = std::mem::take(request.body_mut());
-    while let Some(frame) = body.frame().await {
-        frame.map_err(|error| body_error(&error))?;
-    }
-    Ok(())
-}
-
-/// Which limit ended the body. Without one it was broken off or malformed.
-fn body_error(error: &(dyn StdError + 'static)) -> Error {
-    let mut cause = Some(error);
-    while let Some(error) = cause {
-        if error.is::<LengthLimitError>() {
-            return Error::ContentTooLarge;
-        }
-        if error.is::<TimeoutError>() {
-            return Error::RequestTimeout;
-        }
-        cause = error.source();
-    }
-    Error::BadRequest
-}
+/// The largest answer that is asked for by `--response-size` or `?bytes=`: a caller reads no larger one.
+pub const MAX_RESPONSE: usize = 1 << 20;

@@ -18,6 +18,7 @@ pub(crate) mod exchange;
 pub mod fault;
 pub(crate) mod layers;
 pub mod limits;
+pub(crate) mod observed_body;
 pub mod reply;
 pub(crate) mod response;
 pub(crate) mod routes;

@@ -7,14 +7,14 @@ use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
 use axum::handler::Handler;
 use axum::response::Response;
-use axum::routing::{MethodRouter, get};
+use axum::routing::{MethodFilter, MethodRouter, on};
 use axum::{Extension, Router};
 use http::StatusCode;
-use http::header::HeaderMap;
+use http::header::{HeaderMap, HeaderValue, VARY};
 use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 
-use crate::hop::chain::{Form, chain, prefers};
+use crate::hop::chain::{Wish, chain, prefers};
 use crate::hop::error::Error;
 use crate::hop::exchange::Exchange;
 use crate::hop::layers::EndpointKind::{self, Chain, Information, Probe, Scrape, Text};
@@ -45,13 +45,17 @@ pub(crate) fn router(node: Arc<Node>) -> Router {
         .with_state(node)
 }
 
-/// A path that answers GET and HEAD, behind what requests of this kind pass.
+/// A path that answers GET and HEAD, and one of the chain every method that has a body, behind what requests of this kind pass.
 fn endpoint<H, T>(kind: EndpointKind, handler: H) -> MethodRouter<Arc<Node>>
 where
     H: Handler<T, Arc<Node>>,
     T: 'static,
 {
-    get(handler.layer(kind)).fallback(method_not_allowed.layer(Refusal(kind)))
+    let methods = match kind {
+        Chain => MethodFilter::GET.or(MethodFilter::POST).or(MethodFilter::PUT).or(MethodFilter::PATCH).or(MethodFilter::DELETE),
+        _ => MethodFilter::GET,
+    };
+    on(methods, handler.layer(kind)).fallback(method_not_allowed.layer(Refusal(kind)))
 }
 
 async fn not_found() -> Error {
@@ -89,18 +93,26 @@ fn capitalized(who: &str) -> String {
     chars.next().map_or_else(String::new, |first| first.to_uppercase().chain(chars).collect())
 }
 
-async fn service(Extension(exchange): Extension<Arc<Exchange>>, n: Parameter, form: Form) -> Result<Response, Error> {
+async fn service(
+    Extension(exchange): Extension<Arc<Exchange>>,
+    n: Parameter,
+    wish: Result<Wish, Error>,
+) -> Result<Response, Error> {
     let Some(n) = n.ok().and_then(|Path(n)| service_number(&n)) else {
         exchange.correct_route("");
         return Err(Error::NotFound);
     };
-    chain(&exchange, n, form).await
+    chain(&exchange, n, wish?).await
 }
 
-async fn hello_service(Extension(exchange): Extension<Arc<Exchange>>, n: Parameter, form: Form) -> Result<Response, Error> {
+async fn hello_service(
+    Extension(exchange): Extension<Arc<Exchange>>,
+    n: Parameter,
+    wish: Result<Wish, Error>,
+) -> Result<Response, Error> {
     let parameter = n.map(|Path(n)| n).map_err(|_| Error::NotFound);
     if let Some(n) = parameter.as_deref().ok().and_then(service_number) {
-        return chain(&exchange, n, form).await;
+        return chain(&exchange, n, wish?).await;
     }
     exchange.correct_route(HELLO_WHO);
     match aborted(&exchange) {
@@ -148,7 +160,9 @@ async fn metrics(State(node): State<Arc<Node>>, request: Request) -> Response {
         node.metrics.set_held_bytes(kind.as_str(), node.held.of(kind));
     }
     let families = node.metrics.render(openmetrics, &node.span_queues, log);
-    typed(if openmetrics { OPENMETRICS } else { "text/plain; version=0.0.4; charset=utf-8" }, families)
+    let mut response = typed(if openmetrics { OPENMETRICS } else { "text/plain; version=0.0.4; charset=utf-8" }, families);
+    response.headers_mut().insert(VARY, HeaderValue::from_static("accept"));
+    response
 }
 
 #[cfg(test)]

@@ -273,4 +273,25 @@ mod tests {
         let metrics = node.metrics.render(false, &node.span_queues, None);
         assert!(metrics.contains("httpserver_requests_shed_total{reason=\"answer\"} 1\n"), "{metrics}");
     }
+
+    #[tokio::test]
+    async fn bodies_that_are_passed_on_count_in_all() {
+        let mut config = HopConfig::new("hop", "127.0.0.1:0".parse().unwrap());
+        config.forward_body = true;
+        config.held_bytes = 8 * 50_000;
+        let node = App::bind(config, &Output::new()).await.unwrap().node();
+        let post = || {
+            let mut request = get_request("/service1", http_body_util::Full::new(Bytes::from(vec![b'x'; 30_000])));
+            *request.method_mut() = http::Method::POST;
+            service(routes::router(node.clone()), node.clone(), RequestLimits::default()).oneshot(request)
+        };
+        let (one, two) = (post().await.unwrap(), post().await.unwrap());
+        assert_eq!((one.status(), two.status()), (StatusCode::OK, StatusCode::OK));
+        assert!((40_000..50_000).contains(&node.held.of(HeldKind::RequestBody)), "{}", node.held.of(HeldKind::RequestBody));
+        assert_eq!(problem(post().await.unwrap()).await, 503);
+        drop((one, two));
+        assert_eq!(node.held.of(HeldKind::RequestBody), 0);
+        let metrics = node.metrics.render(false, &node.span_queues, None);
+        assert!(metrics.contains("httpserver_requests_shed_total{reason=\"request_body\"} 1\n"), "{metrics}");
+    }
 }

@@ -8,6 +8,7 @@ use http::HeaderValue;
 use tokio::sync::Semaphore;
 
 use crate::hop::fault::Faults;
+use crate::hop::limits::MAX_RESPONSE;
 use crate::server::shutdown::Phase;
 use crate::system::held::HeldBudgets;
 use crate::telemetry::access_log::AccessLog;
@@ -16,6 +17,7 @@ use crate::telemetry::span_queue::SpanQueue;
 use crate::telemetry::tracer::Tracer;
 use crate::trace_context::Propagator;
 use crate::upstream::Upstreams;
+use crate::values::SizeRange;
 
 /// The identity of a hop in replies, logs and metrics.
 #[derive(Debug, Clone, PartialEq)]
@@ -28,6 +30,35 @@ pub struct Identity {
     pub lane: String,
     /// The host's name; in Kubernetes the pod's.
     pub hostname: String,
+    /// Where it runs.
+    pub place: Place,
+}
+
+/// Where a hop runs, as far as the resource attributes name it.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Place {
+    /// `k8s.node.name`.
+    pub node: Option<String>,
+    /// `cloud.availability_zone`.
+    pub zone: Option<String>,
+    /// `cloud.region`.
+    pub region: Option<String>,
+    /// `k8s.cluster.name`.
+    pub cluster: Option<String>,
+}
+
+impl Place {
+    /// From `OTEL_RESOURCE_ATTRIBUTES`.
+    pub(crate) fn of(attributes: &[(String, String)]) -> Self {
+        let value =
+            |key: &str| attributes.iter().find(|(known, value)| known == key && !value.is_empty()).map(|(_, v)| v.clone());
+        Self {
+            node: value("k8s.node.name"),
+            zone: value("cloud.availability_zone"),
+            region: value("cloud.region"),
+            cluster: value("k8s.cluster.name"),
+        }
+    }
 }
 
 impl Identity {
@@ -66,6 +97,10 @@ pub(crate) struct Node {
     pub(crate) upstreams: Upstreams,
     /// The answers that are held.
     pub(crate) held: Arc<HeldBudgets>,
+    /// `--response-size`.
+    pub(crate) response_size: Option<SizeRange<MAX_RESPONSE>>,
+    /// `--forward-body`.
+    pub(crate) forward_body: bool,
     pub(crate) max_hops: u32,
     pub(crate) max_calls: u32,
     /// As many as `--max-concurrency`.

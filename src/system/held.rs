@@ -12,10 +12,12 @@ pub(crate) enum HeldKind {
     Answer,
     /// Scrapes until they were sent.
     Scrape,
+    /// Bodies of requests that go on to the next hops.
+    RequestBody,
 }
 
 impl HeldKind {
-    pub(crate) const ALL: [Self; 3] = [Self::UpstreamAnswer, Self::Answer, Self::Scrape];
+    pub(crate) const ALL: [Self; 4] = [Self::UpstreamAnswer, Self::Answer, Self::Scrape, Self::RequestBody];
 
     /// The `kind` label of the metric, and the `reason` of what is shed.
     pub(crate) fn as_str(self) -> &'static str {
@@ -23,13 +25,14 @@ impl HeldKind {
             Self::UpstreamAnswer => "upstream_answer",
             Self::Answer => "answer",
             Self::Scrape => "scrape",
+            Self::RequestBody => "request_body",
         }
     }
 }
 
 /// The budgets.
 #[derive(Debug)]
-pub(crate) struct HeldBudgets([Budget; 3]);
+pub(crate) struct HeldBudgets([Budget; 4]);
 
 #[derive(Debug, Default)]
 struct Budget {
@@ -43,7 +46,7 @@ impl HeldBudgets {
     pub(crate) const FREE: usize = 8 << 10;
 
     /// The most bytes of each kind, in the order of [`HeldKind::ALL`].
-    pub(crate) fn new(max: [usize; 3]) -> Arc<Self> {
+    pub(crate) fn new(max: [usize; 4]) -> Arc<Self> {
         Arc::new(Self(max.map(|max| Budget { max, held: AtomicUsize::new(0) })))
     }
 
@@ -115,7 +118,7 @@ mod tests {
 
     #[test]
     fn bytes_beyond_the_free_ones_count_until_they_are_dropped() {
-        let budgets = HeldBudgets::new([100, 1, 0]);
+        let budgets = HeldBudgets::new([100, 1, 0, 0]);
         let mut one = budgets.empty(HeldKind::UpstreamAnswer);
         for _ in 0..2 {
             one.add(FREE / 2).unwrap();
@@ -138,7 +141,7 @@ mod tests {
 
     #[test]
     fn threads_never_hold_more_than_the_budget() {
-        let budgets = HeldBudgets::new([1000; 3]);
+        let budgets = HeldBudgets::new([1000; 4]);
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {

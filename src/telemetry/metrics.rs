@@ -53,6 +53,7 @@ pub(crate) struct CallLabels<'a> {
     pub(crate) host: &'a str,
     pub(crate) port: &'a str,
     pub(crate) status: &'a str,
+    pub(crate) method: &'static str,
     pub(crate) protocol: &'static str,
     /// `error.type`; empty when the call did not fail.
     pub(crate) error: &'a str,
@@ -107,13 +108,15 @@ impl Metrics {
             by_reason("httpserver_spans_dropped_total", "Spans lost: queue_full, rejected, unreachable or shutdown.");
         let requests_shed = by_reason(
             "httpserver_requests_shed_total",
-            "Requests that were too much: concurrency, or the bytes of upstream_answer, answer or scrape.",
+            "Requests that were too much: concurrency, or the bytes of upstream_answer, answer, scrape or request_body.",
         );
-        for reason in ["concurrency", "upstream_answer", "answer", "scrape"] {
+        for reason in ["concurrency", "upstream_answer", "answer", "scrape", "request_body"] {
             requests_shed.with_label_values(&[reason]);
         }
-        let held =
-            Opts::new("httpserver_held_bytes", "Bytes of larger answers that are held: upstream_answer, answer or scrape.");
+        let held = Opts::new(
+            "httpserver_held_bytes",
+            "Bytes of larger answers and bodies that are held: upstream_answer, answer, scrape or request_body.",
+        );
         let held_bytes = IntGaugeVec::new(held, &["kind"]).expect("the family is well formed");
         register(Box::new(held_bytes.clone()));
         let log_lines_dropped =
@@ -170,8 +173,8 @@ impl Metrics {
 
     /// Counts a finished call.
     pub(crate) fn call(&self, call: &CallLabels<'_>, duration: Duration, trace: Option<TraceId>) {
-        let CallLabels { host, status, port, protocol, error } = *call;
-        self.client_duration.handle([host, status, port, "GET", protocol, error]).observe(duration, trace);
+        let CallLabels { host, status, port, method, protocol, error } = *call;
+        self.client_duration.handle([host, status, port, method, protocol, error]).observe(duration, trace);
     }
 
     /// Every family as text: OpenMetrics when `openmetrics`, else Prometheus text 0.0.4. The counters of `queues` and `log`
@@ -269,6 +272,15 @@ pub(crate) fn protocol_version(version: Version) -> &'static str {
         Version::HTTP_2 => "2",
         Version::HTTP_3 => "3",
         _ => "1.1",
+    }
+}
+
+/// The protocol as replies show it.
+pub(crate) fn protocol_name(version: Version) -> &'static str {
+    match version {
+        Version::HTTP_2 => "http/2",
+        Version::HTTP_10 => "http/1.0",
+        _ => "http/1.1",
     }
 }
 

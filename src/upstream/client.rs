@@ -11,8 +11,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response, Uri};
-use http_body_util::Empty;
+use http::{Method, Request, Response, Uri};
+use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{Builder, SendRequest};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
@@ -75,7 +75,7 @@ impl fmt::Debug for Pool {
 
 /// A connection on which one request at a time is sent.
 struct Connection {
-    sender: SendRequest<Empty<Bytes>>,
+    sender: SendRequest<Full<Bytes>>,
     answer_begun: AnswerBegun,
     expires_at: Instant,
     peer: Option<SocketAddr>,
@@ -102,19 +102,19 @@ impl Pool {
         Self { connector, target, limits, idle }
     }
 
-    /// Sends a GET without a body, on an unused connection or on a new one. The answer's body has to be read before the
+    /// Sends a request, on an unused connection or on a new one. The answer's body has to be read before the
     /// connection is released.
     ///
     /// A server may close a connection just when a request is on its way. So a request on a reused connection that died before
-    /// a byte of an answer is sent once more, on a new connection; nothing else is. `resend_count` then becomes 1, if the
-    /// first attempt may have been written.
+    /// a byte of an answer is sent once more, on a new connection, if it is a GET or was not written; nothing else is.
+    /// `resend_count` then becomes 1, if the first attempt may have been written.
     ///
     /// # Errors
     ///
     /// [`CallError::Connect`] and [`CallError::Broken`].
-    pub(crate) async fn get(
+    pub(crate) async fn send(
         &self,
-        request: impl Fn() -> Request<Empty<Bytes>>,
+        request: impl Fn() -> Request<Full<Bytes>>,
         resend_count: &mut u32,
     ) -> Result<(Response<Incoming>, PooledConnection), CallError> {
         while let Some(mut connection) = self.unused() {
@@ -122,11 +122,13 @@ impl Pool {
                 continue;
             }
             connection.answer_begun.reset();
-            match connection.sender.try_send_request(request()).await {
+            let request = request();
+            let is_repeatable = request.method() == Method::GET;
+            match connection.sender.try_send_request(request).await {
                 Ok(response) => return Ok((response, self.in_use(connection))),
                 Err(mut error) => {
                     let was_written = error.take_message().is_none();
-                    if was_written && connection.answer_begun.get() {
+                    if was_written && (connection.answer_begun.get() || !is_repeatable) {
                         return Err(CallError::Broken(error.into_error().into()));
                     }
                     *resend_count = u32::from(was_written);
@@ -347,14 +349,14 @@ mod tests {
         pool_of(&server.addr.to_string(), RotatingResolver::system(), ConnectionLimits::default())
     }
 
-    fn request() -> Request<Empty<Bytes>> {
-        Request::builder().uri("/").header("host", "x").body(Empty::new()).unwrap()
+    fn request() -> Request<Full<Bytes>> {
+        Request::builder().uri("/").header("host", "x").body(Full::default()).unwrap()
     }
 
     /// The body, and how often the request was sent again.
     async fn try_get(pool: &Pool) -> Result<(String, u32), CallError> {
         let mut resend_count = 0;
-        let (response, connection) = pool.get(request, &mut resend_count).await?;
+        let (response, connection) = pool.send(request, &mut resend_count).await?;
         let body = response.into_body().collect().await.map_err(|error| CallError::Broken(error.into()))?;
         connection.release();
         Ok((String::from_utf8(body.to_bytes().into()).unwrap(), resend_count))
@@ -425,7 +427,7 @@ mod tests {
     async fn an_answer_that_was_not_read_to_its_end_costs_its_connection() {
         let server = Server::start(|_| Act::Answer).await;
         let pool = pool(&server);
-        drop(pool.get(request, &mut 0).await.unwrap());
+        drop(pool.send(request, &mut 0).await.unwrap());
         until("it is closed", || count(&server.open) == 0).await;
         assert_eq!(get(&pool).await, "127.0.0.1");
         assert_eq!(count(&server.accepted), 2);

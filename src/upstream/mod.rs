@@ -18,26 +18,30 @@ use std::time::{Duration, Instant, SystemTime};
 use bytes::Bytes;
 use http::header::{self, HeaderValue};
 use http::uri::PathAndQuery;
-use http::{Request, StatusCode, Uri, Version};
-use http_body_util::{BodyExt as _, Empty};
+use http::{Method, Request, StatusCode, Uri, Version};
+use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use rustls::ClientConfig;
 
 use crate::system::held::{Held, HeldBudgets, HeldKind};
 use crate::telemetry::ids;
-use crate::telemetry::metrics::{CallLabels, Metrics, protocol_version};
+use crate::telemetry::metrics::{CallLabels, Metrics, protocol_name, protocol_version};
 use crate::telemetry::span_queue::{FinishedSpan, SpanKind};
 use crate::telemetry::tracer::Tracer;
 use crate::trace_context::{Carried, Context, HeaderPairs, Propagator, X_CALL_BUDGET, X_HOP_COUNT};
 use crate::upstream::client::{ConnectionLimits, Pool, connector};
 use crate::upstream::outcome::{Answer, CallError, CallOutcome};
 use crate::upstream::resolver::RotatingResolver;
+use crate::values::SizeRange;
 
 pub use crate::net::hosts::UrlError;
 pub use crate::upstream::target::{Target, TargetError};
 
 /// The largest answer of a next hop, in bytes.
 const MAX_ANSWER: usize = 1 << 20;
+
+/// The largest body that `--request-size` makes: as large as a hop's own limit for one.
+pub const MAX_REQUEST: usize = 64 << 10;
 
 /// `--fan-out`: how several next hops are called.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -73,6 +77,36 @@ pub(crate) struct CallContext<'a> {
     pub(crate) hop_count: u32,
     /// The N of the request's `/service<N>`.
     pub(crate) service_number: u16,
+    /// The request's method.
+    pub(crate) method: &'static str,
+    /// The request's body, if it goes on.
+    pub(crate) body: Option<&'a RequestBody>,
+}
+
+/// The body of a request, which goes on to the next hops.
+#[derive(Debug)]
+pub(crate) struct RequestBody {
+    pub(crate) bytes: Bytes,
+    pub(crate) content_type: Option<HeaderValue>,
+    /// The bytes count until they are dropped.
+    pub(crate) _held: Held,
+}
+
+/// How next hops are called.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct UpstreamOptions {
+    pub(crate) fan_out: FanOut,
+    /// For a call, whole answer included.
+    pub(crate) timeout: Duration,
+    /// The body of a call that has none to pass on.
+    pub(crate) request_size: Option<SizeRange<MAX_REQUEST>>,
+}
+
+/// What a call sends beside its headers.
+struct Content {
+    method: &'static str,
+    body: Bytes,
+    content_type: Option<HeaderValue>,
 }
 
 /// The next hops of a hop and how they are called.
@@ -80,30 +114,29 @@ pub(crate) struct CallContext<'a> {
 pub(crate) struct Upstreams {
     /// Each next hop with the connections to it.
     targets: Vec<(Target, Pool)>,
-    fan_out: FanOut,
-    timeout: Duration,
+    options: UpstreamOptions,
     user_agent: HeaderValue,
 }
 
 impl Upstreams {
-    /// `timeout` is for a call, whole answer included. `version` is the hop's version label, as it goes into `user-agent`;
+    /// `version` is the hop's version label, as it goes into `user-agent`;
     /// `tls` has the roots that calls to `https://` trust.
-    pub(crate) fn new(targets: Vec<Target>, fan_out: FanOut, timeout: Duration, version: &str, tls: ClientConfig) -> Self {
+    pub(crate) fn new(targets: Vec<Target>, options: UpstreamOptions, version: &str, tls: ClientConfig) -> Self {
         let targets = targets.into_iter().map(|target| {
-            let connector = connector(RotatingResolver::system(), timeout, tls.clone());
+            let connector = connector(RotatingResolver::system(), options.timeout, tls.clone());
             let pool = Pool::new(connector, target.uri.clone(), ConnectionLimits::default());
             (target, pool)
         });
         let targets = targets.collect();
         let user_agent = HeaderValue::from_str(&format!("httpserver/{version}"));
         let user_agent = user_agent.unwrap_or_else(|_| HeaderValue::from_static("httpserver"));
-        Self { targets, fan_out, timeout, user_agent }
+        Self { targets, options, user_agent }
     }
 
     /// Calls every next hop. The outcomes are in the configured order.
     pub(crate) async fn call_all(&self, context: &CallContext<'_>) -> Vec<CallOutcome<'_>> {
         let calls = self.targets.iter().zip(divided(context.call_budget, self.targets.len()));
-        if self.fan_out == FanOut::Parallel && self.targets.len() > 1 {
+        if self.options.fan_out == FanOut::Parallel && self.targets.len() > 1 {
             let calls = calls.map(|((target, pool), budget)| self.call(context, target, pool, budget));
             return futures_util::future::join_all(calls).await;
         }
@@ -126,15 +159,25 @@ impl Upstreams {
         let Some(budget) = budget else {
             let failure = Some(CallError::NoBudget(context.hop.to_owned()));
             let (_, url) = target.path(context.service_number);
-            return CallOutcome { url, status: None, duration: Duration::ZERO, failure, sent: HeaderPairs::new(), answer: None };
+            return CallOutcome {
+                url,
+                status: None,
+                protocol: None,
+                duration: Duration::ZERO,
+                failure,
+                sent: HeaderPairs::new(),
+                answer: None,
+            };
         };
         let span_context = context.tracer.and(context.span_context).map(|server| server.child(ids::span_id()));
         let sent = context.propagator.outgoing(context.carried, context.request_id, span_context.as_ref(), context.new_trace);
         let (path, url) = target.path(context.service_number);
+        let content = self.content(context);
         let mut span = ClientSpanGuard {
             context,
             span_context,
             target,
+            method: content.method,
             path: path.clone(),
             start: Instant::now(),
             started_at: SystemTime::now(),
@@ -142,30 +185,50 @@ impl Upstreams {
             error: Some("cancelled"),
             duration: None,
         };
-        let request = || self.request(target, path.clone(), &sent, [context.hop_count.saturating_add(1), budget]);
+        let request = || self.request(target, path.clone(), &content, &sent, [context.hop_count.saturating_add(1), budget]);
         let held = context.held.empty(HeldKind::UpstreamAnswer);
-        let answered = tokio::time::timeout(self.timeout, send_and_read(pool, request, &mut span.progress, held)).await;
+        let answered = tokio::time::timeout(self.options.timeout, send_and_read(pool, request, &mut span.progress, held)).await;
         let (answer, failure) = match answered {
             Ok(Ok(answer)) => {
                 let failure = CallError::of(&answer);
                 (Some(answer), failure)
             }
             Ok(Err(failure)) => (None, Some(failure)),
-            Err(_) => (None, Some(CallError::Timeout(self.timeout))),
+            Err(_) => (None, Some(CallError::Timeout(self.options.timeout))),
         };
         span.error = failure.as_ref().and_then(CallError::kind);
         let duration = *span.duration.insert(span.start.elapsed());
-        CallOutcome { url, status: span.progress.status, duration, failure, sent, answer }
+        let protocol = span.progress.version.map(protocol_name);
+        CallOutcome { url, status: span.progress.status, protocol, duration, failure, sent, answer }
+    }
+
+    /// The body of the request and its method, if it goes on; else a body of `--request-size`; else a GET without one.
+    fn content(&self, context: &CallContext<'_>) -> Content {
+        static PADDING: [u8; MAX_REQUEST] = [b'x'; MAX_REQUEST];
+        let size = || Some(self.options.request_size?.at(ids::unit())).filter(|size| *size > 0);
+        if let Some(RequestBody { bytes, content_type, .. }) = context.body.filter(|body| !body.bytes.is_empty()) {
+            let method = if matches!(context.method, "GET" | "HEAD") { "POST" } else { context.method };
+            Content { method, body: bytes.clone(), content_type: content_type.clone() }
+        } else if let Some(size) = size() {
+            let content_type = Some(HeaderValue::from_static("application/octet-stream"));
+            Content { method: "POST", body: Bytes::from_static(&PADDING[..size]), content_type }
+        } else {
+            Content { method: "GET", body: Bytes::new(), content_type: None }
+        }
     }
 
     fn request(
         &self,
         target: &Target,
         path: PathAndQuery,
+        content: &Content,
         sent: &HeaderPairs,
         [hop_count, call_budget]: [u32; 2],
-    ) -> Request<Empty<Bytes>> {
-        let mut request = Request::new(Empty::new());
+    ) -> Request<Full<Bytes>> {
+        let mut request = Request::new(Full::new(content.body.clone()));
+        if content.method != "GET" {
+            *request.method_mut() = Method::from_bytes(content.method.as_bytes()).unwrap_or_default();
+        }
         *request.uri_mut() = Uri::from(path);
         let headers = request.headers_mut();
         headers.reserve(sent.len() + 5);
@@ -174,6 +237,9 @@ impl Upstreams {
         headers.insert(header::USER_AGENT, self.user_agent.clone());
         headers.insert(X_HOP_COUNT.clone(), HeaderValue::from(hop_count));
         headers.insert(X_CALL_BUDGET.clone(), HeaderValue::from(call_budget));
+        if let Some(content_type) = &content.content_type {
+            headers.insert(header::CONTENT_TYPE, content_type.clone());
+        }
         for (name, value) in sent {
             headers.append(name.clone(), value.clone());
         }
@@ -203,11 +269,11 @@ struct Progress {
 /// Sends a request and reads its whole answer.
 async fn send_and_read(
     pool: &Pool,
-    request: impl Fn() -> Request<Empty<Bytes>>,
+    request: impl Fn() -> Request<Full<Bytes>>,
     progress: &mut Progress,
     mut held: Held,
 ) -> Result<Answer, CallError> {
-    let (answer, connection) = pool.get(request, &mut progress.resend_count).await?;
+    let (answer, connection) = pool.send(request, &mut progress.resend_count).await?;
     progress.status = Some(answer.status());
     progress.version = Some(answer.version());
     progress.peer = connection.peer();
@@ -244,6 +310,7 @@ struct ClientSpanGuard<'a> {
     context: &'a CallContext<'a>,
     span_context: Option<Context>,
     target: &'a Target,
+    method: &'static str,
     path: PathAndQuery,
     start: Instant,
     started_at: SystemTime,
@@ -262,6 +329,7 @@ impl Drop for ClientSpanGuard<'_> {
             host: &self.target.host,
             port: &self.target.port_text,
             status,
+            method: self.method,
             protocol: self.progress.version.map_or("", protocol_version),
             error: self.error.unwrap_or(if self.progress.status.is_some_and(|status| status.as_u16() >= 400) {
                 status
@@ -277,7 +345,7 @@ impl Drop for ClientSpanGuard<'_> {
                 context,
                 start: self.started_at,
                 duration,
-                method: "GET",
+                method: self.method,
                 original_method: "",
                 scheme: "",
                 base_url: &self.target.base_url,

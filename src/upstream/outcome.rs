@@ -18,6 +18,8 @@ pub(crate) struct CallOutcome<'a> {
     pub(crate) url: Cow<'a, str>,
     /// The status, also of an answer that did not arrive whole.
     pub(crate) status: Option<StatusCode>,
+    /// As the reply shows it; `None` without an answer.
+    pub(crate) protocol: Option<&'static str>,
     pub(crate) duration: Duration,
     /// `None` for a whole answer with a status of 2xx.
     pub(crate) failure: Option<CallError>,

@@ -8,6 +8,7 @@
 mod common;
 
 mod abuse;
+mod bodies;
 mod chain;
 mod collectors;
 mod config;

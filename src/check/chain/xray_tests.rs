@@ -155,7 +155,13 @@ fn hop(index: usize, app: &App, received: Headers) -> (Tree, Headers) {
         sampled: None,
         propagation: app.mode,
         received: received.clone(),
-        client: Client { ip: "127.0.0.1".into(), identity: None },
+        client: Client { ip: "127.0.0.1".into(), identity: None, identity_source: None },
+        protocol: None,
+        request_bytes: 0,
+        node: None,
+        zone: None,
+        region: None,
+        cluster: None,
         attempt: 1,
         injected: None,
         upstreams: Vec::new(),
@@ -214,6 +220,7 @@ fn travel(probe: &Probe, apps: &[App], between: &[Between]) -> Tree {
             let reply = from(index + 1, sent.clone(), apps, between);
             tree.upstreams.push(Call {
                 url: format!("http://service{0}/service{0}", index + 2),
+                protocol: None,
                 status: Some(200),
                 duration_ms: 1.0,
                 error: None,

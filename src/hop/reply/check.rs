@@ -19,7 +19,11 @@ const NESTED_DEPTH: usize = MAX_DEPTH / 2;
 
 /// The text of a valid reply, to be written verbatim.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct NestedReply<'a>(&'a str);
+pub(crate) struct NestedReply<'a> {
+    /// Without padding and what stands behind it, so that padding does not add up along a chain.
+    text: &'a str,
+    is_open: bool,
+}
 
 /// Why an answer is not nested.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,11 +47,42 @@ impl<'a> NestedReply<'a> {
         let own = without_nested(text);
         serde_json::from_str::<Reply<Checked>>(&own).map_err(|_| NotNested::NotAReply)?;
         let is_shallow = !nests_deeper(&own, MAX_DEPTH - NESTED_DEPTH);
-        if is_shallow || !nests_deeper(text, MAX_DEPTH) { Ok(Self(text)) } else { Err(NotNested::TooDeep) }
+        if is_shallow || !nests_deeper(text, MAX_DEPTH) { Ok(Self::unpadded(text)) } else { Err(NotNested::TooDeep) }
     }
 
-    pub(crate) fn as_str(self) -> &'a str {
-        self.0
+    fn unpadded(text: &'a str) -> Self {
+        let padding = text.strip_suffix("\"}").map(|rest| rest.trim_end_matches(PADDING));
+        match padding.and_then(|rest| rest.strip_suffix(PADDING_KEY)) {
+            Some(text) => Self { text, is_open: true },
+            None => Self { text, is_open: false },
+        }
+    }
+
+    pub(crate) fn len(self) -> usize {
+        self.text.len() + usize::from(self.is_open)
+    }
+
+    /// Appends the reply.
+    pub(crate) fn push(self, out: &mut Vec<u8>) {
+        out.extend_from_slice(self.text.as_bytes());
+        if self.is_open {
+            out.push(b'}');
+        }
+    }
+}
+
+const PADDING: char = 'x';
+/// The field is no [`Reply`]'s: who reads it skips it.
+const PADDING_KEY: &str = ",\"padding\":\"";
+
+/// Makes a compact reply as long as `size`, where it is shorter.
+pub(crate) fn pad(json: &mut Vec<u8>, size: usize) {
+    const END: &[u8] = b"\"}";
+    if let Some(missing) = size.checked_sub(json.len() - 1 + PADDING_KEY.len() + END.len()).filter(|_| json.pop().is_some()) {
+        json.reserve_exact(PADDING_KEY.len() + missing + END.len());
+        json.extend_from_slice(PADDING_KEY.as_bytes());
+        json.resize(json.len() + missing, PADDING as u8);
+        json.extend_from_slice(END);
     }
 }
 
@@ -177,11 +212,13 @@ mod tests {
         let leaf: serde_json::Value = serde_json::from_str(LEAF).unwrap();
         assert!(is_reply(LEAF));
         let fields: Vec<_> = leaf.as_object().unwrap().keys().collect();
-        assert_eq!(fields.len(), 20);
+        assert_eq!(fields.len(), 26);
+        // Hops of version 0.1 do not write these.
+        let added = ["protocol", "request_bytes", "node", "zone", "region", "cluster"];
         for field in fields {
             let mut other = leaf.clone();
             other.as_object_mut().unwrap().remove(field);
-            assert!(!is_reply(&other.to_string()), "without {field}");
+            assert_eq!(is_reply(&other.to_string()), added.contains(&field.as_str()), "without {field}");
             let twice = LEAF.replacen('{', &format!("{{\"{field}\":{},", leaf[field]), 1);
             assert!(!is_reply(&twice), "{field} twice");
             for value in [
@@ -278,6 +315,21 @@ mod tests {
         ] {
             let text = whole.replacen('{', &format!("{{{field},"), 1);
             assert_eq!(is_reply(&text), serde(&text), "{field}");
+        }
+    }
+
+    #[test]
+    fn padding_makes_a_reply_as_long_as_asked_and_is_not_nested() {
+        let leaf = compact(1);
+        for size in [0, leaf.len(), leaf.len() + 13, leaf.len() + 14, leaf.len() + 15, 10_000, 1 << 20] {
+            let mut padded = leaf.clone().into_bytes();
+            pad(&mut padded, size);
+            let is_padded = size >= leaf.len() + 13;
+            assert_eq!(padded.len(), if is_padded { size } else { leaf.len() }, "{size}");
+            assert_eq!(Tree::parse(&padded).unwrap().service, "service2");
+            let (nested, mut written) = (NestedReply::check(&padded).unwrap(), Vec::new());
+            nested.push(&mut written);
+            assert_eq!((written.len(), written), (nested.len(), leaf.clone().into_bytes()), "{size}");
         }
     }
 

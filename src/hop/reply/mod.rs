@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::trace_context::HeaderSource;
 
-pub(crate) use check::{NestedReply, NotNested};
+pub(crate) use check::{NestedReply, NotNested, pad};
 pub(crate) use write::{Text, Written};
 
 /// How many replies may nest, the outermost included: no flag accepts a longer chain, and no reader reads deeper.
@@ -104,6 +104,24 @@ pub struct Reply<R: Representation> {
     pub received: R::Headers,
     /// Who called, as reported by the caller or a proxy before it.
     pub client: Client<R>,
+    /// How the request arrived: `http/1.0`, `http/1.1`, `http/2`.
+    #[serde(default)]
+    pub protocol: Option<R::Text>,
+    /// How many bytes the request's body had.
+    #[serde(default)]
+    pub request_bytes: u64,
+    /// The node that this hop runs on; null where nobody has named it.
+    #[serde(default)]
+    pub node: Option<R::Text>,
+    /// Its zone.
+    #[serde(default)]
+    pub zone: Option<R::Text>,
+    /// Its region.
+    #[serde(default)]
+    pub region: Option<R::Text>,
+    /// Its cluster.
+    #[serde(default)]
+    pub cluster: Option<R::Text>,
     /// `x-envoy-attempt-count`, or 1.
     pub attempt: u32,
     /// What a fault did to this request; null without one.
@@ -122,6 +140,9 @@ pub struct Reply<R: Representation> {
 pub struct Call<R: Representation = Owned> {
     /// The URL that was called.
     pub url: R::Text,
+    /// How the next hop answered: `http/1.1`, `http/2`; null when it did not.
+    #[serde(default)]
+    pub protocol: Option<R::Text>,
     /// The status of the answer; null when there was none.
     #[serde(deserialize_with = "present")]
     pub status: Option<u16>,
@@ -143,9 +164,13 @@ pub struct Call<R: Representation = Owned> {
 pub struct Client<R: Representation = Owned> {
     /// `X-Real-IP`, else the first of `X-Forwarded-For`, else the peer.
     pub ip: R::Text,
-    /// The URI of the caller's certificate from `x-forwarded-client-cert`.
+    /// The URI of the caller's certificate, or its subject.
     #[serde(deserialize_with = "present")]
     pub identity: Option<R::Text>,
+    /// Who names the identity: `xfcc`, the header `x-forwarded-client-cert`, which a proxy vouches for; or `tls`, the
+    /// certificate that the caller itself presented here.
+    #[serde(default)]
+    pub identity_source: Option<R::Text>,
 }
 
 /// Makes an optional value a required field: null is accepted, absence is not.
@@ -237,5 +262,6 @@ mod tests {
     pub(super) const LEAF: &str = r#"{"service":"service2","version":"v1","lane":"gray","hostname":"h2","message":"Hello, service2!","path":"/service2",
         "status":200,"started_at":"2026-01-02T03:04:05.678901Z","duration_ms":9.0,"request_id":"r","trace_id":null,"span_id":null,
         "parent_span_id":null,"sampled":null,"propagation":"forward","received":{"x-request-id":["r"],"b3":["a\u001b[31m","b"]},
-        "client":{"ip":"127.0.0.1","identity":null},"attempt":2,"injected":{"delay_ms":2000},"upstreams":[]}"#;
+        "client":{"ip":"127.0.0.1","identity":null,"identity_source":null},"protocol":"http/1.1","request_bytes":0,"node":null,
+        "zone":null,"region":null,"cluster":null,"attempt":2,"injected":{"delay_ms":2000},"upstreams":[]}"#;
 }

@@ -68,6 +68,7 @@ fn one_hop<'a>(reply: Reply<OneHop<'a>>, index: usize, depth: u32, unread: &mut 
         unread.extend(call.reply.map(|text| Unread { text, call: (index, i), depth: depth + 1 }));
         Call {
             url: call.url,
+            protocol: call.protocol,
             status: call.status,
             duration_ms: call.duration_ms,
             error: call.error,
@@ -93,7 +94,13 @@ fn one_hop<'a>(reply: Reply<OneHop<'a>>, index: usize, depth: u32, unread: &mut 
         sampled: reply.sampled,
         propagation: reply.propagation,
         received: reply.received,
-        client: Client { ip: reply.client.ip, identity: reply.client.identity },
+        client: Client { ip: reply.client.ip, identity: reply.client.identity, identity_source: reply.client.identity_source },
+        protocol: reply.protocol,
+        request_bytes: reply.request_bytes,
+        node: reply.node,
+        zone: reply.zone,
+        region: reply.region,
+        cluster: reply.cluster,
         attempt: reply.attempt,
         injected: reply.injected,
     }
@@ -108,7 +115,7 @@ mod tests {
     fn chain(hops: usize, last: &str) -> String {
         let above = LEAF.replacen(
             "\"upstreams\":[]",
-            r#""upstreams":[{"url":"http://next","status":200,"duration_ms":1.0,"error":null,"sent":{},"reply":NEXT}]"#,
+            r#""upstreams":[{"url":"http://next","protocol":null,"status":200,"duration_ms":1.0,"error":null,"sent":{},"reply":NEXT}]"#,
             1,
         );
         let (before, after) = above.split_once("NEXT").unwrap();

@@ -14,6 +14,16 @@ impl Tree {
         text
     }
 
+    /// The same with a last line that makes it as long as `size`, where it is shorter.
+    pub(crate) fn to_padded_text(&self, size: usize) -> String {
+        const PADDING: &str = "  padding: ";
+        let mut text = self.to_text();
+        if let Some(missing) = size.checked_sub(text.len() + PADDING.len() + 1) {
+            text.extend([PADDING, &"x".repeat(missing), "\n"]);
+        }
+        text
+    }
+
     /// Appends the hop, its line behind `head`, and everything below it, each line behind `below`. By recursion: `Tree::parse`
     /// bounds the depth.
     fn write_text(&self, out: &mut String, head: &str, below: &str) {
@@ -106,6 +116,7 @@ mod tests {
         tree.status = 502;
         tree.upstreams.push(Call {
             url: "http://service3/service3".into(),
+            protocol: None,
             status: None,
             duration_ms: 1.0,
             error: Some("connection refused".into()),

@@ -94,7 +94,11 @@ impl Reply<Written<'_>> {
         self.client.ip.push(out);
         out.extend_from_slice(key!("identity"));
         push_optional(out, self.client.identity.as_ref());
-        out.extend_from_slice(b"},\"attempt\":");
+        out.extend_from_slice(key!("identity_source"));
+        push_optional(out, self.client.identity_source.as_ref());
+        out.push(b'}');
+        self.push_protocol_and_place(out);
+        out.extend_from_slice(key!("attempt"));
         push_number(out, self.attempt.into());
         out.extend_from_slice(key!("injected"));
         match self.injected {
@@ -113,17 +117,34 @@ impl Reply<Written<'_>> {
         out.extend_from_slice(b"]}");
         json
     }
+
+    fn push_protocol_and_place(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(key!("protocol"));
+        push_optional(out, self.protocol.as_ref());
+        out.extend_from_slice(key!("request_bytes"));
+        push_number(out, self.request_bytes);
+        out.extend_from_slice(key!("node"));
+        push_optional(out, self.node.as_ref());
+        out.extend_from_slice(key!("zone"));
+        push_optional(out, self.zone.as_ref());
+        out.extend_from_slice(key!("region"));
+        push_optional(out, self.region.as_ref());
+        out.extend_from_slice(key!("cluster"));
+        push_optional(out, self.cluster.as_ref());
+    }
 }
 
 impl Call<Written<'_>> {
     /// So that the buffer need not grow, and its content move, while a long nested reply is written.
     fn expected_len(&self) -> usize {
-        1024 + self.reply.map_or(0, |reply| reply.as_str().len())
+        1024 + self.reply.map_or(0, NestedReply::len)
     }
 
     fn push(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(b"{\"url\":");
         self.url.push(out);
+        out.extend_from_slice(key!("protocol"));
+        push_optional(out, self.protocol.as_ref());
         out.extend_from_slice(key!("status"));
         match self.status {
             Some(status) => push_number(out, status.into()),
@@ -136,7 +157,10 @@ impl Call<Written<'_>> {
         out.extend_from_slice(key!("sent"));
         self.sent.push_json(out);
         out.extend_from_slice(key!("reply"));
-        out.extend_from_slice(self.reply.map_or("null", NestedReply::as_str).as_bytes());
+        match self.reply {
+            Some(reply) => reply.push(out),
+            None => out.extend_from_slice(b"null"),
+        }
         out.push(b'}');
     }
 }
@@ -218,7 +242,9 @@ mod tests {
 
     impl Serialize for NestedReply<'_> {
         fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-            raw(serializer, self.as_str().as_bytes())
+            let mut out = Vec::new();
+            self.push(&mut out);
+            raw(serializer, &out)
         }
     }
 
@@ -241,7 +267,13 @@ mod tests {
             sampled: None,
             propagation: Propagation::Forward,
             received: RedactedHeaders::received(carried),
-            client: Client { ip: Text::Address("2001:db8::1".parse().unwrap()), identity: None },
+            client: Client { ip: Text::Address("2001:db8::1".parse().unwrap()), identity: None, identity_source: None },
+            protocol: Some(Text::Borrowed("http/1.1")),
+            request_bytes: 7,
+            node: None,
+            zone: None,
+            region: None,
+            cluster: None,
             attempt: 3,
             injected: None,
             upstreams: Vec::new(),
@@ -263,10 +295,14 @@ mod tests {
         all.sampled = Some(true);
         all.propagation = Propagation::Continue;
         all.client.identity = Some(Text::Borrowed("spiffe://cluster.local/ns/a/sa/\"b\""));
+        all.client.identity_source = Some(Text::Borrowed("xfcc"));
+        (all.node, all.zone) = (Some(Text::Borrowed("node-1")), Some(Text::Borrowed("a")));
+        (all.region, all.cluster) = (Some(Text::Borrowed("north")), Some(Text::Borrowed("c\"1")));
         all.injected = Some(Injected { delay_ms: Some(2000), abort_status: None });
         let leaf = least(&carried).to_json();
-        let call = |status, error: Option<&str>, reply| Call {
+        let call = |status: Option<u16>, error: Option<&str>, reply| Call {
             url: Text::Borrowed("http://service2/service2"),
+            protocol: status.map(|_| Text::Borrowed("http/2")),
             status,
             duration_ms: 9.5,
             error: error.map(|error| Text::Owned(error.to_owned())),
