@@ -138,6 +138,20 @@ fn commands_hold(finding: &Value) -> Result<String, String> {
     Ok(format!("{ran} commands"))
 }
 
+/// An address in the pods' network that no pod has, and that none gets soon: they are given in turn.
+fn nobodys_address() -> String {
+    let pods = kubectl(&["get", "pods", "-A", "-o", "jsonpath={.items[*].status.podIP}"], None);
+    let taken: Vec<usize> = pods.split(' ').filter_map(|ip| ip.rsplit_once('.')).map(|(_, last)| last.parse().unwrap()).collect();
+    let newest = kubectl(
+        &["get", "pods", "-A", "--sort-by=.metadata.creationTimestamp", "-o", "jsonpath={.items[-1:].status.podIP}"],
+        None,
+    );
+    let (net, last) = newest.rsplit_once('.').unwrap();
+    let last: usize = last.parse().unwrap();
+    let free = (1..=250).map(|n| (last + 100 + n) % 250 + 2).find(|n| !taken.contains(n));
+    format!("{net}.{}", free.unwrap())
+}
+
 /// What has to be undone.
 #[derive(Default)]
 struct Applied {
@@ -160,11 +174,12 @@ impl Applied {
             kubectl(&[&["patch", "--type", kind, "-p", &body], target.as_slice()].concat(), None);
         }
         for object in fault["apply"].as_array().into_iter().flatten() {
-            kubectl(&["apply", "-f", "-"], Some(object));
-            let group = text(object, "apiVersion").split('/').next().unwrap();
+            let object: Value = serde_json::from_str(&object.to_string().replace("NOBODY", &nobodys_address())).unwrap();
+            kubectl(&["apply", "-f", "-"], Some(&object));
+            let group = text(&object, "apiVersion").split('/').next().unwrap();
             applied.created.push(format!(
                 "{}.{group}/{}",
-                text(object, "kind").to_lowercase(),
+                text(&object, "kind").to_lowercase(),
                 text(&object["metadata"], "name")
             ));
         }

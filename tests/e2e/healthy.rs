@@ -52,8 +52,7 @@ fn a_thousand_runs_against_the_demo_raise_no_alarm() {
         (&["--hops", "4", "--fan-out", "sequential"], "service1(service2,service3,service4)"),
     ] {
         let demo = Demo::start(flags);
-        let line =
-            format!("http://{}/service1 --expect {expect} --traces http://{} --count 40 --rate 200", demo.front, demo.store);
+        let line = format!("http://{}/service1 --expect {expect} --traces http://{} --count 60", demo.front, demo.store);
         let runs = runs().div_ceil(4);
         let alarms = alarms(runs, &words(&line));
         println!("{flags:?}: {runs} runs, {} alarms", alarms.len());
@@ -72,7 +71,7 @@ async fn runs_against_envoys_raise_no_alarm() {
             let (https, http, runs) = (mesh.https.port(), mesh.http.port(), runs().div_ceil(20));
             let line = format!(
                 "https://{HOST}:{https}/hello/service1 --resolve {HOST}:{https}:127.0.0.1 --plain-port {http} --cacert {} \
-                 --expect service1,service2,service3 --traces {} --count 40 --rate 50",
+                 --expect service1,service2,service3 --traces {} --count 60",
                 certificates().join("ca.crt").display(),
                 mesh.backend(),
             );

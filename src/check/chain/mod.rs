@@ -366,7 +366,15 @@ fn compare(expect: &Expect, caller: &HopRef, tree: &Tree, url: &str, hints: &Hin
         } else {
             format!("The UPSTREAM of {} names another hop, or SERVICE_NAME there is not what its Service is called", caller.name)
         };
-        let hint = Hint::new(cause).run(hints.settings(if caller.name == CALLER { &hop } else { caller }));
+        let is_called = caller.name != CALLER && hints.runner(caller) == Runner::Kubernetes;
+        let more = format!(
+            ", or {} leads to pods of {}: its selector, a ServiceEntry, an address that another pod has now",
+            expect.name, tree.service
+        );
+        let hint = Hint::new(cause + if is_called { &more } else { "" });
+        let hint = hint.run(hints.settings(if caller.name == CALLER { &hop } else { caller }));
+        let leads = format!("kubectl get service,endpointslices,serviceentry -n {} -o wide", hints.namespace_of(&hop));
+        let hint = if is_called { hint.run(leads) } else { hint };
         out.push(Finding::fail(CheckId::ChainOrder, text, hint).seam(&caller.name, &expect.name, None).hop(&tree.service));
         return;
     }

@@ -85,6 +85,7 @@ const SIGNS: &[(&str, &str)] = &[
     ("kubectl get gateway", "look for the host; empty: there is no Gateway"),
     ("kubectl get destinationrule", "look for tls; empty: none is set"),
     ("kubectl get envoyfilter", "empty: there is none"),
+    ("kubectl get serviceentry", "look for the host of a Service; empty: there is none"),
     ("kubectl get sidecar", "look for egress hosts; empty: proxies know every Service"),
     ("kubectl get secret", "look for the name in credentialName"),
     ("kubectl get certificate", "look for READY; an error: cert-manager is not there"),
@@ -92,7 +93,7 @@ const SIGNS: &[(&str, &str)] = &[
 ];
 
 /// Kinds that a cluster may lack: asked for with others, one that is missing fails the whole command.
-const CUSTOM: [&str; 10] = [
+const CUSTOM: [&str; 11] = [
     "virtualservice",
     "gateway",
     "destinationrule",
@@ -102,6 +103,7 @@ const CUSTOM: [&str; 10] = [
     "envoyfilter",
     "telemetry",
     "sidecar",
+    "serviceentry",
     "certificate",
 ];
 

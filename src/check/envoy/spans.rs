@@ -180,8 +180,10 @@ impl<'a> RequestSpans<'a> {
             let client = clients.iter().find(to_host).or(clients.first()).copied();
             let mut servers = self.proxies(client.map_or(context.span_id, |span| span.id), Kind::Server);
             servers.retain(|span| !above.contains(&span.id));
-            // The call's own span hangs below the hop's, which hangs below its proxy's.
-            let is_caller_traced = path(context.span_id).take(3).any(is_proxy);
+            // The call's own span hangs below the hop's, which hangs below its own proxy's; a caller without one hangs below
+            // the span of the proxy that called it.
+            let is_own = |span: &Span| is_proxy(span) && span.kind == Some(Kind::Server);
+            let is_caller_traced = path(context.span_id).take(3).any(is_own);
             CallSpans { is_caller_traced, ..CallSpans::of(client, &servers) }
         });
         spans.max_by_key(|spans| (spans.client.is_some(), spans.server.is_some(), spans.is_caller_traced)).unwrap_or_default()

@@ -154,8 +154,14 @@ impl Finding {
         }
         let place = |seam: &Seam| (seam.from.clone(), seam.to.clone());
         let same_seam = self.seam.is_some() && self.seam.as_ref().map(place) == cause.seam.as_ref().map(place);
+        let also = |hop: &str| {
+            let hops = cause.data.iter().filter_map(|data| data["hops"].as_array()).flatten();
+            hops.into_iter().any(|other| other == hop)
+        };
         let same_hop = self.hop.as_ref().is_some_and(|hop| {
-            cause.hop.as_ref() == Some(hop) || cause.seam.as_ref().is_some_and(|seam| seam.from == *hop || seam.to == *hop)
+            cause.hop.as_ref() == Some(hop)
+                || cause.seam.as_ref().is_some_and(|seam| seam.from == *hop || seam.to == *hop)
+                || also(hop)
         });
         let causes: &[CheckId] = CONSEQUENCES.iter().find(|(id, _)| *id == self.id).map_or(&[], |(_, causes)| causes);
         (same_seam || (self.seam.is_none() && same_hop)) && causes.contains(&cause.id)
@@ -213,7 +219,10 @@ static CONSEQUENCES: &[(CheckId, &[CheckId])] = {
         (Id::TracesServices, &[Id::PropagationRequestId, Id::PropagationSidecar, Id::PropagationCoverage]),
         (Id::TracesSampling, &[Id::PropagationRequestId, Id::PropagationSampled]),
         (Id::TrafficSuccess, &[Id::ChainHops]),
-        (Id::TrafficIdentity, &[Id::ChainAddress, Id::PropagationSidecar, Id::PropagationCoverage, Id::TracesCalls]),
+        (
+            Id::TrafficIdentity,
+            &[Id::ChainHops, Id::ChainOrder, Id::ChainAddress, Id::PropagationSidecar, Id::PropagationCoverage, Id::TracesCalls],
+        ),
         (Id::TrafficTimes, &[Id::TracesCalls]),
         (Id::LanesCarry, &[Id::PropagationLane]),
     ]

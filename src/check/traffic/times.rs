@@ -1,6 +1,7 @@
 //! Which instance, and which seam, is slower than the others: robust against noise, because all of them run on the same machines.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use crate::check::envoy::suggestions::HintContext;
 use crate::check::report::{CheckId, Finding, Hint};
@@ -18,6 +19,10 @@ const SLOWER_BY_MS: f64 = 50.0;
 const SLOW_SHARE: f64 = 0.25;
 const SEAM_SLOWER: f64 = 4.0;
 const SEAM_MS: f64 = 250.0;
+/// Calls that end together were held up together, by a machine or a proxy that stood still: one event of this width.
+const EVENT: Duration = Duration::from_millis(50);
+/// Fewer events are chance.
+const MIN_EVENTS: usize = 5;
 
 pub(crate) fn findings(samples: &[Sample], hops: &[HopSamples<'_>], hints: &HintContext) -> Vec<Finding> {
     let mut out: Vec<Finding> = hops.iter().filter_map(|hop| instances(hop, hints)).collect();
@@ -68,24 +73,31 @@ fn instances(hop: &HopSamples<'_>, hints: &HintContext) -> Option<Finding> {
     })
 }
 
-/// What lies between a call and the answer of the hop that was called, milliseconds, by caller and called.
-fn by_seam(samples: &[Sample]) -> BTreeMap<(&str, &str), Vec<f64>> {
-    let mut seams: BTreeMap<(&str, &str), Vec<f64>> = BTreeMap::new();
-    for (from, to, ms) in samples.iter().flat_map(|sample| &sample.gaps) {
-        seams.entry((from, to)).or_default().push(*ms);
+/// What lies between a call and the answer of the hop that was called: milliseconds, and in which event the request ended.
+type Gap = (f64, u128);
+
+/// By caller and called.
+fn by_seam(samples: &[Sample]) -> BTreeMap<(&str, &str), Vec<Gap>> {
+    let mut seams: BTreeMap<(&str, &str), Vec<Gap>> = BTreeMap::new();
+    for sample in samples {
+        let event = (sample.at + sample.took).as_millis() / EVENT.as_millis();
+        for (from, to, ms) in &sample.gaps {
+            seams.entry((from, to)).or_default().push((*ms, event));
+        }
     }
-    seams.values_mut().for_each(|gaps| gaps.sort_by(f64::total_cmp));
+    seams.values_mut().for_each(|gaps| gaps.sort_by(|a, b| a.0.total_cmp(&b.0)));
     seams
 }
 
-fn slow_seams(seams: &BTreeMap<(&str, &str), Vec<f64>>, hints: &HintContext) -> Vec<Finding> {
-    let high = |gaps: &Vec<f64>| percentile(gaps, 0.9).unwrap_or_default();
+fn slow_seams(seams: &BTreeMap<(&str, &str), Vec<Gap>>, hints: &HintContext) -> Vec<Finding> {
+    let high = |gaps: &Vec<Gap>| percentile(&gaps.iter().map(|(ms, _)| *ms).collect::<Vec<_>>(), 0.9).unwrap_or_default();
     let slow = seams.iter().filter_map(|((from, to), gaps)| {
         let others = seams.iter().filter(|((a, b), _)| (a, b) != (from, to)).map(|(_, gaps)| high(gaps));
         let limit = others.fold(0.0, f64::max).mul_add(SEAM_SLOWER, 0.0).max(SEAM_MS);
-        let slow: Vec<f64> = gaps.iter().copied().filter(|ms| *ms > limit).collect();
+        let (slow, events): (Vec<f64>, BTreeSet<u128>) = gaps.iter().copied().filter(|(ms, _)| *ms > limit).unzip();
         let share = slow.len() as f64 / gaps.len() as f64;
-        (seams.len() > 1 && gaps.len() >= MIN_SAMPLES && share >= SLOW_SHARE).then_some((from, to, gaps.len(), slow))
+        let is_slow = seams.len() > 1 && gaps.len() >= MIN_SAMPLES && share >= SLOW_SHARE && events.len() >= MIN_EVENTS;
+        is_slow.then_some((from, to, gaps.len(), slow))
     });
     slow.map(|(from, to, all, slow)| {
         let median = percentile(&slow, 0.5).unwrap_or_default();
@@ -109,8 +121,6 @@ mod tests {
     use crate::check::envoy::suggestions::HopRef;
     use crate::check::report::Status;
     use crate::check::traffic::sample::{HopSample, Outcome, by_hop};
-    use std::time::Duration;
-
     /// A hundred requests over three hops of two instances each, with the demo's latencies; `change` adds to the time of an
     /// instance of service2, and to what lies between service2 and service3.
     fn run(seed: u64, instance_ms: f64, seam_ms: f64) -> Vec<Finding> {
@@ -124,7 +134,7 @@ mod tests {
         let mut samples = Vec::new();
         for n in 0..100 {
             let mut sample = Sample {
-                at: Duration::ZERO,
+                at: Duration::from_millis(20) * n,
                 took: Duration::ZERO,
                 outcome: Outcome::Fine,
                 hops: vec![],
@@ -165,6 +175,23 @@ mod tests {
             let found = run(seed, 0.0, 0.0);
             assert!(found.len() == 1 && found[0].status == Status::Pass, "{seed}: {found:#?}");
         }
+    }
+
+    /// A machine that stands still for 400 ms holds up what is sent meanwhile: all of it ends together.
+    #[test]
+    fn a_standstill_is_no_slow_seam() {
+        let hints = HintContext::for_tests();
+        let sample = |n: u32, still: bool| {
+            let at = Duration::from_millis(20) * n;
+            let wait = if still { Duration::from_millis(1000).saturating_sub(at) } else { Duration::from_millis(500) };
+            let gap = |from: &str, to: &str, ms| (from.to_owned(), to.to_owned(), ms);
+            let gaps = vec![gap("check", "service1", wait.as_secs_f64() * 1000.0), gap("service1", "service2", 1.0)];
+            Sample { at, took: wait, outcome: Outcome::Fine, hops: vec![], sampled: None, ends: None, gaps }
+        };
+        let still: Vec<Sample> = (20..60).map(|n| sample(n, true)).collect();
+        assert!(slow_seams(&by_seam(&still), &hints).is_empty());
+        let slow: Vec<Sample> = (20..60).map(|n| sample(n, false)).collect();
+        assert_eq!(slow_seams(&by_seam(&slow), &hints).len(), 1);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::check::cluster::mistake::Symptom::{Answer, Headers, Identity, Proxies, Spans};
+use crate::check::cluster::mistake::Symptom::{Answer, Headers, Identity, NoPod, Proxies, Spans};
 use crate::check::cluster::mistake::{EVERYTHING, Mistake};
 use crate::check::cluster::object::{Object, at, list, number, text};
 use crate::check::cluster::path::{Hop, Path, env};
@@ -49,15 +49,17 @@ fn listens(hop: &Hop<'_>) -> Option<u64> {
     ports.first().and_then(|port| number(at(port, "/containerPort")))
 }
 
+/// Nobody but the pod itself reaches the app.
+pub(super) fn on_loopback(hop: &Hop<'_>) -> Option<Mistake> {
+    let (object, field, addr) = env(hop, "ADDR")?;
+    let is_loopback = addr.starts_with("127.") || addr.starts_with("localhost") || addr.starts_with("[::1]");
+    let says =
+        || format!("is {addr}: the app listens on loopback alone, and the sidecar and the kubelet call it at the pod's address");
+    is_loopback.then(|| Mistake::new(object, field, says(), &[Answer, NoPod]))
+}
+
 fn target(hop: &Hop<'_>, service: &Object) -> Vec<Mistake> {
-    let mut out = Vec::new();
-    if let Some((object, field, addr)) = env(hop, "ADDR")
-        && (addr.starts_with("127.") || addr.starts_with("localhost") || addr.starts_with("[::1]"))
-    {
-        let says =
-            format!("is {addr}: the app listens on loopback alone, and the sidecar and the kubelet call it at the pod's address");
-        out.push(Mistake::new(object, field, says, &[Answer, crate::check::cluster::mistake::Symptom::NoPod]));
-    }
+    let mut out: Vec<Mistake> = on_loopback(hop).into_iter().collect();
     let (Some((index, port)), Some(listens), Some(target)) = (hop.service_port(), listens(hop), hop.target_port()) else {
         return out;
     };

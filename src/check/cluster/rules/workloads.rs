@@ -6,6 +6,7 @@ use crate::check::cluster::mistake::Symptom::{Answer, NoPod, Retries, Slow, Spli
 use crate::check::cluster::mistake::{EVERYTHING, Mistake};
 use crate::check::cluster::object::{Object, at, is_selected, labels_text, list, number, service_of, text};
 use crate::check::cluster::path::{Hop, Path, env, named_port, selects};
+use crate::check::cluster::rules::ports;
 
 pub(super) fn mistakes(path: &Path<'_>) -> Vec<Mistake> {
     let mut out = Vec::new();
@@ -146,6 +147,10 @@ fn trouble(hop: &Hop<'_>, deployment: &Object) -> Option<Mistake> {
 /// The app runs and its readiness probe fails.
 fn probe(hop: &Hop<'_>, deployment: &Object, pod: &Object) -> Option<Mistake> {
     let field = |rest: &str| format!("spec.template.spec.containers[0].readinessProbe.{rest}");
+    // An app that listens where the kubelet does not ask is no matter of the probe.
+    if ports::on_loopback(hop).is_some() {
+        return None;
+    }
     let probe = deployment.at("/spec/template/spec/containers/0/readinessProbe");
     let path = at(probe, "/httpGet/path").as_str()?;
     let port = match at(probe, "/httpGet/port") {
