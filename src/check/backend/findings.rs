@@ -96,7 +96,10 @@ impl Arrived<'_> {
             }
         }
         let mut out: Vec<Finding> = silent.iter().map(|hop| self.silent_hop(hop, hints)).collect();
-        out.extend(self.proxies.silent(hints));
+        // Of several traces the first is read alone: what is not in it may be in another.
+        if self.ids.len() == 1 {
+            out.extend(self.proxies.silent(hints));
+        }
         if let Some(first) = out.first_mut() {
             let app = self.expected.iter().filter(|expected| expected.role != Role::Proxy).count();
             let (due, came) = self.proxies.counts();

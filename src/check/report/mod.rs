@@ -207,14 +207,16 @@ impl Finding {
     }
 }
 
+/// Where the context of a trace is lost.
+const CONTEXT: &[CheckId] =
+    &[CheckId::PropagationTrace, CheckId::PropagationW3c, CheckId::PropagationB3, CheckId::PropagationOrder];
+
 /// Checks that fail where another has failed at the same place: first the consequence, then what it may follow from.
 static CONSEQUENCES: &[(CheckId, &[CheckId])] = {
     use CheckId as Id;
-    const CONTEXT: &[CheckId] = &[Id::PropagationTrace, Id::PropagationW3c, Id::PropagationB3, Id::PropagationOrder];
     &[
         (Id::PropagationBare, CONTEXT),
         (Id::PropagationSampled, &[Id::PropagationRequestId]),
-        (Id::TracesOne, CONTEXT),
         (Id::TracesCalls, &[Id::ChainAddress, Id::PropagationSidecar, Id::PropagationCoverage]),
         (Id::TracesServices, &[Id::PropagationRequestId, Id::PropagationSidecar, Id::PropagationCoverage]),
         (Id::TracesSampling, &[Id::PropagationRequestId, Id::PropagationSampled]),
@@ -228,9 +230,12 @@ static CONSEQUENCES: &[(CheckId, &[CheckId])] = {
     ]
 };
 
-/// The same where the place does not matter: a failure anywhere below a hop is why a proxy calls that hop again.
-static ANYWHERE: &[(CheckId, &[CheckId])] =
-    &[(CheckId::TrafficRetries, &[CheckId::ChainHops, CheckId::ReachHttp, CheckId::TrafficSuccess])];
+/// The same where the place does not matter: a context that is lost anywhere makes two traces of one, and a failure anywhere below a
+/// hop is why a proxy calls that hop again.
+static ANYWHERE: &[(CheckId, &[CheckId])] = &[
+    (CheckId::TracesOne, CONTEXT),
+    (CheckId::TrafficRetries, &[CheckId::ChainHops, CheckId::ReachHttp, CheckId::TrafficSuccess]),
+];
 
 /// The forms of the report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
