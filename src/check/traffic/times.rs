@@ -21,8 +21,9 @@ const SEAM_SLOWER: f64 = 4.0;
 const SEAM_MS: f64 = 250.0;
 /// Calls that end together were held up together, by a machine or a proxy that stood still: one event of this width.
 const EVENT: Duration = Duration::from_millis(50);
-/// Fewer events are chance.
+/// Fewer events are chance, unless nearly every call is slow.
 const MIN_EVENTS: usize = 5;
+const NEARLY_ALL: f64 = 0.9;
 
 pub(crate) fn findings(samples: &[Sample], hops: &[HopSamples<'_>], hints: &HintContext) -> Vec<Finding> {
     let mut out: Vec<Finding> = hops.iter().filter_map(|hop| instances(hop, hints)).collect();
@@ -96,8 +97,13 @@ fn slow_seams(seams: &BTreeMap<(&str, &str), Vec<Gap>>, hints: &HintContext) -> 
         let limit = others.fold(0.0, f64::max).mul_add(SEAM_SLOWER, 0.0).max(SEAM_MS);
         let (slow, events): (Vec<f64>, BTreeSet<u128>) = gaps.iter().copied().filter(|(ms, _)| *ms > limit).unzip();
         let share = slow.len() as f64 / gaps.len() as f64;
-        let is_slow = seams.len() > 1 && gaps.len() >= MIN_SAMPLES && share >= SLOW_SHARE && events.len() >= MIN_EVENTS;
-        is_slow.then_some((from, to, gaps.len(), slow))
+        let is_chance = events.len() < MIN_EVENTS && share < NEARLY_ALL;
+        (seams.len() > 1 && gaps.len() >= MIN_SAMPLES && share >= SLOW_SHARE && !is_chance).then_some((
+            from,
+            to,
+            gaps.len(),
+            slow,
+        ))
     });
     slow.map(|(from, to, all, slow)| {
         let median = percentile(&slow, 0.5).unwrap_or_default();
@@ -183,14 +189,14 @@ mod tests {
         let hints = HintContext::for_tests();
         let sample = |n: u32, still: bool| {
             let at = Duration::from_millis(20) * n;
-            let wait = if still { Duration::from_millis(1000).saturating_sub(at) } else { Duration::from_millis(500) };
+            let wait = Duration::from_millis(if still { 1000 } else { u64::from(n) * 20 + 500 }).saturating_sub(at);
             let gap = |from: &str, to: &str, ms| (from.to_owned(), to.to_owned(), ms);
             let gaps = vec![gap("check", "service1", wait.as_secs_f64() * 1000.0), gap("service1", "service2", 1.0)];
             Sample { at, took: wait, outcome: Outcome::Fine, hops: vec![], sampled: None, ends: None, gaps }
         };
-        let still: Vec<Sample> = (20..60).map(|n| sample(n, true)).collect();
+        let still: Vec<Sample> = (0..60).map(|n| sample(n, true)).collect();
         assert!(slow_seams(&by_seam(&still), &hints).is_empty());
-        let slow: Vec<Sample> = (20..60).map(|n| sample(n, false)).collect();
+        let slow: Vec<Sample> = (0..60).map(|n| sample(n, false)).collect();
         assert_eq!(slow_seams(&by_seam(&slow), &hints).len(), 1);
     }
 
