@@ -16,7 +16,7 @@ build: ## the binary: target/release/httpserver
 test: ## every test of the crate
 	cargo test --locked
 
-check: ## format, lints of Rust and of the shell, and the schemas of every manifest
+check: ## format, lints of Rust and of the shell, the schemas of every manifest, and the chart
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	shellcheck --external-sources --severity=warning $$(git ls-files '*.sh' .ci/run)

