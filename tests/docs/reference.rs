@@ -1,0 +1,119 @@
+//! `docs/reference/options.md` and `environment.md` are written from `--help`.
+
+use std::fs;
+use std::process::Command;
+
+use crate::{BINARY, expect, root};
+
+const BEGIN: &str = "<!-- from the help: begin -->\n";
+const END: &str = "<!-- from the help: end -->";
+const OTEL: &str = "Variables of OpenTelemetry";
+
+fn help(args: &[&str]) -> String {
+    let output = Command::new(BINARY).args(args).arg("--help").env_clear().output().unwrap();
+    assert!(output.status.success(), "help of {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn commands() -> Vec<String> {
+    let help = help(&[]);
+    let list = help.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
+    list.filter_map(|line| line.split_whitespace().next()).filter(|name| *name != "help").map(str::to_owned).collect()
+}
+
+/// Takes `[name: …]` out of a text.
+fn tag(text: &mut String, name: &str) -> Option<String> {
+    let begin = text.find(&format!("[{name}: "))?;
+    let end = begin + text[begin..].find(']')?;
+    let value = text[begin + name.len() + 3..end].to_owned();
+    text.replace_range(begin..=end, "");
+    Some(value)
+}
+
+/// A row of the table from an option's lines: its names, what they mean, and clap's remarks in brackets.
+fn row(names: &str, meaning: &str) -> String {
+    let mut meaning = meaning.replace('|', "\\|");
+    let code = |value: Option<String>| value.map_or_else(String::new, |value| format!("`{value}`"));
+    let (variable, default) = (tag(&mut meaning, "env"), tag(&mut meaning, "default"));
+    // A default in words is no value.
+    let default = if default.as_ref().is_some_and(|text| text.contains(' ')) { default.unwrap() } else { code(default) };
+    format!(
+        "| `{names}` | {} | {default} | {} |\n",
+        code(variable),
+        meaning.split_whitespace().collect::<Vec<_>>().join(" ").replace(" ;", ";")
+    )
+}
+
+/// The rows for the arguments and options of one command.
+fn rows(help: &str) -> String {
+    let mut options: Vec<(String, String)> = Vec::new();
+    let end = help.find(OTEL).unwrap_or(help.len());
+    let lists = help[..end].lines().skip_while(|line| *line != "Arguments:" && *line != "Options:");
+    for line in lists {
+        let text = line.trim_start();
+        let depth = line.len() - text.len();
+        if (1..10).contains(&depth) && text.starts_with(['-', '<', '[']) {
+            let (names, meaning) = text.split_once("  ").unwrap_or((text, ""));
+            options.push((names.to_owned(), meaning.trim().to_owned()));
+        } else if let (true, Some((_, meaning))) = (depth > 0, options.last_mut()) {
+            // `- parallel:   All at once` is one of the possible values.
+            let value = text.strip_prefix("- ").and_then(|value| value.split_once(':'));
+            match value {
+                Some((name, what)) => *meaning = format!("{}; `{name}`: {}", meaning.trim_end(), what.trim()),
+                None if text == "Possible values:" => {}
+                None => *meaning = format!("{meaning} {text}"),
+            }
+        }
+    }
+    let shown = options.iter().filter(|(names, _)| names != "-h, --help");
+    shown.map(|(names, meaning)| row(names, meaning)).collect()
+}
+
+fn section(command: &str) -> String {
+    let help = help(&[command]);
+    let usage = help.lines().find_map(|line| line.strip_prefix("Usage: ")).expect("a usage line");
+    let (about, rows) = (help.lines().next().unwrap(), rows(&help));
+    format!("\n## `{command}`\n\n{about}.\n\n`{usage}`\n\n| option | variable | default | meaning |\n|---|---|---|---|\n{rows}")
+}
+
+/// What stands between the marks of a page, replaced.
+fn replaced(page: &str, text: &str) -> String {
+    let (before, rest) = page.split_once(BEGIN).expect("the first mark");
+    let (_, after) = rest.split_once(END).expect("the second mark");
+    format!("{before}{BEGIN}{text}{END}{after}")
+}
+
+#[test]
+fn the_reference_has_every_option_as_the_help_has_it() {
+    let commands = commands();
+    assert!(commands.iter().any(|command| command == "serve"), "{commands:?}");
+    let path = root().join("docs/reference/options.md");
+    let sections: String = commands.iter().map(|command| section(command)).collect();
+    expect(&path, &replaced(&fs::read_to_string(&path).unwrap(), &format!("{sections}\n")), str::to_owned);
+}
+
+#[test]
+fn the_reference_has_the_variables_of_opentelemetry_as_the_help_has_them() {
+    let help = help(&["serve"]);
+    let (_, variables) =
+        help.split_once(OTEL).and_then(|(_, rest)| rest.split_once('\n')).expect("they are at the end of the help");
+    let path = root().join("docs/reference/environment.md");
+    expect(
+        &path,
+        &replaced(&fs::read_to_string(&path).unwrap(), &format!("\n```\n{}\n```\n\n", variables.trim_end())),
+        str::to_owned,
+    );
+}
+
+#[test]
+fn rows_are_made_from_both_layouts_of_the_help() {
+    let long = "About\n\nUsage: x\n\nOptions:\n      --addr <ADDR>\n          Where: `:8080`, `[::]:8080`\n          \n          [env: ADDR]\n          \
+                [default: :8080]\n\n      --how <HOW>\n          How\n\n          Possible values:\n          - all:  All | none\n          - one: One\n          \n\
+                \x20         [default: all]\n\n  -h, --help\n          Print help\n\nVariables of OpenTelemetry:\n  --no\n";
+    assert_eq!(
+        rows(long),
+        "| `--addr <ADDR>` | `ADDR` | `:8080` | Where: `:8080`, `[::]:8080` |\n| `--how <HOW>` |  | `all` | How; `all`: All \\| none; `one`: One |\n"
+    );
+    let short = "A\n\nArguments:\n  [URL]  The URL [default: /healthz on loopback]\n\nOptions:\n  -q, --quiet  Nothing\n";
+    assert_eq!(rows(short), "| `[URL]` |  | /healthz on loopback | The URL |\n| `-q, --quiet` |  |  | Nothing |\n");
+}
