@@ -93,8 +93,8 @@ same no-mesh
 template ambient --set mesh.mode=ambient
 wanted ambient k8s/overlays/ambient
 same ambient
-template istio --set gateway.mode=istio,mesh.tracing.provider=jaeger,jaeger.enabled=true
-wanted istio k8s istio k8s/jaeger
+template istio --set gateway.mode=istio,mesh.tracing.provider=jaeger,jaeger.enabled=true,traffic.enabled=true
+wanted istio k8s istio k8s/jaeger k8s/components/traffic
 same istio
 template lanes --set gateway.mode=istio,mesh.tracing.provider=zipkin --set-json "$both"
 wanted lanes k8s istio "${lane_pods[@]}" -- istio/telemetry-zipkin.yaml istio/lanes/root.yaml istio/lanes/gray.yaml istio/lanes/blue.yaml
@@ -114,7 +114,7 @@ same b3-first
 shop='hops=[{"name":"front","upstreams":["http://cart/service2","50%=http://stock.shop:8080/service2"],"fanOut":"sequential","faults":["delay=2s@5%"]},'
 shop+='{"name":"cart","upstreams":["http://stock/service3"],"replicas":1,"versions":[{"name":"v2","weight":10,"replicas":3}]},{"name":"stock"}]'
 for mode in istio gateway-api; do
-  "$helm" template shop $chart "${kube[@]}" --namespace shop --set "namespace.name=,gateway.mode=$mode,networkPolicy.enabled=true,exporter.type=zipkin" \
+  "$helm" template shop $chart "${kube[@]}" --namespace shop --set "namespace.name=,gateway.mode=$mode,networkPolicy.enabled=true,traffic.enabled=true,exporter.type=zipkin" \
     --set-json "$shop" --set-json 'lanes=[{"name":"pink","hops":["cart"],"version":"v7","latency":"1s"}]' >"$out/shop-$mode.yaml"
 done
 "$helm" template httpserver $chart "${kube[@]}" --set test.caConfigMap=gateway-ca,gateway.mode=istio --show-only templates/tests/check.yaml >"$out/test.yaml"
