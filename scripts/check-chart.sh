@@ -80,10 +80,6 @@ v2='hops=[{"name":"service1","upstreams":["http://service2/service2"],"upstreamT
 v2+='{"name":"service2","upstreams":["http://service3/service3"],"upstreamTimeout":"3s"},{"name":"service3"}]'
 lane_pods=(k8s/components/lane-gray k8s/components/lane-blue)
 
-for file in jaeger/config.yaml components/monitoring/{prometheus-rule.yml,dashboard.json,datasources.yml}; do
-  cmp "k8s/$file" "$chart/files/${file//\//-}" || die "a chart holds its own files: cp k8s/$file $chart/files/${file//\//-}"
-done
-
 template defaults
 wanted defaults k8s
 same defaults
