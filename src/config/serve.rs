@@ -40,7 +40,8 @@ pub struct ServeArgs {
     /// The lane label of this instance (shown, never used to route); `base` is the baseline
     #[arg(long, env, default_value = "base", value_parser = parse_label)]
     pub lane: String,
-    /// A next hop, repeatable: none is the last hop, one a chain, several a fan-out. A URL without a path gets `/service<N+1>`
+    /// A next hop, repeatable: none is the last hop, one a chain, several a fan-out. `http://`, `https://` (HTTP/2 where the server
+    /// offers it) or `h2c://` (HTTP/2 in plain text). A URL without a path gets `/service<N+1>`
     #[arg(long, env, value_delimiter = ',', value_name = "URL")]
     pub upstream: Vec<Target>,
     /// How several next hops are called

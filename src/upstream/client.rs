@@ -24,6 +24,7 @@ use tower_service::Service as _;
 
 use crate::telemetry::ids;
 use crate::upstream::answer_tracker::{AnswerBegun, TrackedStream};
+use crate::upstream::multiplexed::{Lease, Multiplexed};
 use crate::upstream::outcome::CallError;
 use crate::upstream::resolver::RotatingResolver;
 
@@ -49,13 +50,26 @@ impl Default for ConnectionLimits {
 /// Establishes connections to next hops.
 pub(crate) type Connector = HttpsConnector<HttpConnector<RotatingResolver>>;
 
+/// What a next hop speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Protocol {
+    /// HTTP/1.1, and HTTP/2 where the server offers it by ALPN.
+    Http,
+    /// HTTP/2 without asking.
+    Http2,
+}
+
 /// A connector whose attempts take at most `timeout` for all addresses of a name together. `tls` has the roots that `https://` trusts.
-pub(crate) fn connector(resolver: RotatingResolver, timeout: Duration, tls: ClientConfig) -> Connector {
+pub(crate) fn connector(resolver: RotatingResolver, timeout: Duration, tls: ClientConfig, protocol: Protocol) -> Connector {
     let mut http = HttpConnector::new_with_resolver(resolver);
     http.enforce_http(false);
     http.set_nodelay(true);
     http.set_connect_timeout(Some(timeout));
-    HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().wrap_connector(http)
+    let https = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http();
+    match protocol {
+        Protocol::Http => https.enable_all_versions().wrap_connector(http),
+        Protocol::Http2 => https.enable_http2().wrap_connector(http),
+    }
 }
 
 /// The connections to one next hop.
@@ -64,7 +78,9 @@ pub(crate) struct Pool {
     /// Scheme, host and port.
     target: Uri,
     limits: ConnectionLimits,
+    protocol: Protocol,
     idle: Arc<Mutex<Idle>>,
+    multiplexed: Arc<Multiplexed>,
 }
 
 impl fmt::Debug for Pool {
@@ -74,7 +90,7 @@ impl fmt::Debug for Pool {
 }
 
 /// A connection on which one request at a time is sent.
-struct Connection {
+pub(crate) struct Connection {
     sender: SendRequest<Full<Bytes>>,
     answer_begun: AnswerBegun,
     expires_at: Instant,
@@ -82,24 +98,32 @@ struct Connection {
 }
 
 /// The unused connections, and since when they are: the latest at the end.
-type Idle = Vec<(Instant, Connection)>;
+pub(crate) type Idle = Vec<(Instant, Connection)>;
 
 fn lock(idle: &Mutex<Idle>) -> MutexGuard<'_, Idle> {
     idle.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A connection in use. [`PooledConnection::release`] returns it to its pool; dropped, it is closed.
-pub(crate) struct PooledConnection {
-    connection: Connection,
-    idle: Weak<Mutex<Idle>>,
+/// A connection in use. [`PooledConnection::release`] returns it to its pool; dropped, it is closed. One of HTTP/2 stays open.
+pub(crate) enum PooledConnection {
+    Http1 { connection: Connection, idle: Weak<Mutex<Idle>> },
+    Http2(Lease),
+}
+
+/// A new connection: ALPN decides what it speaks.
+enum Connected {
+    Http1(Connection),
+    Http2(Lease),
 }
 
 impl Pool {
     /// Connects only when a request needs it. `target` has scheme and authority. Must be called within a runtime.
-    pub(crate) fn new(connector: Connector, target: Uri, limits: ConnectionLimits) -> Self {
+    pub(crate) fn new(connector: Connector, target: Uri, limits: ConnectionLimits, protocol: Protocol) -> Self {
         let idle = Arc::new(Mutex::new(Idle::new()));
-        tokio::spawn(close_overdue(Arc::downgrade(&idle), limits));
-        Self { connector, target, limits, idle }
+        let multiplexed = Arc::new(Multiplexed::default());
+        multiplexed.set_used(protocol == Protocol::Http2);
+        tokio::spawn(close_overdue(Arc::downgrade(&idle), Arc::downgrade(&multiplexed), limits));
+        Self { connector, target, limits, protocol, idle, multiplexed }
     }
 
     /// Sends a request, on an unused connection or on a new one. The answer's body has to be read before the
@@ -107,7 +131,8 @@ impl Pool {
     ///
     /// A server may close a connection just when a request is on its way. So a request on a reused connection that died before
     /// a byte of an answer is sent once more, on a new connection, if it is a GET or was not written; nothing else is.
-    /// `resend_count` then becomes 1, if the first attempt may have been written.
+    /// Over HTTP/2 whatever the server says that it did not process is sent once more. `resend_count` then becomes 1, if the first
+    /// attempt may have been written.
     ///
     /// # Errors
     ///
@@ -117,6 +142,10 @@ impl Pool {
         request: impl Fn() -> Request<Full<Bytes>>,
         resend_count: &mut u32,
     ) -> Result<(Response<Incoming>, PooledConnection), CallError> {
+        if self.multiplexed.is_used() {
+            // Boxed, because its size would be every call's.
+            return Box::pin(self.send_multiplexed(&request, resend_count)).await;
+        }
         while let Some(mut connection) = self.unused() {
             if connection.sender.ready().await.is_err() {
                 continue;
@@ -137,9 +166,73 @@ impl Pool {
             }
         }
         // Boxed, because its size would be every call's.
-        let mut connection = Box::pin(self.connect()).await?;
-        let response = connection.sender.send_request(request()).await;
+        Box::pin(async {
+            match self.connect().await? {
+                Connected::Http1(connection) => self.send_first(connection, request()).await,
+                Connected::Http2(lease) => self.send_on(lease, &request, resend_count).await,
+            }
+        })
+        .await
+    }
+
+    /// Sends a request on a new connection.
+    async fn send_first(
+        &self,
+        mut connection: Connection,
+        request: Request<Full<Bytes>>,
+    ) -> Result<(Response<Incoming>, PooledConnection), CallError> {
+        let response = connection.sender.send_request(request).await;
         Ok((response.map_err(|error| CallError::Broken(error.into()))?, self.in_use(connection)))
+    }
+
+    async fn send_multiplexed(
+        &self,
+        request: &impl Fn() -> Request<Full<Bytes>>,
+        resend_count: &mut u32,
+    ) -> Result<(Response<Incoming>, PooledConnection), CallError> {
+        match self.lease().await? {
+            Connected::Http1(connection) => self.send_first(connection, request()).await,
+            Connected::Http2(lease) => self.send_on(lease, request, resend_count).await,
+        }
+    }
+
+    async fn send_on(
+        &self,
+        mut lease: Lease,
+        request: &impl Fn() -> Request<Full<Bytes>>,
+        resend_count: &mut u32,
+    ) -> Result<(Response<Incoming>, PooledConnection), CallError> {
+        let first = request();
+        let is_get = first.method() == Method::GET;
+        let unanswered = match lease.send(first, &self.target).await {
+            Ok(response) => return Ok((response, PooledConnection::Http2(lease))),
+            Err(unanswered) => unanswered,
+        };
+        let died = is_get && lease.is_reused && unanswered.is_dead;
+        if !unanswered.is_unprocessed && !died {
+            return Err(unanswered.error);
+        }
+        *resend_count = u32::from(unanswered.was_written);
+        drop(lease);
+        match self.lease().await? {
+            Connected::Http1(connection) => self.send_first(connection, request()).await,
+            Connected::Http2(mut lease) => {
+                let response = lease.send(request(), &self.target).await.map_err(|unanswered| unanswered.error)?;
+                Ok((response, PooledConnection::Http2(lease)))
+            }
+        }
+    }
+
+    /// A place on an HTTP/2 connection, or a new connection.
+    async fn lease(&self) -> Result<Connected, CallError> {
+        if let Some(lease) = self.multiplexed.lease() {
+            return Ok(Connected::Http2(lease));
+        }
+        let _turn = self.multiplexed.connecting.lock().await;
+        match self.multiplexed.lease() {
+            Some(lease) => Ok(Connected::Http2(lease)),
+            None => self.connect().await,
+        }
     }
 
     /// The connection that was used last: the others grow old and are closed.
@@ -155,10 +248,10 @@ impl Pool {
     }
 
     fn in_use(&self, connection: Connection) -> PooledConnection {
-        PooledConnection { connection, idle: Arc::downgrade(&self.idle) }
+        PooledConnection::Http1 { connection, idle: Arc::downgrade(&self.idle) }
     }
 
-    async fn connect(&self) -> Result<Connection, CallError> {
+    async fn connect(&self) -> Result<Connected, CallError> {
         let mut connector = self.connector.clone();
         let connected = async {
             poll_fn(|cx| connector.poll_ready(cx)).await?;
@@ -166,8 +259,15 @@ impl Pool {
         };
         let stream = connected.await.map_err(CallError::Connect)?;
         let mut known = http::Extensions::new();
-        stream.connected().get_extras(&mut known);
+        let connected = stream.connected();
+        connected.get_extras(&mut known);
+        let expires_at = Instant::now() + self.limits.max_age.mul_f64(0.75 + 0.25 * ids::unit());
         let peer = known.get::<HttpInfo>().map(HttpInfo::remote_addr);
+        if self.protocol == Protocol::Http2 || connected.is_negotiated_h2() {
+            let opened = self.multiplexed.open(stream, expires_at, peer, MAX_BUFFER as u32).await;
+            return opened.map(Connected::Http2);
+        }
+        self.multiplexed.set_used(false);
         let stream = TokioIo::new(stream);
         let answer_begun = AnswerBegun::default();
         let stream = TokioIo::new(TrackedStream { stream, begun: answer_begun.clone() });
@@ -178,21 +278,23 @@ impl Pool {
             // An error also reaches the call that waits for an answer; without one the connection just closed.
             let _ = connection.await;
         });
-        let expires_at = Instant::now() + self.limits.max_age.mul_f64(0.75 + 0.25 * ids::unit());
-        Ok(Connection { sender, answer_begun, expires_at, peer })
+        Ok(Connected::Http1(Connection { sender, answer_begun, expires_at, peer }))
     }
 }
 
 impl PooledConnection {
     /// The other end of the socket.
     pub(crate) fn peer(&self) -> Option<SocketAddr> {
-        self.connection.peer
+        match self {
+            Self::Http1 { connection, .. } => connection.peer,
+            Self::Http2(lease) => lease.peer(),
+        }
     }
 
     /// Returns the connection to its pool, after the answer was read to its end. Its task may not have processed that end yet; the
     /// next call waits for it, which is cheaper than a task that waits here.
     pub(crate) fn release(self) {
-        let Self { connection, idle } = self;
+        let Self::Http1 { connection, idle } = self else { return };
         let now = Instant::now();
         let usable = now < connection.expires_at && !connection.sender.is_closed();
         if let Some(idle) = idle.upgrade().filter(|_| usable) {
@@ -202,12 +304,13 @@ impl PooledConnection {
 }
 
 /// Closes unused connections that are idle for too long or too old, until the pool is dropped.
-async fn close_overdue(idle: Weak<Mutex<Idle>>, limits: ConnectionLimits) {
+async fn close_overdue(idle: Weak<Mutex<Idle>>, multiplexed: Weak<Multiplexed>, limits: ConnectionLimits) {
     let interval = limits.idle_timeout.min(limits.max_age) / 4;
     loop {
         tokio::time::sleep(interval.max(Duration::from_millis(1))).await;
-        let Some(idle) = idle.upgrade() else { return };
+        let Some((idle, multiplexed)) = idle.upgrade().zip(multiplexed.upgrade()) else { return };
         let now = Instant::now();
+        multiplexed.close_overdue(limits.idle_timeout, now);
         lock(&idle).retain(|(since, connection)| {
             now - *since < limits.idle_timeout && now < connection.expires_at && !connection.sender.is_closed()
         });
@@ -342,7 +445,8 @@ mod tests {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let tls = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
         let tls = tls.with_root_certificates(rustls::RootCertStore::empty()).with_no_client_auth();
-        Pool::new(connector(resolver, MINUTE, tls), format!("http://{authority}").parse().unwrap(), limits)
+        let connector = connector(resolver, MINUTE, tls, Protocol::Http);
+        Pool::new(connector, format!("http://{authority}").parse().unwrap(), limits, Protocol::Http)
     }
 
     fn pool(server: &Server) -> Pool {

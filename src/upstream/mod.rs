@@ -2,11 +2,12 @@
 //!
 //! Imports `telemetry`, `trace_context` and the leaves; neither `hop` nor `server`. In reading order: `target` (a next hop as
 //! it is configured); this file (one call: headers, deadline, span, metric); `client` (the connections to one next hop), with
-//! `resolver` and `answer_tracker`; `outcome`; `foreign_response` (the answer of a proxy in place of the next hop).
+//! `multiplexed` (those of HTTP/2), `resolver` and `answer_tracker`; `outcome`; `foreign_response` (the answer of a proxy in place of the next hop).
 
 mod answer_tracker;
 pub(crate) mod client;
 pub(crate) mod foreign_response;
+mod multiplexed;
 pub(crate) mod outcome;
 pub(crate) mod resolver;
 pub(crate) mod target;
@@ -123,8 +124,8 @@ impl Upstreams {
     /// `tls` has the roots that calls to `https://` trust.
     pub(crate) fn new(targets: Vec<Target>, options: UpstreamOptions, version: &str, tls: ClientConfig) -> Self {
         let targets = targets.into_iter().map(|target| {
-            let connector = connector(RotatingResolver::system(), options.timeout, tls.clone());
-            let pool = Pool::new(connector, target.uri.clone(), ConnectionLimits::default());
+            let connector = connector(RotatingResolver::system(), options.timeout, tls.clone(), target.protocol);
+            let pool = Pool::new(connector, target.uri.clone(), ConnectionLimits::default(), target.protocol);
             (target, pool)
         });
         let targets = targets.collect();

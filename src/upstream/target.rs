@@ -9,10 +9,13 @@ use http::uri::PathAndQuery;
 use http::{HeaderValue, Uri};
 
 use crate::net::hosts::{UrlError, parse_url, redacted_url};
+use crate::upstream::client::Protocol;
 
 /// A next hop.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Target {
+    pub(super) protocol: Protocol,
+    /// With the scheme of the connection, `http` or `https`.
     pub(super) uri: Uri,
     /// As it is shown: without query.
     url: String,
@@ -46,7 +49,7 @@ impl Target {
 /// Why a text is no [`Target`]. The messages do not repeat the text, which may hold a password.
 #[derive(Debug)]
 pub enum TargetError {
-    /// Not an `http` or `https` URL with a host and a usable port.
+    /// Not an `http`, `https` or `h2c` URL with a host and a usable port.
     Url(UrlError),
     /// A user name in the URL, which would have to be sent as credentials.
     UserName,
@@ -61,7 +64,7 @@ impl fmt::Display for TargetError {
             Self::UserName => f.write_str("a user name in the URL is not supported")?,
             Self::Host(error) => error.fmt(f)?,
         }
-        f.write_str("; a next hop is written http://service2/service2 or https://host:port/path")
+        f.write_str("; a next hop is written http://service2/service2, https://host:port/path or h2c://service2")
     }
 }
 
@@ -79,7 +82,11 @@ impl FromStr for Target {
     type Err = TargetError;
 
     fn from_str(text: &str) -> Result<Self, TargetError> {
-        let uri = parse_url(text).map_err(TargetError::Url)?;
+        let (protocol, connected) = match text.trim().strip_prefix("h2c://") {
+            Some(rest) => (Protocol::Http2, Cow::Owned(format!("http://{rest}"))),
+            None => (Protocol::Http, Cow::Borrowed(text)),
+        };
+        let uri = parse_url(&connected).map_err(TargetError::Url)?;
         if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
             return Err(TargetError::UserName);
         }
@@ -91,7 +98,7 @@ impl FromStr for Target {
         let authority = if port == usual { host.clone() } else { format!("{host}:{port}") };
         let base_url = format!("{}://{authority}", uri.scheme_str().unwrap_or_default());
         let authority = HeaderValue::from_str(&authority).map_err(TargetError::Host)?;
-        Ok(Self { url: redacted_url(url), uri, has_path, host, port, port_text: port.to_string(), base_url, authority })
+        Ok(Self { protocol, url: redacted_url(url), uri, has_path, host, port, port_text: port.to_string(), base_url, authority })
     }
 }
 
@@ -110,6 +117,7 @@ mod tests {
             ("http://service2", "/service2", "http://service2/service2"),
             ("http://service2:8080", "/service2", "http://service2:8080/service2"),
             ("http://service2/", "/", "http://service2/"),
+            ("h2c://service2:8080", "/service2", "h2c://service2:8080/service2"),
             ("http://[::1]:8080", "/service2", "http://[::1]:8080/service2"),
             ("http://service2/service7?token=x", "/service7?token=x", "http://service2/service7"),
         ] {

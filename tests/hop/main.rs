@@ -19,6 +19,7 @@ mod lifecycle;
 mod limits;
 mod neighbours;
 mod propagation;
+mod protocols;
 mod requests;
 mod restarts;
 mod spans;

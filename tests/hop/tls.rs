@@ -369,6 +369,7 @@ async fn hops_call_each_other_over_mutual_tls() {
     let reply = client.get(format!("https://{}/service1", trusted.addr)).header("accept", "application/json").send().await;
     let reply: serde_json::Value = serde_json::from_str(&reply.unwrap().text().await.unwrap()).unwrap();
     assert_eq!(reply["upstreams"][0]["reply"]["service"], "service2", "{reply:#}");
+    assert_eq!(reply["upstreams"][0]["protocol"], "http/2", "by ALPN: {reply:#}");
 
     let (status, reply) = front(&["--upstream-ca", &ca]).json("/service1", &[]).await;
     assert_eq!((status, &reply["upstreams"][0]["status"]), (502, &403.into()), "no certificate: {reply:#}");
