@@ -1,7 +1,7 @@
 //! Mistakes in a real cluster, one after the other, and what `check` says of each, with and without `--cluster`. `faults.json` has the
 //! table: what is changed, and the cause, object and field that have to be named. Nothing else may be reported as broken.
 //!
-//! `scripts/e2e-cluster.sh --only check` runs it, with these variables; `FAULTS=name,name` takes some alone:
+//! `scripts/e2e-cluster.sh --only check` runs it, with these variables; `FAULTS=name,name` takes some alone, `FAULTS_FILE` another table:
 //! `HTTPSERVER`, `INGRESS_HOST`, `INGRESS_PORT`, `SECURE_INGRESS_PORT`, `CACERT`, `TRACES`, and kubectl's own.
 //!
 //! When every fault of the table was named, the table in `docs/check.md` is written from what `check` said.
@@ -225,7 +225,10 @@ fn healthy_again() -> String {
 }
 
 fn table() -> Vec<Value> {
-    serde_json::from_str(include_str!("faults.json")).unwrap()
+    match std::env::var("FAULTS_FILE") {
+        Ok(file) => serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap(),
+        Err(_) => serde_json::from_str(include_str!("faults.json")).unwrap(),
+    }
 }
 
 /// The row of the guide: what is wrong, what `check` says, and the object.
@@ -291,7 +294,9 @@ async fn every_fault_is_named_with_its_object_and_field_and_nothing_else_is() {
         applied.undo();
         claims.claim(format!("{name}: healthy again"), async { healthy_again() }).await;
     }
-    write_guide(&rows);
+    if std::env::var_os("FAULTS_FILE").is_none() {
+        write_guide(&rows);
+    }
     claims.end();
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -96,6 +97,10 @@ impl Series {
         what: &str,
     ) -> Vec<Sample> {
         let start = Instant::now();
+        let starved = Arc::new(Starvation::new());
+        let mut watching = JoinSet::new();
+        let watched = starved.clone();
+        watching.spawn(async move { watched.watch().await });
         let mut in_flight: JoinSet<Sample> = JoinSet::new();
         let mut samples = Vec::new();
         let mut sent = 0;
@@ -108,8 +113,8 @@ impl Series {
                 break;
             }
             sent += 1;
-            let series = self.clone();
-            in_flight.spawn(async move { series.one(start).await });
+            let (series, starved) = (self.clone(), starved.clone());
+            in_flight.spawn(async move { series.one(start, &starved).await });
             while let Some(done) = in_flight.try_join_next() {
                 samples.extend(done.ok());
             }
@@ -135,16 +140,64 @@ impl Series {
         samples
     }
 
-    async fn one(&self, start: Instant) -> Sample {
+    async fn one(&self, start: Instant, starved: &Starvation) -> Sample {
         let at = start.elapsed();
-        let sent = Instant::now();
+        let (sent, before) = (Instant::now(), starved.so_far());
         let result = self.client.send(self.client.url.clone(), &self.headers).await;
-        digest(result, at, sent.elapsed(), &self.context)
+        let (took, starved) = (sent.elapsed(), starved.so_far().saturating_sub(before));
+        digest(result, at, took, took.saturating_sub(starved), &self.context)
+    }
+}
+
+/// How long this process wanted to run and could not, on a machine that is busy with others: no hop and no proxy took that time.
+struct Starvation {
+    start: Instant,
+    late_us: AtomicU64,
+    /// When it last ran.
+    last_us: AtomicU64,
+}
+
+impl Starvation {
+    const TICK: Duration = Duration::from_millis(10);
+    /// The timer's own resolution, and a little.
+    const EXACT: Duration = Duration::from_millis(13);
+
+    fn new() -> Self {
+        Self { start: Instant::now(), late_us: AtomicU64::new(0), last_us: AtomicU64::new(0) }
+    }
+
+    fn us(time: Duration) -> u64 {
+        u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+    }
+
+    /// What is open: the time since it last ran, beyond a tick.
+    fn open(&self, now_us: u64) -> u64 {
+        now_us.saturating_sub(self.last_us.load(Ordering::Relaxed)).saturating_sub(Self::us(Self::EXACT))
+    }
+
+    fn so_far(&self) -> Duration {
+        Duration::from_micros(self.late_us.load(Ordering::Relaxed) + self.open(Self::us(self.start.elapsed())))
+    }
+
+    async fn watch(&self) {
+        loop {
+            tokio::time::sleep(Self::TICK).await;
+            let now = Self::us(self.start.elapsed());
+            self.late_us.fetch_add(self.open(now), Ordering::Relaxed);
+            self.last_us.store(now, Ordering::Relaxed);
+        }
     }
 }
 
 /// Reduces one answer to what the statistics need.
-pub(crate) fn digest(result: Result<FrontAnswer, RequestFailure>, at: Duration, took: Duration, hints: &HintContext) -> Sample {
+/// `waited`: of the time that it took, what this process did not lose by itself.
+fn digest(
+    result: Result<FrontAnswer, RequestFailure>,
+    at: Duration,
+    took: Duration,
+    waited: Duration,
+    hints: &HintContext,
+) -> Sample {
     let mut sample = Sample { at, took, outcome: Outcome::Fine, hops: Vec::new(), sampled: None, ends: None, gaps: Vec::new() };
     match result {
         Err(failure) => sample.outcome = Outcome::Failed(failure),
@@ -156,7 +209,7 @@ pub(crate) fn digest(result: Result<FrontAnswer, RequestFailure>, at: Duration, 
             Some(tree) => {
                 sample.sampled = tree.sampled;
                 sample.ends = sampling_ends(&tree);
-                sample.gap(CALLER, &tree, took.as_secs_f64() * 1000.0);
+                sample.gap(CALLER, &tree, waited.as_secs_f64() * 1000.0);
                 walk(&tree, &hints.url, 1, &mut sample);
                 let breaks = chain::breaks(&tree, &hints.url);
                 if !breaks.is_empty() || answer.status >= 300 {
@@ -232,4 +285,24 @@ pub(crate) fn by_hop<'a>(samples: impl IntoIterator<Item = &'a Sample>) -> Vec<H
         }
     }
     hops
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_time_in_which_this_process_does_not_run_is_counted() {
+        let starved = Arc::new(Starvation::new());
+        let watched = starved.clone();
+        let watching = tokio::spawn(async move { watched.watch().await });
+        let before = starved.so_far();
+        // The one thread of this runtime stands still, as a process does that gets no processor.
+        std::thread::sleep(Duration::from_millis(300));
+        let late = starved.so_far() - before;
+        assert!(late >= Duration::from_millis(250), "{late:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert!(starved.so_far() - before >= late, "it is counted once it runs again, too");
+        watching.abort();
+    }
 }
