@@ -40,7 +40,7 @@ if not hit:
 if wrong:
     print("\n".join(wrong))
     sys.exit(1)
-print(report["verdict"] if not ids else hit[0]["text"])
+print(report["summary"] if not ids else hit[0]["text"])
 P
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use http::{HeaderName, HeaderValue};
 use reqwest::Url;
 
+use crate::check::backend::SecretHeader;
 use crate::check::chain;
 use crate::check::chain::expect::{Expect, LatencyLimit, Principal, Resolve, Split};
 use crate::check::cluster::ClusterArgs;
@@ -38,7 +39,10 @@ pub struct CheckArgs {
     /// Read the trace from this Jaeger query API or Zipkin v2 API
     #[arg(long, value_name = "URL", value_parser = chain::expect::url)]
     pub traces: Option<Url>,
-    /// How long a trace may take to arrive
+    /// Send this header to the trace backend, for example a token; it is never shown (repeatable)
+    #[arg(long, value_name = "NAME: VALUE")]
+    pub traces_header: Vec<SecretHeader>,
+    /// How long a trace may take to arrive, and the backend to answer
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = values::positive_duration)]
     pub traces_wait: Duration,
     /// How many of the requests without trace context should be sampled, percent (evaluated with --traces)
@@ -93,6 +97,9 @@ pub struct CheckArgs {
     /// Report this check but do not let it fail the run: its name in JSON, `reach.hsts`, or a group, `reach` (repeatable)
     #[arg(long, value_name = "CHECK")]
     pub skip: Vec<String>,
+    /// Exit with 1, too, when a part of the chain cannot be seen: an app of another make, and whatever it calls
+    #[arg(long)]
+    pub strict: bool,
     /// Report the client span of every request that begins a trace, to the collector that OTEL_EXPORTER_* names, so that the
     /// trace has its root (service httpserver-check)
     #[arg(long)]
@@ -112,7 +119,7 @@ impl CheckArgs {
         self.deadline.unwrap_or_else(|| {
             let walks = if self.lane.is_empty() { 0 } else { LANE_REQUESTS * (1 + self.lane.len() as u64) };
             let sent = Duration::from_secs_f64((self.count + walks) as f64 / self.rate);
-            STEPS + sent + self.watch.unwrap_or_default() + self.traces.as_ref().map_or(Duration::ZERO, |_| 2 * self.traces_wait)
+            STEPS + sent + self.watch.unwrap_or_default() + self.traces.as_ref().map_or(Duration::ZERO, |_| 3 * self.traces_wait)
         })
     }
 
@@ -147,6 +154,7 @@ pub(super) fn validate(args: &CheckArgs) -> Result<Trust, String> {
         let path = args.cacert.as_deref().map(std::path::Path::display).map_or_else(String::new, |path| path.to_string());
         format!("--cacert {path}: {why}; accepted: a PEM file with at least one certificate")
     })?;
+    SecretHeader::map(&args.traces_header)?;
     if !args.expect_split.is_empty() && args.count == 0 {
         return Err("--count 0: --expect-split needs requests; accepted: a number above 0".to_owned());
     }

@@ -39,6 +39,7 @@ use crate::trace_context::HeaderFamily;
 
 pub use args::CheckArgs;
 use args::{LANE_REQUESTS, validate};
+pub use backend::SecretHeader;
 pub use backend::trace::{TraceArgs, TraceOutput, run as run_trace};
 use chain::evidence::Xray;
 use chain::probe::{Probe, deepest};
@@ -112,6 +113,7 @@ pub async fn run(args: CheckArgs) -> u8 {
         progress,
         backend: None,
         cluster: None,
+        unseen: Vec::new(),
     };
     let mut stopped = stop.clone();
     let is_complete = tokio::select! {
@@ -159,6 +161,8 @@ struct Run<'a> {
     /// The trace backend and the finding about it, once it was asked for.
     backend: Option<Result<(Backend, Finding), Box<Finding>>>,
     cluster: Option<Cluster>,
+    /// Apps of another make, behind which nothing is seen.
+    unseen: Vec<String>,
 }
 
 impl<'a> Run<'a> {
@@ -223,6 +227,8 @@ impl<'a> Run<'a> {
         let client = client.reporting(self.tracer.take());
         self.report.extend(reachability::reach::hardening(&client, &answer, self.args.plain_port).await);
         self.report.extend(chain::findings(&tree, &self.context.url, self.args.expect.as_ref(), &self.context));
+        self.unseen = backend::unseen_names(&tree);
+        self.leave_unseen("no trace backend was given");
         let Some((probe, xray, tree)) = probe(&client, &self.context).await else {
             let text = "Propagation: skipped, because no probe brought the chain's reply";
             self.report.add(Finding::skip(CheckId::PropagationTrace, text));
@@ -275,12 +281,29 @@ impl<'a> Run<'a> {
                 self.report.add(finding.clone());
                 let request = backend::Request { client, expect: self.args.expect.as_ref(), hints: &self.context };
                 let wait = self.args.traces_wait;
-                let findings = backend::follow(&backend, &request, wait, &mut self.stop, &self.progress).await;
-                self.report.extend(findings);
+                let judged = backend::follow(&backend, &request, wait, &mut self.stop, &self.progress).await;
+                self.report.extend(judged.findings);
+                self.unseen.retain(|name| !judged.names.contains(name));
+                self.leave_unseen("the trace backend shows nothing of what it calls");
                 self.backend = Some(Ok((backend, finding)));
             }
-            Some(Err(finding)) => self.report.add(*finding),
+            Some(Err(finding)) => {
+                self.report.add(*finding);
+                let text = "The trace of one request: not judged, because the backend cannot be read";
+                self.report.add(Finding::skip(CheckId::TracesArrived, text));
+                self.leave_unseen("the trace backend cannot be read");
+            }
         }
+    }
+
+    /// Says what is not seen, and why.
+    fn leave_unseen(&mut self, why: &str) {
+        let what = if self.unseen.is_empty() {
+            None
+        } else {
+            Some(format!("nothing behind {} is ours, and {why}", self.unseen.join(", ")))
+        };
+        self.report.leave_unseen(what, self.args.strict);
     }
 
     /// The baseline, then each lane: enough requests each to reveal a rule that applies only at times.
@@ -353,7 +376,8 @@ impl<'a> Run<'a> {
     /// Opens the trace backend. Its finding is reported with those about traces.
     async fn backend(&mut self) {
         if let Some(url) = &self.args.traces {
-            self.backend = Some(backend::open(url, &self.trust).await);
+            let headers = SecretHeader::map(&self.args.traces_header).unwrap_or_default();
+            self.backend = Some(backend::open(url, &self.trust, headers, self.args.traces_wait).await);
         }
     }
 

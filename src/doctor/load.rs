@@ -8,7 +8,7 @@ use std::sync::Arc;
 use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 
-use crate::check::backend::open_traces;
+use crate::check::backend::{SecretHeader, open_traces};
 use crate::doctor::DoctorArgs;
 use crate::traces::{Span, Trace, TraceId, decode, decode_traces, jaeger, otlp};
 
@@ -46,9 +46,10 @@ pub(super) async fn load(args: &DoctorArgs) -> Result<Loaded, LoadError> {
         sources.push(path.display().to_string());
     }
     if let Some(url) = &args.traces {
-        let backend = open_traces(url).await.map_err(LoadError::Unread)?;
+        let headers = SecretHeader::map(&args.traces_header).map_err(LoadError::Usage)?;
+        let backend = open_traces(url, headers, args.traces_wait).await.map_err(LoadError::Unread)?;
         let recent = backend.recent(args.service.as_deref(), args.lookback, args.limit as usize);
-        spans.extend(recent.await.map_err(|why| LoadError::Unread(format!("{}: {why}", backend.name())))?);
+        spans.extend(recent.await.map_err(|why| LoadError::Unread(format!("{} {why}", backend.name())))?);
         sources.push(backend.name());
     }
     let mut traces = grouped(spans);

@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use reqwest::Url;
 
+use crate::check::backend::SecretHeader;
 use crate::traces::Trace;
 use crate::values;
 use finding::{Finding, Level};
@@ -34,6 +35,12 @@ pub struct DoctorArgs {
     /// Read the traces from this Jaeger query API or Zipkin v2 API
     #[arg(long, value_name = "URL", value_parser = crate::check::chain::expect::url)]
     pub traces: Option<Url>,
+    /// Send this header to the trace backend, for example a token; it is never shown (repeatable)
+    #[arg(long, value_name = "NAME: VALUE", requires = "traces")]
+    pub traces_header: Vec<SecretHeader>,
+    /// How long the trace backend may take for an answer
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = values::positive_duration)]
+    pub traces_wait: Duration,
     /// Read the traces from this file: Zipkin v2 JSON, Jaeger's download, or OTLP JSON; `-` for standard input (repeatable)
     #[arg(long, value_name = "FILE")]
     pub file: Vec<PathBuf>,

@@ -10,7 +10,8 @@ use crate::hop::error::{Error, ShedReason};
 use crate::hop::exchange::Exchange;
 use crate::hop::limits::MAX_RESPONSE;
 use crate::hop::reply::{
-    Call, Client, MAX_HOPS, NestedReply, NotNested, Propagation, Reply, Text, Tree, Written, milliseconds, pad,
+    Call, Client, MAX_HOPS, NestedReply, NotNested, Propagation, Reply, Text, Tree, Written, embedded_replies, milliseconds,
+    pad,
 };
 use crate::hop::response::{text, typed};
 use crate::hop::state::Node;
@@ -46,7 +47,7 @@ pub(crate) async fn chain(exchange: &Exchange, n: u16, wish: Wish) -> Result<Res
         exchange.set_upstream_status(status.as_u16());
     }
     let status = abort.unwrap_or_else(|| combined_status(&calls));
-    let mut json = reply(node, exchange, calls, status).to_json();
+    let mut json = reply(node, exchange, &calls, status).to_json();
     // The text form is drawn from the parsed tree, which takes ten times the memory of its JSON.
     let is_drawn = wish.form == Form::Text && json.len() <= MAX_DRAWN;
     let tree = if is_drawn { Tree::parse(&json).ok() } else { None };
@@ -88,27 +89,29 @@ struct CheckedCall<'a> {
     /// Why the call counts as failed.
     error: Option<String>,
     reply: Option<NestedReply<'a>>,
+    /// In an answer of an app of another make: those of the hops that it called.
+    embedded: Vec<String>,
 }
 
 impl<'a> CheckedCall<'a> {
-    /// A body that is no reply is left out; if the call failed, its error quotes the message in the body.
+    /// A body that is no reply is left out, but for the replies in it; if the call failed, its error quotes the message in the body.
     fn of(outcome: &'a CallOutcome<'a>) -> Self {
-        let error = || outcome.failure.as_ref().map(|failure| causes(failure));
-        let Some(answer) = &outcome.answer else {
-            return Self { outcome, error: error(), reply: None };
-        };
+        let error = outcome.failure.as_ref().map(|failure| causes(failure));
+        let mut call = Self { outcome, error, reply: None, embedded: Vec::new() };
+        let Some(answer) = &outcome.answer else { return call };
         match (NestedReply::check(&answer.body), &outcome.failure) {
-            (Ok(reply), _) => Self { outcome, error: error(), reply: Some(reply) },
+            (Ok(reply), _) => call.reply = Some(reply),
             (Err(NotNested::TooDeep), _) => {
-                let error = format!("too deep: its reply nests more than {MAX_HOPS} hops");
-                Self { outcome, error: Some(error), reply: None }
+                call.error = Some(format!("too deep: its reply nests more than {MAX_HOPS} hops"));
             }
-            (Err(NotNested::NotAReply), Some(failure @ CallError::Status(_))) => {
-                let error = format!("{failure}{}", ForeignResponse::read(&answer.headers, &answer.body));
-                Self { outcome, error: Some(error), reply: None }
+            (Err(NotNested::NotAReply), failure) => {
+                if let Some(failure @ CallError::Status(_)) = failure {
+                    call.error = Some(format!("{failure}{}", ForeignResponse::read(&answer.headers, &answer.body)));
+                }
+                call.embedded = embedded_replies(&answer.body);
             }
-            (Err(NotNested::NotAReply), _) => Self { outcome, error: error(), reply: None },
         }
+        call
     }
 
     fn has_failed(&self) -> bool {
@@ -123,15 +126,16 @@ impl<'a> CheckedCall<'a> {
         matches!(self.outcome.failure, Some(CallError::Timeout(_))) || self.outcome.status == Some(StatusCode::GATEWAY_TIMEOUT)
     }
 
-    fn into_call(self) -> Call<Written<'a>> {
+    fn as_call(&self) -> Call<Written<'_>> {
         Call {
             url: Text::Borrowed(&self.outcome.url),
             protocol: self.outcome.protocol.map(Text::Borrowed),
             status: self.outcome.status.map(|status| status.as_u16()),
             duration_ms: milliseconds(self.outcome.duration),
-            error: self.error.map(Text::Owned),
+            error: self.error.as_deref().map(Text::Borrowed),
             sent: RedactedHeaders::sent(&self.outcome.sent),
             reply: self.reply,
+            embedded: self.embedded.iter().filter_map(|reply| NestedReply::check(reply.as_bytes()).ok()).collect(),
         }
     }
 }
@@ -151,7 +155,7 @@ fn combined_status(calls: &[CheckedCall<'_>]) -> StatusCode {
     }
 }
 
-fn reply<'a>(node: &'a Node, exchange: &'a Exchange, calls: Vec<CheckedCall<'a>>, status: StatusCode) -> Reply<Written<'a>> {
+fn reply<'a>(node: &'a Node, exchange: &'a Exchange, calls: &'a [CheckedCall<'a>], status: StatusCode) -> Reply<Written<'a>> {
     let who = &node.identity;
     let context = exchange.context();
     let sampling = context.map(|context| context.sampling).filter(|sampling| *sampling != Sampling::Deferred);
@@ -185,7 +189,7 @@ fn reply<'a>(node: &'a Node, exchange: &'a Exchange, calls: Vec<CheckedCall<'a>>
         cluster: who.place.cluster.as_deref().map(Text::Borrowed),
         attempt: exchange.attempt,
         injected: exchange.fault_decision().injected,
-        upstreams: calls.into_iter().map(CheckedCall::into_call).collect(),
+        upstreams: calls.iter().map(CheckedCall::as_call).collect(),
     }
 }
 

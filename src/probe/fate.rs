@@ -2,6 +2,8 @@
 
 use http::HeaderMap;
 
+use crate::trace_context::Mangling;
+
 /// A format of trace context.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) enum Format {
@@ -111,35 +113,6 @@ pub(super) enum Fate {
     Anew,
     Dropped,
     Mangled(Mangling),
-}
-
-/// How a value was damaged.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) enum Mangling {
-    /// Several values in one line, joined by a comma.
-    Joined,
-    /// Several lines where one was sent.
-    Doubled,
-    /// A trace id of 128 bits became one of 64.
-    Shortened,
-    /// A trace id of 64 bits became one of 128.
-    Padded,
-    UpperCase,
-    /// A value with more around it, or another one.
-    Changed,
-}
-
-impl Mangling {
-    pub(super) fn text(&self) -> &'static str {
-        match self {
-            Self::Joined => "joins it with another value by a comma",
-            Self::Doubled => "sends it twice",
-            Self::Shortened => "shortens its trace id to 64 bits",
-            Self::Padded => "pads its trace id of 64 bits to 128",
-            Self::UpperCase => "writes it in upper case",
-            Self::Changed => "changes its value",
-        }
-    }
 }
 
 /// The values of a header, as text.

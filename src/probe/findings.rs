@@ -7,10 +7,11 @@ use http::HeaderMap;
 use crate::check::report::{CheckId, Finding, Hint};
 use crate::probe::ProbeArgs;
 use crate::probe::caller::Outcome;
-use crate::probe::fate::{self, Decision, Fate, Format, Mangling, Sent};
+use crate::probe::fate::{self, Decision, Fate, Format, Sent};
 use crate::probe::listener::{Call, Mood};
 use crate::probe::session::Session;
 use crate::text::counted;
+use crate::trace_context::Mangling;
 
 /// What became of one header in all calls of an experiment.
 #[derive(Debug, Default)]

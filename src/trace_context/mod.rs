@@ -6,7 +6,7 @@
 //! context travels beside a fresh one. Whoever else reads trace headers (`check`, the demo's waterfall) reads them with
 //! `HeaderFamily::read`, which has the same parsers.
 //!
-//! Imports the leaves only. In reading order: `context`; `w3c` and `b3`; `format`; `carried`; `secrets`; `propagator`.
+//! Imports the leaves only. In reading order: `context`; `w3c` and `b3`; `format`; `carried`; `mangling`; `secrets`; `propagator`.
 
 mod b3;
 mod carried;
@@ -15,6 +15,7 @@ pub(crate) mod cases_for_tests;
 mod context;
 mod format;
 mod handover;
+mod mangling;
 mod propagator;
 mod secrets;
 mod w3c;
@@ -27,6 +28,7 @@ pub(crate) use context::HeaderSource;
 pub use context::{Context, Incoming, Sampling};
 pub(crate) use format::HeaderFamily;
 pub(crate) use handover::{TraceBreak, names_trace};
+pub(crate) use mangling::Mangling;
 pub use propagator::{Propagator, Propagators};
 pub use secrets::is_secret;
 pub(crate) use secrets::redacted;

@@ -471,9 +471,13 @@ fn beside_sidecar(trace: &Trace, row: &PlacedSpan, apps: &HashSet<&str>) -> Opti
     }
 }
 
-/// Whether a proxy reported the span.
+/// Whether a proxy reported the span: by its own word, or by the marks of Envoy and Istio.
 pub(crate) fn is_proxy(span: &Span) -> bool {
     span.tag("component") == Some("proxy")
+        || ["upstream_cluster", "node_id", "guid:x-request-id", "istio.canonical_service"]
+            .iter()
+            .any(|mark| span.tag(mark).is_some())
+        || span.tag("telemetry.sdk.name") == Some("envoy")
 }
 
 /// `service2 server GET /service{n}`

@@ -14,6 +14,7 @@ pub mod http2;
 mod in_process;
 pub mod ports;
 mod process;
+pub mod stranger;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;

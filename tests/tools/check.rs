@@ -6,6 +6,7 @@ mod bounds;
 mod envoy;
 mod mesh;
 mod signs;
+mod strangers;
 mod support;
 
 use std::io::{Read as _, Write as _};
@@ -146,7 +147,7 @@ fn the_first_hop_that_drops_is_named_and_not_the_second_that_starts_a_trace() {
     let run = quick(&chain.url(), &[]);
     run.breaks_at("propagation.trace", "service1", "service2", Some("hop"), &["Trace broke between service1 and service2"]);
     assert_eq!(run.failed().len(), 1, "{:#}", run.json);
-    assert!(run.json["verdict"].as_str().unwrap().contains("Trace broke between service1 and service2"));
+    assert!(run.json["summary"].as_str().unwrap().contains("Trace broke between service1 and service2"));
 }
 
 #[test]

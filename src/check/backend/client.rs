@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue};
 use reqwest::Url;
 use serde_json::Value;
 
@@ -32,78 +33,312 @@ enum Api {
 }
 
 impl Api {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Zipkin => "Zipkin v2 API",
+            Self::Jaeger => "Jaeger query API",
+        }
+    }
+
+    fn services_path(self) -> &'static str {
+        match self {
+            Self::Zipkin => "/api/v2/services",
+            Self::Jaeger => "/api/services",
+        }
+    }
+
     /// Whether this is the API's answer to the question for its services.
     fn answers_with(self, body: &[u8]) -> bool {
         serde_json::from_slice(body).is_ok_and(|json: Value| match self {
             Self::Zipkin => json.is_array(),
-            Self::Jaeger => json.get("data").is_some(),
+            Self::Jaeger => json.get("data").is_some() || json.get("errors").is_some(),
         })
     }
 }
 
 /// A backend that answered.
 pub(crate) struct Backend {
-    http: reqwest::Client,
+    http: Http,
     base: String,
     api: Api,
 }
 
-/// Finds out what answers at `url`. Errors: the finding that says why nothing does.
-pub(crate) async fn open(url: &Url, trust: &Trust) -> Result<(Backend, Finding), Box<Finding>> {
-    const LIMIT: Duration = Duration::from_secs(5);
-    let shown = redacted_url(url.as_str());
-    let unreachable = |why: String| {
-        let hint = Hint::new("Nothing listens there, or it is no Jaeger query API and no Zipkin v2 API")
-            .run("kubectl port-forward -n istio-system svc/tracing 16686:80  # then --traces http://localhost:16686")
-            .run(format!("curl -s {}/api/services", quoted(shown.trim_end_matches('/'))))
-            .run(format!("curl -s {}/api/v2/services", quoted(shown.trim_end_matches('/'))));
-        Box::new(Finding::fail(CheckId::TracesBackend, format!("No trace backend at {shown}: {why}"), hint))
-    };
-    let tls = trust.config().map_err(&unreachable)?.0;
-    let http = reqwest::Client::builder()
-        .no_proxy()
-        .redirect(reqwest::redirect::Policy::none())
-        .timeout(LIMIT)
-        .tls_backend_preconfigured(tls)
-        .build()
-        .map_err(|error| unreachable(error.to_string()))?;
-    let mut why = "no API answers".to_owned();
-    for base in bases(url) {
-        for (api, path) in [(Api::Zipkin, "/api/v2/services"), (Api::Jaeger, "/api/services")] {
-            match fetch(&http, &format!("{base}{path}")).await {
-                Ok(Some(body)) if api.answers_with(&body) => {
-                    let name = match api {
-                        Api::Zipkin => "Zipkin v2 API",
-                        Api::Jaeger => "Jaeger query API",
-                    };
-                    let finding = Finding::pass(CheckId::TracesBackend, format!("{name} at {base}"));
-                    return Ok((Backend { http, base, api }, finding));
-                }
-                Ok(_) => {}
-                Err(error) => why = error,
+/// A header for the backend, whose value is never shown, also where it cannot be read.
+#[derive(Clone)]
+pub struct SecretHeader(String);
+
+impl std::fmt::Debug for SecretHeader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SecretHeader(***)")
+    }
+}
+
+impl From<String> for SecretHeader {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
+
+impl SecretHeader {
+    /// The headers of all options.
+    ///
+    /// # Errors
+    /// One line that names the flag and what is accepted.
+    pub(crate) fn map(options: &[Self]) -> Result<HeaderMap, String> {
+        let mut headers = HeaderMap::new();
+        for Self(text) in options {
+            let pair = text.split_once(':').and_then(|(name, value)| {
+                Some((name.trim().parse::<HeaderName>().ok()?, HeaderValue::from_str(value.trim()).ok()?))
+            });
+            let (name, mut value) =
+                pair.ok_or("--traces-header ***: accepted: a name and a value, `Authorization: Bearer TOKEN`")?;
+            value.set_sensitive(true);
+            headers.append(name, value);
+        }
+        Ok(headers)
+    }
+}
+
+/// Why the backend gives no traces. Each reads on from "the backend".
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    Status(u16),
+    /// Not followed: it would lead to a login page, or to a host that nobody named.
+    Redirect(u16, String),
+    /// Jaeger's own, in an answer of 200.
+    Errors(String),
+    TimedOut,
+    Unreachable(String),
+    TooLong,
+    /// An answer that the API does not have.
+    Unreadable(String),
+}
+
+impl std::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Status(401) => f.write_str("answers 401: it asks for credentials"),
+            Self::Status(403) => f.write_str("answers 403: it does not let this caller read"),
+            Self::Status(429) => f.write_str("answers 429: it limits requests"),
+            Self::Status(status @ 500..) => write!(f, "answers {status}: it fails itself"),
+            Self::Status(status) => write!(f, "answers {status}"),
+            Self::Redirect(status, to) => write!(f, "redirects ({status}) to {to}, which is not followed"),
+            Self::Errors(message) => write!(f, "answers 200 with errors: {message}"),
+            Self::TimedOut => f.write_str("gives no answer in time"),
+            Self::Unreachable(why) => write!(f, "cannot be reached: {why}"),
+            Self::TooLong => write!(f, "gives an answer that is longer than {} MiB", MAX_BODY >> 20),
+            Self::Unreadable(why) => write!(f, "gives an answer that is not what the API says: {why}"),
+        }
+    }
+}
+
+impl Refusal {
+    /// How much it tells, where several were met.
+    fn rank(&self) -> u8 {
+        match self {
+            Self::Unreachable(_) => 0,
+            Self::TimedOut => 1,
+            Self::Status(404) => 2,
+            _ => 3,
+        }
+    }
+
+    fn of(error: &reqwest::Error) -> Self {
+        if error.is_timeout() {
+            return Self::TimedOut;
+        }
+        let mut last: &dyn std::error::Error = error;
+        while let Some(source) = last.source() {
+            last = source;
+        }
+        Self::Unreachable(last.to_string())
+    }
+
+    fn cause(&self) -> &'static str {
+        match self {
+            Self::Status(401) => {
+                "It wants a token or a password: --traces-header 'Authorization: Bearer TOKEN', or user and password in the URL"
+            }
+            Self::Status(403) => {
+                "The credentials of --traces-header or of the URL have no right to read traces, or a proxy refuses this caller"
+            }
+            Self::Status(429) => {
+                "It, or a gateway before it, limits how often it may be asked: run check again later, or at another address of it"
+            }
+            Self::Status(500..) => "The backend, its storage or the gateway before it fails: its log says why",
+            Self::Redirect(..) => {
+                "A login page stands before it: ask it inside the cluster, or send what the login gives by --traces-header"
+            }
+            Self::Errors(_) => "Its storage fails: its log says why",
+            Self::TimedOut => "It is slower than --traces-wait, or a firewall drops the connection",
+            Self::Status(_) | Self::Unreachable(_) | Self::TooLong | Self::Unreadable(_) => {
+                "Nothing listens there, or it is no Jaeger query API and no Zipkin v2 API"
             }
         }
     }
-    Err(unreachable(why))
+}
+
+/// Asks the backend.
+struct Http {
+    client: reqwest::Client,
+    headers: HeaderMap,
+    /// From the URL.
+    user: Option<(String, Option<String>)>,
+}
+
+impl Http {
+    /// The body at a URL; `None` where there is nothing (404).
+    async fn fetch(&self, url: &str) -> Result<Option<Bytes>, Refusal> {
+        let mut request = self.client.get(url).header(http::header::ACCEPT, "application/json");
+        if let Some((user, password)) = &self.user {
+            request = request.basic_auth(user, password.as_ref());
+        }
+        let mut answer = request.headers(self.headers.clone()).send().await.map_err(|error| Refusal::of(&error))?;
+        let status = answer.status();
+        if let Some(to) = answer.headers().get(http::header::LOCATION).filter(|_| status.is_redirection()) {
+            let to = redacted_url(&String::from_utf8_lossy(to.as_bytes()));
+            return Err(Refusal::Redirect(status.as_u16(), to.escape_debug().to_string()));
+        }
+        if status == http::StatusCode::NOT_FOUND {
+            return Ok(None);
+        }
+        if !status.is_success() {
+            return Err(Refusal::Status(status.as_u16()));
+        }
+        body(&mut answer).await.map_err(|error| Refusal::of(&error))?.map(Some).ok_or(Refusal::TooLong)
+    }
+}
+
+/// Finds out what answers at `url`, within `wait`. Errors: the finding that says why nothing does.
+pub(crate) async fn open(
+    url: &Url,
+    trust: &Trust,
+    headers: HeaderMap,
+    wait: Duration,
+) -> Result<(Backend, Finding), Box<Finding>> {
+    let shown = redacted_url(url.as_str());
+    let http = client(url, trust, headers, wait).map_err(|why| Box::new(no_backend(&shown, &Refusal::Unreachable(why))))?;
+    let mut worst = Refusal::Status(404);
+    let search = async {
+        for base in bases(url) {
+            let [zipkin, jaeger] = [Api::Zipkin, Api::Jaeger].map(|api| format!("{base}{}", api.services_path()));
+            let answers = tokio::join!(http.fetch(&zipkin), http.fetch(&jaeger));
+            for (api, answer) in [(Api::Zipkin, answers.0), (Api::Jaeger, answers.1)] {
+                match answer {
+                    Ok(Some(body)) if api.answers_with(&body) => match errors(&body) {
+                        None => return Some((api, base)),
+                        Some(why) => worst = Refusal::Errors(why),
+                    },
+                    Ok(_) => {}
+                    Err(refusal) if refusal.rank() > worst.rank() || worst == Refusal::Status(404) => worst = refusal,
+                    Err(_) => {}
+                }
+            }
+        }
+        None
+    };
+    match tokio::time::timeout(wait, search).await {
+        Ok(Some((api, base))) => {
+            let finding = Finding::pass(CheckId::TracesBackend, format!("{} at {base}", api.name()));
+            return Ok((Backend { http, base, api }, finding));
+        }
+        Ok(None) => {}
+        Err(_) if worst.rank() < 3 => worst = Refusal::TimedOut,
+        Err(_) => {}
+    }
+    let finding = match other_product(&http, url).await {
+        Some((text, cause)) => Finding::fail(CheckId::TracesBackend, format!("{text} at {shown}"), Hint::new(cause)),
+        None => no_backend(&shown, &worst),
+    };
+    Err(Box::new(finding))
+}
+
+fn client(url: &Url, trust: &Trust, headers: HeaderMap, wait: Duration) -> Result<Http, String> {
+    let client = reqwest::Client::builder()
+        .no_proxy()
+        .redirect(reqwest::redirect::Policy::none())
+        .timeout(wait)
+        .tls_backend_preconfigured(trust.config()?.0)
+        .build()
+        .map_err(|error| error.to_string())?;
+    let decoded = |text: &str| percent_encoding::percent_decode_str(text).decode_utf8_lossy().into_owned();
+    let user = Some(decoded(url.username())).filter(|user| !user.is_empty() || url.password().is_some());
+    Ok(Http { client, headers, user: user.map(|user| (user, url.password().map(decoded))) })
+}
+
+fn no_backend(shown: &str, refusal: &Refusal) -> Finding {
+    let hint = Hint::new(refusal.cause());
+    let (text, hint) = match refusal {
+        Refusal::Status(404) => (format!("No trace backend at {shown}: no API answers"), hint),
+        Refusal::Unreachable(why) => (format!("No trace backend at {shown}: {why}"), hint),
+        Refusal::Redirect(..) | Refusal::TimedOut => (format!("No trace backend at {shown}: it {refusal}"), hint),
+        _ => return Finding::fail(CheckId::TracesBackend, format!("The trace backend at {shown} {refusal}"), hint),
+    };
+    let hint = hint
+        .run("kubectl port-forward -n istio-system svc/tracing 16686:80  # then --traces http://localhost:16686")
+        .run(format!("curl -s {}/api/services", quoted(shown.trim_end_matches('/'))))
+        .run(format!("curl -s {}/api/v2/services", quoted(shown.trim_end_matches('/'))));
+    Finding::fail(CheckId::TracesBackend, text, hint)
+}
+
+/// Products that people take for a backend, and which URL is wanted instead.
+async fn other_product(http: &Http, url: &Url) -> Option<(&'static str, &'static str)> {
+    const LIMIT: Duration = Duration::from_secs(2);
+    let search = async {
+        for base in bases(url) {
+            let (health, echo) = (format!("{base}/api/health"), format!("{base}/api/echo"));
+            let (health, echo) = tokio::join!(http.fetch(&health), http.fetch(&echo));
+            let health = health.ok().flatten().and_then(|body| serde_json::from_slice::<Value>(&body).ok());
+            if health.is_some_and(|json| json.get("database").is_some() && json.get("version").is_some()) {
+                return Some((
+                    "This is Grafana, which shows traces and stores none,",
+                    "The URL of its data source is wanted: Jaeger's query API (http://HOST:16686) or Zipkin's (http://HOST:9411). Grafana passes it on at GRAFANA/api/datasources/proxy/uid/UID, with --traces-header 'Authorization: Bearer TOKEN'",
+                ));
+            }
+            if echo.ok().flatten().is_some_and(|body| body.trim_ascii() == b"echo") {
+                return Some((
+                    "This is Tempo, whose own API is not read,",
+                    "The URL of Jaeger's query API in front of Tempo is wanted: tempo-query (http://HOST:16686)",
+                ));
+            }
+        }
+        None
+    };
+    tokio::time::timeout(LIMIT, search).await.ok().flatten()
+}
+
+/// Jaeger's errors in an answer that brings no data.
+fn errors(body: &[u8]) -> Option<String> {
+    const SHOWN: usize = 200;
+    let json: Value = serde_json::from_slice(body).ok()?;
+    let is_empty = |data: &Value| data.as_array().is_none_or(Vec::is_empty);
+    let first = json.get("errors")?.as_array()?.first().filter(|_| json.get("data").is_none_or(is_empty))?;
+    if first["code"] == 404 {
+        return None;
+    }
+    let message = first["msg"].as_str().map_or_else(|| first.to_string(), str::to_owned);
+    Some(crate::text::plain(&message).chars().take(SHOWN).collect())
 }
 
 /// Like [`open`], with the public roots. Errors: why nothing answers, on one line.
-pub(crate) async fn open_traces(url: &Url) -> Result<Backend, String> {
+pub(crate) async fn open_traces(url: &Url, headers: HeaderMap, wait: Duration) -> Result<Backend, String> {
     let trust = Trust::new(None, false)?;
-    let (backend, _) = open(url, &trust).await.map_err(|finding| finding.text)?;
+    let opened = open(url, &trust, headers, wait).await;
+    let (backend, _) = opened.map_err(|finding| match finding.cause {
+        Some(cause) => format!("{}. {cause}", finding.text),
+        None => finding.text,
+    })?;
     Ok(backend)
 }
 
-/// Where an API may be, from what people paste: the page's URL, with or without its path.
+/// Where an API may be, from what people paste: the page's URL, or one that it shows, below a base path or not.
 fn bases(url: &Url) -> Vec<String> {
+    const MAX: usize = 6;
     let origin = url.origin().ascii_serialization();
     let path = url.path().trim_end_matches('/');
-    let mut bases = vec![format!("{origin}{path}")];
-    if let Some((above, _)) = path.rsplit_once('/') {
-        bases.push(format!("{origin}{above}"));
-    }
-    bases.push(origin.clone());
-    bases.push(format!("{origin}/jaeger"));
+    let above = std::iter::successors(Some(path), |path| path.rsplit_once('/').map(|(above, _)| above));
+    let mut bases: Vec<String> = above.take(MAX).map(|path| format!("{origin}{path}")).collect();
+    bases.extend(["", "/jaeger", "/zipkin"].map(|path| format!("{origin}{path}")));
     let mut known: Vec<String> = Vec::new();
     bases.retain(|base| {
         let new = !known.contains(base);
@@ -113,51 +348,36 @@ fn bases(url: &Url) -> Vec<String> {
     bases
 }
 
-/// The body at a URL; `None` with another status than success. A redirect is not followed: it would lead to a login page, or
-/// to a host that nobody named.
-async fn fetch(http: &reqwest::Client, url: &str) -> Result<Option<Bytes>, String> {
-    let request = http.get(url).header(http::header::ACCEPT, "application/json");
-    let mut answer = request.send().await.map_err(|error| cause(&error))?;
-    if let Some(to) = answer.headers().get(http::header::LOCATION).filter(|_| answer.status().is_redirection()) {
-        let to = redacted_url(&String::from_utf8_lossy(to.as_bytes()));
-        return Err(format!("it redirects ({}) to {}, which is not followed", answer.status().as_u16(), to.escape_debug()));
-    }
-    if !answer.status().is_success() {
-        return Ok(None);
-    }
-    let body = body(&mut answer).await.map_err(|error| cause(&error))?;
-    body.map(Some).ok_or_else(|| format!("its answer is longer than {} MiB", MAX_BODY >> 20))
-}
-
-fn cause(error: &dyn std::error::Error) -> String {
-    let mut last = error;
-    while let Some(source) = last.source() {
-        last = source;
-    }
-    last.to_string()
-}
-
 impl Backend {
     /// The tree of a trace; `None` while no span of it has arrived.
-    pub(crate) async fn trace(&self, id: TraceId) -> Result<Option<Trace>, String> {
+    pub(crate) async fn trace(&self, id: TraceId) -> Result<Option<Trace>, Refusal> {
         let path = match self.api {
             Api::Zipkin => "/api/v2/trace/",
             Api::Jaeger => "/api/traces/",
         };
-        let Some(body) = fetch(&self.http, &format!("{}{path}{id}", self.base)).await? else { return Ok(None) };
+        let Some(body) = self.fetch(&format!("{}{path}{id}", self.base)).await? else { return Ok(None) };
         let spans = match self.api {
             Api::Zipkin => decode(&body, MAX_SPANS).map_err(|error| error.to_string()),
             Api::Jaeger => jaeger::decode(&body),
         };
-        let spans: Vec<Span> = spans.map_err(|error| format!("its answer is not what the API says: {error}"))?;
+        let spans: Vec<Span> = spans.map_err(Refusal::Unreadable)?;
         Ok(Trace::new(spans.into_iter().map(Arc::new).collect()))
     }
 
+    /// The body at a URL of the API; `None` where there is nothing.
+    async fn fetch(&self, url: &str) -> Result<Option<Bytes>, Refusal> {
+        let body = self.http.fetch(url).await?;
+        match body.as_deref().filter(|_| self.api == Api::Jaeger).and_then(errors) {
+            Some(why) => Err(Refusal::Errors(why)),
+            None => Ok(body),
+        }
+    }
+
     /// The traces in which a span of the last hour has this request id.
-    pub(crate) async fn traces_of(&self, request_id: &str) -> Result<Vec<TraceId>, String> {
+    pub(crate) async fn traces_of(&self, request_id: &str) -> Result<Vec<TraceId>, Refusal> {
         let mut ids = Vec::new();
         for query in self.queries(request_id).await? {
-            let answer = fetch(&self.http, query.as_str()).await?.map(|body| serde_json::from_slice::<Value>(&body));
+            let answer = self.fetch(query.as_str()).await?.map(|body| serde_json::from_slice::<Value>(&body));
             let Some(Ok(answer)) = answer else { continue };
             let found: Vec<&Value> = match self.api {
                 Api::Zipkin => list(&answer).iter().filter_map(|trace| trace.get(0)?.get("traceId")).collect(),
@@ -172,9 +392,10 @@ impl Backend {
         Ok(ids)
     }
 
-    async fn queries(&self, request_id: &str) -> Result<Vec<Url>, String> {
+    async fn queries(&self, request_id: &str) -> Result<Vec<Url>, Refusal> {
         let url = |path: &str, pairs: &[(&str, &str)]| {
-            Url::parse_with_params(&format!("{}{path}", self.base), pairs).map_err(|error| error.to_string())
+            let url = Url::parse_with_params(&format!("{}{path}", self.base), pairs);
+            url.map_err(|error| Refusal::Unreachable(error.to_string()))
         };
         match self.api {
             Api::Zipkin => {
@@ -206,7 +427,7 @@ impl Backend {
     /// # Errors
     ///
     /// The backend's failure, in words.
-    pub(crate) async fn recent(&self, service: Option<&str>, lookback: Duration, limit: usize) -> Result<Vec<Span>, String> {
+    pub(crate) async fn recent(&self, service: Option<&str>, lookback: Duration, limit: usize) -> Result<Vec<Span>, Refusal> {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let services = match (self.api, service) {
             (_, Some(name)) => vec![Some(name.to_owned())],
@@ -234,7 +455,7 @@ impl Backend {
         Ok(spans)
     }
 
-    async fn window(&self, service: Option<&str>, from: Duration, to: Duration) -> Result<Vec<Span>, String> {
+    async fn window(&self, service: Option<&str>, from: Duration, to: Duration) -> Result<Vec<Span>, Refusal> {
         let limit = WINDOW_TRACES.to_string();
         let (path, mut pairs) = match self.api {
             Api::Zipkin => {
@@ -251,27 +472,43 @@ impl Backend {
             let key = if self.api == Api::Zipkin { "serviceName" } else { "service" };
             pairs.push((key, service.to_owned()));
         }
-        let url = Url::parse_with_params(&format!("{}{path}", self.base), &pairs).map_err(|error| error.to_string())?;
-        let body = fetch(&self.http, url.as_str()).await?.ok_or_else(|| format!("{path} did not answer with 200"))?;
-        match self.api {
+        let url = Url::parse_with_params(&format!("{}{path}", self.base), &pairs);
+        let url = url.map_err(|error| Refusal::Unreachable(error.to_string()))?;
+        let body = self.fetch(url.as_str()).await?.ok_or(Refusal::Status(404))?;
+        let spans = match self.api {
             Api::Zipkin => decode_traces(&body, MAX_SPANS).map_err(|error| error.to_string()),
             Api::Jaeger => jaeger::decode(&body),
-        }
+        };
+        spans.map_err(Refusal::Unreadable)
     }
 
-    async fn services(&self) -> Result<Vec<String>, String> {
-        let body = fetch(&self.http, &format!("{}/api/services", self.base)).await?.unwrap_or_default();
+    async fn services(&self) -> Result<Vec<String>, Refusal> {
+        let body = self.fetch(&format!("{}{}", self.base, self.api.services_path())).await?.unwrap_or_default();
         let services: Value = serde_json::from_slice(&body).unwrap_or_default();
         Ok(list(&services["data"]).iter().filter_map(Value::as_str).map(str::to_owned).collect())
     }
 
+    /// The spans of every service of a time window, by the backend's own word of when they began.
+    pub(crate) async fn between(&self, from: Duration, to: Duration) -> Result<Vec<Span>, Refusal> {
+        if self.api == Api::Zipkin {
+            return self.window(None, from, to).await;
+        }
+        let mut spans = Vec::new();
+        for service in self.services().await? {
+            spans.extend(self.window(Some(&service), from, to).await?);
+        }
+        Ok(spans)
+    }
+
+    /// The finding that it answers, and not with traces.
+    pub(crate) fn refuses(&self, refusal: &Refusal) -> Finding {
+        let text = format!("The {} {refusal}", self.name());
+        Finding::fail(CheckId::TracesBackend, text, Hint::new(refusal.cause()))
+    }
+
     /// The API and where it is.
     pub(crate) fn name(&self) -> String {
-        let api = match self.api {
-            Api::Zipkin => "Zipkin v2 API",
-            Api::Jaeger => "Jaeger query API",
-        };
-        format!("{api} at {}", self.base)
+        format!("{} at {}", self.api.name(), self.base)
     }
 
     /// Where a person finds the trace.

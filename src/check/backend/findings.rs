@@ -13,7 +13,7 @@ use crate::check::report::{CheckId, Finding, Hint};
 use crate::hop::reply::{Propagation, Tree};
 use crate::telemetry::client_tracing;
 use crate::trace_context::HeaderFamily;
-use crate::traces::{Span, SpanId, Trace, TraceId, Verdict};
+use crate::traces::{Span, SpanId, Trace, TraceId, Verdict, is_proxy};
 
 /// Orphans in the report; more are counted.
 const MAX_ORPHANS: usize = 8;
@@ -228,32 +228,43 @@ impl Arrived<'_> {
         let is = |id: SpanId, role: Role| roles.contains(&(id, role));
         // A call whose headers the hop lost wrote its id nowhere; but only the app puts a span below its own.
         let is_call = |span: &Span| {
-            is(span.id, Role::Call) || !is(span.id, Role::Server) && span.parent_id.is_some_and(|parent| is(parent, Role::Server))
+            is(span.id, Role::Call)
+                || !is_proxy(span) && !is(span.id, Role::Server) && span.parent_id.is_some_and(|parent| is(parent, Role::Server))
         };
         let server = spans.iter().filter(|span| is(span.id, Role::Server)).count();
         let calls = spans.iter().filter(|span| !is(span.id, Role::Server) && is_call(span)).count();
         let app = server + calls;
-        let others = spans.len() - app;
         let plural = |n: usize, one: &str| if n == 1 { format!("{n} {one}") } else { format!("{n} {one}s") };
+        let by_service = |spans: &[&Span]| {
+            let mut by: BTreeMap<&str, usize> = BTreeMap::new();
+            spans.iter().for_each(|span| *by.entry(span.service().unwrap_or_default()).or_default() += 1);
+            let by = by.into_iter().take(MAX_REPORTERS).map(|(service, count)| format!("{service} {count}"));
+            by.collect::<Vec<_>>().join(", ")
+        };
+        let rest = spans.iter().copied().filter(|span| !is(span.id, Role::Server) && !is_call(span));
+        let (proxies, others): (Vec<&Span>, Vec<&Span>) = rest.partition(|span| is_proxy(span) || is(span.id, Role::Proxy));
         let mut lines = Vec::new();
         if app > 0 {
             lines.push(format!("{} of the app: {server} answering, {calls} calling the next hop", plural(app, "span")));
         }
-        if others > 0 {
-            let mut by: BTreeMap<&str, usize> = BTreeMap::new();
-            for span in spans.iter().filter(|span| !is(span.id, Role::Server) && !is_call(span)) {
-                *by.entry(span.service().unwrap_or_default()).or_default() += 1;
+        for (of, spans) in [("proxies", &proxies), ("other apps", &others)] {
+            if !spans.is_empty() {
+                lines.push(format!("{} of {of}: {}", plural(spans.len(), "span"), by_service(spans)));
             }
-            let by: Vec<String> =
-                by.into_iter().take(MAX_REPORTERS).map(|(service, count)| format!("{service} {count}")).collect();
-            lines.push(format!("{} of proxies: {}", plural(others, "span"), by.join(", ")));
         }
-        let text = match (app, others) {
-            (app, 0) => format!("{}, all of the app: no proxy reports", plural(app, "span")),
-            (0, proxies) => format!("{}, all of proxies: the app only forwards", plural(proxies, "span")),
-            (app, proxies) => format!("{}: {proxies} of proxies, {app} of the app", plural(app + proxies, "span")),
+        let text = match (app, proxies.len(), others.len()) {
+            (app, 0, 0) => format!("{}, all of the app: no proxy reports", plural(app, "span")),
+            (0, proxies, 0) => format!("{}, all of proxies: the app only forwards", plural(proxies, "span")),
+            (app, proxies, 0) => format!("{}: {proxies} of proxies, {app} of the app", plural(app + proxies, "span")),
+            (app, proxies, others) => format!(
+                "{}: {proxies} of proxies, {app} of the app, {others} of other apps",
+                plural(app + proxies + others, "span")
+            ),
         };
-        let data = serde_json::json!({"spans": spans.len(), "app": app, "proxies": others});
+        let mut data = serde_json::json!({"spans": spans.len(), "app": app, "proxies": proxies.len()});
+        if !others.is_empty() {
+            data["others"] = others.len().into();
+        }
         Finding::pass(CheckId::TracesSpans, text).lines(lines).data(data)
     }
 }

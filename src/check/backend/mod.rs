@@ -1,13 +1,13 @@
 //! The group of findings about traces: one request's trace as the trace backend has it.
 //!
 //! [`client`] reads it, [`expected`] is what the reply says must be there, the [`Verdict`] compares the two, [`proxies`] is what the
-//! proxies reported, and [`findings`]
-//! words what is wrong.
+//! proxies reported, [`findings`] words what is wrong, and [`strangers`] judges what no reply shows.
 
 mod client;
 mod expected;
 mod findings;
 mod proxies;
+mod strangers;
 pub(crate) mod trace;
 
 use std::collections::HashMap;
@@ -16,6 +16,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::check::chain::evidence::Xray;
 use crate::check::chain::expect::Expect;
 use crate::check::chain::probe::{Probe, deepest};
 use crate::check::chain::xray::examine;
@@ -29,10 +30,13 @@ use crate::hop::reply::{Headers, Tree};
 use crate::trace_context::HeaderFamily;
 use crate::traces::{Caller, ExpectedTrace, Trace, TraceId, Verdict};
 
-pub(crate) use client::{Backend, open, open_traces};
+pub use client::SecretHeader;
+pub(crate) use client::{Backend, Refusal, open, open_traces};
 use expected::{HopSpan, expected_spans, trace_ids};
 use findings::Arrived;
 use proxies::Proxies;
+use strangers::judge;
+pub(crate) use strangers::{Judged, unseen_names};
 
 /// Where the request goes, and what is expected of it.
 pub(crate) struct Request<'a> {
@@ -48,21 +52,48 @@ pub(crate) async fn follow(
     wait: Duration,
     stop: &mut watch::Receiver<bool>,
     progress: &ProgressLine,
-) -> Vec<Finding> {
-    let &Request { client, expect, hints } = request;
+) -> Judged {
+    let &Request { client, hints, .. } = request;
+    let only = |finding: Finding| Judged { findings: vec![finding], ..Judged::default() };
     let Some((probe, tree)) = deepest(client, Probe::ordinary).await else {
-        return vec![Finding::skip(CheckId::TracesArrived, "Trace: skipped, because no request brought the chain's reply")];
+        return only(Finding::skip(CheckId::TracesArrived, "Trace: skipped, because no request brought the chain's reply"));
     };
     let xray = examine(&probe, &tree, &hints.url);
     if tree.sampled == Some(false) {
-        return vec![Finding::skip(
+        return only(Finding::skip(
             CheckId::TracesArrived,
             "Trace: skipped, because the request arrived as \"not sampled\" although it asked to be: see the sampling rate below, or Propagation",
-        )];
+        ));
     }
     let expected = expected_spans(&tree, &hints.url, Some(&xray));
-    let ids = trace_ids(&expected);
-    let Some(&id) = ids.first() else { return vec![findings::nobody_reports(&xray, hints)] };
+    let answer = (&probe, &tree);
+    let mut findings = match trace_ids(&expected).as_slice() {
+        [] => {
+            let mut judged = judge(backend, request, answer, wait, stop, progress).await;
+            if judged.names.is_empty() {
+                judged.findings.insert(0, findings::nobody_reports(&xray, hints));
+            }
+            return judged;
+        }
+        ids => one_trace(backend, request, answer, (&xray, expected, ids), wait, stop, progress).await,
+    };
+    let is_refused = findings.iter().any(|finding| finding.id == CheckId::TracesBackend);
+    let mut judged = if is_refused { Judged::default() } else { judge(backend, request, answer, wait, stop, progress).await };
+    findings.append(&mut judged.findings);
+    Judged { findings, ..judged }
+}
+
+/// The trace in which the request begins.
+async fn one_trace(
+    backend: &Backend,
+    &Request { expect, hints, .. }: &Request<'_>,
+    (probe, tree): (&Probe, &Tree),
+    (xray, expected, ids): (&Xray, Vec<HopSpan>, &[TraceId]),
+    wait: Duration,
+    stop: &mut watch::Receiver<bool>,
+    progress: &ProgressLine,
+) -> Vec<Finding> {
+    let Some(&id) = ids.first() else { return Vec::new() };
     let here: Vec<HopSpan> = expected.into_iter().filter(|expected| expected.span.trace_id == id).map(HopSpan::by_ids).collect();
     // The spans of `check` itself, which reports none.
     let own = HeaderFamily::ALL.into_iter().filter_map(|family| Some(family.read(&probe.headers)?.span_id)).collect();
@@ -76,22 +107,17 @@ pub(crate) async fn follow(
     if *stop.borrow() && (trace.is_none() || !verdict.missing.is_empty()) {
         return vec![Finding::skip(CheckId::TracesArrived, "Trace: not checked, because the run ended before it arrived")];
     }
-    let proxies = Proxies::of(RequestSpans::of(trace.as_slice()), &probe.headers, &tree, &xray, &hints.url);
-    let arrived = Arrived {
-        tree: &tree,
-        xray: &xray,
-        ids: &ids,
-        expected: &here,
-        trace: trace.as_ref(),
-        verdict: &verdict,
-        proxies: &proxies,
-    };
+    if let Some(trouble) = trouble {
+        return vec![
+            backend.refuses(&trouble),
+            Finding::skip(CheckId::TracesArrived, format!("The trace of one request: not judged, because the backend {trouble}")),
+        ];
+    }
+    let proxies = Proxies::of(RequestSpans::of(trace.as_slice()), &probe.headers, tree, xray, &hints.url);
+    let arrived = Arrived { tree, xray, ids, expected: &here, trace: trace.as_ref(), verdict: &verdict, proxies: &proxies };
     let mut findings = arrived.findings(expect, hints, started.elapsed());
-    if let Some(first) = findings.first_mut() {
-        match trace {
-            Some(_) => first.detail.push(backend.page(id)),
-            None => first.detail.extend(trouble.map(|trouble| format!("the backend: {trouble}"))),
-        }
+    if let Some(first) = findings.first_mut().filter(|_| trace.is_some()) {
+        first.detail.push(backend.page(id));
     }
     findings
 }
@@ -181,7 +207,7 @@ pub(crate) async fn evidence(
     found
 }
 
-/// Asks the backend until the trace is complete, `wait` is over or the run is stopped. Also returns the last error.
+/// Asks the backend until the trace is complete, `wait` is over or the run is stopped. Also returns why it gave nothing when it was asked last.
 async fn arrival(
     backend: &Backend,
     id: TraceId,
@@ -189,20 +215,20 @@ async fn arrival(
     wait: Duration,
     stop: &mut watch::Receiver<bool>,
     progress: &ProgressLine,
-) -> (Option<Trace>, Verdict, Option<String>) {
+) -> (Option<Trace>, Verdict, Option<Refusal>) {
     const POLL: Duration = Duration::from_millis(500);
     let started = Instant::now();
     let (mut trace, mut trouble) = (None, None);
     let verdict = loop {
         tokio::select! {
             answer = backend.trace(id) => match answer {
-                Ok(found) => trace = found,
-                Err(error) => trouble = Some(error),
+                Ok(found) => (trace, trouble) = (found, None),
+                Err(refusal) => trouble = Some(refusal),
             },
             _ = stop.wait_for(|stop| *stop) => {}
         }
         let verdict = Verdict::of(trace.as_slice(), expectation);
-        let complete = verdict.missing.is_empty() && verdict.orphans.is_empty();
+        let complete = trouble.is_none() && verdict.missing.is_empty() && verdict.orphans.is_empty();
         if complete || started.elapsed() >= wait || *stop.borrow() {
             break verdict;
         }

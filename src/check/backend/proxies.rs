@@ -1,7 +1,8 @@
 //! What the proxies of each hop reported: whether a span that a proxy must have written came, and whether a call passed by it.
 
 use crate::check::backend::expected::HopSpan;
-use crate::check::chain::evidence::{HopEvidence, Xray};
+use crate::check::chain::evidence::{HopEvidence, Stranger, Xray};
+use crate::check::chain::probe::short;
 use crate::check::envoy::spans::{CallSpans, RequestSpans};
 use crate::check::envoy::suggestions::{HintContext, HopRef, Runner};
 use crate::check::report::{CheckId, Finding, Hint};
@@ -45,13 +46,15 @@ pub(super) struct Proxies<'a> {
     /// The gateway's; `None` where no gateway is seen.
     gateway: Option<Report>,
     front: CallSpans,
+    /// Apps of another make that put span ids into the headers and reported no span under them, with the ids.
+    lost_strangers: Vec<(Stranger, SpanId)>,
 }
 
 impl<'a> Proxies<'a> {
     /// `sent`: with the request. `tree`: its reply.
     pub(super) fn of(spans: RequestSpans<'a>, sent: &Headers, tree: &Tree, xray: &Xray, url: &str) -> Self {
         let front = spans.front(sent);
-        let mut proxies = Self { spans, hops: Vec::new(), gateway: None, front };
+        let mut proxies = Self { spans, hops: Vec::new(), gateway: None, front, lost_strangers: Vec::new() };
         let mut rows = xray.rows.iter();
         proxies.hop(tree, url, &mut rows);
         let has_sidecars = xray.rows.iter().any(|row| row.proxy.sidecar);
@@ -68,7 +71,10 @@ impl<'a> Proxies<'a> {
         let has_sidecar = row.is_some_and(|row| row.proxy.is_own_sidecar());
         let traced = row.is_some_and(|row| row.proxy.traces());
         let in_front = self.in_front(tree);
+        let is_behind_stranger = row.is_some_and(|row| row.via.is_some());
         let inbound = match in_front {
+            // It may be the span of the app that called.
+            Some(span) if is_behind_stranger && !is_proxy(span) => None,
             Some(span) if is_proxy(span) && span.kind == Some(Kind::Server) => Some(Report::Came),
             Some(_) => has_sidecar.then_some(Report::Bypassed),
             None => (traced && tree.sampled != Some(false)).then_some(Report::Lost),
@@ -87,6 +93,21 @@ impl<'a> Proxies<'a> {
             };
             self.hops[at].outbound.push((HopRef::of(reply, &call.url), report, spans));
             self.hop(reply, &call.url, rows);
+        }
+        for (call, reply) in tree.upstreams.iter().flat_map(|call| call.embedded.iter().map(move |reply| (call, reply))) {
+            let sent = HeaderFamily::read_all(&call.sent);
+            let contexts = HeaderFamily::read_all(&reply.received);
+            let own = contexts.iter().filter(|(_, context)| {
+                context.sampling.is_sampled()
+                    && sent.iter().any(|(_, before)| before.trace_id == context.trace_id)
+                    && sent.iter().all(|(_, before)| before.span_id != context.span_id)
+            });
+            // Of two formats one may hold what the other one's tracer left alone.
+            let ids: Vec<SpanId> = own.map(|(_, context)| context.span_id).collect();
+            if let Some(id) = ids.first().filter(|_| ids.iter().all(|id| self.spans.get(*id).is_none())) {
+                self.lost_strangers.push((Stranger::at(&call.url), *id));
+            }
+            self.hop(reply, "", rows);
         }
     }
 
@@ -115,7 +136,9 @@ impl<'a> Proxies<'a> {
 
     /// Whose spans are the ids that nobody reported: for orphans.
     pub(super) fn has_lost(&self) -> bool {
-        self.gateway == Some(Report::Lost) || self.hops.iter().any(|hop| hop.count(Report::Lost) > 0)
+        self.gateway == Some(Report::Lost)
+            || !self.lost_strangers.is_empty()
+            || self.hops.iter().any(|hop| hop.count(Report::Lost) > 0)
     }
 
     /// Who wrote span ids and reported none, and who does not trace at all.
@@ -170,6 +193,13 @@ impl<'a> Proxies<'a> {
                 hint = hints.providers().into_iter().fold(hint, Hint::run);
             }
             out.push(Finding::fail(ID, text, hint).hop(name));
+        }
+        for (Stranger { name, .. }, id) in &self.lost_strangers {
+            let text = format!("{name} continues the trace and no span of it arrived: {} is missing", short(&id.to_string()));
+            let cause = format!(
+                "{name}, an app of another make, reports to another backend or to nobody, or its report gets lost: its exporter's endpoint, or its proxy's tracing provider"
+            );
+            out.push(Finding::fail(ID, text, Hint::new(cause)).hop(name));
         }
         out
     }
@@ -233,7 +263,8 @@ impl<'a> Proxies<'a> {
     /// The hop that lost the span with this id, where that is known.
     pub(super) fn owner(&self, id: SpanId, expected: &[HopSpan]) -> Option<String> {
         let own = expected.iter().find(|expected| expected.span.id == id).map(|expected| expected.hop.name.clone());
-        own.or_else(|| {
+        let stranger = || Some(self.lost_strangers.iter().find(|(_, lost)| *lost == id)?.0.name.clone());
+        own.or_else(stranger).or_else(|| {
             // A proxy's span that names it as its parent stands in front of a hop that the owner called.
             let server = self.spans.below(id).into_iter().find(|span| is_proxy(span) && span.kind == Some(Kind::Server))?;
             let service = server.service().unwrap_or_default();

@@ -8,7 +8,7 @@ use std::time::Duration;
 use reqwest::Url;
 use tokio::time::Instant;
 
-use crate::check::backend::client::{Backend, open};
+use crate::check::backend::client::{Backend, Refusal, SecretHeader, open};
 use crate::check::backend::expected::{expected_spans, trace_ids};
 use crate::check::reachability::tls::Trust;
 use crate::hop::reply::Tree;
@@ -30,6 +30,9 @@ pub struct TraceArgs {
     /// Read the traces from this Jaeger query API or Zipkin v2 API
     #[arg(long, value_name = "URL", value_parser = crate::check::chain::expect::url)]
     pub traces: Url,
+    /// Send this header to the trace backend, for example a token; it is never shown (repeatable)
+    #[arg(long, value_name = "NAME: VALUE")]
+    pub traces_header: Vec<SecretHeader>,
     /// How long the traces may take to be whole
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = values::positive_duration)]
     pub traces_wait: Duration,
@@ -77,9 +80,16 @@ pub async fn run(args: TraceArgs) -> u8 {
             return 2;
         }
     };
+    let headers = match SecretHeader::map(&args.traces_header) {
+        Ok(headers) => headers,
+        Err(line) => {
+            eprintln!("httpserver: {line}");
+            return 2;
+        }
+    };
     let started = Instant::now();
     let backend = loop {
-        match open(&args.traces, &trust).await {
+        match open(&args.traces, &trust, headers.clone(), args.traces_wait).await {
             Ok((backend, _)) => break backend,
             Err(_) if started.elapsed() < args.traces_wait => tokio::time::sleep(POLL).await,
             Err(finding) => {
@@ -124,11 +134,11 @@ fn expectation(args: &TraceArgs, tree: &Tree) -> ExpectedTrace {
 }
 
 fn succeeded(tree: &Tree) -> bool {
-    tree.status < 300 && tree.upstreams.iter().all(|call| call.error.is_none() && call.reply.as_deref().is_none_or(succeeded))
+    tree.status < 300 && tree.upstreams.iter().all(|call| call.error.is_none() && call.replies().all(succeeded))
 }
 
 /// The traces that the reply names, and those in which a span has its request id.
-async fn load(backend: &Backend, tree: &Tree) -> Result<Vec<Trace>, String> {
+async fn load(backend: &Backend, tree: &Tree) -> Result<Vec<Trace>, Refusal> {
     let mut ids = trace_ids(&expected_spans(tree, "", None));
     crate::check::chain::visit(tree, "", 0, &mut |hop, _, _| {
         ids.extend(hop.trace_id.as_deref().and_then(|id| parse_trace_id(id).ok()));
@@ -152,7 +162,7 @@ async fn settled(args: &TraceArgs, backend: &Backend, tree: &Tree, expected: &Ex
         let trouble = loaded.as_ref().err().cloned();
         let traces = loaded.unwrap_or_default();
         let mut verdict = Verdict::of(&traces, expected);
-        verdict.deviations.extend(trouble.map(|trouble| format!("The backend: {trouble}.")));
+        verdict.deviations.extend(trouble.map(|trouble| format!("The backend {trouble}.")));
         if verdict.whole {
             if whole_since.get_or_insert_with(Instant::now).elapsed() >= args.settle {
                 return (verdict, traces);

@@ -1,9 +1,9 @@
 //! What one request shows of every hop and every seam: the evidence that the findings are made from.
 
-use crate::check::envoy::suggestions::HopRef;
+use crate::check::envoy::suggestions::{HopRef, name_of};
 use crate::check::report::Side;
 use crate::hop::reply::Propagation;
-use crate::trace_context::{Context, HeaderFamily};
+use crate::trace_context::{Context, HeaderFamily, Mangling};
 
 /// The caller's name in every seam in front of the first hop.
 pub(crate) const CALLER: &str = "check";
@@ -15,6 +15,8 @@ pub(crate) enum Effect {
     Lost(String),
     /// Its value changed.
     Changed { name: String, before: String, after: String },
+    /// Its values were damaged in a way that has a name.
+    Mangled { name: String, how: Mangling, values: String },
     /// The context in this format was valid before and is not behind: this header's value.
     Invalid { format: HeaderFamily, name: String, value: String },
     /// The trace id in this format changed.
@@ -27,6 +29,19 @@ pub(crate) enum Effect {
     Order { fresh: HeaderFamily, read: HeaderFamily, trace: bool },
 }
 
+impl Effect {
+    /// The header that it is about; of a context the one that names it.
+    pub(crate) fn header(&self) -> Option<String> {
+        match self {
+            Self::Lost(name) | Self::Changed { name, .. } | Self::Mangled { name, .. } | Self::Invalid { name, .. } => {
+                Some(name.clone())
+            }
+            Self::Trace { format, .. } => Some(format.header().to_owned()),
+            Self::Sampled { .. } | Self::NewTrace { .. } | Self::Order { .. } => None,
+        }
+    }
+}
+
 /// Everything that went wrong on one side of one seam.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct SeamFault {
@@ -35,7 +50,22 @@ pub(crate) struct SeamFault {
     pub(crate) side: Side,
     /// What the hop that is in question says of itself.
     pub(crate) mode: Option<Propagation>,
+    /// An app of another make that stands between the two.
+    pub(crate) via: Option<Stranger>,
     pub(crate) effects: Vec<Effect>,
+}
+
+/// An app of another make, known by the URL that a hop calls.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Stranger {
+    pub(crate) name: String,
+    pub(crate) url: String,
+}
+
+impl Stranger {
+    pub(crate) fn at(url: &str) -> Self {
+        Self { name: name_of(url), url: url.to_owned() }
+    }
 }
 
 impl SeamFault {
@@ -46,7 +76,7 @@ impl SeamFault {
             Effect::Trace { format: of, .. } | Effect::Invalid { format: of, .. } => *of == format,
             Effect::NewTrace { received, .. } => received.iter().any(|(of, _)| *of == format),
             Effect::Order { .. } => true,
-            Effect::Changed { name, .. } => format.has(name),
+            Effect::Changed { name, .. } | Effect::Mangled { name, .. } => format.has(name),
             Effect::Sampled { .. } => false,
         })
     }
@@ -54,7 +84,7 @@ impl SeamFault {
     /// Whether this header is in question.
     pub(crate) fn touches(&self, header: &str) -> bool {
         self.effects.iter().any(|effect| match effect {
-            Effect::Lost(name) | Effect::Changed { name, .. } => name == header,
+            Effect::Lost(name) | Effect::Changed { name, .. } | Effect::Mangled { name, .. } => name == header,
             _ => false,
         })
     }
@@ -84,6 +114,13 @@ impl Proxy {
         self.w3c || self.b3
     }
 
+    pub(crate) fn wrote(self, format: HeaderFamily) -> bool {
+        match format {
+            HeaderFamily::W3c => self.w3c,
+            HeaderFamily::B3 => self.b3,
+        }
+    }
+
     pub(crate) fn is_seen(self) -> bool {
         self.traces() || self.identity || self.envoy || self.sidecar
     }
@@ -100,6 +137,8 @@ pub(crate) struct HopEvidence {
     pub(crate) hop: HopRef,
     /// 0 for the first hop.
     pub(crate) depth: usize,
+    /// An app of another make through which its caller reached it.
+    pub(crate) via: Option<Stranger>,
     pub(crate) mode: Propagation,
     pub(crate) w3c: Option<Context>,
     pub(crate) b3: Option<Context>,
@@ -129,11 +168,21 @@ pub(crate) enum RequestId {
     Missing,
 }
 
+/// From a hop to one that it called, or that an app of another make called for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Step {
+    /// Which of its calls.
+    pub(crate) call: usize,
+    /// Which of the call's replies.
+    pub(crate) reply: usize,
+    pub(crate) is_foreign: bool,
+}
+
 /// A format that a continuing hop received and did not write on. Whether that is a fault depends on what the hop reads.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Unwritten {
-    /// The hop: which upstream to take at every level, from the first hop on.
-    pub(crate) path: Vec<usize>,
+    /// To the hop, from the first one on.
+    pub(crate) path: Vec<Step>,
     pub(crate) format: HeaderFamily,
     pub(crate) from: HopRef,
     pub(crate) to: HopRef,
@@ -150,10 +199,21 @@ pub(crate) struct Xray {
     pub(crate) unwritten: Vec<Unwritten>,
     /// Formats that hops leave out by configuration, harmless where nobody speaks them.
     pub(crate) left_out: Vec<(HopRef, HeaderFamily)>,
+    /// What apps of another make leave out while the trace goes on through them.
+    pub(crate) withheld: Vec<Withheld>,
     /// Calls behind which nothing could be seen: the caller and the called.
     pub(crate) unobserved: Vec<(HopRef, HopRef)>,
     /// Sampling decisions that tracing proxies took instead of the one that came in.
     pub(crate) decided: Vec<Decided>,
+}
+
+/// Headers that an app of another make received from one hop and did not pass on to another.
+#[derive(Debug, Clone)]
+pub(crate) struct Withheld {
+    pub(crate) via: Stranger,
+    pub(crate) from: HopRef,
+    pub(crate) to: HopRef,
+    pub(crate) effects: Vec<Effect>,
 }
 
 /// A hop that injection left out.
@@ -180,22 +240,21 @@ pub(crate) struct Decided {
 impl Xray {
     /// Whether any proxy is seen to speak this format.
     pub(crate) fn mesh_speaks(&self, format: HeaderFamily) -> bool {
-        self.rows.iter().any(|row| match format {
-            HeaderFamily::W3c => row.proxy.w3c,
-            HeaderFamily::B3 => row.proxy.b3,
-        })
+        self.rows.iter().any(|row| row.proxy.wrote(format))
     }
 
     /// The hop that calls the one in this row; `None` for the first.
     pub(crate) fn caller_of(&self, at: usize) -> Option<&HopEvidence> {
-        let depth = self.rows.get(at)?.depth;
-        self.rows[..at].iter().rev().find(|row| row.depth + 1 == depth)
+        let row = self.rows.get(at)?;
+        let steps = 1 + usize::from(row.via.is_some());
+        self.rows[..at].iter().rev().find(|above| above.depth + steps == row.depth)
     }
 
     /// The hops that this row's calls and that answered.
     pub(crate) fn called_by(&self, at: usize) -> impl Iterator<Item = &HopEvidence> {
         let depth = self.rows.get(at).map_or(0, |row| row.depth);
-        self.rows.iter().skip(at + 1).take_while(move |row| row.depth > depth).filter(move |row| row.depth == depth + 1)
+        let below = self.rows.iter().skip(at + 1).take_while(move |row| row.depth > depth);
+        below.filter(move |row| row.depth == depth + 1 && row.via.is_none())
     }
 
     /// Hops without a sidecar of their own in a mesh whose other hops have one: nobody vouches for their caller, and nobody vouches
@@ -231,7 +290,7 @@ impl Xray {
         }
         match self.faults.iter_mut().find(|known| known.from == *from && known.to == *to && known.side == side) {
             Some(known) => known.effects.extend(effects),
-            None => self.faults.push(SeamFault { from: from.clone(), to: to.clone(), side, mode, effects }),
+            None => self.faults.push(SeamFault { from: from.clone(), to: to.clone(), side, mode, via: None, effects }),
         }
     }
 }

@@ -214,7 +214,10 @@ fn walk(caller: &HopRef, tree: &Tree, url: &str, above: &mut Vec<String>, out: &
                 let cause = if call.status == Some(508) && above.contains(&to.name) { FailureCause::Loop } else { cause(call) };
                 out.push(Break { from: hop.clone(), to, cause });
             }
-            None => {}
+            None => {
+                let stranger = HopRef { name: name_of(&call.url), hostname: String::new(), url: call.url.clone() };
+                call.embedded.iter().for_each(|reply| walk(&stranger, reply, "", above, out));
+            }
         }
         // The reply is a success and the call is not: the caller gave up, or a proxy changed the answer.
         if failed
@@ -256,7 +259,15 @@ pub(crate) fn outline(tree: &Tree) -> String {
         .iter()
         .map(|call| match &call.reply {
             Some(reply) => outline(reply),
-            None => format!("{} (no reply)", name_of(&call.url)),
+            None => {
+                let what = if call.is_foreign() { "another make" } else { "no reply" };
+                let name = format!("{} ({what})", name_of(&call.url));
+                match call.embedded.iter().map(|reply| outline(reply)).collect::<Vec<_>>().as_slice() {
+                    [] => name,
+                    [one] => format!("{name} -> {one}"),
+                    many => format!("{name} -> ({})", many.join(", ")),
+                }
+            }
         })
         .collect();
     match below.as_slice() {
@@ -268,7 +279,7 @@ pub(crate) fn outline(tree: &Tree) -> String {
 
 /// How many hops answered.
 pub(crate) fn hops(tree: &Tree) -> usize {
-    1 + tree.upstreams.iter().filter_map(|call| call.reply.as_ref()).map(|reply| hops(reply)).sum::<usize>()
+    1 + tree.upstreams.iter().flat_map(Call::replies).map(hops).sum::<usize>()
 }
 
 /// Every hop that answered, in order, with the path to it.
@@ -278,6 +289,8 @@ pub(crate) fn visit<'a>(tree: &'a Tree, url: &'a str, depth: usize, see: &mut dy
         if let Some(reply) = &call.reply {
             visit(reply, &call.url, depth + 1, see);
         }
+        // Where an app of another make calls is not known.
+        call.embedded.iter().for_each(|reply| visit(reply, "", depth + 2, see));
     }
 }
 
@@ -301,11 +314,7 @@ pub(crate) fn findings(tree: &Tree, url: &str, expect: Option<&Expect>, hints: &
         compare(expect, &caller, tree, url, hints, &mut out);
     }
     let mut table = Vec::new();
-    visit(tree, url, 0, &mut |hop, _, depth| {
-        let lane = if hop.lane == "base" { String::new() } else { format!("  lane {}", hop.lane) };
-        let name = format!("{}{}", "  ".repeat(depth.min(8)), hop.service);
-        table.push(format!("{name:<20} {:<8} {:<28} {:>8.1} ms{lane}", hop.version, hop.hostname, hop.duration_ms));
-    });
+    table_of(tree, 0, &mut table);
     if out.is_empty() {
         let count = hops(tree);
         let plural = if count == 1 { "hop" } else { "hops" };
@@ -326,32 +335,48 @@ pub(crate) fn findings(tree: &Tree, url: &str, expect: Option<&Expect>, hints: &
             }
         }
     });
-    let mut strangers = Vec::new();
     visit(tree, url, 0, &mut |hop, url, _| {
-        for call in &hop.upstreams {
-            if call.reply.is_none() && call.error.is_none() && call.status.is_some_and(is_ok) {
-                strangers.push((HopRef::of(hop, url), call.url.clone()));
-            }
-        }
+        let foreign = hop.upstreams.iter().filter(|call| call.is_foreign());
+        out.extend(foreign.map(|call| stranger(&HopRef::of(hop, url), call, expect, hints)));
     });
-    for (hop, stranger) in strangers {
-        let text = format!(
-            "{} is no hop of this chain: {} called it and it answered, but without a reply to look into",
-            stranger, hop.name
-        );
-        let expected = expect.is_some_and(|expect| expect.has_below(&hop.name));
-        out.push(if expected {
-            let cause = format!("The UPSTREAM of {} leads to another server: a wrong port, path or Service", hop.name);
-            Finding::fail(CheckId::ChainStranger, text, Hint::new(cause).run(hints.settings(&hop))).seam(
-                &hop.name,
-                &name_of(&stranger),
-                None,
-            )
-        } else {
-            Finding::skip(CheckId::ChainStranger, format!("{text}; nothing behind it is checked"))
-        });
-    }
     out
+}
+
+/// A line for each hop, and for each app of another make.
+fn table_of(hop: &Tree, depth: usize, table: &mut Vec<String>) {
+    let name = |depth: usize, name: &str| format!("{}{name}", "  ".repeat(depth.min(8)));
+    let lane = if hop.lane == "base" { String::new() } else { format!("  lane {}", hop.lane) };
+    let (first, version, host) = (name(depth, &hop.service), &hop.version, &hop.hostname);
+    table.push(format!("{first:<20} {version:<8} {host:<28} {:>8.1} ms{lane}", hop.duration_ms));
+    for call in &hop.upstreams {
+        if call.is_foreign() {
+            let (name, what) = (name(depth + 1, &name_of(&call.url)), "an app of another make");
+            table.push(format!("{name:<20} {:<8} {what:<28} {:>8.1} ms", "", call.duration_ms));
+        }
+        let below = depth + 1 + usize::from(call.reply.is_none());
+        call.replies().for_each(|reply| table_of(reply, below, table));
+    }
+}
+
+/// An app of another make that answered a hop.
+fn stranger(hop: &HopRef, call: &Call, expect: Option<&Expect>, hints: &HintContext) -> Finding {
+    let (url, name) = (&call.url, name_of(&call.url));
+    let seen: Vec<&str> = call.embedded.iter().map(|reply| reply.service.as_str()).collect();
+    if !seen.is_empty() {
+        let text = format!(
+            "{url} is no hop of this chain: {} called it, and its answer has the reply of {}, so it is judged from both sides",
+            hop.name,
+            seen.join(", ")
+        );
+        return Finding::pass(CheckId::ChainStranger, text).hop(&name);
+    }
+    let text = format!("{url} is no hop of this chain: {} called it and it answered, but without a reply to look into", hop.name);
+    if expect.is_some_and(|expect| expect.has_below(&hop.name)) {
+        let cause = format!("The UPSTREAM of {} leads to another server: a wrong port, path or Service", hop.name);
+        let hint = Hint::new(cause).run(hints.settings(hop));
+        return Finding::fail(CheckId::ChainStranger, text, hint).seam(&hop.name, &name, None);
+    }
+    Finding::skip(CheckId::ChainStranger, format!("{text}; its answer shows nothing of what is behind it")).hop(&name)
 }
 
 fn compare(expect: &Expect, caller: &HopRef, tree: &Tree, url: &str, hints: &HintContext, out: &mut Vec<Finding>) {
@@ -394,6 +419,14 @@ fn compare(expect: &Expect, caller: &HopRef, tree: &Tree, url: &str, hints: &Hin
                 );
             }
             Some(Call { url, reply: Some(reply), .. }) => compare(below, &hop, reply, url, hints, out),
+            // The app of another make may be named or left out.
+            Some(call) if !call.embedded.is_empty() => {
+                let from = HopRef { name: name_of(&call.url), hostname: String::new(), url: call.url.clone() };
+                let is_first = |expect: &Expect| is_named(&call.embedded[0].service, &expect.name);
+                let behind = if is_first(below) { std::slice::from_ref(below) } else { below.below.as_slice() };
+                let pairs = behind.iter().zip(&call.embedded);
+                pairs.for_each(|(below, reply)| compare(below, &from, reply, "", hints, out));
+            }
             // Reported by the failed call itself, or as a foreign response.
             Some(_) => {}
         }

@@ -5,8 +5,8 @@ use opentelemetry::trace::TraceId;
 use crate::check::chain::evidence::{Effect, Proxy, RequestId, SIDECAR_CALLS_FROM};
 use crate::hop::reply::{Headers, Propagation, Tree};
 use crate::trace_context::{
-    Context, HeaderFamily, HeaderSource as _, is_foreign_tracer, is_trace_context, is_valid_request_id, is_valid_tracestate,
-    names_trace,
+    Context, HeaderFamily, HeaderSource as _, Mangling, is_foreign_tracer, is_trace_context, is_valid_request_id,
+    is_valid_tracestate, names_trace,
 };
 use crate::traces::ids::{parse_span_id, parse_trace_id};
 
@@ -66,8 +66,39 @@ pub(crate) fn between(sent: &Headers, received: &Headers, is_edge: bool) -> (Vec
     for (name, _) in &sent.0 {
         effects.extend(header_between(name, sent, received, is_edge));
     }
-    dedup(&mut effects);
+    name_damage(&mut effects, sent, received);
     (effects, request_id)
+}
+
+/// Puts what was done to headers by its own name in place of its consequences.
+fn name_damage(effects: &mut Vec<Effect>, before: &Headers, after: &Headers) {
+    let mut damage = Vec::new();
+    for (name, _) in &before.0 {
+        let (was, is) = (values(before, name), values(after, name));
+        let [was] = was.as_slice() else { continue };
+        if let Some(how) = Mangling::between(name, was, &is) {
+            damage.push(Effect::Mangled { name: name.clone(), how, values: shown(is.join(" | ")) });
+        }
+    }
+    let is_same = |name: &str, other: &str| {
+        name == other || HeaderFamily::ALL.into_iter().any(|format| format.has(name) && format.has(other))
+    };
+    let named = |effect: &Effect| {
+        let names = damage.iter().filter_map(Effect::header).collect::<Vec<_>>();
+        effect.header().is_some_and(|header| names.iter().any(|name| is_same(name, &header)))
+    };
+    effects.retain(|effect| !named(effect));
+    effects.splice(0..0, damage);
+    dedup(effects);
+}
+
+/// A value as it is quoted.
+fn shown(mut value: String) -> String {
+    const SHOWN: usize = 140;
+    if let Some((at, _)) = value.char_indices().nth(SHOWN) {
+        value.replace_range(at.., "…");
+    }
+    value
 }
 
 /// What became of the trace contexts between a caller and a hop.
@@ -161,7 +192,10 @@ pub(crate) fn verbatim(received: &Headers, sent: &Headers, mode: Propagation) ->
             effects.push(change(name, received, sent));
         }
     }
-    dedup(&mut effects);
+    name_damage(&mut effects, received, sent);
+    if mode == Propagation::Continue {
+        effects.retain(|effect| effect.header().is_none_or(|name| !is_trace_context(&name)));
+    }
     effects
 }
 
@@ -185,14 +219,9 @@ fn change(name: &str, received: &Headers, sent: &Headers) -> Effect {
 
 /// A context that was valid `before` and is not `after`, although its headers are there.
 fn invalid(format: HeaderFamily, before: &Headers, after: &Headers) -> Effect {
-    const SHOWN: usize = 100;
     let names = || before.0.iter().map(|(name, _)| name.as_str()).filter(|name| format.has(name));
     let changed = names().find(|name| before.get(name) != after.get(name)).or(names().next()).unwrap_or(format.header());
-    let mut value = values(after, changed).join(", ");
-    if let Some((at, _)) = value.char_indices().nth(SHOWN) {
-        value.replace_range(at.., "…");
-    }
-    Effect::Invalid { format, name: changed.to_owned(), value }
+    Effect::Invalid { format, name: changed.to_owned(), value: shown(values(after, changed).join(", ")) }
 }
 
 /// Whether a continuing hop joined the trace that it received, and the right one.
@@ -258,6 +287,8 @@ pub(crate) fn continued(tree: &Tree, sent: &Headers, own: bool) -> (Vec<Effect>,
     {
         effects.push(Effect::Lost("tracestate".to_owned()));
     }
+    name_damage(&mut effects, &tree.received, sent);
+    effects.retain(|effect| !matches!(effect, Effect::Mangled { name, .. } if !is_trace_context(name)));
     (effects, unwritten)
 }
 

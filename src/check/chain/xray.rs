@@ -8,19 +8,22 @@
 
 use std::collections::BTreeMap;
 
-use crate::check::chain::evidence::{CALLER, Decided, Effect, HopEvidence, Unwritten, Xray};
+use crate::check::chain::evidence::{
+    CALLER, Decided, Effect, HopEvidence, Proxy, RequestId, SeamFault, Step, Stranger, Unwritten, Withheld, Xray,
+};
 use crate::check::chain::probe::Probe;
 use crate::check::chain::seams::{between, continued, joined, proxy, trace_of, verbatim};
 use crate::check::envoy::suggestions::{HopRef, name_of};
 use crate::check::report::Side;
 use crate::hop::reply::{Headers, Propagation, Tree};
-use crate::trace_context::{HeaderFamily, HeaderSource as _};
+use crate::trace_context::{HeaderFamily, HeaderSource as _, names_trace};
 
 /// Examines one request.
 pub(crate) fn examine(probe: &Probe, tree: &Tree, url: &str) -> Xray {
     let mut xray = Xray::default();
     let caller = HopRef { name: CALLER.to_owned(), hostname: String::new(), url: String::new() };
     xray.hop(&caller, &probe.headers, None, tree, url, &mut Vec::new());
+    xray.settle_withheld();
     xray
 }
 
@@ -32,7 +35,7 @@ impl Xray {
         caller_mode: Option<Propagation>,
         tree: &Tree,
         url: &str,
-        path: &mut Vec<usize>,
+        path: &mut Vec<Step>,
     ) {
         let hop = HopRef::of(tree, url);
         let is_edge = path.is_empty();
@@ -48,17 +51,12 @@ impl Xray {
             });
         }
         self.fault(caller, &hop, Side::Between, caller_mode, effects);
-        self.rows.push(HopEvidence {
-            hop: hop.clone(),
-            depth: path.len(),
-            mode: tree.propagation,
-            w3c: HeaderFamily::W3c.read(&tree.received),
-            b3: HeaderFamily::B3.read(&tree.received),
-            request_id,
-            proxy,
-            others: ["baggage", "tracestate", "x-lane"].into_iter().filter(|name| tree.received.is_present(name)).collect(),
-        });
+        self.rows.push(row(tree, &hop, depth(path), request_id, proxy, None));
+        self.calls(caller, sent, tree, hop, path);
+    }
 
+    /// The hop itself, and what it calls.
+    fn calls(&mut self, caller: &HopRef, sent: &Headers, tree: &Tree, hop: HopRef, path: &mut Vec<Step>) {
         let mut own = true;
         if tree.propagation == Propagation::Continue {
             let effects = joined(sent, tree);
@@ -85,11 +83,69 @@ impl Xray {
             self.fault(&hop, &next, Side::Hop, Some(tree.propagation), effects);
             match &call.reply {
                 Some(reply) => {
-                    path.push(index);
+                    path.push(Step { call: index, reply: 0, is_foreign: false });
                     self.hop(&hop, &call.sent, Some(tree.propagation), reply, &call.url, path);
                     path.pop();
                 }
-                None => self.unobserved.push((hop.clone(), next)),
+                None if call.embedded.is_empty() => self.unobserved.push((hop.clone(), next)),
+                None => {
+                    for (at, reply) in call.embedded.iter().enumerate() {
+                        path.push(Step { call: index, reply: at, is_foreign: true });
+                        self.behind_stranger(&hop, &Stranger::at(&call.url), &call.sent, reply, path);
+                        path.pop();
+                    }
+                }
+            }
+        }
+    }
+
+    /// A hop that an app of another make called, while it was called itself with the headers `sent`. Such an app may continue the trace
+    /// in the one format that its tracer speaks, and need not pass on what is no part of a trace; what it passes on must be whole.
+    fn behind_stranger(&mut self, caller: &HopRef, via: &Stranger, sent: &Headers, tree: &Tree, path: &mut Vec<Step>) {
+        let hop = HopRef::of(tree, "");
+        let (effects, request_id) = between(sent, &tree.received, false);
+        let contexts = HeaderFamily::read_all(sent);
+        let is_mangled = |format: HeaderFamily| {
+            effects.iter().any(|effect| matches!(effect, Effect::Mangled { name, .. } if format.has(name)))
+        };
+        let goes_on = HeaderFamily::read_all(&tree.received)
+            .into_iter()
+            .any(|(format, context)| names_trace(&contexts, context.trace_id) && !is_mangled(format));
+        let is_broken = !contexts.is_empty() && !goes_on;
+        let (faults, left): (Vec<Effect>, Vec<Effect>) = effects.into_iter().partition(|effect| match effect {
+            Effect::Mangled { .. } | Effect::Sampled { .. } => true,
+            Effect::Changed { name, .. } => is_broken && name != "x-request-id",
+            _ => is_broken,
+        });
+        if !faults.is_empty() {
+            let (from, to, via) = (caller.clone(), hop.clone(), Some(via.clone()));
+            self.faults.push(SeamFault { from, to, side: Side::Between, mode: None, via, effects: faults });
+        }
+        if !left.is_empty() {
+            self.withheld.push(Withheld { via: via.clone(), from: caller.clone(), to: hop.clone(), effects: left });
+        }
+        // A new span id is the app's own as likely as a proxy's.
+        let signs = proxy(sent, tree);
+        let proxy = Proxy { w3c: false, b3: false, envoy: tree.attempt > 1, ..signs };
+        self.rows.push(row(tree, &hop, depth(path), request_id, proxy, Some(via.clone())));
+        self.calls(caller, &tree.received, tree, hop, path);
+    }
+
+    /// What an app leaves out breaks the trace where the proxies speak it.
+    fn settle_withheld(&mut self) {
+        let formats = HeaderFamily::ALL.into_iter();
+        let spoken: Vec<HeaderFamily> = formats.filter(|format| self.mesh_speaks(*format)).collect();
+        let breaks = |effect: &Effect| {
+            let header = effect.header();
+            spoken.iter().any(|format| header.as_ref().is_some_and(|header| format.has(header)))
+        };
+        for Withheld { via, from, to, effects } in std::mem::take(&mut self.withheld) {
+            let (effects, left): (Vec<Effect>, Vec<Effect>) = effects.into_iter().partition(breaks);
+            if !left.is_empty() {
+                self.withheld.push(Withheld { via: via.clone(), from: from.clone(), to: to.clone(), effects: left });
+            }
+            if !effects.is_empty() {
+                self.faults.push(SeamFault { from, to, side: Side::Between, mode: None, via: Some(via), effects });
             }
         }
     }
@@ -113,8 +169,28 @@ impl Xray {
 }
 
 /// The hop at a path, counted from the first hop.
-fn at<'a>(tree: &'a Tree, path: &[usize]) -> Option<&'a Tree> {
-    path.iter().try_fold(tree, |hop, index| hop.upstreams.get(*index)?.reply.as_deref())
+fn at<'a>(tree: &'a Tree, path: &[Step]) -> Option<&'a Tree> {
+    path.iter().try_fold(tree, |hop, step| hop.upstreams.get(step.call)?.replies().nth(step.reply))
+}
+
+/// How many stand above a hop, those of another make included.
+fn depth(path: &[Step]) -> usize {
+    path.iter().map(|step| 1 + usize::from(step.is_foreign)).sum()
+}
+
+fn row(tree: &Tree, hop: &HopRef, depth: usize, request_id: RequestId, proxy: Proxy, via: Option<Stranger>) -> HopEvidence {
+    let others = ["baggage", "tracestate", "x-lane"].into_iter().filter(|name| tree.received.is_present(name)).collect();
+    HopEvidence {
+        hop: hop.clone(),
+        depth,
+        via,
+        mode: tree.propagation,
+        w3c: HeaderFamily::W3c.read(&tree.received),
+        b3: HeaderFamily::B3.read(&tree.received),
+        request_id,
+        proxy,
+        others,
+    }
 }
 
 /// Whether a hop continues a trace that came in `format` alone; `None` when something else came too.

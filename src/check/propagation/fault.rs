@@ -1,11 +1,11 @@
 //! A fault of the x-ray as a finding: the sentence, the likely cause, the next command.
 
-use crate::check::chain::evidence::{CALLER, Effect, SeamFault, Xray};
+use crate::check::chain::evidence::{CALLER, Effect, SeamFault, Stranger, Xray};
 use crate::check::chain::probe::short;
 use crate::check::envoy::suggestions::{HintContext, HopRef, Runner, quoted};
 use crate::check::report::{CheckId, Finding, Hint, Side};
 use crate::hop::reply::Propagation;
-use crate::trace_context::HeaderFamily;
+use crate::trace_context::{HeaderFamily, Mangling};
 
 /// The order of `OTEL_PROPAGATORS` that fits a mesh that speaks `format`.
 pub(crate) fn order_for(format: HeaderFamily) -> &'static str {
@@ -98,8 +98,10 @@ pub(crate) fn finding(fault: &SeamFault, xray: &Xray, hints: &HintContext) -> Fi
         Subject::Only(format) => format!("{} trace broke between {from} and {to}", format.name()),
         Subject::Sampled => format!("The sampling decision flipped between {from} and {to}"),
         Subject::RequestId => format!("The request id broke between {from} and {to}"),
+        Subject::Others if has_damage(fault) => format!("Headers are damaged between {from} and {to}"),
         Subject::Others => format!("Headers are lost between {from} and {to}"),
     };
+    let head = fault.via.as_ref().map_or_else(|| head.clone(), |via| format!("{head}, at {}", via.name));
     let mut parts = Vec::new();
     let names = lost(fault);
     if !names.is_empty() {
@@ -113,6 +115,12 @@ pub(crate) fn finding(fault: &SeamFault, xray: &Xray, hints: &HintContext) -> Fi
     for effect in &fault.effects {
         parts.push(match (effect, fault.side) {
             (Effect::Lost(_), _) => continue,
+            (Effect::Mangled { name, how, values }, Side::Hop) => {
+                format!("{from} received one {name} and sent {} ({values})", damaged(*how))
+            }
+            (Effect::Mangled { name, how, values }, _) => {
+                format!("{from} sent one {name}, {to} got {} ({values})", damaged(*how))
+            }
             (Effect::Changed { name, before, after }, Side::Hop) => {
                 format!("{from} received {name} {} and sent {}", short(before), short(after))
             }
@@ -156,9 +164,34 @@ pub(crate) fn finding(fault: &SeamFault, xray: &Xray, hints: &HintContext) -> Fi
         });
     }
     let hint = hint(fault, xray, hints);
+    let stranger = fault.via.as_ref().map(|via| &via.name);
     Finding::fail(id(fault), format!("{head}: {}", parts.join("; ")), hint)
         .seam(from, to, Some(fault.side))
-        .hop(if fault.side == Side::NewTrace { to } else { from })
+        .hop(stranger.unwrap_or(if fault.side == Side::NewTrace { to } else { from }))
+}
+
+/// What arrived in place of one whole value.
+fn damaged(how: Mangling) -> &'static str {
+    match how {
+        Mangling::Doubled => "several, and receivers disagree about which of them counts",
+        Mangling::Joined => "one in which several values are joined by a comma",
+        Mangling::Shortened => "a trace id that is shortened to 64 bits",
+        Mangling::Padded => "a trace id that is padded to 128 bits",
+        Mangling::UpperCase => "it in upper case",
+        Mangling::Changed => "another value",
+    }
+}
+
+fn has_damage(fault: &SeamFault) -> bool {
+    fault.effects.iter().any(|effect| matches!(effect, Effect::Mangled { .. }))
+}
+
+/// The first damage, and its header.
+fn damage(fault: &SeamFault) -> Option<(&str, Mangling)> {
+    fault.effects.iter().find_map(|effect| match effect {
+        Effect::Mangled { name, how, .. } => Some((name.as_str(), *how)),
+        _ => None,
+    })
 }
 
 pub(crate) fn decision(sampled: bool) -> &'static str {
@@ -166,6 +199,9 @@ pub(crate) fn decision(sampled: bool) -> &'static str {
 }
 
 fn hint(fault: &SeamFault, xray: &Xray, hints: &HintContext) -> Hint {
+    if let Some(via) = &fault.via {
+        return by_stranger(fault, via);
+    }
     match fault.side {
         Side::Hop => by_hop(fault, xray, hints),
         Side::Between => by_proxy(fault, xray, hints),
@@ -187,6 +223,39 @@ fn consequence(fault: &SeamFault, xray: &Xray) -> String {
     }
 }
 
+/// What a damage comes from, at whoever wrote the header.
+fn damaged_by(how: Mangling) -> &'static str {
+    match how {
+        Mangling::Joined | Mangling::Doubled => "two parts of it write the header, one beside what the other passes on",
+        Mangling::Shortened => "its tracer has trace ids of 64 bits",
+        Mangling::Padded => "its tracer takes every trace id for one of 128 bits",
+        Mangling::UpperCase | Mangling::Changed => "it formats the header by itself",
+    }
+}
+
+/// An app of another make that stands between the two hops.
+fn by_stranger(fault: &SeamFault, via: &Stranger) -> Hint {
+    let Stranger { name, url } = via;
+    let makes_traces = || fault.effects.iter().any(|effect| matches!(effect, Effect::Trace { .. }));
+    let cause = if let Some((header, how)) = damage(fault) {
+        format!("{name}, an app of another make, damages {header}: {}", damaged_by(how))
+    } else if subject(fault) == Subject::Sampled {
+        format!("{name}, an app of another make, decides about sampling by itself: its sampler is not parent-based")
+    } else if makes_traces() {
+        format!(
+            "{name}, an app of another make, begins a trace of its own: its server is not instrumented, reads another format, or the context does not reach its HTTP client"
+        )
+    } else {
+        format!(
+            "{name}, an app of another make, does not pass the trace on: its HTTP client is not instrumented, or it does not copy the headers"
+        )
+    };
+    Hint::new(cause).run(format!(
+        "httpserver probe {} --downstream 127.0.0.1:9001  # with the next hop of {name} set to that address",
+        quoted(url)
+    ))
+}
+
 fn by_hop(fault: &SeamFault, xray: &Xray, hints: &HintContext) -> Hint {
     let hop = &fault.from;
     let name = &hop.name;
@@ -202,6 +271,10 @@ fn by_hop(fault: &SeamFault, xray: &Xray, hints: &HintContext) -> Hint {
         return Hint::new(cause).run(hints.settings(hop));
     }
     let names = lost(fault);
+    if let Some((header, how)) = damage(fault) {
+        let cause = format!("{name} damages {header}, which it should pass on whole: {}", damaged_by(how));
+        return Hint::new(cause).run(hints.settings(hop));
+    }
     if names.is_empty() {
         let cause = format!("{name} changes headers that it should pass on as they came: another build, or a filter in its pod");
         return Hint::new(cause).run(hints.settings(hop));
@@ -249,8 +322,14 @@ fn by_proxy(fault: &SeamFault, xray: &Xray, hints: &HintContext) -> Hint {
     let namespace = hints.namespace_of(&fault.to);
     let caller = from == CALLER;
     let names = lost(fault);
-    if names.is_empty() {
+    if names.is_empty() || has_damage(fault) {
         let cause = match subject(fault) {
+            _ if let Some((header, how)) = damage(fault) => match how {
+                Mangling::Doubled | Mangling::Joined => format!(
+                    "A proxy between {from} and {to} adds a {header} beside the one that is there: headers.request.add of a VirtualService, an EnvoyFilter, or a second tracer"
+                ),
+                _ => format!("A proxy between {from} and {to} damages {header}: {}", damaged_by(how)),
+            },
             Subject::Sampled => {
                 "A proxy between them decides anew about sampling instead of respecting the decision that came in".to_owned()
             }

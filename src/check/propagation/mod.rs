@@ -8,7 +8,7 @@ mod passed;
 mod sidecars;
 mod table;
 
-use crate::check::chain::evidence::{HopEvidence, SeamFault, Xray};
+use crate::check::chain::evidence::{Effect, HopEvidence, SeamFault, Withheld, Xray};
 use crate::check::chain::probe::Probe;
 use crate::check::envoy::suggestions::HintContext;
 use crate::check::report::{CheckId, Finding};
@@ -16,7 +16,7 @@ use crate::hop::reply::Tree;
 use crate::trace_context::HeaderFamily;
 
 use bare::FixedId;
-use fault::{finding, is_about_id, is_order};
+use fault::{finding, is_about_id, is_order, said};
 use sidecars::{coverage, missing_sidecars};
 use table::table;
 
@@ -55,6 +55,7 @@ pub(crate) fn findings(probe: &Probe, xray: &Xray, pair: Option<(&Tree, &Tree)>,
     let others = others.into_iter().filter(|fault| !is_told(fault));
     out.extend(others.take(MAX_SEAMS).map(|fault| finding(fault, xray, hints)));
     out.extend(passed::findings(xray, fixed.is_some()));
+    out.extend(xray.withheld.iter().take(MAX_SEAMS).map(withheld));
     out.extend(pair.and_then(|(_, bare)| bare::finding(bare, &hints.url, hints)));
     out.extend(xray.unobserved.iter().take(MAX_SEAMS).map(|(from, to)| {
         Finding::skip(
@@ -66,6 +67,15 @@ pub(crate) fn findings(probe: &Probe, xray: &Xray, pair: Option<(&Tree, &Tree)>,
     out
 }
 
+/// What an app of another make leaves out is its own business as long as the trace goes on.
+fn withheld(withheld: &Withheld) -> Finding {
+    let names: Vec<String> = withheld.effects.iter().filter_map(Effect::header).collect();
+    let (via, names) = (&withheld.via.name, said(&names.iter().map(String::as_str).collect::<Vec<_>>()));
+    let text =
+        format!("{via} passes the trace on to {}, without {names}: no fault, as it is no hop of this chain", withheld.to.name);
+    Finding::skip(CheckId::PropagationHeaders, text).hop(via)
+}
+
 /// The formats that the proxies between the hops use.
 fn proxies(xray: &Xray) -> Finding {
     let (w3c, b3) = (xray.mesh_speaks(HeaderFamily::W3c), xray.mesh_speaks(HeaderFamily::B3));
@@ -75,7 +85,7 @@ fn proxies(xray: &Xray) -> Finding {
     };
     if w3c || b3 {
         let mut text = format!("Proxies speak {}, seen in front of {}", dialect(w3c, b3), list(&|row| row.proxy.traces()));
-        let silent = list(&|row| !row.proxy.traces());
+        let silent = list(&|row| !row.proxy.traces() && row.via.is_none());
         if !silent.is_empty() {
             text.push_str(&format!("; none that traces in front of {silent}"));
         }

@@ -18,7 +18,13 @@ pub(crate) fn findings(xray: &Xray, is_id_fixed: bool) -> Vec<Finding> {
     };
     let mut out: Vec<Finding> = HeaderFamily::ALL.into_iter().filter_map(|format| trace(xray, format, &hops)).collect();
     out.extend(sampling(xray, &hops));
-    if !is_id_fixed && !touched(xray, "x-request-id") && xray.rows.iter().all(|row| row.request_id != RequestId::Missing) {
+    if !is_id_fixed
+        && !touched(xray, "x-request-id")
+        && xray
+            .rows
+            .iter()
+            .all(|row| row.request_id != RequestId::Missing && (row.via.is_none() || row.request_id == RequestId::Kept))
+    {
         let edge = xray.rows.first().is_some_and(|row| row.request_id == RequestId::Replaced);
         let how = if edge { "; the gateway gave it, as Envoy does for callers from outside" } else { "" };
         out.push(Finding::pass(CheckId::PropagationRequestId, format!("x-request-id {hops} unchanged{how}")));
@@ -95,7 +101,7 @@ fn sampling(xray: &Xray, hops: &str) -> Option<Finding> {
 
 /// A header that did not reach every hop for a reason that is no fault of its own.
 fn not_checked(xray: &Xray, name: &str) -> Option<Finding> {
-    let row = xray.rows.iter().find(|row| !row.others.contains(&name))?;
+    let row = xray.rows.iter().find(|row| !row.others.contains(&name)).filter(|row| row.via.is_none())?;
     let (id, why) = match name {
         "tracestate" => (CheckId::PropagationTracestate, "the traceparent that it belonged to was replaced there"),
         "x-lane" if row.depth == 0 => (CheckId::PropagationLane, "the gateway takes it from callers from outside"),

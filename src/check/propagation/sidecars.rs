@@ -47,7 +47,7 @@ pub(crate) fn coverage(xray: &Xray, hints: &HintContext) -> Vec<Finding> {
     let is_missing = |at: usize| missing.iter().any(|known| known.at == at);
     let mut bytes: Option<(&HopEvidence, &HopEvidence)> = None;
     let mut silent: Vec<(&HopEvidence, &HopEvidence)> = Vec::new();
-    for (at, row) in inner().filter(|(_, row)| !row.proxy.traces() && (row.proxy.sidecar || vouching)) {
+    for (at, row) in inner().filter(|(_, row)| row.via.is_none() && !row.proxy.traces() && (row.proxy.sidecar || vouching)) {
         let Some(caller) = xray.caller_of(at).filter(|_| !is_missing(at) && xray.mesh_traces()) else { continue };
         if row.proxy.identity {
             silent.push((caller, row));

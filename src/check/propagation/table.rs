@@ -1,6 +1,6 @@
 //! The table of the x-ray: a line per hop.
 
-use crate::check::chain::evidence::{CALLER, HopEvidence, RequestId, Xray};
+use crate::check::chain::evidence::{CALLER, RequestId, Xray};
 use crate::check::chain::probe::{Probe, short};
 use crate::trace_context::{Context, HeaderFamily};
 
@@ -10,11 +10,11 @@ pub(crate) fn table(probe: &Probe, xray: &Xray) -> Vec<String> {
         context
             .map_or_else(|| "-".to_owned(), |c| format!("{}/{}", short(&c.trace_id.to_string()), short(&c.span_id.to_string())))
     };
-    let name = |row: &HopEvidence| {
+    let name = |depth: usize, name: &str| {
         // A deep hop is indented less rather than cut.
         const WIDTH: usize = 14;
-        let room = WIDTH.saturating_sub(row.hop.name.chars().count());
-        let text = format!("{}{}", " ".repeat((2 * row.depth).min(8).min(room)), row.hop.name);
+        let room = WIDTH.saturating_sub(name.chars().count());
+        let text = format!("{}{name}", " ".repeat((2 * depth).min(8).min(room)));
         if text.chars().count() > WIDTH { text.chars().take(WIDTH - 1).chain(['…']).collect() } else { text }
     };
     let line = |a: &str, b: &str, c: &str, d: &str, e: &str| format!("{a:<14} {b:<19} {c:<19} {d:<11} {e}").trim_end().to_owned();
@@ -36,7 +36,10 @@ pub(crate) fn table(probe: &Probe, xray: &Xray) -> Vec<String> {
             (false, false, true) => "untraced",
             (false, false, false) => "none",
         };
-        lines.push(line(&name(row), &cell(row.w3c), &cell(row.b3), id, proxy));
+        if let Some(via) = &row.via {
+            lines.push(line(&name(row.depth - 1, &via.name), "not a hop", "", "", ""));
+        }
+        lines.push(line(&name(row.depth, &row.hop.name), &cell(row.w3c), &cell(row.b3), id, proxy));
     }
     lines
 }

@@ -248,9 +248,9 @@ fn bound(tree: &mut Tree, left: &mut usize) {
     *left -= tree.upstreams.len();
     for call in &mut tree.upstreams {
         call.sent.0.truncate(MAX_HEADERS);
-        if let Some(reply) = &mut call.reply {
-            bound(reply, left);
-        }
+        call.embedded.truncate(*left);
+        *left -= call.embedded.len();
+        call.reply.iter_mut().chain(&mut call.embedded).for_each(|reply| bound(reply, left));
     }
 }
 

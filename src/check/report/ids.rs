@@ -118,6 +118,7 @@ check_ids! {
     TracesServices Traces "traces.services"
     TracesOrphans Traces "traces.orphans"
     TracesParents Traces "traces.parents"
+    TracesStranger Traces "traces.stranger"
     TracesCalls Traces "traces.calls"
     TracesProxies Traces "traces.proxies"
     TracesSpans Traces "traces.spans"

@@ -12,13 +12,22 @@ pub(crate) fn document(report: &Report) -> String {
         suite.add_test_cases(of_group.iter().map(case));
         document.add_test_suite(suite);
     }
-    if report.interrupted {
-        let mut status = TestCaseStatus::non_success(NonSuccessKind::Error);
+    let mut suite = TestSuite::new("Run");
+    let mut add = |name: &str, mut status: TestCaseStatus| {
         status.set_message(report.verdict());
-        let mut suite = TestSuite::new("Run");
-        let mut case = TestCase::new("the run came to its end", status);
+        let mut case = TestCase::new(name, status);
         case.set_classname("run");
         suite.add_test_case(case);
+    };
+    if report.interrupted {
+        add("the run came to its end", TestCaseStatus::non_success(NonSuccessKind::Error));
+    }
+    if report.unseen.is_some() {
+        let status =
+            if report.is_strict { TestCaseStatus::non_success(NonSuccessKind::Failure) } else { TestCaseStatus::skipped() };
+        add("everything was seen", status);
+    }
+    if !suite.test_cases.is_empty() {
         document.add_test_suite(suite);
     }
     // Writing into memory fails only for a time that XML cannot carry, and the report sets none.

@@ -267,6 +267,10 @@ pub(crate) struct Report {
     stopped_by: Option<String>,
     /// The parts that the run did not come to.
     left_out: Vec<Group>,
+    /// What could not be seen, so that nothing is known of it: a sentence.
+    unseen: Option<String>,
+    /// Whether what could not be seen fails the run.
+    is_strict: bool,
     out: Box<dyn Write + Send>,
     /// Gives a failure the cause that the cluster's objects show, and commands the options of this run.
     prepare: Option<Prepare>,
@@ -299,6 +303,8 @@ impl Report {
             interrupted: false,
             stopped_by,
             left_out,
+            unseen: None,
+            is_strict: false,
             out,
             prepare: None,
         };
@@ -353,9 +359,25 @@ impl Report {
         self.left_out.retain(|part| !self.findings.iter().any(|finding| finding.group == *part));
     }
 
-    /// Nothing failed, and the run came to its end.
+    /// Which part of the chain was not seen, if any. `is_strict`: that fails the run.
+    pub(crate) fn leave_unseen(&mut self, what: Option<String>, is_strict: bool) {
+        (self.unseen, self.is_strict) = (what, is_strict);
+    }
+
+    /// Nothing failed, the run came to its end, and everything was seen that has to be.
     pub(crate) fn is_fine(&self) -> bool {
-        self.count(Status::Fail) == 0 && !self.interrupted
+        self.count(Status::Fail) == 0 && !self.interrupted && !(self.is_strict && self.unseen.is_some())
+    }
+
+    /// The verdict for machines.
+    fn verdict_word(&self) -> &'static str {
+        if self.count(Status::Fail) > 0 {
+            "broken"
+        } else if self.interrupted || self.unseen.is_some() {
+            "unknown"
+        } else {
+            "healthy"
+        }
     }
 
     fn count(&self, status: Status) -> usize {
@@ -373,8 +395,12 @@ impl Report {
             so_far = format!("interrupted{by}{without}, so far ");
         }
         if failed == 0 {
-            let state = if self.interrupted { "nothing broken" } else { "healthy" };
-            return format!("{so_far}{state}: {passed} checks passed, {skipped} skipped");
+            let state = match (&self.unseen, self.interrupted) {
+                (Some(unseen), false) => format!("healthy as far as it can be seen: {unseen}; "),
+                (None, false) => "healthy: ".to_owned(),
+                (_, true) => "nothing broken: ".to_owned(),
+            };
+            return format!("{so_far}{state}{passed} checks passed, {skipped} skipped");
         }
         let failures = || self.findings.iter().filter(|finding| finding.status == Status::Fail);
         let main = failures().find(|finding| finding.seam.is_some()).or_else(|| failures().next());

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::hop::reply::{Headers, Tree};
+use crate::hop::reply::{Call, Headers, Tree};
 
 use crate::check::chain::evidence::CALLER;
 use crate::check::chain::{self, Break};
@@ -222,7 +222,7 @@ fn digest(
 }
 
 fn sampling_ends(tree: &Tree) -> Option<(String, String)> {
-    tree.upstreams.iter().filter_map(|call| call.reply.as_deref()).find_map(|reply| {
+    tree.upstreams.iter().flat_map(Call::replies).find_map(|reply| {
         if tree.sampled == Some(true) && reply.sampled == Some(false) {
             return Some((tree.service.clone(), reply.service.clone()));
         }
@@ -239,6 +239,7 @@ fn walk(tree: &Tree, url: &str, calls: u32, sample: &mut Sample) {
         sample.gap(&tree.service, reply, call.duration_ms);
         walk(reply, &call.url, calls, sample);
     }
+    tree.upstreams.iter().flat_map(|call| &call.embedded).for_each(|reply| walk(reply, "", calls, sample));
 }
 
 fn hop_sample(tree: &Tree, url: &str, above: u32) -> HopSample {

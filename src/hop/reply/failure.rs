@@ -29,6 +29,9 @@ impl Tree {
                 }),
                 None => {}
             }
+            for reply in &call.embedded {
+                reply.visit(failure, false);
+            }
         }
         if failed && (injected || !passed_on) {
             failure.origins.push(Origin::Answered { service: self.service.as_str().into(), status: self.status, injected });

@@ -10,6 +10,7 @@
 
 mod check;
 mod compact;
+mod embedded;
 mod failure;
 mod read;
 mod text;
@@ -24,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use crate::trace_context::HeaderSource;
 
 pub(crate) use check::{NestedReply, NotNested, pad};
+pub(crate) use embedded::embedded_replies;
 pub(crate) use write::{Text, Written};
 
 /// How many replies may nest, the outermost included: no flag accepts a longer chain, and no reader reads deeper.
@@ -156,6 +158,21 @@ pub struct Call<R: Representation = Owned> {
     /// The next hop's own reply; null when the answer was not one.
     #[serde(deserialize_with = "present")]
     pub reply: Option<R::Nested>,
+    /// The replies of hops that stood somewhere in an answer that was no reply itself: of an app of another make, which called them.
+    #[serde(default = "Vec::new", skip_serializing_if = "Vec::is_empty")]
+    pub embedded: Vec<R::Nested>,
+}
+
+impl Call {
+    /// The reply of the hop that was called, or those of the hops that an app of another make called.
+    pub fn replies(&self) -> impl Iterator<Item = &Tree> {
+        self.reply.iter().chain(&self.embedded).map(|reply| &**reply)
+    }
+
+    /// Whether what answered is no hop: an app of another make, without an error.
+    pub fn is_foreign(&self) -> bool {
+        self.reply.is_none() && self.error.is_none() && self.status.is_some_and(|status| (200..300).contains(&status))
+    }
 }
 
 /// Who called this hop. As reported: without a proxy in front it proves nothing.

@@ -19,9 +19,18 @@ impl<'a> Representation for OneHop<'a> {
 /// A nested reply that is still to be read.
 struct Unread<'a> {
     text: &'a RawValue,
-    /// The caller's index among the hops that were read, and the call's index among the caller's.
-    call: (usize, usize),
+    call: Place,
     depth: u32,
+}
+
+/// Where a nested reply stands.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    /// The caller's index among the hops that were read.
+    caller: usize,
+    /// The call's index among the caller's.
+    call: usize,
+    is_embedded: bool,
 }
 
 impl Tree {
@@ -51,12 +60,18 @@ impl Tree {
                     Err(error) => format!("the reply below cannot be read: {error}"),
                 }
             };
-            hops[call.0].upstreams[call.1].error.get_or_insert(error);
+            hops[call.caller].upstreams[call.call].error.get_or_insert(error);
         }
         // A hop stands behind its caller, so from the last one on each is complete when it is moved.
-        for (caller, call) in calls.into_iter().rev() {
-            let tree = hops.pop();
-            hops[caller].upstreams[call].reply = tree.map(Box::new);
+        for Place { caller, call, is_embedded } in calls.into_iter().rev() {
+            let tree = hops.pop().map(Box::new);
+            let call = &mut hops[caller].upstreams[call];
+            if is_embedded {
+                // The last one was read first.
+                call.embedded.extend(tree);
+            } else {
+                call.reply = tree;
+            }
         }
         Ok(hops.swap_remove(0))
     }
@@ -65,7 +80,9 @@ impl Tree {
 /// The hop without what it nests, which goes to `unread`.
 fn one_hop<'a>(reply: Reply<OneHop<'a>>, index: usize, depth: u32, unread: &mut Vec<Unread<'a>>) -> Tree {
     let calls = reply.upstreams.into_iter().enumerate().map(|(i, call)| {
-        unread.extend(call.reply.map(|text| Unread { text, call: (index, i), depth: depth + 1 }));
+        let place = |is_embedded| Place { caller: index, call: i, is_embedded };
+        unread.extend(call.reply.map(|text| Unread { text, call: place(false), depth: depth + 1 }));
+        unread.extend(call.embedded.into_iter().map(|text| Unread { text, call: place(true), depth: depth + 1 }));
         Call {
             url: call.url,
             protocol: call.protocol,
@@ -74,6 +91,7 @@ fn one_hop<'a>(reply: Reply<OneHop<'a>>, index: usize, depth: u32, unread: &mut 
             error: call.error,
             sent: call.sent,
             reply: None,
+            embedded: Vec::new(),
         }
     });
     Tree {
@@ -174,6 +192,16 @@ mod tests {
             tree.upstreams.iter().map(|call| (&*call.url, call.reply.as_ref().map(|reply| &*reply.service))).collect();
         assert_eq!(below, [("a", Some("a")), ("b", None), ("c", Some("service2")), ("d", Some("d"))]);
         assert_eq!(hops(tree.upstreams[2].reply.as_ref().unwrap()).0, 3);
+        let foreign = call("e", "null").replacen(
+            "\"reply\":null",
+            &format!("\"reply\":null,\"embedded\":[{},{}]", named("one"), chain(2, &named("two"))),
+            1,
+        );
+        let tree =
+            Tree::parse(LEAF.replacen("\"upstreams\":[]", &format!("\"upstreams\":[{foreign},{calls}]"), 1).as_bytes()).unwrap();
+        let below: Vec<_> = tree.upstreams.iter().flat_map(Call::replies).map(|reply| &*reply.service).collect();
+        assert_eq!(below, ["one", "service2", "a", "service2", "d"]);
+        assert_eq!(hops(&tree.upstreams[0].embedded[1]).0, 2);
     }
 
     #[test]

@@ -43,7 +43,14 @@ impl Tree {
                         let _ = writeln!(out, "{below}{under}✗ {}", plain(error));
                     }
                 }
-                None => write_call(call, out, &format!("{below}{branch}")),
+                None => {
+                    write_call(call, out, &format!("{below}{branch}"));
+                    for (i, reply) in call.embedded.iter().enumerate() {
+                        let last = i + 1 == call.embedded.len();
+                        let (inner, deeper) = if last { ("└─ ", "   ") } else { ("├─ ", "│  ") };
+                        reply.write_text(out, &format!("{below}{under}{inner}"), &format!("{below}{under}{deeper}"));
+                    }
+                }
             }
         }
         if self.upstreams.is_empty() && self.status < 300 {
@@ -122,6 +129,7 @@ mod tests {
             error: Some("connection refused".into()),
             sent: Headers::default(),
             reply: None,
+            embedded: Vec::new(),
         });
         let text = tree.to_text();
         assert!(text.contains("└─ http://service3/service3  no answer  1.0ms  ✗ connection refused"), "{text}");

@@ -29,7 +29,6 @@ impl<'a> Representation for Written<'a> {
 #[derive(Debug, Clone)]
 pub(crate) enum Text<'a> {
     Borrowed(&'a str),
-    Owned(String),
     Greeting(&'a str),
     Time(SystemTime),
     TraceId(TraceId),
@@ -137,7 +136,7 @@ impl Reply<Written<'_>> {
 impl Call<Written<'_>> {
     /// So that the buffer need not grow, and its content move, while a long nested reply is written.
     fn expected_len(&self) -> usize {
-        1024 + self.reply.map_or(0, NestedReply::len)
+        1024 + self.reply.into_iter().chain(self.embedded.iter().copied()).map(NestedReply::len).sum::<usize>()
     }
 
     fn push(&self, out: &mut Vec<u8>) {
@@ -161,6 +160,14 @@ impl Call<Written<'_>> {
             Some(reply) => reply.push(out),
             None => out.extend_from_slice(b"null"),
         }
+        if !self.embedded.is_empty() {
+            out.extend_from_slice(key!("embedded"));
+            for (i, reply) in self.embedded.iter().enumerate() {
+                out.push(if i == 0 { b'[' } else { b',' });
+                reply.push(out);
+            }
+            out.push(b']');
+        }
         out.push(b'}');
     }
 }
@@ -170,11 +177,10 @@ impl Text<'_> {
     fn push(&self, out: &mut Vec<u8>) {
         match self {
             Self::Borrowed(text) => return push_text(out, text.as_bytes()),
-            Self::Owned(text) => return push_text(out, text.as_bytes()),
             _ => out.push(b'"'),
         }
         match self {
-            Self::Borrowed(_) | Self::Owned(_) => {}
+            Self::Borrowed(_) => {}
             Self::Greeting(name) => {
                 out.extend_from_slice(b"Hello, ");
                 push_escaped(out, name.as_bytes());
@@ -222,7 +228,6 @@ mod tests {
         fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
             match self {
                 Self::Borrowed(text) => serializer.serialize_str(text),
-                Self::Owned(text) => serializer.serialize_str(text),
                 Self::Greeting(name) => serializer.collect_str(&format_args!("Hello, {name}!")),
                 Self::Time(time) => serializer.collect_str(&humantime::format_rfc3339_micros(*time)),
                 Self::TraceId(id) => serializer.collect_str(id),
@@ -300,17 +305,22 @@ mod tests {
         (all.region, all.cluster) = (Some(Text::Borrowed("north")), Some(Text::Borrowed("c\"1")));
         all.injected = Some(Injected { delay_ms: Some(2000), abort_status: None });
         let leaf = least(&carried).to_json();
-        let call = |status: Option<u16>, error: Option<&str>, reply| Call {
+        let call = |status: Option<u16>, error: Option<&'static str>, reply| Call {
             url: Text::Borrowed("http://service2/service2"),
             protocol: status.map(|_| Text::Borrowed("http/2")),
             status,
             duration_ms: 9.5,
-            error: error.map(|error| Text::Owned(error.to_owned())),
+            error: error.map(Text::Borrowed),
             sent: RedactedHeaders::sent(&outgoing),
             reply,
+            embedded: Vec::new(),
         };
         all.upstreams.push(call(Some(200), None, Some(NestedReply::check(&leaf).unwrap())));
         all.upstreams.push(call(None, Some("connection \"refused\""), None));
+        for count in [1, 2] {
+            let embedded = vec![NestedReply::check(&leaf).unwrap(); count];
+            all.upstreams.push(Call { embedded, ..call(Some(200), None, None) });
+        }
         let middle = all.to_json();
         let mut top = least(&carried);
         top.sampled = Some(false);

@@ -88,7 +88,7 @@ fn the_deadline_ends_the_run_and_says_what_it_left_out() {
     let run = check(&chain.url(), &["--deadline", "2s", "--timeout", "15s"]);
     assert!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
     assert_eq!((run.code, &run.json["interrupted"]), (Some(1), &json!(true)), "{:#}", run.json);
-    let verdict = run.json["verdict"].as_str().unwrap();
+    let verdict = run.json["summary"].as_str().unwrap();
     assert!(verdict.starts_with("interrupted by --deadline 2s (left out: Chain, Propagation, Traffic)"), "{verdict}");
 }
 

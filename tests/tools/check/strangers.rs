@@ -1,0 +1,237 @@
+//! Chains with an app of another make in the middle: front, the app, leaf.
+
+use axum::body::Body;
+use axum::http::{HeaderMap, HeaderValue, Response};
+use serde_json::json;
+
+use super::support::*;
+use crate::common;
+use crate::common::stranger::{answered, only, stranger};
+
+const TRACE: [&str; 9] = [
+    "traceparent",
+    "tracestate",
+    "baggage",
+    "x-b3-traceid",
+    "x-b3-spanid",
+    "x-b3-parentspanid",
+    "x-b3-sampled",
+    "x-request-id",
+    "x-lane",
+];
+
+fn everything(headers: &HeaderMap) -> HeaderMap {
+    only(headers, &TRACE)
+}
+
+fn nothing(_: &HeaderMap) -> HeaderMap {
+    HeaderMap::new()
+}
+
+fn request_id(headers: &HeaderMap) -> HeaderMap {
+    only(headers, &["x-request-id"])
+}
+
+/// As a tracer with W3C alone does, which reports to another backend.
+fn continued(headers: &HeaderMap) -> HeaderMap {
+    let mut headers = only(headers, &["traceparent", "baggage"]);
+    if let Some(parent) = headers.get_mut("traceparent") {
+        let text = parent.to_str().unwrap();
+        *parent = HeaderValue::from_str(&format!("{}00000000000000aa{}", &text[..36], &text[52..])).unwrap();
+    }
+    headers
+}
+
+/// The next hop's answer within JSON of its own.
+fn telling(body: &str) -> Response<Body> {
+    answered("application/json", format!(r#"{{"items":[{{"id":1}}],"downstream":{{"status":200,"body":{body}}}}}"#))
+}
+
+/// Nothing of the next hop's answer.
+fn silent(_: &str) -> Response<Body> {
+    answered("application/json", r#"{"items":[1,2,3]}"#)
+}
+
+/// A front, an app of another make, and a leaf, the hops as `hop` is.
+struct Mixed {
+    _hops: Vec<common::Hop>,
+    url: String,
+}
+
+impl Mixed {
+    fn start(
+        hop: &Hop,
+        passes: impl Fn(&HeaderMap) -> HeaderMap + Send + Sync + 'static,
+        answers: impl Fn(&str) -> Response<Body> + Send + Sync + 'static,
+    ) -> Self {
+        let (args, vars): (Vec<&str>, Vec<_>) = (
+            hop.args.iter().map(String::as_str).collect(),
+            hop.vars.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect(),
+        );
+        let leaf = serve("leaf", &args, &vars);
+        let app = stranger(&format!("http://{}/service3", leaf.addr), passes, answers);
+        let upstream = format!("http://localhost:{}/catalog", app.port());
+        let front = serve("front", &[&args[..], &["--upstream", &upstream]].concat(), &vars);
+        let url = format!("http://{}/service1", front.addr);
+        Self { _hops: vec![front, leaf], url }
+    }
+
+    /// The name by which the front knows the app.
+    fn check(&self, args: &[&str]) -> Run {
+        check(&self.url, &[&["--count", "3", "--rate", "500"], args].concat())
+    }
+}
+
+#[test]
+fn what_passes_through_an_app_that_tells_is_judged_on_both_sides_of_it() {
+    for hop in [plain(), traced()] {
+        let chain = Mixed::start(&hop, everything, telling);
+        let run = chain.check(&[]);
+        run.fine();
+        assert_eq!(run.json["verdict"], "healthy", "{:#}", run.json);
+        assert!(run.check("chain.hops")["text"].as_str().unwrap().contains("(another make) -> leaf v1"), "{:#}", run.json);
+        assert_eq!(run.check("propagation.w3c")["status"], "pass", "{:#}", run.json);
+        assert!(run.checks().iter().all(|check| check["id"] != "propagation.unseen"), "{:#}", run.json);
+
+        for (passes, lost) in [(nothing as fn(&HeaderMap) -> HeaderMap, "x-request-id"), (request_id, "x-b3-*")] {
+            let run = Mixed::start(&hop, passes, telling).check(&[]);
+            run.breaks_at(
+                "propagation.trace",
+                "front",
+                "leaf",
+                Some("between"),
+                &[
+                    "Trace broke between front and leaf, at localhost",
+                    "front sent",
+                    "traceparent",
+                    lost,
+                    "an app of another make",
+                    "httpserver probe",
+                ],
+            );
+            assert_eq!((run.json["verdict"].as_str(), run.failed().len()), (Some("broken"), 1), "{:#}", run.json);
+        }
+
+        let run = Mixed::start(&hop, continued, telling).check(&[]);
+        run.fine();
+        let note =
+            run.checks().iter().find(|check| check["text"].as_str().unwrap().contains("passes the trace on to leaf")).unwrap();
+        assert!(note["status"] == "skip" && note["text"].as_str().unwrap().contains("x-b3-*"), "{note:#}");
+        // A new span id behind it is the app's as likely as a proxy's.
+        assert!(run.check("propagation.proxies")["text"].as_str().unwrap().contains("No proxy seen"), "{:#}", run.json);
+    }
+}
+
+#[test]
+fn an_app_that_tells_nothing_leaves_the_verdict_open() {
+    for passes in [everything as fn(&HeaderMap) -> HeaderMap, nothing, request_id] {
+        let chain = Mixed::start(&plain(), passes, silent);
+        let run = chain.check(&[]);
+        run.fine();
+        assert_eq!(run.json["verdict"], "unknown", "{:#}", run.json);
+        let says = "healthy as far as it can be seen: nothing behind localhost";
+        let summary = run.json["summary"].as_str().unwrap();
+        assert!(summary.starts_with(says) && summary.contains("is ours, and no trace backend was given"), "{summary}");
+        let strict = chain.check(&["--strict"]);
+        assert_eq!((strict.code, &strict.json["verdict"], &strict.json["ok"]), (Some(1), &json!("unknown"), &json!(false)));
+    }
+    let chain = Mixed::start(&plain(), everything, silent);
+    let text = common::run(&["check", &chain.url, "--count", "1"], &[]);
+    assert!(text.code == Some(0) && text.stdout.contains("Verdict  healthy as far as it can be seen: nothing"), "{text:?}");
+    for (flags, code, how) in [(&[][..], 0, "<skipped"), (&["--strict"], 1, "<failure")] {
+        let junit = common::run(&[&["check", &chain.url, "--count", "1", "--output", "junit"], flags].concat(), &[]);
+        let case = junit.stdout.split("<testcase").find(|case| case.contains("everything was seen"));
+        assert!(junit.code == Some(code) && case.is_some_and(|case| case.contains(how)), "{junit:?}");
+    }
+}
+
+#[test]
+fn with_the_backend_an_app_that_tells_nothing_is_judged_by_the_traces() {
+    let demo = Demo::start();
+    let hop = reporting(&demo.store);
+    let traces = ["--traces", demo.store.as_str(), "--traces-wait", "20s"];
+    let run = Mixed::start(&hop, everything, silent).check(&traces);
+    run.fine();
+    assert_eq!(run.json["verdict"], "healthy", "{:#}", run.json);
+    assert!(
+        run.check("traces.stranger")["text"].as_str().unwrap().contains("passes the trace on: leaf reports"),
+        "{:#}",
+        run.json
+    );
+    // The leaf's span is of no proxy.
+    assert_eq!(run.check("traces.spans")["data"], json!({"spans": 3, "app": 2, "proxies": 0, "others": 1}), "{:#}", run.json);
+    for (passes, says) in [
+        (nothing as fn(&HeaderMap) -> HeaderMap, "in the time of each of 5 requests, while front waits"),
+        (request_id, "for the same request id"),
+    ] {
+        let run = Mixed::start(&hop, passes, silent).check(&traces);
+        run.breaks_at(
+            "traces.stranger",
+            "front",
+            "leaf",
+            None,
+            &["Trace broke behind localhost", "leaf begins", says, "does not pass the trace headers on", "httpserver probe"],
+        );
+        assert_eq!((run.json["verdict"].as_str(), run.failed().len()), (Some("broken"), 1), "{:#}", run.json);
+    }
+}
+
+#[test]
+fn with_the_backend_an_app_that_tells_is_judged_once() {
+    let demo = Demo::start();
+    let hop = reporting(&demo.store);
+    let traces = ["--traces", demo.store.as_str(), "--traces-wait", "4s"];
+    let run = Mixed::start(&hop, everything, telling).check(&traces);
+    run.fine();
+    assert_eq!(run.check("traces.spans")["data"], json!({"spans": 3, "app": 3, "proxies": 0}), "{:#}", run.json);
+    for passes in [nothing as fn(&HeaderMap) -> HeaderMap, request_id] {
+        let run = Mixed::start(&hop, passes, telling).check(&traces);
+        run.breaks_at("propagation.trace", "front", "leaf", Some("between"), &["an app of another make"]);
+        run.follows("traces.one", "propagation.trace", &["2 traces"]);
+        assert_eq!(run.failed().len(), 1, "{:#}", run.json);
+    }
+    // Its own span is missing: it reports elsewhere.
+    let run = Mixed::start(&hop, continued, telling).check(&traces);
+    run.fails("traces.services", &["continues the trace and no span of it arrived", "another backend"]);
+    assert_eq!(run.failed().len(), 1, "{:#}", run.json);
+}
+
+/// Other users' requests begin traces at the same service, all the time.
+#[test]
+fn traces_of_others_are_not_taken_for_the_requests() {
+    let demo = Demo::start();
+    let hop = reporting(&demo.store);
+    let vars: Vec<(&str, &str)> = hop.vars.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    let args: Vec<&str> = hop.args.iter().map(String::as_str).collect();
+    // It answers by itself, and somebody else calls the busy service.
+    let busy = serve("busy", &args, &vars);
+    let app = fake(|_| (200, vec![], "[]".into()));
+    let upstream = format!("http://{app}/catalog");
+    let front = serve("front", &[&args[..], &["--upstream", &upstream, "--latency", "100ms"]].concat(), &vars);
+    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let load = std::thread::spawn({
+        let (stop, busy) = (stop.clone(), format!("http://{}/service9", busy.addr));
+        move || {
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                let _ = get_once(&busy);
+            }
+        }
+    });
+    let url = format!("http://{}/service1", front.addr);
+    let run = check(&url, &["--count", "3", "--traces", &demo.store, "--traces-wait", "3s"]);
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    load.join().unwrap();
+    run.fine();
+    assert_eq!(run.json["verdict"], "unknown", "{:#}", run.json);
+    assert!(run.check("traces.stranger")["text"].as_str().unwrap().contains("not judged"), "{:#}", run.json);
+}
+
+/// One GET over a connection of its own.
+fn get_once(url: &str) -> std::io::Result<()> {
+    use std::io::{Read as _, Write as _};
+    let rest = url.trim_start_matches("http://");
+    let (host, path) = rest.split_once('/').unwrap();
+    let mut stream = std::net::TcpStream::connect(host)?;
+    write!(stream, "GET /{path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n")?;
+    stream.read_to_end(&mut Vec::new()).map(drop)
+}
