@@ -29,6 +29,7 @@ use std::time::Duration;
 use backend::Backend;
 use http::HeaderMap;
 use tokio::sync::watch as signal;
+use tokio::task::JoinHandle;
 
 use crate::config::{Environment, caller_exporters, process_variable};
 use crate::hop::reply::{Headers, Tree};
@@ -94,13 +95,7 @@ pub async fn run(args: CheckArgs) -> u8 {
         // Whoever asks twice waits for nothing, not even for a report that somebody does not read.
         std::process::exit(1);
     });
-    let context = HintContext {
-        namespace: args.namespace.clone(),
-        gateway_namespace: args.gateway_namespace.clone(),
-        url: redacted_url(args.url.as_str()),
-        loopback: is_loopback(args.url.host_str().unwrap_or_default()),
-        evidence: Arc::default(),
-    };
+    let context = hints(&args);
     let progress = ProgressLine::new(std::io::stderr().is_terminal());
     let tracer = tracing.as_ref().map(ClientTracing::tracer);
     let run = Run {
@@ -111,6 +106,7 @@ pub async fn run(args: CheckArgs) -> u8 {
         report: &mut report,
         stop: stop.clone(),
         progress,
+        opening: None,
         backend: None,
         cluster: None,
         unseen: Vec::new(),
@@ -137,6 +133,16 @@ pub async fn run(args: CheckArgs) -> u8 {
     u8::from(!report.is_fine())
 }
 
+fn hints(args: &CheckArgs) -> HintContext {
+    HintContext {
+        namespace: args.namespace.clone(),
+        gateway_namespace: args.gateway_namespace.clone(),
+        url: redacted_url(args.url.as_str()),
+        loopback: is_loopback(args.url.host_str().unwrap_or_default()),
+        evidence: Arc::default(),
+    }
+}
+
 /// How long a step that was asked to stop may take to report what it has.
 const GRACE: Duration = Duration::from_millis(500);
 
@@ -149,6 +155,9 @@ fn start_tracing() -> Result<Option<ClientTracing>, String> {
     ClientTracing::start(caller_exporters(&env, None)).map_err(|error| format!("--report-spans: {error}"))
 }
 
+/// A trace backend and the finding about it, or why there is none.
+type Opened = Result<(Backend, Finding), Box<Finding>>;
+
 /// One run: what every step needs.
 struct Run<'a> {
     args: &'a CheckArgs,
@@ -158,8 +167,10 @@ struct Run<'a> {
     report: &'a mut Report,
     stop: signal::Receiver<bool>,
     progress: ProgressLine,
-    /// The trace backend and the finding about it, once it was asked for.
-    backend: Option<Result<(Backend, Finding), Box<Finding>>>,
+    /// The trace backend while it is asked what it is.
+    opening: Option<JoinHandle<Opened>>,
+    /// The same, once that is known.
+    backend: Option<Opened>,
     cluster: Option<Cluster>,
     /// Apps of another make, behind which nothing is seen.
     unseen: Vec<String>,
@@ -275,6 +286,7 @@ impl<'a> Run<'a> {
 
     /// The trace of one request, from the backend.
     async fn trace(&mut self, client: &CheckClient) {
+        self.backend().await;
         match self.backend.take() {
             None => {}
             Some(Ok((backend, finding))) => {
@@ -289,7 +301,7 @@ impl<'a> Run<'a> {
             }
             Some(Err(finding)) => {
                 self.report.add(*finding);
-                let text = "The trace of one request: not judged, because the backend cannot be read";
+                let text = "The trace of one request: not checked, because the backend cannot be read";
                 self.report.add(Finding::skip(CheckId::TracesArrived, text));
                 self.leave_unseen("the trace backend cannot be read");
             }
@@ -364,20 +376,25 @@ impl<'a> Run<'a> {
                 return None;
             }
         };
+        self.opening = self.args.traces.clone().map(|url| {
+            let (trust, wait) = (self.trust.clone(), self.args.traces_wait);
+            let headers = SecretHeader::map(&self.args.traces_header).unwrap_or_default();
+            tokio::spawn(async move { backend::open(&url, &trust, headers, wait).await })
+        });
         let probe = Probe::ordinary();
         let answer = client.get(&probe.headers).await;
-        self.backend().await;
         self.learn_from(&probe, &answer).await;
         let (finding, first) = reachability::reach::first(answer, &client, &self.trust, address, &self.context, limit).await;
         self.report.add(finding);
         first.map(|(tree, answer)| (client, tree, answer))
     }
 
-    /// Opens the trace backend. Its finding is reported with those about traces.
+    /// Waits until it is known what the trace backend is. Its finding is reported with those about traces.
     async fn backend(&mut self) {
-        if let Some(url) = &self.args.traces {
-            let headers = SecretHeader::map(&self.args.traces_header).unwrap_or_default();
-            self.backend = Some(backend::open(url, &self.trust, headers, self.args.traces_wait).await);
+        let Some(mut opening) = self.opening.take() else { return };
+        tokio::select! {
+            opened = &mut opening => self.backend = opened.ok(),
+            _ = self.stop.wait_for(|stop| *stop) => opening.abort(),
         }
     }
 
@@ -400,6 +417,7 @@ impl<'a> Run<'a> {
 
     /// Adds what proxies report of a request that failed to what is known.
     async fn autopsy(&mut self, sent: &Headers, status: u16, tree: Option<&Tree>) {
+        self.backend().await;
         let Some(Ok((backend, _))) = &self.backend else { return };
         let failed = backend::Failed { sent, status, tree, url: &self.context.url };
         let found = backend::evidence(backend, &failed, self.args.traces_wait, &mut self.stop, &self.progress).await;

@@ -2,6 +2,7 @@
 //!
 //! Each test asserts where the fault is said to be and what is said about it, not only the exit code.
 
+mod backends;
 mod bounds;
 mod envoy;
 mod mesh;

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue};
+use futures_util::stream::{FuturesUnordered, StreamExt as _};
+use http::HeaderMap;
 use reqwest::Url;
 use serde_json::Value;
 
+use crate::check::backend::access::{Http, Refusal};
 use crate::check::envoy::suggestions::quoted;
-use crate::check::reachability::client::{MAX_BODY, body};
 use crate::check::reachability::tls::Trust;
 use crate::check::report::{CheckId, Finding, Hint};
 use crate::net::hosts::redacted_url;
@@ -22,6 +23,8 @@ const MAX_SPANS: usize = 100_000;
 /// Traces that one answer has at most, and the shortest time that is asked for.
 const WINDOW_TRACES: usize = 200;
 const SHORTEST_WINDOW: Duration = Duration::from_secs(1);
+/// However soon a trace has to arrive, the backend may take this long to answer.
+const SHORTEST_WAIT: Duration = Duration::from_secs(5);
 /// The tags under which apps and Envoy report the request id.
 const REQUEST_TAGS: [&str; 2] = ["request.id", "guid:x-request-id"];
 
@@ -63,167 +66,25 @@ pub(crate) struct Backend {
     api: Api,
 }
 
-/// A header for the backend, whose value is never shown, also where it cannot be read.
-#[derive(Clone)]
-pub struct SecretHeader(String);
-
-impl std::fmt::Debug for SecretHeader {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("SecretHeader(***)")
-    }
-}
-
-impl From<String> for SecretHeader {
-    fn from(text: String) -> Self {
-        Self(text)
-    }
-}
-
-impl SecretHeader {
-    /// The headers of all options.
-    ///
-    /// # Errors
-    /// One line that names the flag and what is accepted.
-    pub(crate) fn map(options: &[Self]) -> Result<HeaderMap, String> {
-        let mut headers = HeaderMap::new();
-        for Self(text) in options {
-            let pair = text.split_once(':').and_then(|(name, value)| {
-                Some((name.trim().parse::<HeaderName>().ok()?, HeaderValue::from_str(value.trim()).ok()?))
-            });
-            let (name, mut value) =
-                pair.ok_or("--traces-header ***: accepted: a name and a value, `Authorization: Bearer TOKEN`")?;
-            value.set_sensitive(true);
-            headers.append(name, value);
-        }
-        Ok(headers)
-    }
-}
-
-/// Why the backend gives no traces. Each reads on from "the backend".
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Refusal {
-    Status(u16),
-    /// Not followed: it would lead to a login page, or to a host that nobody named.
-    Redirect(u16, String),
-    /// Jaeger's own, in an answer of 200.
-    Errors(String),
-    TimedOut,
-    Unreachable(String),
-    TooLong,
-    /// An answer that the API does not have.
-    Unreadable(String),
-}
-
-impl std::fmt::Display for Refusal {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Status(401) => f.write_str("answers 401: it asks for credentials"),
-            Self::Status(403) => f.write_str("answers 403: it does not let this caller read"),
-            Self::Status(429) => f.write_str("answers 429: it limits requests"),
-            Self::Status(status @ 500..) => write!(f, "answers {status}: it fails itself"),
-            Self::Status(status) => write!(f, "answers {status}"),
-            Self::Redirect(status, to) => write!(f, "redirects ({status}) to {to}, which is not followed"),
-            Self::Errors(message) => write!(f, "answers 200 with errors: {message}"),
-            Self::TimedOut => f.write_str("gives no answer in time"),
-            Self::Unreachable(why) => write!(f, "cannot be reached: {why}"),
-            Self::TooLong => write!(f, "gives an answer that is longer than {} MiB", MAX_BODY >> 20),
-            Self::Unreadable(why) => write!(f, "gives an answer that is not what the API says: {why}"),
-        }
-    }
-}
-
-impl Refusal {
-    /// How much it tells, where several were met.
-    fn rank(&self) -> u8 {
-        match self {
-            Self::Unreachable(_) => 0,
-            Self::TimedOut => 1,
-            Self::Status(404) => 2,
-            _ => 3,
-        }
-    }
-
-    fn of(error: &reqwest::Error) -> Self {
-        if error.is_timeout() {
-            return Self::TimedOut;
-        }
-        let mut last: &dyn std::error::Error = error;
-        while let Some(source) = last.source() {
-            last = source;
-        }
-        Self::Unreachable(last.to_string())
-    }
-
-    fn cause(&self) -> &'static str {
-        match self {
-            Self::Status(401) => {
-                "It wants a token or a password: --traces-header 'Authorization: Bearer TOKEN', or user and password in the URL"
-            }
-            Self::Status(403) => {
-                "The credentials of --traces-header or of the URL have no right to read traces, or a proxy refuses this caller"
-            }
-            Self::Status(429) => {
-                "It, or a gateway before it, limits how often it may be asked: run check again later, or at another address of it"
-            }
-            Self::Status(500..) => "The backend, its storage or the gateway before it fails: its log says why",
-            Self::Redirect(..) => {
-                "A login page stands before it: ask it inside the cluster, or send what the login gives by --traces-header"
-            }
-            Self::Errors(_) => "Its storage fails: its log says why",
-            Self::TimedOut => "It is slower than --traces-wait, or a firewall drops the connection",
-            Self::Status(_) | Self::Unreachable(_) | Self::TooLong | Self::Unreadable(_) => {
-                "Nothing listens there, or it is no Jaeger query API and no Zipkin v2 API"
-            }
-        }
-    }
-}
-
-/// Asks the backend.
-struct Http {
-    client: reqwest::Client,
-    headers: HeaderMap,
-    /// From the URL.
-    user: Option<(String, Option<String>)>,
-}
-
-impl Http {
-    /// The body at a URL; `None` where there is nothing (404).
-    async fn fetch(&self, url: &str) -> Result<Option<Bytes>, Refusal> {
-        let mut request = self.client.get(url).header(http::header::ACCEPT, "application/json");
-        if let Some((user, password)) = &self.user {
-            request = request.basic_auth(user, password.as_ref());
-        }
-        let mut answer = request.headers(self.headers.clone()).send().await.map_err(|error| Refusal::of(&error))?;
-        let status = answer.status();
-        if let Some(to) = answer.headers().get(http::header::LOCATION).filter(|_| status.is_redirection()) {
-            let to = redacted_url(&String::from_utf8_lossy(to.as_bytes()));
-            return Err(Refusal::Redirect(status.as_u16(), to.escape_debug().to_string()));
-        }
-        if status == http::StatusCode::NOT_FOUND {
-            return Ok(None);
-        }
-        if !status.is_success() {
-            return Err(Refusal::Status(status.as_u16()));
-        }
-        body(&mut answer).await.map_err(|error| Refusal::of(&error))?.map(Some).ok_or(Refusal::TooLong)
-    }
-}
-
-/// Finds out what answers at `url`, within `wait`. Errors: the finding that says why nothing does.
+/// Finds out what answers at `url`, within about `wait`. Errors: the finding that says why nothing does.
 pub(crate) async fn open(
     url: &Url,
     trust: &Trust,
     headers: HeaderMap,
     wait: Duration,
 ) -> Result<(Backend, Finding), Box<Finding>> {
-    let shown = redacted_url(url.as_str());
-    let http = client(url, trust, headers, wait).map_err(|why| Box::new(no_backend(&shown, &Refusal::Unreachable(why))))?;
+    let (shown, wait) = (redacted_url(url.as_str()), wait.max(SHORTEST_WAIT));
+    let http = Http::new(url, trust, headers, wait).map_err(|why| Box::new(no_backend(&shown, &Refusal::Unreachable(why))))?;
     let mut worst = Refusal::Status(404);
     let search = async {
         for base in bases(url) {
-            let [zipkin, jaeger] = [Api::Zipkin, Api::Jaeger].map(|api| format!("{base}{}", api.services_path()));
-            let answers = tokio::join!(http.fetch(&zipkin), http.fetch(&jaeger));
-            for (api, answer) in [(Api::Zipkin, answers.0), (Api::Jaeger, answers.1)] {
+            let http = &http;
+            let ask = |api: Api| {
+                let url = format!("{base}{}", api.services_path());
+                async move { (api, http.fetch(&url).await) }
+            };
+            let mut asked = FuturesUnordered::from_iter([Api::Zipkin, Api::Jaeger].map(ask));
+            while let Some((api, answer)) = asked.next().await {
                 match answer {
                     Ok(Some(body)) if api.answers_with(&body) => match errors(&body) {
                         None => return Some((api, base)),
@@ -251,19 +112,6 @@ pub(crate) async fn open(
         None => no_backend(&shown, &worst),
     };
     Err(Box::new(finding))
-}
-
-fn client(url: &Url, trust: &Trust, headers: HeaderMap, wait: Duration) -> Result<Http, String> {
-    let client = reqwest::Client::builder()
-        .no_proxy()
-        .redirect(reqwest::redirect::Policy::none())
-        .timeout(wait)
-        .tls_backend_preconfigured(trust.config()?.0)
-        .build()
-        .map_err(|error| error.to_string())?;
-    let decoded = |text: &str| percent_encoding::percent_decode_str(text).decode_utf8_lossy().into_owned();
-    let user = Some(decoded(url.username())).filter(|user| !user.is_empty() || url.password().is_some());
-    Ok(Http { client, headers, user: user.map(|user| (user, url.password().map(decoded))) })
 }
 
 fn no_backend(shown: &str, refusal: &Refusal) -> Finding {

@@ -3,6 +3,7 @@
 //! [`client`] reads it, [`expected`] is what the reply says must be there, the [`Verdict`] compares the two, [`proxies`] is what the
 //! proxies reported, [`findings`] words what is wrong, and [`strangers`] judges what no reply shows.
 
+mod access;
 mod client;
 mod expected;
 mod findings;
@@ -30,8 +31,9 @@ use crate::hop::reply::{Headers, Tree};
 use crate::trace_context::HeaderFamily;
 use crate::traces::{Caller, ExpectedTrace, Trace, TraceId, Verdict};
 
-pub use client::SecretHeader;
-pub(crate) use client::{Backend, Refusal, open, open_traces};
+use access::Refusal;
+pub use access::SecretHeader;
+pub(crate) use client::{Backend, open, open_traces};
 use expected::{HopSpan, expected_spans, trace_ids};
 use findings::Arrived;
 use proxies::Proxies;
@@ -110,7 +112,10 @@ async fn one_trace(
     if let Some(trouble) = trouble {
         return vec![
             backend.refuses(&trouble),
-            Finding::skip(CheckId::TracesArrived, format!("The trace of one request: not judged, because the backend {trouble}")),
+            Finding::skip(
+                CheckId::TracesArrived,
+                format!("The trace of one request: not checked, because the backend {trouble}"),
+            ),
         ];
     }
     let proxies = Proxies::of(RequestSpans::of(trace.as_slice()), &probe.headers, tree, xray, &hints.url);

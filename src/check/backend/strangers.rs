@@ -11,7 +11,8 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::check::backend::Request;
-use crate::check::backend::client::{Backend, Refusal};
+use crate::check::backend::access::Refusal;
+use crate::check::backend::client::Backend;
 use crate::check::chain::evidence::Stranger;
 use crate::check::chain::expect::is_named;
 use crate::check::chain::probe::{Probe, short};
@@ -339,7 +340,7 @@ fn finding(backend: &Backend, call: &Unseen, evidence: Option<Evidence>, trouble
                 Some(trouble) => format!("the backend {trouble}"),
                 None => "the trace backend has no span from there that shows whose trace it is in".to_owned(),
             };
-            return Finding::skip(ID, format!("What is behind {name}: not judged, because {why}")).hop(name);
+            return Finding::skip(ID, format!("What is behind {name}: not checked, because {why}")).hop(name);
         }
         Some(Evidence::SameRequest(service, id)) => (
             format!(

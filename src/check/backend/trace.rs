@@ -8,7 +8,8 @@ use std::time::Duration;
 use reqwest::Url;
 use tokio::time::Instant;
 
-use crate::check::backend::client::{Backend, Refusal, SecretHeader, open};
+use crate::check::backend::access::{Refusal, SecretHeader};
+use crate::check::backend::client::{Backend, open};
 use crate::check::backend::expected::{expected_spans, trace_ids};
 use crate::check::reachability::tls::Trust;
 use crate::hop::reply::Tree;

@@ -88,7 +88,8 @@ pub(crate) fn said(names: &[&str]) -> String {
     }
 }
 
-pub(crate) fn finding(fault: &SeamFault, xray: &Xray, hints: &HintContext) -> Finding {
+/// What broke, and where.
+fn head(fault: &SeamFault) -> String {
     let (from, to) = (&fault.from.name, &fault.to.name);
     let head = match subject(fault) {
         _ if fault.effects.iter().any(|effect| matches!(effect, Effect::Order { trace: false, .. })) => {
@@ -101,7 +102,15 @@ pub(crate) fn finding(fault: &SeamFault, xray: &Xray, hints: &HintContext) -> Fi
         Subject::Others if has_damage(fault) => format!("Headers are damaged between {from} and {to}"),
         Subject::Others => format!("Headers are lost between {from} and {to}"),
     };
-    let head = fault.via.as_ref().map_or_else(|| head.clone(), |via| format!("{head}, at {}", via.name));
+    match &fault.via {
+        Some(via) => format!("{head}, at {}", via.name),
+        None => head,
+    }
+}
+
+pub(crate) fn finding(fault: &SeamFault, xray: &Xray, hints: &HintContext) -> Finding {
+    let (from, to) = (&fault.from.name, &fault.to.name);
+    let head = head(fault);
     let mut parts = Vec::new();
     let names = lost(fault);
     if !names.is_empty() {

@@ -223,7 +223,7 @@ fn traces_of_others_are_not_taken_for_the_requests() {
     load.join().unwrap();
     run.fine();
     assert_eq!(run.json["verdict"], "unknown", "{:#}", run.json);
-    assert!(run.check("traces.stranger")["text"].as_str().unwrap().contains("not judged"), "{:#}", run.json);
+    assert!(run.check("traces.stranger")["text"].as_str().unwrap().contains("not checked"), "{:#}", run.json);
 }
 
 /// One GET over a connection of its own.
