@@ -10,8 +10,7 @@ use crate::hop::error::{Error, ShedReason};
 use crate::hop::exchange::Exchange;
 use crate::hop::limits::MAX_RESPONSE;
 use crate::hop::reply::{
-    Call, Client, MAX_HOPS, NestedReply, NotNested, Propagation, Reply, Text, Tree, Written, embedded_replies, milliseconds,
-    pad,
+    Call, Client, MAX_HOPS, NestedReply, NotNested, Propagation, Reply, Text, Tree, Written, embedded_replies, milliseconds, pad,
 };
 use crate::hop::response::{text, typed};
 use crate::hop::state::Node;
