@@ -49,10 +49,11 @@ impl Mangling {
         if first.contains(',') && !before.contains(',') {
             return Some(Self::Joined);
         }
-        if name == "traceparent" && first.bytes().any(|b| b.is_ascii_uppercase()) && first.eq_ignore_ascii_case(before) {
+        let (was, is) = (trace_id(name, before)?, trace_id(name, first)?);
+        // B3 permits it.
+        if name == "traceparent" && was == is && first.bytes().any(|b| b.is_ascii_uppercase()) {
             return Some(Self::UpperCase);
         }
-        let (was, is) = (trace_id(name, before)?, trace_id(name, first)?);
         let low = |id: TraceId| u128::from_be_bytes(id.to_bytes()) & u128::from(u64::MAX);
         (was != is && low(was) == u128::from_be_bytes(is.to_bytes())).then_some(Self::Shortened)
     }
