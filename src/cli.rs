@@ -294,7 +294,7 @@ fn diagnostics(verbosity: Verbosity, output: &Output) -> Result<(), ConfigError>
     })?;
     let writer = output.stderr.clone();
     let lines = tracing_subscriber::fmt::layer().with_ansi(false).with_writer(move || writer.clone());
-    let subscriber = tracing_subscriber::registry().with(lines).with(filter);
+    let subscriber = tracing_subscriber::registry().with(lines).with(output.diagnostics.clone()).with(filter);
     // Another subscriber is only there in a test's process.
     let _ = subscriber.try_init();
     Ok(())

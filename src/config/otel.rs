@@ -3,6 +3,8 @@
 //! As its specification says, names of values are read in any case, and a value that is unknown, malformed or not supported is
 //! warned about and counts as not set: a setting for a whole namespace must not keep a hop from serving.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -12,14 +14,14 @@ use percent_encoding::percent_decode_str;
 use crate::hop::config::HopConfig;
 use crate::net::hosts::{parse_url, redacted_input};
 use crate::net::tls::{ClientTls, Roots, certified_key, read_file};
-use crate::telemetry::export::{Exporter, OtlpOptions, OtlpProtocol, Signal};
+use crate::telemetry::export::{Exporter, LogOptions, MetricOptions, OtlpOptions, OtlpProtocol, Signal, Temporality};
 use crate::telemetry::tracer::{Sampler, SamplerError};
 use crate::trace_context::Propagators;
 use crate::values::at_least_one;
 
 pub(super) const HELP: &str = "\
 Variables of OpenTelemetry, with their standard meanings; a value that is unknown or not supported is warned about and ignored:
-  OTEL_SDK_DISABLED                    true: the exporter is none
+  OTEL_SDK_DISABLED                    true: nothing is exported
   OTEL_SERVICE_NAME                    service.name of spans [default: service.name in OTEL_RESOURCE_ATTRIBUTES, else --name]
   OTEL_RESOURCE_ATTRIBUTES             further attributes of every span: key=value,key=value
   OTEL_EXPORTER_ZIPKIN_ENDPOINT        [default: http://localhost:9411/api/v2/spans]
@@ -27,8 +29,15 @@ Variables of OpenTelemetry, with their standard meanings; a value that is unknow
   OTEL_EXPORTER_OTLP_ENDPOINT          [default: http://localhost:4318, of grpc http://localhost:4317]; also …_HEADERS,
                                        …_TIMEOUT, …_COMPRESSION (gzip), …_CERTIFICATE (of the CA), …_CLIENT_CERTIFICATE,
                                        …_CLIENT_KEY: PEM files. Each also per signal: OTEL_EXPORTER_OTLP_TRACES_ENDPOINT
-  OTEL_METRICS_EXPORTER                prometheus or none; /metrics answers whatever it is
-  OTEL_LOGS_EXPORTER                   console or none; access lines go to stdout whatever it is
+  OTEL_METRICS_EXPORTER                otlp, prometheus or none; /metrics answers whatever it is [default: prometheus]
+  OTEL_METRIC_EXPORT_INTERVAL          milliseconds between exports [default: 60000], each at most OTEL_METRIC_EXPORT_TIMEOUT
+                                       [default: 30000]
+  OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE
+                                       cumulative, delta or lowmemory [default: cumulative]
+  OTEL_METRICS_EXEMPLAR_FILTER         trace_based or always_off [default: trace_based]
+  OTEL_LOGS_EXPORTER                   otlp, console or none; lines go to stdout and stderr whatever it is [default: none]
+  OTEL_BLRP_MAX_QUEUE_SIZE             how many log records wait for the collector [default: 2048]
+  OTEL_BLRP_SCHEDULE_DELAY             milliseconds between exports [default: 1000]
   OTEL_PROPAGATORS                     which formats are read (first valid one wins) and written
                                        [default: tracecontext,baggage,b3multi,b3]
   OTEL_TRACES_SAMPLER                  [default: parentbased_always_on], with OTEL_TRACES_SAMPLER_ARG
@@ -83,15 +92,19 @@ pub(crate) fn caller_exporters(env: &Environment<'_>, default: Option<Exporter>)
 }
 
 /// Reads variables; an empty one counts as not set.
-pub(super) struct Variables<'a>(&'a Environment<'a>);
+pub(super) struct Variables<'a> {
+    env: &'a Environment<'a>,
+    /// What was warned about: a variable may be read for each signal.
+    warned: RefCell<BTreeSet<String>>,
+}
 
 impl<'a> Variables<'a> {
     pub(super) fn new(env: &'a Environment<'a>) -> Self {
-        Self(env)
+        Self { env, warned: RefCell::default() }
     }
 
     pub(super) fn get(&self, name: &str) -> Option<String> {
-        (self.0.variable)(name).filter(|value| !value.trim().is_empty())
+        (self.env.variable)(name).filter(|value| !value.trim().is_empty())
     }
 
     /// The values of a list, in lower case.
@@ -108,7 +121,15 @@ impl<'a> Variables<'a> {
 
     /// Warns about a value that counts as not set.
     fn ignored(&self, name: &str, value: &str, reason: &str) {
-        (self.0.warn)(&format!("{name}: '{}' is ignored: {reason}", redacted_input(value).escape_debug()));
+        self.warn(format!("{name}: '{}' is ignored: {reason}", redacted_input(value).escape_debug()));
+    }
+
+    fn warn(&self, line: String) {
+        let mut warned = self.warned.borrow_mut();
+        if !warned.contains(&line) {
+            (self.env.warn)(&line);
+            warned.insert(line);
+        }
     }
 
     /// The variable of the signal's own, else the one for all signals, read by `read`, which also gets its name.
@@ -137,10 +158,10 @@ impl<'a> Variables<'a> {
             config.sampler = sampler;
         }
         if let Some(size) = self.read("OTEL_BSP_MAX_QUEUE_SIZE", at_least_one) {
-            config.span_queue = size;
+            config.export.span_queue = size;
         }
         if let Some(delay) = self.read("OTEL_BSP_SCHEDULE_DELAY", milliseconds) {
-            config.schedule_delay = delay;
+            config.export.schedule_delay = delay;
         }
     }
 
@@ -164,12 +185,54 @@ impl<'a> Variables<'a> {
                 self.ignored(name, &file, "declarative configuration is not supported; variables and flags are");
             }
         }
-        for (name, supported) in [("OTEL_METRICS_EXPORTER", ["prometheus", "none"]), ("OTEL_LOGS_EXPORTER", ["console", "none"])]
-        {
-            for value in self.list(name).unwrap_or_default().iter().filter(|value| !supported.contains(&value.as_str())) {
-                self.ignored(name, value, &format!("accepted: {}", supported.join(", ")));
-            }
+    }
+
+    /// `OTEL_METRICS_EXPORTER` and what belongs to it; `None`: `/metrics` alone.
+    pub(super) fn metric_options(&self) -> Option<MetricOptions> {
+        if !self.names_otlp("OTEL_METRICS_EXPORTER", &["otlp", "prometheus", "none"]) {
+            return None;
         }
+        let temporality =
+            self.otlp(Signal::Metrics, "TEMPORALITY_PREFERENCE", |_, text| match text.to_ascii_lowercase().as_str() {
+                "cumulative" => Ok(Temporality::Cumulative),
+                "delta" => Ok(Temporality::Delta),
+                "lowmemory" => Ok(Temporality::LowMemory),
+                _ => Err("accepted: cumulative, delta, lowmemory".to_owned()),
+            });
+        let exemplars = self.read("OTEL_METRICS_EXEMPLAR_FILTER", |text| match text.to_ascii_lowercase().as_str() {
+            "trace_based" => Ok(true),
+            "always_off" => Ok(false),
+            _ => Err("accepted: trace_based, always_off".to_owned()),
+        });
+        Some(MetricOptions {
+            otlp: self.otlp_options(Signal::Metrics),
+            interval: self.read("OTEL_METRIC_EXPORT_INTERVAL", milliseconds).unwrap_or(Duration::from_secs(60)),
+            timeout: self.read("OTEL_METRIC_EXPORT_TIMEOUT", milliseconds).unwrap_or(Duration::from_secs(30)),
+            temporality: temporality.unwrap_or_default(),
+            exemplars: exemplars.unwrap_or(true),
+        })
+    }
+
+    /// `OTEL_LOGS_EXPORTER` and what belongs to it; `None`: lines alone.
+    pub(super) fn log_options(&self) -> Option<LogOptions> {
+        self.names_otlp("OTEL_LOGS_EXPORTER", &["otlp", "console", "none"]).then(|| LogOptions {
+            otlp: self.otlp_options(Signal::Logs),
+            queue: self.read("OTEL_BLRP_MAX_QUEUE_SIZE", at_least_one).unwrap_or(2048),
+            schedule_delay: self.read("OTEL_BLRP_SCHEDULE_DELAY", milliseconds).unwrap_or(Duration::from_secs(1)),
+        })
+    }
+
+    /// Whether a list of exporters has `otlp`, and nothing is disabled. What is not in `known` is warned about.
+    fn names_otlp(&self, name: &str, known: &[&str]) -> bool {
+        let names = self.list(name).unwrap_or_default();
+        for unknown in names.iter().filter(|name| !known.contains(&name.as_str())) {
+            self.ignored(name, unknown, &format!("accepted: {}", known.join(", ")));
+        }
+        names.iter().any(|name| name == "otlp") && !self.is_disabled()
+    }
+
+    fn is_disabled(&self) -> bool {
+        self.read("OTEL_SDK_DISABLED", boolean).unwrap_or(false)
     }
 
     /// What `OTEL_TRACES_EXPORTER` names; `None` when it is not set, or names nothing that is known.
@@ -190,7 +253,7 @@ impl<'a> Variables<'a> {
     }
 
     pub(super) fn exporters(&self, names: &[ExporterName]) -> Vec<Exporter> {
-        let disabled = self.read("OTEL_SDK_DISABLED", boolean).unwrap_or(false);
+        let disabled = self.is_disabled();
         let mut exporters = Vec::new();
         for name in names.iter().filter(|_| !disabled) {
             let exporter = match name {
@@ -277,7 +340,7 @@ impl<'a> Variables<'a> {
             (None, None) => None,
             (Some((cert, cert_path, cert_pem)), Some((key, key_path, key_pem))) => {
                 let pair = certified_key((&cert, &cert_path, &cert_pem), (&key, &key_path, &key_pem));
-                pair.map_err(|reason| (self.0.warn)(&format!("{reason}; it is ignored"))).ok()
+                pair.map_err(|reason| self.warn(format!("{reason}; it is ignored"))).ok()
             }
             (Some((name, path, _)), None) => {
                 self.ignored(&name, &path.display().to_string(), "it needs OTEL_EXPORTER_OTLP_CLIENT_KEY");

@@ -164,12 +164,12 @@ impl HopConfig {
         let mut config = Self::new(&name, args.addr);
         config.identity.version = args.service_version;
         config.identity.lane = args.lane;
-        config.resource.service_name = service_name.or(in_attributes).unwrap_or(name);
+        config.export.resource.service_name = service_name.or(in_attributes).unwrap_or(name);
         config.identity.place = Place::of(&attributes);
-        config.resource.attributes = config.identity.attributes();
+        config.export.resource.attributes = config.identity.attributes();
         for (key, value) in attributes.into_iter().filter(|(key, _)| key != "service.name") {
-            config.resource.attributes.retain(|(own, _)| *own != key);
-            config.resource.attributes.push((key, value));
+            config.export.resource.attributes.retain(|(own, _)| *own != key);
+            config.export.resource.attributes.push((key, value));
         }
         config.upstreams = args.upstream;
         config.fan_out = args.fan_out;
@@ -201,7 +201,9 @@ impl HopConfig {
         config.drain = DrainOptions { delay: args.drain_delay, timeout: args.drain_timeout, flush_timeout: args.flush_timeout };
         config.access_log = Some(args.log_format);
         let named = Some(args.trace_exporter).filter(|named| !named.is_empty());
-        config.exporters = otel.exporters(&named.or_else(|| otel.exporter_names()).unwrap_or_default());
+        config.export.spans = otel.exporters(&named.or_else(|| otel.exporter_names()).unwrap_or_default());
+        config.export.metrics = otel.metric_options();
+        config.export.logs = otel.log_options();
         otel.apply(&mut config);
         Ok(config)
     }
@@ -266,7 +268,7 @@ mod tests {
     fn the_names_of_a_hop_and_its_spans_have_their_order() {
         let names = |args: &[&str], env: &[(&str, &str)]| {
             let config = config(args, env).unwrap();
-            (config.identity.name, config.resource.service_name)
+            (config.identity.name, config.export.resource.service_name)
         };
         let both = |name: &str| (name.to_owned(), name.to_owned());
         assert_eq!(names(&[], &[]), both("httpserver"));
@@ -274,12 +276,12 @@ mod tests {
         assert_eq!(names(&["--name", "a"], &[("OTEL_SERVICE_NAME", "otel")]), ("a".into(), "otel".into()));
         let attributes = ("OTEL_RESOURCE_ATTRIBUTES", "service.name=ra,k8s.pod.name=p%2C1");
         assert_eq!(names(&["--name", "a"], &[attributes]), ("a".into(), "ra".into()));
-        assert!(config(&[], &[attributes]).unwrap().resource.attributes.contains(&("k8s.pod.name".into(), "p,1".into())));
+        assert!(config(&[], &[attributes]).unwrap().export.resource.attributes.contains(&("k8s.pod.name".into(), "p,1".into())));
     }
 
     #[test]
     fn the_otlp_endpoint_is_a_base_or_whole() {
-        let endpoint = |env: &[(&str, &str)]| match &config(&["--trace-exporter", "otlp"], env).unwrap().exporters[..] {
+        let endpoint = |env: &[(&str, &str)]| match &config(&["--trace-exporter", "otlp"], env).unwrap().export.spans[..] {
             [Exporter::Otlp(options)] => options.endpoint.clone(),
             other => panic!("{other:?}"),
         };
@@ -304,8 +306,8 @@ mod tests {
             (&[], ("OTEL_BSP_SCHEDULE_DELAY", "1s"), "milliseconds"),
             (&[], ("OTEL_RESOURCE_ATTRIBUTES", "nothing"), "key=value"),
             (&[], ("OTEL_TRACES_EXPORTER", "jaeger"), "zipkin"),
-            (&[], ("OTEL_METRICS_EXPORTER", "otlp"), "prometheus"),
-            (&[], ("OTEL_LOGS_EXPORTER", "otlp"), "console"),
+            (&[], ("OTEL_METRICS_EXPORTER", "console"), "prometheus"),
+            (&[], ("OTEL_LOGS_EXPORTER", "loki"), "console"),
             (&[], ("OTEL_CONFIG_FILE", "/etc/otel.yaml"), "not supported"),
         ] {
             let (config, warnings) = with_warnings(args, &[env]).unwrap();
@@ -322,7 +324,7 @@ mod tests {
         let exporters = |args: &[&str], env: &[(&str, &str)]| {
             let (config, warnings) = with_warnings(args, env).unwrap();
             assert_eq!(warnings, [""; 0]);
-            config.exporters
+            config.export.spans
         };
         let named = |names| exporters(&[], &[("OTEL_TRACES_EXPORTER", names)]);
         let zipkin = Exporter::Zipkin { endpoint: "http://localhost:9411/api/v2/spans".into() };

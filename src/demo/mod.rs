@@ -104,8 +104,8 @@ impl Demo {
             config.faults = FaultConfig { latency: args.latency.clone(), faults };
             config.drop_headers =
                 args.drop_header.iter().filter(|header| header.hop == number).map(|header| header.what.0.clone()).collect();
-            config.exporters = vec![Exporter::Zipkin { endpoint: endpoint.clone() }];
-            config.schedule_delay = SCHEDULE_DELAY;
+            config.export.spans = vec![Exporter::Zipkin { endpoint: endpoint.clone() }];
+            config.export.schedule_delay = SCHEDULE_DELAY;
             config.access_log = (args.verbose > 0).then_some(LogFormat::Text);
             config.drain = DrainOptions { delay: Duration::ZERO, ..DrainOptions::default() };
             let hop = App::bind(config.clone(), output).await.map_err(taken)?;

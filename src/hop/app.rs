@@ -26,9 +26,10 @@ use crate::server::tls::ServerTls;
 use crate::server::{self, ServerConfig};
 use crate::system::held::HeldBudgets;
 use crate::telemetry::access_log::AccessLog;
-use crate::telemetry::export::{ExporterError, Pipelines};
+use crate::telemetry::export::{ExporterError, Lost, Pipelines};
 use crate::telemetry::line_writer::LineWriter;
-use crate::telemetry::metrics::{BuildInfo, Metrics, RequestLabels, scheme};
+use crate::telemetry::log_queue::Diagnostics;
+use crate::telemetry::metrics::{BuildInfo, Metrics, RequestLabels, Sources, scheme};
 use crate::telemetry::tracer::Tracer;
 use crate::trace_context::{Propagator, is_never_carried};
 use crate::upstream::{UpstreamOptions, Upstreams};
@@ -41,6 +42,7 @@ pub struct App {
     addr: SocketAddr,
     node: Arc<Node>,
     pipelines: Pipelines,
+    diagnostics: Diagnostics,
     connections: ConnectionOptions,
     limits: RequestLimits,
     tls: Option<ServerTls>,
@@ -54,12 +56,14 @@ pub struct Output {
     pub stdout: LineWriter,
     /// Diagnostics, and spans of the console exporter.
     pub stderr: LineWriter,
+    /// Diagnostics as log records.
+    pub diagnostics: Diagnostics,
 }
 
 impl Output {
     /// The process's own stdout and stderr.
     pub fn new() -> Self {
-        Self { stdout: LineWriter::stdout(), stderr: LineWriter::stderr() }
+        Self { stdout: LineWriter::stdout(), stderr: LineWriter::stderr(), diagnostics: Diagnostics::default() }
     }
 }
 
@@ -130,11 +134,19 @@ impl App {
         let identity = config.identity;
         let build = BuildInfo { service: &identity.name, service_version: &identity.version, lane: &identity.lane };
         let metrics = Arc::new(Metrics::new(&build));
-        let exporters = (config.exporters, config.resource);
-        let pipelines = Pipelines::start(exporters, config.span_queue, config.schedule_delay, &output.stderr);
-        let pipelines = pipelines.map_err(BindError::Exporter)?;
-        let span_queues = pipelines.queues();
+        let pipelines = Pipelines::start(config.export, &metrics, &output.stderr).map_err(BindError::Exporter)?;
+        let span_queues = pipelines.span_queues();
         let tracer = (!span_queues.is_empty()).then(|| Tracer::new(config.sampler, span_queues.clone()));
+        let records = pipelines.log_queue();
+        output.diagnostics.send_to(records.as_ref());
+        let held = HeldBudgets::new(held_budgets(config.held_bytes));
+        metrics.set_sources(Sources {
+            spans: span_queues,
+            log_records: records.clone(),
+            data_points: pipelines.data_points(),
+            lines: config.access_log.map(|_| output.stdout.clone()),
+            held: held.clone(),
+        });
         for name in config.forward_headers.iter().filter(|name| is_never_carried(name.as_str())) {
             tracing::warn!(header = name.as_str(), "this header belongs to one connection or proxy and is not carried");
         }
@@ -147,9 +159,8 @@ impl App {
                 .map_err(|error| BindError::Version(identity.version.clone(), error))?,
             propagator: Propagator::new(config.propagators, config.forward_headers, config.drop_headers),
             tracer,
-            span_queues,
             metrics,
-            access_log: config.access_log.map(|format| AccessLog { lines: output.stdout.clone(), format }),
+            access_log: config.access_log.map(|format| AccessLog { lines: output.stdout.clone(), format, records }),
             faults: Faults::new(config.faults),
             upstreams: Upstreams::new(
                 config.upstreams,
@@ -157,7 +168,7 @@ impl App {
                 &identity.version,
                 hop_client_config(config.upstream_roots, config.tls.clone().map(|own| Arc::new(own) as _)),
             ),
-            held: HeldBudgets::new(held_budgets(config.held_bytes)),
+            held,
             response_size: config.response_size,
             forward_body: config.forward_body,
             max_hops: config.max_hops,
@@ -168,7 +179,8 @@ impl App {
             identity,
         };
         let HopConfig { connections, limits, tls, drain, .. } = config;
-        Ok(Self { listener, addr, node: Arc::new(node), pipelines, connections, limits, tls, drain })
+        let diagnostics = output.diagnostics.clone();
+        Ok(Self { listener, addr, node: Arc::new(node), pipelines, diagnostics, connections, limits, tls, drain })
     }
 
     /// The address that is bound.
@@ -193,7 +205,7 @@ impl App {
 
     /// Serves until `shutdown` resolves; then drains, flushes and returns.
     pub async fn run(self, shutdown: impl Future<Output = Stop>) -> Ended {
-        let Self { listener, node, pipelines, connections, limits, tls, drain, addr } = self;
+        let Self { listener, node, pipelines, diagnostics, connections, limits, tls, drain, addr } = self;
         node.phase.set_ready();
         tracing::info!(
             address = %addr,
@@ -241,9 +253,16 @@ impl App {
             tracing::warn!(requests = requests_cut, "requests were cut off at the drain timeout");
         }
         let flush = Instant::now();
-        let spans_lost = pipelines.finish(drain.flush_timeout).await;
+        if let Some(records) = pipelines.log_queue() {
+            // What is logged from here on would come too late.
+            diagnostics.end(&records);
+        }
+        let Lost { spans: spans_lost, data_points, log_records } = pipelines.finish(drain.flush_timeout).await;
         if spans_lost > 0 {
             tracing::warn!(spans = spans_lost, "spans were not handed over before the flush timeout");
+        }
+        if data_points + log_records > 0 {
+            tracing::warn!(data_points, log_records, "metrics and log records were not handed over before the flush timeout");
         }
         tracing::info!("stopped");
         if let Some(log) = &node.access_log {

@@ -13,7 +13,7 @@ use crate::server::options::ConnectionOptions;
 use crate::server::shutdown::DrainOptions;
 use crate::server::tls::ServerTls;
 use crate::telemetry::access_log::LogFormat;
-use crate::telemetry::export::{Exporter, ResourceOptions};
+use crate::telemetry::export::{ExportOptions, ResourceOptions};
 use crate::telemetry::tracer::Sampler;
 use crate::trace_context::Propagators;
 use crate::upstream::{FanOut, MAX_REQUEST, Target};
@@ -64,18 +64,12 @@ pub struct HopConfig {
     pub drain: DrainOptions,
     /// `--log-format`; `None` writes no access lines.
     pub access_log: Option<LogFormat>,
-    /// `--trace-exporter` with their endpoints. None: the hop makes no spans and passes trace headers on untouched.
-    pub exporters: Vec<Exporter>,
-    /// Who the spans are from.
-    pub resource: ResourceOptions,
+    /// What is exported, and where to.
+    pub export: ExportOptions,
     /// `OTEL_PROPAGATORS`.
     pub propagators: Propagators,
     /// `OTEL_TRACES_SAMPLER`.
     pub sampler: Sampler,
-    /// `OTEL_BSP_MAX_QUEUE_SIZE`.
-    pub span_queue: usize,
-    /// `OTEL_BSP_SCHEDULE_DELAY`.
-    pub schedule_delay: Duration,
 }
 
 impl HopConfig {
@@ -91,7 +85,10 @@ impl HopConfig {
         let capacity = Capacity::of(Resources::of_process(), 0, None, None);
         Self {
             listen,
-            resource: ResourceOptions { service_name: name.to_owned(), attributes: identity.attributes() },
+            export: ExportOptions {
+                resource: ResourceOptions { service_name: name.to_owned(), attributes: identity.attributes() },
+                ..ExportOptions::default()
+            },
             identity,
             upstreams: Vec::new(),
             fan_out: FanOut::default(),
@@ -112,11 +109,8 @@ impl HopConfig {
             upstream_roots: Roots::default(),
             drain: DrainOptions::default(),
             access_log: None,
-            exporters: Vec::new(),
             propagators: Propagators::default(),
             sampler: Sampler::default(),
-            span_queue: 16_384,
-            schedule_delay: Duration::from_secs(1),
         }
     }
 }

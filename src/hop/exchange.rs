@@ -4,9 +4,8 @@
 //! it is dropped, so that requests that time out, panic or whose caller hangs up are counted and logged like any other.
 
 use std::net::{IpAddr, Ipv4Addr};
-use std::sync::Arc;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use axum::extract::MatchedPath;
@@ -28,8 +27,8 @@ use crate::net::addresses::{self, canonical};
 use crate::net::hosts::host_and_port;
 use crate::server::{ConnectionInfo, Cut, answer};
 use crate::system::held::Held;
-use crate::telemetry::access_log::AccessEntry;
 use crate::telemetry::ids;
+use crate::telemetry::log_queue::AccessEntry;
 use crate::telemetry::metrics::{RequestLabels, known_method, protocol_name, protocol_version, scheme};
 use crate::telemetry::span_queue::{FinishedSpan, SpanKind};
 use crate::trace_context::{Carried, Context, X_CALL_BUDGET, X_HOP_COUNT, X_REQUEST_ID, traceresponse};
@@ -350,7 +349,7 @@ impl Drop for Exchange {
             protocol: protocol_version(self.version),
             error: cut.map(|cut| cut.as_str()).unwrap_or(if status >= 500 { digits.as_str() } else { "" }),
         };
-        node.metrics.request(&labels, duration, sampled.map(|context| context.trace_id));
+        node.metrics.request(&labels, duration, sampled);
         if let Some((tracer, context)) = node.tracer.as_ref().zip(sampled) {
             tracer.record(&FinishedSpan {
                 kind: SpanKind::Server,
@@ -382,6 +381,7 @@ impl Drop for Exchange {
                 duration,
                 client: self.client,
                 method: self.method.as_str(),
+                known_method: method,
                 path: self.path(),
                 status,
                 bytes: self.sent_bytes.load(Ordering::Relaxed),

@@ -21,8 +21,6 @@ use crate::hop::layers::EndpointKind::{self, Chain, Information, Probe, Scrape, 
 use crate::hop::layers::{Refusal, aborted};
 use crate::hop::response::{text, typed};
 use crate::hop::state::Node;
-use crate::system::held::HeldKind;
-use crate::telemetry::access_log::AccessLog;
 use crate::trace_context::redacted;
 use crate::values::service_number;
 
@@ -155,11 +153,7 @@ async fn readyz(State(node): State<Arc<Node>>) -> Response {
 async fn metrics(State(node): State<Arc<Node>>, request: Request) -> Response {
     static OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     let openmetrics = prefers(request.headers(), &["application/openmetrics-text"], &["text/plain", "text/*"]);
-    let log = node.access_log.as_ref().map(|AccessLog { lines, .. }| lines);
-    for kind in HeldKind::ALL {
-        node.metrics.set_held_bytes(kind.as_str(), node.held.of(kind));
-    }
-    let families = node.metrics.render(openmetrics, &node.span_queues, log);
+    let families = node.metrics.render(openmetrics);
     let mut response = typed(if openmetrics { OPENMETRICS } else { "text/plain; version=0.0.4; charset=utf-8" }, families);
     response.headers_mut().insert(VARY, HeaderValue::from_static("accept"));
     response

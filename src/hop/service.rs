@@ -137,7 +137,7 @@ mod tests {
     fn counted(node: &Node, route: &str, status: u16) -> bool {
         let family = "http_server_request_duration_seconds_count";
         let labels = format!("http_request_method=\"GET\",http_response_status_code=\"{status}\",http_route=\"{route}\"");
-        let text = node.metrics.render(false, &node.span_queues, None);
+        let text = node.metrics.render(false);
         text.lines().any(|line| line.starts_with(family) && line.contains(&labels) && line.ends_with(" 1"))
     }
 
@@ -241,7 +241,7 @@ mod tests {
         let response = hop().oneshot(head).await.unwrap();
         assert_ne!(response.headers()["content-length"], "0");
         drop(TrackedBody::new(response.into_body(), None));
-        let metrics = node.metrics.render(false, &node.span_queues, None);
+        let metrics = node.metrics.render(false);
         assert!(
             metrics.contains("_count{error_type=\"\",http_request_method=\"HEAD\",http_response_status_code=\"200\""),
             "{metrics}"
@@ -270,7 +270,7 @@ mod tests {
         assert_eq!(get().await.unwrap().status(), 200);
         drop(two);
         assert_eq!(held(), 0);
-        let metrics = node.metrics.render(false, &node.span_queues, None);
+        let metrics = node.metrics.render(false);
         assert!(metrics.contains("httpserver_requests_shed_total{reason=\"answer\"} 1\n"), "{metrics}");
     }
 
@@ -291,7 +291,7 @@ mod tests {
         assert_eq!(problem(post().await.unwrap()).await, 503);
         drop((one, two));
         assert_eq!(node.held.of(HeldKind::RequestBody), 0);
-        let metrics = node.metrics.render(false, &node.span_queues, None);
+        let metrics = node.metrics.render(false);
         assert!(metrics.contains("httpserver_requests_shed_total{reason=\"request_body\"} 1\n"), "{metrics}");
     }
 }

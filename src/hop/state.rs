@@ -13,7 +13,6 @@ use crate::server::shutdown::Phase;
 use crate::system::held::HeldBudgets;
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::metrics::Metrics;
-use crate::telemetry::span_queue::SpanQueue;
 use crate::telemetry::tracer::Tracer;
 use crate::trace_context::Propagator;
 use crate::upstream::Upstreams;
@@ -88,8 +87,6 @@ pub(crate) struct Node {
     pub(crate) propagator: Propagator,
     /// `None`: no exporter, trace headers pass through untouched.
     pub(crate) tracer: Option<Tracer>,
-    /// One for each exporter.
-    pub(crate) span_queues: Arc<[Arc<SpanQueue>]>,
     pub(crate) metrics: Arc<Metrics>,
     /// `None`: no access lines.
     pub(crate) access_log: Option<AccessLog>,

@@ -1,9 +1,9 @@
 //! The access log: one line per request, written when it ends, as text or JSON.
 
-use std::net::IpAddr;
-use std::time::{Duration, SystemTime};
+use std::sync::Arc;
 
 use crate::telemetry::line_writer::LineWriter;
+use crate::telemetry::log_queue::{AccessEntry, LogQueue};
 use crate::text::escape::push_escaped;
 use crate::text::hex::push_hex;
 use crate::text::number::{push_address, push_milliseconds, push_number};
@@ -25,32 +25,20 @@ pub enum LogFormat {
 pub(crate) struct AccessLog {
     pub(crate) lines: LineWriter,
     pub(crate) format: LogFormat,
-}
-
-/// The fields of one line.
-pub(crate) struct AccessEntry<'a> {
-    pub(crate) started_at: SystemTime,
-    pub(crate) duration: Duration,
-    pub(crate) client: IpAddr,
-    pub(crate) method: &'a str,
-    /// Without the query, which may hold secrets.
-    pub(crate) path: &'a str,
-    pub(crate) status: u16,
-    pub(crate) bytes: u64,
-    pub(crate) request_id: &'a [u8],
-    pub(crate) trace: Option<&'a Context>,
-    pub(crate) lane: &'a str,
-    /// The first failing upstream's status, else the last one's; `None` when none was called or none answered.
-    pub(crate) upstream_status: Option<u16>,
-    /// Why the answer was not written to its end.
-    pub(crate) cut: Option<&'static str>,
+    /// Where the lines go as log records, too.
+    pub(crate) records: Option<Arc<LogQueue>>,
 }
 
 impl AccessLog {
     pub(crate) fn write(&self, entry: &AccessEntry<'_>) {
-        self.lines.line(|out| match self.format {
-            LogFormat::Text => text(out, entry),
-            LogFormat::Json => json(out, entry),
+        self.lines.line(|out| {
+            match self.format {
+                LogFormat::Text => text(out, entry),
+                LogFormat::Json => json(out, entry),
+            }
+            if let Some(records) = &self.records {
+                records.push_request(entry, out);
+            }
         });
     }
 }
@@ -138,6 +126,7 @@ pub(crate) fn json(out: &mut Vec<u8>, entry: &AccessEntry<'_>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::{Duration, SystemTime};
 
     fn entry<'a>(path: &'a str, trace: Option<&'a Context>) -> AccessEntry<'a> {
         AccessEntry {
@@ -145,6 +134,7 @@ mod tests {
             duration: Duration::from_micros(12_345),
             client: [10, 0, 0, 7].into(),
             method: "GET",
+            known_method: "GET",
             path,
             status: 200,
             bytes: 512,

@@ -4,9 +4,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use opentelemetry::trace::TraceId;
+use opentelemetry::trace::{SpanId, TraceId};
 use prometheus::proto::Metric;
 use prometheus::{Histogram, HistogramOpts, HistogramVec};
+
+use crate::trace_context::Context;
 
 /// Upper bounds in seconds: from a hop that only answers to a chain with two seconds of latency at each hop.
 const BUCKETS: [f64; 14] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
@@ -38,13 +40,14 @@ pub(crate) struct HistogramHandle {
 struct ExemplarSlot {
     /// Milliseconds since the epoch; 0 for none. Read without the lock, so that most requests never acquire it.
     at_ms: AtomicU64,
-    sample: Mutex<Option<(TraceId, f64)>>,
+    sample: Mutex<Option<(TraceId, SpanId, f64)>>,
 }
 
 /// A traced observation of one bucket, or of a counter.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Exemplar {
     pub(crate) trace_id: TraceId,
+    pub(crate) span_id: Option<SpanId>,
     /// The observed duration in seconds, or what was added to a counter.
     pub(crate) value: f64,
     /// Milliseconds since the epoch.
@@ -90,31 +93,31 @@ fn find(handles: &[([String; LABELS], Arc<HistogramHandle>)], values: [&str; LAB
 
 impl HistogramHandle {
     /// Counts one observation, and stores its trace if the bucket's exemplar is old.
-    pub(crate) fn observe(&self, duration: Duration, trace: Option<TraceId>) {
+    pub(crate) fn observe(&self, duration: Duration, span: Option<&Context>) {
         let seconds = duration.as_secs_f64();
         self.histogram.observe(seconds);
-        let Some(trace) = trace else { return };
+        let Some(span) = span else { return };
         let bucket = BUCKETS.iter().position(|bound| seconds <= *bound).unwrap_or(BUCKETS.len());
         let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
-        self.exemplars[bucket].offer(trace, seconds, now_ms);
+        self.exemplars[bucket].offer((span.trace_id, span.span_id), seconds, now_ms);
     }
 
     /// The latest exemplar of a bucket; the last bucket is `+Inf`.
     pub(crate) fn exemplar(&self, bucket: usize) -> Option<Exemplar> {
         let slot = &self.exemplars[bucket];
-        let (trace_id, seconds) = (*slot.sample.lock().unwrap_or_else(PoisonError::into_inner))?;
-        Some(Exemplar { trace_id, value: seconds, at_ms: slot.at_ms.load(Ordering::Relaxed) })
+        let (trace_id, span_id, seconds) = (*slot.sample.lock().unwrap_or_else(PoisonError::into_inner))?;
+        Some(Exemplar { trace_id, span_id: Some(span_id), value: seconds, at_ms: slot.at_ms.load(Ordering::Relaxed) })
     }
 }
 
 impl ExemplarSlot {
-    fn offer(&self, trace: TraceId, seconds: f64, now_ms: u64) {
+    fn offer(&self, (trace, span): (TraceId, SpanId), seconds: f64, now_ms: u64) {
         if now_ms.saturating_sub(self.at_ms.load(Ordering::Relaxed)) < EXEMPLAR_AGE_MS {
             return;
         }
         // The holder of the lock is writing one just as recent.
         if let Ok(mut sample) = self.sample.try_lock() {
-            *sample = Some((trace, seconds));
+            *sample = Some((trace, span, seconds));
             self.at_ms.store(now_ms, Ordering::Relaxed);
         }
     }
@@ -127,12 +130,12 @@ mod tests {
     #[test]
     fn an_exemplar_is_replaced_after_a_second_and_not_before() {
         let slot = ExemplarSlot::default();
-        let stored = || slot.sample.lock().unwrap().map(|(trace, _)| trace);
+        let stored = || slot.sample.lock().unwrap().map(|(trace, ..)| trace);
         let [first, second] = [1_u128, 2].map(TraceId::from);
-        slot.offer(first, 0.1, 10_000);
-        slot.offer(second, 0.2, 10_999);
+        slot.offer((first, SpanId::INVALID), 0.1, 10_000);
+        slot.offer((second, SpanId::INVALID), 0.2, 10_999);
         assert_eq!(stored(), Some(first));
-        slot.offer(second, 0.2, 11_000);
+        slot.offer((second, SpanId::INVALID), 0.2, 11_000);
         assert_eq!(stored(), Some(second));
     }
 

@@ -4,13 +4,17 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use http::{Method, Version};
-use opentelemetry::trace::TraceId;
+use prometheus::proto::MetricFamily;
 use prometheus::{Encoder as _, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 
+use crate::system::held::{HeldBudgets, HeldKind};
 use crate::telemetry::duration_histogram::DurationHistogram;
 use crate::telemetry::line_writer::LineWriter;
+use crate::telemetry::log_queue::LogQueue;
 use crate::telemetry::openmetrics;
-use crate::telemetry::span_queue::{SpanCounts, SpanQueue};
+use crate::telemetry::queue::{Counts, Latest, Queue};
+use crate::telemetry::span_queue::SpanQueue;
+use crate::trace_context::Context;
 
 /// The families of one hop, in a registry of its own.
 #[derive(Debug)]
@@ -21,16 +25,91 @@ pub(crate) struct Metrics {
     active_requests: IntGaugeVec,
     /// Those of `active_requests` that were used, by method and scheme: a look-up by labels would be each request's.
     active: [OnceLock<IntGauge>; METHODS.len() * 2],
-    spans_recorded: IntCounter,
-    spans_exported: IntCounter,
-    spans_dropped: IntCounterVec,
-    spans_queued: IntGauge,
+    spans: ExportFamilies,
+    log_records: ExportFamilies,
+    data_points: ExportFamilies,
     requests_shed: IntCounterVec,
     held_bytes: IntGaugeVec,
     /// Lost access log lines.
     log_lines_dropped: IntCounter,
+    /// What is counted elsewhere; unset while the hop is put together.
+    sources: OnceLock<Sources>,
     /// Serialises copying of counters that are kept elsewhere into the registry.
     sync_lock: Mutex<()>,
+}
+
+/// What is counted elsewhere, and copied into the registry for each scrape and export.
+#[derive(Debug)]
+pub(crate) struct Sources {
+    /// One for each exporter of spans.
+    pub(crate) spans: Arc<[Arc<SpanQueue>]>,
+    pub(crate) log_records: Option<Arc<LogQueue>>,
+    pub(crate) data_points: Option<Arc<Queue<()>>>,
+    /// The access lines.
+    pub(crate) lines: Option<LineWriter>,
+    pub(crate) held: Arc<HeldBudgets>,
+}
+
+/// What became of the items of a signal.
+#[derive(Debug)]
+struct ExportFamilies {
+    recorded: IntCounter,
+    exported: IntCounter,
+    dropped: IntCounterVec,
+    queued: IntGauge,
+}
+
+impl ExportFamilies {
+    /// Of `httpserver_{name}_…`, whose items are `items`.
+    fn new(registry: &Registry, name: &str, items: &str) -> Self {
+        let opts = |what: &str, help: String| Opts::new(format!("httpserver_{name}_{what}"), help);
+        Self {
+            recorded: registered(
+                registry,
+                IntCounter::with_opts(opts("recorded_total", format!("{items}: the sum of those exported, dropped and queued."))),
+            ),
+            exported: registered(
+                registry,
+                IntCounter::with_opts(opts("exported_total", format!("{items} that the collector accepted."))),
+            ),
+            dropped: registered(
+                registry,
+                IntCounterVec::new(
+                    opts("dropped_total", format!("{items} that were lost: queue_full, rejected, unreachable or shutdown.")),
+                    &["reason"],
+                ),
+            ),
+            queued: registered(
+                registry,
+                IntGauge::with_opts(opts("queued", format!("{items} that wait for the collector or are on their way to it."))),
+            ),
+        }
+    }
+
+    fn set(&self, counts: &Counts) {
+        set_counter(&self.recorded, counts.recorded);
+        set_counter(&self.exported, counts.exported);
+        for (reason, lost) in [
+            ("queue_full", counts.queue_full),
+            ("rejected", counts.rejected),
+            ("unreachable", counts.unreachable),
+            ("shutdown", counts.shutdown),
+        ] {
+            set_counter(&self.dropped.with_label_values(&[reason]), lost);
+        }
+        self.queued.set(i64::try_from(counts.queued).unwrap_or(i64::MAX));
+    }
+}
+
+fn set_counter(counter: &IntCounter, now: u64) {
+    counter.inc_by(now.saturating_sub(counter.get()));
+}
+
+/// A family that was made, in the registry.
+fn registered<C: prometheus::core::Collector + Clone + 'static>(registry: &Registry, family: prometheus::Result<C>) -> C {
+    let family = family.expect("the family is well formed");
+    registry.register(Box::new(family.clone())).expect("every family is registered once");
+    family
 }
 
 /// The labels of a request's duration.
@@ -73,43 +152,17 @@ impl Metrics {
     /// Registers every family.
     pub(crate) fn new(build: &BuildInfo<'_>) -> Self {
         let registry = Registry::new();
-        let register = |collector: Box<dyn prometheus::core::Collector>| {
-            registry.register(collector).expect("every family is registered once");
-        };
         let (server_duration, client_duration) = durations();
-        register(Box::new(server_duration.vec.clone()));
-        register(Box::new(client_duration.vec.clone()));
-        let gauge = |name, help| {
-            let gauge = IntGauge::new(name, help).expect("the family is well formed");
-            register(Box::new(gauge.clone()));
-            gauge
-        };
-        let counter = |name, help| {
-            let counter = IntCounter::new(name, help).expect("the family is well formed");
-            register(Box::new(counter.clone()));
-            counter
-        };
+        registered(&registry, Ok(server_duration.vec.clone()));
+        registered(&registry, Ok(client_duration.vec.clone()));
         let active_requests = Opts::new("http_server_active_requests", "HTTP server requests in flight.");
         let active_requests = IntGaugeVec::new(active_requests, &["http_request_method", "url_scheme"]);
-        let active_requests = active_requests.expect("the family is well formed");
-        register(Box::new(active_requests.clone()));
-        let spans_recorded = counter(
-            "httpserver_spans_recorded_total",
-            "Sampled spans that ended: the sum of those exported, dropped and queued.",
-        );
-        let spans_queued = gauge("httpserver_spans_queued", "Spans that wait for the collector or are on their way to it.");
-        let spans_exported = counter("httpserver_spans_exported_total", "Spans accepted by the collector.");
-        let by_reason = |name, help| {
-            let family = IntCounterVec::new(Opts::new(name, help), &["reason"]).expect("the family is well formed");
-            register(Box::new(family.clone()));
-            family
-        };
-        let spans_dropped =
-            by_reason("httpserver_spans_dropped_total", "Spans lost: queue_full, rejected, unreachable or shutdown.");
-        let requests_shed = by_reason(
+        let active_requests = registered(&registry, active_requests);
+        let shed = Opts::new(
             "httpserver_requests_shed_total",
             "Requests that were too much: concurrency, or the bytes of upstream_answer, answer, scrape or request_body.",
         );
+        let requests_shed = registered(&registry, IntCounterVec::new(shed, &["reason"]));
         for reason in ["concurrency", "upstream_answer", "answer", "scrape", "request_body"] {
             requests_shed.with_label_values(&[reason]);
         }
@@ -117,34 +170,33 @@ impl Metrics {
             "httpserver_held_bytes",
             "Bytes of larger answers and bodies that are held: upstream_answer, answer, scrape or request_body.",
         );
-        let held_bytes = IntGaugeVec::new(held, &["kind"]).expect("the family is well formed");
-        register(Box::new(held_bytes.clone()));
-        let log_lines_dropped =
-            counter("httpserver_log_lines_dropped_total", "Access log lines lost because stdout was not read.");
+        let held_bytes = registered(&registry, IntGaugeVec::new(held, &["kind"]));
+        let lines = ("httpserver_log_lines_dropped_total", "Access log lines lost because stdout was not read.");
+        let log_lines_dropped = registered(&registry, IntCounter::new(lines.0, lines.1));
         let info = Opts::new("httpserver_build_info", "Version and identity of this process; always 1.")
             .const_label("version", env!("CARGO_PKG_VERSION"))
             .const_label("revision", option_env!("REVISION").unwrap_or("unknown"))
             .const_label("service", build.service)
             .const_label("service_version", build.service_version)
             .const_label("lane", build.lane);
-        let info = IntGauge::with_opts(info).expect("the family is well formed");
-        info.set(1);
-        register(Box::new(info));
+        registered(&registry, IntGauge::with_opts(info)).set(1);
         #[cfg(target_os = "linux")]
-        register(Box::new(prometheus::process_collector::ProcessCollector::for_self()));
+        registry
+            .register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))
+            .expect("every family is registered once");
         Self {
+            spans: ExportFamilies::new(&registry, "spans", "Sampled spans that ended"),
+            log_records: ExportFamilies::new(&registry, "log_records", "Log records for OTLP"),
+            data_points: ExportFamilies::new(&registry, "data_points", "Data points of metrics for OTLP"),
             registry,
             server_duration,
             client_duration,
             active_requests,
             active: Default::default(),
-            spans_recorded,
-            spans_exported,
-            spans_dropped,
-            spans_queued,
             requests_shed,
             held_bytes,
             log_lines_dropped,
+            sources: OnceLock::new(),
             sync_lock: Mutex::default(),
         }
     }
@@ -160,48 +212,51 @@ impl Metrics {
         self.requests_shed.with_label_values(&[reason]).inc();
     }
 
-    /// Sets how many bytes of a kind are held.
-    pub(crate) fn set_held_bytes(&self, kind: &str, bytes: usize) {
-        self.held_bytes.with_label_values(&[kind]).set(bytes as i64);
+    /// Sets what is counted elsewhere, once.
+    pub(crate) fn set_sources(&self, sources: Sources) {
+        let _ = self.sources.set(sources);
     }
 
     /// Counts a finished request.
-    pub(crate) fn request(&self, request: &RequestLabels<'_>, duration: Duration, trace: Option<TraceId>) {
+    pub(crate) fn request(&self, request: &RequestLabels<'_>, duration: Duration, span: Option<&Context>) {
         let RequestLabels { route, status, method, scheme, protocol, error } = *request;
-        self.server_duration.handle([route, status, method, scheme, protocol, error]).observe(duration, trace);
+        self.server_duration.handle([route, status, method, scheme, protocol, error]).observe(duration, span);
     }
 
     /// Counts a finished call.
-    pub(crate) fn call(&self, call: &CallLabels<'_>, duration: Duration, trace: Option<TraceId>) {
+    pub(crate) fn call(&self, call: &CallLabels<'_>, duration: Duration, span: Option<&Context>) {
         let CallLabels { host, status, port, method, protocol, error } = *call;
-        self.client_duration.handle([host, status, port, method, protocol, error]).observe(duration, trace);
+        self.client_duration.handle([host, status, port, method, protocol, error]).observe(duration, span);
     }
 
-    /// Every family as text: OpenMetrics when `openmetrics`, else Prometheus text 0.0.4. The counters of `queues` and `log`
-    /// are copied first.
-    pub(crate) fn render(&self, openmetrics: bool, queues: &[Arc<SpanQueue>], log: Option<&LineWriter>) -> String {
-        let (families, latest) = {
-            // Two concurrent scrapes would both add the same difference.
-            let _guard = self.sync_lock.lock().unwrap_or_else(PoisonError::into_inner);
-            let sync = |counter: &IntCounter, now: u64| counter.inc_by(now.saturating_sub(counter.get()));
-            let mut spans = SpanCounts::default();
-            queues.iter().for_each(|queue| spans += queue.counts());
-            sync(&self.spans_recorded, spans.recorded);
-            sync(&self.spans_exported, spans.exported);
-            for (reason, lost) in [
-                ("queue_full", spans.queue_full),
-                ("rejected", spans.rejected),
-                ("unreachable", spans.unreachable),
-                ("shutdown", spans.shutdown),
-            ] {
-                sync(&self.spans_dropped.with_label_values(&[reason]), lost);
+    /// Every family with its values now, and the items that were counted last.
+    pub(crate) fn gather(&self) -> (Vec<MetricFamily>, Latest) {
+        // Two concurrent scrapes would both add the same difference.
+        let _guard = self.sync_lock.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut spans = Counts::default();
+        if let Some(sources) = self.sources.get() {
+            sources.spans.iter().for_each(|queue| spans += queue.counts());
+            self.log_records.set(&sources.log_records.as_ref().map(|queue| queue.counts()).unwrap_or_default());
+            self.data_points.set(&sources.data_points.as_ref().map(|queue| queue.counts()).unwrap_or_default());
+            set_counter(&self.log_lines_dropped, sources.lines.as_ref().map_or(0, LineWriter::dropped));
+            for kind in HeldKind::ALL {
+                self.held_bytes.with_label_values(&[kind.as_str()]).set(sources.held.of(kind) as i64);
             }
-            self.spans_queued.set(i64::try_from(spans.queued).unwrap_or(i64::MAX));
-            sync(&self.log_lines_dropped, log.map_or(0, LineWriter::dropped));
-            (self.registry.gather(), spans.latest)
-        };
+        }
+        self.spans.set(&spans);
+        (self.registry.gather(), spans.latest)
+    }
+
+    /// The families that have exemplars.
+    pub(crate) fn histograms(&self) -> [&DurationHistogram; 2] {
+        [&self.server_duration, &self.client_duration]
+    }
+
+    /// Every family as text: OpenMetrics when `openmetrics`, else Prometheus text 0.0.4.
+    pub(crate) fn render(&self, openmetrics: bool) -> String {
+        let (families, latest) = self.gather();
         if openmetrics {
-            return openmetrics::encode(&families, &[&self.server_duration, &self.client_duration], &latest);
+            return openmetrics::encode(&families, &self.histograms(), &latest);
         }
         let mut text = Vec::with_capacity(16 << 10);
         // Encoding into memory fails only for a family without a name or metrics, and `gather` leaves those out.
@@ -287,6 +342,18 @@ pub(crate) fn protocol_name(version: Version) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use opentelemetry::trace::TraceId;
+
+    fn context(trace_id: TraceId) -> Context {
+        Context {
+            trace_id,
+            short_trace_id: false,
+            random: false,
+            span_id: opentelemetry::trace::SpanId::from(1),
+            parent_id: None,
+            sampling: crate::trace_context::Sampling::Sample,
+        }
+    }
 
     fn metrics() -> Metrics {
         Metrics::new(&BuildInfo { service: "a\"b\nc", service_version: "v1", lane: "base" })
@@ -295,14 +362,14 @@ mod tests {
     #[test]
     fn openmetrics_has_exemplars_and_ends_with_eof() {
         let metrics = metrics();
-        let trace = TraceId::from(0xabc_u128);
+        let span = context(TraceId::from(0xabc_u128));
         let hello = RequestLabels { route: "/hello", status: "200", method: "GET", scheme: "http", protocol: "1.1", error: "" };
-        metrics.request(&hello, Duration::from_micros(800), Some(trace));
-        metrics.request(&hello, Duration::from_secs(20), Some(trace));
+        metrics.request(&hello, Duration::from_micros(800), Some(&span));
+        metrics.request(&hello, Duration::from_secs(20), Some(&span));
         let brew = known_method(&Method::from_bytes(b"BREW").unwrap());
         metrics.request(&RequestLabels { route: "unmatched", status: "404", method: brew, ..hello }, Duration::ZERO, None);
-        let text = metrics.render(true, &[], None);
-        let bucket = "http_server_request_duration_seconds_bucket{error_type=\"\",http_request_method=\"GET\",http_response_status_code=\"200\",http_route=\"/hello\",network_protocol_version=\"1.1\",url_scheme=\"http\",le=\"0.001\"} 1 # {trace_id=\"00000000000000000000000000000abc\"} 0.0008 ";
+        let text = metrics.render(true);
+        let bucket = "http_server_request_duration_seconds_bucket{error_type=\"\",http_request_method=\"GET\",http_response_status_code=\"200\",http_route=\"/hello\",network_protocol_version=\"1.1\",url_scheme=\"http\",le=\"0.001\"} 1 # {trace_id=\"00000000000000000000000000000abc\",span_id=\"0000000000000001\"} 0.0008 ";
         assert!(text.contains(bucket), "{text}");
         assert!(text.contains("le=\"+Inf\"} 2 # {trace_id="), "{text}");
         assert!(text.contains("http_request_method=\"_OTHER\""), "{text}");
@@ -315,7 +382,7 @@ mod tests {
     #[test]
     fn the_plain_text_has_no_exemplar_and_counts_losses() {
         let metrics = metrics();
-        let text = metrics.render(false, &[], None);
+        let text = metrics.render(false);
         for reason in ["queue_full", "rejected", "unreachable", "shutdown"] {
             assert!(text.contains(&format!("httpserver_spans_dropped_total{{reason=\"{reason}\"}} 0\n")), "{text}");
         }
@@ -326,27 +393,27 @@ mod tests {
 
     #[test]
     fn concurrent_scrapes_add_external_losses_once() {
-        let (metrics, queue) = (metrics(), [Arc::new(SpanQueue::new(0))]);
-        let context = crate::trace_context::Context {
-            trace_id: TraceId::from(1),
-            short_trace_id: false,
-            random: false,
-            span_id: opentelemetry::trace::SpanId::from(1),
-            parent_id: None,
-            sampling: crate::trace_context::Sampling::Sample,
-        };
+        let (metrics, queue) = (metrics(), Arc::new(SpanQueue::new(0)));
+        metrics.set_sources(Sources {
+            spans: Arc::new([queue.clone()]),
+            log_records: None,
+            data_points: None,
+            lines: None,
+            held: HeldBudgets::new([0; HeldKind::ALL.len()]),
+        });
+        let context = context(TraceId::from(1));
         let span = crate::telemetry::span_queue::FinishedSpan::for_tests(&context);
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
                     for _ in 0..50 {
-                        queue[0].push(&span);
-                        metrics.render(false, &queue, None);
+                        queue.push(&span);
+                        metrics.render(false);
                     }
                 });
             }
         });
-        let text = metrics.render(false, &queue, None);
+        let text = metrics.render(false);
         assert!(text.contains("httpserver_spans_dropped_total{reason=\"queue_full\"} 200\n"), "{text}");
     }
 }

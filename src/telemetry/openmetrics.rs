@@ -6,10 +6,10 @@ use std::time::UNIX_EPOCH;
 use prometheus::proto::{Metric, MetricFamily, MetricType};
 
 use crate::telemetry::duration_histogram::{DurationHistogram, Exemplar};
-use crate::telemetry::span_queue::LatestSpans;
+use crate::telemetry::queue::Latest;
 
 /// Writes `families`, with the exemplars of those that are in `histograms`, and of the counters of spans.
-pub(crate) fn encode(families: &[MetricFamily], histograms: &[&DurationHistogram], spans: &LatestSpans) -> String {
+pub(crate) fn encode(families: &[MetricFamily], histograms: &[&DurationHistogram], spans: &Latest) -> String {
     let mut out = String::with_capacity(24 << 10);
     for family in families {
         let histogram = histograms.iter().copied().find(|own| own.name == family.name());
@@ -19,7 +19,7 @@ pub(crate) fn encode(families: &[MetricFamily], histograms: &[&DurationHistogram
     out
 }
 
-fn write_family(out: &mut String, family: &MetricFamily, histogram: Option<&DurationHistogram>, spans: &LatestSpans) {
+fn write_family(out: &mut String, family: &MetricFamily, histogram: Option<&DurationHistogram>, spans: &Latest) {
     let counter = family.get_field_type() == MetricType::COUNTER;
     let name = if counter { family.name().trim_end_matches("_total") } else { family.name() };
     let kind = match family.get_field_type() {
@@ -34,7 +34,7 @@ fn write_family(out: &mut String, family: &MetricFamily, histogram: Option<&Dura
         match family.get_field_type() {
             MetricType::HISTOGRAM => write_histogram(out, name, metric, histogram),
             MetricType::COUNTER => {
-                let exemplar = span_exemplar(family.name(), metric, spans);
+                let exemplar = exemplar_of(family.name(), metric, spans);
                 write_sample(out, name, "_total", metric, None, metric.get_counter().get_value(), exemplar);
             }
             _ => write_sample(out, name, "", metric, None, metric.get_gauge().get_value(), None),
@@ -43,7 +43,7 @@ fn write_family(out: &mut String, family: &MetricFamily, histogram: Option<&Dura
 }
 
 /// The span that a counter of spans counted last.
-fn span_exemplar(family: &str, metric: &Metric, spans: &LatestSpans) -> Option<Exemplar> {
+pub(crate) fn exemplar_of(family: &str, metric: &Metric, spans: &Latest) -> Option<Exemplar> {
     let counted = match (family, metric.get_label().first().map(|label| label.value())) {
         ("httpserver_spans_recorded_total", _) => spans.recorded,
         ("httpserver_spans_exported_total", _) => spans.exported,
@@ -55,7 +55,7 @@ fn span_exemplar(family: &str, metric: &Metric, spans: &LatestSpans) -> Option<E
     };
     let (trace_id, at) = counted?;
     let at_ms = at.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
-    Some(Exemplar { trace_id, value: 1.0, at_ms })
+    Some(Exemplar { trace_id, span_id: None, value: 1.0, at_ms })
 }
 
 fn write_histogram(out: &mut String, name: &str, metric: &Metric, histogram: Option<&DurationHistogram>) {
@@ -101,8 +101,12 @@ fn write_sample(
         out.push('}');
     }
     let _ = write!(out, " {value}");
-    if let Some(Exemplar { trace_id, value, at_ms }) = exemplar {
-        let _ = write!(out, " # {{trace_id=\"{trace_id}\"}} {value} {}.{:03}", at_ms / 1000, at_ms % 1000);
+    if let Some(Exemplar { trace_id, span_id, value, at_ms }) = exemplar {
+        let _ = write!(out, " # {{trace_id=\"{trace_id}\"");
+        if let Some(span_id) = span_id {
+            let _ = write!(out, ",span_id=\"{span_id}\"");
+        }
+        let _ = write!(out, "}} {value} {}.{:03}", at_ms / 1000, at_ms % 1000);
     }
     out.push('\n');
 }

@@ -1,18 +1,15 @@
-//! Finished spans, and the bounded queue between the request path and the exporter.
+//! Finished spans on their way to the exporter.
 //!
-//! A finished span is copied into the queue's [`SpanBatch`]: fixed fields into one vector, strings into one buffer. A span
+//! A finished span is copied into the [`SpanBatch`] of the queue: fixed fields into one vector, strings into one buffer. A span
 //! costs no allocation of its own, and no buffer of a connection is kept alive until the export.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
-use std::ops::Range;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use opentelemetry::trace::TraceId;
 use opentelemetry_semantic_conventions::attribute as key;
-use tokio::sync::Notify;
 
+use crate::telemetry::queue::{Batch, Counted, Queue, SPARE_ITEMS, TextRange, Texts};
 use crate::trace_context::{Carried, Context, HeaderSource as _};
 
 /// Which side of a call a span measures.
@@ -117,20 +114,13 @@ pub(crate) struct QueuedSpan {
     trace_state: TextRange,
 }
 
-/// Byte range into the batch's string buffer.
-#[derive(Debug, Clone, Copy)]
-struct TextRange {
-    start: u32,
-    end: u32,
-}
-
-/// The value of a span attribute.
+/// The value of an attribute.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum AttributeValue<'a> {
     /// A string.
     Text(&'a str),
     /// An integer.
-    Int(u16),
+    Int(u64),
     /// An address, exported as a string.
     Address(IpAddr),
 }
@@ -157,56 +147,65 @@ impl fmt::Display for ErrorType {
 #[derive(Debug, Default)]
 pub(crate) struct SpanBatch {
     pub(crate) spans: Vec<QueuedSpan>,
-    text: String,
+    text: Texts,
+}
+
+impl Batch for SpanBatch {
+    fn len(&self) -> usize {
+        self.spans.len()
+    }
+
+    fn text_len(&self) -> usize {
+        self.text.0.len()
+    }
+
+    fn counted(&self, item: usize) -> Counted {
+        let span = &self.spans[item];
+        Some((span.context.trace_id, span.start))
+    }
+
+    fn clear(&mut self) {
+        self.spans.clear();
+        self.spans.shrink_to(SPARE_ITEMS);
+        self.text.clear();
+    }
 }
 
 impl SpanBatch {
     /// The longest string of one attribute, in bytes: a path may be 32 KiB long, which no trace view shows.
     const MAX_TEXT: usize = 1024;
 
-    /// How much of an empty batch's memory is not given back.
-    const SPARE_SPANS: usize = 1024;
-
-    pub(crate) fn clear(&mut self) {
-        self.spans.clear();
-        self.spans.shrink_to(Self::SPARE_SPANS);
-        self.text.clear();
-        self.text.shrink_to(Self::SPARE_SPANS * SpanQueue::TEXT_OF_A_SPAN);
-    }
-
     fn copy(&mut self, text: &str) -> TextRange {
-        let start = self.text.len() as u32;
-        self.text.push_str(&text[..text.floor_char_boundary(Self::MAX_TEXT)]);
-        TextRange { start, end: self.text.len() as u32 }
+        self.text.copy(text, Self::MAX_TEXT)
     }
 
     /// Copies a query with its keys, and `REDACTED` in place of every value: values may be secrets.
     fn copy_query(&mut self, query: &str) -> TextRange {
-        let start = self.text.len() as u32;
+        let start = self.text.0.len() as u32;
         let query = &query[..query.floor_char_boundary(Self::MAX_TEXT)];
         for (i, pair) in query.split('&').enumerate() {
             if i > 0 {
-                self.text.push('&');
+                self.text.0.push('&');
             }
             match pair.split_once('=') {
-                Some((key, _)) => self.text.extend([key, "=REDACTED"]),
-                None => self.text.push_str(pair),
+                Some((key, _)) => self.text.0.extend([key, "=REDACTED"]),
+                None => self.text.0.push_str(pair),
             }
         }
-        TextRange { start, end: self.text.len() as u32 }
+        TextRange { start, end: self.text.0.len() as u32 }
     }
 
     /// Copies the lines of a `tracestate` as one.
     fn copy_trace_state(&mut self, carried: &Carried) -> TextRange {
-        let start = self.text.len();
+        let start = self.text.0.len();
         for line in carried.values("tracestate").filter_map(|line| std::str::from_utf8(line).ok()).filter(|line| !line.is_empty())
         {
-            if self.text.len() > start {
-                self.text.push(',');
+            if self.text.0.len() > start {
+                self.text.0.push(',');
             }
-            self.text.push_str(line);
+            self.text.0.push_str(line);
         }
-        TextRange { start: start as u32, end: self.text.len() as u32 }
+        TextRange { start: start as u32, end: self.text.0.len() as u32 }
     }
 
     fn push(&mut self, span: &FinishedSpan<'_>) {
@@ -215,7 +214,7 @@ impl SpanBatch {
         let path = self.copy(span.path);
         let query = match span.query.filter(|query| !query.is_empty()) {
             Some(query) => {
-                self.text.push('?');
+                self.text.0.push('?');
                 self.copy_query(query)
             }
             None => TextRange { start: path.end, end: path.end },
@@ -248,13 +247,7 @@ impl SpanBatch {
     }
 
     fn text(&self, text: TextRange) -> &str {
-        &self.text[text.start as usize..text.end as usize]
-    }
-
-    /// Ranges of at most `size` spans that are exported together.
-    pub(crate) fn chunks(&self, size: usize) -> impl Iterator<Item = Range<usize>> + use<> {
-        let len = self.spans.len();
-        (0..len).step_by(size).map(move |start| start..(start + size).min(len))
+        self.text.get(text)
     }
 
     /// The span's name: method and route of a server span, the method alone of a client span; `HTTP` in place of a method
@@ -307,169 +300,27 @@ impl SpanBatch {
         }
         if let Some(peer) = span.peer {
             visit(key::NETWORK_PEER_ADDRESS, AttributeValue::Address(peer.ip().to_canonical()));
-            visit(key::NETWORK_PEER_PORT, AttributeValue::Int(peer.port()));
+            visit(key::NETWORK_PEER_PORT, AttributeValue::Int(peer.port().into()));
         }
         if span.resend_count != 0 {
-            visit(key::HTTP_REQUEST_RESEND_COUNT, AttributeValue::Int(span.resend_count));
+            visit(key::HTTP_REQUEST_RESEND_COUNT, AttributeValue::Int(span.resend_count.into()));
         }
         if span.server_port != 0 {
-            visit(key::SERVER_PORT, AttributeValue::Int(span.server_port));
+            visit(key::SERVER_PORT, AttributeValue::Int(span.server_port.into()));
         }
         if span.status != 0 {
-            visit(key::HTTP_RESPONSE_STATUS_CODE, AttributeValue::Int(span.status));
+            visit(key::HTTP_RESPONSE_STATUS_CODE, AttributeValue::Int(span.status.into()));
         }
     }
 }
 
-/// What became of spans that were recorded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum SpanFate {
-    /// The collector accepted them.
-    Exported,
-    /// The collector did not accept them, and would not later.
-    Rejected,
-    /// The collector was not reached, at the last attempt.
-    Unreachable,
-    /// The flush timeout was over.
-    Shutdown,
-}
-
-/// Spans since the start. Read under one lock, so that the parts are the whole at any time:
-/// `recorded = queued + exported + rejected + unreachable + shutdown + queue_full`.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct SpanCounts {
-    pub(crate) recorded: u64,
-    pub(crate) exported: u64,
-    pub(crate) rejected: u64,
-    pub(crate) unreachable: u64,
-    pub(crate) shutdown: u64,
-    pub(crate) queue_full: u64,
-    /// Waiting, or on their way to the collector.
-    pub(crate) queued: u64,
-    /// The latest span of each kind.
-    pub(crate) latest: LatestSpans,
-}
-
-/// A span that was counted: its trace, and when it ended.
-pub(crate) type Counted = Option<(TraceId, SystemTime)>;
-
-/// The spans that were counted last, as exemplars of the counters.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct LatestSpans {
-    pub(crate) recorded: Counted,
-    pub(crate) exported: Counted,
-    pub(crate) rejected: Counted,
-    pub(crate) unreachable: Counted,
-    pub(crate) shutdown: Counted,
-    pub(crate) queue_full: Counted,
-}
-
-impl std::ops::AddAssign for SpanCounts {
-    fn add_assign(&mut self, other: Self) {
-        self.recorded += other.recorded;
-        self.exported += other.exported;
-        self.rejected += other.rejected;
-        self.unreachable += other.unreachable;
-        self.shutdown += other.shutdown;
-        self.queue_full += other.queue_full;
-        self.queued += other.queued;
-        let (latest, other) = (&mut self.latest, other.latest);
-        latest.recorded = other.recorded.or(latest.recorded);
-        latest.exported = other.exported.or(latest.exported);
-        latest.rejected = other.rejected.or(latest.rejected);
-        latest.unreachable = other.unreachable.or(latest.unreachable);
-        latest.shutdown = other.shutdown.or(latest.shutdown);
-        latest.queue_full = other.queue_full.or(latest.queue_full);
-    }
-}
-
-impl SpanCounts {
-    /// Spans that the exporter took from the queue and lost.
-    pub(crate) fn lost(&self) -> u64 {
-        self.rejected + self.unreachable + self.shutdown
-    }
-}
-
-/// The bounded queue between the request path and the exporter.
-#[derive(Debug)]
-pub(crate) struct SpanQueue {
-    waiting: Mutex<Waiting>,
-    /// The most spans that may wait.
-    max: usize,
-    half_full: Notify,
-}
-
-#[derive(Debug, Default)]
-struct Waiting {
-    batch: SpanBatch,
-    counts: SpanCounts,
-}
+/// The bounded queue between the request path and the exporter of spans.
+pub(crate) type SpanQueue = Queue<SpanBatch>;
 
 impl SpanQueue {
-    /// The text that a span may have on average, in bytes: usual spans have half of it. Without this bound a queue of long paths
-    /// would hold ten times the memory of a usual one.
-    const TEXT_OF_A_SPAN: usize = 256;
-
-    pub(crate) fn new(max: usize) -> Self {
-        Self { waiting: Mutex::default(), max, half_full: Notify::new() }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Appends a span; a span that does not fit is dropped and counted.
     pub(crate) fn push(&self, span: &FinishedSpan<'_>) {
-        let mut waiting = self.lock();
-        let queued = waiting.batch.spans.len();
-        let max_text = self.max.saturating_mul(Self::TEXT_OF_A_SPAN);
-        let text_before = waiting.batch.text.len();
-        let counted = Some((span.context.trace_id, span.start));
-        waiting.counts.recorded += 1;
-        waiting.counts.latest.recorded = counted;
-        if queued >= self.max || text_before >= max_text {
-            waiting.counts.queue_full += 1;
-            waiting.counts.latest.queue_full = counted;
-            return;
-        }
-        waiting.counts.queued += 1;
-        waiting.batch.push(span);
-        let has_half_of_text = text_before < max_text / 2 && waiting.batch.text.len() >= max_text / 2;
-        drop(waiting);
-        if queued + 1 == self.max.div_ceil(2) || has_half_of_text {
-            self.half_full.notify_one();
-        }
-    }
-
-    /// Removes every waiting span and leaves `empty` in its place. They count as queued until they are settled.
-    pub(crate) fn take(&self, empty: SpanBatch) -> SpanBatch {
-        std::mem::replace(&mut self.lock().batch, empty)
-    }
-
-    /// Counts what became of spans that were queued; `latest` is the last of them, where it is known.
-    pub(crate) fn settle(&self, spans: usize, fate: SpanFate, latest: Option<&QueuedSpan>) {
-        let counts = &mut self.lock().counts;
-        let spans = (spans as u64).min(counts.queued);
-        counts.queued -= spans;
-        let (count, exemplar) = match fate {
-            SpanFate::Exported => (&mut counts.exported, &mut counts.latest.exported),
-            SpanFate::Rejected => (&mut counts.rejected, &mut counts.latest.rejected),
-            SpanFate::Unreachable => (&mut counts.unreachable, &mut counts.latest.unreachable),
-            SpanFate::Shutdown => (&mut counts.shutdown, &mut counts.latest.shutdown),
-        };
-        *count += spans;
-        if let Some(span) = latest.filter(|_| spans > 0) {
-            *exemplar = Some((span.context.trace_id, span.start));
-        }
-    }
-
-    pub(crate) fn counts(&self) -> SpanCounts {
-        self.lock().counts
-    }
-
-    /// Resolves when the queue is half full, so that the exporter need not wait for its schedule.
-    pub(crate) async fn half_full(&self) {
-        self.half_full.notified().await;
+        self.push_with(Some((span.context.trace_id, span.start)), |batch| batch.push(span));
     }
 }
 
@@ -477,6 +328,7 @@ impl SpanQueue {
 mod tests {
     use super::*;
     use crate::telemetry::ids;
+    use crate::telemetry::queue::{Counts, Fate, Latest, TEXT_OF_AN_ITEM};
     use crate::trace_context::Sampling;
     use opentelemetry::trace::SpanId;
 
@@ -498,17 +350,17 @@ mod tests {
             queue.push(&finished(&context, path));
         }
         let last = Some((context.trace_id, SystemTime::UNIX_EPOCH));
-        let latest = LatestSpans { recorded: last, queue_full: last, ..LatestSpans::default() };
-        let counts = SpanCounts { recorded: 3, queued: 2, queue_full: 1, latest, ..SpanCounts::default() };
+        let latest = Latest { recorded: last, queue_full: last, ..Latest::default() };
+        let counts = Counts { recorded: 3, queued: 2, queue_full: 1, latest, ..Counts::default() };
         assert_eq!(queue.counts(), counts);
         let batch = queue.take(SpanBatch::default());
         let paths: Vec<_> = batch.spans.iter().map(|span| batch.text(span.path)).collect();
         assert_eq!(paths, ["/a", "/b"]);
         assert_eq!(queue.counts(), counts, "what was taken is queued until it is settled");
-        queue.settle(1, SpanFate::Exported, batch.spans.last());
-        queue.settle(1, SpanFate::Rejected, None);
-        let latest = LatestSpans { exported: last, ..latest };
-        assert_eq!(queue.counts(), SpanCounts { queued: 0, exported: 1, rejected: 1, latest, ..counts });
+        queue.settle(1, Fate::Exported, batch.counted(1));
+        queue.settle(1, Fate::Rejected, None);
+        let latest = Latest { exported: last, ..latest };
+        assert_eq!(queue.counts(), Counts { queued: 0, exported: 1, rejected: 1, latest, ..counts });
     }
 
     #[test]
@@ -522,10 +374,10 @@ mod tests {
         let mut batch = queue.take(SpanBatch::default());
         assert_eq!(batch.spans.len() as u64 + queue.counts().queue_full, 1000);
         assert!((100..300).contains(&batch.spans.len()), "{}", batch.spans.len());
-        assert!(batch.text.len() < 1000 * SpanQueue::TEXT_OF_A_SPAN + 4 * SpanBatch::MAX_TEXT, "{}", batch.text.len());
-        batch.text.reserve(4 << 20);
+        assert!(batch.text_len() < 1000 * TEXT_OF_AN_ITEM + 4 * SpanBatch::MAX_TEXT, "{}", batch.text_len());
+        batch.text.0.reserve(4 << 20);
         batch.clear();
-        assert!(batch.text.capacity() < 1 << 20, "{}", batch.text.capacity());
+        assert!(batch.text.0.capacity() < 1 << 20, "{}", batch.text.0.capacity());
     }
 
     #[test]

@@ -324,7 +324,7 @@ struct ClientSpanGuard<'a> {
 impl Drop for ClientSpanGuard<'_> {
     fn drop(&mut self) {
         let duration = self.duration.unwrap_or_else(|| self.start.elapsed());
-        let sampled = self.span_context.filter(|context| context.sampling.is_sampled()).map(|context| context.trace_id);
+        let sampled = self.span_context.as_ref().filter(|context| context.sampling.is_sampled());
         let status = self.progress.status.as_ref().map_or("", StatusCode::as_str);
         let labels = CallLabels {
             host: &self.target.host,
@@ -339,7 +339,6 @@ impl Drop for ClientSpanGuard<'_> {
             }),
         };
         self.context.metrics.call(&labels, duration, sampled);
-        let sampled = self.span_context.as_ref().filter(|context| context.sampling.is_sampled());
         if let Some((tracer, context)) = self.context.tracer.zip(sampled) {
             tracer.record(&FinishedSpan {
                 kind: SpanKind::Client,

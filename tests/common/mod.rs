@@ -30,6 +30,8 @@ use axum::response::IntoResponse as _;
 use axum::routing::{get, post};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::service::TowerToHyperService;
+use opentelemetry_proto::tonic::logs::v1::LogRecord;
+use opentelemetry_proto::tonic::metrics::v1::Metric as OtlpMetric;
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -503,6 +505,8 @@ pub enum Mood {
 struct Collected {
     mood: Mood,
     spans: Vec<Span>,
+    metrics: Vec<OtlpMetric>,
+    records: Vec<LogRecord>,
     requests: Vec<HeaderMap>,
     bodies: Vec<Bytes>,
 }
@@ -536,6 +540,11 @@ impl Sink {
         Self::on(any_port().await, "grpc", None)
     }
 
+    /// One of any kind.
+    pub async fn any(exporter: &'static str) -> Self {
+        Self::on(any_port().await, exporter, None)
+    }
+
     /// One of any kind at a given address: for a collector that comes late or comes back.
     pub async fn start(addr: SocketAddr, exporter: &'static str) -> Self {
         Self::on(TcpListener::bind(addr).await.unwrap(), exporter, None)
@@ -551,12 +560,22 @@ impl Sink {
 
     fn on(listener: TcpListener, exporter: &'static str, tls: Option<tokio_rustls::TlsAcceptor>) -> Self {
         let addr = listener.local_addr().unwrap();
-        let collected =
-            Arc::new(Mutex::new(Collected { mood: Mood::Takes, spans: Vec::new(), requests: Vec::new(), bodies: Vec::new() }));
+        let collected = Arc::new(Mutex::new(Collected {
+            mood: Mood::Takes,
+            spans: Vec::new(),
+            metrics: Vec::new(),
+            records: Vec::new(),
+            requests: Vec::new(),
+            bodies: Vec::new(),
+        }));
         let router = Router::new()
             .route("/api/v2/spans", post(take))
             .route("/v1/traces", post(take))
+            .route("/v1/metrics", post(take))
+            .route("/v1/logs", post(take))
             .route("/opentelemetry.proto.collector.trace.v1.TraceService/Export", post(take))
+            .route("/opentelemetry.proto.collector.metrics.v1.MetricsService/Export", post(take))
+            .route("/opentelemetry.proto.collector.logs.v1.LogsService/Export", post(take))
             .route("/api/v2/services", get(services))
             .route("/api/v2/trace/{id}", get(trace_by_id))
             .route("/api/v2/traces", get(traces_by_tag))
@@ -594,6 +613,16 @@ impl Sink {
         let mut spans = lock(&self.collected).spans.clone();
         spans.sort_by_key(|span| span.start_us);
         spans
+    }
+
+    /// The metrics of every OTLP request so far, each as often as it came.
+    pub fn metrics(&self) -> Vec<OtlpMetric> {
+        lock(&self.collected).metrics.clone()
+    }
+
+    /// The log records so far.
+    pub fn records(&self) -> Vec<LogRecord> {
+        lock(&self.collected).records.clone()
     }
 
     /// The headers of every request so far, also of those that were not taken.
@@ -651,7 +680,12 @@ pub fn export_env(exporter: &'static str, addr: SocketAddr) -> Vec<(&'static str
     [endpoint].into_iter().chain(names.map(|(name, value)| (name, value.to_owned()))).collect()
 }
 
-async fn take(State(collected): State<Arc<Mutex<Collected>>>, headers: HeaderMap, body: Bytes) -> axum::response::Response {
+async fn take(
+    State(collected): State<Arc<Mutex<Collected>>>,
+    path: axum::http::Uri,
+    headers: HeaderMap,
+    body: Bytes,
+) -> axum::response::Response {
     let mood = {
         let mut collected = lock(&collected);
         collected.requests.push(headers.clone());
@@ -682,15 +716,32 @@ async fn take(State(collected): State<Arc<Mutex<Collected>>>, headers: HeaderMap
             return axum::body::Body::new(broken).into_response();
         }
     }
-    let spans = match declared {
-        "application/json" => zipkin_spans(&body),
-        "application/x-protobuf" => otlp_spans(&body),
-        "application/grpc" => grpc::message(&headers, &body).and_then(|message| otlp_spans(&message)),
+    let payload = match declared {
+        "application/grpc" => grpc::message(&headers, &body),
+        "application/json" | "application/x-protobuf" => Some(body.to_vec()),
         _ => None,
     };
-    let Some(spans) = spans else { return StatusCode::BAD_REQUEST.into_response() };
-    rejected = rejected.min(spans.len());
-    lock(&collected).spans.extend(spans.into_iter().skip(rejected));
+    let taken = payload.and_then(|message| {
+        let mut collected = lock(&collected);
+        match path.path().to_ascii_lowercase() {
+            path if path.contains("metrics") => otlp_metrics(&message).map(|metrics| {
+                // A data point each, so that they can be rejected one by one.
+                rejected = rejected.min(metrics.len());
+                collected.metrics.extend(metrics.into_iter().skip(rejected));
+            }),
+            path if path.contains("logs") => otlp_records(&message).map(|records| {
+                rejected = rejected.min(records.len());
+                collected.records.extend(records.into_iter().skip(rejected));
+            }),
+            _ => if declared == "application/json" { zipkin_spans(&message) } else { otlp_spans(&message) }.map(|spans| {
+                rejected = rejected.min(spans.len());
+                collected.spans.extend(spans.into_iter().skip(rejected));
+            }),
+        }
+    });
+    if taken.is_none() {
+        return StatusCode::BAD_REQUEST.into_response();
+    }
     if declared == "application/json" {
         StatusCode::ACCEPTED.into_response()
     } else if is_grpc {
@@ -698,6 +749,50 @@ async fn take(State(collected): State<Arc<Mutex<Collected>>>, headers: HeaderMap
     } else {
         otlp_answer(rejected, message).into_response()
     }
+}
+
+/// The metrics of a request, one for each of their data points.
+fn otlp_metrics(body: &[u8]) -> Option<Vec<OtlpMetric>> {
+    use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
+    use opentelemetry_proto::tonic::metrics::v1::metric::Data;
+    use prost::Message as _;
+
+    let request = ExportMetricsServiceRequest::decode(body).ok()?;
+    let mut points = Vec::new();
+    for metric in request.resource_metrics.into_iter().flat_map(|of| of.scope_metrics).flat_map(|of| of.metrics) {
+        let data: Vec<Data> = match metric.data.clone()? {
+            Data::Sum(sum) => {
+                let one =
+                    |point| Data::Sum(opentelemetry_proto::tonic::metrics::v1::Sum { data_points: vec![point], ..sum.clone() });
+                sum.data_points.clone().into_iter().map(one).collect()
+            }
+            Data::Gauge(gauge) => {
+                let one = |point| Data::Gauge(opentelemetry_proto::tonic::metrics::v1::Gauge { data_points: vec![point] });
+                gauge.data_points.into_iter().map(one).collect()
+            }
+            Data::Histogram(histogram) => {
+                let one = |point| {
+                    Data::Histogram(opentelemetry_proto::tonic::metrics::v1::Histogram {
+                        data_points: vec![point],
+                        ..histogram.clone()
+                    })
+                };
+                histogram.data_points.clone().into_iter().map(one).collect()
+            }
+            other => panic!("{other:?}"),
+        };
+        points.extend(data.into_iter().map(|data| OtlpMetric { data: Some(data), ..metric.clone() }));
+    }
+    Some(points)
+}
+
+fn otlp_records(body: &[u8]) -> Option<Vec<LogRecord>> {
+    use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
+    use prost::Message as _;
+
+    let request = ExportLogsServiceRequest::decode(body).ok()?;
+    let scopes = request.resource_logs.into_iter().flat_map(|of| of.scope_logs);
+    Some(scopes.flat_map(|of| of.log_records).collect())
 }
 
 fn otlp_answer(rejected: usize, message: &str) -> Vec<u8> {

@@ -76,7 +76,7 @@ async fn a_redirect_is_not_followed_and_its_target_is_named_once_without_its_sec
 #[tokio::test]
 async fn what_a_partial_success_rejects_is_counted_and_its_message_is_logged() {
     for exporter in OTLP {
-        partial_success(Sink::start(free_addr(), exporter).await).await;
+        partial_success(Sink::any(exporter).await).await;
     }
 }
 
@@ -191,7 +191,7 @@ async fn spans_that_a_refused_collector_does_not_get_at_the_stop_are_reported_lo
         nobody.bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let endpoint = format!("http://{}/spans", nobody.local_addr().unwrap());
         let hop = InProcess::start(|config| {
-            config.exporters = vec![match exporter {
+            config.export.spans = vec![match exporter {
                 "zipkin" => Exporter::Zipkin { endpoint },
                 "grpc" => Exporter::Otlp(OtlpOptions { endpoint, ..OtlpOptions::new(Signal::Traces, OtlpProtocol::Grpc) }),
                 _ => Exporter::Otlp(OtlpOptions { endpoint, ..OtlpOptions::new(Signal::Traces, OtlpProtocol::HttpProtobuf) }),

@@ -82,6 +82,8 @@ fn flags_of_telemetry_are_as_strict_as_others() {
 #[tokio::test]
 async fn variables_of_opentelemetry_that_cannot_be_used_are_warned_about_and_the_hop_serves() {
     let otlp = ("OTEL_TRACES_EXPORTER", "otlp");
+    let (metrics, logs) = (("OTEL_METRICS_EXPORTER", "otlp"), ("OTEL_LOGS_EXPORTER", "otlp"));
+    let grpc = ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc");
     for (env, accepted) in [
         (&[("OTEL_TRACES_EXPORTER", "jaeger")][..], "zipkin, otlp"),
         (&[otlp, ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/json")], "http/protobuf"),
@@ -95,8 +97,18 @@ async fn variables_of_opentelemetry_that_cannot_be_used_are_warned_about_and_the
         (&[("OTEL_BSP_MAX_QUEUE_SIZE", "0")], "from 1 on"),
         (&[("OTEL_BSP_SCHEDULE_DELAY", "1s")], "milliseconds"),
         (&[("OTEL_RESOURCE_ATTRIBUTES", "nothing")], "key=value"),
-        (&[("OTEL_METRICS_EXPORTER", "otlp")], "prometheus"),
-        (&[("OTEL_LOGS_EXPORTER", "otlp")], "console"),
+        (&[otlp, ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json")], "http/protobuf, grpc"),
+        (&[grpc, otlp, ("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:x")], "http://"),
+        (&[("OTEL_METRICS_EXPORTER", "console")], "otlp, prometheus"),
+        (&[metrics, ("OTEL_METRIC_EXPORT_INTERVAL", "60s")], "milliseconds"),
+        (&[metrics, ("OTEL_METRIC_EXPORT_TIMEOUT", "0")], "milliseconds"),
+        (&[metrics, ("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "both")], "lowmemory"),
+        (&[metrics, ("OTEL_METRICS_EXEMPLAR_FILTER", "always_on")], "always_off"),
+        (&[("OTEL_LOGS_EXPORTER", "loki")], "otlp, console"),
+        (&[logs, ("OTEL_BLRP_MAX_QUEUE_SIZE", "0")], "from 1 on"),
+        (&[logs, ("OTEL_BLRP_SCHEDULE_DELAY", "1s")], "milliseconds"),
+        // For all signals, and said once.
+        (&[metrics, logs, otlp, ("OTEL_EXPORTER_OTLP_TIMEOUT", "1m")], "milliseconds"),
         (&[("OTEL_CONFIG_FILE", "/etc/otel.yaml")], "not supported"),
         (&[("OTEL_SDK_DISABLED", "1")], "true, false"),
         (&[("OTEL_SERVICE_NAME", "two\nlines")], "printable"),

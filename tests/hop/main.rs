@@ -22,6 +22,7 @@ mod propagation;
 mod protocols;
 mod requests;
 mod restarts;
+mod signals;
 mod spans;
 mod telemetry;
 mod tls;

@@ -116,7 +116,8 @@ async fn openmetrics_has_exemplars_and_the_plain_text_has_none() {
     let sink = Sink::zipkin().await;
     let hop = Hop::start(&[], &sink.env());
     let answer = hop.get("/hello", &[]).await;
-    let trace = answer.header("traceresponse").unwrap().split('-').nth(1).unwrap().to_owned();
+    let ids: Vec<_> = answer.header("traceresponse").unwrap().split('-').collect();
+    let (trace, span) = (ids[1].to_owned(), ids[2]);
     let plain = hop.get("/metrics", &[]).await;
     assert_eq!(plain.header("content-type"), Some("text/plain; version=0.0.4; charset=utf-8"));
     assert!(!plain.text().contains(&trace) && !plain.text().contains("# EOF"));
@@ -131,7 +132,7 @@ async fn openmetrics_has_exemplars_and_the_plain_text_has_none() {
         .find(|line| line.contains(&trace) && line.starts_with(SERVER))
         .unwrap_or_else(|| panic!("no exemplar: {text}"));
     assert!(exemplar.starts_with(&format!("{SERVER}_bucket{{")) && exemplar.contains("/hello"), "{exemplar}");
-    assert!(exemplar.contains(&format!(" # {{trace_id=\"{trace}\"}} 0.")), "{exemplar}");
+    assert!(exemplar.contains(&format!(" # {{trace_id=\"{trace}\",span_id=\"{span}\"}} 0.")), "{exemplar}");
     // The counters of spans have the trace that they counted last.
     let exported = eventually("the span is exported", || async {
         let text = hop.get("/metrics", &[("accept", accept)]).await.text();

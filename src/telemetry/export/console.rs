@@ -49,7 +49,7 @@ impl ConsoleSink {
             let _ = write!(line, " {name}=");
             match value {
                 AttributeValue::Text(text) => push_escaped(line, text.as_bytes()),
-                AttributeValue::Int(number) => push_number(line, number.into()),
+                AttributeValue::Int(number) => push_number(line, number),
                 AttributeValue::Address(address) => push_address(line, address),
             }
         });

@@ -1,10 +1,13 @@
-//! Export of spans: Zipkin v2 JSON, OTLP over HTTP or gRPC, or lines on stderr. One exporter is one file.
+//! Export of spans (Zipkin v2 JSON, OTLP over HTTP or gRPC, lines on stderr), and of metrics and log records by OTLP.
 
 mod console;
+mod delivery;
 mod grpc;
 mod http;
+mod metrics;
 pub(crate) mod otlp;
 mod pipeline;
+mod task;
 pub(crate) mod zipkin;
 
 use std::error::Error;
@@ -13,7 +16,7 @@ use std::time::Duration;
 
 pub(crate) use self::http::{Collector, ExportError, Protocol};
 pub(crate) use otlp::OtlpCollector;
-pub(crate) use pipeline::Pipelines;
+pub(crate) use pipeline::{Lost, Pipelines};
 
 use opentelemetry_semantic_conventions::attribute::{
     SERVICE_INSTANCE_ID, TELEMETRY_SDK_LANGUAGE, TELEMETRY_SDK_NAME, TELEMETRY_SDK_VERSION,
@@ -46,6 +49,10 @@ pub enum Exporter {
 pub enum Signal {
     /// Spans.
     Traces,
+    /// The families of `/metrics`.
+    Metrics,
+    /// Access lines and diagnostics.
+    Logs,
 }
 
 impl Signal {
@@ -53,6 +60,8 @@ impl Signal {
     pub(crate) fn path(self) -> &'static str {
         match self {
             Self::Traces => "/v1/traces",
+            Self::Metrics => "/v1/metrics",
+            Self::Logs => "/v1/logs",
         }
     }
 
@@ -60,6 +69,8 @@ impl Signal {
     fn grpc_path(self) -> &'static str {
         match self {
             Self::Traces => "/opentelemetry.proto.collector.trace.v1.TraceService/Export",
+            Self::Metrics => "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export",
+            Self::Logs => "/opentelemetry.proto.collector.logs.v1.LogsService/Export",
         }
     }
 
@@ -67,6 +78,26 @@ impl Signal {
     pub(crate) fn in_variables(self) -> &'static str {
         match self {
             Self::Traces => "TRACES",
+            Self::Metrics => "METRICS",
+            Self::Logs => "LOGS",
+        }
+    }
+
+    /// What is behind it, in diagnostics.
+    fn collector(self) -> &'static str {
+        match self {
+            Self::Traces => "span collector",
+            Self::Metrics => "metric collector",
+            Self::Logs => "log collector",
+        }
+    }
+
+    /// What it consists of, in diagnostics.
+    fn items(self) -> &'static str {
+        match self {
+            Self::Traces => "spans",
+            Self::Metrics => "data points",
+            Self::Logs => "log records",
         }
     }
 }
@@ -106,6 +137,74 @@ impl OtlpOptions {
             OtlpProtocol::Grpc => "http://localhost:4317".to_owned(),
         };
         Self { protocol, endpoint, headers: Vec::new(), timeout: TIMEOUT, gzip: false, tls: ClientTls::default() }
+    }
+}
+
+/// How metrics are exported, beside `/metrics`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MetricOptions {
+    /// Where to.
+    pub otlp: OtlpOptions,
+    /// `OTEL_METRIC_EXPORT_INTERVAL`.
+    pub interval: Duration,
+    /// `OTEL_METRIC_EXPORT_TIMEOUT`: how long one export may take, retries included.
+    pub timeout: Duration,
+    /// `OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE`.
+    pub temporality: Temporality,
+    /// `OTEL_METRICS_EXEMPLAR_FILTER` is not `always_off`.
+    pub exemplars: bool,
+}
+
+/// Which metrics are sent as differences from the export before.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Temporality {
+    /// None.
+    #[default]
+    Cumulative,
+    /// Counters and histograms.
+    Delta,
+    /// Histograms, and counters that are not read from elsewhere.
+    LowMemory,
+}
+
+/// How log records are exported, beside the lines.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LogOptions {
+    /// Where to.
+    pub otlp: OtlpOptions,
+    /// `OTEL_BLRP_MAX_QUEUE_SIZE`.
+    pub queue: usize,
+    /// `OTEL_BLRP_SCHEDULE_DELAY`.
+    pub schedule_delay: Duration,
+}
+
+/// What a hop exports.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ExportOptions {
+    /// `--trace-exporter` with their endpoints. None: the hop makes no spans and passes trace headers on untouched.
+    pub spans: Vec<Exporter>,
+    /// Who everything is from.
+    pub resource: ResourceOptions,
+    /// `OTEL_BSP_MAX_QUEUE_SIZE`.
+    pub span_queue: usize,
+    /// `OTEL_BSP_SCHEDULE_DELAY`.
+    pub schedule_delay: Duration,
+    /// `OTEL_METRICS_EXPORTER`; `None`: `/metrics` alone.
+    pub metrics: Option<MetricOptions>,
+    /// `OTEL_LOGS_EXPORTER`; `None`: lines alone.
+    pub logs: Option<LogOptions>,
+}
+
+impl Default for ExportOptions {
+    fn default() -> Self {
+        Self {
+            spans: Vec::new(),
+            resource: ResourceOptions::default(),
+            span_queue: 16_384,
+            schedule_delay: Duration::from_secs(1),
+            metrics: None,
+            logs: None,
+        }
     }
 }
 
@@ -194,7 +293,7 @@ impl SpanSink {
         })
     }
 
-    async fn send(&self, batch: &SpanBatch, spans: &[QueuedSpan]) -> Result<Accepted, ExportError> {
+    async fn export(&self, batch: &SpanBatch, spans: &[QueuedSpan]) -> Result<Accepted, ExportError> {
         match self {
             Self::Zipkin(sink) => sink.send(batch, spans).await,
             Self::Otlp { collector, encoder } => collector.export(encoder.encode(batch, spans)).await,

@@ -1,231 +1,184 @@
-//! The task that drains the span queue, sends spans in chunks and retries with backoff while the collector is unavailable.
+//! The task that drains a queue and sends its items in chunks, and the exporters of a hop together.
 //!
-//! The queue is bounded, so an unreachable collector costs spans, which are counted, and never a request.
+//! The queue is bounded, so an unreachable collector costs items, which are counted, and never a request.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::sleep;
 
-use super::{Accepted, ExportError, Exporter, ExporterError, ResourceOptions, SpanSink};
-use crate::telemetry::ids;
+use super::delivery::Delivery;
+use super::metrics::MetricPipeline;
+use super::otlp::{LogEncoder, OtlpCollector};
+use super::task::ExportTask;
+use super::{Accepted, ExportError, ExportOptions, ExporterError, Signal, SpanSink};
 use crate::telemetry::line_writer::LineWriter;
-use crate::telemetry::span_queue::{SpanBatch, SpanFate, SpanQueue};
+use crate::telemetry::log_queue::{LogBatch, LogQueue};
+use crate::telemetry::metrics::Metrics;
+use crate::telemetry::queue::{Batch, Fate, Queue};
+use crate::telemetry::span_queue::{SpanBatch, SpanQueue};
 
-/// How many spans one request carries at most.
+/// How many items one request carries at most.
 const CHUNK: usize = 512;
-/// The first pause before a retry; each further one is twice as long, up to [`MAX_BACKOFF`], with a fifth of jitter.
-const MIN_BACKOFF: Duration = Duration::from_millis(250);
-const MAX_BACKOFF: Duration = Duration::from_secs(8);
-/// The longest `Retry-After` that is obeyed: the queue would be full long before an hour is over.
-const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
-/// After so many attempts (about a minute) a chunk is dropped, so that younger spans can be sent.
-const MAX_ATTEMPTS: u32 = 10;
 
-/// The running exporter.
-#[derive(Debug)]
-struct Pipeline {
-    queue: Arc<SpanQueue>,
-    stop: watch::Sender<bool>,
-    task: JoinHandle<()>,
+/// Where the items of a queue go.
+trait Sink: Send + Sync + 'static {
+    type Batch: Batch;
+    const SIGNAL: Signal;
+
+    fn send(&self, batch: &Self::Batch, items: Range<usize>) -> impl Future<Output = Result<Accepted, ExportError>> + Send;
 }
 
-impl Pipeline {
+impl Sink for SpanSink {
+    type Batch = SpanBatch;
+    const SIGNAL: Signal = Signal::Traces;
+
+    async fn send(&self, batch: &SpanBatch, items: Range<usize>) -> Result<Accepted, ExportError> {
+        self.export(batch, &batch.spans[items]).await
+    }
+}
+
+/// Log records as OTLP.
+struct LogSink {
+    collector: OtlpCollector,
+    encoder: LogEncoder,
+}
+
+impl Sink for LogSink {
+    type Batch = LogBatch;
+    const SIGNAL: Signal = Signal::Logs;
+
+    async fn send(&self, batch: &LogBatch, items: Range<usize>) -> Result<Accepted, ExportError> {
+        self.collector.export(self.encoder.encode(batch, items)).await
+    }
+}
+
+/// A running exporter.
+#[derive(Debug)]
+struct Pipeline<B> {
+    queue: Arc<Queue<B>>,
+    task: ExportTask,
+}
+
+impl<B: Batch> Pipeline<B> {
     /// Starts the task that exports from `queue`, at least every `schedule_delay`.
+    fn start(sink: impl Sink<Batch = B>, queue: Arc<Queue<B>>, schedule_delay: Duration) -> Self {
+        let exported = queue.clone();
+        let task = ExportTask::spawn(|stopped| drain(sink, exported, stopped, schedule_delay));
+        Self { queue, task }
+    }
+
+    /// Exports what is queued, for at most `timeout`; returns how many items were lost from the stop on.
+    async fn finish(self, timeout: Duration) -> usize {
+        self.task.finish(&self.queue, timeout).await
+    }
+}
+
+/// Exports what is queued until the stop.
+async fn drain<S: Sink>(sink: S, queue: Arc<Queue<S::Batch>>, stopped: watch::Receiver<bool>, schedule_delay: Duration) {
+    let mut delivery = Delivery::new(S::SIGNAL, stopped);
+    let mut spare = S::Batch::default();
+    loop {
+        tokio::select! {
+            () = sleep(schedule_delay) => {}
+            () = queue.half_full() => {}
+            () = delivery.stopped() => {}
+        }
+        // Read before the queue is emptied: items that are recorded after the stop are not waited for.
+        let stopping = delivery.is_stopping();
+        let mut batch = queue.take(spare);
+        for range in batch.chunks(CHUNK) {
+            let (items, last) = (range.len(), batch.counted(range.end - 1));
+            match delivery.deliver(items, || sink.send(&batch, range.clone())).await {
+                Ok(accepted) => {
+                    let rejected = accepted.rejected.min(items);
+                    // Which of them were rejected is not known.
+                    queue.settle(rejected, Fate::Rejected, last.filter(|_| rejected == items));
+                    queue.settle(items - rejected, Fate::Exported, last.filter(|_| rejected == 0));
+                }
+                Err(fate) => queue.settle(items, fate, last),
+            }
+        }
+        batch.clear();
+        spare = batch;
+        if stopping {
+            return;
+        }
+    }
+}
+
+/// What was not handed over at the end.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Lost {
+    pub(crate) spans: usize,
+    pub(crate) data_points: usize,
+    pub(crate) log_records: usize,
+}
+
+/// The running exporters of a hop. Each has a queue of its own: one that hangs keeps nothing from another.
+#[derive(Debug, Default)]
+pub(crate) struct Pipelines {
+    spans: Vec<Pipeline<SpanBatch>>,
+    logs: Option<Pipeline<LogBatch>>,
+    metrics: Option<MetricPipeline>,
+}
+
+impl Pipelines {
+    /// Starts every exporter, for one resource.
     ///
     /// # Errors
     ///
     /// [`ExporterError`] when an endpoint or header cannot be used.
-    fn start(
-        exporter: Exporter,
-        resource: ResourceOptions,
-        queue: Arc<SpanQueue>,
-        schedule_delay: Duration,
-        console: &LineWriter,
-    ) -> Result<Self, ExporterError> {
-        let sink = SpanSink::new(exporter, resource, console)?;
-        let (stop, stopped) = watch::channel(false);
-        let task = ExportTask { sink, queue: queue.clone(), stopped, complaint: None };
-        let task = tokio::spawn(task.run(schedule_delay));
-        Ok(Self { queue, stop, task })
-    }
-
-    /// Exports what is queued, for at most `timeout`; returns how many spans were lost from the stop on.
-    async fn finish(mut self, timeout: Duration) -> usize {
-        let before = self.queue.counts().lost();
-        let _ = self.stop.send(true);
-        if tokio::time::timeout(timeout, &mut self.task).await.is_err() {
-            self.task.abort();
-            // Until it has ended it counts spans itself.
-            let _ = self.task.await;
-        }
-        let left = usize::try_from(self.queue.counts().queued).unwrap_or(usize::MAX);
-        self.queue.settle(left, SpanFate::Shutdown, None);
-        usize::try_from(self.queue.counts().lost() - before).unwrap_or(usize::MAX)
-    }
-}
-
-/// The running exporters of a hop. Each has a queue of its own: one that hangs keeps no span from another.
-#[derive(Debug, Default)]
-pub(crate) struct Pipelines(Vec<Pipeline>);
-
-impl Pipelines {
-    /// Starts every exporter, for spans of one resource.
-    ///
-    /// # Errors
-    ///
-    /// As of [`Pipeline::start`].
-    pub(crate) fn start(
-        (exporters, resource): (Vec<Exporter>, ResourceOptions),
-        max_queue: usize,
-        schedule_delay: Duration,
-        console: &LineWriter,
-    ) -> Result<Self, ExporterError> {
-        let resource = resource.complete();
+    pub(crate) fn start(options: ExportOptions, metrics: &Arc<Metrics>, console: &LineWriter) -> Result<Self, ExporterError> {
+        let resource = options.resource.complete();
         let start = |exporter| {
-            let queue = Arc::new(SpanQueue::new(max_queue));
-            Pipeline::start(exporter, resource.clone(), queue, schedule_delay, console)
+            let sink = SpanSink::new(exporter, resource.clone(), console)?;
+            Ok(Pipeline::start(sink, Arc::new(SpanQueue::new(options.span_queue)), options.schedule_delay))
         };
-        exporters.into_iter().map(start).collect::<Result<_, _>>().map(Self)
+        let spans = options.spans.into_iter().map(start).collect::<Result<_, _>>()?;
+        let logs = options.logs.map(|logs| {
+            let sink =
+                LogSink { collector: OtlpCollector::new(Signal::Logs, logs.otlp)?, encoder: LogEncoder::new(resource.clone()) };
+            Ok(Pipeline::start(sink, Arc::new(LogQueue::new(logs.queue)), logs.schedule_delay))
+        });
+        let metrics = options.metrics.map(|options| MetricPipeline::start(options, resource.clone(), metrics.clone()));
+        Ok(Self { spans, logs: logs.transpose()?, metrics: metrics.transpose()? })
     }
 
-    pub(crate) fn queues(&self) -> Arc<[Arc<SpanQueue>]> {
-        self.0.iter().map(|pipeline| pipeline.queue.clone()).collect()
+    pub(crate) fn span_queues(&self) -> Arc<[Arc<SpanQueue>]> {
+        self.spans.iter().map(|pipeline| pipeline.queue.clone()).collect()
     }
 
-    /// As [`Pipeline::finish`], for all at the same time.
-    pub(crate) async fn finish(self, timeout: Duration) -> usize {
-        let lost = self.0.into_iter().map(|pipeline| pipeline.finish(timeout));
-        futures_util::future::join_all(lost).await.iter().sum()
-    }
-}
-
-struct ExportTask {
-    sink: SpanSink,
-    queue: Arc<SpanQueue>,
-    stopped: watch::Receiver<bool>,
-    /// What was logged last about the collector, until it accepts every span again.
-    complaint: Option<String>,
-}
-
-impl ExportTask {
-    async fn run(mut self, schedule_delay: Duration) {
-        let mut spare = SpanBatch::default();
-        loop {
-            tokio::select! {
-                () = sleep(schedule_delay) => {}
-                () = self.queue.half_full() => {}
-                _ = self.stopped.wait_for(|stopped| *stopped) => {}
-            }
-            // Read before the queue is emptied: spans that end after the stop are not waited for.
-            let stopping = self.is_stopping();
-            let mut batch = self.queue.take(spare);
-            for range in batch.chunks(CHUNK) {
-                let (spans, last) = (range.len(), batch.spans.get(range.end - 1));
-                match self.deliver(&batch, range).await {
-                    Ok(accepted) => {
-                        let rejected = accepted.rejected.min(spans);
-                        // Which of them were rejected is not known.
-                        self.queue.settle(rejected, SpanFate::Rejected, last.filter(|_| rejected == spans));
-                        self.queue.settle(spans - rejected, SpanFate::Exported, last.filter(|_| rejected == 0));
-                    }
-                    Err(fate) => self.queue.settle(spans, fate, last),
-                }
-            }
-            batch.clear();
-            spare = batch;
-            if stopping {
-                return;
-            }
-        }
+    /// `None`: no log records are exported.
+    pub(crate) fn log_queue(&self) -> Option<Arc<LogQueue>> {
+        self.logs.as_ref().map(|pipeline| pipeline.queue.clone())
     }
 
-    fn is_stopping(&self) -> bool {
-        *self.stopped.borrow()
+    /// The counts of data points; `None`: no metrics are exported.
+    pub(crate) fn data_points(&self) -> Option<Arc<Queue<()>>> {
+        self.metrics.as_ref().map(MetricPipeline::counts)
     }
 
-    /// Sends one chunk, with retries. The error is what became of the whole chunk.
-    async fn deliver(&mut self, batch: &SpanBatch, range: std::ops::Range<usize>) -> Result<Accepted, SpanFate> {
-        let spans = range.len();
-        let mut backoff = MIN_BACKOFF;
-        for attempt in 1.. {
-            let error = match self.sink.send(batch, &batch.spans[range.clone()]).await {
-                Ok(accepted) => {
-                    self.log_accepted(&accepted);
-                    return Ok(accepted);
-                }
-                Err(error) => error,
-            };
-            if !error.is_retryable {
-                if self.complains_anew(&error.reason) {
-                    tracing::warn!(spans, reason = error.reason, "the span collector rejected spans; they are dropped");
-                }
-                return Err(SpanFate::Rejected);
-            }
-            if self.complains_anew(&error.reason) {
-                tracing::warn!(reason = error.reason, "the span collector is unavailable; retrying");
-            }
-            // The flush has a deadline of its own.
-            if attempt >= MAX_ATTEMPTS && !self.is_stopping() {
-                break;
-            }
-            self.pause(backoff, &error).await;
-            backoff = (backoff * 2).min(MAX_BACKOFF);
-        }
-        tracing::warn!(spans, attempts = MAX_ATTEMPTS, "the span collector stays unavailable; spans are dropped");
-        Err(SpanFate::Unreachable)
-    }
-
-    /// Waits before the next attempt: as long as the collector asks for, and for the backoff, which a stop ends.
-    async fn pause(&mut self, backoff: Duration, error: &ExportError) {
-        let begun = Instant::now();
-        let backoff = backoff.mul_f64(0.8 + 0.4 * ids::unit());
-        let stopping = self.is_stopping();
-        tokio::select! {
-            () = sleep(if stopping { MIN_BACKOFF } else { backoff }) => {}
-            _ = self.stopped.wait_for(|stopped| *stopped), if !stopping => {}
-        }
-        if let Some(retry_after) = error.retry_after {
-            sleep_until(begun + retry_after.min(MAX_RETRY_AFTER)).await;
-        }
-    }
-
-    fn log_accepted(&mut self, accepted: &Accepted) {
-        match &accepted.message {
-            Some(message) if accepted.rejected > 0 => {
-                if self.complains_anew(message) {
-                    let rejected = accepted.rejected;
-                    tracing::warn!(rejected, reason = message, "the span collector accepted a part of the spans");
-                }
-            }
-            Some(message) => {
-                if self.complains_anew(message) {
-                    tracing::warn!(warning = message, "the span collector accepted the spans with a warning");
-                }
-            }
-            None => {
-                if self.complaint.take().is_some() {
-                    tracing::info!("the span collector accepts spans again");
-                }
-            }
-        }
-    }
-
-    /// Whether a complaint is another one than the last: a collector that fails at every export is logged once.
-    fn complains_anew(&mut self, reason: &str) -> bool {
-        let is_new = self.complaint.as_deref() != Some(reason);
-        if is_new {
-            self.complaint = Some(reason.to_owned());
-        }
-        is_new
+    /// Exports what is left, all at the same time, for at most `timeout`.
+    pub(crate) async fn finish(self, timeout: Duration) -> Lost {
+        let spans = futures_util::future::join_all(self.spans.into_iter().map(|pipeline| pipeline.finish(timeout)));
+        let logs =
+            async { futures_util::future::OptionFuture::from(self.logs.map(|logs| logs.finish(timeout))).await.unwrap_or(0) };
+        let metrics = async {
+            futures_util::future::OptionFuture::from(self.metrics.map(|metrics| metrics.finish(timeout))).await.unwrap_or(0)
+        };
+        let (spans, log_records, data_points) = futures_util::join!(spans, logs, metrics);
+        Lost { spans: spans.iter().sum(), data_points, log_records }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::telemetry::export::{Exporter, ResourceOptions};
+    use crate::telemetry::ids;
     use crate::telemetry::span_queue::FinishedSpan;
     use crate::trace_context::{Context, Sampling};
     use opentelemetry::trace::SpanId;
@@ -238,9 +191,8 @@ mod tests {
         let endpoint = format!("http://{}/api/v2/spans", listener.local_addr().unwrap());
         // Nothing listens there any more: every attempt is refused.
         drop(listener);
-        let (exporter, resource) = (Exporter::Zipkin { endpoint }, ResourceOptions::default());
-        let console = LineWriter::stderr();
-        let pipeline = Pipeline::start(exporter, resource, queue.clone(), Duration::from_secs(1), &console).unwrap();
+        let sink = SpanSink::new(Exporter::Zipkin { endpoint }, ResourceOptions::default(), &LineWriter::stderr()).unwrap();
+        let pipeline = Pipeline::start(sink, queue.clone(), Duration::from_secs(1));
         let context = Context {
             trace_id: ids::trace_id(),
             short_trace_id: false,

@@ -126,7 +126,7 @@ fn encode_span(out: &mut Vec<u8>, resource: &EncodedResource, batch: &SpanBatch,
         out.extend_from_slice(b"\":\"");
         match value {
             AttributeValue::Text(text) => push_escaped(out, text.as_bytes()),
-            AttributeValue::Int(number) => push_number(out, number.into()),
+            AttributeValue::Int(number) => push_number(out, number),
             AttributeValue::Address(address) => push_address(out, address),
         }
         out.push(b'"');

@@ -151,8 +151,8 @@ fn start(telemetry: Telemetry, next: Option<SocketAddr>, counted: bool) -> Socke
             let mut config = HopConfig::from_args(*args, &|_| None).expect("options that fit");
             if telemetry.spans {
                 // Nobody listens there, and nothing is sent before the process ends.
-                config.exporters = vec![Exporter::Zipkin { endpoint: "http://127.0.0.1:9/api/v2/spans".to_owned() }];
-                config.schedule_delay = Duration::from_secs(3600);
+                config.export.spans = vec![Exporter::Zipkin { endpoint: "http://127.0.0.1:9/api/v2/spans".to_owned() }];
+                config.export.schedule_delay = Duration::from_secs(3600);
             }
             if !telemetry.access_log {
                 config.access_log = None;

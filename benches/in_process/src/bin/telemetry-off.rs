@@ -9,7 +9,7 @@ use httpserver::telemetry::export::Exporter;
 async fn main() {
     let Ok(Cli { command: Command::Serve(args) }) = parse(std::env::args_os()) else { panic!("takes the options of serve") };
     let mut config = HopConfig::from_args(*args, &|name| std::env::var(name).ok()).expect("options that fit");
-    config.exporters = Vec::new();
+    config.export.spans = Vec::new();
     config.access_log = None;
     let app = App::bind(config, &Output::new()).await.expect("the address is free");
     app.run(std::future::pending()).await;

@@ -1,11 +1,16 @@
 //! OTLP, over HTTP and over gRPC: the collector, and what the requests of all signals have in common. The messages are those of
 //! `opentelemetry-proto`; each signal's are encoded in a file of its own.
 
+mod logs;
+mod metrics;
 mod spans;
 
+pub(crate) use logs::LogEncoder;
+pub(crate) use metrics::MetricEncoder;
 pub(crate) use spans::OtlpEncoder;
 
 use std::io::Write as _;
+use std::time::Duration;
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
@@ -18,10 +23,13 @@ use opentelemetry_proto::tonic::resource::v1::Resource;
 use opentelemetry_semantic_conventions::SCHEMA_URL;
 use opentelemetry_semantic_conventions::attribute::SERVICE_NAME;
 use prost::Message as _;
+use prost::encoding::int64;
 
 use super::grpc::GrpcCollector;
 use super::http::shown;
 use super::{Accepted, Collector, ExportError, ExporterError, OtlpOptions, OtlpProtocol, Protocol, ResourceOptions, Signal};
+use crate::telemetry::span_queue::AttributeValue;
+use crate::text::number::push_address;
 
 /// Where one signal is sent to.
 #[derive(Debug)]
@@ -90,7 +98,7 @@ fn accepted(answer: &[u8]) -> Accepted {
     Accepted { rejected, message: (rejected > 0 || !message.is_empty()).then_some(message) }
 }
 
-/// Numbers of the fields around the spans, data points and log records of a request: they are the same for every signal.
+/// Numbers of the fields around the spans, metrics and log records of a request, the same for every signal, and of attributes.
 mod field {
     pub(super) const REQUEST_RESOURCE_ITEMS: u8 = 1;
     pub(super) const RESOURCE_ITEMS_RESOURCE: u8 = 1;
@@ -98,6 +106,10 @@ mod field {
     pub(super) const SCOPE_ITEMS_SCOPE: u8 = 1;
     pub(super) const SCOPE_ITEMS_ITEMS: u8 = 2;
     pub(super) const SCOPE_ITEMS_SCHEMA_URL: u8 = 3;
+    pub(super) const KEY_VALUE_KEY: u8 = 1;
+    pub(super) const KEY_VALUE_VALUE: u8 = 2;
+    pub(super) const ANY_VALUE_STRING: u8 = 1;
+    pub(super) const ANY_VALUE_INT: u8 = 3;
 }
 
 /// What is around the items of every request of a hop.
@@ -166,6 +178,33 @@ fn push_field(out: &mut Vec<u8>, number: u8, message: &[u8]) {
     out.push(key(number));
     let _ = prost::encode_length_delimiter(message.len(), out);
     out.extend_from_slice(message);
+}
+
+/// Appends an attribute to an encoded message, as its field `number`. As messages, three deep, their lengths would be counted again
+/// at each level.
+fn push_attribute(out: &mut Vec<u8>, scratch: &mut Vec<u8>, number: u8, name: &str, value: AttributeValue<'_>) {
+    scratch.clear();
+    match value {
+        AttributeValue::Text(text) => push_field(scratch, field::ANY_VALUE_STRING, text.as_bytes()),
+        AttributeValue::Int(number) => {
+            int64::encode(field::ANY_VALUE_INT.into(), &i64::try_from(number).unwrap_or(i64::MAX), scratch);
+        }
+        AttributeValue::Address(address) => {
+            // Less than 128 bytes: its length is one.
+            scratch.extend_from_slice(&[key(field::ANY_VALUE_STRING), 0]);
+            push_address(scratch, address);
+            scratch[1] = (scratch.len() - 2) as u8;
+        }
+    }
+    let field_len = |content: usize| 1 + prost::length_delimiter_len(content) + content;
+    out.push(key(number));
+    let _ = prost::encode_length_delimiter(field_len(name.len()) + field_len(scratch.len()), out);
+    push_field(out, field::KEY_VALUE_KEY, name.as_bytes());
+    push_field(out, field::KEY_VALUE_VALUE, scratch);
+}
+
+fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

@@ -3,29 +3,21 @@
 //! The exporter of `opentelemetry-otlp` accepts the SDK's `SpanData` only, and the way from our batch through it costs several
 //! times as much as the encoding itself (`ARCHITECTURE.md`, "What was asked for, and where it works").
 
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use opentelemetry_proto::tonic::trace::v1::span::SpanKind as OtlpSpanKind;
 use opentelemetry_proto::tonic::trace::v1::status::StatusCode;
 use opentelemetry_proto::tonic::trace::v1::{Span as OtlpSpan, SpanFlags, Status};
 use opentelemetry_semantic_conventions::attribute::ERROR_TYPE;
 use prost::Message as _;
-use prost::encoding::int64;
 
-use super::{Envelope, key, push_field, push_item};
+use super::{Envelope, nanoseconds, push_attribute, push_item};
 use crate::telemetry::export::ResourceOptions;
 use crate::telemetry::span_queue::{AttributeValue, QueuedSpan, SpanBatch, SpanKind};
-use crate::text::number::push_address;
 use crate::trace_context::flags;
 
-/// Numbers of the fields that nest attributes, as `trace.proto` and `common.proto` of OpenTelemetry assign them.
-mod field {
-    pub(super) const SPAN_ATTRIBUTES: u8 = 9;
-    pub(super) const KEY_VALUE_KEY: u8 = 1;
-    pub(super) const KEY_VALUE_VALUE: u8 = 2;
-    pub(super) const ANY_VALUE_STRING: u8 = 1;
-    pub(super) const ANY_VALUE_INT: u8 = 3;
-}
+/// The number of the field that nests attributes, as `trace.proto` of OpenTelemetry assigns it.
+const SPAN_ATTRIBUTES: u8 = 9;
 
 /// Encodes spans of one resource.
 #[derive(Debug)]
@@ -40,13 +32,19 @@ impl OtlpEncoder {
     pub(crate) fn encode(&self, batch: &SpanBatch, spans: &[QueuedSpan]) -> Vec<u8> {
         let mut scope_spans = self.0.open(spans.len() * 384);
         // One message, filled again for each span: its buffers are reused.
-        let (mut message, mut encoded) = (OtlpSpan::default(), Vec::with_capacity(512));
+        let (mut message, mut encoded, mut scratch) = (OtlpSpan::default(), Vec::with_capacity(512), Vec::with_capacity(128));
         for span in spans {
             fill(&mut message, batch, span);
             encoded.clear();
             // Fails only when the buffer cannot grow.
             let _ = message.encode(&mut encoded);
-            push_attributes(&mut encoded, batch, span);
+            let mut push = |name: &str, value: AttributeValue<'_>| {
+                push_attribute(&mut encoded, &mut scratch, SPAN_ATTRIBUTES, name, value);
+            };
+            batch.attributes(span, &mut push);
+            if let Some(error) = batch.error_type(span) {
+                push(ERROR_TYPE, AttributeValue::Text(&error.to_string()));
+            }
             push_item(&mut scope_spans, &encoded);
         }
         self.0.close(scope_spans)
@@ -85,36 +83,6 @@ fn fill(message: &mut OtlpSpan, batch: &SpanBatch, span: &QueuedSpan) {
     message.status = Some(Status { code: code as i32, message: String::new() });
 }
 
-fn nanoseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
-}
-
-/// Appends the attributes of a span to its encoded message. As messages, three deep, their lengths are counted again at each level.
-fn push_attributes(out: &mut Vec<u8>, batch: &SpanBatch, span: &QueuedSpan) {
-    let (mut any_value, mut text) = (Vec::with_capacity(128), Vec::new());
-    let mut push = |name: &str, value: AttributeValue<'_>| {
-        any_value.clear();
-        match value {
-            AttributeValue::Text(text) => push_field(&mut any_value, field::ANY_VALUE_STRING, text.as_bytes()),
-            AttributeValue::Int(number) => int64::encode(field::ANY_VALUE_INT.into(), &number.into(), &mut any_value),
-            AttributeValue::Address(address) => {
-                text.clear();
-                push_address(&mut text, address);
-                push_field(&mut any_value, field::ANY_VALUE_STRING, &text);
-            }
-        }
-        let field_len = |content: usize| 1 + prost::length_delimiter_len(content) + content;
-        out.push(key(field::SPAN_ATTRIBUTES));
-        let _ = prost::encode_length_delimiter(field_len(name.len()) + field_len(any_value.len()), out);
-        push_field(out, field::KEY_VALUE_KEY, name.as_bytes());
-        push_field(out, field::KEY_VALUE_VALUE, &any_value);
-    };
-    batch.attributes(span, &mut push);
-    if let Some(error) = batch.error_type(span) {
-        push(ERROR_TYPE, AttributeValue::Text(&error.to_string()));
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -125,6 +93,7 @@ mod tests {
     use opentelemetry_proto::tonic::common::v1::KeyValue;
     use opentelemetry_proto::tonic::common::v1::any_value::Value;
     use std::collections::BTreeMap;
+    use std::time::Duration;
 
     fn attributes(list: &[KeyValue]) -> BTreeMap<&str, String> {
         let value = |attribute: &KeyValue| match attribute.value.clone().unwrap().value.unwrap() {
