@@ -20,6 +20,8 @@ const PORTS: [u16; 6] = [8080, 8081, 8082, 8083, 9000, 9411];
 /// `demo` has its ports by default: here it gets those of this run, unless `--once` picks them. What runs beside replaces its subshell, so
 /// that `stop` meets the program itself.
 const PRELUDE: &str = r#"exec 2>&1
+cd "$(mktemp -d)"
+trap 'stop; rm -r "$PWD"' EXIT
 httpserver() {
   case "$* " in
     *" --once "*) ;;
@@ -48,7 +50,7 @@ impl Ports {
     fn replace(&self, text: &str, back: bool) -> String {
         PORTS.iter().zip(self.0).fold(text.to_owned(), |text, (port, own)| {
             let (from, to) = if back { (own, *port) } else { (*port, own) };
-            text.replace(&format!(":{from}"), &format!(":{to}"))
+            text.replace(&format!(":{from}"), &format!(":{to}")).replace(&format!("port {from}"), &format!("port {to}"))
         })
     }
 }
@@ -67,7 +69,7 @@ impl Shell {
         let directory = Path::new(BINARY).parent().unwrap();
         let path = format!("{}:{}", directory.display(), std::env::var("PATH").unwrap());
         let mut bash = Command::new("bash");
-        bash.env("PATH", path).current_dir(root()).stdin(Stdio::piped()).stdout(Stdio::piped());
+        bash.env("PATH", path).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = bash.spawn().expect("bash");
         let (input, output) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
         let mut shell = Self { child, input, output, ports };
@@ -104,13 +106,13 @@ impl Shell {
             .collect();
         // The path of the redirection has no colon: it is there for the ports to be replaced.
         let waits = self.ports.replace(&waits, false).replace("/:", "/");
-        self.run(&format!("stop; {command} >/dev/null & {waits}"));
+        self.run(&format!("stop; {{ {command} & }} >/dev/null; {waits}"));
     }
 }
 
 impl Drop for Shell {
     fn drop(&mut self) {
-        let _ = writeln!(self.input, "stop; exit");
+        let _ = writeln!(self.input, "exit");
         let _ = self.child.wait();
     }
 }
@@ -121,6 +123,8 @@ fn masked(line: &str) -> String {
     if let Some(name) = ["date:", "content-length:"].into_iter().find(|name| line.starts_with(name)) {
         return name.to_owned();
     }
+    // How many is chance.
+    let line = line.strip_suffix("requests failed").map_or(line, |rest| rest.trim_start_matches(|c: char| c.is_ascii_digit()));
     let line = line.replace(bars, " ");
     let mut parts = line.split("127.0.0.1:");
     let mut line = parts.next().unwrap().to_owned();
@@ -135,13 +139,8 @@ fn masked(line: &str) -> String {
             |text: &str| text.starts_with(|c: char| c.is_ascii_digit()) && text.bytes().all(|b| b.is_ascii_digit() || b == b'.');
         let unit = ["ms", "us", "s", "B", ""].iter().any(|unit| bare.strip_suffix(unit).is_some_and(number));
         let unit = unit && (!number(bare) || bare.contains('.'));
-        let word = if hex || bare.starts_with("20") && bare.contains('T') {
-            "ID"
-        } else if unit {
-            "N"
-        } else {
-            word
-        };
+        let time = bare.starts_with("20") && bare.contains('T');
+        let word = if hex || time || unit { "N" } else { word };
         if word != "N" || words.last().is_none_or(|last| last != "N") {
             words.push(word.to_owned());
         }
