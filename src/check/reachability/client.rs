@@ -3,14 +3,18 @@
 //! A connection per request, because each stands for a caller of its own: kept connections hide how a load balancer without a
 //! mesh spreads callers, and what a rollout does to those who connect.
 
+use std::cell::Cell;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Mutex;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use reqwest::Url;
 use tokio::time::Instant;
+use tower_service::Service;
 
 use crate::hop::reply::{Headers, Tree};
 
@@ -59,6 +63,8 @@ pub(crate) struct FrontAnswer {
     pub(crate) body: Bytes,
     /// From the connect to the last byte.
     pub(crate) took: Duration,
+    /// From the connection, TLS included, to the last byte: a kept connection would have taken that.
+    pub(crate) waited: Duration,
 }
 
 impl FrontAnswer {
@@ -141,6 +147,37 @@ impl RequestFailure {
     }
 }
 
+tokio::task_local! {
+    /// When the connection of this task's request was there.
+    static CONNECTED: Cell<Option<Instant>>;
+}
+
+/// A connector that notes when it is done.
+#[derive(Clone)]
+struct Noting<S>(S);
+
+impl<S: Service<R>, R> Service<R> for Noting<S>
+where
+    S::Future: Send + 'static,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<S::Response, S::Error>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut std::task::Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.0.poll_ready(context)
+    }
+
+    fn call(&mut self, target: R) -> Self::Future {
+        let connecting = self.0.call(target);
+        Box::pin(async move {
+            let connection = connecting.await;
+            let _ = CONNECTED.try_with(|at| at.set(Some(Instant::now())));
+            connection
+        })
+    }
+}
+
 /// Sends requests to the target.
 pub(crate) struct CheckClient {
     http: reqwest::Client,
@@ -172,6 +209,7 @@ impl CheckClient {
             .tls_backend_preconfigured(tls)
             .user_agent(concat!("httpserver-check/", env!("CARGO_PKG_VERSION")))
             .resolve(&host, address)
+            .connector_layer(tower::layer::layer_fn(Noting))
             .build()
             .map_err(|error| error.to_string())?;
         Ok(Self { http, url, extra, pacer: Pacer::new(rate), tracer: None })
@@ -202,7 +240,7 @@ impl CheckClient {
     /// Sends at once. Only after a [`CheckClient::turn`].
     pub(crate) async fn send(&self, url: Url, headers: &Headers) -> Result<FrontAnswer, RequestFailure> {
         let spans = self.tracer.as_ref().map(|tracer| spans(tracer, &url, headers)).unwrap_or_default();
-        let result = self.exchange(url, headers).await;
+        let result = CONNECTED.scope(Cell::new(None), self.exchange(url, headers)).await;
         for span in spans {
             match &result {
                 Ok(answer) => span.answered(answer.status),
@@ -225,7 +263,8 @@ impl CheckClient {
         let mut response = request.send().await.map_err(|error| RequestFailure::of(&error))?;
         let body = body(&mut response).await.map_err(|error| RequestFailure::of(&error))?.ok_or(RequestFailure::TooLarge)?;
         let (status, headers) = (response.status().as_u16(), response.headers().clone());
-        Ok(FrontAnswer { status, headers, body, took: started.elapsed() })
+        let connected = CONNECTED.with(Cell::get).unwrap_or(started);
+        Ok(FrontAnswer { status, headers, body, took: started.elapsed(), waited: connected.elapsed() })
     }
 }
 
@@ -263,7 +302,37 @@ fn spans(tracer: &ClientTracer, url: &Url, headers: &Headers) -> Vec<ClientSpan>
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
     use super::*;
+
+    /// A server whose handshakes are late is not one whose answers are.
+    #[tokio::test]
+    async fn the_time_of_an_answer_begins_with_the_connection() {
+        const LATE: Duration = Duration::from_millis(400);
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let key = rustls::pki_types::PrivateKeyDer::Pkcs8(made.signing_key.serialize_der().into());
+        let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
+        let config = rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+        let config = config.with_no_client_auth().with_single_cert(vec![made.cert.der().clone()], key).unwrap();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let server = tokio::spawn(async move {
+            let (stream, _) = listener.accept().await.unwrap();
+            tokio::time::sleep(LATE).await;
+            let mut stream = tokio_rustls::TlsAcceptor::from(std::sync::Arc::new(config)).accept(stream).await.unwrap();
+            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+            stream.flush().await.unwrap();
+            let _ = stream.read(&mut [0; 1024]).await;
+        });
+        let url = format!("https://localhost:{}/", address.port()).parse().unwrap();
+        let trust = Trust::new(None, true).unwrap();
+        let client = CheckClient::new(url, address, &trust, Duration::from_secs(10), 100.0, HeaderMap::new()).unwrap();
+        let answer = client.get(&Headers::default()).await.unwrap();
+        assert!(answer.took >= LATE, "{:?}", answer.took);
+        assert!(answer.took - answer.waited >= LATE, "{:?} of {:?}", answer.waited, answer.took);
+        server.await.unwrap();
+    }
 
     #[tokio::test]
     async fn the_pacer_never_lets_more_pass_than_the_rate() {

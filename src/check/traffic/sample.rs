@@ -144,8 +144,7 @@ impl Series {
         let at = start.elapsed();
         let (sent, before) = (Instant::now(), starved.so_far());
         let result = self.client.send(self.client.url.clone(), &self.headers).await;
-        let (took, starved) = (sent.elapsed(), starved.so_far().saturating_sub(before));
-        digest(result, at, took, took.saturating_sub(starved), &self.context)
+        digest(result, at, sent.elapsed(), starved.so_far().saturating_sub(before), &self.context)
     }
 }
 
@@ -190,12 +189,12 @@ impl Starvation {
 }
 
 /// Reduces one answer to what the statistics need.
-/// `waited`: of the time that it took, what this process did not lose by itself.
+/// `starved`: of the time that it took, what this process lost by itself.
 fn digest(
     result: Result<FrontAnswer, RequestFailure>,
     at: Duration,
     took: Duration,
-    waited: Duration,
+    starved: Duration,
     hints: &HintContext,
 ) -> Sample {
     let mut sample = Sample { at, took, outcome: Outcome::Fine, hops: Vec::new(), sampled: None, ends: None, gaps: Vec::new() };
@@ -209,7 +208,7 @@ fn digest(
             Some(tree) => {
                 sample.sampled = tree.sampled;
                 sample.ends = sampling_ends(&tree);
-                sample.gap(CALLER, &tree, waited.as_secs_f64() * 1000.0);
+                sample.gap(CALLER, &tree, answer.waited.saturating_sub(starved).as_secs_f64() * 1000.0);
                 walk(&tree, &hints.url, 1, &mut sample);
                 let breaks = chain::breaks(&tree, &hints.url);
                 if !breaks.is_empty() || answer.status >= 300 {
