@@ -22,7 +22,7 @@ fn lines(text: &str) -> Vec<String> {
 fn own(line: &str) -> Option<String> {
     let starts = ["httpserver ", "target/release/httpserver ", "cargo run --release -- "];
     let rest = starts.iter().find_map(|start| line.strip_prefix(start))?;
-    let end = [" | ", " > ", " 2>", " &", "  #", "; "].iter().filter_map(|stop| rest.find(stop)).min().unwrap_or(rest.len());
+    let end = [" | ", " >", " 2>", " &", "  #", "; "].iter().filter_map(|stop| rest.find(stop)).min().unwrap_or(rest.len());
     Some(rest[..end].trim_end().to_owned())
 }
 

@@ -106,7 +106,7 @@ impl Shell {
             .collect();
         // The path of the redirection has no colon: it is there for the ports to be replaced.
         let waits = self.ports.replace(&waits, false).replace("/:", "/");
-        self.run(&format!("stop; {{ {command} & }} >/dev/null; {waits}"));
+        self.run(&format!("stop; {{ {command} & }} >/dev/null 2>&1; {waits}"));
     }
 }
 
