@@ -117,7 +117,8 @@ sbom() { TARGET=$target scripts/sbom.sh >"$out/httpserver-$version-$target.cdx.j
 chart() {
   # Not by `helm package`, which writes the time of day into the archive; Helm reads this as well.
   rm -rf "$out/httpserver"
-  cp -R charts/httpserver "$out/httpserver"
+  # -L: some of its files are links into k8s/, which would lead nowhere from the archive.
+  cp -RL charts/httpserver "$out/httpserver"
   sed -i.was "s#^  repository: httpserver\$#  repository: $image#" "$out/httpserver/values.yaml"
   rm "$out/httpserver/values.yaml.was"
   [ "$image" = httpserver ] || grep -qxF "  repository: $image" "$out/httpserver/values.yaml" || die "the image of the chart could not be set"
