@@ -71,14 +71,8 @@ pub async fn run(args: CheckArgs) -> u8 {
             return 2;
         }
     };
-    let mut signals = match Signals::listen() {
-        Ok(signals) => signals,
-        Err(error) => {
-            eprintln!("httpserver: cannot listen for signals: {error}");
-            return 1;
-        }
-    };
-    let color = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let Some(mut signals) = listen_for_signals() else { return 1 };
+    let color = report::has_color();
     let mut report =
         Report::new(redacted_url(args.url.as_str()), args.output, args.skip.clone(), color, Box::new(std::io::stdout()));
     let (stopper, stop) = signal::channel(false);
@@ -131,6 +125,11 @@ pub async fn run(args: CheckArgs) -> u8 {
         eprintln!("httpserver: --report-spans: the collector did not accept {lost} of the caller's spans");
     }
     u8::from(!report.is_fine())
+}
+
+/// `None`: the error is on standard error.
+pub(crate) fn listen_for_signals() -> Option<Signals> {
+    Signals::listen().inspect_err(|error| eprintln!("httpserver: cannot listen for signals: {error}")).ok()
 }
 
 fn hints(args: &CheckArgs) -> HintContext {
@@ -401,7 +400,11 @@ impl<'a> Run<'a> {
     /// What the first answer says of the hops, and what proxies report of it if it failed.
     async fn learn_from(&mut self, probe: &Probe, answer: &Result<FrontAnswer, RequestFailure>) {
         let tree = answer.as_ref().ok().and_then(FrontAnswer::tree);
-        let xray = tree.as_ref().map(|tree| chain::xray::examine(probe, tree, &self.context.url));
+        if tree.is_some() && answer.as_ref().is_ok_and(FrontAnswer::is_foreign) {
+            Arc::make_mut(&mut self.context.evidence).is_front_foreign = true;
+        }
+        let is_foreign = self.context.evidence.is_front_foreign;
+        let xray = tree.as_ref().map(|tree| chain::xray::examine_behind(is_foreign, probe, tree, &self.context.url));
         let rows = xray.iter().flat_map(|xray| &xray.rows).filter(|row| row.proxy.is_own_sidecar());
         Arc::make_mut(&mut self.context.evidence).sidecars.extend(rows.map(|row| row.hop.name.clone()));
         let status = answer.as_ref().map_or(0, |answer| answer.status);
@@ -428,7 +431,7 @@ impl<'a> Run<'a> {
 /// The probes of the x-ray. A failure hides the hops behind it, so the most complete of a few answers counts.
 async fn probe(client: &CheckClient, context: &HintContext) -> Option<(Probe, Xray, Tree)> {
     let (probe, tree) = deepest(client, || Probe::new(&HeaderFamily::ALL)).await?;
-    let mut xray = chain::xray::examine(&probe, &tree, &context.url);
+    let mut xray = chain::xray::examine_behind(context.evidence.is_front_foreign, &probe, &tree, &context.url);
     if !xray.unwritten.is_empty() {
         let mut answers = Vec::new();
         for format in HeaderFamily::ALL {

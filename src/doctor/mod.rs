@@ -14,7 +14,7 @@ mod report;
 mod system;
 mod timing;
 
-use std::io::{IsTerminal as _, Write as _};
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -86,10 +86,7 @@ pub async fn run(args: DoctorArgs) -> u8 {
     };
     let report = diagnose(&loaded.traces, loaded.source);
     let text = match args.output {
-        DoctorOutput::Text => {
-            let color = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-            report.text(color)
-        }
+        DoctorOutput::Text => report.text(crate::check::report::has_color()),
         DoctorOutput::Json => report.json(),
     };
     // A reader that hung up is no reason to fail: the exit code still has the result.

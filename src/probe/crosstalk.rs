@@ -17,6 +17,9 @@ use crate::text::counted;
 /// After the last answer, so much longer than one at a time may calls in the background come.
 const BACKGROUND: Duration = Duration::from_secs(2);
 
+/// How to know whose a call is.
+const NONCE: &str = "put {nonce} into the URL or --body where the app passes it on";
+
 /// One request, recognisable by everything that it sent.
 struct Request {
     context: Sent,
@@ -29,7 +32,7 @@ struct Request {
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Tally {
     calls: usize,
-    /// Carried another request's trace.
+    /// Carried another request's trace or id.
     crossed: usize,
     /// Carried no trace that was sent.
     without: usize,
@@ -43,14 +46,17 @@ pub(super) async fn run(session: &Session<'_>) -> Finding {
     if count == 0 {
         return Finding::skip(CheckId::ProbeCrossTalk, "Cross-talk: not checked (--count 0)");
     }
-    if session.passing.is_empty() {
+    let has_context = !session.passing.is_empty();
+    if !has_context && !session.caller.has_nonce() {
         let text = "Cross-talk: not checked, because no trace context passes";
-        return Finding::skip(CheckId::ProbeCrossTalk, text);
+        return Finding::skip(CheckId::ProbeCrossTalk, text).line(NONCE);
     }
     session.downstream.take();
     let send = |_| async {
         let (context, nonce) = (Sent::fresh(), ids::span_id().to_string());
-        let formats: Vec<(Format, &Sent)> = session.passing.iter().map(|format| (*format, &context)).collect();
+        // An app that passes none of them may still mix them up under load.
+        let formats = if has_context { &session.passing[..] } else { &Format::ALL };
+        let formats: Vec<(Format, &Sent)> = formats.iter().map(|format| (*format, &context)).collect();
         let mut headers: HeaderMap = sampled(&formats);
         let request_id = ids::request_id();
         headers.insert("x-request-id", request_id.clone());
@@ -87,6 +93,11 @@ fn tally(requests: &[Request], calls: &[Call], session: &Session<'_>) -> Tally {
         let id = session.request_id.then(|| fate::values(&call.headers, "x-request-id").pop()).flatten();
         let owner = nonce.or_else(|| by_id.get(id?.as_str()).copied());
         tally.matched += usize::from(owner.is_some());
+        let sent_by = fate::values(&call.headers, "x-request-id").pop().and_then(|id| by_id.get(id.as_str()).copied());
+        if nonce.is_some() && sent_by.is_some() && sent_by != nonce {
+            tally.crossed += 1;
+            continue;
+        }
         match (carried, owner) {
             (None, _) => tally.without += 1,
             (Some(carried), Some(owner)) if carried != owner => tally.crossed += 1,
@@ -129,11 +140,23 @@ fn finding(session: &Session<'_>, count: usize, failed: usize, tally: &Tally) ->
         return Finding::fail(CheckId::ProbeCrossTalk, text, Hint::new("the app does not stand so many requests at a time"));
     }
     if crossed > 0 {
-        let text = format!("{crossed} of {calls} calls carry the trace of another request ({sent}{failures})");
+        let text = format!("{crossed} of {calls} calls carry the trace of another request, or its id ({sent}{failures})");
         let cause = "the context is in a thread-local or a global that several requests share, or is not handed over when the work \
                      goes on in another thread or task";
         let next = format!("httpserver probe {} … --concurrency 1 passes: then it is the sharing", session.args.app_url);
         return Finding::fail(CheckId::ProbeCrossTalk, text, Hint::new(cause).run(next));
+    }
+    if session.passing.is_empty() {
+        if matched < calls {
+            let text = format!(
+                "Cross-talk: not checked, because no trace context passes, and the nonce comes in {matched} of {calls} calls"
+            );
+            return Finding::skip(CheckId::ProbeCrossTalk, text).line(NONCE);
+        }
+        let text = format!(
+            "No cross-talk: {sent}, {calls} calls, each known by its request, none with a trace of another one{failures}"
+        );
+        return Finding::pass(CheckId::ProbeCrossTalk, text);
     }
     if without > 0 {
         let text = format!("{without} of {calls} calls carry no trace that was sent ({sent}{failures})");
@@ -142,8 +165,7 @@ fn finding(session: &Session<'_>, count: usize, failed: usize, tally: &Tally) ->
     }
     if matched == 0 && session.calls.is_none() {
         let text = format!("Cross-talk: not checked: {calls} calls, and nothing in them tells whose they are");
-        let hint = "put {nonce} into the URL or --body where the app passes it on";
-        return Finding::skip(CheckId::ProbeCrossTalk, text).line(hint);
+        return Finding::skip(CheckId::ProbeCrossTalk, text).line(NONCE);
     }
     let how = if matched == calls { "each known by its request" } else { "by the number of calls of each trace" };
     Finding::pass(CheckId::ProbeCrossTalk, format!("No cross-talk: {sent}, {calls} calls, {how}{failures}"))

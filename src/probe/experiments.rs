@@ -55,7 +55,7 @@ impl Session<'_> {
         // The first request may have done more than the others: connections, caches, tokens.
         let counts: Vec<usize> = outcomes.iter().skip(1).map(|outcome| outcome.calls.len()).collect();
         self.calls = counts.iter().all(|count| *count == counts[0]).then_some(counts[0]).filter(|count| *count > 0);
-        report.add(findings::calls(self.args, &self.downstream.addresses, &outcomes));
+        report.extend(findings::calls(self.args, &self.downstream.addresses, &outcomes));
         outcomes.iter().any(|outcome| !outcome.calls.is_empty())
     }
 
@@ -72,7 +72,7 @@ impl Session<'_> {
                     let goes_on =
                         |other| matches!(fate::of_context(other, &sent, &call.headers), Fate::Continued | Fate::Untouched);
                     seen.converted.extend(others.filter(|other| goes_on(*other)));
-                    seen.add(fate);
+                    seen.add(call.to, fate);
                 }
             }
             results.push((format, seen));
@@ -114,7 +114,7 @@ impl Session<'_> {
             }
             for call in self.ask(&headers).await.calls {
                 for ((name, value), seen) in names.iter().zip(&values).zip(&mut seen) {
-                    seen.add(fate::of_value(name, value, &call.headers));
+                    seen.add(call.to, fate::of_value(name, value, &call.headers));
                 }
             }
         }

@@ -1,6 +1,7 @@
 //! What the experiments mean, in the words of the report.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 
 use http::HeaderMap;
 
@@ -17,13 +18,25 @@ use crate::trace_context::Mangling;
 #[derive(Debug, Default)]
 pub(super) struct Seen {
     fates: BTreeMap<Fate, usize>,
+    /// The same for each address that was called.
+    by_address: BTreeMap<SocketAddr, BTreeMap<Fate, usize>>,
     /// Formats in which the trace goes on although it was sent in another.
     pub(super) converted: BTreeSet<Format>,
 }
 
 impl Seen {
-    pub(super) fn add(&mut self, fate: Fate) {
+    pub(super) fn add(&mut self, to: SocketAddr, fate: Fate) {
+        *self.by_address.entry(to).or_default().entry(fate.clone()).or_default() += 1;
         *self.fates.entry(fate).or_default() += 1;
+    }
+
+    /// A line for each address, where they differ.
+    fn lines(&self) -> Vec<String> {
+        let kinds: BTreeSet<Vec<&Fate>> = self.by_address.values().map(|fates| fates.keys().collect()).collect();
+        if kinds.len() < 2 {
+            return Vec::new();
+        }
+        self.by_address.iter().map(|(address, fates)| format!("{address}: {}", text(fates))).collect()
     }
 
     fn calls(&self) -> usize {
@@ -46,9 +59,13 @@ impl Seen {
     }
 
     fn text(&self) -> String {
-        let parts = self.fates.iter().map(|(fate, count)| format!("{} in {count}", word(fate)));
-        parts.collect::<Vec<_>>().join(", ")
+        text(&self.fates)
     }
+}
+
+fn text(fates: &BTreeMap<Fate, usize>) -> String {
+    let parts = fates.iter().map(|(fate, count)| format!("{} in {count}", word(fate)));
+    parts.collect::<Vec<_>>().join(", ")
 }
 
 fn word(fate: &Fate) -> &'static str {
@@ -71,9 +88,11 @@ pub(super) fn reached(args: &ProbeArgs, outcome: &Outcome, status: u16) -> Findi
     }
 }
 
-pub(super) fn calls(args: &ProbeArgs, addresses: &str, outcomes: &[Outcome]) -> Finding {
+/// Whether the app calls, and whom.
+pub(super) fn calls(args: &ProbeArgs, addresses: &[SocketAddr], outcomes: &[Outcome]) -> Vec<Finding> {
     let counts: Vec<usize> = outcomes.iter().map(|outcome| outcome.calls.len()).collect();
     let Some(first) = outcomes.iter().flat_map(|outcome| &outcome.calls).next() else {
+        let addresses = addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
         let text = format!(
             "The app answers {} {} and calls nobody at {addresses} ({} requests)",
             args.method,
@@ -86,16 +105,22 @@ pub(super) fn calls(args: &ProbeArgs, addresses: &str, outcomes: &[Outcome]) -> 
         let hint = hint.run(format!(
             "set the app's next hop to http://{addresses} and see that it can connect: in a container this host is not 127.0.0.1"
         ));
-        return Finding::fail(CheckId::ProbeCalls, text, hint);
+        return vec![Finding::fail(CheckId::ProbeCalls, text, hint)];
     };
     let (least, most) = (counts.iter().min().unwrap_or(&0), counts.iter().max().unwrap_or(&0));
     let number = if least == most { counted(*least, "call") } else { format!("{least} to {most} calls") };
     let text = format!("It makes {number} a request: {} {}", first.method, first.uri.path());
     let finding = Finding::pass(CheckId::ProbeCalls, text);
-    match outcomes.iter().map(|outcome| outcome.late.as_millis()).max() {
+    let mut out = vec![match outcomes.iter().map(|outcome| outcome.late.as_millis()).max() {
         Some(late @ 20..) => finding.line(format!("up to {late} ms after its answer")),
         _ => finding,
-    }
+    }];
+    let is_called = |address: &SocketAddr| outcomes.iter().flat_map(|outcome| &outcome.calls).any(|call| call.to == *address);
+    out.extend(addresses.iter().filter(|address| !is_called(address)).map(|address| {
+        let text = format!("{address} is never called ({} requests): what the app sends there is not checked", outcomes.len());
+        Finding::skip(CheckId::ProbeCalls, text)
+    }));
+    out
 }
 
 /// One format. That none of them passes is a finding of its own.
@@ -132,7 +157,7 @@ pub(super) fn format(session: &Session<'_>, format: Format, seen: &Seen) -> Find
     } else {
         "the app does not read this format, or its HTTP client is not instrumented"
     });
-    let finding = Finding::fail(id, text, hint);
+    let finding = Finding::fail(id, text, hint).lines(seen.lines());
     if partly || session.expects(format.name()) { finding } else { finding.into_informational() }
 }
 
@@ -198,7 +223,8 @@ pub(super) fn header(session: &Session<'_>, id: CheckId, name: &str, seen: &Seen
         let added = if seen.count(&Fate::Continued) > 0 { ", with members of the app's own" } else { "" };
         return Finding::pass(id, format!("{name}: forwarded in all {calls} calls{added}"));
     }
-    let finding = Finding::fail(id, format!("{name}: {} of {calls} calls", seen.text()), Hint::new("the app does not copy it"));
+    let text = format!("{name}: {} of {calls} calls", seen.text());
+    let finding = Finding::fail(id, text, Hint::new("the app does not copy it")).lines(seen.lines());
     if session.expects(name) { finding } else { finding.into_informational() }
 }
 
@@ -267,6 +293,9 @@ fn traces_of(call: &HeaderMap) -> Vec<(Format, String, String)> {
 pub(super) fn together(sent: &Sent, calls: &[Call]) -> Finding {
     let id = CheckId::ProbeAgreement;
     let found: Vec<Vec<(Format, String, String)>> = calls.iter().map(|call| traces_of(&call.headers)).collect();
+    if found.iter().all(Vec::is_empty) {
+        return Finding::skip(id, "A request with one trace in all formats: not checked, because no call has a context");
+    }
     let torn = found.iter().find(|contexts| contexts.iter().any(|(_, trace, _)| *trace != contexts[0].1));
     if let Some(contexts) = torn {
         let lost: Vec<&str> =

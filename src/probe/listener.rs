@@ -1,5 +1,6 @@
 //! The app's next hop: answers its calls and notes their heads.
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -31,6 +32,8 @@ pub(super) struct Call {
     pub(super) headers: HeaderMap,
     pub(super) body: Bytes,
     pub(super) at: Instant,
+    /// Which of the addresses was called.
+    pub(super) to: SocketAddr,
 }
 
 /// How calls are answered.
@@ -56,8 +59,8 @@ struct Shared {
 /// The listening addresses.
 pub(super) struct Downstream {
     shared: Arc<Shared>,
-    /// Where it listens, as the report shows it.
-    pub(super) addresses: String,
+    /// Where it listens.
+    pub(super) addresses: Vec<SocketAddr>,
     servers: Vec<JoinHandle<usize>>,
     stop: watch::Sender<bool>,
 }
@@ -82,18 +85,20 @@ impl Downstream {
         for address in &args.downstream {
             let named = |error: std::io::Error| (1, format!("--downstream {address}: cannot listen there: {error}"));
             let listener = TcpListener::bind(address).await.map_err(named)?;
-            addresses.push(listener.local_addr().map_err(named)?.to_string());
+            let address = listener.local_addr().map_err(named)?;
+            addresses.push(address);
             let mut config = ServerConfig::plain(listener);
             config.options.max_connections = MAX_CONNECTIONS;
             config.tls.clone_from(&tls);
-            let router = axum::Router::new().fallback(answer).layer(DefaultBodyLimit::max(MAX_BODY)).with_state(shared.clone());
+            let router =
+                axum::Router::new().fallback(answer).layer(DefaultBodyLimit::max(MAX_BODY)).with_state((shared.clone(), address));
             let mut stopped = stop.subscribe();
             let until = async move {
                 let _ = stopped.wait_for(|stop| *stop).await;
             };
             servers.push(tokio::spawn(server::serve(config, router, until, Duration::from_millis(200))));
         }
-        Ok(Self { shared, addresses: addresses.join(", "), servers, stop })
+        Ok(Self { shared, addresses, servers, stop })
     }
 
     pub(super) fn set(&self, mood: Mood) {
@@ -126,11 +131,17 @@ fn read_reply(path: &Path) -> Result<Bytes, String> {
     if reply.len() > MAX_BODY { Err("larger than 1 MiB".to_owned()) } else { Ok(reply.into()) }
 }
 
-async fn answer(State(shared): State<Arc<Shared>>, method: Method, uri: Uri, headers: HeaderMap, body: Bytes) -> Response {
+async fn answer(
+    State((shared, to)): State<(Arc<Shared>, SocketAddr)>,
+    method: Method,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
     {
         let mut calls = lock(&shared.calls);
         if calls.len() < MAX_CALLS {
-            calls.push(Call { method, uri, headers, body, at: Instant::now() });
+            calls.push(Call { method, uri, headers, body, at: Instant::now(), to });
         }
     }
     let mood = *lock(&shared.mood);

@@ -14,7 +14,6 @@ mod findings;
 mod listener;
 mod session;
 
-use std::io::IsTerminal as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -23,9 +22,9 @@ use http::{HeaderName, HeaderValue, Method, StatusCode};
 use reqwest::Url;
 
 use crate::check::chain::expect;
+use crate::check::listen_for_signals;
 use crate::check::reachability::tls::Trust;
-use crate::check::report::{CheckId, Group, OutputFormat, Report};
-use crate::server::shutdown::Signals;
+use crate::check::report::{self, CheckId, Group, OutputFormat, Report};
 use crate::values;
 use caller::Caller;
 use listener::Downstream;
@@ -109,14 +108,8 @@ pub async fn run(args: ProbeArgs) -> u8 {
             return code;
         }
     };
-    let mut signals = match Signals::listen() {
-        Ok(signals) => signals,
-        Err(error) => {
-            eprintln!("httpserver: cannot listen for signals: {error}");
-            return 1;
-        }
-    };
-    let color = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let Some(mut signals) = listen_for_signals() else { return 1 };
+    let color = report::has_color();
     let out = Box::new(std::io::stdout());
     let mut report = Report::of_command("probe", args.app_url.to_string(), args.output, args.skip.clone(), color, out);
     let interrupted = tokio::select! {

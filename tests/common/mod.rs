@@ -40,6 +40,32 @@ use tokio::task::JoinHandle;
 pub use in_process::InProcess;
 pub use process::{Demo, Process, Ran, binary, httpserver, run, run_command};
 
+/// Headers that a hop carries: the contract's table.
+pub const CARRIED: [&str; 22] = [
+    "x-request-id",
+    "traceparent",
+    "tracestate",
+    "baggage",
+    "b3",
+    "x-b3-traceid",
+    "x-b3-spanid",
+    "x-b3-parentspanid",
+    "x-b3-sampled",
+    "x-b3-flags",
+    "x-ot-span-context",
+    "x-cloud-trace-context",
+    "grpc-trace-bin",
+    "x-datadog-trace-id",
+    "x-datadog-parent-id",
+    "x-datadog-sampling-priority",
+    "x-datadog-tags",
+    "x-datadog-origin",
+    "x-amzn-trace-id",
+    "uber-trace-id",
+    "sw8",
+    "x-lane",
+];
+
 /// How long a condition may take to come true. Generous, because it is only used up when a test fails.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 

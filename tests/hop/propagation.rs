@@ -3,33 +3,8 @@
 
 use std::collections::BTreeSet;
 
-use crate::common::{Head, Hop, Sink, Upstream, answer, exchange};
+use crate::common::{CARRIED as TABLE, Head, Hop, Sink, Upstream, answer, exchange};
 
-/// The contract's table.
-const TABLE: [&str; 22] = [
-    "x-request-id",
-    "traceparent",
-    "tracestate",
-    "baggage",
-    "b3",
-    "x-b3-traceid",
-    "x-b3-spanid",
-    "x-b3-parentspanid",
-    "x-b3-sampled",
-    "x-b3-flags",
-    "x-ot-span-context",
-    "x-cloud-trace-context",
-    "grpc-trace-bin",
-    "x-datadog-trace-id",
-    "x-datadog-parent-id",
-    "x-datadog-sampling-priority",
-    "x-datadog-tags",
-    "x-datadog-origin",
-    "x-amzn-trace-id",
-    "uber-trace-id",
-    "sw8",
-    "x-lane",
-];
 /// What a call has beside carried headers.
 const OWN: [&str; 5] = ["host", "accept", "user-agent", "x-hop-count", "x-call-budget"];
 

@@ -7,22 +7,9 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::common::{Hop, Ran, ports, run};
+use crate::common::{CARRIED, Hop, Ran, ports, run};
 
 type Headers = Vec<(String, String)>;
-
-const CARRIED: [&str; 10] = [
-    "traceparent",
-    "tracestate",
-    "baggage",
-    "b3",
-    "x-b3-traceid",
-    "x-b3-spanid",
-    "x-b3-sampled",
-    "x-b3-flags",
-    "x-request-id",
-    "x-lane",
-];
 
 /// An app that calls its next hop with the headers that `sends` makes of those that it received; `None`: no call.
 struct App {
@@ -225,6 +212,54 @@ fn a_context_that_leaks_between_requests_is_found() {
     );
     assert_eq!((ran.code, failed(&report)), (Some(1), vec!["probe.cross-talk"]), "{report:#}");
     assert!(text_of(&report, "probe.cross-talk").contains("carry the trace of another request"), "{report:#}");
+}
+
+/// No context passes, and a request id in a global does.
+#[test]
+fn without_a_context_requests_are_known_by_their_nonce() {
+    fn only_id(headers: &Headers) -> Headers {
+        headers.iter().filter(|(name, _)| name == "x-request-id").cloned().collect()
+    }
+    let (ran, report) = probed(|headers| Some(only_id(headers)), &[]);
+    assert_eq!((ran.code, failed(&report)), (Some(1), vec!["probe.context"]), "{report:#}");
+    let text = text_of(&report, "probe.cross-talk");
+    assert!(text.contains("each known by its request, none with a trace of another one"), "{report:#}");
+    let agreement = report["checks"].as_array().unwrap().iter().find(|check| check["id"] == "probe.agreement").unwrap();
+    assert!(agreement["status"] == "skip" && agreement["text"].as_str().unwrap().contains("no call has a context"), "{report:#}");
+    let last: Arc<Mutex<Headers>> = Arc::default();
+    let (ran, report) = probed(
+        move |headers| {
+            *last.lock().unwrap() = only_id(headers);
+            std::thread::sleep(Duration::from_millis(20));
+            Some(last.lock().unwrap().clone())
+        },
+        &[],
+    );
+    assert_eq!((ran.code, failed(&report)), (Some(1), vec!["probe.context", "probe.cross-talk"]), "{report:#}");
+}
+
+/// Two next hops, of which one is called without a context and one not at all.
+#[test]
+fn each_address_is_judged_by_itself() {
+    let [good, bad, idle] = [(); 3].map(|()| ports::free_addr());
+    let app = App::start(good, move |headers| {
+        call(bad, "/stock", &Headers::new());
+        Some(copied(headers))
+    });
+    let url = format!("http://{}/orders", app.addr);
+    let addresses = [good, bad, idle].map(|address| address.to_string());
+    let flags: Vec<&str> = addresses.iter().flat_map(|address| ["--downstream", address.as_str()]).collect();
+    let ran = run(&[&["probe", &url, "--output", "json", "--count", "8"], &flags[..]].concat(), &[]);
+    let report: Value = serde_json::from_str(&ran.stdout).unwrap();
+    let checks = report["checks"].as_array().unwrap();
+    let w3c = checks.iter().find(|check| check["id"] == "probe.w3c").unwrap();
+    let lines = w3c["detail"].to_string();
+    assert!(
+        lines.contains(&format!("{good}: forwarded untouched in 3")) && lines.contains(&format!("{bad}: absent in 3")),
+        "{w3c:#}"
+    );
+    let is_idle = |check: &Value| check["text"].as_str().unwrap().starts_with(&format!("{idle} is never called"));
+    assert!(checks.iter().any(is_idle), "{report:#}");
 }
 
 #[test]

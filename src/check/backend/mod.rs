@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use crate::check::chain::evidence::Xray;
 use crate::check::chain::expect::Expect;
 use crate::check::chain::probe::{Probe, deepest};
-use crate::check::chain::xray::examine;
+use crate::check::chain::xray::examine_behind;
 use crate::check::chain::{breaks, visit};
 use crate::check::envoy::gateway::front_key;
 use crate::check::envoy::spans::{CallSpans, RequestSpans};
@@ -60,7 +60,7 @@ pub(crate) async fn follow(
     let Some((probe, tree)) = deepest(client, Probe::ordinary).await else {
         return only(Finding::skip(CheckId::TracesArrived, "Trace: skipped, because no request brought the chain's reply"));
     };
-    let xray = examine(&probe, &tree, &hints.url);
+    let xray = examine_behind(hints.evidence.is_front_foreign, &probe, &tree, &hints.url);
     if tree.sampled == Some(false) {
         return only(Finding::skip(
             CheckId::TracesArrived,

@@ -129,6 +129,16 @@ impl fmt::Display for Expect {
     }
 }
 
+/// What concerns one hop: `service2:…`, or `…` for no certain one.
+fn of_hop(text: &str) -> Option<(Option<String>, &str)> {
+    match text.split_once(':') {
+        Some((hop, rest)) => {
+            Some((Some(hop.trim().to_owned()).filter(|hop| !hop.is_empty()), rest)).filter(|(hop, _)| hop.is_some())
+        }
+        None => Some((None, text)),
+    }
+}
+
 /// A promised split over versions, in percent: `v1=90,v2=10`, or `service2:v1=90,v2=10` for one hop.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Split {
@@ -143,11 +153,7 @@ impl FromStr for Split {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let accepted = "accepted: shares in percent that add up to 100, `v1=90,v2=10` or `service2:v1=90,v2=10`";
-        let (hop, list) = match text.split_once(':') {
-            Some((hop, list)) if !hop.trim().is_empty() => (Some(hop.trim().to_owned()), list),
-            Some(_) => return Err(accepted.to_owned()),
-            None => (None, text),
-        };
+        let (hop, list) = of_hop(text).ok_or(accepted)?;
         let mut shares: Vec<(String, f64)> = Vec::new();
         for part in list.split(',') {
             let (version, share) = part.split_once('=').ok_or(accepted)?;
@@ -191,11 +197,7 @@ impl FromStr for LatencyLimit {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let accepted = "accepted: a percentile and a time, `p99=500ms` or `service2:p99=100ms`";
-        let (hop, rest) = match text.split_once(':') {
-            Some((hop, rest)) if !hop.trim().is_empty() => (Some(hop.trim().to_owned()), rest),
-            Some(_) => return Err(accepted.to_owned()),
-            None => (None, text),
-        };
+        let (hop, rest) = of_hop(text).ok_or(accepted)?;
         let (share, limit) = rest.split_once('=').ok_or(accepted)?;
         let share = share.trim().strip_prefix('p').and_then(percent_number).filter(|share| *share > 0.0).ok_or(accepted)?;
         let limit = crate::values::positive_duration(limit.trim()).map_err(|why| format!("{why}; {accepted}"))?;

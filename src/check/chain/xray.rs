@@ -27,6 +27,18 @@ pub(crate) fn examine(probe: &Probe, tree: &Tree, url: &str) -> Xray {
     xray
 }
 
+/// The same of a chain whose front may be an app of another make.
+pub(crate) fn examine_behind(is_front_foreign: bool, probe: &Probe, tree: &Tree, url: &str) -> Xray {
+    if !is_front_foreign {
+        return examine(probe, tree, url);
+    }
+    let mut xray = Xray::default();
+    let caller = HopRef { name: CALLER.to_owned(), hostname: String::new(), url: String::new() };
+    xray.behind_stranger(&caller, &Stranger::at(url), &probe.headers, tree, &mut Vec::new());
+    xray.settle_withheld();
+    xray
+}
+
 impl Xray {
     fn hop(
         &mut self,

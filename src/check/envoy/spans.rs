@@ -116,6 +116,8 @@ impl CallSpans {
 pub(crate) struct Evidence {
     /// Failures, by their kind, and what proxies reported of one of them.
     pub(crate) failures: HashMap<String, CallSpans>,
+    /// Whether an app of another make answers at the checked URL, in front of the first hop.
+    pub(crate) is_front_foreign: bool,
     /// The hops that have a sidecar for certain.
     pub(crate) sidecars: Vec<String>,
 }

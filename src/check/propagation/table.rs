@@ -37,7 +37,7 @@ pub(crate) fn table(probe: &Probe, xray: &Xray) -> Vec<String> {
             (false, false, false) => "none",
         };
         if let Some(via) = &row.via {
-            lines.push(line(&name(row.depth - 1, &via.name), "not a hop", "", "", ""));
+            lines.push(line(&name(row.depth.saturating_sub(1), &via.name), "not a hop", "", "", ""));
         }
         lines.push(line(&name(row.depth, &row.hop.name), &cell(row.w3c), &cell(row.b3), id, proxy));
     }

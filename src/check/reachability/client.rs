@@ -16,7 +16,7 @@ use reqwest::Url;
 use tokio::time::Instant;
 use tower_service::Service;
 
-use crate::hop::reply::{Headers, Tree};
+use crate::hop::reply::{Headers, Tree, embedded_replies};
 
 use crate::check::reachability::tls::Trust;
 use crate::telemetry::client_tracing::{ClientSpan, ClientTracer};
@@ -72,13 +72,22 @@ impl FrontAnswer {
         self.headers.get(name)?.to_str().ok()
     }
 
+    /// Whether an app of another make answered.
+    pub(crate) fn is_foreign(&self) -> bool {
+        Tree::parse(&self.body).is_err()
+    }
+
     pub(crate) fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 
-    /// The reply of the chain; `None` when something else answered.
+    /// The reply of the chain, or the first one in the answer of an app of another make; `None` when nothing of a hop is there.
     pub(crate) fn tree(&self) -> Option<Tree> {
-        let mut tree = Some(&self.body).filter(|body| body.len() <= MAX_REPLY).and_then(|body| Tree::parse(body).ok())?;
+        let body = Some(&self.body).filter(|body| body.len() <= MAX_REPLY)?;
+        let mut tree = match Tree::parse(body) {
+            Ok(tree) => tree,
+            Err(_) => Tree::parse(embedded_replies(body).first()?.as_bytes()).ok()?,
+        };
         bound(&mut tree, &mut MAX_CALLS.clone());
         Some(tree)
     }

@@ -187,7 +187,12 @@ pub(crate) async fn first(
             Some(tree) => {
                 let ms = answer.took.as_secs_f64() * 1000.0;
                 let broke = if answer.status < 300 { "" } else { "; what broke stands under Chain" };
-                let text = format!("HTTP {} with the chain's reply, in {ms:.1} ms{broke}", answer.status);
+                let what = if answer.is_foreign() {
+                    format!("an app of another make, in whose answer the reply of {} stands", tree.service)
+                } else {
+                    "the chain's reply".to_owned()
+                };
+                let text = format!("HTTP {} with {what}, in {ms:.1} ms{broke}", answer.status);
                 (Finding::pass(CheckId::ReachHttp, text), Some((tree, answer)))
             }
             None => {

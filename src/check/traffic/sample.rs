@@ -208,7 +208,9 @@ fn digest(
             Some(tree) => {
                 sample.sampled = tree.sampled;
                 sample.ends = sampling_ends(&tree);
-                sample.gap(CALLER, &tree, answer.waited.saturating_sub(starved).as_secs_f64() * 1000.0);
+                if !hints.evidence.is_front_foreign {
+                    sample.gap(CALLER, &tree, answer.waited.saturating_sub(starved).as_secs_f64() * 1000.0);
+                }
                 walk(&tree, &hints.url, 1, &mut sample);
                 let breaks = chain::breaks(&tree, &hints.url);
                 if !breaks.is_empty() || answer.status >= 300 {

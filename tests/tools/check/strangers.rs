@@ -8,20 +8,8 @@ use super::support::*;
 use crate::common;
 use crate::common::stranger::{answered, only, stranger};
 
-const TRACE: [&str; 9] = [
-    "traceparent",
-    "tracestate",
-    "baggage",
-    "x-b3-traceid",
-    "x-b3-spanid",
-    "x-b3-parentspanid",
-    "x-b3-sampled",
-    "x-request-id",
-    "x-lane",
-];
-
 fn everything(headers: &HeaderMap) -> HeaderMap {
-    only(headers, &TRACE)
+    only(headers, &common::CARRIED)
 }
 
 fn nothing(_: &HeaderMap) -> HeaderMap {
@@ -194,6 +182,74 @@ fn with_the_backend_an_app_that_tells_is_judged_once() {
     let run = Mixed::start(&hop, continued, telling).check(&traces);
     run.fails("traces.services", &["continues the trace and no span of it arrived", "another backend"]);
     assert_eq!(run.failed().len(), 1, "{:#}", run.json);
+}
+
+/// The app itself is called.
+#[test]
+fn an_app_of_another_make_may_be_the_first_of_all() {
+    let leaf = serve("leaf", &[], &[]);
+    for (passes, is_whole) in [(everything as fn(&HeaderMap) -> HeaderMap, true), (nothing, false)] {
+        let app = stranger(&format!("http://{}/service3", leaf.addr), passes, telling);
+        let run = check(&format!("http://{app}/catalog"), &["--count", "20", "--rate", "500"]);
+        assert!(run.check("reach.http")["text"].as_str().unwrap().contains("in whose answer the reply of leaf stands"));
+        if is_whole {
+            run.fine();
+        } else {
+            run.breaks_at("propagation.trace", "check", "leaf", Some("between"), &["an app of another make", "httpserver probe"]);
+        }
+    }
+}
+
+/// Answers of all kinds: what is not known is not said.
+#[test]
+fn whatever_an_app_answers_nothing_false_is_said_of_it() {
+    let quoted = |body: &str| answered("application/json", json!({"body": body}).to_string());
+    let list = |body: &str| answered("application/json", format!("[{body},{body}]"));
+    let bom = |body: &str| answered("application/json", format!("\u{feff}{{\"d\":{body}}}"));
+    let cut = |body: &str| answered("application/json", format!(r#"{{"d":{}"#, &body[..body.len() / 2]));
+    let xml = |body: &str| answered("application/xml", format!("<r><![CDATA[{body}]]></r>"));
+    let lines = |body: &str| answered("application/x-ndjson", format!("{{\"n\":1}}\n{body}\n"));
+    let events = |body: &str| answered("text/event-stream", format!("data: {body}\n\n"));
+    let empty = |_: &str| Response::builder().status(204).body(Body::empty()).unwrap();
+    let packed = |body: &str| {
+        let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        std::io::Write::write_all(&mut packed, body.as_bytes()).unwrap();
+        let packed = packed.finish().unwrap();
+        Response::builder().header("content-encoding", "gzip").body(Body::from(packed)).unwrap()
+    };
+    let status = |status: u16| {
+        move |body: &str| {
+            let response =
+                Response::builder().status(status).header("location", "/login").header("content-type", "application/json");
+            response.body(Body::from(format!(r#"{{"error":"no","d":{body}}}"#))).unwrap()
+        }
+    };
+    type Answers = Box<dyn Fn(&str) -> Response<Body> + Send + Sync>;
+    let cases: Vec<(&str, Answers, &str)> = vec![
+        ("quoted", Box::new(quoted), "healthy"),
+        ("list", Box::new(list), "healthy"),
+        ("byte order mark", Box::new(bom), "unknown"),
+        ("cut", Box::new(cut), "unknown"),
+        ("xml", Box::new(xml), "unknown"),
+        ("lines", Box::new(lines), "unknown"),
+        ("events", Box::new(events), "unknown"),
+        ("204", Box::new(empty), "unknown"),
+        ("gzip", Box::new(packed), "unknown"),
+        ("404", Box::new(status(404)), "broken"),
+        ("302", Box::new(status(302)), "broken"),
+        ("500", Box::new(status(500)), "broken"),
+    ];
+    for (name, answers, verdict) in cases {
+        let run = Mixed::start(&plain(), everything, answers).check(&[]);
+        assert_eq!(run.json["verdict"], verdict, "{name}: {:#}", run.json);
+        if verdict == "broken" {
+            let failed = run.failed();
+            assert!(failed.iter().all(|check| check["group"] == "chain" || check["group"] == "traffic"), "{name}: {failed:#?}");
+            assert!(failed[0]["text"].as_str().unwrap().contains(&format!("got {name} without a hop's reply")), "{failed:#?}");
+        } else {
+            run.fine();
+        }
+    }
 }
 
 /// Other users' requests begin traces at the same service, all the time.
