@@ -56,7 +56,7 @@ impl Ports {
 }
 
 /// One bash that runs the blocks of a lesson.
-struct Shell {
+pub(crate) struct Shell {
     child: Child,
     input: ChildStdin,
     output: BufReader<ChildStdout>,
@@ -64,7 +64,7 @@ struct Shell {
 }
 
 impl Shell {
-    fn new(lesson: usize) -> Self {
+    pub(crate) fn new(lesson: usize) -> Self {
         let ports = Ports::free(lesson);
         let directory = Path::new(BINARY).parent().unwrap();
         let path = format!("{}:{}", directory.display(), std::env::var("PATH").unwrap());
@@ -79,7 +79,7 @@ impl Shell {
     }
 
     /// Runs commands to their end and returns what they print.
-    fn run(&mut self, commands: &str) -> String {
+    pub(crate) fn run(&mut self, commands: &str) -> String {
         let commands = self.ports.replace(commands, false);
         writeln!(self.input, "{{ {commands}\n}} </dev/null; printf '\\n<<end>>\\n'").unwrap();
         let mut text = String::new();
@@ -97,7 +97,7 @@ impl Shell {
     }
 
     /// Runs a command beside the others, in place of the one before it.
-    fn beside(&mut self, command: &str) {
+    pub(crate) fn beside(&mut self, command: &str) {
         let listens: Vec<_> = PORTS.iter().filter(|port| command.contains(&format!(":{port}"))).collect();
         let listens = if command.contains("demo") { vec![&PORTS[0], &PORTS[5]] } else { listens };
         let waits: String = listens

@@ -3,6 +3,7 @@
 use std::fs;
 use std::process::Command;
 
+use crate::course::Shell;
 use crate::{BINARY, expect, root};
 
 const BEGIN: &str = "<!-- from the help: begin -->\n";
@@ -103,6 +104,19 @@ fn the_reference_has_the_variables_of_opentelemetry_as_the_help_has_them() {
         &replaced(&fs::read_to_string(&path).unwrap(), &format!("\n```\n{}\n```\n\n", variables.trim_end())),
         str::to_owned,
     );
+}
+
+#[test]
+fn the_reference_has_every_metric_of_a_hop() {
+    let page = fs::read_to_string(root().join("docs/reference/metrics.md")).unwrap();
+    let mut shell = Shell::new(49);
+    shell.beside("httpserver demo");
+    let metrics = shell.run("curl -s http://127.0.0.1:8080/service1 >served; curl -s http://127.0.0.1:8080/metrics");
+    let names = metrics.lines().filter_map(|line| line.strip_prefix("# HELP ")?.split(' ').next());
+    let names: Vec<_> = names.filter(|name| !name.starts_with("process_")).collect();
+    assert!(names.len() > 10, "{metrics}");
+    let missing: Vec<_> = names.into_iter().filter(|name| !page.contains(&format!("`{name}"))).collect();
+    assert!(missing.is_empty(), "docs/reference/metrics.md has no row for {missing:?}");
 }
 
 #[test]
