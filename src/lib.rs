@@ -85,6 +85,7 @@ pub mod fuzzing;
 pub mod hop;
 mod net;
 pub mod probe;
+mod rpc;
 pub mod server;
 mod system;
 pub mod telemetry;

@@ -22,7 +22,7 @@ const FLOORS: [&[&str]; 10] = [
     &["server", "upstream"],
     &["telemetry"],
     &["trace_context", "traces"],
-    &["values", "net", "text", "system"],
+    &["values", "net", "text", "system", "rpc"],
 ];
 
 /// Lines of a file without its tests, and of a function with its signature.

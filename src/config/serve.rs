@@ -41,12 +41,15 @@ pub struct ServeArgs {
     #[arg(long, env, default_value = "base", value_parser = parse_label)]
     pub lane: String,
     /// A next hop, repeatable: none is the last hop, one a chain, several a fan-out. `http://`, `https://` (HTTP/2 where the server
-    /// offers it) or `h2c://` (HTTP/2 in plain text). A URL without a path gets `/service<N+1>`
+    /// offers it), `h2c://` (HTTP/2 in plain text), `grpc://` or `grpcs://` (gRPC). A URL without a path gets `/service<N+1>`
     #[arg(long, env, value_delimiter = ',', value_name = "URL")]
     pub upstream: Vec<Target>,
     /// How several next hops are called
     #[arg(long, env, default_value = "parallel")]
     pub fan_out: FanOut,
+    /// Server reflection over gRPC, with which `grpcurl` finds the methods
+    #[arg(long, env, default_value = "on")]
+    pub grpc_reflection: Switch,
     /// The body of a request goes on to the next hops
     #[arg(long, env)]
     pub forward_body: bool,
@@ -122,6 +125,15 @@ pub struct ServeArgs {
     pub trace_exporter: Vec<ExporterName>,
 }
 
+/// On or off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Switch {
+    /// There.
+    On,
+    /// Not there.
+    Off,
+}
+
 /// `-v` and `-q`.
 #[derive(Debug, Clone, Copy, Default, Args)]
 pub struct Verbosity {
@@ -173,6 +185,7 @@ impl HopConfig {
         }
         config.upstreams = args.upstream;
         config.fan_out = args.fan_out;
+        config.grpc_reflection = args.grpc_reflection == Switch::On;
         config.forward_body = args.forward_body;
         config.request_size = args.request_size;
         config.response_size = args.response_size;

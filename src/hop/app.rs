@@ -169,6 +169,7 @@ impl App {
                 hop_client_config(config.upstream_roots, config.tls.clone().map(|own| Arc::new(own) as _)),
             ),
             held,
+            grpc_reflection: config.grpc_reflection,
             response_size: config.response_size,
             forward_body: config.forward_body,
             max_hops: config.max_hops,

@@ -14,6 +14,7 @@ use crate::hop::reply::{
 };
 use crate::hop::response::{text, typed};
 use crate::hop::state::Node;
+use crate::system::held::Exhausted;
 use crate::telemetry::ids;
 use crate::telemetry::metrics::known_method;
 use crate::text::causes;
@@ -28,29 +29,11 @@ const MAX_DRAWN: usize = 1 << 20;
 
 /// Answers `/service<n>`: calls the next hops and answers with the tree of all replies.
 pub(crate) async fn chain(exchange: &Exchange, n: u16, wish: Wish) -> Result<Response, Error> {
-    let node = &*exchange.node;
-    if exchange.hops >= node.max_hops {
-        return Err(Error::LoopDetected);
-    }
-    let abort = exchange.fault_decision().abort;
-    let calls = match abort {
-        Some(_) => Vec::new(),
-        None => node.upstreams.call_all(&call_context(node, exchange, n)).await,
-    };
-    if let Some(kind) = calls.iter().find_map(CallOutcome::exhausted) {
-        return Err(exchange.shed(ShedReason::Held(kind)));
-    }
-    let calls: Vec<_> = calls.iter().map(CheckedCall::of).collect();
-    let logged = calls.iter().find(|call| call.has_failed()).or(calls.last());
-    if let Some(status) = logged.and_then(|call| call.outcome.status) {
-        exchange.set_upstream_status(status.as_u16());
-    }
-    let status = abort.unwrap_or_else(|| combined_status(&calls));
-    let mut json = reply(node, exchange, &calls, status).to_json();
+    let (status, mut json) = answered(exchange, n).await?;
     // The text form is drawn from the parsed tree, which takes ten times the memory of its JSON.
     let is_drawn = wish.form == Form::Text && json.len() <= MAX_DRAWN;
     let tree = if is_drawn { Tree::parse(&json).ok() } else { None };
-    let size = wish.bytes.or_else(|| Some(node.response_size?.at(ids::unit())));
+    let size = wish.bytes.or_else(|| Some(exchange.node.response_size?.at(ids::unit())));
     let mut response = match tree {
         Some(tree) => text(tree.to_padded_text(size.unwrap_or(0))),
         None => {
@@ -61,6 +44,36 @@ pub(crate) async fn chain(exchange: &Exchange, n: u16, wish: Wish) -> Result<Res
     *response.status_mut() = status;
     response.headers_mut().insert(header::VARY, HeaderValue::from_static("accept"));
     Ok(response)
+}
+
+/// Calls the next hops: the status of this hop, and its reply as JSON.
+pub(crate) async fn answered(exchange: &Exchange, n: u16) -> Result<(StatusCode, Vec<u8>), Error> {
+    let node = &*exchange.node;
+    if exchange.hops >= node.max_hops {
+        return Err(Error::LoopDetected);
+    }
+    let abort = exchange.fault_decision().abort;
+    let mut calls = match abort {
+        Some(_) => Vec::new(),
+        None => node.upstreams.call_all(&call_context(node, exchange, n)).await,
+    };
+    if let Some(kind) = calls.iter().find_map(CallOutcome::exhausted) {
+        return Err(exchange.shed(ShedReason::Held(kind)));
+    }
+    for answer in calls.iter_mut().filter_map(|call| call.answer.as_mut()).filter(|answer| answer.rpc.is_some()) {
+        // One form from here on: the message becomes the JSON that it mirrors.
+        let tree = Tree::from_message(std::mem::take(&mut answer.body));
+        answer.body = tree.and_then(|tree| serde_json::to_vec(&tree).ok()).unwrap_or_default().into();
+        let more = answer.body.len().saturating_sub(answer.held.bytes());
+        answer.held.add(more).map_err(|Exhausted(kind)| exchange.shed(ShedReason::Held(kind)))?;
+    }
+    let calls: Vec<_> = calls.iter().map(CheckedCall::of).collect();
+    let logged = calls.iter().find(|call| call.has_failed()).or(calls.last());
+    if let Some(status) = logged.and_then(|call| call.outcome.status) {
+        exchange.set_upstream_status(status.as_u16());
+    }
+    let status = abort.unwrap_or_else(|| combined_status(&calls));
+    Ok((status, reply(node, exchange, &calls, status).to_json()))
 }
 
 fn call_context<'a>(node: &'a Node, exchange: &'a Exchange, n: u16) -> CallContext<'a> {
@@ -78,6 +91,7 @@ fn call_context<'a>(node: &'a Node, exchange: &'a Exchange, n: u16) -> CallConte
         call_budget: exchange.call_budget,
         service_number: n,
         method: known_method(exchange.method()),
+        deadline: exchange.deadline,
         body: exchange.body(),
     }
 }

@@ -30,6 +30,8 @@ pub struct HopConfig {
     pub upstreams: Vec<Target>,
     /// `--fan-out`.
     pub fan_out: FanOut,
+    /// `--grpc-reflection`.
+    pub grpc_reflection: bool,
     /// `--forward-body`.
     pub forward_body: bool,
     /// `--request-size`.
@@ -92,6 +94,7 @@ impl HopConfig {
             identity,
             upstreams: Vec::new(),
             fan_out: FanOut::default(),
+            grpc_reflection: true,
             forward_body: false,
             request_size: None,
             response_size: None,

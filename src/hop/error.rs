@@ -4,7 +4,11 @@ use axum::response::{IntoResponse, Response as AxumResponse};
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 use http_body_util::Full;
+use tonic::{Code, Status};
 
+use crate::hop::observed_body::AnswerBody;
+use crate::rpc::status::{code_of, loop_detected};
+use crate::rpc::{CONTENT_TYPE, is_grpc};
 use crate::system::held::HeldKind;
 
 /// A failure of ours, answered as `application/problem+json` (RFC 9457).
@@ -26,6 +30,10 @@ pub(crate) enum Error {
     BadRequest,
     /// 400: a parameter of the query has no value that is accepted.
     BadQuery,
+    /// 415: the path is a method of gRPC, and the request is none.
+    NotGrpc,
+    /// 504: the caller's `grpc-timeout` has passed.
+    DeadlineExceeded,
     /// 500: a panic.
     Internal,
     /// 503: more than the hop takes at once.
@@ -81,6 +89,11 @@ impl Error {
                 StatusCode::BAD_REQUEST,
                 "The query is not understood: format is json or text; bytes is a size up to 1MiB, as in bytes=100000 or bytes=64KiB.",
             ),
+            Self::NotGrpc => (
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                "This path is a method of gRPC: HTTP/2 with content-type application/grpc. Over HTTP the chain is /service<N>.",
+            ),
+            Self::DeadlineExceeded => (StatusCode::GATEWAY_TIMEOUT, "The time that the caller's grpc-timeout allows has passed."),
             Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "The hop failed while it answered; the reason is in its log."),
             Self::Shed(ShedReason::Concurrency) => {
                 (StatusCode::SERVICE_UNAVAILABLE, "The hop has as many requests in flight as --max-concurrency allows.")
@@ -106,6 +119,7 @@ impl Error {
     pub(crate) fn response(self) -> Response<Full<Bytes>> {
         let mut response = Response::new(Full::from(self.problem()));
         *response.status_mut() = self.parts().0;
+        response.extensions_mut().insert(self);
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(PROBLEM_JSON));
         match self {
@@ -113,13 +127,44 @@ impl Error {
                 headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
             }
             // The request was answered before all of it was read: what follows on the connection is no request.
-            Self::BadRequest | Self::RequestTimeout | Self::ContentTooLarge | Self::HeadTooLarge => {
+            Self::NotGrpc | Self::BadRequest | Self::RequestTimeout | Self::ContentTooLarge | Self::HeadTooLarge => {
                 headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
             _ => {}
         }
         response
     }
+}
+
+impl Error {
+    /// The gRPC status.
+    pub(crate) fn status(self) -> Status {
+        let (status, detail) = self.parts();
+        match self {
+            Self::LoopDetected => loop_detected(&format!("loop detected: {detail}")),
+            Self::NotFound => Status::unimplemented("There is no such method here; server reflection lists those that are."),
+            _ => Status::new(code_of(status), detail),
+        }
+    }
+}
+
+/// The answer to a call of gRPC, and its status: what is no answer of gRPC becomes a status alone.
+pub(crate) fn grpc_answer<B>(response: Response<AnswerBody<B>>) -> (Response<AnswerBody<B>>, Code) {
+    let content_type = response.headers().get(header::CONTENT_TYPE);
+    if content_type.is_some_and(|content_type| is_grpc(content_type.as_bytes())) {
+        // Without it in the head, it comes in the trailers: those of a call that went well.
+        let code = Status::from_header_map(response.headers()).map_or(Code::Ok, |status| status.code());
+        return (response, code);
+    }
+    let error = response.extensions().get::<Error>();
+    let status = match error {
+        Some(error) => error.status(),
+        None => Status::new(code_of(response.status()), response.status().canonical_reason().unwrap_or_default()),
+    };
+    let mut response = Response::new(AnswerBody::Left(Full::default()));
+    let _ = status.add_header(response.headers_mut());
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(CONTENT_TYPE));
+    (response, status.code())
 }
 
 impl IntoResponse for Error {
@@ -145,6 +190,8 @@ mod tests {
             Error::HeadTooLarge,
             Error::BadRequest,
             Error::BadQuery,
+            Error::NotGrpc,
+            Error::DeadlineExceeded,
             Error::Internal,
             Error::Shed(ShedReason::Concurrency),
             Error::Shed(ShedReason::Held(HeldKind::Answer)),

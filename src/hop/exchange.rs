@@ -4,7 +4,7 @@
 //! it is dropped, so that requests that time out, panic or whose caller hangs up are counted and logged like any other.
 
 use std::net::{IpAddr, Ipv4Addr};
-use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
@@ -16,22 +16,25 @@ use http::{Method, Request, Response, StatusCode, Version};
 use http_body::Body as HttpBody;
 use http_body_util::{Either, Full};
 use tokio::time::Instant;
+use tonic::Code;
 
-use crate::hop::error::{Error, ShedReason};
+use crate::hop::error::{Error, ShedReason, grpc_answer};
 use crate::hop::fault::FaultDecision;
+use crate::hop::head::RequestHead;
 use crate::hop::limits::RequestLimits;
 use crate::hop::observed_body::{self, AnswerBody};
 use crate::hop::state::Node;
 use crate::hop::target;
-use crate::net::addresses::{self, canonical};
+use crate::net::addresses::canonical;
 use crate::net::hosts::host_and_port;
+use crate::rpc;
 use crate::server::{ConnectionInfo, Cut, answer};
 use crate::system::held::Held;
 use crate::telemetry::ids;
 use crate::telemetry::log_queue::AccessEntry;
-use crate::telemetry::metrics::{RequestLabels, known_method, protocol_name, protocol_version, scheme};
+use crate::telemetry::metrics::{RequestLabels, RpcLabels, known_method, protocol_name, protocol_version, scheme};
 use crate::telemetry::span_queue::{FinishedSpan, SpanKind};
-use crate::trace_context::{Carried, Context, X_CALL_BUDGET, X_HOP_COUNT, X_REQUEST_ID, traceresponse};
+use crate::trace_context::{Carried, Context, X_REQUEST_ID, traceresponse};
 use crate::upstream::RequestBody;
 
 static VERSION: HeaderName = HeaderName::from_static("version");
@@ -94,6 +97,11 @@ pub(crate) struct Exchange {
     held_answer: OnceLock<Held>,
     /// 0 when no upstream answered.
     upstream_status: AtomicU16,
+    /// A call of gRPC, which ends with a code.
+    pub(crate) is_grpc: bool,
+    grpc_code: AtomicU8,
+    /// Until when the caller waits (`grpc-timeout`).
+    pub(crate) deadline: Option<Instant>,
     request_bytes: AtomicU64,
     /// Set when it goes on to the next hops.
     body: OnceLock<RequestBody>,
@@ -134,6 +142,7 @@ impl Exchange {
             None => (incoming.context, false),
         };
         let request_id = head.carried.request_id().cloned().unwrap_or_else(ids::request_id);
+        let is_grpc = head.is_grpc && request.version() == Version::HTTP_2;
         let is_https = head.is_https.unwrap_or(connection.is_tls);
         node.metrics.active_requests(known_method(request.method()), scheme(is_https)).inc();
         Arc::new(Self {
@@ -168,6 +177,9 @@ impl Exchange {
             cut: OnceLock::new(),
             held_answer: OnceLock::new(),
             upstream_status: AtomicU16::new(0),
+            is_grpc,
+            grpc_code: AtomicU8::new(0),
+            deadline: head.grpc_timeout.filter(|_| is_grpc).map(|timeout| Instant::now() + timeout),
             request_bytes: AtomicU64::new(0),
             body: OnceLock::new(),
             node: node.clone(),
@@ -268,7 +280,7 @@ impl Exchange {
 
     /// The protocol as the reply shows it.
     pub(crate) fn protocol(&self) -> &'static str {
-        protocol_name(self.version)
+        if self.is_grpc { "grpc" } else { protocol_name(self.version) }
     }
 
     /// Records the request's body after it was read.
@@ -298,6 +310,11 @@ impl Exchange {
     where
         AnswerBody<B>: HttpBody<Data = Bytes>,
     {
+        if self.is_grpc {
+            let (answer, code) = grpc_answer(response);
+            self.grpc_code.store(code as u8, Ordering::Relaxed);
+            response = answer;
+        }
         self.status.store(response.status().as_u16(), Ordering::Relaxed);
         // The router has done the same for what it answers.
         if self.method == Method::HEAD && !response.body().is_end_stream() {
@@ -321,6 +338,52 @@ impl Exchange {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
     }
+
+    /// Counts a request that ended.
+    fn count(&self, status: u16, code: Option<Code>, error: Option<&'static str>, duration: Duration) {
+        let (method, scheme) = (known_method(&self.method), scheme(self.is_https));
+        let trace = self.context().filter(|context| context.sampling.is_sampled());
+        if let Some(code) = code {
+            let method = rpc::known_method(self.path());
+            let labels = RpcLabels { method, code: rpc::status::name(code), error: error.unwrap_or_default(), scheme };
+            return self.node.metrics.rpc_request(&labels, duration, trace);
+        }
+        let template = self.template();
+        let label = if template.is_empty() { "unmatched" } else { template };
+        let digits = StatusCode::from_u16(status).unwrap_or_default();
+        let labels = RequestLabels {
+            route: label,
+            status: digits.as_str(),
+            method,
+            scheme,
+            protocol: protocol_version(self.version),
+            error: error.unwrap_or(if status >= 500 { digits.as_str() } else { "" }),
+        };
+        self.node.metrics.request(&labels, duration, trace);
+    }
+
+    fn log(&self, status: u16, code: Option<Code>, cut: Option<Cut>, duration: Duration) {
+        let node = &*self.node;
+        if let Some(log) = &node.access_log {
+            log.write(&AccessEntry {
+                started_at: self.started_at,
+                duration,
+                client: self.client,
+                method: self.method.as_str(),
+                known_method: known_method(&self.method),
+                path: self.path(),
+                status,
+                bytes: self.sent_bytes.load(Ordering::Relaxed),
+                request_id: self.request_id.as_bytes(),
+                trace: self.context(),
+                lane: &node.identity.lane,
+                protocol: Some(self.protocol()).filter(|_| self.version == Version::HTTP_2),
+                grpc_status: code.map(rpc::status::name),
+                cut: cut.map(Cut::as_str),
+                upstream_status: Some(self.upstream_status.load(Ordering::Relaxed)).filter(|status| *status != 0),
+            });
+        }
+    }
 }
 
 impl Drop for Exchange {
@@ -334,35 +397,32 @@ impl Drop for Exchange {
         let status = if cut.is_some() { CUT_OFF } else { self.status.load(Ordering::Relaxed) };
         let (method, scheme) = (known_method(&self.method), scheme(self.is_https));
         node.metrics.active_requests(method, scheme).dec();
+        let code = self.is_grpc.then(|| match cut {
+            Some(_) => Code::Cancelled,
+            None => Code::from_i32(self.grpc_code.load(Ordering::Relaxed).into()),
+        });
         if let Some(watch) = node.watch.get().filter(|_| self.watched.load(Ordering::Relaxed)) {
-            watch.ended(status, duration);
+            watch.ended(code.map_or(status, |code| rpc::status::http_status(code).as_u16()), duration);
         }
         let template = self.template();
         let sampled = self.context().filter(|context| context.sampling.is_sampled());
-        let label = if template.is_empty() { "unmatched" } else { template };
-        let digits = StatusCode::from_u16(status).unwrap_or_default();
-        let labels = RequestLabels {
-            route: label,
-            status: digits.as_str(),
-            method,
-            scheme,
-            protocol: protocol_version(self.version),
-            error: cut.map(|cut| cut.as_str()).unwrap_or(if status >= 500 { digits.as_str() } else { "" }),
-        };
-        node.metrics.request(&labels, duration, sampled);
+        let error =
+            cut.map(Cut::as_str).or_else(|| code.filter(|code| rpc::status::is_server_error(*code)).map(rpc::status::name));
+        self.count(status, code, error, duration);
         if let Some((tracer, context)) = node.tracer.as_ref().zip(sampled) {
             tracer.record(&FinishedSpan {
                 kind: SpanKind::Server,
                 context,
                 start: self.started_at,
                 duration,
-                method,
+                method: if self.is_grpc { rpc::known_method(self.path()) } else { method },
+                rpc_code: code,
                 original_method: if method == self.method.as_str() { "" } else { self.method.as_str() },
                 scheme,
                 base_url: "",
                 route: template,
                 status: if cut.is_some() { 0 } else { status },
-                error: cut.map(Cut::as_str),
+                error,
                 path: self.path(),
                 query: self.path.as_ref().and_then(PathAndQuery::query),
                 client: Some(self.client),
@@ -375,107 +435,12 @@ impl Drop for Exchange {
                 trace_state: node.propagator.trace_state(&self.carried, context),
             });
         }
-        if let Some(log) = &node.access_log {
-            log.write(&AccessEntry {
-                started_at: self.started_at,
-                duration,
-                client: self.client,
-                method: self.method.as_str(),
-                known_method: method,
-                path: self.path(),
-                status,
-                bytes: self.sent_bytes.load(Ordering::Relaxed),
-                request_id: self.request_id.as_bytes(),
-                trace: self.context(),
-                lane: &node.identity.lane,
-                cut: cut.map(Cut::as_str),
-                upstream_status: Some(self.upstream_status.load(Ordering::Relaxed)).filter(|status| *status != 0),
-            });
-        }
+        self.log(status, code, cut, duration);
     }
 }
 
 fn text(value: Option<&HeaderValue>) -> Option<&str> {
     value?.to_str().ok()
-}
-
-/// The fields of a request head that a hop uses, beside the carried headers.
-#[derive(Default)]
-struct RequestHead {
-    /// There will be a span.
-    is_traced: bool,
-    carried: Carried,
-    user_agent: Option<HeaderValue>,
-    is_https: Option<bool>,
-    host: Option<HeaderValue>,
-    hosts: usize,
-    /// A transfer encoding that is not just `chunked`.
-    odd_encoding: bool,
-    real_ip: Option<IpAddr>,
-    forwarded_for: Option<IpAddr>,
-    forwarded: Option<IpAddr>,
-    identity: Option<String>,
-    attempt: Option<u32>,
-    hops: Option<u32>,
-    call_budget: Option<u32>,
-}
-
-impl RequestHead {
-    fn read(&mut self, name: &HeaderName, value: &HeaderValue) {
-        let text = || value.to_str().ok();
-        match name.as_str() {
-            "host" => {
-                self.host = Some(value.clone());
-                self.hosts += 1;
-            }
-            "user-agent" if self.is_traced => self.user_agent = Some(value.clone()),
-            "x-forwarded-proto" => self.is_https = Some(value.as_bytes().eq_ignore_ascii_case(b"https")),
-            "transfer-encoding" => self.odd_encoding |= !value.as_bytes().eq_ignore_ascii_case(b"chunked"),
-            "x-real-ip" => self.real_ip = self.real_ip.or_else(|| addresses::parse(text()?)),
-            "x-forwarded-for" => {
-                self.forwarded_for = self.forwarded_for.or_else(|| addresses::first_forwarded_for(text()?));
-            }
-            "forwarded" => self.forwarded = self.forwarded.or_else(|| addresses::first_forwarded(text()?)),
-            "x-forwarded-client-cert" => self.identity = text().and_then(caller_uri),
-            "x-envoy-attempt-count" => self.attempt = text().and_then(|count| count.parse().ok()).filter(|count| *count > 0),
-            // Of several values the one that ends a loop sooner.
-            _ if *name == X_HOP_COUNT => self.hops = self.hops.max(text().and_then(|count| count.parse().ok())),
-            _ if *name == X_CALL_BUDGET => {
-                self.call_budget = self.call_budget.into_iter().chain(text().and_then(|count| count.parse().ok())).min();
-            }
-            _ => {}
-        }
-    }
-}
-
-/// The caller's URI from `x-forwarded-client-cert`: of the last element, which the nearest proxy added.
-/// Form: `By=…;Hash=…;Subject="…";URI=spiffe://…,By=…`; values with `,` `;` `=` are quoted.
-pub(crate) fn caller_uri(xfcc: &str) -> Option<String> {
-    const MAX: usize = 1024;
-    let mut uri = None;
-    let mut rest = xfcc;
-    while !rest.is_empty() {
-        let (name, after) = rest.split_once('=')?;
-        let (value, after) = match after.strip_prefix('"') {
-            Some(quoted) => {
-                let end = quoted.match_indices('"').find(|(i, _)| !quoted[..*i].ends_with('\\'))?.0;
-                (&quoted[..end], &quoted[end + 1..])
-            }
-            None => after.split_at(after.find([',', ';']).unwrap_or(after.len())),
-        };
-        if name.trim().eq_ignore_ascii_case("URI") {
-            uri = Some(value);
-        }
-        // A comma begins the next proxy's element: the element before is about an earlier call.
-        if after.starts_with(',') {
-            uri = None;
-        }
-        rest = after.strip_prefix([',', ';']).unwrap_or(after);
-        if rest.len() == after.len() && !rest.is_empty() {
-            return None;
-        }
-    }
-    uri.filter(|uri| !uri.is_empty() && uri.len() <= MAX).map(str::to_owned)
 }
 
 /// The body of an answer, with the exchange that ends when it was written.
@@ -488,22 +453,5 @@ impl answer::Account for Arc<Exchange> {
 
     fn cut(&self, why: Option<Cut>) {
         let _ = self.cut.set(why.unwrap_or_else(|| self.connection.cut()));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_callers_identity_is_the_uri_of_the_nearest_proxys_element() {
-        let uri = |xfcc: &str| caller_uri(xfcc);
-        assert_eq!(uri("By=spiffe://a;Hash=1;URI=spiffe://b"), Some("spiffe://b".into()));
-        assert_eq!(uri("URI=spiffe://old,By=spiffe://a;URI=spiffe://new"), Some("spiffe://new".into()));
-        assert_eq!(uri(r#"By=a;Subject="CN=x,O=\"y\";URI=spiffe://forged";URI=spiffe://b"#), Some("spiffe://b".into()));
-        assert_eq!(uri("URI=spiffe://old,By=spiffe://a;Hash=1"), None);
-        for bad in ["", "=", "URI", "URI=", "Subject=\"open", "a=\"b\"c"] {
-            assert_eq!(uri(bad), None, "{bad}");
-        }
     }
 }

@@ -39,6 +39,12 @@ pub(crate) enum EndpointKind {
     Probe,
     /// Scrapes: never limited and never traced.
     Scrape,
+    /// A call of the chain over gRPC: as `Chain`, within the caller's deadline.
+    Call,
+    /// `grpc.health.v1`: as `Probe`.
+    Health,
+    /// Server reflection over gRPC, a stream in both directions: limited.
+    Reflection,
 }
 
 impl<S> Layer<S> for EndpointKind {
@@ -81,23 +87,39 @@ where
         self.handler.poll_ready(cx)
     }
 
-    fn call(&mut self, mut request: Request) -> Self::Future {
-        let Self { kind, is_refusal, mut handler } = self.clone();
-        Box::pin(async move {
-            let Some(exchange) = request.extensions().get::<Arc<Exchange>>().cloned() else {
-                return Ok(Error::Internal.into_response());
-            };
-            exchange.set_route(request.extensions().get::<MatchedPath>().cloned());
-            let _permit = match kind.admit(is_refusal, &exchange, &mut request).await {
-                Ok(permit) => permit,
-                Err(error) => return Ok(error.into_response()),
-            };
-            let response = match aborted(&exchange).filter(|_| kind == EndpointKind::Text) {
-                Some(response) => response,
-                None => handler.call(request).await?,
-            };
-            Ok(kind.hold(&exchange, response))
-        })
+    fn call(&mut self, request: Request) -> Self::Future {
+        let endpoint = self.clone();
+        if self.kind == EndpointKind::Call {
+            let deadline = request.extensions().get::<Arc<Exchange>>().and_then(|exchange| exchange.deadline);
+            return Box::pin(async move {
+                let Some(deadline) = deadline else { return endpoint.answer(request).await };
+                let answered = tokio::time::timeout_at(deadline, endpoint.answer(request)).await;
+                answered.unwrap_or_else(|_| Ok(Error::DeadlineExceeded.into_response()))
+            });
+        }
+        Box::pin(endpoint.answer(request))
+    }
+}
+
+impl<S> Endpoint<S>
+where
+    S: Service<Request, Response = Response, Error = Infallible>,
+{
+    async fn answer(self, mut request: Request) -> Result<Response, Infallible> {
+        let Self { kind, is_refusal, mut handler } = self;
+        let Some(exchange) = request.extensions().get::<Arc<Exchange>>().cloned() else {
+            return Ok(Error::Internal.into_response());
+        };
+        exchange.set_route(request.extensions().get::<MatchedPath>().cloned());
+        let _permit = match kind.admit(is_refusal, &exchange, &mut request).await {
+            Ok(permit) => permit,
+            Err(error) => return Ok(error.into_response()),
+        };
+        let response = match aborted(&exchange).filter(|_| kind == EndpointKind::Text) {
+            Some(response) => response,
+            None => handler.call(request).await?,
+        };
+        Ok(kind.hold(&exchange, response))
     }
 }
 
@@ -130,27 +152,31 @@ impl EndpointKind {
         exchange: &'a Exchange,
         request: &mut Request,
     ) -> Result<Option<SemaphorePermit<'a>>, Error> {
-        if self != Self::Probe {
+        if !matches!(self, Self::Probe | Self::Health) {
             exchange.require_certificate()?;
         }
-        let is_limited = !matches!(self, Self::Probe | Self::Scrape);
+        let is_grpc = matches!(self, Self::Call | Self::Health | Self::Reflection);
+        let is_limited = !matches!(self, Self::Probe | Self::Scrape | Self::Health);
         if !is_limited {
             exchange.disable_tracing();
         }
+        if is_grpc && !is_refusal && !exchange.is_grpc {
+            return Err(Error::NotGrpc);
+        }
         let permits = &exchange.node.permits;
-        if !request.body().is_end_stream() {
+        if self != Self::Reflection && !request.body().is_end_stream() {
             // Whoever waits for `100 Continue` is not asked for a body that changes nothing (RFC 9110, 10.1.1).
             let will_fail = || is_refusal || will_fail(self, exchange) || (is_limited && permits.available_permits() == 0);
             let is_unwanted = request.headers().contains_key(EXPECT) && will_fail();
             if !is_unwanted {
-                let is_kept = self == Self::Chain && exchange.node.forward_body;
+                let is_kept = is_grpc || self == Self::Chain && exchange.node.forward_body;
                 let held = is_kept.then(|| exchange.node.held.empty(HeldKind::RequestBody));
                 read_body(request, exchange, held).await?;
             }
         }
         let permit =
             if is_limited { Some(permits.try_acquire().map_err(|_| exchange.shed(ShedReason::Concurrency))?) } else { None };
-        if self == Self::Text || self == Self::Chain && names_a_service(request.uri().path()) {
+        if matches!(self, Self::Text | Self::Call) || self == Self::Chain && names_a_service(request.uri().path()) {
             decide_and_wait(exchange).await;
         }
         Ok(permit)
@@ -205,6 +231,15 @@ async fn read_body(request: &mut Request, exchange: &Exchange, mut held: Option<
             held.add(data.len()).map_err(|Exhausted(kind)| exchange.shed(ShedReason::Held(kind)))?;
             bytes.extend_from_slice(&data);
         }
+    }
+    let held = held.map(Arc::new);
+    if exchange.is_grpc {
+        // The message is decoded where it is used.
+        *request.body_mut() = bytes.into();
+        if let Some(held) = held {
+            request.extensions_mut().insert(held);
+        }
+        return Ok(());
     }
     let content_type = request.headers().get(CONTENT_TYPE).cloned();
     exchange.set_body(count, held.map(|held| RequestBody { bytes: bytes.into(), content_type, _held: held }));

@@ -16,6 +16,8 @@ pub mod config;
 pub(crate) mod error;
 pub(crate) mod exchange;
 pub mod fault;
+pub(crate) mod grpc;
+pub(crate) mod head;
 pub(crate) mod layers;
 pub mod limits;
 pub(crate) mod observed_body;

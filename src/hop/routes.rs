@@ -1,26 +1,34 @@
 //! Every endpoint: a line in [`router`] and a handler. A handler finds what is known of its request in the [`Exchange`]; it
 //! never reads or writes trace headers.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 
+use axum::body::Body;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
 use axum::handler::Handler;
 use axum::response::Response;
-use axum::routing::{MethodFilter, MethodRouter, on};
+use axum::routing::{MethodFilter, MethodRouter, on, on_service};
 use axum::{Extension, Router};
 use http::StatusCode;
 use http::header::{HeaderMap, HeaderValue, VARY};
 use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
+use tonic_health::pb::health_server::HealthServer;
+use tonic_reflection::server as reflection;
+use tower::{Layer as _, Service, ServiceExt as _};
 
 use crate::hop::chain::{Wish, chain, prefers};
 use crate::hop::error::Error;
 use crate::hop::exchange::Exchange;
-use crate::hop::layers::EndpointKind::{self, Chain, Information, Probe, Scrape, Text};
+use crate::hop::grpc::{ChainService, HealthService};
+use crate::hop::layers::EndpointKind::{self, Call, Chain, Health, Information, Probe, Reflection, Scrape, Text};
 use crate::hop::layers::{Refusal, aborted};
 use crate::hop::response::{text, typed};
 use crate::hop::state::Node;
+use crate::rpc::chain::chain_server::ChainServer;
+use crate::rpc::{CALL, DESCRIPTORS};
 use crate::trace_context::redacted;
 use crate::values::service_number;
 
@@ -29,7 +37,9 @@ const HELLO_WHO: &str = "/hello/{who}";
 /// The endpoints: those that work (limited, and subject to latency and faults), those that inform (limited), and those that
 /// operations ask (never limited, delayed or traced).
 pub(crate) fn router(node: Arc<Node>) -> Router {
-    Router::new()
+    let chain = ChainServer::new(ChainService);
+    let health = HealthServer::new(HealthService::new(node.phase.clone()));
+    let router = Router::new()
         .route("/", endpoint(Text, root))
         .route("/hello", endpoint(Text, hello))
         .route(HELLO_WHO, endpoint(Text, hello_who))
@@ -39,8 +49,11 @@ pub(crate) fn router(node: Arc<Node>) -> Router {
         .route("/healthz", endpoint(Probe, healthz))
         .route("/readyz", endpoint(Probe, readyz))
         .route("/metrics", endpoint(Scrape, metrics))
-        .fallback(not_found.layer(Refusal(Information)))
-        .with_state(node)
+        .route(CALL, method(Call, chain))
+        .route("/grpc.health.v1.Health/Check", method(Health, health.clone()))
+        .route("/grpc.health.v1.Health/Watch", method(Health, health))
+        .fallback(not_found.layer(Refusal(Information)));
+    if node.grpc_reflection { with_reflection(router) } else { router }.with_state(node)
 }
 
 /// A path that answers GET and HEAD, and one of the chain every method that has a body, behind what requests of this kind pass.
@@ -54,6 +67,34 @@ where
         _ => MethodFilter::GET,
     };
     on(methods, handler.layer(kind)).fallback(method_not_allowed.layer(Refusal(kind)))
+}
+
+/// A method of gRPC.
+fn method<S>(kind: EndpointKind, service: S) -> MethodRouter<Arc<Node>>
+where
+    S: Service<Request, Response = http::Response<tonic::body::Body>, Error = Infallible, Future: Send>
+        + Clone
+        + Send
+        + Sync
+        + 'static,
+{
+    let service = service.map_response(|response: http::Response<tonic::body::Body>| response.map(Body::new));
+    on_service(MethodFilter::POST, kind.layer(service)).fallback(method_not_allowed.layer(Refusal(kind)))
+}
+
+/// Both versions: clients still ask for the older one.
+fn with_reflection(router: Router<Arc<Node>>) -> Router<Arc<Node>> {
+    let builder = || {
+        reflection::Builder::configure()
+            .register_encoded_file_descriptor_set(DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let (Ok(v1), Ok(v1alpha)) = (builder().build_v1(), builder().build_v1alpha()) else {
+        unreachable!("the descriptors are those that were compiled");
+    };
+    router
+        .route("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", method(Reflection, v1))
+        .route("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", method(Reflection, v1alpha))
 }
 
 async fn not_found() -> Error {

@@ -94,6 +94,8 @@ pub(crate) struct Node {
     pub(crate) upstreams: Upstreams,
     /// The answers that are held.
     pub(crate) held: Arc<HeldBudgets>,
+    /// `--grpc-reflection`.
+    pub(crate) grpc_reflection: bool,
     /// `--response-size`.
     pub(crate) response_size: Option<SizeRange<MAX_RESPONSE>>,
     /// `--forward-body`.

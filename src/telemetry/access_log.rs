@@ -83,6 +83,12 @@ fn text(out: &mut Vec<u8>, entry: &AccessEntry<'_>) {
         out.extend_from_slice(b" upstream=");
         push_number(out, u64::from(status));
     }
+    for (name, value) in [(" protocol=", entry.protocol), (" grpc=", entry.grpc_status)] {
+        if let Some(value) = value {
+            out.extend_from_slice(name.as_bytes());
+            out.extend_from_slice(value.as_bytes());
+        }
+    }
     if let Some(cut) = entry.cut {
         out.extend_from_slice(b" error=");
         out.extend_from_slice(cut.as_bytes());
@@ -115,6 +121,13 @@ pub(crate) fn json(out: &mut Vec<u8>, entry: &AccessEntry<'_>) {
         Some(status) => push_number(out, u64::from(status)),
         None => out.extend_from_slice(b"null"),
     }
+    for (name, value) in [(r#","protocol":""#, entry.protocol), (r#","grpc_status":""#, entry.grpc_status)] {
+        if let Some(value) = value {
+            out.extend_from_slice(name.as_bytes());
+            out.extend_from_slice(value.as_bytes());
+            out.push(b'"');
+        }
+    }
     if let Some(cut) = entry.cut {
         out.extend_from_slice(br#","error":""#);
         out.extend_from_slice(cut.as_bytes());
@@ -142,6 +155,8 @@ mod tests {
             trace,
             lane: "base",
             upstream_status: Some(502),
+            protocol: None,
+            grpc_status: None,
             cut: None,
         }
     }

@@ -35,6 +35,10 @@ pub(crate) struct AccessEntry<'a> {
     pub(crate) lane: &'a str,
     /// The first failing upstream's status, else the last one's; `None` when none was called or none answered.
     pub(crate) upstream_status: Option<u16>,
+    /// Where it is not HTTP/1.
+    pub(crate) protocol: Option<&'static str>,
+    /// Of a call of gRPC.
+    pub(crate) grpc_status: Option<&'static str>,
     /// Why the answer was not written to its end.
     pub(crate) cut: Option<&'static str>,
 }

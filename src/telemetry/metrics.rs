@@ -22,6 +22,8 @@ pub(crate) struct Metrics {
     registry: Registry,
     server_duration: DurationHistogram,
     client_duration: DurationHistogram,
+    rpc_server_duration: DurationHistogram,
+    rpc_client_duration: DurationHistogram,
     active_requests: IntGaugeVec,
     /// Those of `active_requests` that were used, by method and scheme: a look-up by labels would be each request's.
     active: [OnceLock<IntGauge>; METHODS.len() * 2],
@@ -126,6 +128,17 @@ pub(crate) struct RequestLabels<'a> {
     pub(crate) error: &'a str,
 }
 
+/// The labels of a gRPC call that was answered.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RpcLabels {
+    /// Fully qualified.
+    pub(crate) method: &'static str,
+    pub(crate) code: &'static str,
+    /// `error.type`; empty when the call did not fail.
+    pub(crate) error: &'static str,
+    pub(crate) scheme: &'static str,
+}
+
 /// The labels of a call's duration; status and protocol are empty without an answer.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct CallLabels<'a> {
@@ -153,8 +166,10 @@ impl Metrics {
     pub(crate) fn new(build: &BuildInfo<'_>) -> Self {
         let registry = Registry::new();
         let (server_duration, client_duration) = durations();
-        registered(&registry, Ok(server_duration.vec.clone()));
-        registered(&registry, Ok(client_duration.vec.clone()));
+        let (rpc_server_duration, rpc_client_duration) = rpc_durations();
+        for histogram in [&server_duration, &client_duration, &rpc_server_duration, &rpc_client_duration] {
+            registered(&registry, Ok(histogram.vec.clone()));
+        }
         let active_requests = Opts::new("http_server_active_requests", "HTTP server requests in flight.");
         let active_requests = IntGaugeVec::new(active_requests, &["http_request_method", "url_scheme"]);
         let active_requests = registered(&registry, active_requests);
@@ -191,6 +206,8 @@ impl Metrics {
             registry,
             server_duration,
             client_duration,
+            rpc_server_duration,
+            rpc_client_duration,
             active_requests,
             active: Default::default(),
             requests_shed,
@@ -229,6 +246,18 @@ impl Metrics {
         self.client_duration.handle([host, status, port, method, protocol, error]).observe(duration, span);
     }
 
+    /// Counts a gRPC call that was answered.
+    pub(crate) fn rpc_request(&self, call: &RpcLabels, duration: Duration, span: Option<&Context>) {
+        let RpcLabels { method, code, error, scheme } = *call;
+        self.rpc_server_duration.handle([method, code, error, scheme, "2", "grpc"]).observe(duration, span);
+    }
+
+    /// Counts a finished gRPC call of a next hop: `method` and `status` are those of gRPC.
+    pub(crate) fn rpc_call(&self, call: &CallLabels<'_>, duration: Duration, span: Option<&Context>) {
+        let CallLabels { host, status, port, method, error, .. } = *call;
+        self.rpc_client_duration.handle([host, status, port, method, error, "grpc"]).observe(duration, span);
+    }
+
     /// Every family with its values now, and the items that were counted last.
     pub(crate) fn gather(&self) -> (Vec<MetricFamily>, Latest) {
         // Two concurrent scrapes would both add the same difference.
@@ -248,8 +277,8 @@ impl Metrics {
     }
 
     /// The families that have exemplars.
-    pub(crate) fn histograms(&self) -> [&DurationHistogram; 2] {
-        [&self.server_duration, &self.client_duration]
+    pub(crate) fn histograms(&self) -> [&DurationHistogram; 4] {
+        [&self.server_duration, &self.client_duration, &self.rpc_server_duration, &self.rpc_client_duration]
     }
 
     /// Every family as text: OpenMetrics when `openmetrics`, else Prometheus text 0.0.4.
@@ -291,6 +320,21 @@ fn durations() -> (DurationHistogram, DurationHistogram) {
             "network_protocol_version",
             "error_type",
         ],
+    );
+    (server, client)
+}
+
+/// The same of gRPC.
+fn rpc_durations() -> (DurationHistogram, DurationHistogram) {
+    let server = DurationHistogram::new(
+        "rpc_server_call_duration_seconds",
+        "Duration of gRPC calls that were answered, from the end of the request head until the answer was handed to the connection.",
+        &["rpc_method", "rpc_response_status_code", "error_type", "url_scheme", "network_protocol_version", "rpc_system_name"],
+    );
+    let client = DurationHistogram::new(
+        "rpc_client_call_duration_seconds",
+        "Duration of gRPC calls to the next hops, the whole answer included.",
+        &["server_address", "rpc_response_status_code", "server_port", "rpc_method", "error_type", "rpc_system_name"],
     );
     (server, client)
 }

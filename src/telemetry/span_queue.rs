@@ -8,7 +8,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, SystemTime};
 
 use opentelemetry_semantic_conventions::attribute as key;
+use tonic::Code;
 
+use crate::rpc;
 use crate::telemetry::queue::{Batch, Counted, Queue, SPARE_ITEMS, TextRange, Texts};
 use crate::trace_context::{Carried, Context, HeaderSource as _};
 
@@ -27,7 +29,10 @@ pub(crate) struct FinishedSpan<'a> {
     pub(crate) context: &'a Context,
     pub(crate) start: SystemTime,
     pub(crate) duration: Duration,
+    /// Of HTTP; of a gRPC call the fully qualified method.
     pub(crate) method: &'static str,
+    /// Of a gRPC call.
+    pub(crate) rpc_code: Option<Code>,
     /// The method as it was sent, where that is another one; else empty.
     pub(crate) original_method: &'a str,
     /// `http` or `https`, of a server span.
@@ -67,6 +72,7 @@ impl<'a> FinishedSpan<'a> {
             start: SystemTime::UNIX_EPOCH,
             duration: Duration::from_micros(5),
             method: "GET",
+            rpc_code: None,
             original_method: "",
             scheme: "http",
             base_url: "",
@@ -95,6 +101,7 @@ pub(crate) struct QueuedSpan {
     pub(crate) start: SystemTime,
     pub(crate) duration: Duration,
     method: &'static str,
+    rpc_code: Option<Code>,
     original_method: TextRange,
     scheme: &'static str,
     route: TextRange,
@@ -225,6 +232,7 @@ impl SpanBatch {
             start: span.start,
             duration: span.duration,
             method: span.method,
+            rpc_code: span.rpc_code,
             original_method: self.copy(span.original_method),
             scheme: span.scheme,
             route: self.copy(span.route),
@@ -253,6 +261,10 @@ impl SpanBatch {
     /// The span's name: method and route of a server span, the method alone of a client span; `HTTP` in place of a method
     /// that is not registered (semantic conventions for HTTP).
     pub(crate) fn name(&self, span: &QueuedSpan) -> (&'static str, &str) {
+        if span.rpc_code.is_some() {
+            // Its method (semantic conventions for RPC).
+            return (span.method, "");
+        }
         (if span.method == "_OTHER" { "HTTP" } else { span.method }, self.text(span.route))
     }
 
@@ -261,6 +273,7 @@ impl SpanBatch {
         let from = if span.kind == SpanKind::Server { 500 } else { 400 };
         match span.error {
             Some(error) => Some(ErrorType::Named(error)),
+            None if span.rpc_code.is_some() => None,
             None => (span.status >= from).then_some(ErrorType::Status(span.status)),
         }
     }
@@ -282,13 +295,19 @@ impl SpanBatch {
                 visit(name, AttributeValue::Text(text));
             }
         };
-        text(key::HTTP_REQUEST_METHOD, span.method);
-        text(key::HTTP_REQUEST_METHOD_ORIGINAL, self.text(span.original_method));
-        text(key::HTTP_ROUTE, self.text(span.route));
-        text(key::URL_FULL, self.text(span.url));
-        text(key::URL_SCHEME, span.scheme);
-        text(key::URL_PATH, self.text(span.path));
-        if span.kind == SpanKind::Server {
+        if let Some(code) = span.rpc_code {
+            text("rpc.system.name", "grpc");
+            text("rpc.method", span.method);
+            text("rpc.response.status_code", rpc::status::name(code));
+        } else {
+            text(key::HTTP_REQUEST_METHOD, span.method);
+            text(key::HTTP_REQUEST_METHOD_ORIGINAL, self.text(span.original_method));
+            text(key::HTTP_ROUTE, self.text(span.route));
+            text(key::URL_FULL, self.text(span.url));
+            text(key::URL_SCHEME, span.scheme);
+            text(key::URL_PATH, self.text(span.path));
+        }
+        if span.kind == SpanKind::Server && span.rpc_code.is_none() {
             text(key::URL_QUERY, self.text(span.query));
         }
         text(key::SERVER_ADDRESS, self.text(span.server));
@@ -302,13 +321,13 @@ impl SpanBatch {
             visit(key::NETWORK_PEER_ADDRESS, AttributeValue::Address(peer.ip().to_canonical()));
             visit(key::NETWORK_PEER_PORT, AttributeValue::Int(peer.port().into()));
         }
-        if span.resend_count != 0 {
+        if span.resend_count != 0 && span.rpc_code.is_none() {
             visit(key::HTTP_REQUEST_RESEND_COUNT, AttributeValue::Int(span.resend_count.into()));
         }
         if span.server_port != 0 {
             visit(key::SERVER_PORT, AttributeValue::Int(span.server_port.into()));
         }
-        if span.status != 0 {
+        if span.status != 0 && span.rpc_code.is_none() {
             visit(key::HTTP_RESPONSE_STATUS_CODE, AttributeValue::Int(span.status.into()));
         }
     }

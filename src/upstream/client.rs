@@ -57,6 +57,8 @@ pub(crate) enum Protocol {
     Http,
     /// HTTP/2 without asking.
     Http2,
+    /// gRPC, over HTTP/2 without asking.
+    Grpc,
 }
 
 /// A connector whose attempts take at most `timeout` for all addresses of a name together. `tls` has the roots that `https://` trusts.
@@ -68,7 +70,7 @@ pub(crate) fn connector(resolver: RotatingResolver, timeout: Duration, tls: Clie
     let https = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http();
     match protocol {
         Protocol::Http => https.enable_all_versions().wrap_connector(http),
-        Protocol::Http2 => https.enable_http2().wrap_connector(http),
+        Protocol::Http2 | Protocol::Grpc => https.enable_http2().wrap_connector(http),
     }
 }
 
@@ -121,7 +123,7 @@ impl Pool {
     pub(crate) fn new(connector: Connector, target: Uri, limits: ConnectionLimits, protocol: Protocol) -> Self {
         let idle = Arc::new(Mutex::new(Idle::new()));
         let multiplexed = Arc::new(Multiplexed::default());
-        multiplexed.set_used(protocol == Protocol::Http2);
+        multiplexed.set_used(protocol != Protocol::Http);
         tokio::spawn(close_overdue(Arc::downgrade(&idle), Arc::downgrade(&multiplexed), limits));
         Self { connector, target, limits, protocol, idle, multiplexed }
     }
@@ -263,7 +265,7 @@ impl Pool {
         connected.get_extras(&mut known);
         let expires_at = Instant::now() + self.limits.max_age.mul_f64(0.75 + 0.25 * ids::unit());
         let peer = known.get::<HttpInfo>().map(HttpInfo::remote_addr);
-        if self.protocol == Protocol::Http2 || connected.is_negotiated_h2() {
+        if self.protocol != Protocol::Http || connected.is_negotiated_h2() {
             let opened = self.multiplexed.open(stream, expires_at, peer, MAX_BUFFER as u32).await;
             return opened.map(Connected::Http2);
         }

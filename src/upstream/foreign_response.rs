@@ -76,6 +76,11 @@ pub(crate) fn detail(body: &[u8]) -> Option<String> {
     problem.get("detail").or_else(|| problem.get("title"))?.as_str().map(str::to_owned)
 }
 
+/// A message of another server on one line, cut where it is long.
+pub(crate) fn quoted(message: &str) -> String {
+    one_line(&message[..message.floor_char_boundary(MAX_MESSAGE)])
+}
+
 /// Replaces what could mislead a reader, and each run of spaces, by one space; URLs lose user, password and query.
 fn one_line(text: &str) -> String {
     let printable: String = text.chars().map(|c| if misleads(c) { ' ' } else { c }).collect();

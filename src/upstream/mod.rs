@@ -2,11 +2,12 @@
 //!
 //! Imports `telemetry`, `trace_context` and the leaves; neither `hop` nor `server`. In reading order: `target` (a next hop as
 //! it is configured); this file (one call: headers, deadline, span, metric); `client` (the connections to one next hop), with
-//! `multiplexed` (those of HTTP/2), `resolver` and `answer_tracker`; `outcome`; `foreign_response` (the answer of a proxy in place of the next hop).
+//! `multiplexed` (those of HTTP/2), `resolver` and `answer_tracker`; `grpc` (what a call of gRPC has of its own); `outcome`; `foreign_response` (the answer of a proxy in place of the next hop).
 
 mod answer_tracker;
 pub(crate) mod client;
 pub(crate) mod foreign_response;
+mod grpc;
 mod multiplexed;
 pub(crate) mod outcome;
 pub(crate) mod resolver;
@@ -19,11 +20,13 @@ use std::time::{Duration, Instant, SystemTime};
 use bytes::Bytes;
 use http::header::{self, HeaderValue};
 use http::uri::PathAndQuery;
-use http::{Method, Request, StatusCode, Uri, Version};
+use http::{HeaderMap, Method, Request, StatusCode, Uri, Version};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use rustls::ClientConfig;
+use tonic::Code;
 
+use crate::rpc::{self, CALL, CONTENT_TYPE};
 use crate::system::held::{Held, HeldBudgets, HeldKind};
 use crate::telemetry::ids;
 use crate::telemetry::metrics::{CallLabels, Metrics, protocol_name, protocol_version};
@@ -78,6 +81,8 @@ pub(crate) struct CallContext<'a> {
     pub(crate) hop_count: u32,
     /// The N of the request's `/service<N>`.
     pub(crate) service_number: u16,
+    /// Until when the request's caller waits.
+    pub(crate) deadline: Option<tokio::time::Instant>,
     /// The request's method.
     pub(crate) method: &'static str,
     /// The request's body, if it goes on.
@@ -90,7 +95,7 @@ pub(crate) struct RequestBody {
     pub(crate) bytes: Bytes,
     pub(crate) content_type: Option<HeaderValue>,
     /// The bytes count until they are dropped.
-    pub(crate) _held: Held,
+    pub(crate) _held: Arc<Held>,
 }
 
 /// How next hops are called.
@@ -173,33 +178,49 @@ impl Upstreams {
         let span_context = context.tracer.and(context.span_context).map(|server| server.child(ids::span_id()));
         let sent = context.propagator.outgoing(context.carried, context.request_id, span_context.as_ref(), context.new_trace);
         let (path, url) = target.path(context.service_number);
-        let content = self.content(context);
+        let mut content = self.content(context);
+        if target.is_grpc() {
+            let body = grpc::request(target.service(context.service_number), std::mem::take(&mut content.body));
+            content = Content { method: "POST", body, content_type: Some(HeaderValue::from_static(CONTENT_TYPE)) };
+        }
+        let left = context.deadline.map(|deadline| deadline.saturating_duration_since(tokio::time::Instant::now()));
+        let timeout = left.map_or(self.options.timeout, |left| left.min(self.options.timeout));
         let mut span = ClientSpanGuard {
             context,
             span_context,
             target,
-            method: content.method,
+            method: if target.is_grpc() { &CALL[1..] } else { content.method },
             path: path.clone(),
             start: Instant::now(),
             started_at: SystemTime::now(),
             progress: Progress::default(),
             error: Some("cancelled"),
+            rpc_code: target.is_grpc().then_some(Code::Cancelled),
             duration: None,
         };
-        let request = || self.request(target, path.clone(), &content, &sent, [context.hop_count.saturating_add(1), budget]);
+        let start = span.start;
+        let request = || {
+            let mut request = self.request(target, path.clone(), &content, &sent, [context.hop_count.saturating_add(1), budget]);
+            if target.is_grpc() {
+                add_grpc_headers(request.headers_mut(), timeout.saturating_sub(start.elapsed()));
+            }
+            request
+        };
         let held = context.held.empty(HeldKind::UpstreamAnswer);
-        let answered = tokio::time::timeout(self.options.timeout, send_and_read(pool, request, &mut span.progress, held)).await;
+        let answered =
+            tokio::time::timeout(timeout, send_and_read(pool, target.is_grpc(), request, &mut span.progress, held)).await;
         let (answer, failure) = match answered {
             Ok(Ok(answer)) => {
                 let failure = CallError::of(&answer);
                 (Some(answer), failure)
             }
             Ok(Err(failure)) => (None, Some(failure)),
-            Err(_) => (None, Some(CallError::Timeout(self.options.timeout))),
+            Err(_) => (None, Some(CallError::Timeout(timeout))),
         };
         span.error = failure.as_ref().and_then(CallError::kind);
+        span.rpc_code = target.is_grpc().then(|| failure.as_ref().map_or(Code::Ok, grpc::code_of));
         let duration = *span.duration.insert(span.start.elapsed());
-        let protocol = span.progress.version.map(protocol_name);
+        let protocol = span.progress.version.map(|version| if target.is_grpc() { "grpc" } else { protocol_name(version) });
         CallOutcome { url, status: span.progress.status, protocol, duration, failure, sent, answer }
     }
 
@@ -248,6 +269,15 @@ impl Upstreams {
     }
 }
 
+/// What a call of gRPC has in place of `accept`. The next hop learns how long this one waits.
+fn add_grpc_headers(headers: &mut HeaderMap, timeout: Duration) {
+    headers.remove(header::ACCEPT);
+    headers.insert(header::TE, HeaderValue::from_static("trailers"));
+    if let Ok(timeout) = HeaderValue::from_str(&rpc::timeout::format(timeout)) {
+        headers.insert("grpc-timeout", timeout);
+    }
+}
+
 /// Divides a budget among `calls` calls: each call that is made costs one, and what is left is split evenly between them, the
 /// remainder one each to the first. A call does not return what it leaves unused, because the others are under way by then.
 fn divided(budget: u32, calls: usize) -> impl Iterator<Item = Option<u32>> {
@@ -270,25 +300,38 @@ struct Progress {
 /// Sends a request and reads its whole answer.
 async fn send_and_read(
     pool: &Pool,
+    is_grpc: bool,
     request: impl Fn() -> Request<Full<Bytes>>,
     progress: &mut Progress,
     mut held: Held,
 ) -> Result<Answer, CallError> {
     let (answer, connection) = pool.send(request, &mut progress.resend_count).await?;
-    progress.status = Some(answer.status());
+    // The status of a gRPC call comes last.
+    progress.status = Some(answer.status()).filter(|status| !is_grpc || *status != StatusCode::OK);
     progress.version = Some(answer.version());
     progress.peer = connection.peer();
     let (head, body) = answer.into_parts();
-    let body = read_whole(body, &mut held).await?;
+    let (body, trailers) = read_whole(body, &mut held).await?;
     connection.release();
-    Ok(Answer { status: head.status, headers: head.headers, body, _held: held })
+    let mut answer = Answer { status: head.status, headers: head.headers, body, rpc: None, held };
+    if is_grpc && answer.status == StatusCode::OK {
+        grpc::read(&mut answer, trailers)?;
+        progress.status = Some(answer.status);
+    }
+    Ok(answer)
 }
 
 /// Joins the frames as they come: a frame of one byte takes the memory of fifty until they are joined.
-async fn read_whole(mut body: Incoming, held: &mut Held) -> Result<Bytes, CallError> {
-    let (mut first, mut joined) = (Bytes::new(), Vec::new());
+async fn read_whole(mut body: Incoming, held: &mut Held) -> Result<(Bytes, Option<HeaderMap>), CallError> {
+    let (mut first, mut joined, mut trailers) = (Bytes::new(), Vec::new(), None);
     while let Some(frame) = body.frame().await {
-        let Ok(data) = frame.map_err(|error| CallError::Broken(error.into()))?.into_data() else { continue };
+        let data = match frame.map_err(|error| CallError::Broken(error.into()))?.into_data() {
+            Ok(data) => data,
+            Err(frame) => {
+                trailers = frame.into_trailers().ok();
+                continue;
+            }
+        };
         if held.bytes() + data.len() > MAX_ANSWER {
             return Err(CallError::TooLarge);
         }
@@ -303,7 +346,7 @@ async fn read_whole(mut body: Incoming, held: &mut Held) -> Result<Bytes, CallEr
             joined.extend_from_slice(&data);
         }
     }
-    Ok(if joined.is_empty() { first } else { joined.into() })
+    Ok((if joined.is_empty() { first } else { joined.into() }, trailers))
 }
 
 /// Records the span and the metric of a call when it ends, also when the call is cancelled.
@@ -317,6 +360,8 @@ struct ClientSpanGuard<'a> {
     started_at: SystemTime,
     progress: Progress,
     error: Option<&'static str>,
+    /// Of a call of gRPC.
+    rpc_code: Option<Code>,
     /// `None` until the call has ended.
     duration: Option<Duration>,
 }
@@ -338,7 +383,12 @@ impl Drop for ClientSpanGuard<'_> {
                 ""
             }),
         };
-        self.context.metrics.call(&labels, duration, sampled);
+        if let Some(code) = self.rpc_code {
+            let labels = CallLabels { status: rpc::status::name(code), error: self.error.unwrap_or_default(), ..labels };
+            self.context.metrics.rpc_call(&labels, duration, sampled);
+        } else {
+            self.context.metrics.call(&labels, duration, sampled);
+        }
         if let Some((tracer, context)) = self.context.tracer.zip(sampled) {
             tracer.record(&FinishedSpan {
                 kind: SpanKind::Client,
@@ -346,6 +396,7 @@ impl Drop for ClientSpanGuard<'_> {
                 start: self.started_at,
                 duration,
                 method: self.method,
+                rpc_code: self.rpc_code,
                 original_method: "",
                 scheme: "",
                 base_url: &self.target.base_url,

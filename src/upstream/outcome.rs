@@ -7,8 +7,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode, header};
+use tonic::Code;
 
 use crate::net::hosts::redacted_url;
+use crate::rpc::status;
 use crate::system::held::{Exhausted, Held, HeldKind};
 use crate::trace_context::HeaderPairs;
 
@@ -45,8 +47,18 @@ pub(crate) struct Answer {
     pub(crate) status: StatusCode,
     pub(crate) headers: HeaderMap,
     pub(crate) body: Bytes,
+    /// Of a gRPC call: the body is a message, and the status what its code means over HTTP.
+    pub(crate) rpc: Option<RpcAnswer>,
     /// The body counts until it is dropped.
-    pub(crate) _held: Held,
+    pub(crate) held: Held,
+}
+
+/// The status of a gRPC call.
+#[derive(Debug, Clone)]
+pub(crate) struct RpcAnswer {
+    pub(crate) code: Code,
+    /// On one line.
+    pub(crate) message: String,
 }
 
 /// Why a call failed. The sources have the details; [`causes`](crate::text::causes) writes all of them.
@@ -68,6 +80,10 @@ pub(crate) enum CallError {
     Redirect(StatusCode, String),
     /// Any other status outside 2xx.
     Status(StatusCode),
+    /// Any other code of gRPC than OK, with its message.
+    Rpc(Code, String),
+    /// An answer to a gRPC call that is none.
+    NotGrpc(&'static str),
 }
 
 impl fmt::Display for CallError {
@@ -83,6 +99,9 @@ impl fmt::Display for CallError {
             }
             Self::Redirect(status, to) => write!(f, "redirect {} to {to} is not followed", status.as_u16()),
             Self::Status(status) => write!(f, "answered {status}"),
+            Self::Rpc(code, message) if message.is_empty() => write!(f, "answered {}", status::name(*code)),
+            Self::Rpc(code, message) => write!(f, "answered {}: {message}", status::name(*code)),
+            Self::NotGrpc(why) => write!(f, "the answer is no answer of gRPC: {why}"),
         }
     }
 }
@@ -100,6 +119,9 @@ impl CallError {
     /// Why a whole answer is a failure; `None` when it is none.
     pub(super) fn of(answer: &Answer) -> Option<Self> {
         let status = answer.status;
+        if let Some(RpcAnswer { code, message }) = answer.rpc.as_ref().filter(|rpc| rpc.code != Code::Ok) {
+            return Some(Self::Rpc(*code, message.clone()));
+        }
         match answer.headers.get(header::LOCATION) {
             _ if status.is_success() => None,
             Some(to) if status.is_redirection() => {
@@ -119,6 +141,8 @@ impl CallError {
             Self::NoBudget(_) => Some("call_budget"),
             Self::Exhausted(_) => Some("overload"),
             Self::Redirect(..) => Some("redirect"),
+            Self::Rpc(code, _) => Some(status::name(*code)),
+            Self::NotGrpc(_) => Some("not_grpc"),
             Self::Status(_) => None,
         }
     }

@@ -9,7 +9,9 @@ use http::uri::PathAndQuery;
 use http::{HeaderValue, Uri};
 
 use crate::net::hosts::{UrlError, parse_url, redacted_url};
+use crate::rpc::CALL;
 use crate::upstream::client::Protocol;
+use crate::values::service_number;
 
 /// A next hop.
 #[derive(Debug, Clone, PartialEq)]
@@ -20,6 +22,8 @@ pub struct Target {
     /// As it is shown: without query.
     url: String,
     has_path: bool,
+    /// The N of a path `/service<N>`.
+    service: Option<u16>,
     pub(super) host: String,
     pub(super) port: u16,
     /// As a label.
@@ -33,7 +37,13 @@ pub struct Target {
 impl Target {
     /// Where a request for `/service<n>` goes on to: path and query, and the URL as it is shown. A URL without a path gets
     /// the path `/service<n+1>`.
+    ///
+    /// A call of gRPC has its method for a path; what is shown is what it means.
     pub(crate) fn path(&self, n: u16) -> (PathAndQuery, Cow<'_, str>) {
+        if self.protocol == Protocol::Grpc {
+            let url = if self.has_path { Cow::Borrowed(&*self.url) } else { format!("{}/service{}", self.url, n + 1).into() };
+            return (PathAndQuery::from_static(CALL), url);
+        }
         if !self.has_path {
             let path = format!("/service{}", n + 1);
             let url = Cow::Owned([&*self.url, &path].concat());
@@ -46,13 +56,26 @@ impl Target {
     }
 }
 
+impl Target {
+    /// The N that a request for `/service<n>` goes on with.
+    pub(super) fn service(&self, n: u16) -> u16 {
+        self.service.filter(|_| self.has_path).unwrap_or(n + 1)
+    }
+
+    pub(super) fn is_grpc(&self) -> bool {
+        self.protocol == Protocol::Grpc
+    }
+}
+
 /// Why a text is no [`Target`]. The messages do not repeat the text, which may hold a password.
 #[derive(Debug)]
 pub enum TargetError {
-    /// Not an `http`, `https` or `h2c` URL with a host and a usable port.
+    /// Not an `http`, `https`, `h2c`, `grpc` or `grpcs` URL with a host and a usable port.
     Url(UrlError),
     /// A user name in the URL, which would have to be sent as credentials.
     UserName,
+    /// A path that a call of gRPC cannot have.
+    GrpcPath,
     /// The host cannot be the value of a `host` header.
     Host(InvalidHeaderValue),
 }
@@ -62,9 +85,10 @@ impl fmt::Display for TargetError {
         match self {
             Self::Url(error) => error.fmt(f)?,
             Self::UserName => f.write_str("a user name in the URL is not supported")?,
+            Self::GrpcPath => f.write_str("gRPC has no path but /service<N>, N from 0 to 9999")?,
             Self::Host(error) => error.fmt(f)?,
         }
-        f.write_str("; a next hop is written http://service2/service2, https://host:port/path or h2c://service2")
+        f.write_str("; a next hop is written http://service2/service2, https://host:port/path, h2c://service2, grpc://service2 or grpcs://host:port")
     }
 }
 
@@ -72,7 +96,7 @@ impl std::error::Error for TargetError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::Url(error) => Some(error),
-            Self::UserName => None,
+            Self::UserName | Self::GrpcPath => None,
             Self::Host(error) => Some(error),
         }
     }
@@ -82,9 +106,11 @@ impl FromStr for Target {
     type Err = TargetError;
 
     fn from_str(text: &str) -> Result<Self, TargetError> {
-        let (protocol, connected) = match text.trim().strip_prefix("h2c://") {
-            Some(rest) => (Protocol::Http2, Cow::Owned(format!("http://{rest}"))),
-            None => (Protocol::Http, Cow::Borrowed(text)),
+        let (protocol, connected) = match text.trim().split_once("://") {
+            Some(("h2c", rest)) => (Protocol::Http2, Cow::Owned(format!("http://{rest}"))),
+            Some(("grpc", rest)) => (Protocol::Grpc, Cow::Owned(format!("http://{rest}"))),
+            Some(("grpcs", rest)) => (Protocol::Grpc, Cow::Owned(format!("https://{rest}"))),
+            _ => (Protocol::Http, Cow::Borrowed(text)),
         };
         let uri = parse_url(&connected).map_err(TargetError::Url)?;
         if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
@@ -92,13 +118,28 @@ impl FromStr for Target {
         }
         let url = text.trim();
         let has_path = uri.path() != "/" || uri.query().is_some() || url.ends_with('/');
+        let service = uri.path().strip_prefix("/service").and_then(service_number);
+        if protocol == Protocol::Grpc && has_path && (service.is_none() || uri.query().is_some()) {
+            return Err(TargetError::GrpcPath);
+        }
         let host = uri.host().unwrap_or_default().to_owned();
         let usual = if uri.scheme_str() == Some("https") { 443 } else { 80 };
         let port = uri.port_u16().unwrap_or(usual);
         let authority = if port == usual { host.clone() } else { format!("{host}:{port}") };
         let base_url = format!("{}://{authority}", uri.scheme_str().unwrap_or_default());
         let authority = HeaderValue::from_str(&authority).map_err(TargetError::Host)?;
-        Ok(Self { protocol, url: redacted_url(url), uri, has_path, host, port, port_text: port.to_string(), base_url, authority })
+        Ok(Self {
+            protocol,
+            service,
+            url: redacted_url(url),
+            uri,
+            has_path,
+            host,
+            port,
+            port_text: port.to_string(),
+            base_url,
+            authority,
+        })
     }
 }
 
@@ -122,6 +163,13 @@ mod tests {
             ("http://service2/service7?token=x", "/service7?token=x", "http://service2/service7"),
         ] {
             assert_eq!(path(text), (called.to_owned(), shown.to_owned()), "{text}");
+        }
+        assert_eq!(path("grpc://service2:8080"), (CALL.to_owned(), "grpc://service2:8080/service2".to_owned()));
+        assert_eq!(path("grpcs://a/service7"), (CALL.to_owned(), "grpcs://a/service7".to_owned()));
+        let service = |text: &str| text.parse::<Target>().unwrap().service(1);
+        assert_eq!((service("grpc://a"), service("grpc://a/service7"), service("grpc://a/service0")), (2, 7, 0));
+        for bad in ["grpc://a/", "grpc://a/x", "grpc://a/service01", "grpc://a/service1?b=c", "grpc://", "grpc:a", "GRPC2://a"] {
+            assert!(bad.parse::<Target>().is_err(), "{bad}");
         }
         for bad in
             ["", "service2", "/service2", "ftp://a", "http://", "http://u:p@h/", "http://a b", "http://a:99999", "http://a:0"]

@@ -13,6 +13,7 @@ mod chain;
 mod collectors;
 mod config;
 mod conventions;
+mod grpc;
 mod help;
 mod in_process;
 mod lifecycle;

@@ -12,6 +12,7 @@ mod check;
 mod compact;
 mod embedded;
 mod failure;
+mod message;
 mod read;
 mod text;
 mod write;

@@ -105,6 +105,8 @@ mod tests {
             trace: Some(&context),
             lane: "base",
             upstream_status: None,
+            protocol: None,
+            grpc_status: None,
             cut: None,
         };
         let queue = LogQueue::new(8);
