@@ -36,7 +36,7 @@ done
 [ -x "$HTTPSERVER" ] || { echo "missing: $HTTPSERVER" >&2; exit 2; }
 
 work=$(mktemp -d)
-"$HTTPSERVER" store --port 0 --otlp-port 0 >"$work/out" 2>"$work/err" &
+"$HTTPSERVER" store --port 0 --otlp-port 0 --otlp-grpc-port 0 >"$work/out" 2>"$work/err" &
 store=$!
 trap 'kill $store 2>/dev/null; wait $store || true; rm -rf "$work"' EXIT
 eventually 20 "the store says where it is" grep -q "^ *page" "$work/out"

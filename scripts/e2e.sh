@@ -6,6 +6,7 @@
 #
 #   zipkin       a Zipkin server: one whole trace for each request                     tests/e2e/backends.rs
 #   jaeger       a Jaeger 2, by OTLP and in Zipkin's format: the same                  tests/e2e/backends.rs
+#   collector    an OpenTelemetry Collector: traces, metrics and logs, both transports    tests/e2e/collector.rs
 #   prometheus   a Prometheus scrapes the hops: histograms, labels, exemplars          tests/e2e/prometheus.rs
 #   page         the demo's page in a real Chromium, as a person uses it               scripts/e2e-page.sh
 #   envoy        the chain behind a gateway and sidecars: tracers, lanes, restarts     tests/e2e/envoy.rs
@@ -15,7 +16,7 @@
 #   --install    get what is missing: environments, jars and Go tools under target/, system packages by apt.
 #                Without it, what is missing is listed, nothing is started, and the exit code is 2.
 #
-#   JAEGER_BIN, ENVOY   a Jaeger 2, an Envoy to use instead of getting one
+#   JAEGER_BIN, OTELCOL_BIN, ENVOY   a Jaeger 2, a Collector, an Envoy to use instead of getting one
 #   RELEASE=yes         build the load generator of reliability with optimisations, for the measurements of docs/reliability.md:
 #     SOAK_MINUTES=1 SOAK_EVERY=15 SOAK_ROUNDS=0 SOAK_RATE=30 SOAK_DRAIN_DELAY=10s              restarts: see tests/e2e/restarts.rs
 #     OVERLOAD_SECONDS=8 OVERLOAD_LATENCY=250 OVERLOAD_LIMIT=32 OVERLOAD_TIMES=no               overload: see tests/e2e/overload.rs
@@ -30,6 +31,7 @@ needs() {
   case $1 in
     zipkin) echo java zipkin script ;;
     jaeger) echo jaeger ;;
+    collector) echo otelcol ;;
     prometheus) echo prometheus promtool ;;
     page) echo node npm chromium page_packages ;;
     envoy | healthy | reliability) echo python3 openssl envoy ;;
@@ -51,7 +53,7 @@ cargo_e2e() { cargo test --quiet --locked ${RELEASE:+--release} --test e2e -- --
 
 parse ... install "$@"
 parts=("${arguments[@]}") what=(cargo)
-[ ${#parts[@]} -gt 0 ] || parts=(zipkin jaeger prometheus page envoy healthy reliability)
+[ ${#parts[@]} -gt 0 ] || parts=(zipkin jaeger collector prometheus page envoy healthy reliability)
 for part in "${parts[@]}"; do
   needs "$part" >/dev/null || usage_error "unknown part: $part"
   read -ra more < <(needs "$part") && what+=("${more[@]}")

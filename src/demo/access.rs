@@ -24,7 +24,8 @@ use crate::server::ConnectionInfo;
 use crate::text::hex::push_hex;
 
 /// Where spans are sent to, and what probes ask: whoever reports or probes uses the name that it knows.
-const OPEN_PATHS: [&str; 3] = ["/api/v2/spans", "/v1/traces", "/health"];
+const OPEN_PATHS: [&str; 4] =
+    ["/api/v2/spans", "/v1/traces", "/opentelemetry.proto.collector.trace.v1.TraceService/Export", "/health"];
 
 /// Where orders are sent to: their handler asks [`Access::may_order`].
 pub(crate) const ORDERS_PATH: &str = "/demo/control";

@@ -31,6 +31,8 @@ pub struct StoreServer {
     listener: TcpListener,
     otlp: TcpListener,
     otlp_addr: SocketAddr,
+    grpc: TcpListener,
+    grpc_addr: SocketAddr,
     output: Output,
     quiet: bool,
 }
@@ -39,9 +41,10 @@ impl StoreServer {
     /// Takes the addresses or fails with one line that names the one that cannot be had.
     pub async fn bind(args: StoreArgs, output: &Output) -> Result<Self, DemoError> {
         let at = |port: u16| Listen { host: Some(args.listen), port };
-        let otherwise = "--port 0 and --otlp-port 0 take free ones";
+        let otherwise = "--port 0, --otlp-port 0 and --otlp-grpc-port 0 take free ones";
         let listener = listen(at(args.port)).await.map_err(|error| taken(&error, otherwise))?;
         let otlp = listen(at(args.otlp_port)).await.map_err(|error| taken(&error, otherwise))?;
+        let grpc = listen(at(args.otlp_grpc_port)).await.map_err(|error| taken(&error, otherwise))?;
         let addr = |listener: &TcpListener| listener.local_addr().map_err(|error| DemoError::Address(error.to_string()));
         let links = Links { zipkin: args.zipkin, jaeger: args.jaeger };
         let state = DemoState::new(Vec::new(), None, Store::new(), links, watch::Sender::new(())).map_err(DemoError::Address)?;
@@ -49,6 +52,8 @@ impl StoreServer {
             state: Arc::new(state),
             access: Access::new(addr(&listener)?, args.allow_host, false).map_err(DemoError::Address)?,
             otlp_addr: reachable(addr(&otlp)?),
+            grpc_addr: reachable(addr(&grpc)?),
+            grpc,
             listener,
             otlp,
             output: output.clone(),
@@ -63,15 +68,16 @@ impl StoreServer {
             let text = self.introduction();
             self.output.stdout.line(|out| out.extend_from_slice(text.as_bytes()));
         }
-        let Self { state, access, listener, otlp, output, .. } = self;
+        let Self { state, access, listener, otlp, grpc, output, .. } = self;
         if let Some(zipkin) = state.links.zipkin.clone() {
             tokio::spawn(forward::forward(state.store.clone(), zipkin, stopped.clone()));
         }
         let ingestion = access.guard(state.store.otlp_router());
         let router = state.store.router().merge(page::router(state, access.clone(), stopped.clone()));
-        let serving = [(listener, access.guard(router)), (otlp, ingestion)].map(|(listener, router)| {
-            tokio::spawn(server::serve(ServerConfig::plain(listener), router, until(stopped.clone()), DRAIN))
-        });
+        let serving =
+            [(listener, access.guard(router)), (otlp, ingestion.clone()), (grpc, ingestion)].map(|(listener, router)| {
+                tokio::spawn(server::serve(ServerConfig::plain(listener), router, until(stopped.clone()), DRAIN))
+            });
         shutdown.await;
         let _ = stop.send(true);
         for serving in serving {
@@ -85,15 +91,14 @@ impl StoreServer {
         let (store, otlp) = (self.access.addr(), self.otlp_addr);
         let mut text = String::new();
         let _ = writeln!(text, "  {:<10} http://{store}/api/v2/spans  (Zipkin v2 JSON)", "traces");
-        let _ = writeln!(
-            text,
-            "  {:<10} http://{otlp}/v1/traces  (OTLP over HTTP: protobuf and JSON; the other port takes it, too)",
-            "otlp"
-        );
+        let _ = writeln!(text, "  {:<10} http://{otlp}/v1/traces  (OTLP over HTTP: protobuf and JSON)", "otlp");
+        let _ = writeln!(text, "  {:<10} http://{}  (OTLP over gRPC; each port takes both)", "grpc", self.grpc_addr);
         let _ = writeln!(text, "  {:<10} {}  (open it in a browser and watch)", "page", self.access.url());
         let _ = writeln!(
             text,
-            "\nReport to it:\n\n  OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf OTEL_EXPORTER_OTLP_ENDPOINT=http://{otlp} your-app\n"
+            "\nReport to it:\n\n  OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf OTEL_EXPORTER_OTLP_ENDPOINT=http://{otlp} your-app\n  \
+             OTEL_EXPORTER_OTLP_PROTOCOL=grpc OTEL_EXPORTER_OTLP_ENDPOINT=http://{} your-app\n",
+            self.grpc_addr
         );
         text
     }

@@ -1,4 +1,4 @@
-//! The chain against real software (Zipkin, Jaeger, Prometheus, Envoy) and under load: what a debug build and a quiet test run cannot show. Every
+//! The chain against real software (Zipkin, Jaeger, an OpenTelemetry Collector, Prometheus, Envoy) and under load: what a debug build and a quiet test run cannot show. Every
 //! test prints the table of its claims.
 //!
 //! `scripts/e2e.sh` runs them, with the servers that it gets and the release binary:
@@ -12,6 +12,7 @@ mod common;
 mod backends;
 mod claims;
 mod cluster_faults;
+mod collector;
 mod envoy;
 mod healthy;
 mod load;

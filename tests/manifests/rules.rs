@@ -507,7 +507,7 @@ fn providers_are_installed(set: &Set) -> Vec<String> {
     let mut findings = Vec::new();
     let providers: Vec<&Value> =
         set.all("IstioOperator").flat_map(|doc| items(&doc.value, "/spec/meshConfig/extensionProviders")).collect();
-    // A provider that nobody chooses may be without its Service: the store takes no gRPC.
+    // A provider that nobody chooses may be without its Service.
     let chosen: Vec<&str> = set
         .all("Telemetry")
         .flat_map(|doc| items(&doc.value, "/spec/tracing"))

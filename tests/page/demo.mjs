@@ -42,7 +42,7 @@ export async function startDemo(...flags) {
 
 /** Starts `httpserver store` on free ports. */
 export async function startStore() {
-  const child = spawn(process.env.HTTPSERVER, ['store', '--port', '0', '--otlp-port', '0'], { stdio: ['ignore', 'pipe', 'inherit'] });
+  const child = spawn(process.env.HTTPSERVER, ['store', '--port', '0', '--otlp-port', '0', '--otlp-grpc-port', '0'], { stdio: ['ignore', 'pipe', 'inherit'] });
   let text = '';
   const [page, otlp] = await new Promise((resolve, reject) => {
     child.stdout.on('data', (data) => {

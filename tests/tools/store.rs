@@ -191,7 +191,7 @@ fn fetch(addr: SocketAddr, head: &str, body: &str) -> (u16, String) {
 #[test]
 fn the_store_alone_takes_both_formats_at_its_ports_and_shows_them_on_its_page() {
     let mut command = crate::common::httpserver();
-    command.args(["store", "--port", "0", "--otlp-port", "0", "--allow-host", "store.example"]);
+    command.args(["store", "--port", "0", "--otlp-port", "0", "--otlp-grpc-port", "0", "--allow-host", "store.example"]);
     let mut process = crate::common::Process::start(command);
     let [page, zipkin, otlp] = ["page", "traces", "otlp"].map(|part| process.demo_address(part));
     assert_eq!(page, zipkin);
@@ -233,11 +233,96 @@ fn the_store_alone_takes_both_formats_at_its_ports_and_shows_them_on_its_page() 
 fn a_taken_port_of_the_store_is_named_with_the_way_out() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
-    for flags in [["--port", &port, "--otlp-port", "0"], ["--port", "0", "--otlp-port", &port]] {
+    for taken in ["--port", "--otlp-port", "--otlp-grpc-port"] {
+        let flags = ["--port", "--otlp-port", "--otlp-grpc-port"].map(|flag| [flag, if flag == taken { &port } else { "0" }]);
+        let flags = flags.concat();
         let ran = crate::common::run(&[&["store"][..], &flags].concat(), &[]);
         assert_eq!((ran.code, ran.stdout.as_str()), (Some(1), ""), "{}", ran.stderr);
         assert!(ran.stderr.contains(&port) && ran.stderr.contains("--otlp-port 0"), "{}", ran.stderr);
     }
     let wrong = crate::common::run(&["store", "--allow-host", "http://store:9411"], &[]);
     assert!(wrong.code == Some(2) && wrong.stderr.contains("--allow-host"), "{}", wrong.stderr);
+}
+
+/// A hop that reports by OTLP over gRPC to `addr`.
+fn reporting(addr: std::net::SocketAddr, more: &[(&str, &str)]) -> crate::common::Hop {
+    let endpoint = format!("http://{addr}");
+    let env = [
+        ("OTEL_TRACES_EXPORTER", "otlp"),
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.as_str()),
+        ("OTEL_BSP_SCHEDULE_DELAY", "20"),
+    ];
+    crate::common::Hop::start(&["--name", "shop"], &[&env[..], more].concat())
+}
+
+#[tokio::test]
+async fn store_and_demo_take_otlp_over_grpc_at_every_port() {
+    let mut command = crate::common::httpserver();
+    command.args(["store", "--port", "0", "--otlp-port", "0", "--otlp-grpc-port", "0"]);
+    let store = crate::common::Process::start(command);
+    let [page, otlp, grpc] = ["page", "otlp", "grpc"].map(|part| store.demo_address(part));
+    let demo = crate::common::Demo::start(&["--hops", "1"]);
+    for (to, asked) in [(grpc, page), (otlp, page), (page, page), (demo.store, demo.store)] {
+        for compression in ["none", "gzip"] {
+            let hop = reporting(to, &[("OTEL_EXPORTER_OTLP_COMPRESSION", compression)]);
+            let answer = hop.get("/hello", &[]).await;
+            let trace = answer.header("traceresponse").unwrap().split('-').nth(1).unwrap().to_owned();
+            crate::common::eventually("the span is exported", || async {
+                (hop.metrics().await.sum("httpserver_spans_exported_total", &[]) == 1.0).then_some(())
+            })
+            .await;
+            let (status, found) = fetch(asked, &format!("GET /api/v2/trace/{trace} HTTP/1.1\r\nhost: localhost\r\n"), "");
+            assert!(status == 200 && found.contains(r#""serviceName":"shop""#), "{found}");
+        }
+    }
+}
+
+/// Calls `Export` of the store with a message, or with anything else; the codes of gRPC, or of HTTP where there is none.
+async fn exported(addr: std::net::SocketAddr, headers: &[(&str, &str)], body: Vec<u8>) -> (u16, String) {
+    use http_body_util::BodyExt as _;
+
+    let stream = tokio::net::TcpStream::connect(addr).await.unwrap();
+    let io = hyper_util::rt::TokioIo::new(stream);
+    let executor = hyper_util::rt::TokioExecutor::new();
+    let (mut sender, connection) = hyper::client::conn::http2::handshake(executor, io).await.unwrap();
+    tokio::spawn(connection);
+    let url = format!("http://{addr}/opentelemetry.proto.collector.trace.v1.TraceService/Export");
+    let mut request = hyper::Request::post(url).header("te", "trailers");
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let answer = sender.send_request(request.body(http_body_util::Full::new(bytes::Bytes::from(body))).unwrap()).await.unwrap();
+    let (head, body) = answer.into_parts();
+    let collected = body.collect().await.unwrap();
+    let trailers = collected.trailers().cloned().unwrap_or_default();
+    let header = |name: &str| head.headers.get(name).or(trailers.get(name)).map(|value| value.to_str().unwrap().to_owned());
+    let code = header("grpc-status").map_or(head.status.as_u16(), |code| code.parse().unwrap());
+    (code, header("grpc-message").unwrap_or_default())
+}
+
+#[tokio::test]
+async fn the_store_refuses_over_grpc_what_it_cannot_take_and_no_exporter_sends_it_again() {
+    let mut command = crate::common::httpserver();
+    command.args(["store", "--port", "0", "--otlp-port", "0", "--otlp-grpc-port", "0"]);
+    let store = crate::common::Process::start(command);
+    let addr = store.demo_address("grpc");
+    let framed = |message: &[u8]| [&[0], &u32::try_from(message.len()).unwrap().to_be_bytes()[..], message].concat();
+    let grpc = ("content-type", "application/grpc");
+    assert_eq!(exported(addr, &[grpc], framed(b"")).await.0, 0, "an empty request is one");
+    let (code, message) = exported(addr, &[grpc], framed(b"\x0a\x05\x01")).await;
+    assert!(code == 3 && message.contains("ExportTraceServiceRequest"), "{code} {message}");
+    // 8 is RESOURCE_EXHAUSTED; OUT_OF_RANGE, tonic's own word for it, would be sent again.
+    let (code, message) = exported(addr, &[grpc], framed(&vec![0; (4 << 20) + 1])).await;
+    assert!(code == 8 && message.contains("smaller"), "{code} {message}");
+    let within = |field: u8, body: &[u8]| {
+        let mut message = vec![field << 3 | 2];
+        prost::encode_length_delimiter(body.len(), &mut message).unwrap();
+        [message, body.to_vec()].concat()
+    };
+    let empty_spans = within(1, &within(2, &[0x12, 0].repeat(1 << 20)));
+    assert_eq!(exported(addr, &[grpc], framed(&empty_spans)).await.0, 8, "small, and of much memory");
+    assert_eq!(exported(addr, &[grpc, ("origin", "http://evil.example")], framed(b"")).await.0, 403);
+    assert_eq!(exported(addr, &[("content-type", "application/json")], b"{}".to_vec()).await.0, 415);
+    assert_eq!(exported(addr, &[grpc], framed(b"")).await.0, 0, "and it goes on");
 }

@@ -1,4 +1,4 @@
-//! The store behind Zipkin's v2 API, and behind OTLP over HTTP.
+//! The store behind Zipkin's v2 API, and behind OTLP over HTTP and gRPC.
 //!
 //! Answers are written trace by trace, never as a whole.
 
@@ -19,13 +19,14 @@ use serde::Deserialize;
 use crate::demo::access::text;
 use crate::demo::store::query::{TraceQuery, Window, begin_us, same};
 use crate::demo::store::receive::{Refusal, posted, receive, refusal};
-use crate::demo::store::{Store, otlp};
+use crate::demo::store::{Store, grpc, otlp};
 use crate::traces::dependencies::Dependencies;
 use crate::traces::ids::{parse_trace_id, zipkin_id};
 use crate::traces::{Span, decode};
 
 /// Where spans in OTLP are sent to.
 const OTLP_PATH: &str = "/v1/traces";
+const GRPC_PATH: &str = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
 
 /// Traces in an answer, Zipkin's default.
 const DEFAULT_LIMIT: usize = 10;
@@ -38,6 +39,7 @@ pub(super) fn router(store: Store) -> Router {
     Router::new()
         .route("/api/v2/spans", posted(post(post_spans)).get(span_names))
         .route(OTLP_PATH, posted(post(otlp::post_traces)))
+        .route(GRPC_PATH, post(grpc::export))
         .route("/api/v2/services", get(service_names))
         .route("/api/v2/traces", get(find_traces))
         .route("/api/v2/trace/{id}", get(one_trace))
@@ -49,7 +51,7 @@ pub(super) fn router(store: Store) -> Router {
 
 /// OTLP alone.
 pub(super) fn otlp_router(store: Store) -> Router {
-    Router::new().route(OTLP_PATH, posted(post(otlp::post_traces))).with_state(store)
+    Router::new().route(OTLP_PATH, posted(post(otlp::post_traces))).route(GRPC_PATH, post(grpc::export)).with_state(store)
 }
 
 async fn post_spans(State(store): State<Store>, request: Request) -> Response {

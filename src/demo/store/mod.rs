@@ -1,10 +1,12 @@
-//! The trace store: keeps the newest spans in memory and answers Zipkin's v2 API (`api`, `query`); takes OTLP, too (`otlp`).
+//! The trace store: keeps the newest spans in memory and answers Zipkin's v2 API (`api`, `query`); takes OTLP, too, over HTTP (`otlp`) and
+//! over gRPC (`grpc`).
 //!
 //! It forgets rather than grows. Whatever is sent to it, spans, text and bookkeeping together stay within [`Limits`]. The work
 //! for a batch is linear in its size.
 
 mod api;
 pub(crate) mod forward;
+mod grpc;
 mod otlp;
 mod query;
 mod receive;
@@ -203,14 +205,15 @@ impl Store {
         }
     }
 
-    /// The Zipkin v2 API: `POST /api/v2/spans`, the `GET`s below `/api/v2` and `/health`; and `POST /v1/traces`.
+    /// The Zipkin v2 API: `POST /api/v2/spans`, the `GET`s below `/api/v2` and `/health`; and `POST /v1/traces`, and the same
+    /// over gRPC.
     ///
     /// No cross-origin access is granted. Errors are plain text. Whoever serves it decides who may reach it.
     pub fn router(&self) -> Router {
         api::router(self.clone())
     }
 
-    /// `POST /v1/traces` alone, for OpenTelemetry's usual port.
+    /// OTLP alone, for OpenTelemetry's usual ports.
     pub(crate) fn otlp_router(&self) -> Router {
         api::otlp_router(self.clone())
     }

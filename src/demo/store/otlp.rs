@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::demo::access::text;
 use crate::demo::store::Store;
 use crate::demo::store::receive::{Refusal, receive, refusal};
-use crate::traces::otlp::{decode_json, decode_protobuf};
+use crate::traces::otlp::{OtlpSpans, decode_json, decode_protobuf};
 
 #[derive(Clone, Copy, PartialEq)]
 enum Form {
@@ -78,6 +78,11 @@ async fn accept(store: &Store, form: Form, request: Request) -> Result<Option<Ex
         }
         Form::Json => decode_json(&body, max).map_err(|error| refusal(&error, "an ExportTraceServiceRequest in JSON"))?,
     };
+    Ok(keep(store, batch))
+}
+
+/// Stores a batch; says what of it was not stored.
+pub(super) fn keep(store: &Store, batch: OtlpSpans) -> Option<ExportTracePartialSuccess> {
     let dropped = store.insert(batch.spans);
     let rejected = batch.rejected as i64 + dropped as i64;
     let why = match (batch.rejected, dropped) {
@@ -85,5 +90,5 @@ async fn accept(store: &Store, form: Form, request: Request) -> Result<Option<Ex
         (_, 0) => "spans without a trace id of 16 bytes and a span id of 8".to_owned(),
         _ => "spans without ids, and spans of traces that are at their bound".to_owned(),
     };
-    Ok((rejected > 0).then_some(ExportTracePartialSuccess { rejected_spans: rejected, error_message: why }))
+    (rejected > 0).then_some(ExportTracePartialSuccess { rejected_spans: rejected, error_message: why })
 }

@@ -22,7 +22,7 @@ const MAX_DISCARDED: usize = 64 << 20;
 pub const MAX_POSTS: usize = 16;
 
 /// How long a batch may take to arrive after its head, so that silent senders do not occupy all the places.
-const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why a batch is refused.
 pub(super) type Refusal = (StatusCode, String);
