@@ -255,7 +255,7 @@ impl<'a> Proxies<'a> {
             }
         }
         if out.is_empty() && seen {
-            out.push(Finding::pass(ID, "The proxies sent every call where its route leads, and held none on purpose"));
+            out.push(Finding::pass(ID, "The proxies sent every call where its route leads, and delayed none on purpose"));
         }
         out
     }

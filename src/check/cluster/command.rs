@@ -16,6 +16,9 @@ const TIME: Duration = Duration::from_secs(20);
 /// The longest output that is read, bytes: some ten thousand objects.
 const SIZE: u64 = 48 << 20;
 
+/// The exit code of `istioctl analyze` that found errors: its output lists them.
+const FOUND: i32 = 79;
+
 /// Why a command brought nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum CommandError {
@@ -107,7 +110,7 @@ impl Tool {
             return Err(CommandError::TooLarge);
         }
         match status {
-            Ok(status) if status.success() => Ok(out),
+            Ok(status) if status.success() || status.code() == Some(FOUND) => Ok(out),
             Ok(_) => Err(CommandError::of(&String::from_utf8_lossy(&err))),
             Err(error) => Err(CommandError::Failed(error.to_string())),
         }
@@ -147,6 +150,13 @@ mod tests {
         let tool = Tool { program: "kubectl-that-nobody-has", options: Vec::new() };
         let error = tool.run(&["get", "pods"]).await.unwrap_err();
         assert_eq!(error.to_string(), "kubectl-that-nobody-has is not in PATH");
+    }
+
+    #[tokio::test]
+    async fn what_analyze_found_is_output_and_no_failure() {
+        let tool = Tool { program: "sh", options: Vec::new() };
+        assert_eq!(tool.run(&["-c", "echo '[]'; exit 79"]).await.unwrap(), b"[]\n");
+        assert!(tool.run(&["-c", "echo '[]'; exit 64"]).await.is_err());
     }
 
     #[tokio::test]

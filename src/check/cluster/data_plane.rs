@@ -95,7 +95,7 @@ pub(super) fn finding(path: &Path<'_>, xray: Option<&Xray>) -> Option<Finding> {
             .join(", "),
     };
     let due = if xray.is_some() {
-        format!("; one traced request is due {}: {proxies} of proxies, {apps} of the hops", counted(proxies + apps, "span"))
+        format!("; one traced request makes {}: {proxies} of proxies, {apps} of the hops", counted(proxies + apps, "span"))
     } else {
         String::new()
     };

@@ -39,7 +39,7 @@ pub(super) async fn findings(tool: &Tool, namespace: &str, path: Option<&Path<'_
 }
 
 async fn analyze(tool: &Tool, namespace: &str) -> Finding {
-    let words = ["analyze", "-n", namespace, "-o", "json", "--failure-threshold", "Fatal"];
+    let words = ["analyze", "-n", namespace, "-o", "json"];
     let line = tool.line(&words);
     let messages = match tool.run(&words).await {
         Ok(json) => serde_json::from_slice::<Value>(&json).ok().and_then(|value| value.as_array().cloned()).unwrap_or_default(),

@@ -164,6 +164,16 @@ fn unread(tool: &Tool, error: &CommandError) -> Finding {
     Finding::fail(CheckId::ClusterRead, format!("The cluster could not be read: {error}"), hint)
 }
 
+/// `1 gateway`, `2 telemetries`. Of a Secret nothing is read but that it is there.
+fn number_of(resource: &str, count: usize) -> String {
+    let singular = match resource.strip_suffix("ies") {
+        Some(stem) => format!("{stem}y"),
+        None => resource.strip_suffix('s').unwrap_or(resource).to_owned(),
+    };
+    let only = if resource == "secrets" { " (by name alone)" } else { "" };
+    format!("{count} {}{only}", if count == 1 { singular.as_str() } else { resource })
+}
+
 /// What was read and what was not. Every command stands in `data`.
 fn read(snapshot: &Snapshot) -> Finding {
     let mut counts: Vec<(&str, usize)> = Vec::new();
@@ -180,8 +190,7 @@ fn read(snapshot: &Snapshot) -> Finding {
             Err(error) => refused.push(format!("{}: {error}", ran.line)),
         }
     }
-    let some: Vec<String> =
-        counts.iter().filter(|(_, count)| *count > 0).map(|(name, count)| format!("{count} {name}")).collect();
+    let some: Vec<String> = counts.iter().filter(|(_, count)| *count > 0).map(|(name, count)| number_of(name, *count)).collect();
     let commands = counted(snapshot.ran.len(), "command");
     let text = format!("Read with kubectl get, in {commands}: {}", some.join(", "));
     let mut finding = Finding::pass(CheckId::ClusterRead, text);

@@ -104,7 +104,7 @@ fn not_checked(xray: &Xray, name: &str) -> Option<Finding> {
     let row = xray.rows.iter().find(|row| !row.others.contains(&name)).filter(|row| row.via.is_none())?;
     let (id, why) = match name {
         "tracestate" => (CheckId::PropagationTracestate, "the traceparent that it belonged to was replaced there"),
-        "x-lane" if row.depth == 0 => (CheckId::PropagationLane, "the gateway takes it from callers from outside"),
+        "x-lane" if row.depth == 0 => (CheckId::PropagationLane, "the gateway removes it from requests that come from outside"),
         "x-lane" => (CheckId::PropagationLane, "the hops before it had none to send"),
         _ => (CheckId::PropagationBaggage, "the hops before it had none to send"),
     };

@@ -78,6 +78,13 @@ fn at_labels(entry: &Object) -> &serde_json::Value {
     entry.at("/spec/labels")
 }
 
+/// Limits of a circuit breaker.
+const LIMITS: [&str; 3] = [
+    "/connectionPool/http/http1MaxPendingRequests",
+    "/connectionPool/http/http2MaxRequests",
+    "/connectionPool/tcp/maxConnections",
+];
+
 /// Limits of a DestinationRule: they matter only where calls are refused, wait, or find no pod.
 fn limits(path: &Path<'_>, hop: &Hop<'_>) -> Vec<Mistake> {
     let namespace = path.calling_namespace(hop);
@@ -90,13 +97,13 @@ fn limits(path: &Path<'_>, hop: &Hop<'_>) -> Vec<Mistake> {
                 out.push(Mistake::new(rule, field, says(&shown), explains));
             }
         };
-        for pointer in [
-            "/connectionPool/http/http1MaxPendingRequests",
-            "/connectionPool/http/http2MaxRequests",
-            "/connectionPool/tcp/maxConnections",
-        ] {
+        for pointer in LIMITS {
+            let set = LIMITS.iter().filter(|other| **other != pointer);
+            let set = set.filter_map(|other| Some((other.rsplit('/').next()?, policy(&rules, to, other)?.2)));
+            let others: Vec<String> = set.map(|(name, value)| format!("{name} is {value}")).collect();
+            let others = if others.is_empty() { String::new() } else { format!(", {}", others.join(", ")) };
             add(pointer, &[Overload], &|value| {
-                format!("is {value}: fewer than this load needs, and Envoy refuses the rest (503, flag UO)")
+                format!("is {value}{others}: fewer than this load needs, and Envoy refuses the rest (503, flag UO)")
             });
         }
         if let Some((_, _, value)) = policy(&rules, to, "/connectionPool/tcp/connectTimeout")
