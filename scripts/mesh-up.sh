@@ -67,8 +67,8 @@ settle() {
 
 has_cluster() {
   case $with in
-    kind) kind get clusters 2>/dev/null | grep -qx httpserver ;;
-    minikube) minikube profile list -o json 2>/dev/null | grep -q '"Name":"httpserver"' ;;
+    kind) kind get clusters 2>/dev/null | grep -x httpserver >/dev/null ;;
+    minikube) minikube profile list -o json 2>/dev/null | grep '"Name":"httpserver"' >/dev/null ;;
     k3d) k3d cluster list httpserver >/dev/null 2>&1 ;;
   esac
 }
@@ -97,7 +97,7 @@ up_cluster() {
 up_istio() {
   if is_there istio-system configmap istio && ! recorded istio; then
     say "Istio is there already"
-    kubectl -n istio-system get configmap istio -o jsonpath='{.data.mesh}' | grep -q 'name: jaeger$' ||
+    kubectl -n istio-system get configmap istio -o jsonpath='{.data.mesh}' | grep 'name: jaeger$' >/dev/null ||
       say "WARNING: it has no tracing provider called jaeger, so its proxies report nothing: see istio/install.yaml"
     [ $ambient = no ] || is_there istio-system daemonset ztunnel || die "this Istio has no ztunnel, so no ambient mode: leave out --ambient"
   else
@@ -114,8 +114,9 @@ up_istio() {
 up_image() {
   [ -z "$image" ] || return 0
   local ours context
+  # Never grep -q behind a pipe: it ends it early, and pipefail takes that for a failure.
   ours=httpserver:$(release_version) context=$(kubectl config current-context)
-  if kubectl get nodes -o jsonpath='{range .items[*].status.images[*]}{.names}{"\n"}{end}' | grep -qE "[\"/]$ours\""; then
+  if kubectl get nodes -o jsonpath='{range .items[*].status.images[*]}{.names}{"\n"}{end}' | grep -E "[\"/]$ours\"" >/dev/null; then
     say "$ours is in the cluster already"
     return 0
   fi
@@ -127,7 +128,7 @@ up_image() {
     kind-* | k3d-*) scripts/load-image.sh "$ours" ;;
     *)
       # A profile's context is called as the profile is.
-      if command -v minikube >/dev/null && minikube profile list -o json 2>/dev/null | grep -q "\"Name\":\"$context\""; then
+      if command -v minikube >/dev/null && minikube profile list -o json 2>/dev/null | grep "\"Name\":\"$context\"" >/dev/null; then
         scripts/load-image.sh "$ours" --into minikube --cluster "$context"
       else
         die "$ours cannot be loaded into '$context': push it where the cluster can pull it, and name it with --image"
@@ -174,8 +175,10 @@ up_chain() {
     kubectl apply -k istio >/dev/null
   fi
   say "waiting for the pods"
-  kubectl -n httpserver rollout status deployment --timeout=300s >/dev/null
-  kubectl -n istio-system rollout status deployment --timeout=300s >/dev/null
+  local namespace
+  for namespace in httpserver istio-system; do
+    kubectl -n "$namespace" rollout status deployment --timeout=300s >/dev/null || { kubectl -n "$namespace" get deployments,pods >&2; die "not every pod in $namespace is ready"; }
+  done
 }
 
 up() {
@@ -201,10 +204,18 @@ up() {
 
   # From within the cluster, so that no binary is needed here; outside the mesh, as users are.
   say "httpserver check"
+  local code
   kubectl -n default delete pod httpserver-check --ignore-not-found >/dev/null
-  kubectl -n default run httpserver-check --rm --attach --quiet --restart=Never --image="${image:-httpserver:$(release_version)}" --image-pull-policy=IfNotPresent \
-    --labels=sidecar.istio.io/inject=false --pod-running-timeout=2m -- check https://httpsserver.cncamp.io/http/service0 --insecure \
-    --resolve="httpsserver.cncamp.io:443:$service" --expect=service1,service2,service3 --traces=http://tracing.istio-system --count=20
+  kubectl -n default run httpserver-check --restart=Never --image="${image:-httpserver:$(release_version)}" --image-pull-policy=IfNotPresent \
+    --labels=sidecar.istio.io/inject=false -- check https://httpsserver.cncamp.io/http/service0 --insecure \
+    --resolve="httpsserver.cncamp.io:443:$service" --expect=service1,service2,service3 --traces=http://tracing.istio-system --count=20 >/dev/null
+  # Not by --attach, which has what is printed from then on.
+  eventually 120 "the log of its pod" kubectl -n default logs httpserver-check
+  kubectl -n default logs --follow httpserver-check
+  code=$(kubectl -n default wait --for=jsonpath='{.status.containerStatuses[0].state.terminated}' --timeout=60s pod/httpserver-check >/dev/null &&
+    kubectl -n default get pod httpserver-check -o jsonpath='{.status.containerStatuses[0].state.terminated.exitCode}')
+  kubectl -n default delete pod httpserver-check >/dev/null
+  [ "$code" = 0 ] || die "check is not content: exit code $code"
   say "the traces: scripts/open-jaeger.sh; go on with istio/README.md; end it with scripts/mesh-up.sh down"
   # A cluster that is not the current one of kubectl.
   [ "$(kubectl config current-context)" = "$(env -u KUBECONFIG kubectl config current-context 2>/dev/null)" ] || say "in your shell: export KUBECONFIG=$state/kubeconfig"
