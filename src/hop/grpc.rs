@@ -121,7 +121,7 @@ impl Health for HealthService {
                     let unknown = HealthCheckResponse { status: ServingStatus::ServiceUnknown.into() };
                     let now = if is_known { Self::check(&phase) } else { unknown };
                     if last.as_ref() != Some(&now) {
-                        return Some((Ok(now.clone()), Some(now)));
+                        return Some((Ok(now), Some(now)));
                     }
                     // The last message of a hop that drains was NOT_SERVING.
                     if phase.is_draining() || Instant::now() >= end {

@@ -38,7 +38,7 @@ pub(crate) struct OtlpCollector(Transport);
 #[derive(Debug)]
 enum Transport {
     Http { collector: Collector, gzip: bool },
-    Grpc(GrpcCollector),
+    Grpc(Box<GrpcCollector>),
 }
 
 impl OtlpCollector {
@@ -56,7 +56,7 @@ impl OtlpCollector {
         }
         let gzip = options.gzip;
         Ok(Self(match options.protocol {
-            OtlpProtocol::Grpc => Transport::Grpc(GrpcCollector::new(signal, options, headers)?),
+            OtlpProtocol::Grpc => Transport::Grpc(Box::new(GrpcCollector::new(signal, options, headers)?)),
             OtlpProtocol::HttpProtobuf => {
                 headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-protobuf"));
                 if gzip {
