@@ -96,6 +96,12 @@ fn call_context<'a>(node: &'a Node, exchange: &'a Exchange, n: u16) -> CallConte
     }
 }
 
+/// Whether an answer lacks every header that a hop's answer has: an app of another make answers with what a hop told it.
+fn is_retold(headers: &HeaderMap) -> bool {
+    let is_grpc = headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
+    !is_grpc && ["version", "x-request-id", "x-content-type-options"].into_iter().all(|name| !headers.contains_key(name))
+}
+
 /// A call whose answer was validated.
 struct CheckedCall<'a> {
     outcome: &'a CallOutcome<'a>,
@@ -113,6 +119,9 @@ impl<'a> CheckedCall<'a> {
         let mut call = Self { outcome, error, reply: None, embedded: Vec::new() };
         let Some(answer) = &outcome.answer else { return call };
         match (NestedReply::check(&answer.body), &outcome.failure) {
+            (Ok(_), None) if is_retold(&answer.headers) => {
+                call.embedded.extend(String::from_utf8(answer.body.to_vec()).ok());
+            }
             (Ok(reply), _) => call.reply = Some(reply),
             (Err(NotNested::TooDeep), _) => {
                 call.error = Some(format!("too deep: its reply nests more than {MAX_HOPS} hops"));

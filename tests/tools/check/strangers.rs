@@ -35,6 +35,11 @@ fn telling(body: &str) -> Response<Body> {
     answered("application/json", format!(r#"{{"items":[{{"id":1}}],"downstream":{{"status":200,"body":{body}}}}}"#))
 }
 
+/// The next hop's answer as its own, as an app does that answers with the JSON which it got.
+fn retelling(body: &str) -> Response<Body> {
+    answered("application/json", body.to_owned())
+}
+
 /// Nothing of the next hop's answer.
 fn silent(_: &str) -> Response<Body> {
     answered("application/json", r#"{"items":[1,2,3]}"#)
@@ -182,6 +187,20 @@ fn with_the_backend_an_app_that_tells_is_judged_once() {
     let run = Mixed::start(&hop, continued, telling).check(&traces);
     run.fails("traces.services", &["continues the trace and no span of it arrived", "another backend"]);
     assert_eq!(run.failed().len(), 1, "{:#}", run.json);
+}
+
+#[test]
+fn an_app_that_answers_with_the_next_hops_reply_is_no_proxy() {
+    for hop in [plain(), traced()] {
+        for passes in [everything as fn(&HeaderMap) -> HeaderMap, continued] {
+            let run = Mixed::start(&hop, passes, retelling).check(&[]);
+            run.fine();
+            assert!(run.check("propagation.proxies")["text"].as_str().unwrap().contains("No proxy seen"), "{:#}", run.json);
+        }
+        let run = Mixed::start(&hop, nothing, retelling).check(&[]);
+        run.breaks_at("propagation.trace", "front", "leaf", Some("between"), &["localhost", "an app of another make"]);
+        assert_eq!(run.failed().len(), 1, "{:#}", run.json);
+    }
 }
 
 /// The app itself is called.
