@@ -51,7 +51,7 @@ section() { awk -v want="## [$1]" 'index($0, "## [") == 1 {on = index($0, want) 
 pack() {
   local sorted=(--sort=name --owner=0 --group=0 --numeric-owner --mtime="@$SOURCE_DATE_EPOCH")
   # macOS has a tar of its own.
-  tar --version 2>/dev/null | grep -q GNU || sorted=(--uid 0 --gid 0)
+  [[ $(tar --version 2>/dev/null) == *GNU* ]] || sorted=(--uid 0 --gid 0)
   tar -C "$out" "${sorted[@]}" -cf - "$2" | gzip -n9 >"$out/$1"
 }
 
