@@ -15,6 +15,7 @@ mod in_process;
 pub mod ports;
 mod process;
 pub mod stranger;
+pub mod tls;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;

@@ -9,6 +9,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod attack;
 mod backends;
 mod claims;
 mod cluster_faults;
