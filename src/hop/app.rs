@@ -283,8 +283,24 @@ fn bind(addr: SocketAddr) -> io::Result<TcpListener> {
     let socket = if addr.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     #[cfg(not(windows))]
     socket.set_reuseaddr(true)?;
+    bound_buffers(&socket)?;
     socket.bind(addr)?;
     socket.listen(LONGEST)
+}
+
+/// Bounds what the kernel holds for each connection that is accepted, which a cgroup of version 2 counts as the process's memory: left
+/// alone, it is megabytes of input that nobody reads yet, and of answers that a peer does not read.
+fn bound_buffers(socket: &TcpSocket) -> io::Result<()> {
+    /// The kernel doubles it, and does not let it grow. Heads and bodies fit.
+    const RECEIVED: u32 = 32 << 10;
+    /// Of what was written, the kernel has no more than this beyond what is on its way to the peer: that may be as much as the path
+    /// carries, so a fast reader is not slowed down.
+    #[cfg(target_os = "linux")]
+    const NOT_SENT: u32 = 16 << 10;
+    socket.set_recv_buffer_size(RECEIVED)?;
+    #[cfg(target_os = "linux")]
+    socket2::SockRef::from(socket).set_tcp_notsent_lowat(NOT_SENT)?;
+    Ok(())
 }
 
 /// Binds a listener. A port without a host is bound on every address of both families, where the system has them.

@@ -86,8 +86,10 @@ impl Capacity {
         let held = (free / 4).min(MAX_HELD);
         let request = REQUEST + calls * CALL;
         let by_descriptors = (free_descriptors / 2).checked_div(calls).unwrap_or(u64::MAX);
+        // A quarter of the connections is in no request then: one of them can be closed for a new one, whose request gets an answer.
+        let by_connections = (free - held) * 3 / (4 * CONNECTION + 3 * request);
         let concurrency = concurrency.map_or_else(
-            || (free / 4 / request).min(by_descriptors).clamp(FEWEST, MAX_CONCURRENCY),
+            || (free / 4 / request).min(by_descriptors).min(by_connections).clamp(FEWEST, MAX_CONCURRENCY),
             |concurrency| concurrency as u64,
         );
         let left = free.saturating_sub(held).saturating_sub(concurrency.saturating_mul(request));

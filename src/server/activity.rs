@@ -40,7 +40,7 @@ pub(crate) struct Connections {
     pub(crate) streams: Arc<Semaphore>,
     stage: AtomicU8,
     open: Mutex<HashMap<u64, Arc<Connection>>>,
-    closed: Notify,
+    pub(crate) closed: Notify,
 }
 
 impl Connections {
@@ -121,6 +121,8 @@ pub(crate) enum Cut {
     WriteTimeout,
     /// The drain timeout was over.
     DrainTimeout,
+    /// The connection waited for the client, and made room for another.
+    ConnectionLimit,
 }
 
 impl Cut {
@@ -130,6 +132,7 @@ impl Cut {
             Self::Client => "client_closed_request",
             Self::WriteTimeout => "write_timeout",
             Self::DrainTimeout => "drain_timeout",
+            Self::ConnectionLimit => "connection_limit",
         }
     }
 }
@@ -144,6 +147,13 @@ struct Activity {
     /// began: one reading of the clock per poll is enough.
     since: Option<Instant>,
     active_requests: usize,
+    /// How many of them wait for the rest of their bodies, and since when one does.
+    bodies: usize,
+    bodies_since: Option<Instant>,
+    /// How many of them have answers that wait for an HTTP/2 window.
+    windows: usize,
+    /// When an answer first waited for its reader, as long as one does.
+    slow_since: Option<Instant>,
     /// HTTP/1: how many bytes came after the request that is active, if more than its body; below 0, what its body lacks.
     surplus: i64,
     /// HTTP/2: what has begun to arrive, its number and since when.
@@ -156,13 +166,65 @@ struct Activity {
     write_blocked_since: Option<Instant>,
     /// When HTTP/2 was asked to send GOAWAY.
     goaway_since: Option<Instant>,
-    /// Chosen to make room for another; a request that begins in time revokes it.
-    is_evicted: bool,
+    /// Chosen to make room for another, for what it has done since then; a request that begins or becomes whole in time revokes it.
+    evicted: Option<Instant>,
+}
+
+/// What a connection that may be closed to make room for another has done, and since when.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Waiting {
+    /// For more than a moment before its request was whole: the first to be closed.
+    Unfinished(Instant),
+    /// For its next request, or for the rest of one that has just begun.
+    Idle(Instant),
+    /// Its answers wait for their reader.
+    Slow(Instant),
+}
+
+impl Waiting {
+    pub(crate) fn since(self) -> Instant {
+        match self {
+            Self::Unfinished(since) | Self::Idle(since) | Self::Slow(since) => since,
+        }
+    }
 }
 
 impl Activity {
     fn is_busy(&self) -> bool {
         self.active_requests > 0 || self.write_blocked_since.is_some()
+    }
+
+    /// `None` while a request is worked on, and while one has just begun: in a flood of connections that do not go on the next
+    /// one may be about to.
+    fn waiting(&self, now: Instant) -> Option<Waiting> {
+        const BEGUN: Duration = Duration::from_millis(250);
+        const MOMENT: Duration = Duration::from_secs(1);
+        let is_long = |since: &Instant| now.saturating_duration_since(*since) > MOMENT;
+        let unfinished = |since| match now.saturating_duration_since(since) {
+            age if age < BEGUN => None,
+            age if age > MOMENT => Some(Waiting::Unfinished(since)),
+            _ => Some(Waiting::Idle(since)),
+        };
+        if self.evicted.is_some() {
+            return None;
+        }
+        if !self.is_busy() {
+            let since = self.since.unwrap_or(now);
+            let is_new = matches!(self.state, ConnectionState::New | ConnectionState::Lingering);
+            return if is_new { unfinished(since) } else { Some(Waiting::Idle(since)) };
+        }
+        let all_wait = self.active_requests == self.bodies + self.windows;
+        if self.write_blocked_since.is_some() || all_wait && self.windows > 0 {
+            return self.slow_since.filter(is_long).map(Waiting::Slow);
+        }
+        self.bodies_since.filter(|_| all_wait).and_then(unfinished)
+    }
+
+    fn forget_slow(&mut self) {
+        // Over HTTP/1 a reader that takes a byte now and then is one and the same slow reader until the end of its answer.
+        if self.windows == 0 && !self.is_busy() {
+            self.slow_since = None;
+        }
     }
 }
 
@@ -185,13 +247,17 @@ impl Connection {
             state: ConnectionState::New,
             since: Some(connections.clock.now()),
             active_requests: 0,
+            bodies: 0,
+            bodies_since: None,
+            windows: 0,
+            slow_since: None,
             surplus: 0,
             unfinished: None,
             is_half_closed: false,
             cut: None,
             write_blocked_since: None,
             goaway_since: None,
-            is_evicted: false,
+            evicted: None,
         });
         let (is_multiplexed, pins_much) = (AtomicBool::new(false), AtomicBool::new(false));
         Self { id, connections, activity, is_multiplexed, pins_much, waker: AtomicWaker::new() }
@@ -267,7 +333,12 @@ impl Connection {
 
     /// A write has to wait for its reader, or no longer has to.
     pub(crate) fn set_write_blocked(&self, is_blocked: bool) {
-        self.activity().write_blocked_since = is_blocked.then(|| self.connections.clock.now());
+        let mut activity = self.activity();
+        activity.write_blocked_since = is_blocked.then(|| self.connections.clock.now());
+        match activity.write_blocked_since {
+            Some(now) => activity.slow_since = activity.slow_since.or(Some(now)),
+            None => activity.forget_slow(),
+        }
     }
 
     /// What is written now waits for the peer.
@@ -303,24 +374,20 @@ impl Connection {
         activity.active_requests.max(usize::from(activity.write_blocked_since.is_some()))
     }
 
-    /// The order in which connections are closed to make room: those that never sent a request, but not at once, because a
-    /// new connection is about to send one; then those idle for longest. `None` while a request is active.
-    pub(crate) fn eviction_rank(&self, now: Instant) -> Option<(bool, Instant)> {
-        const SILENT: Duration = Duration::from_secs(1);
-        let activity = self.activity();
-        let since = activity.since.unwrap_or(now);
-        let is_new = matches!(activity.state, ConnectionState::New | ConnectionState::Lingering);
-        let is_silent = is_new && now.saturating_duration_since(since) > SILENT;
-        (!activity.is_busy() && !activity.is_evicted).then_some((!is_silent, since))
+    /// What the connection waits for, as far as it may be closed to make room; the least is closed first.
+    pub(crate) fn waiting(&self, now: Instant) -> Option<Waiting> {
+        self.activity().waiting(now)
     }
 
-    /// Closes the connection if it still does what it did at `since`.
+    /// Closes the connection if it still waits for what it waited for.
     pub(crate) fn evict_if_unchanged(&self, since: Instant) -> bool {
         let mut activity = self.activity();
-        if activity.is_busy() || activity.is_evicted || activity.since != Some(since) {
+        let is_same = activity.waiting(self.connections.clock.now()).is_some_and(|waiting| waiting.since() == since);
+        // Without a time it has just done something.
+        if !is_same || !activity.is_busy() && activity.since.is_none() {
             return false;
         }
-        activity.is_evicted = true;
+        activity.evicted = Some(since);
         self.waker.wake();
         true
     }
@@ -362,6 +429,9 @@ impl Connection {
     /// Until when the connection may do what it is doing; `None` while a request is active.
     fn deadline(&self, activity: &mut Activity, stage: Stage) -> Option<Instant> {
         let options = &self.connections.options;
+        if activity.evicted.is_some() {
+            return activity.evicted;
+        }
         if let Some(since) = activity.write_blocked_since {
             return Some(since + options.write_timeout);
         }
@@ -378,9 +448,6 @@ impl Connection {
             return None;
         }
         let since = *activity.since.get_or_insert_with(|| self.connections.clock.now());
-        if activity.is_evicted {
-            return Some(since);
-        }
         let is_closing = stage >= Stage::Closing;
         Some(match (activity.state, activity.goaway_since) {
             (ConnectionState::New | ConnectionState::Idle, Some(goaway)) if stage != Stage::Draining => {
@@ -408,12 +475,15 @@ impl Connection {
         if self.deadline(&mut activity, stage).is_none_or(|deadline| deadline > now) {
             return false;
         }
-        let is_told = activity.goaway_since.is_some() || activity.is_busy() || activity.is_evicted;
+        let is_told = activity.goaway_since.is_some() || activity.is_busy() || activity.evicted.is_some();
         if self.is_multiplexed() && !is_told && activity.unfinished.is_none() {
             activity.goaway_since = Some(now);
             return false;
         }
-        activity.cut = Some(Cut::WriteTimeout).filter(|_| activity.write_blocked_since.is_some());
+        activity.cut = match activity.evicted {
+            Some(_) => Some(Cut::ConnectionLimit),
+            None => activity.write_blocked_since.map(|_| Cut::WriteTimeout),
+        };
         true
     }
 }
@@ -430,7 +500,7 @@ impl ActiveRequest {
             activity.surplus = body.map_or(UNKNOWN_BODY, |body| activity.surplus.saturating_sub_unsigned(body));
         }
         activity.active_requests += 1;
-        activity.is_evicted = false;
+        activity.evicted = None;
         Self(connection.clone())
     }
 
@@ -443,6 +513,7 @@ impl Drop for ActiveRequest {
     fn drop(&mut self) {
         let mut activity = self.0.activity();
         activity.active_requests -= 1;
+        activity.forget_slow();
         // The next head has begun when more came than this request.
         activity.state = if activity.surplus > 0 { ConnectionState::ReadingHead } else { ConnectionState::Idle };
         activity.since = None;
@@ -453,5 +524,56 @@ impl Drop for ActiveRequest {
         if is_idle && (is_half_closed || self.0.is_multiplexed()) {
             self.0.waker.wake();
         }
+    }
+}
+
+/// An active request waits for the rest of its body, until that is there or the request is answered without.
+#[derive(Debug)]
+pub(crate) struct BodyWait(Arc<Connection>, AtomicBool);
+
+impl BodyWait {
+    pub(crate) fn new(connection: &Arc<Connection>) -> Arc<Self> {
+        let mut activity = connection.activity();
+        activity.bodies += 1;
+        activity.bodies_since.get_or_insert_with(|| connection.connections.clock.now());
+        Arc::new(Self(connection.clone(), AtomicBool::new(false)))
+    }
+
+    pub(crate) fn end(&self) {
+        if !self.1.swap(true, Ordering::Relaxed) {
+            let mut activity = self.0.activity();
+            activity.bodies -= 1;
+            activity.evicted = None;
+            if activity.bodies == 0 {
+                activity.bodies_since = None;
+            }
+        }
+    }
+}
+
+impl Drop for BodyWait {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// An answer waits for an HTTP/2 window: from when it first had to until its end.
+#[derive(Debug)]
+pub(crate) struct WindowWait(Arc<Connection>);
+
+impl WindowWait {
+    pub(crate) fn new(connection: &Arc<Connection>) -> Self {
+        let mut activity = connection.activity();
+        activity.windows += 1;
+        activity.slow_since.get_or_insert_with(|| connection.connections.clock.now());
+        Self(connection.clone())
+    }
+}
+
+impl Drop for WindowWait {
+    fn drop(&mut self) {
+        let mut activity = self.0.activity();
+        activity.windows -= 1;
+        activity.forget_slow();
     }
 }

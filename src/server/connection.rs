@@ -18,7 +18,7 @@ use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 
-use crate::server::activity::{ActiveRequest, Connection, ConnectionState};
+use crate::server::activity::{ActiveRequest, BodyWait, Connection, ConnectionState};
 use crate::server::answer::TrackedBody;
 use crate::server::frames::PREFACE;
 use crate::server::io::TrackedIo;
@@ -119,9 +119,14 @@ impl<S: HttpService> Protocols<S> {
             // this connection is not read as a request (RFC 9112, 6.1).
             let is_chunked = request.headers().contains_key(TRANSFER_ENCODING);
             let active = ActiveRequest::new(&self.connection, request.body().size_hint().exact());
-            let request = self.with_connection_info(request.map(RequestBody::Http1), without_certificate);
+            let wait = (!request.body().is_end_stream()).then(|| BodyWait::new(&self.connection));
+            let body = |body| RequestBody::http1(body, wait.clone());
+            let request = self.with_connection_info(request.map(body), without_certificate);
             // Futures that `map_ok` wraps are polled in place; an `async` block would move the whole call once more.
             self.service.call(request).map_ok(move |mut response| {
+                if let Some(wait) = wait {
+                    wait.end();
+                }
                 if is_chunked {
                     response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
                 }

@@ -6,7 +6,7 @@ use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Poll, ready};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use futures_util::task::AtomicWaker;
@@ -19,9 +19,11 @@ use hyper::service::Service as _;
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
-use crate::server::activity::{ActiveRequest, Connection, Cut};
+use crate::server::activity::{ActiveRequest, BodyWait, Connection, Cut, WindowWait};
 use crate::server::answer::{Account, AnswerBody, COUNTED_AT_ONCE, Chunk, Guard};
+use crate::server::clock::RunningClock;
 use crate::server::connection::{MAX_HEAD, Protocols};
 use crate::server::service::{HttpService, RequestBody};
 use crate::text::causes;
@@ -75,8 +77,11 @@ impl<S: HttpService> Protocols<S> {
                 continue;
             };
             let active = ActiveRequest::new(&self.connection, Some(0));
+            let body_wait = (!request.body().is_end_stream()).then(|| BodyWait::new(&self.connection));
+            let body = |stream| RequestBody::http2(stream, body_wait.clone());
             let stream = Stream {
-                request: self.with_connection_info(request.map(RequestBody::Http2), without_certificate),
+                request: self.with_connection_info(request.map(body), without_certificate),
+                body_wait,
                 respond,
                 service: self.service.clone(),
                 connection: self.connection.clone(),
@@ -99,11 +104,15 @@ struct Answers {
 }
 
 impl Answers {
+    fn has_room(&self) -> bool {
+        self.bytes.load(Ordering::Acquire) < MAX_ANSWERS
+    }
+
     async fn room(&self) {
         loop {
             let mut less = pin!(self.room.notified());
             less.as_mut().enable();
-            if self.bytes.load(Ordering::Acquire) < MAX_ANSWERS {
+            if self.has_room() {
                 return;
             }
             less.await;
@@ -131,6 +140,7 @@ impl Drop for HeldBytes<'_> {
 /// One request and where its answer goes.
 struct Stream<S> {
     request: Request<RequestBody>,
+    body_wait: Option<Arc<BodyWait>>,
     respond: SendResponse<Chunk<Arc<Unsent>>>,
     service: TowerToHyperService<S>,
     connection: Arc<Connection>,
@@ -139,9 +149,12 @@ struct Stream<S> {
 
 impl<S: HttpService> Stream<S> {
     async fn answer(self) {
-        let Self { request, mut respond, service, connection, answers } = self;
+        let Self { request, body_wait, mut respond, service, connection, answers } = self;
         let mut answering = pin!(async {
-            answers.room().await;
+            if !answers.has_room() {
+                let _wait = WindowWait::new(&connection);
+                answers.room().await;
+            }
             service.call(request).await
         });
         let response = poll_fn(|cx| match answering.as_mut().poll(cx) {
@@ -150,6 +163,9 @@ impl<S: HttpService> Stream<S> {
             Poll::Pending => respond.poll_reset(cx).map(|_| None),
         });
         let Some(response) = response.await else { return };
+        if let Some(wait) = body_wait {
+            wait.end();
+        }
         let (head, mut body) = match response {
             Ok(response) => response.into_parts(),
             Err(never) => match never {},
@@ -166,7 +182,10 @@ impl<S: HttpService> Stream<S> {
         let sent = match respond.send_response(head, is_empty) {
             Err(_) => Err(None),
             Ok(_) if is_empty => Ok(()),
-            Ok(stream) => Sending { stream, connection: &connection, unsent: &unsent, account: &mut account }.send(body).await,
+            Ok(stream) => {
+                let sending = Sending { stream, connection: &connection, unsent: &unsent, account: &mut account, wait: None };
+                sending.send(body).await
+            }
         };
         if let Some(account) = account {
             account.sent(unsent.sent.load(Ordering::Acquire));
@@ -203,9 +222,11 @@ impl Guard for Arc<Unsent> {
 /// The answer of one stream.
 struct Sending<'a, A> {
     stream: Sender,
-    connection: &'a Connection,
+    connection: &'a Arc<Connection>,
     unsent: &'a Arc<Unsent>,
     account: &'a mut Option<A>,
+    /// It had to wait for longer than a moment.
+    wait: Option<WindowWait>,
 }
 
 impl<A: Account> Sending<'_, A> {
@@ -299,9 +320,10 @@ impl<A: Account> Sending<'_, A> {
                     }
                 }
             });
-            if let Ok(capacity) = tokio::time::timeout_at(clock.to_tokio(deadline), capacity).await {
+            if let Ok(capacity) = tokio::time::timeout_at(clock.to_tokio(next(&self.wait, deadline, clock)), capacity).await {
                 return capacity;
             }
+            self.wait.get_or_insert_with(|| WindowWait::new(self.connection));
             if clock.update() >= deadline {
                 return self.reset();
             }
@@ -325,9 +347,10 @@ impl<A: Account> Sending<'_, A> {
                     stream.poll_reset(cx).map(|_| Err(None))
                 }
             });
-            if let Ok(written) = tokio::time::timeout_at(clock.to_tokio(deadline), written).await {
+            if let Ok(written) = tokio::time::timeout_at(clock.to_tokio(next(&self.wait, deadline, clock)), written).await {
                 return written;
             }
+            self.wait.get_or_insert_with(|| WindowWait::new(self.connection));
             let before = std::mem::replace(&mut sent, self.unsent.sent.load(Ordering::Acquire));
             if sent > before {
                 deadline = clock.now() + self.connection.options().write_timeout;
@@ -342,6 +365,12 @@ impl<A: Account> Sending<'_, A> {
         self.stream.send_reset(Reason::CANCEL);
         Err(Some(Cut::WriteTimeout))
     }
+}
+
+/// When an answer that waits for its reader is looked at again.
+fn next(wait: &Option<WindowWait>, deadline: Instant, clock: &RunningClock) -> Instant {
+    const MOMENT: Duration = Duration::from_secs(1);
+    if wait.is_some() { deadline } else { deadline.min(clock.now() + MOMENT) }
 }
 
 /// The headers that HTTP/2 forbids are removed (RFC 9113, 8.2.2), and those that every answer has are added.

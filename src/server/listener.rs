@@ -13,7 +13,7 @@ use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, MissedTickBehavior};
 
-use crate::server::activity::{Connections, OpenConnection, Stage};
+use crate::server::activity::{Connections, OpenConnection, Stage, Waiting};
 use crate::server::clock::HEARTBEAT;
 use crate::server::connection::Protocols;
 use crate::server::options::ConnectionOptions;
@@ -25,6 +25,8 @@ use crate::server::tls::ServerTls;
 const EVICTION_BATCH: usize = 256;
 /// How long a failing accept is not repeated: it would fail again at once.
 const ACCEPT_RETRY: Duration = Duration::from_millis(20);
+/// How long a connection waits for a place: until readers that take nothing count as slow.
+const PATIENCE: Duration = Duration::from_secs(3);
 /// How long connections that were aborted have to drop their requests, which are counted and logged then.
 const ABORT_GRACE: Duration = Duration::from_millis(250);
 
@@ -64,6 +66,7 @@ pub(crate) async fn serve<S: HttpService>(
         on_refused,
         next_id: 0,
         evictions: EvictionQueue::default(),
+        full_since: None,
     };
     let serving = async {
         acceptor.accept_until(listener, shutdown).await;
@@ -107,6 +110,8 @@ struct Acceptor<S> {
     on_refused: OnRefused,
     next_id: u64,
     evictions: EvictionQueue,
+    /// Since when none could be closed.
+    full_since: Option<Instant>,
 }
 
 impl<S: HttpService> Acceptor<S> {
@@ -117,7 +122,20 @@ impl<S: HttpService> Acceptor<S> {
             tokio::select! {
                 () = &mut shutdown => break,
                 accepted = listener.accept() => match accepted {
-                    Ok((stream, peer)) => self.start(stream, peer),
+                    Ok((stream, peer)) => {
+                        let has_room = tokio::select! {
+                            biased;
+                            has_room = self.room() => has_room,
+                            () = &mut shutdown => {
+                                self.start(stream, peer);
+                                break;
+                            }
+                        };
+                        // If every connection is in a request, the new one is closed: it has sent none yet.
+                        if has_room {
+                            self.start(stream, peer);
+                        }
+                    }
                     Err(error) if is_peers(&error) => {}
                     Err(error) => {
                         // Out of file descriptors, most likely.
@@ -133,19 +151,37 @@ impl<S: HttpService> Acceptor<S> {
         // Unconstrained, because a long queue would use up the task's budget, and look empty.
         loop {
             match tokio::task::unconstrained(listener.accept()).now_or_never() {
-                Some(Ok((stream, peer))) => self.start(stream, peer),
+                Some(Ok((stream, peer))) => {
+                    let is_full = self.connections.open().len() >= self.connections.options.max_connections;
+                    if !is_full || self.evictions.evict_one(&self.connections) {
+                        self.start(stream, peer);
+                    }
+                }
                 Some(Err(error)) if is_peers(&error) => {}
                 _ => break,
             }
         }
     }
 
-    fn start(&mut self, stream: TcpStream, peer: SocketAddr) {
-        // If every connection is in a request, the new one is closed: it has sent none yet.
-        let is_full = self.connections.open().len() >= self.connections.options.max_connections;
-        if is_full && !self.evictions.evict_one(&self.connections) {
-            return;
+    /// Waits until one more connection may be open; false when every one has been worked on for so long that the new one is not to
+    /// wait. One that was chosen to be closed counts until it is: it may have begun a request before it noticed.
+    async fn room(&mut self) -> bool {
+        loop {
+            let closed = self.connections.closed.notified();
+            if self.connections.open().len() < self.connections.options.max_connections {
+                self.full_since = None;
+                return true;
+            }
+            if !self.evictions.evict_one(&self.connections)
+                && self.full_since.get_or_insert_with(Instant::now).elapsed() >= PATIENCE
+            {
+                return false;
+            }
+            let _ = tokio::time::timeout(ACCEPT_RETRY, closed).await;
         }
+    }
+
+    fn start(&mut self, stream: TcpStream, peer: SocketAddr) {
         // Answers are small and complete: waiting to fill a segment would only delay them.
         let _ = stream.set_nodelay(true);
         let open = OpenConnection::new(&self.connections, self.next_id);
@@ -194,7 +230,7 @@ impl RateLimitedWarning {
 struct EvictionQueue(VecDeque<(u64, Instant)>);
 
 impl EvictionQueue {
-    /// Closes the connection that has been idle for longest; false when each one is in a request.
+    /// Closes the connection that has waited for its peer for longest; false when each one is in a request.
     fn evict_one(&mut self, connections: &Connections) -> bool {
         self.pop(connections) || {
             self.fill(connections);
@@ -215,12 +251,17 @@ impl EvictionQueue {
     fn fill(&mut self, connections: &Connections) {
         let now = connections.clock.now();
         let open = connections.open();
-        let mut idle: Vec<_> = open.iter().filter_map(|(id, connection)| Some((connection.eviction_rank(now)?, *id))).collect();
-        if idle.len() > EVICTION_BATCH {
-            idle.select_nth_unstable(EVICTION_BATCH);
-            idle.truncate(EVICTION_BATCH);
+        let mut waiting: Vec<_> = open.iter().filter_map(|(id, connection)| Some((connection.waiting(now)?, *id))).collect();
+        let is_slow = |(waiting, _): &(Waiting, u64)| matches!(waiting, Waiting::Slow(_));
+        // A few slow readers are answered to the end; many of them leave no place for others.
+        if waiting.iter().filter(|waiting| is_slow(waiting)).count() < connections.options.many() {
+            waiting.retain(|waiting| !is_slow(waiting));
         }
-        idle.sort_unstable();
-        self.0 = idle.into_iter().map(|((_, since), id)| (id, since)).collect();
+        if waiting.len() > EVICTION_BATCH {
+            waiting.select_nth_unstable(EVICTION_BATCH);
+            waiting.truncate(EVICTION_BATCH);
+        }
+        waiting.sort_unstable();
+        self.0 = waiting.into_iter().map(|(waiting, id)| (id, waiting.since())).collect();
     }
 }

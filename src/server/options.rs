@@ -27,6 +27,12 @@ impl ConnectionOptions {
         const FEWEST: usize = 100;
         (self.max_connections / 2).max(FEWEST)
     }
+
+    /// How many connections with slow readers are too many: what is left has room for all requests that are worked on by default.
+    pub(crate) fn many(&self) -> usize {
+        const FEWEST: usize = 16;
+        (self.max_connections / 4).max(FEWEST)
+    }
 }
 
 impl Default for ConnectionOptions {

@@ -14,7 +14,7 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tower_service::Service;
 
-use crate::server::activity::{Connection, Cut};
+use crate::server::activity::{BodyWait, Connection, Cut};
 use crate::server::answer::AnswerBody;
 
 type BoxError = Box<dyn Error + Send + Sync>;
@@ -40,17 +40,61 @@ impl ConnectionInfo {
 }
 
 /// The body of a request.
-pub(crate) enum RequestBody {
+pub(crate) struct RequestBody {
+    source: BodySource,
+    /// As long as the client has not sent all of it.
+    wait: Option<Arc<BodyWait>>,
+}
+
+enum BodySource {
     Http1(Incoming),
     Http2(RecvStream),
+}
+
+impl RequestBody {
+    pub(crate) fn http1(body: Incoming, wait: Option<Arc<BodyWait>>) -> Self {
+        Self { source: BodySource::Http1(body), wait }
+    }
+
+    pub(crate) fn http2(stream: RecvStream, wait: Option<Arc<BodyWait>>) -> Self {
+        Self { source: BodySource::Http2(stream), wait }
+    }
 }
 
 impl Body for RequestBody {
     type Data = Bytes;
     type Error = BoxError;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        match self.get_mut() {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let frame = ready!(self.source.poll_frame(cx));
+        if self.wait.is_some()
+            && (!matches!(frame, Some(Ok(_))) || self.is_end_stream())
+            && let Some(wait) = self.wait.take()
+        {
+            wait.end();
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.source {
+            BodySource::Http1(body) => body.is_end_stream(),
+            BodySource::Http2(stream) => stream.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.source {
+            BodySource::Http1(body) => body.size_hint(),
+            BodySource::Http2(stream) if stream.is_end_stream() => SizeHint::with_exact(0),
+            BodySource::Http2(_) => SizeHint::default(),
+        }
+    }
+}
+
+impl BodySource {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        match self {
             Self::Http1(body) => Pin::new(body).poll_frame(cx).map_err(BoxError::from),
             Self::Http2(stream) => match ready!(stream.poll_data(cx)?) {
                 Some(bytes) => {
@@ -60,21 +104,6 @@ impl Body for RequestBody {
                 }
                 None => Poll::Ready(ready!(stream.poll_trailers(cx)?).map(|trailers| Ok(Frame::trailers(trailers)))),
             },
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        match self {
-            Self::Http1(body) => body.is_end_stream(),
-            Self::Http2(stream) => stream.is_end_stream(),
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match self {
-            Self::Http1(body) => body.size_hint(),
-            Self::Http2(stream) if stream.is_end_stream() => SizeHint::with_exact(0),
-            Self::Http2(_) => SizeHint::default(),
         }
     }
 }

@@ -348,6 +348,69 @@ async fn at_the_cap_silent_connections_are_closed_first_and_then_those_idle_for_
 }
 
 #[tokio::test(start_paused = true)]
+async fn at_the_cap_requests_that_are_not_whole_make_room_and_those_that_are_never_do() {
+    const HALF: &str = "POST /echo HTTP/1.1\r\nhost: test\r\ncontent-length: 10\r\n\r\nhalf";
+    let begun_chunk = "POST /echo HTTP/1.1\r\nhost: test\r\ntransfer-encoding: chunked\r\n\r\n4\r\nha";
+    for half in [HALF, begun_chunk] {
+        let server = TestServer::start(|options| options.max_connections = 3).await;
+        let mut busy = server.connect().await;
+        busy.send_get("/slow").await;
+        let mut idle = server.connect_and_get().await;
+        sleep(SECOND).await;
+        let mut first = server.connect().await;
+        first.send(half).await;
+        // It has just begun, so the idle one is closed.
+        sleep(SECOND / 2).await;
+        let mut second = server.connect().await;
+        second.send(half).await;
+        settle().await;
+        idle.assert_is_closed().await;
+        // Both have had their time: the older first, then the other, and both before the next idle one.
+        sleep(2 * SECOND).await;
+        let mut good = server.connect_and_get().await;
+        first.assert_is_closed().await;
+        assert_eq!(server.connect_and_get().await.get("/").await.as_deref(), Some("ok"));
+        second.assert_is_closed().await;
+        assert_eq!(good.get("/").await.as_deref(), Some("ok"));
+        assert!(busy.answer().await.is_some(), "the request lives");
+    }
+    // Whole in time, it is answered.
+    let server = TestServer::start(|options| options.max_connections = 1).await;
+    let mut slow = server.connect().await;
+    slow.send(HALF).await;
+    sleep(9 * SECOND).await;
+    slow.send("-body!").await;
+    assert_eq!(slow.answer().await.expect("an answer").1, "half-body!");
+}
+
+#[tokio::test(start_paused = true)]
+async fn at_the_cap_a_few_slow_readers_are_answered_and_of_many_the_slowest_make_room() {
+    const CAP: usize = 20;
+    let server = TestServer::start(|options| options.max_connections = CAP).await;
+    let mut busy = Vec::new();
+    for _ in 0..4 {
+        let mut client = server.connect().await;
+        client.send_get("/endless").await;
+        busy.push(client);
+    }
+    let mut slow = Vec::new();
+    for _ in 4..CAP {
+        let mut client = server.connect().await;
+        client.send_get("/large").await;
+        slow.push(client);
+    }
+    fill_buffers().await;
+    let mut good = server.connect_and_get().await;
+    let is_closed = |client: &Client| client.0.try_read(&mut [0]).is_err();
+    assert!(!busy.iter().any(|client| !is_closed(client)), "nobody answers or closes a request that is worked on");
+    let (rest, took) = slow[0].until_closed().await;
+    assert!(took < SECOND && rest.len() < LARGE, "{took:?}");
+    let mut whole = vec![0; LARGE];
+    slow[CAP - 5].0.read_exact(&mut whole).await.expect("the last of them is answered to the end");
+    assert_eq!(good.get("/").await.as_deref(), Some("ok"));
+}
+
+#[tokio::test(start_paused = true)]
 async fn when_every_connection_is_in_a_request_the_new_one_is_refused_and_nobody_is_evicted() {
     let server = TestServer::start(|options| options.max_connections = 2).await;
     let (mut first, mut second) = (server.connect().await, server.connect().await);

@@ -295,7 +295,8 @@ impl Attack {
             tokio::time::sleep(Duration::from_millis(500)).await;
         }
         let back = ended.elapsed().as_secs_f64();
-        let charged = cgroup("memory.peak", "memory.max_usage_in_bytes").map_or(String::new(), |mib| format!(", cgroup {mib:.0}"));
+        let charged =
+            cgroup("memory.peak", "memory.max_usage_in_bytes").map_or(String::new(), |mib| format!(", cgroup {mib:.0}"));
         let text = format!(
             "{}: {:.0} MiB, at most {:.0}{charged}, sockets of both sides {:.0} (charged {:.0}); {:.0} after {back:.0} s; {} of the client's requests ok, p99 {} -> {} ms",
             self.name,
@@ -325,7 +326,8 @@ impl Attack {
 fn http1_attacks() -> Vec<Attack> {
     let head30 = [b"GET /hello HTTP/1.1\r\nhost: hop\r\nx: ".as_slice(), &[b'x'; 30_000]].concat();
     let headers = [b"GET /headers HTTP/1.1\r\nhost: hop\r\nx: ".as_slice(), &[b'x'; 8000], b"\r\n\r\n"].concat();
-    let half_body = [b"POST /service1 HTTP/1.1\r\nhost: hop\r\ncontent-length: 60000\r\n\r\n".as_slice(), &[b'x'; 30_000]].concat();
+    let half_body =
+        [b"POST /service1 HTTP/1.1\r\nhost: hop\r\ncontent-length: 60000\r\n\r\n".as_slice(), &[b'x'; 30_000]].concat();
     let chunked = b"POST /service1 HTTP/1.1\r\nhost: hop\r\ntransfer-encoding: chunked\r\n\r\n400\r\n".as_slice();
     let unread = Flood { times: 200, ..Flood::of(2000, headers) };
     vec![
@@ -337,10 +339,7 @@ fn http1_attacks() -> Vec<Attack> {
         Attack::flood("half chunks", Flood::of(4000, chunked)),
         Attack::flood("answers that nobody reads", unread.clone()),
         Attack::flood("answers that nobody reads, small windows", Flood { receive_buffer: Some(4096), ..unread.clone() }),
-        Attack::flood(
-            "answers that are read by the byte",
-            Flood { receive_buffer: Some(4096), trickles: true, ..unread },
-        ),
+        Attack::flood("answers that are read by the byte", Flood { receive_buffer: Some(4096), trickles: true, ..unread }),
         Attack::new("requests whose clients hang up", |target| {
             async move {
                 for _ in 0..10 {
@@ -385,9 +384,7 @@ fn http2_attacks() -> Vec<Attack> {
 fn tls_attacks() -> Vec<Attack> {
     /// The header of a record of 512 bytes with a handshake, and the beginning of a ClientHello.
     const HALF_HELLO: &[u8] = &[22, 3, 1, 2, 0, 1, 0, 1, 252, 3, 3];
-    let raw = |name, flood: Flood| {
-        Attack::new(name, |target| flood.start(Target { tls: None, ..target })).over_tls("http/1.1")
-    };
+    let raw = |name, flood: Flood| Attack::new(name, |target| flood.start(Target { tls: None, ..target })).over_tls("http/1.1");
     let unread = [b"GET /headers HTTP/1.1\r\nhost: hop\r\nx: ".as_slice(), &[b'x'; 8000], b"\r\n\r\n"].concat();
     vec![
         raw("TLS: half handshakes", Flood::of(8000, HALF_HELLO)),

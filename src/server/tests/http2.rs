@@ -167,6 +167,36 @@ async fn an_answer_over_http_2_is_active_until_its_last_byte_was_sent() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn at_the_cap_half_bodies_and_many_closed_windows_make_room_over_http_2() {
+    let post = [&b"\x83\x86\x04\x05/echo\x41\x04test"[..]].concat();
+    let half = |i: u32| [frame(1, 4, i, &post), frame(0, 0, i, b"half")].concat();
+    let bodies = [PREFACE, &frame(4, 0, 0, &[]), &half(1), &half(3)].concat();
+    let zero = frame(4, 0, 0, &[0, 4, 0, 0, 0, 0]);
+    let windows = [PREFACE, &zero, &frame(1, 5, 1, &head("/some")), &frame(1, 5, 3, &head("/some"))].concat();
+    let worked_on = [PREFACE, &zero, &frame(1, 5, 1, &head("/endless")), &half(3)].concat();
+    for (what, input) in [("bodies", bodies), ("windows", windows)] {
+        let server = TestServer::start(|options| options.max_connections = 20).await;
+        let mut busy = Vec::new();
+        for _ in 0..2 {
+            busy.push(http2_with(&server, &worked_on).await);
+        }
+        let mut all = Vec::new();
+        for _ in 2..20 {
+            all.push(http2_with(&server, &input).await);
+        }
+        sleep(SECOND / 2).await;
+        let mut good = server.connect_and_get().await;
+        assert_eq!(good.get("/").await.as_deref(), Some("ok"), "{what}");
+        let (_, took) = all[0].until_closed().await;
+        assert!(took <= SECOND / 10, "{what}: {took:?}");
+        for client in &mut busy {
+            let alive = tokio::time::timeout(SECOND, client.until_closed()).await;
+            assert!(alive.is_err(), "{what}: a request is worked on");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_stream_that_has_data_and_no_window_is_reset_and_the_others_go_on() {
     for window in [0, 1, 65_535] {
         let server = TestServer::start(|_| {}).await;
