@@ -71,24 +71,17 @@ pub async fn run(args: CheckArgs) -> u8 {
             return 2;
         }
     };
-    let Some(mut signals) = listen_for_signals() else { return 1 };
     let color = report::has_color();
     let mut report =
         Report::new(redacted_url(args.url.as_str()), args.output, args.skip.clone(), color, Box::new(std::io::stdout()));
-    let (stopper, stop) = signal::channel(false);
     let deadline = args.deadline();
-    let is_over = Arc::new(AtomicBool::new(false));
-    let over = is_over.clone();
-    let listener = tokio::spawn(async move {
-        tokio::select! {
-            _ = signals.next() => {}
-            () = tokio::time::sleep(deadline) => over.store(true, Ordering::Relaxed),
+    let Ending { stop, mut left, is_over } = match Ending::listen(deadline) {
+        Ok(ending) => ending,
+        Err(error) => {
+            eprintln!("httpserver: cannot listen for signals: {error}");
+            return 1;
         }
-        let _ = stopper.send(true);
-        signals.next().await;
-        // Whoever asks twice waits for nothing, not even for a report that somebody does not read.
-        std::process::exit(1);
-    });
+    };
     let context = hints(&args);
     let progress = ProgressLine::new(std::io::stderr().is_terminal());
     let tracer = tracing.as_ref().map(ClientTracing::tracer);
@@ -105,11 +98,10 @@ pub async fn run(args: CheckArgs) -> u8 {
         cluster: None,
         unseen: Vec::new(),
     };
-    let mut stopped = stop.clone();
     let is_complete = tokio::select! {
         () = run.checks() => !*stop.borrow(),
         // Steps end by themselves and report what they have. One that does not is left.
-        () = async { let _ = stopped.wait_for(|stop| *stop).await; tokio::time::sleep(GRACE).await } => false,
+        _ = left.wait_for(|left| *left) => false,
     };
     if !is_complete {
         let by = is_over.load(Ordering::Relaxed).then(|| format!("--deadline {}", humantime::format_duration(deadline)));
@@ -120,7 +112,6 @@ pub async fn run(args: CheckArgs) -> u8 {
         Some(tracing) => tracing.finish(if is_complete { FLUSH } else { GRACE }).await,
         None => 0,
     };
-    listener.abort();
     if lost > 0 {
         eprintln!("httpserver: --report-spans: the collector did not accept {lost} of the caller's spans");
     }
@@ -144,6 +135,46 @@ fn hints(args: &CheckArgs) -> HintContext {
 
 /// How long a step that was asked to stop may take to report what it has.
 const GRACE: Duration = Duration::from_millis(500);
+
+/// How a run ends before it is complete: by a signal, or by its deadline.
+struct Ending {
+    stop: signal::Receiver<bool>,
+    /// [`GRACE`] later.
+    left: signal::Receiver<bool>,
+    is_over: Arc<AtomicBool>,
+}
+
+impl Ending {
+    /// Listens on a thread of its own: a peer that sends interim answers without end can make every worker of the runtime read
+    /// them, and then neither its timers nor its signals are noticed.
+    fn listen(deadline: Duration) -> std::io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let mut signals = runtime.block_on(async { Signals::listen() })?;
+        let ((stopper, stop), (leaver, left)) = (signal::channel(false), signal::channel(false));
+        let is_over = Arc::new(AtomicBool::new(false));
+        let over = is_over.clone();
+        let listen = async move {
+            tokio::select! {
+                _ = signals.next() => {}
+                () = tokio::time::sleep(deadline) => over.store(true, Ordering::Relaxed),
+            }
+            let _ = stopper.send(true);
+            let leave = async {
+                tokio::time::sleep(GRACE).await;
+                let _ = leaver.send(true);
+                std::future::pending::<()>().await;
+            };
+            tokio::select! {
+                () = leave => {}
+                _ = signals.next() => {}
+            }
+            // Whoever asks twice waits for nothing, not even for a report that somebody does not read.
+            std::process::exit(1);
+        };
+        std::thread::Builder::new().name("signals".to_owned()).spawn(move || runtime.block_on(listen))?;
+        Ok(Self { stop, left, is_over })
+    }
+}
 
 /// How long the collector may take to accept the last spans of `--report-spans`.
 const FLUSH: Duration = Duration::from_secs(3);

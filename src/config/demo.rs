@@ -6,8 +6,8 @@ use std::str::FromStr;
 use clap::Args;
 use http::HeaderName;
 
+use crate::config::page::PageArgs;
 use crate::hop::fault::{Fault, Latency};
-use crate::net::hosts::parse_url;
 use crate::trace_context::carried_names;
 use crate::upstream::FanOut;
 use crate::values::{header_name, service_number};
@@ -42,15 +42,9 @@ pub struct DemoArgs {
     /// Let other machines than this one send requests and change faults from the page
     #[arg(long)]
     pub allow_remote_control: bool,
-    /// A name under which the page and its queries are answered, too, repeatable: `store`
-    #[arg(long, value_name = "NAME", value_parser = host_name)]
-    pub allow_host: Vec<String>,
-    /// A Zipkin that the page links to; every trace is passed on to it: `http://localhost:9412`
-    #[arg(long, value_name = "URL", value_parser = base_url)]
-    pub zipkin: Option<String>,
-    /// A Jaeger that the page links to: `http://localhost:16686`
-    #[arg(long, value_name = "URL", value_parser = base_url)]
-    pub jaeger: Option<String>,
+    /// The trace store's page
+    #[command(flatten)]
+    pub page: PageArgs,
     /// Send one request, draw its trace, exit: 0 if the trace is complete, else 1
     #[arg(long)]
     pub once: bool,
@@ -106,23 +100,4 @@ impl FromStr for CarriedName {
 pub(super) fn not_carried() -> String {
     let known: Vec<_> = carried_names().collect();
     format!("it is not carried, so it cannot be lost; carried are {}", known.join(", "))
-}
-
-/// Where a web page lives, without the slash at its end.
-pub(super) fn base_url(text: &str) -> Result<String, String> {
-    const FORM: &str = "written http://host:port";
-    if parse_url(text).map_err(|error| format!("{error}; {FORM}"))?.query().is_some() {
-        return Err(FORM.to_owned());
-    }
-    Ok(text.trim().trim_end_matches('/').to_owned())
-}
-
-/// A host as it stands in a `Host` header: a name or an address, without a port.
-pub(super) fn host_name(text: &str) -> Result<String, String> {
-    let name = text.strip_suffix('.').unwrap_or(text);
-    let bracketed = if name.parse::<std::net::Ipv6Addr>().is_ok() { format!("[{name}]") } else { name.to_owned() };
-    match bracketed.parse::<http::uri::Authority>() {
-        Ok(host) if host.host() == bracketed => Ok(bracketed),
-        _ => Err("written as a host without scheme and port: `store`, `traces.example.com`".to_owned()),
-    }
 }

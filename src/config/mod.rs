@@ -1,10 +1,11 @@
 //! Flags and variables: what clap reads for each command, and the plain options that the rooms below are made from.
 //!
-//! `serve`, `demo` and `store` have a file each; `otel` reads the variables that OpenTelemetry defines and that have no flag. The options
+//! `serve`, `demo` and `store` have a file each, and what the last two share is `page`; `otel` reads the variables that OpenTelemetry defines and that have no flag. The options
 //! of `check` and `trace` stand with their commands. Imports `hop` and the floors below it, none of which imports `config`.
 
 mod demo;
 mod otel;
+mod page;
 mod serve;
 mod store;
 
@@ -15,6 +16,7 @@ use crate::net::hosts::redacted_input;
 pub use demo::{AtHop, CarriedName, DemoArgs};
 pub use otel::{Environment, ExporterName};
 pub(crate) use otel::{caller_exporters, pairs, process_variable};
+pub use page::PageArgs;
 pub use serve::{HealthArgs, ServeArgs, Verbosity};
 pub use store::StoreArgs;
 

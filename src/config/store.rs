@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use clap::Args;
 
-use crate::config::demo::{base_url, host_name};
+use crate::config::page::PageArgs;
 
 /// The options of `store`.
 #[derive(Debug, Clone, Args)]
@@ -21,15 +21,9 @@ pub struct StoreArgs {
     /// The usual port of OTLP over gRPC, where spans are taken, too; 0 takes a free one
     #[arg(long, default_value = "4317", value_name = "PORT")]
     pub otlp_grpc_port: u16,
-    /// A name under which the page and its queries are answered, too, repeatable: `store`
-    #[arg(long, value_name = "NAME", value_parser = host_name)]
-    pub allow_host: Vec<String>,
-    /// A Zipkin that the page links to; every trace is passed on to it: `http://localhost:9412`
-    #[arg(long, value_name = "URL", value_parser = base_url)]
-    pub zipkin: Option<String>,
-    /// A Jaeger that the page links to: `http://localhost:16686`
-    #[arg(long, value_name = "URL", value_parser = base_url)]
-    pub jaeger: Option<String>,
+    /// The trace store's page
+    #[command(flatten)]
+    pub page: PageArgs,
     /// Print nothing
     #[arg(short, long, conflicts_with = "verbose")]
     pub quiet: bool,

@@ -116,12 +116,12 @@ impl Demo {
         }
         hops.reverse();
         handles.reverse();
-        let links = Links { zipkin: args.zipkin, jaeger: args.jaeger };
+        let links = Links::from(&args.page);
         let state = DemoState::new(handles, args.fan_out, Store::new(), links, passed).map_err(DemoError::Address)?;
         Ok(Self {
             hops,
             state: Arc::new(state),
-            access: Access::new(store_addr, args.allow_host, args.allow_remote_control).map_err(DemoError::Address)?,
+            access: Access::new(store_addr, args.page.allow_host, args.allow_remote_control).map_err(DemoError::Address)?,
             output: output.clone(),
             store_listener,
             once: args.once,

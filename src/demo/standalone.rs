@@ -46,11 +46,11 @@ impl StoreServer {
         let otlp = listen(at(args.otlp_port)).await.map_err(|error| taken(&error, otherwise))?;
         let grpc = listen(at(args.otlp_grpc_port)).await.map_err(|error| taken(&error, otherwise))?;
         let addr = |listener: &TcpListener| listener.local_addr().map_err(|error| DemoError::Address(error.to_string()));
-        let links = Links { zipkin: args.zipkin, jaeger: args.jaeger };
+        let links = Links::from(&args.page);
         let state = DemoState::new(Vec::new(), None, Store::new(), links, watch::Sender::new(())).map_err(DemoError::Address)?;
         Ok(Self {
             state: Arc::new(state),
-            access: Access::new(addr(&listener)?, args.allow_host, false).map_err(DemoError::Address)?,
+            access: Access::new(addr(&listener)?, args.page.allow_host, false).map_err(DemoError::Address)?,
             otlp_addr: reachable(addr(&otlp)?),
             grpc_addr: reachable(addr(&grpc)?),
             grpc,

@@ -176,7 +176,9 @@ impl EndpointKind {
         }
         let permit =
             if is_limited { Some(permits.try_acquire().map_err(|_| exchange.shed(ShedReason::Concurrency))?) } else { None };
-        if matches!(self, Self::Text | Self::Call) || self == Self::Chain && names_a_service(request.uri().path()) {
+        // A refusal is no work that could be slow or fail.
+        let is_work = matches!(self, Self::Text | Self::Call) || self == Self::Chain && names_a_service(request.uri().path());
+        if is_work && !is_refusal {
             decide_and_wait(exchange).await;
         }
         Ok(permit)

@@ -67,7 +67,13 @@ impl<S: HttpService> Protocols<S> {
                 serving.poll_accept(cx)
             });
             let Some(accepted) = accepted.await else { return Ok(()) };
-            let (request, mut respond) = accepted.map_err(|error| causes(&error))?;
+            let (request, mut respond) = accepted.map_err(|error| {
+                // What h2 refuses by itself for one stream alone it does not say.
+                if error.is_library() {
+                    (self.on_refused)(StatusCode::BAD_REQUEST);
+                }
+                causes(&error)
+            })?;
             // Windows that stay closed on many connections would hold more than the process has.
             let place = (Arc::strong_count(&answers) > FREE_STREAMS).then(|| self.streams.clone().try_acquire_owned());
             let Ok(place) = place.transpose() else {

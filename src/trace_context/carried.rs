@@ -3,7 +3,7 @@
 use http::{HeaderName, HeaderValue};
 
 use super::context::HeaderSource;
-use super::secrets::MASK;
+use super::secrets::{MASK, without_queries};
 use crate::text::escape::push_text;
 
 /// The header that carries the request's id.
@@ -194,7 +194,8 @@ impl<'a> RedactedHeaders<'a> {
             let mut separator = b'[';
             for (_, value) in self.0[i..].iter().filter(|(at, _)| is_same(at.as_str(), text)) {
                 out.push(separator);
-                push_text(out, if value.is_sensitive() { MASK.as_bytes() } else { value.as_bytes() });
+                let shown = if value.is_sensitive() { MASK.as_bytes().into() } else { without_queries(value.as_bytes()) };
+                push_text(out, &shown);
                 separator = b',';
             }
             out.push(b']');

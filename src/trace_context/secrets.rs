@@ -125,10 +125,38 @@ fn is_json_object(base64url: &[u8]) -> bool {
     json.starts_with(b"{\"") || json.first() == Some(&b'{') && serde_json::from_slice::<serde::de::IgnoredAny>(&json).is_ok()
 }
 
-/// A header's value for people and JSON: masked when it is a secret, lossy when it is not UTF-8.
+/// A header's value for people and JSON: masked when it is a secret, its URLs without their queries, lossy when it is not UTF-8.
 pub(crate) fn redacted<'a>(name: &HeaderName, value: &'a HeaderValue) -> Cow<'a, str> {
-    let is_secret = is_secret(name.as_str()) || has_secret(value.as_bytes());
-    if is_secret { MASK.into() } else { String::from_utf8_lossy(value.as_bytes()) }
+    if is_secret(name.as_str()) || has_secret(value.as_bytes()) {
+        return MASK.into();
+    }
+    match without_queries(value.as_bytes()) {
+        Cow::Borrowed(value) => String::from_utf8_lossy(value),
+        Cow::Owned(value) => String::from_utf8_lossy(&value).into_owned().into(),
+    }
+}
+
+/// A value with its URLs, paths included, up to their queries and fragments.
+pub(super) fn without_queries(value: &[u8]) -> Cow<'_, [u8]> {
+    if memchr::memchr2(b'?', b'#', value).is_none() {
+        return value.into();
+    }
+    let is_end = |byte: &u8| matches!(byte, b'"' | b'<' | b'>') || byte.is_ascii_whitespace();
+    let mut shown = Vec::with_capacity(value.len());
+    for word in value.split_inclusive(is_end) {
+        let (word, end) = word.split_at(word.len() - usize::from(word.last().is_some_and(is_end)));
+        shown.extend_from_slice(&word[..query(word).unwrap_or(word.len())]);
+        shown.extend_from_slice(end);
+    }
+    shown.into()
+}
+
+/// Where the query or the fragment begins in a word that is, or has in it, a URL or a path.
+fn query(word: &[u8]) -> Option<usize> {
+    let at = memchr::memchr2(b'?', b'#', word)?;
+    let is_url = word.windows(3).any(|window| window == b"://") || word.starts_with(b"/");
+    let is_relative = word[at] == b'?' && (word[..at].contains(&b'/') || word[at..].contains(&b'='));
+    (is_url || is_relative).then_some(at)
 }
 
 #[cfg(test)]
@@ -214,7 +242,6 @@ mod tests {
             "bearers of news",
             "the bearer token",
             "https://a.example/@user",
-            "https://a.example/?q=a@b",
             "https://a.example a@b",
             "a@b",
             "://",
@@ -222,6 +249,33 @@ mod tests {
         ] {
             let value = HeaderValue::from_static(value);
             assert_eq!(redacted(&HeaderName::from_static("referer"), &value), value.to_str().unwrap());
+        }
+    }
+
+    #[test]
+    fn urls_are_shown_without_queries_under_any_name() {
+        for (value, shown) in [
+            ("https://a.example/?q=a@b", "https://a.example/"),
+            ("https://a.example/b?code=1&token=2#f", "https://a.example/b"),
+            ("https://a.example?code=1", "https://a.example"),
+            ("https://a.example/b#access_token=1", "https://a.example/b"),
+            ("/service1?token=secret", "/service1"),
+            ("/callback#id_token=1", "/callback"),
+            ("?code=1", ""),
+            ("b/c?code=1", "b/c"),
+            ("login.html?code=1", "login.html"),
+            ("0; url=https://a/b?c=1", "0; url=https://a/b"),
+            ("<https://a/b?page=2>; rel=\"next\", <c?page=3>; rel=last", "<https://a/b>; rel=\"next\", <c>; rel=last"),
+            ("Bot/1.0 (+http://a/b?c=d) x/2", "Bot/1.0 (+http://a/b x/2"),
+            ("id=http://a/b?c=1", "id=http://a/b"),
+            ("what? yes", "what? yes"),
+            ("C# and F#", "C# and F#"),
+            ("https://a.example/b", "https://a.example/b"),
+        ] {
+            let header = HeaderValue::from_static(value);
+            for name in ["referer", "x-envoy-original-path", "x-anything"] {
+                assert_eq!(redacted(&HeaderName::from_static(name), &header), shown, "{value}");
+            }
         }
     }
 }

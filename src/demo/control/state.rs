@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::future::join_all;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use tokio::sync::{Notify, watch};
 
+use crate::config::PageArgs;
 use crate::demo::control::live::{Figures, Gauge, Passed};
 use crate::demo::control::plan::PlanForm;
 use crate::demo::control::until;
@@ -19,6 +20,7 @@ use crate::hop::config::HopConfig;
 use crate::hop::fault::Faults;
 use crate::hop::reply::{Headers, Tree, milliseconds};
 use crate::net::addresses::reachable;
+use crate::net::hosts::redacted_url;
 use crate::trace_context::HeaderFamily;
 use crate::traces::ids::{parse_trace_id, zipkin_id};
 use crate::traces::{Caller, ExpectedTrace, Failure, Trace, TraceId};
@@ -147,8 +149,21 @@ struct Answered {
 /// Web pages of others that can show a trace too.
 #[derive(Debug, Clone, Default, Serialize)]
 pub(crate) struct Links {
+    #[serde(serialize_with = "shown")]
     pub(crate) zipkin: Option<String>,
+    #[serde(serialize_with = "shown")]
     pub(crate) jaeger: Option<String>,
+}
+
+impl From<&PageArgs> for Links {
+    fn from(args: &PageArgs) -> Self {
+        Self { zipkin: args.zipkin.clone(), jaeger: args.jaeger.clone() }
+    }
+}
+
+/// Without the user and the password, which are for what the store sends.
+fn shown<S: Serializer>(url: &Option<String>, serializer: S) -> Result<S::Ok, S::Error> {
+    url.as_deref().map(redacted_url).serialize(serializer)
 }
 
 /// Everything that the page can see and do.
