@@ -3,6 +3,8 @@
 //! Each one is given any bytes. It must not panic, and what it accepts must have the properties that the rest of the code
 //! relies on. Nothing in the server calls this.
 
+use std::sync::Arc;
+
 use http::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, SERVER};
 use opentelemetry::trace::{SpanId, TraceId};
 
@@ -16,8 +18,8 @@ use crate::hop::reply::{NestedReply, Tree};
 use crate::net::hosts::host_and_port;
 use crate::text::escape::{misleads, push_escaped};
 use crate::trace_context::{Carried, Propagator, Sampling, is_valid_request_id};
-use crate::traces::decode;
 use crate::traces::otlp::{decode_json, decode_protobuf};
+use crate::traces::{ExpectedTrace, Span, Trace, Verdict, decode, decode_traces, jaeger};
 use crate::upstream::Target;
 use crate::upstream::foreign_response::ForeignResponse;
 use crate::values::{Listen, parse_duration};
@@ -26,7 +28,7 @@ use crate::values::{Listen, parse_duration};
 pub type Parser = (&'static str, fn(&[u8]));
 
 /// The parsers.
-pub const PARSERS: [Parser; 18] = [
+pub const PARSERS: [Parser; 20] = [
     ("b3", |data| trace_headers(&[("b3", data)])),
     ("b3_multi", b3_multi),
     ("traceparent", |data| trace_headers(&[("traceparent", data)])),
@@ -40,6 +42,8 @@ pub const PARSERS: [Parser; 18] = [
     ("attributes", attributes),
     ("zipkin", zipkin),
     ("otlp", otlp),
+    ("zipkin_traces", |data| drop(decode_traces(data, 64).map(backend_spans))),
+    ("jaeger", |data| drop(jaeger::decode(data).map(backend_spans))),
     ("order", |data| drop(read_order(data))),
     ("reply", reply),
     ("stranger", stranger),
@@ -193,6 +197,16 @@ fn zipkin(data: &[u8]) {
     for id in store.trace_ids() {
         assert!(store.trace(id).is_some_and(|trace| !trace.is_empty() && trace.len() <= limits.trace_spans));
     }
+}
+
+/// What `check`, `trace` and `doctor` make of a trace backend's answer.
+fn backend_spans(spans: Vec<Span>) {
+    let json = serde_json::to_vec(&spans).expect("spans are JSON");
+    assert_eq!(decode(&json, spans.len()).expect("our own JSON is read").len(), spans.len());
+    let count = spans.len();
+    let Some(trace) = Trace::new(spans.into_iter().map(Arc::new).collect()) else { return };
+    assert!(trace.rows().len() <= count);
+    let _ = Verdict::of(&[trace], &ExpectedTrace::of_hops(3));
 }
 
 fn otlp(data: &[u8]) {

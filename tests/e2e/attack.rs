@@ -429,7 +429,14 @@ async fn neighbour_attacks() -> Vec<Attack> {
         let mut bytes = vec![0; 1 << 16];
         while stream.read(&mut bytes).await.is_ok_and(|read| read > 0) {}
     });
-    let (megabyte, deaf) = (megabyte.await, deaf.await);
+    let endless = server(|mut stream| async move {
+        let interim = b"HTTP/1.1 100 Continue\r\n\r\n".repeat(2000);
+        let _ = stream.read(&mut [0; 4096]).await;
+        while stream.write_all(&interim).await.is_ok() {}
+    });
+    let (megabyte, deaf, endless) = (megabyte.await, deaf.await, endless.await);
+    let endless_collector =
+        [("OTEL_TRACES_EXPORTER", "otlp".to_owned()), ("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{endless}"))];
     let itself = free_addr();
     let upstreams = (0..10).flat_map(|_| ["--upstream".to_owned(), format!("http://{itself}/service1")]);
     let otlp = [("OTEL_TRACES_EXPORTER", "otlp".to_owned()), ("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{deaf}"))];
@@ -442,6 +449,11 @@ async fn neighbour_attacks() -> Vec<Attack> {
         Attack {
             flags: vec!["--upstream".to_owned(), format!("http://{deaf}")],
             ..calls("next hop hangs, 200 at once", "/service1", 200)
+        },
+        Attack {
+            flags: vec!["--upstream".to_owned(), format!("http://{endless}")],
+            env: endless_collector.into(),
+            ..calls("next hop and collector send interim answers without end", "/service1", 16)
         },
         Attack { env: otlp.into(), ..calls("collector hangs", "/hello", 64) },
         Attack {

@@ -9,6 +9,7 @@ mod common;
 
 mod abuse;
 mod bodies;
+mod attack;
 mod chain;
 mod collectors;
 mod config;
