@@ -1,5 +1,7 @@
 //! What each connection is doing and until when it may: published by the connection's task, read by the listener.
 
+pub(crate) mod active;
+
 use std::collections::HashMap;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
@@ -485,95 +487,5 @@ impl Connection {
             None => activity.write_blocked_since.map(|_| Cut::WriteTimeout),
         };
         true
-    }
-}
-
-/// Marks a connection as busy from a request's head until the end of its answer was written.
-#[derive(Debug)]
-pub(crate) struct ActiveRequest(Arc<Connection>);
-
-impl ActiveRequest {
-    /// `body`: the length of the request's body, if it is known.
-    pub(crate) fn new(connection: &Arc<Connection>, body: Option<u64>) -> Self {
-        let mut activity = connection.activity();
-        if activity.active_requests == 0 {
-            activity.surplus = body.map_or(UNKNOWN_BODY, |body| activity.surplus.saturating_sub_unsigned(body));
-        }
-        activity.active_requests += 1;
-        activity.evicted = None;
-        Self(connection.clone())
-    }
-
-    pub(crate) fn is_write_blocked(&self) -> bool {
-        self.0.is_write_blocked()
-    }
-}
-
-impl Drop for ActiveRequest {
-    fn drop(&mut self) {
-        let mut activity = self.0.activity();
-        activity.active_requests -= 1;
-        activity.forget_slow();
-        // The next head has begun when more came than this request.
-        activity.state = if activity.surplus > 0 { ConnectionState::ReadingHead } else { ConnectionState::Idle };
-        activity.since = None;
-        let is_idle = activity.active_requests == 0;
-        let is_half_closed = activity.is_half_closed;
-        drop(activity);
-        // Over HTTP/1.1 it ends in a poll of the connection's task, which arms the timer before it returns.
-        if is_idle && (is_half_closed || self.0.is_multiplexed()) {
-            self.0.waker.wake();
-        }
-    }
-}
-
-/// An active request waits for the rest of its body, until that is there or the request is answered without.
-#[derive(Debug)]
-pub(crate) struct BodyWait(Arc<Connection>, AtomicBool);
-
-impl BodyWait {
-    pub(crate) fn new(connection: &Arc<Connection>) -> Arc<Self> {
-        let mut activity = connection.activity();
-        activity.bodies += 1;
-        activity.bodies_since.get_or_insert_with(|| connection.connections.clock.now());
-        Arc::new(Self(connection.clone(), AtomicBool::new(false)))
-    }
-
-    pub(crate) fn end(&self) {
-        if !self.1.swap(true, Ordering::Relaxed) {
-            let mut activity = self.0.activity();
-            activity.bodies -= 1;
-            activity.evicted = None;
-            if activity.bodies == 0 {
-                activity.bodies_since = None;
-            }
-        }
-    }
-}
-
-impl Drop for BodyWait {
-    fn drop(&mut self) {
-        self.end();
-    }
-}
-
-/// An answer waits for an HTTP/2 window: from when it first had to until its end.
-#[derive(Debug)]
-pub(crate) struct WindowWait(Arc<Connection>);
-
-impl WindowWait {
-    pub(crate) fn new(connection: &Arc<Connection>) -> Self {
-        let mut activity = connection.activity();
-        activity.windows += 1;
-        activity.slow_since.get_or_insert_with(|| connection.connections.clock.now());
-        Self(connection.clone())
-    }
-}
-
-impl Drop for WindowWait {
-    fn drop(&mut self) {
-        let mut activity = self.0.activity();
-        activity.windows -= 1;
-        activity.forget_slow();
     }
 }

@@ -7,7 +7,8 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf, Bytes};
 use http_body::{Body, Frame, SizeHint};
 
-use crate::server::activity::{ActiveRequest, Cut};
+use crate::server::activity::Cut;
+use crate::server::activity::active::ActiveRequest;
 
 /// Counts the bytes of one answer that were written to the connection. Its last clone is dropped when all were, or when the
 /// rest will never be.

@@ -18,7 +18,8 @@ use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 
-use crate::server::activity::{ActiveRequest, BodyWait, Connection, ConnectionState};
+use crate::server::activity::active::{ActiveRequest, BodyWait};
+use crate::server::activity::{Connection, ConnectionState};
 use crate::server::answer::TrackedBody;
 use crate::server::frames::PREFACE;
 use crate::server::io::TrackedIo;

@@ -21,7 +21,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::server::activity::{ActiveRequest, BodyWait, Connection, Cut, WindowWait};
+use crate::server::activity::active::{ActiveRequest, BodyWait, WindowWait};
+use crate::server::activity::{Connection, Cut};
 use crate::server::answer::{Account, AnswerBody, COUNTED_AT_ONCE, Chunk, Guard};
 use crate::server::clock::RunningClock;
 use crate::server::connection::{MAX_HEAD, Protocols};

@@ -14,7 +14,8 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tower_service::Service;
 
-use crate::server::activity::{BodyWait, Connection, Cut};
+use crate::server::activity::active::BodyWait;
+use crate::server::activity::{Connection, Cut};
 use crate::server::answer::AnswerBody;
 
 type BoxError = Box<dyn Error + Send + Sync>;
