@@ -8,8 +8,8 @@
 mod common;
 
 mod abuse;
-mod bodies;
 mod attack;
+mod bodies;
 mod chain;
 mod collectors;
 mod config;
