@@ -199,7 +199,7 @@ impl Activity {
     /// `None` while a request is worked on, and while one has just begun: in a flood of connections that do not go on the next
     /// one may be about to.
     fn waiting(&self, now: Instant) -> Option<Waiting> {
-        const BEGUN: Duration = Duration::from_millis(250);
+        const BEGUN: Duration = Duration::from_millis(100);
         const MOMENT: Duration = Duration::from_secs(1);
         let is_long = |since: &Instant| now.saturating_duration_since(*since) > MOMENT;
         let unfinished = |since| match now.saturating_duration_since(since) {

@@ -30,6 +30,8 @@ use crate::text::causes;
 /// The largest request head that hyper accepts. A service whose own limit is below it answers in its own form; beyond it
 /// hyper answers with a bare 431.
 pub(crate) const MAX_HEAD: usize = 64 << 10;
+/// As much of the input as hyper holds over HTTP/1; beyond it is too large a head, too.
+const MAX_BUFFER: usize = 48 << 10;
 /// How many header fields hyper accepts over HTTP/1.
 const MAX_FIELDS: usize = 128;
 /// How many bytes are still read after the last answer.
@@ -136,7 +138,7 @@ impl<S: HttpService> Protocols<S> {
         });
         let mut http = http1::Builder::new();
         // hyper's own timeout would also close idle connections.
-        http.timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(MAX_HEAD).max_headers(MAX_FIELDS);
+        http.timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(MAX_BUFFER).max_headers(MAX_FIELDS);
         let mut serving = http.serve_connection(TokioIo::new(io.reads_http1()), service);
         let ended = (&mut serving).await;
         match &ended {

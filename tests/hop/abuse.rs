@@ -141,7 +141,7 @@ async fn a_head_that_is_too_large_is_answered_431_however_much_of_it_comes() {
     assert_eq!(exchange(hop.addr, head(&just_fits).as_bytes()).await.status, 200);
     let fits: String = (0..99).map(|i| format!("x-{i}: 1\r\n")).collect();
     assert_eq!(exchange(hop.addr, head(&fits).as_bytes()).await.status, 200, "100 fields with host");
-    // Beyond 64 KiB and 128 fields hyper refuses the head, before there is a request: its answer is bare.
+    // Beyond 48 KiB and 128 fields hyper refuses the head, before there is a request: its answer is bare.
     for (what, bare, fields) in [
         ("33 KiB in one field", false, format!("x-large: {}\r\n", "x".repeat(33 << 10))),
         ("2 MiB in one field", true, format!("x-large: {}\r\n", "x".repeat(2 << 20))),
