@@ -6,7 +6,7 @@ use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Poll, ready};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use futures_util::task::AtomicWaker;
@@ -376,8 +376,7 @@ impl<A: Account> Sending<'_, A> {
 
 /// When an answer that waits for its reader is looked at again.
 fn next(wait: &Option<WindowWait>, deadline: Instant, clock: &RunningClock) -> Instant {
-    const MOMENT: Duration = Duration::from_secs(1);
-    if wait.is_some() { deadline } else { deadline.min(clock.now() + MOMENT) }
+    if wait.is_some() { deadline } else { deadline.min(clock.now() + WindowWait::AFTER) }
 }
 
 /// The headers that HTTP/2 forbids are removed (RFC 9113, 8.2.2), and those that every answer has are added.

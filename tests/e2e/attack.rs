@@ -30,6 +30,10 @@ use crate::restarts::variable;
 /// What the memory must fall below again, and how soon.
 const BACK: f64 = 40.0;
 const BACK_WITHIN: Duration = Duration::from_secs(60);
+/// Requests of the client that are answered meanwhile.
+const FEWEST: usize = 20;
+/// How long an attack goes on when all its connections are open.
+const HELD: Duration = Duration::from_secs(8);
 /// Connections that are opened at once.
 const OPENERS: usize = 16;
 const HALF_HEAD: &[u8] = b"GET / HTTP/1.1\r\nhost: hop\r\nx: yyyyyyyyyyyy";
@@ -281,7 +285,7 @@ impl Attack {
             (memory, kernel, tcp)
         });
         let held = timeout(Duration::from_secs(90), (self.start)(target.clone())).await;
-        tokio::time::sleep(Duration::from_secs(3)).await;
+        tokio::time::sleep(HELD).await;
         let is_alive = resident(hop.pid()).is_some();
         drop(held);
         stop.store(true, Ordering::Relaxed);
@@ -313,7 +317,11 @@ impl Attack {
         let count = failed.len();
         failed.sort();
         failed.dedup();
-        claims.holds(text, is_alive && count == 0 && after < BACK, format!("alive {is_alive}, {count} failed: {failed:?}"));
+        claims.holds(
+            text,
+            is_alive && count == 0 && seen.took.len() >= FEWEST && after < BACK,
+            format!("alive {is_alive}, {count} failed: {failed:?}"),
+        );
         if let Ok(directory) = std::env::var("ATTACK_CGROUP") {
             for file in ["memory.max_usage_in_bytes", "memory.peak"] {
                 let _ = std::fs::write(format!("{directory}/{file}"), "0");

@@ -18,6 +18,7 @@ mod envoy;
 mod healthy;
 mod load;
 mod mesh;
+mod names;
 mod overload;
 mod prometheus;
 mod restarts;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use crate::server::activity::{Connection, ConnectionState, UNKNOWN_BODY};
 
@@ -79,10 +80,13 @@ impl Drop for BodyWait {
 pub(crate) struct WindowWait(Arc<Connection>);
 
 impl WindowWait {
+    /// How long it has waited by then: most answers never do for as long.
+    pub(crate) const AFTER: Duration = Duration::from_secs(1);
+
     pub(crate) fn new(connection: &Arc<Connection>) -> Self {
         let mut activity = connection.activity();
         activity.windows += 1;
-        activity.slow_since.get_or_insert_with(|| connection.connections.clock.now());
+        activity.slow_since.get_or_insert_with(|| connection.connections.clock.now() - Self::AFTER);
         Self(connection.clone())
     }
 }
