@@ -11,6 +11,8 @@
 #   page         the demo's page in a real Chromium, as a person uses it               scripts/e2e-page.sh
 #   envoy        the chain behind a gateway and sidecars: tracers, lanes, restarts     tests/e2e/envoy.rs
 #   healthy      a thousand runs of check against healthy chains raise no alarm        tests/e2e/healthy.rs
+#   names        a next hop's name changes: scale-out, rollout, move. Needs root and       tests/e2e/names.rs
+#                seven minutes, so it is run only when it is named
 #   reliability  no request and no span lost over restarts; excess is shed             tests/e2e/restarts.rs, overload.rs
 #
 #   --install    get what is missing: environments, jars and Go tools under target/, system packages by apt.
@@ -34,6 +36,7 @@ needs() {
     collector) echo otelcol ;;
     prometheus) echo prometheus promtool ;;
     page) echo node npm chromium page_packages ;;
+    names) echo unshare ;;
     envoy | healthy | reliability) echo python3 openssl envoy ;;
     *) return 1 ;;
   esac

@@ -87,7 +87,7 @@ impl Capacity {
         let request = REQUEST + calls * CALL;
         let by_descriptors = (free_descriptors / 2).checked_div(calls).unwrap_or(u64::MAX);
         // A quarter of the connections is in no request then: one of them can be closed for a new one, whose request gets an answer.
-        let by_connections = (free - held) * 3 / (4 * CONNECTION + 3 * request);
+        let by_connections = (free - held).saturating_mul(3) / (4 * CONNECTION + 3 * request);
         let concurrency = concurrency.map_or_else(
             || (free / 4 / request).min(by_descriptors).min(by_connections).clamp(FEWEST, MAX_CONCURRENCY),
             |concurrency| concurrency as u64,

@@ -215,3 +215,14 @@ async fn one_that_closes_its_side_and_takes_too_long_or_is_gone_is_counted_and_l
     }
     assert_eq!(hop.metrics().await.sum(COUNT, &[("http_response_status_code", "499")]), 2.0);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_refused_is_not_delayed_as_work_is_and_urls_are_shown_without_queries() {
+    let hop = Hop::start(&["--latency", "1h"], &[]);
+    for path in ["/", "/hello", "/hello/service"] {
+        hop.request("DELETE", path, &[]).await.assert_problem(405);
+    }
+    let urls = [("referer", "https://a/b?token=secret"), ("x-envoy-original-path", "/c?code=secret")];
+    let shown = hop.get("/headers", &urls).await.text();
+    assert!(shown.contains("\"https://a/b\"") && shown.contains("\"/c\"") && !shown.contains("secret"), "{shown}");
+}
