@@ -22,16 +22,33 @@ impl AnswerBegun {
     }
 }
 
+/// Reads in a row after which other tasks have a turn. hyper skips interim answers in one poll for as long as there are any, and a next
+/// hop that sends them without end would hold a worker of the runtime.
+const TURN: u8 = 4;
+
 /// A stream that sets [`AnswerBegun`].
 pub(super) struct TrackedStream<S> {
-    pub(super) stream: S,
-    pub(super) begun: AnswerBegun,
+    stream: S,
+    begun: AnswerBegun,
+    reads: u8,
+}
+
+impl<S> TrackedStream<S> {
+    pub(super) fn new(stream: S, begun: AnswerBegun) -> Self {
+        Self { stream, begun, reads: 0 }
+    }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for TrackedStream<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
+        let reads = std::mem::take(&mut self.reads);
+        if reads == TURN {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
+        self.reads = reads + 1;
         if buffer.filled().len() > before {
             self.begun.0.store(true, Ordering::Release);
         }

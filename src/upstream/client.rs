@@ -272,7 +272,7 @@ impl Pool {
         self.multiplexed.set_used(false);
         let stream = TokioIo::new(stream);
         let answer_begun = AnswerBegun::default();
-        let stream = TokioIo::new(TrackedStream { stream, begun: answer_begun.clone() });
+        let stream = TokioIo::new(TrackedStream::new(stream, answer_begun.clone()));
         let mut http1 = Builder::new();
         http1.max_buf_size(MAX_BUFFER);
         let (sender, connection) = http1.handshake(stream).await.map_err(|error| CallError::Connect(error.into()))?;
