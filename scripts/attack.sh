@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Attacks the release binary in a memory cgroup of its own, as a container of the manifests has it: 26 kinds over HTTP/1, HTTP/2 and TLS, from
+# Attacks the release binary in a memory cgroup of its own, as a container of the manifests has it: 32 kinds over HTTP/1, HTTP/2 and TLS, from
 # next hops and from collectors, each beside a client that behaves (tests/e2e/attack.rs). Everything stays on loopback. Needs root for the cgroup.
 #
 #   scripts/attack.sh [--memory MIB] [--files N] [--share SHARE] [--only NAME]

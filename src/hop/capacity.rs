@@ -20,7 +20,9 @@ const MAX_SCRAPES: usize = 2 << 20;
 /// Time series, and scrapes.
 const METRICS: u64 = MIB + MAX_SCRAPES as u64;
 /// A connection of a caller: its task, TLS, hyper's buffers with heads in them and an answer that nobody reads, as measured.
-const CONNECTION: u64 = 112 * KIB;
+const CONNECTION: u64 = 112 * KIB + SOCKET;
+/// What the kernel holds for it, as measured: received and not read, and written and not taken. A cgroup of version 2 counts it.
+const SOCKET: u64 = 160 * KIB;
 /// A request in flight, beside its connection: its exchange, its task, the part of its answer that is not in the budget.
 const REQUEST: u64 = 16 * KIB;
 /// A call: its connection with hyper's buffers, a whole head in them, and the part of its answer that is not in the budget.
@@ -125,14 +127,14 @@ mod tests {
                 let capacity = of(Some(mib * MIB), 1 << 20, calls);
                 assert!(capacity.worst_case(calls) <= mib * MIB, "{mib} MiB, {calls} calls: {capacity:?}");
                 assert!(
-                    capacity.max_connections >= 64 && capacity.max_concurrency >= 16,
+                    capacity.max_connections >= 16 && capacity.max_concurrency >= 16,
                     "{mib} MiB, {calls} calls: {capacity:?}"
                 );
             }
         }
         // What a hop of the manifests has.
         let capacity = of(Some(128 * MIB), 1 << 20, 1);
-        assert!(capacity.max_connections >= 350 && capacity.max_concurrency >= 256, "{capacity:?}");
+        assert!(capacity.max_connections >= 200 && capacity.max_concurrency >= 128, "{capacity:?}");
     }
 
     #[test]
