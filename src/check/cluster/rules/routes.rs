@@ -175,9 +175,14 @@ fn of_rule(path: &Path<'_>, hop: &Hop<'_>, choice: &Choice<'_>) -> Vec<Mistake> 
         if at(rule, &format!("/fault/{kind}")).is_object() {
             let value = at(rule, shown);
             let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-            let share = at(rule, &format!("/fault/{kind}/percentage/value")).as_f64();
+            let share = at(rule, &format!("/fault/{kind}/percentage/value")).as_f64().filter(|share| *share < 100.0);
+            let what = match (kind, share) {
+                ("abort", Some(_)) => "are answered with",
+                ("abort", None) => "is answered with",
+                (_, Some(_)) => "wait",
+                (_, None) => "waits",
+            };
             let share = share.map_or_else(|| "every request".to_owned(), |share| format!("{share} % of the requests"));
-            let what = if kind == "abort" { "is answered with" } else { "waits" };
             let mistake = Mistake::new(
                 object,
                 choice.field(&format!("fault.{kind}")),
