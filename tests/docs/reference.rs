@@ -1,5 +1,6 @@
 //! `docs/reference/options.md` and `environment.md` are written from `--help`.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::process::Command;
 
@@ -117,6 +118,21 @@ fn the_reference_has_every_metric_of_a_hop() {
     assert!(names.len() > 10, "{metrics}");
     let missing: Vec<_> = names.into_iter().filter(|name| !page.contains(&format!("`{name}"))).collect();
     assert!(missing.is_empty(), "docs/reference/metrics.md has no row for {missing:?}");
+}
+
+#[test]
+fn the_reference_has_every_field_of_a_reply() {
+    let page = fs::read_to_string(root().join("docs/reference/reply.md")).unwrap();
+    let mut shell = Shell::new(48);
+    shell.beside("httpserver demo");
+    let reply = shell.run("curl -s -H 'accept: application/json' http://127.0.0.1:8080/service1");
+    // A name is what stands between quotes in front of a colon. Headers are not fields, and have a page of their own.
+    let parts: Vec<_> = reply.split('"').collect();
+    let names = parts.windows(2).filter(|pair| pair[1].starts_with(':')).map(|pair| pair[0]);
+    let fields: Vec<_> = names.filter(|name| !name.starts_with("x-") && *name != "traceparent").collect();
+    assert!(fields.len() > 20 && fields.contains(&"upstreams"), "{reply}");
+    let missing: BTreeSet<_> = fields.into_iter().filter(|name| !page.contains(&format!("\"{name}\""))).collect();
+    assert!(missing.is_empty(), "docs/reference/reply.md does not have {missing:?}");
 }
 
 #[test]
