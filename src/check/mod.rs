@@ -149,7 +149,10 @@ impl Ending {
     /// them, and then neither its timers nor its signals are noticed.
     fn listen(deadline: Duration) -> std::io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let mut signals = runtime.block_on(async { Signals::listen() })?;
+        let mut signals = {
+            let _entered = runtime.enter();
+            Signals::listen()?
+        };
         let ((stopper, stop), (leaver, left)) = (signal::channel(false), signal::channel(false));
         let is_over = Arc::new(AtomicBool::new(false));
         let over = is_over.clone();
