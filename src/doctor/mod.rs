@@ -30,7 +30,7 @@ use system::System;
 
 /// Options of `httpserver doctor`.
 #[derive(Debug, Clone, clap::Args)]
-#[group(id = "source", required = true, multiple = true, args = ["traces", "file"])]
+#[command(group = clap::ArgGroup::new("source").args(["traces", "file"]).required(true).multiple(true))]
 pub struct DoctorArgs {
     /// Read the traces from this Jaeger query API or Zipkin v2 API
     #[arg(long, value_name = "URL", value_parser = crate::check::chain::expect::url)]

@@ -406,9 +406,9 @@ fn tls_attacks() -> Vec<Attack> {
 }
 
 /// A server that does this with each connection.
-async fn server<F: Future<Output = ()> + Send>(act: impl Fn(TcpStream) -> F + Send + Sync + Clone + 'static) -> SocketAddr
+async fn server<F>(act: impl Fn(TcpStream) -> F + Send + Sync + Clone + 'static) -> SocketAddr
 where
-    F: 'static,
+    F: Future<Output = ()> + Send + 'static,
 {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();

@@ -178,6 +178,7 @@ fn a_score_below_the_limit_fails_the_run() {
 fn what_cannot_be_read_is_named_with_what_is_accepted() {
     for (flags, code, parts) in [
         (vec!["doctor"], 2, vec!["--traces <URL>", "--file <FILE>"]),
+        (vec!["doctor", "--limit", "5"], 2, vec!["--traces <URL>", "--file <FILE>"]),
         (vec!["doctor", "--file", "/no/such/file"], 2, vec!["--file /no/such/file: No such file"]),
         (vec!["doctor", "--file", "/dev/null"], 2, vec!["no format that is known", "accepted: Zipkin v2 JSON"]),
         (vec!["doctor", "--traces", "http://127.0.0.1:9"], 1, vec!["No trace backend at http://127.0.0.1:9"]),

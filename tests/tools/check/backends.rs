@@ -87,11 +87,11 @@ fn a_slow_backend_has_the_time_of_traces_wait() {
 fn credentials_are_sent_and_never_shown() {
     let demo = Demo::start();
     let store = demo.store.trim_start_matches("http://").to_owned();
-    let asked: Arc<Mutex<Vec<(Option<String>, Option<String>)>>> = Arc::default();
+    let asked = Arc::new(Mutex::new(Vec::<[Option<String>; 2]>::new()));
     let kept = asked.clone();
     let guarded = fake(move |request| {
         let header = |name: &str| request.header(name).map(str::to_owned);
-        kept.lock().unwrap().push((header("authorization"), header("x-scope-orgid")));
+        kept.lock().unwrap().push([header("authorization"), header("x-scope-orgid")]);
         let is_known = matches!(request.header("authorization"), Some("Bearer s3cret" | "Basic bWU6czNjcmV0"));
         match (is_known, request.path.starts_with("/api/v2")) {
             (false, _) => (401, vec![], "who are you?".into()),
@@ -115,7 +115,7 @@ fn credentials_are_sent_and_never_shown() {
             assert!(ran.code == Some(code) && !format!("{ran:?}").contains("s3cret"), "{ran:?}");
         }
     }
-    assert!(asked.lock().unwrap().contains(&(Some("Bearer s3cret".into()), Some("s3cret".into()))));
+    assert!(asked.lock().unwrap().contains(&[Some("Bearer s3cret".into()), Some("s3cret".into())]));
     for command in [&["check", &demo.url][..], &["doctor"]] {
         let wrong = ["--traces", "http://127.0.0.1:9", "--traces-header", "Authorization Bearer s3cret"];
         let ran = crate::common::run(&[command, &wrong].concat(), &[]);
@@ -179,9 +179,12 @@ fn tempo_and_grafana_get_a_sentence_about_the_url_that_is_wanted() {
     }
 }
 
+/// The values that a proxy makes of one.
+type Damage = fn(String) -> Vec<String>;
+
 #[test]
 fn what_a_proxy_does_to_a_header_has_its_own_name() {
-    let cases: [(&str, &str, &str, fn(String) -> Vec<String>); 5] = [
+    let cases: [(&str, &str, &str, Damage); 5] = [
         ("traceparent", "propagation.w3c", "several, and receivers disagree", |value| {
             vec![value, "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into()]
         }),

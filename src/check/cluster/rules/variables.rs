@@ -1,4 +1,4 @@
-//! Variables of the hops' own Deployments, which the project's README lists.
+//! Variables of the hops' own Deployments, which docs/reference/environment.md lists.
 
 use crate::check::cluster::mistake::Mistake;
 use crate::check::cluster::mistake::Symptom::{self, Answer, Headers, Overload, Retries, Sampling, Slow, Spans, Split};
