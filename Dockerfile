@@ -5,6 +5,7 @@ FROM rust:1.95-slim-bookworm AS build
 RUN command -v make || { apt-get update && apt-get install -y --no-install-recommends make; }
 WORKDIR /src
 COPY Cargo.toml Cargo.lock ./
+COPY proto proto
 COPY src src
 ARG REVISION=unknown
 # The target is named although it is the host's own: without a name the flags would also hit build scripts and macros, which cannot

@@ -2,6 +2,8 @@
 //! are those of `deny.toml`; `cargo deny` itself takes longer to install than everything else that is checked, and knows advisories, too.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::Value;
@@ -116,5 +118,45 @@ fn rules_and_expressions_are_read_as_they_are_written() {
     }
     for unmet in ["N", "X AND N", "Y", "N OR M", "(X OR Y WITH z) AND N", "X WITH z"] {
         assert!(!is_met(unmet, &allowed), "{unmet}");
+    }
+}
+
+/// The files that a source of `src/` includes, but for those of its tests, as paths from the top.
+fn included(source: &Path) -> Vec<PathBuf> {
+    let text = fs::read_to_string(source).unwrap();
+    let text = text.split("#[cfg(test)]").next().unwrap();
+    text.split("include")
+        .skip(1)
+        .filter_map(|rest| rest.strip_prefix("_str!(\"").or(rest.strip_prefix("_bytes!(\"")).or(rest.strip_prefix("!(\"")))
+        .filter_map(|rest| rest.split('"').next())
+        .map(|name| source.parent().unwrap().join(name).canonicalize().unwrap())
+        .collect()
+}
+
+fn sources(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let of = |path: PathBuf| match path.is_dir() {
+        true => sources(&path),
+        false => vec![path],
+    };
+    entries.flat_map(of).filter(|path| path.extension().is_some_and(|extension| extension == "rs")).collect()
+}
+
+#[test]
+fn the_image_is_built_from_all_that_the_sources_include() {
+    let top = Path::new(env!("CARGO_MANIFEST_DIR")).canonicalize().unwrap();
+    let read = |name: &str| fs::read_to_string(top.join(name)).unwrap();
+    let (dockerfile, sent) = (read("Dockerfile"), read(".dockerignore"));
+    let mut folders = BTreeSet::new();
+    for source in sources(&top.join("src")) {
+        for file in included(&source) {
+            folders
+                .insert(file.strip_prefix(&top).unwrap().components().next().unwrap().as_os_str().to_str().unwrap().to_owned());
+        }
+    }
+    assert!(folders.contains("proto"), "{folders:?}");
+    for folder in folders {
+        assert!(dockerfile.contains(&format!("\nCOPY {folder} {folder}\n")), "Dockerfile copies no {folder}");
+        assert!(sent.lines().any(|line| line == format!("!{folder}")), ".dockerignore leaves {folder} out");
     }
 }
