@@ -321,7 +321,12 @@ mod tests {
         }
         let peer = (peer.parse::<IpAddr>().unwrap(), 1).into();
         request
-            .extension(ConnectionInfo { peer, is_tls: false, without_client_certificate: false, connection: None })
+            .extension(ConnectionInfo {
+                peer,
+                is_tls: false,
+                certificate: crate::server::ClientCertificate::default(),
+                connection: None,
+            })
             .body(())
             .unwrap()
             .into_parts()

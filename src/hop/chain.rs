@@ -200,8 +200,8 @@ fn reply<'a>(node: &'a Node, exchange: &'a Exchange, calls: &'a [CheckedCall<'a>
         received: RedactedHeaders::received(&exchange.carried),
         client: Client {
             ip: Text::Address(exchange.client),
-            identity: exchange.identity.as_deref().map(Text::Borrowed),
-            identity_source: exchange.identity.as_ref().map(|_| Text::Borrowed("xfcc")),
+            identity: exchange.identity.as_ref().map(|(_, name)| Text::Borrowed(name)),
+            identity_source: exchange.identity.as_ref().map(|(source, _)| Text::Borrowed(source)),
         },
         protocol: Some(Text::Borrowed(exchange.protocol())),
         request_bytes: exchange.request_bytes(),

@@ -28,7 +28,7 @@ use crate::hop::target;
 use crate::net::addresses::canonical;
 use crate::net::hosts::host_and_port;
 use crate::rpc;
-use crate::server::{ConnectionInfo, Cut, answer};
+use crate::server::{ClientCertificate, ConnectionInfo, Cut, answer};
 use crate::system::held::Held;
 use crate::telemetry::ids;
 use crate::telemetry::log_queue::AccessEntry;
@@ -58,8 +58,8 @@ pub(crate) struct Exchange {
     path: Option<PathAndQuery>,
     /// As reported: `X-Real-IP`, else the first of `X-Forwarded-For`, else of `Forwarded`, else the peer.
     pub(crate) client: IpAddr,
-    /// The caller's URI from `x-forwarded-client-cert`, as reported.
-    pub(crate) identity: Option<String>,
+    /// Who names the caller, and the name: the certificate that it presented here, else `x-forwarded-client-cert`, as reported.
+    pub(crate) identity: Option<(&'static str, Arc<str>)>,
     /// `x-envoy-attempt-count`, or 1.
     pub(crate) attempt: u32,
     /// How many hops the request has passed.
@@ -113,7 +113,7 @@ impl Exchange {
         let unknown = ConnectionInfo {
             peer: (Ipv4Addr::UNSPECIFIED, 0).into(),
             is_tls: false,
-            without_client_certificate: true,
+            certificate: ClientCertificate { is_missing: true, identity: None },
             connection: None,
         };
         let connection = request.extensions_mut().remove().unwrap_or(unknown);
@@ -143,6 +143,8 @@ impl Exchange {
         };
         let request_id = head.carried.request_id().cloned().unwrap_or_else(ids::request_id);
         let is_grpc = head.is_grpc && request.version() == Version::HTTP_2;
+        let presented = connection.certificate.identity.clone().map(|name| ("tls", name));
+        let identity = presented.or_else(|| Some(("xfcc", head.identity?.into())));
         let is_https = head.is_https.unwrap_or(connection.is_tls);
         node.metrics.active_requests(known_method(request.method()), scheme(is_https)).inc();
         Arc::new(Self {
@@ -156,7 +158,7 @@ impl Exchange {
             client: canonical(head.real_ip.or(head.forwarded_for).or(head.forwarded).unwrap_or(connection.peer.ip())),
             is_https,
             connection,
-            identity: head.identity,
+            identity,
             attempt: head.attempt.unwrap_or(1),
             hops: head.hops.unwrap_or(0),
             call_budget: head.call_budget.map_or(node.max_calls, |budget| budget.min(node.max_calls)),
@@ -205,7 +207,7 @@ impl Exchange {
     ///
     /// Client certificates are required (`--tls-client-ca`) and the peer presented none.
     pub(crate) fn require_certificate(&self) -> Result<(), Error> {
-        if self.connection.without_client_certificate { Err(Error::CertificateRequired) } else { Ok(()) }
+        if self.connection.certificate.is_missing { Err(Error::CertificateRequired) } else { Ok(()) }
     }
 
     /// Records the route that the router matched; `None` when it matched none.

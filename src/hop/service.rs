@@ -110,8 +110,8 @@ mod tests {
     use crate::hop::config::HopConfig;
     use crate::hop::layers::EndpointKind;
     use crate::hop::routes;
-    use crate::server::ConnectionInfo;
     use crate::server::answer::TrackedBody;
+    use crate::server::{ClientCertificate, ConnectionInfo};
     use crate::system::held::HeldKind;
     use bytes::Buf as _;
 
@@ -127,7 +127,7 @@ mod tests {
         let connection = ConnectionInfo {
             peer: (Ipv4Addr::LOCALHOST, 1).into(),
             is_tls: false,
-            without_client_certificate: false,
+            certificate: ClientCertificate::default(),
             connection: None,
         };
         request.extension(connection).body(body).unwrap()

@@ -23,8 +23,8 @@ use crate::server::activity::{Connection, ConnectionState};
 use crate::server::answer::TrackedBody;
 use crate::server::frames::PREFACE;
 use crate::server::io::TrackedIo;
-use crate::server::service::{ConnectionInfo, HttpService, OnRefused, RequestBody};
-use crate::server::tls::AcceptorState;
+use crate::server::service::{ClientCertificate, ConnectionInfo, HttpService, OnRefused, RequestBody};
+use crate::server::tls::{AcceptorState, identity};
 use crate::text::causes;
 
 /// The largest request head that hyper accepts. A service whose own limit is below it answers in its own form; beyond it
@@ -80,11 +80,11 @@ impl<S: HttpService> Protocols<S> {
             let length = first.len().min(PREFACE.len());
             if first[..length] != PREFACE[..length] {
                 socket.prefix = first.freeze();
-                return self.http1(socket, false).await;
+                return self.http1(socket, ClientCertificate::default()).await;
             }
             if length == PREFACE.len() {
                 socket.prefix = first.freeze();
-                return Box::pin(self.http2(socket.reads_http2(), false)).await;
+                return Box::pin(self.http2(socket.reads_http2(), ClientCertificate::default())).await;
             }
         }
     }
@@ -94,29 +94,37 @@ impl<S: HttpService> Protocols<S> {
         let accepted = TlsAcceptor::from(tls.config.clone()).accept(socket).await;
         let stream = accepted.map_err(|error| format!("TLS: {}", causes(&error)))?;
         let session = stream.get_ref().1;
-        let without_certificate = tls.asks_for_certificate && session.peer_certificates().is_none();
+        let presented = session.peer_certificates().and_then(|chain| chain.first());
+        let certificate = ClientCertificate {
+            is_missing: tls.asks_for_certificate && presented.is_none(),
+            identity: presented.and_then(identity),
+        };
         let is_http2 = session.alpn_protocol() == Some(b"h2");
         let io = TrackedIo::decrypted(stream, self.connection.clone());
-        if is_http2 { self.http2(io.reads_http2(), without_certificate).await } else { self.http1(io, without_certificate).await }
+        if is_http2 { self.http2(io.reads_http2(), certificate).await } else { self.http1(io, certificate).await }
     }
 
     /// A request with what the service may know of its connection.
     pub(crate) fn with_connection_info(
         &self,
         mut request: Request<RequestBody>,
-        without_client_certificate: bool,
+        certificate: &ClientCertificate,
     ) -> Request<RequestBody> {
         let connection = Some(self.connection.clone());
         request.extensions_mut().insert(ConnectionInfo {
             peer: self.peer,
             is_tls: self.is_tls,
-            without_client_certificate,
+            certificate: certificate.clone(),
             connection,
         });
         request
     }
 
-    async fn http1(&self, io: TrackedIo<impl AsyncRead + AsyncWrite + Unpin>, without_certificate: bool) -> Result<(), String> {
+    async fn http1(
+        &self,
+        io: TrackedIo<impl AsyncRead + AsyncWrite + Unpin>,
+        certificate: ClientCertificate,
+    ) -> Result<(), String> {
         let service = service_fn(|request: Request<Incoming>| {
             // hyper ignores and removes a length beside it, and another server may have used that length: what follows on
             // this connection is not read as a request (RFC 9112, 6.1).
@@ -124,7 +132,7 @@ impl<S: HttpService> Protocols<S> {
             let active = ActiveRequest::new(&self.connection, request.body().size_hint().exact());
             let wait = (!request.body().is_end_stream()).then(|| BodyWait::new(&self.connection));
             let body = |body| RequestBody::http1(body, wait.clone());
-            let request = self.with_connection_info(request.map(body), without_certificate);
+            let request = self.with_connection_info(request.map(body), &certificate);
             // Futures that `map_ok` wraps are polled in place; an `async` block would move the whole call once more.
             self.service.call(request).map_ok(move |mut response| {
                 if let Some(wait) = wait {

@@ -26,7 +26,7 @@ use crate::server::activity::{Connection, Cut};
 use crate::server::answer::{Account, AnswerBody, COUNTED_AT_ONCE, Chunk, Guard};
 use crate::server::clock::RunningClock;
 use crate::server::connection::{MAX_HEAD, Protocols};
-use crate::server::service::{HttpService, RequestBody};
+use crate::server::service::{ClientCertificate, HttpService, RequestBody};
 use crate::text::causes;
 
 /// How many requests one connection may have in flight.
@@ -46,7 +46,11 @@ const CONNECTION_WINDOW: u32 = 512 << 10;
 type Sender = SendStream<Chunk<Arc<Unsent>>>;
 
 impl<S: HttpService> Protocols<S> {
-    pub(crate) async fn http2(&self, io: impl AsyncRead + AsyncWrite + Unpin, without_certificate: bool) -> Result<(), String> {
+    pub(crate) async fn http2(
+        &self,
+        io: impl AsyncRead + AsyncWrite + Unpin,
+        certificate: ClientCertificate,
+    ) -> Result<(), String> {
         self.connection.set_multiplexed();
         let mut builder = h2::server::Builder::new();
         builder
@@ -87,7 +91,7 @@ impl<S: HttpService> Protocols<S> {
             let body_wait = (!request.body().is_end_stream()).then(|| BodyWait::new(&self.connection));
             let body = |stream| RequestBody::http2(stream, body_wait.clone());
             let stream = Stream {
-                request: self.with_connection_info(request.map(body), without_certificate),
+                request: self.with_connection_info(request.map(body), &certificate),
                 body_wait,
                 respond,
                 service: self.service.clone(),

@@ -27,4 +27,4 @@ pub mod tls;
 
 pub(crate) use activity::Cut;
 pub(crate) use listener::{ServerConfig, serve};
-pub(crate) use service::ConnectionInfo;
+pub(crate) use service::{ClientCertificate, ConnectionInfo};

@@ -27,10 +27,19 @@ pub(crate) struct ConnectionInfo {
     pub(crate) peer: SocketAddr,
     /// The server speaks TLS here.
     pub(crate) is_tls: bool,
-    /// Client certificates are asked for (`--tls-client-ca`) and the peer presented none.
-    pub(crate) without_client_certificate: bool,
+    /// The peer's certificate.
+    pub(crate) certificate: ClientCertificate,
     /// `None`: a request that came over no connection.
     pub(crate) connection: Option<Arc<Connection>>,
+}
+
+/// The certificate of a client.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct ClientCertificate {
+    /// Certificates are asked for (`--tls-client-ca`) and the peer presented none.
+    pub(crate) is_missing: bool,
+    /// Who the certificate names; `None` without one.
+    pub(crate) identity: Option<Arc<str>>,
 }
 
 impl ConnectionInfo {

@@ -65,7 +65,7 @@ impl TestServer {
                 "/peer",
                 get(|request: Request| async move {
                     let info = request.extensions().get::<ConnectionInfo>().expect("an extension of every request");
-                    format!("{} {}", info.peer.ip(), info.without_client_certificate)
+                    format!("{} {}", info.peer.ip(), info.certificate.is_missing)
                 }),
             );
         let (stop, stopped) = oneshot::channel();

@@ -6,9 +6,11 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use rustls::client::ResolvesClientCert;
+use rustls::pki_types::CertificateDer;
 use rustls::server::WebPkiClientVerifier;
 use rustls::sign::CertifiedKey;
 use rustls::{ServerConfig, SignatureScheme};
+use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 
 use crate::net::tls::{certified_key, invalid_file, provider, read_file, roots};
 
@@ -135,7 +137,7 @@ impl PemFiles {
                 const FLAG: &str = "--tls-client-ca (TLS_CLIENT_CA)";
                 let roots = Arc::new(roots(FLAG, path, pem)?);
                 // A peer without a certificate is let in, because a kubelet that probes has none; the service answers it by
-                // `ConnectionInfo::without_client_certificate`. A certificate that is presented must be valid.
+                // `ClientCertificate::is_missing`. A certificate that is presented must be valid.
                 let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider).allow_unauthenticated().build();
                 builder.with_client_cert_verifier(verifier.map_err(|error| invalid_file(FLAG, path, &error))?)
             }
@@ -145,6 +147,20 @@ impl PemFiles {
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         Ok(AcceptorState { config: Arc::new(config), asks_for_certificate: options.client_ca.is_some(), pair })
     }
+}
+
+/// Who a certificate names: its SPIFFE URI, else another URI, else its subject.
+pub(crate) fn identity(certificate: &CertificateDer<'_>) -> Option<Arc<str>> {
+    const MAX: usize = 1024;
+    let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
+    let names = certificate.subject_alternative_name().ok().flatten().map(|names| &names.value.general_names[..]);
+    let uris = || {
+        let uri = |name: &GeneralName<'_>| if let GeneralName::URI(uri) = name { Some((*uri).to_owned()) } else { None };
+        names.unwrap_or_default().iter().filter_map(uri)
+    };
+    let uri = uris().find(|uri| uri.starts_with("spiffe://")).or_else(|| uris().next());
+    let name = uri.unwrap_or_else(|| certificate.subject().to_string());
+    Some(name).filter(|name| !name.is_empty() && name.len() <= MAX).map(Arc::from)
 }
 
 /// Presents the same certificate, always the current one, to a next hop that asks for one.

@@ -258,12 +258,39 @@ async fn hops_call_each_other_over_mutual_tls() {
     assert_eq!(reply["upstreams"][0]["reply"]["service"], "service2", "{reply:#}");
     assert_eq!(reply["upstreams"][0]["protocol"], "http/2", "by ALPN: {reply:#}");
 
+    // The certificate names the caller, whatever a header says: the subject, because it has no URI.
+    let client_of = &reply["upstreams"][0]["reply"]["client"];
+    assert_eq!(client_of["identity_source"], "tls", "{reply:#}");
+    assert!(client_of["identity"].as_str().is_some_and(|name| name.starts_with("CN=")), "{reply:#}");
+    assert_eq!(reply["client"]["identity_source"], serde_json::Value::Null, "the client has no certificate");
+
     let (status, reply) = front(&["--upstream-ca", &ca]).json("/service1", &[]).await;
     assert_eq!((status, &reply["upstreams"][0]["status"]), (502, &403.into()), "no certificate: {reply:#}");
     let (status, reply) = front(&[]).json("/service1", &[]).await;
     assert_eq!(status, 502);
     let error = reply["upstreams"][0]["error"].as_str().unwrap();
     assert!(error.contains("certificate"), "a signer that is not trusted: {error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_uri_of_a_certificate_names_the_caller_and_a_header_does_not() {
+    let files = Files::new("identity");
+    let callers = authority("callers");
+    let ca = files.write("callers.crt", &callers.pem());
+    let secure = Secure::start("identity", &["--tls-client-ca", &ca]);
+    let uri = |uri: &str| rcgen::SanType::URI(uri.try_into().unwrap());
+    let mut params = rcgen::CertificateParams::new(vec!["caller.example".to_owned()]).unwrap();
+    params.subject_alt_names.extend([uri("https://other.example/"), uri("spiffe://mesh/ns/a/sa/caller")]);
+    let key = rcgen::KeyPair::generate().unwrap();
+    let own = (params.signed_by(&key, &callers).unwrap().pem(), key.serialize_pem());
+    let mut stream = secure.connect(&[b"http/1.1"], Some(&own)).await.unwrap();
+    let request = "GET /service1?format=json HTTP/1.1\r\nhost: hop\r\nconnection: close\r\n\
+                   x-forwarded-client-cert: By=spiffe://a;URI=spiffe://made/up\r\n\r\n";
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    let client = r#""identity":"spiffe://mesh/ns/a/sa/caller","identity_source":"tls""#;
+    assert!(answer.contains(client), "{answer}");
 }
 
 fn trusting(authority: &Authority) -> rustls::ClientConfig {
