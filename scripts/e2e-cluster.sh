@@ -617,8 +617,8 @@ components() {
   if kubectl get crd podmonitors.monitoring.coreos.com >/dev/null 2>&1; then
     kubectl apply -k "$work/overlay" >/dev/null
   else
-    not_run+=("PodMonitor: the Prometheus operator's CRD is not in this cluster")
-    kubectl kustomize "$work/overlay" | awk 'BEGIN {RS = ORS = "\n---\n"} !/kind: PodMonitor/' | kubectl apply -f - >/dev/null
+    not_run+=("PodMonitor, PrometheusRule: the Prometheus operator's CRD is not in this cluster")
+    kubectl kustomize "$work/overlay" | awk 'BEGIN {RS = ORS = "\n---\n"} !/kind: (PodMonitor|PrometheusRule)/' | kubectl apply -f - >/dev/null
   fi
   settled
   claim "monitoring: the agent serves the app's metrics, STRICT mTLS or not" merged_metrics
