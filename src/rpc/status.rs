@@ -15,6 +15,18 @@ const ERROR_TYPE: &str = "type.googleapis.com/google.rpc.ErrorInfo";
 /// The reason of an [`ErrorInfo`]: the chain calls itself, 508.
 const LOOP: &str = "LOOP_DETECTED";
 
+/// The code for an answer that is none of gRPC (gRPC, "HTTP to gRPC Status Code Mapping").
+pub(crate) fn code_of_answer(status: StatusCode) -> Code {
+    match status.as_u16() {
+        400 => Code::Internal,
+        401 => Code::Unauthenticated,
+        403 => Code::PermissionDenied,
+        404 => Code::Unimplemented,
+        429 | 502..=504 => Code::Unavailable,
+        _ => Code::Unknown,
+    }
+}
+
 /// `google.rpc.Status`.
 #[derive(Clone, PartialEq, prost::Message)]
 struct RpcStatus {

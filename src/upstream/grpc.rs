@@ -59,14 +59,7 @@ pub(super) fn code_of(failure: &CallError) -> Code {
         CallError::Rpc(code, _) => *code,
         CallError::Connect(_) | CallError::Broken(_) => Code::Unavailable,
         CallError::TooLarge | CallError::Exhausted(_) => Code::ResourceExhausted,
-        CallError::Status(status) => match status.as_u16() {
-            400 => Code::Internal,
-            401 => Code::Unauthenticated,
-            403 => Code::PermissionDenied,
-            404 => Code::Unimplemented,
-            429 | 502..=504 => Code::Unavailable,
-            _ => Code::Unknown,
-        },
+        CallError::Status(status) => rpc::status::code_of_answer(*status),
         CallError::NotGrpc(_) | CallError::Redirect(..) => Code::Unknown,
         CallError::NoBudget(_) => Code::FailedPrecondition,
     }

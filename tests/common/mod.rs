@@ -221,9 +221,14 @@ impl Hop {
 
 /// `service1` to `service<n>`, each calling the next; the front is the first. `flags` and `env` are for all of them.
 pub fn chain(n: usize, flags: &[&str], env: &[(&str, &str)]) -> Vec<Hop> {
+    chain_over("http", n, flags, env)
+}
+
+/// The same, each calling the next by a URL of this scheme.
+pub fn chain_over(scheme: &str, n: usize, flags: &[&str], env: &[(&str, &str)]) -> Vec<Hop> {
     let mut hops: Vec<Hop> = Vec::new();
     for i in (1..=n).rev() {
-        let (name, below) = (format!("service{i}"), hops.last().map(|hop| hop.url("")));
+        let (name, below) = (format!("service{i}"), hops.last().map(|hop| format!("{scheme}://{}", hop.addr)));
         let mut all = vec!["--name", &name];
         if let Some(below) = &below {
             all.extend(["--upstream", below]);

@@ -7,7 +7,7 @@ use serde_json::json;
 use tokio::net::TcpStream;
 use tonic::{Code, Status};
 
-use crate::common::{Hop, Sink, Upstream, answer, eventually};
+use crate::common::{Hop, Sink, Upstream, answer, chain_over, eventually};
 
 #[allow(clippy::all, dead_code, unreachable_pub, rust_2018_idioms, reason = "generated")]
 mod messages {
@@ -105,18 +105,7 @@ async fn call(hop: &Hop, metadata: &[(&str, &str)]) -> Called {
 
 /// `service1` to `service<n>`, each calling the next over gRPC.
 fn grpc_chain(n: usize, flags: &[&str], env: &[(&str, &str)]) -> Vec<Hop> {
-    let mut hops: Vec<Hop> = Vec::new();
-    for i in (1..=n).rev() {
-        let (name, below) = (format!("service{i}"), hops.last().map(|hop| format!("grpc://{}", hop.addr)));
-        let mut all = vec!["--name", &name];
-        if let Some(below) = &below {
-            all.extend(["--upstream", below]);
-        }
-        all.extend(flags);
-        hops.push(Hop::start(&all, env));
-    }
-    hops.reverse();
-    hops
+    chain_over("grpc", n, flags, env)
 }
 
 #[tokio::test]

@@ -199,17 +199,18 @@ fn a_call_long_after_the_answer_is_that_requests_call() {
 }
 
 /// A global that every request writes and every call reads.
+fn leaking(passed_on: fn(&Headers) -> Headers) -> impl Fn(&Headers) -> Option<Headers> + Send + Sync + 'static {
+    let last: Arc<Mutex<Headers>> = Arc::default();
+    move |headers| {
+        *last.lock().unwrap() = passed_on(headers);
+        std::thread::sleep(Duration::from_millis(20));
+        Some(last.lock().unwrap().clone())
+    }
+}
+
 #[test]
 fn a_context_that_leaks_between_requests_is_found() {
-    let last: Arc<Mutex<Headers>> = Arc::default();
-    let (ran, report) = probed(
-        move |headers| {
-            *last.lock().unwrap() = copied(headers);
-            std::thread::sleep(Duration::from_millis(20));
-            Some(last.lock().unwrap().clone())
-        },
-        &[],
-    );
+    let (ran, report) = probed(leaking(copied), &[]);
     assert_eq!((ran.code, failed(&report)), (Some(1), vec!["probe.cross-talk"]), "{report:#}");
     assert!(text_of(&report, "probe.cross-talk").contains("carry the trace of another request"), "{report:#}");
 }
@@ -226,15 +227,7 @@ fn without_a_context_requests_are_known_by_their_nonce() {
     assert!(text.contains("each known by its request, none with a trace of another one"), "{report:#}");
     let agreement = report["checks"].as_array().unwrap().iter().find(|check| check["id"] == "probe.agreement").unwrap();
     assert!(agreement["status"] == "skip" && agreement["text"].as_str().unwrap().contains("no call has a context"), "{report:#}");
-    let last: Arc<Mutex<Headers>> = Arc::default();
-    let (ran, report) = probed(
-        move |headers| {
-            *last.lock().unwrap() = only_id(headers);
-            std::thread::sleep(Duration::from_millis(20));
-            Some(last.lock().unwrap().clone())
-        },
-        &[],
-    );
+    let (ran, report) = probed(leaking(only_id), &[]);
     assert_eq!((ran.code, failed(&report)), (Some(1), vec!["probe.context", "probe.cross-talk"]), "{report:#}");
 }
 

@@ -26,6 +26,7 @@ use super::http::{MAX_ANSWER, advice, shown};
 use super::{ExportError, ExporterError, OtlpOptions, Protocol, Signal};
 use crate::net::grpc::BytesCodec;
 use crate::net::hosts::redacted_url;
+use crate::rpc::status::code_of_answer;
 use crate::text::causes;
 
 /// Where one signal is sent to.
@@ -239,17 +240,9 @@ impl Service<Request<Body>> for Channel {
     }
 }
 
-/// What an answer that is none of gRPC means (gRPC, "HTTP to gRPC Status Code Mapping").
+/// What an answer that is none of gRPC means.
 fn no_grpc(status: StatusCode) -> Status {
-    let code = match status.as_u16() {
-        400 => Code::Internal,
-        401 => Code::Unauthenticated,
-        403 => Code::PermissionDenied,
-        404 => Code::Unimplemented,
-        429 | 502..=504 => Code::Unavailable,
-        _ => Code::Unknown,
-    };
-    Status::new(code, format!("HTTP {status}, which is no answer of gRPC"))
+    Status::new(code_of_answer(status), format!("HTTP {status}, which is no answer of gRPC"))
 }
 
 /// tonic panics at details that are not base64.
