@@ -8,7 +8,7 @@
 #   check       Cargo.toml, Cargo.lock, the chart and the image of the manifests have one version; with --tag it is the tag's, and
 #               CHANGELOG.md has a section for it
 #   notes       notes.md: what CHANGELOG.md says of this version
-#   archive     the binary for TARGET, static on Linux, with licence, readme, completions and manual page, as httpserver-VERSION-TARGET.tar.gz
+#   archive     the binary for TARGET, static on Linux, with licence, readme, completions and manual pages, as httpserver-VERSION-TARGET.tar.gz
 #   sbom        httpserver-VERSION-TARGET.cdx.json, CycloneDX
 #   chart       httpserver-chart-VERSION.tgz, whose image is IMAGE
 #   checksums   SHA256SUMS of all that is there
@@ -83,7 +83,7 @@ notes() {
 }
 
 archive() {
-  local name=httpserver-$version-$target built shell flags
+  local name=httpserver-$version-$target built command flags
   built=$binary
   if [ -z "$built" ]; then
     # The flags of the image, so that both are the same program.
@@ -102,10 +102,17 @@ archive() {
   cp LICENSE README.md CHANGELOG.md "$out/$name/"
   # A binary of another machine cannot say them.
   if "$built" completions bash >/dev/null 2>&1; then
-    for shell in bash zsh fish; do "$built" completions $shell >"$out/$name/completions/httpserver.$shell"; done
-    "$built" manpage >"$out/$name/httpserver.1"
+    # The names by which each shell, and man, find them.
+    "$built" completions bash >"$out/$name/completions/httpserver.bash"
+    "$built" completions zsh >"$out/$name/completions/_httpserver"
+    "$built" completions fish >"$out/$name/completions/httpserver.fish"
+    mkdir "$out/$name/man"
+    "$built" manpage >"$out/$name/man/httpserver.1"
+    for command in $("$built" --help | awk '/^Commands:/ {on = 1; next} !NF {on = 0} on && $1 != "help" {print $1}'); do
+      "$built" manpage "$command" >"$out/$name/man/httpserver-$command.1"
+    done
   else
-    say "$built makes no completions and no manual page: the archive is without"
+    say "$built does not run here: the archive is without completions and manual pages"
     rmdir "$out/$name/completions"
   fi
   pack "$name.tar.gz" "$name"

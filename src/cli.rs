@@ -2,6 +2,7 @@
 
 use std::env::VarError;
 use std::ffi::OsString;
+use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -12,7 +13,9 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::check::CheckArgs;
-use crate::config::{ConfigError, DemoArgs, Environment, HealthArgs, ServeArgs, StoreArgs, Verbosity, process_variable};
+use crate::config::{
+    ConfigError, DemoArgs, Environment, HealthArgs, ServeArgs, StoreArgs, Verbosity, process_variable, warn_of_misspelt_variables,
+};
 use crate::demo::standalone::StoreServer;
 use crate::demo::{Demo, DemoError};
 use crate::doctor::DoctorArgs;
@@ -56,6 +59,16 @@ pub enum Command {
     Doctor(DoctorArgs),
     /// Exit 0 if `GET /healthz` answers 200; for HEALTHCHECK in an image with no shell
     Health(HealthArgs),
+    /// Print the completions for a shell: `source <(httpserver completions bash)`
+    Completions {
+        /// The shell that will read them
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page of the program or of one command: `httpserver manpage check | man -l -`
+    Manpage {
+        /// The command [default: the program as a whole]
+        command: Option<String>,
+    },
 }
 
 /// Wrong usage or configuration.
@@ -71,6 +84,15 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(if error.use_stderr() { USAGE } else { 0 });
         }
     };
+    match cli.command {
+        Command::Completions { shell } => print(&completions(shell)),
+        Command::Manpage { command } => manpage(command.as_deref()),
+        command => on_runtime(command),
+    }
+}
+
+/// Runs a command that waits for something: with the threads that the variable asks for.
+fn on_runtime(command: Command) -> ExitCode {
     let variable = std::env::var(workers::VARIABLE);
     let workers = match workers::count(variable.as_deref().ok()) {
         Ok(workers) => workers,
@@ -83,7 +105,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let code = match cli.command {
+    let code = match command {
         Command::Serve(args) => runtime.block_on(serve(*args)),
         Command::Demo(args) => runtime.block_on(demo(args)),
         Command::Store(args) => runtime.block_on(store(args)),
@@ -92,10 +114,46 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Probe(args) => ExitCode::from(runtime.block_on(crate::probe::run(*args))),
         Command::Doctor(args) => ExitCode::from(runtime.block_on(crate::doctor::run(args))),
         Command::Health(args) => runtime.block_on(health(args)),
+        Command::Completions { .. } | Command::Manpage { .. } => ExitCode::SUCCESS,
     };
     // What is left on the runtime (a request that was cut off, a name that is being resolved) must not delay the exit.
     runtime.shutdown_timeout(Duration::ZERO);
     code
+}
+
+fn completions(shell: clap_complete::Shell) -> Vec<u8> {
+    let mut text = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "httpserver", &mut text);
+    text
+}
+
+fn manpage(name: Option<&str>) -> ExitCode {
+    let mut program = Cli::command().disable_help_subcommand(true);
+    program.build();
+    let known: Vec<_> = program.get_subcommands().map(clap::Command::get_name).collect();
+    let page = match name {
+        None => program.clone(),
+        Some(name) => match program.find_subcommand(name) {
+            Some(command) => command.clone(),
+            None => {
+                let reason = format!("no command; accepted: {}", known.join(", "));
+                return wrong(&ConfigError::value("COMMAND", name, reason).to_string());
+            }
+        },
+    };
+    let mut text = Vec::new();
+    match clap_mangen::Man::new(page).render(&mut text) {
+        Ok(()) => print(&text),
+        Err(error) => stopped(&format!("the manual page cannot be made: {error}")),
+    }
+}
+
+/// A reader that has seen enough, such as `head`, is no failure.
+fn print(text: &[u8]) -> ExitCode {
+    match std::io::stdout().write_all(text) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => stopped(&format!("cannot write to stdout: {error}")),
+        _ => ExitCode::SUCCESS,
+    }
 }
 
 /// Reads the command line. Without a command it is `serve`. An empty variable is not set, as OpenTelemetry has it: manifests
@@ -176,7 +234,10 @@ async fn serve(args: ServeArgs) -> ExitCode {
     // Before the variables are read: those of OpenTelemetry that cannot be used are warned about.
     let warn = |text: &str| tracing::warn!("{text}");
     let env = Environment { variable: &|name| process_variable(name, &warn), warn: &warn };
-    let config = diagnostics(verbosity, &output).and_then(|()| HopConfig::from_args(args, &env));
+    let config = diagnostics(verbosity, &output).and_then(|()| {
+        warn_of_misspelt_variables(&warn);
+        HopConfig::from_args(args, &env)
+    });
     let code = match config {
         Ok(config) => serve_until_signalled(config, &output).await,
         Err(error) => wrong(&error.to_string()),

@@ -4,6 +4,7 @@
 //! of `check` and `trace` stand with their commands. Imports `hop` and the floors below it, none of which imports `config`.
 
 mod demo;
+mod misspelt;
 mod otel;
 mod page;
 mod serve;
@@ -14,6 +15,7 @@ use std::fmt;
 use crate::net::hosts::redacted_input;
 
 pub use demo::{AtHop, CarriedName, DemoArgs};
+pub(crate) use misspelt::warn_of_misspelt_variables;
 pub use otel::{Environment, ExporterName};
 pub(crate) use otel::{caller_exporters, pairs, process_variable};
 pub use page::PageArgs;

@@ -14,7 +14,10 @@ use percent_encoding::percent_decode_str;
 use crate::hop::config::HopConfig;
 use crate::net::hosts::{parse_url, redacted_input};
 use crate::net::tls::{ClientTls, Roots, certified_key, read_file};
-use crate::telemetry::export::{Exporter, LogOptions, MetricOptions, OtlpOptions, OtlpProtocol, Signal, Temporality};
+use crate::system::workers;
+use crate::telemetry::export::{
+    ExportOptions, Exporter, LogOptions, MetricOptions, OtlpOptions, OtlpProtocol, Signal, Temporality,
+};
 use crate::telemetry::tracer::{Sampler, SamplerError};
 use crate::trace_context::Propagators;
 use crate::values::at_least_one;
@@ -44,6 +47,9 @@ Variables of OpenTelemetry, with their standard meanings; a value that is unknow
   OTEL_BSP_MAX_QUEUE_SIZE              how many spans wait for the collector [default: 16384]
   OTEL_BSP_SCHEDULE_DELAY              milliseconds between exports [default: 1000]";
 
+/// Variables that the specification defines and that are warned about because they have no effect here.
+const UNSUPPORTED: [&str; 2] = ["OTEL_CONFIG_FILE", "OTEL_EXPERIMENTAL_CONFIG_FILE"];
+
 /// A kind of exporter, as `--trace-exporter` names it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum ExporterName {
@@ -56,6 +62,27 @@ pub enum ExporterName {
     Otlp,
     /// A line per span on stderr
     Console,
+}
+
+/// Every name that is read here, and that the specification defines for the exporters of OTLP.
+pub(super) fn known_names() -> impl Iterator<Item = String> {
+    const SUFFIXES: [&str; 9] = [
+        "ENDPOINT",
+        "HEADERS",
+        "TIMEOUT",
+        "COMPRESSION",
+        "PROTOCOL",
+        "CERTIFICATE",
+        "CLIENT_CERTIFICATE",
+        "CLIENT_KEY",
+        "INSECURE",
+    ];
+    let in_help = HELP.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').filter(|word| word.starts_with("OTEL_"));
+    let of_otlp = [Signal::Traces, Signal::Metrics, Signal::Logs]
+        .into_iter()
+        .flat_map(|signal| SUFFIXES.map(|suffix| otlp_names(signal, suffix)));
+    let others = UNSUPPORTED.into_iter().chain([workers::VARIABLE, "RUST_LOG"]);
+    in_help.chain(others).map(str::to_owned).chain(of_otlp.flatten())
 }
 
 /// The variables of a process, and where what is wrong with them goes.
@@ -180,9 +207,34 @@ impl<'a> Variables<'a> {
 
     /// Warns of what the specification defines and this program does not have: nothing is ignored silently.
     fn warn_of_unsupported(&self) {
-        for name in ["OTEL_CONFIG_FILE", "OTEL_EXPERIMENTAL_CONFIG_FILE"] {
+        for name in UNSUPPORTED {
             if let Some(file) = self.get(name) {
                 self.ignored(name, &file, "declarative configuration is not supported; variables and flags are");
+            }
+        }
+    }
+
+    /// Warns of endpoints that nothing is sent to, because no exporter of their kind is on.
+    pub(super) fn warn_of_unused_endpoints(&self, export: &ExportOptions) {
+        const TRACES: &str = "OTEL_TRACES_EXPORTER (--trace-exporter)";
+        if self.is_disabled() {
+            return;
+        }
+        let spans = |wanted: fn(&Exporter) -> bool| export.spans.iter().any(wanted);
+        let otlp = [
+            (Signal::Traces, TRACES, spans(|exporter| matches!(exporter, Exporter::Otlp(_)))),
+            (Signal::Metrics, "OTEL_METRICS_EXPORTER", export.metrics.is_some()),
+            (Signal::Logs, "OTEL_LOGS_EXPORTER", export.logs.is_some()),
+        ];
+        let own = otlp.map(|(signal, switch, on)| (otlp_names(signal, "ENDPOINT")[0].clone(), switch, "otlp", on));
+        let zipkin = spans(|exporter| matches!(exporter, Exporter::Zipkin { .. }));
+        let all = [
+            ("OTEL_EXPORTER_ZIPKIN_ENDPOINT".to_owned(), TRACES, "zipkin", zipkin),
+            ("OTEL_EXPORTER_OTLP_ENDPOINT".to_owned(), TRACES, "otlp", otlp.iter().any(|(_, _, on)| *on)),
+        ];
+        for (name, switch, exporter, _) in own.into_iter().chain(all).filter(|(.., on)| !on) {
+            if self.get(&name).is_some() {
+                self.warn(format!("{name} is set, but nothing is sent there: {switch} does not name {exporter}"));
             }
         }
     }

@@ -217,6 +217,7 @@ impl HopConfig {
         config.export.spans = otel.exporters(&named.or_else(|| otel.exporter_names()).unwrap_or_default());
         config.export.metrics = otel.metric_options();
         config.export.logs = otel.log_options();
+        otel.warn_of_unused_endpoints(&config.export);
         otel.apply(&mut config);
         Ok(config)
     }

@@ -18,6 +18,7 @@ use crate::hop::fault::Faults;
 use crate::hop::limits::RequestLimits;
 use crate::hop::routes;
 use crate::hop::service::service;
+use crate::hop::start_line::StartLine;
 use crate::hop::state::{Node, Watch};
 use crate::net::tls::hop_client_config;
 use crate::server::options::ConnectionOptions;
@@ -47,6 +48,7 @@ pub struct App {
     limits: RequestLimits,
     tls: Option<ServerTls>,
     drain: DrainOptions,
+    start_line: StartLine,
 }
 
 /// Where the lines of a process go: shared by all hops in it.
@@ -131,6 +133,7 @@ impl App {
         let listener = listen(config.listen).await?;
         let addr = listener.local_addr().map_err(|error| BindError::Listen(config.listen, error))?;
 
+        let start_line = StartLine::of(&config);
         let identity = config.identity;
         let build = BuildInfo { service: &identity.name, service_version: &identity.version, lane: &identity.lane };
         let metrics = Arc::new(Metrics::new(&build));
@@ -181,7 +184,7 @@ impl App {
         };
         let HopConfig { connections, limits, tls, drain, .. } = config;
         let diagnostics = output.diagnostics.clone();
-        Ok(Self { listener, addr, node: Arc::new(node), pipelines, diagnostics, connections, limits, tls, drain })
+        Ok(Self { listener, addr, node: Arc::new(node), pipelines, diagnostics, connections, limits, tls, drain, start_line })
     }
 
     /// The address that is bound.
@@ -206,18 +209,9 @@ impl App {
 
     /// Serves until `shutdown` resolves; then drains, flushes and returns.
     pub async fn run(self, shutdown: impl Future<Output = Stop>) -> Ended {
-        let Self { listener, node, pipelines, diagnostics, connections, limits, tls, drain, addr } = self;
+        let Self { listener, node, pipelines, diagnostics, connections, limits, tls, drain, addr, start_line } = self;
         node.phase.set_ready();
-        tracing::info!(
-            address = %addr,
-            name = node.identity.name,
-            version = node.identity.version,
-            lane = node.identity.lane,
-            tls = tls.is_some(),
-            max_connections = connections.max_connections,
-            max_concurrency = node.permits.available_permits(),
-            "serving"
-        );
+        start_line.log(addr, &node.identity);
         let following = tls.clone().map(|tls| tokio::spawn(tls.watch_files()));
         let phase = &node.phase;
         let stop = async {

@@ -3,7 +3,7 @@
 //! Imports `server`, `upstream`, `telemetry`, `trace_context` and the leaves; never `config`, `demo` or `check`. In reading
 //! order:
 //!
-//! 1. [`config`]: the options as plain values. [`capacity`]: how much a hop holds at once, from the memory and descriptor limits. [`app`]: bind, run, drain, flush. [`state`]: what requests share.
+//! 1. [`config`]: the options as plain values. [`capacity`]: how much a hop holds at once, from the memory and descriptor limits. [`app`]: bind, run, drain, flush; `start_line`: what it logs of the configuration. [`state`]: what requests share.
 //! 2. `service`: the layers around the router. `exchange`: one value per request, which reads the head and reports the end.
 //!    `limits`: what a request may ask for. `target`: the host that it is for.
 //! 3. `routes`: the endpoints. `layers`: what a request passes before its handler. [`fault`]: latency and faults.
@@ -25,5 +25,6 @@ pub mod reply;
 pub(crate) mod response;
 pub(crate) mod routes;
 pub(crate) mod service;
+pub(crate) mod start_line;
 pub mod state;
 pub(crate) mod target;

@@ -57,6 +57,18 @@ impl Default for Sampler {
     }
 }
 
+/// As `OTEL_TRACES_SAMPLER` has it, with the ratio behind it.
+impl fmt::Display for Sampler {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.parent_based { "parentbased_" } else { "" })?;
+        match self.root {
+            RootSampler::AlwaysOn => f.write_str("always_on"),
+            RootSampler::AlwaysOff => f.write_str("always_off"),
+            RootSampler::Ratio(ratio) => write!(f, "traceidratio {ratio}"),
+        }
+    }
+}
+
 impl Sampler {
     /// Parses the values of `OTEL_TRACES_SAMPLER` and `OTEL_TRACES_SAMPLER_ARG`.
     ///

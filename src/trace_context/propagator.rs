@@ -1,6 +1,7 @@
 //! How one hop propagates trace context: what it reads, what it carries and what it writes.
 
 use std::collections::HashMap;
+use std::fmt;
 
 use bytes::BytesMut;
 use http::{HeaderName, HeaderValue};
@@ -48,6 +49,20 @@ impl Propagators {
             }
         }
         (parsed, unknown)
+    }
+}
+
+/// As `OTEL_PROPAGATORS` has it.
+impl fmt::Display for Propagators {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let formats = self.formats.iter().map(|format| match format {
+            WireFormat::TraceContext => "tracecontext",
+            WireFormat::B3 => "b3",
+            WireFormat::B3Multi => "b3multi",
+        });
+        let names: Vec<_> = formats.chain(self.baggage.then_some("baggage")).collect();
+        f.write_str(if names.is_empty() { "none" } else { "" })?;
+        f.write_str(&names.join(","))
     }
 }
 

@@ -57,6 +57,11 @@ impl Target {
 }
 
 impl Target {
+    /// As it is configured, without query.
+    pub(crate) fn url(&self) -> &str {
+        &self.url
+    }
+
     /// The N that a request for `/service<n>` goes on with.
     pub(super) fn service(&self, n: u16) -> u16 {
         self.service.filter(|_| self.has_path).unwrap_or(n + 1)

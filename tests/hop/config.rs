@@ -286,3 +286,116 @@ async fn health_is_0_when_the_hop_answers_and_1_when_not() {
     drop(hop);
     assert_eq!(code(&["health"], &[("ADDR", &format!(":{port}"))]), Some(1));
 }
+
+#[tokio::test]
+async fn a_variable_that_looks_like_a_misspelt_one_is_warned_about_and_what_kubernetes_sets_is_not() {
+    let misspelt = [
+        ("UPSTREAMS", "http://u:s3cret@service2", "UPSTREAM"),
+        ("OTEL_TRACE_EXPORTER", "zipkin", "OTEL_TRACES_EXPORTER"),
+        ("PORT", "8081", "ADDR"),
+        ("DROP_HEADER", "b3", "DROP_HEADERS"),
+    ];
+    let others = [
+        ("SERVICE2_PORT", "tcp://10.96.0.2:80"),
+        ("SERVICE2_SERVICE_HOST", "10.96.0.2"),
+        ("SERVICE2_PORT_80_TCP_ADDR", "10.96.0.2"),
+        ("UPSTREAM_PORT", "tcp://10.96.0.3:80"),
+        ("KUBERNETES_PORT", "tcp://10.96.0.1:443"),
+        ("LANG", "C.UTF-8"),
+        ("UPSTREAM_TIMEOUT", "2s"),
+    ];
+    let env: Vec<_> = misspelt.iter().map(|(name, value, _)| (*name, *value)).chain(others).collect();
+    let hop = Hop::start(&[], &env);
+    let lines = hop.stderr();
+    let warnings: Vec<_> = lines.iter().filter(|line| line.contains("did you mean")).collect();
+    for (name, _, meant) in misspelt {
+        let names_both =
+            |line: &&&String| line.contains(&format!(" {name} ")) && line.contains(&format!("did you mean {meant}?"));
+        assert_eq!(warnings.iter().filter(names_both).count(), 1, "{name}: {lines:#?}");
+    }
+    assert_eq!(warnings.len(), misspelt.len(), "{lines:#?}");
+    assert!(!lines.iter().any(|line| line.contains("s3cret")), "{lines:#?}");
+}
+
+#[tokio::test]
+async fn an_endpoint_that_nothing_is_sent_to_is_warned_about() {
+    const ZIPKIN: (&str, &str) = ("OTEL_EXPORTER_ZIPKIN_ENDPOINT", "http://z:9411/api/v2/spans");
+    const OTLP: (&str, &str) = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://u:s3cret@c:4318");
+    let unused = |env: &[(&str, &str)]| {
+        let lines = Hop::start(&[], env).stderr();
+        assert!(!lines.iter().any(|line| line.contains("s3cret")), "{lines:#?}");
+        lines.into_iter().filter(|line| line.contains("nothing is sent there")).collect::<Vec<_>>()
+    };
+    for (env, endpoint, exporter) in [
+        (&[ZIPKIN][..], ZIPKIN.0, "zipkin"),
+        (&[OTLP], OTLP.0, "otlp"),
+        (&[OTLP, ("OTEL_TRACES_EXPORTER", "none")], OTLP.0, "otlp"),
+        (&[ZIPKIN, ("OTEL_TRACES_EXPORTER", "otlp")], ZIPKIN.0, "zipkin"),
+        (
+            &[("OTEL_EXPORTER_OTLP_LOGS_ENDPOINT", "http://c:4318/v1/logs")],
+            "OTEL_EXPORTER_OTLP_LOGS_ENDPOINT",
+            "OTEL_LOGS_EXPORTER",
+        ),
+    ] {
+        let warnings = unused(env);
+        assert!(
+            warnings.len() == 1 && warnings[0].contains(endpoint) && warnings[0].contains(exporter),
+            "{env:?}: {warnings:#?}"
+        );
+    }
+    for env in [
+        &[ZIPKIN, ("OTEL_TRACES_EXPORTER", "zipkin")][..],
+        &[OTLP, ("OTEL_METRICS_EXPORTER", "otlp")],
+        &[OTLP, ZIPKIN, ("OTEL_SDK_DISABLED", "true")],
+        &[],
+    ] {
+        assert_eq!(unused(env), [""; 0], "{env:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_start_line_tells_the_configuration_that_is_in_force() {
+    let line = |args: &[&str], env: &[(&str, &str)]| {
+        let hop = Hop::start(args, env);
+        hop.stderr().into_iter().find(|line| line.contains("serving address=")).unwrap()
+    };
+    let plain = line(&[], &[]);
+    for part in [
+        r#"upstreams="none""#,
+        r#"traces="none" metrics="none" logs="none""#,
+        r#"propagators="tracecontext,b3multi,b3,baggage" sampler="parentbased_always_on""#,
+        "upstream_timeout=5s",
+        "max_hops=16 max_calls=1000",
+        "max_connections=",
+        "memory_limit=",
+        "memory_for_answers=",
+        "worker_threads=",
+    ] {
+        assert!(plain.contains(part), "{part}: {plain}");
+    }
+    let env = [
+        ("UPSTREAM", "http://service2,grpc://service3:9000"),
+        ("OTEL_TRACES_EXPORTER", "zipkin,otlp,console"),
+        ("OTEL_EXPORTER_ZIPKIN_ENDPOINT", "http://u:s3cret@z:9411/api/v2/spans?key=s3cret"),
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "authorization=s3cret"),
+        ("OTEL_LOGS_EXPORTER", "otlp"),
+        ("OTEL_PROPAGATORS", "b3"),
+        ("OTEL_TRACES_SAMPLER", "traceidratio"),
+        ("OTEL_TRACES_SAMPLER_ARG", "0.25"),
+        ("TOKIO_WORKER_THREADS", "3"),
+        ("MAX_CONCURRENCY", "77"),
+    ];
+    let full = line(&["--max-connections", "99", "--flush-timeout", "0"], &env);
+    for part in [
+        r#"upstreams="http://service2,grpc://service3:9000""#,
+        r#"traces="zipkin http://z:9411/api/v2/spans,otlp grpc http://localhost:4317,console""#,
+        r#"metrics="none" logs="otlp grpc http://localhost:4317""#,
+        r#"propagators="b3" sampler="traceidratio 0.25""#,
+        "max_connections=99 max_concurrency=77",
+        "worker_threads=3",
+    ] {
+        assert!(full.contains(part), "{part}: {full}");
+    }
+    assert!(!full.contains("s3cret"), "{full}");
+}

@@ -61,3 +61,56 @@ fn the_help_names_every_flag_with_its_variable() {
         assert!(variables.contains(variable), "{variable}");
     }
 }
+
+/// What bash offers after these words, with the completions that the program prints.
+fn offered(words: &str) -> Vec<String> {
+    let completions = run(&["completions", "bash"], &[]).stdout;
+    let script = format!(
+        "{completions}\nCOMP_WORDS=({words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))\n\
+         _httpserver httpserver \"${{COMP_WORDS[COMP_CWORD]}}\" \"${{COMP_WORDS[COMP_CWORD-1]}}\"; printf '%s\\n' \"${{COMPREPLY[@]}}\""
+    );
+    let output = std::process::Command::new("bash").args(["-c", &script]).output().expect("bash");
+    assert!(output.status.success() && output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn completions_have_every_command_and_its_flags() {
+    assert_eq!(offered("httpserver che"), ["check"]);
+    assert_eq!(offered("httpserver check --expect-s"), ["--expect-sampling", "--expect-success", "--expect-split"]);
+    assert_eq!(offered("httpserver serve --fan-out s"), ["sequential"]);
+    let flags: Vec<_> = help_flags(&run(&["serve", "--help"], &[]).stdout).into_keys().collect();
+    for (shell, flag) in [("zsh", "--"), ("fish", "-l "), ("elvish", "--"), ("powershell", "--")] {
+        let script = run(&["completions", shell], &[("ADDR", ":1")]);
+        assert_eq!((script.code, script.stderr.as_str()), (Some(0), ""), "{shell}");
+        for name in &flags {
+            assert!(script.stdout.contains(&name.replacen("--", flag, 1)), "{shell}: {name}");
+        }
+    }
+    let refused = run(&["completions", "tcsh"], &[]);
+    assert!(refused.code == Some(2) && refused.stderr.contains("tcsh") && refused.stderr.contains("fish"), "{refused:?}");
+}
+
+#[test]
+fn manual_pages_have_every_flag_and_no_value_of_this_machine() {
+    let plain = |page: &str| page.replace("\\-", "-").replace("\\fR", "");
+    let whole = plain(&run(&["manpage"], &[]).stdout);
+    let commands = ["serve", "demo", "store", "check", "trace", "probe", "doctor", "health", "completions", "manpage"];
+    for command in commands {
+        assert!(whole.contains(&format!("httpserver-{command}(1)")), "{command}: {whole}");
+        let page = run(&["manpage", command], &[("ADDR", "192.0.2.7:1"), ("OTEL_TRACES_EXPORTER", "zipkin")]);
+        assert_eq!((page.code, page.stderr.as_str()), (Some(0), ""), "{command}");
+        assert!(
+            page.stdout.contains(&format!(".TH httpserver-{command} 1")) && !page.stdout.contains("192.0.2.7"),
+            "{}",
+            page.stdout
+        );
+        for (flag, variables) in help_flags(&run(&[command, "--help"], &[]).stdout) {
+            let text = plain(&page.stdout);
+            assert!(text.contains(&flag), "{command}: {flag}");
+            assert!(variables.iter().all(|variable| text.contains(variable.as_str())), "{command}: {variables:?}");
+        }
+    }
+    let refused = run(&["manpage", "sevre"], &[]);
+    assert!(refused.code == Some(2) && refused.stderr.contains("sevre") && refused.stderr.contains("serve, demo"), "{refused:?}");
+}

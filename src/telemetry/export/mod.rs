@@ -22,6 +22,7 @@ use opentelemetry_semantic_conventions::attribute::{
     SERVICE_INSTANCE_ID, TELEMETRY_SDK_LANGUAGE, TELEMETRY_SDK_NAME, TELEMETRY_SDK_VERSION,
 };
 
+use crate::net::hosts::redacted_url;
 use crate::net::tls::ClientTls;
 use crate::telemetry::ids;
 use crate::telemetry::line_writer::LineWriter;
@@ -42,6 +43,17 @@ pub enum Exporter {
     Otlp(OtlpOptions),
     /// A line per span on stderr.
     Console,
+}
+
+/// With where they go, without secrets.
+impl fmt::Display for Exporter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Zipkin { endpoint } => write!(f, "zipkin {}", redacted_url(endpoint)),
+            Self::Otlp(options) => options.fmt(f),
+            Self::Console => f.write_str("console"),
+        }
+    }
 }
 
 /// What is exported.
@@ -137,6 +149,16 @@ impl OtlpOptions {
             OtlpProtocol::Grpc => "http://localhost:4317".to_owned(),
         };
         Self { protocol, endpoint, headers: Vec::new(), timeout: TIMEOUT, gzip: false, tls: ClientTls::default() }
+    }
+}
+
+impl fmt::Display for OtlpOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let protocol = match self.protocol {
+            OtlpProtocol::HttpProtobuf => "http/protobuf",
+            OtlpProtocol::Grpc => "grpc",
+        };
+        write!(f, "otlp {protocol} {}", redacted_url(&self.endpoint))
     }
 }
 
