@@ -22,9 +22,12 @@ pub struct Expect {
 }
 
 impl Expect {
-    /// Whether the expectation names hops below `service`.
-    pub(crate) fn has_below(&self, service: &str) -> bool {
-        (is_named(service, &self.name) && !self.below.is_empty()) || self.below.iter().any(|below| below.has_below(service))
+    /// The hops that are expected below `service`.
+    pub(crate) fn below(&self, service: &str) -> Vec<&str> {
+        match is_named(service, &self.name) {
+            true => self.below.iter().flat_map(Self::names).collect(),
+            false => self.below.iter().flat_map(|below| below.below(service)).collect(),
+        }
     }
 
     /// As `--expect` takes it.
@@ -343,8 +346,8 @@ mod tests {
         for bad in ["", ",", "a,", "a(", "a()", "a)b", "a b", "a(b)c", "a(b),c"] {
             assert!(bad.parse::<Expect>().is_err(), "{bad}");
         }
-        assert!("a,b,c".parse::<Expect>().unwrap().has_below("b"));
-        assert!(!"a,b,c".parse::<Expect>().unwrap().has_below("c"));
+        let expect = "a,b,c".parse::<Expect>().unwrap();
+        assert_eq!((expect.below("a"), expect.below("b"), expect.below("c")), (vec!["b", "c"], vec!["c"], vec![]));
     }
 
     #[test]

@@ -17,7 +17,7 @@ use crate::check::chain::evidence::CALLER;
 use crate::check::chain::expect::{Expect, is_named};
 use crate::check::envoy::gateway;
 use crate::check::envoy::suggestions::{HintContext, HopRef, Runner, name_of, runner};
-use crate::check::report::{CheckId, Finding, Hint};
+use crate::check::report::{CheckId, Finding, Hint, OwnCause};
 
 /// Why a call failed, or a hop.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -164,7 +164,23 @@ impl Break {
     }
 
     pub(crate) fn finding(&self, id: CheckId, hints: &HintContext) -> Finding {
-        Finding::fail(id, self.text(), self.hint(hints)).seam(&self.from.name, &self.to.name, None).hop(&self.to.name)
+        Finding::fail(id, self.text(), self.hint(hints))
+            .seam(&self.from.name, &self.to.name, None)
+            .hop(&self.to.name)
+            .own_cause(self.own_cause())
+    }
+
+    /// What the answer says of its own cause.
+    fn own_cause(&self) -> Option<OwnCause> {
+        match &self.cause {
+            FailureCause::Injected(_) => Some(OwnCause::Fault),
+            FailureCause::Answered(401, _) => Some(OwnCause::Unauthorized),
+            FailureCause::Answered(403, _) => Some(OwnCause::Denied),
+            FailureCause::Answered(404, _) => Some(OwnCause::NotFound),
+            FailureCause::Answered(429, _) => Some(OwnCause::Limited),
+            FailureCause::Answered(_, answer) if answer.message.as_deref() == Some("fault filter abort") => Some(OwnCause::Abort),
+            _ => None,
+        }
     }
 }
 
@@ -371,12 +387,19 @@ fn stranger(hop: &HopRef, call: &Call, expect: Option<&Expect>, hints: &HintCont
         return Finding::pass(CheckId::ChainStranger, text).hop(&name);
     }
     let text = format!("{url} is no hop of this chain: {} called it and it answered, but without a reply to look into", hop.name);
-    if expect.is_some_and(|expect| expect.has_below(&hop.name)) {
-        let cause = format!("The UPSTREAM of {} leads to another server: a wrong port, path or Service", hop.name);
-        let hint = Hint::new(cause).run(hints.settings(hop));
-        return Finding::fail(CheckId::ChainStranger, text, hint).seam(&hop.name, &name, None);
+    let text = format!("{text}; its answer shows nothing of what is behind it");
+    let expected = expect.map_or_else(Vec::new, |expect| expect.below(&hop.name));
+    if expected.is_empty() {
+        return Finding::skip(CheckId::ChainStranger, text).hop(&name);
     }
-    Finding::skip(CheckId::ChainStranger, format!("{text}; its answer shows nothing of what is behind it")).hop(&name)
+    // It may be an app of another make that belongs there, and it may be the wrong server: the answer is the same.
+    let text = format!("{text}, where {} should be", expected.join(", "));
+    let cause = format!(
+        "Where {name} should be a hop, the UPSTREAM of {} leads to another server: a wrong port, path or Service",
+        hop.name
+    );
+    let hint = Hint::new(cause).run(hints.settings(hop));
+    Finding::fail(CheckId::ChainStranger, text, hint).seam(&hop.name, &name, None).hop(&name).into_informational()
 }
 
 fn compare(expect: &Expect, caller: &HopRef, tree: &Tree, url: &str, hints: &HintContext, out: &mut Vec<Finding>) {

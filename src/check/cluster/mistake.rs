@@ -111,10 +111,16 @@ impl Place {
             (Self::Anywhere, _) => true,
             (Self::Front, None) => finding.group == Group::Reach || hop.is_none(),
             (Self::Front, Some(seam)) => seam.from == crate::check::chain::evidence::CALLER,
-            (Self::Seam(from, to), Some(seam)) => seam.from == *from && (seam.to == *to || Some(to.as_str()) == hop),
+            // What passes an app of another make names the hops on both sides of it, and the app beside.
+            (Self::Seam(from, to), Some(seam)) => {
+                (seam.from == *from && (seam.to == *to || Some(to.as_str()) == hop))
+                    || (seam.to == *to && Some(from.as_str()) == hop)
+            }
             // What is said of one hop alone may be about both of its sides.
             (Self::Seam(from, to), None) => hop.is_none_or(|hop| hop == from || hop == to),
-            (Self::Hop(name), Some(seam)) => seam.from == *name || seam.to == *name,
+            (Self::Hop(name), Some(seam)) => {
+                [Some(seam.from.as_str()), Some(seam.to.as_str()), hop].contains(&Some(name.as_str()))
+            }
             (Self::Hop(name), None) => hop.is_none_or(|hop| hop == name),
         }
     }

@@ -50,6 +50,8 @@ pub(crate) struct Hop<'a> {
     pub(crate) deployments: Vec<&'a Object>,
     /// Its reply was there.
     pub(crate) answered: bool,
+    /// An app of another make.
+    pub(crate) is_foreign: bool,
     /// The VirtualServices that hold for the call, the rule that takes it, and where it sends it.
     pub(crate) routes: Vec<&'a Object>,
     pub(crate) choice: Option<Choice<'a>>,
@@ -241,6 +243,7 @@ impl<'a> Path<'a> {
             pods: pod.into_iter().collect(),
             deployments: Vec::new(),
             answered: tree.is_some(),
+            is_foreign: false,
             routes,
             choice,
             destinations,
@@ -268,19 +271,40 @@ impl<'a> Path<'a> {
         };
         hop.deployments = ours.filter(runs).collect();
         let at = self.hops.len();
-        let calls = match tree {
-            Some(tree) => tree.upstreams.iter().map(|call| (call.url.clone(), call.reply.as_deref())).collect(),
-            None => configured_calls(&hop).into_iter().map(|url| (url, None)).collect::<Vec<_>>(),
-        };
         let (namespace, labels) = (hop.namespace.clone(), hop.labels().clone());
+        let configured = if tree.is_none() { configured_calls(&hop) } else { Vec::new() };
         self.hops.push(hop);
-        for (url, reply) in calls {
-            if self.hops.len() >= MOST || self.is_above(at, &url) {
+        for url in configured {
+            if self.hops.len() < MOST && !self.is_above(at, &url) {
+                let next = self.next_hop(at, &url, None, (&namespace, &labels));
+                self.add(next, None);
+            }
+        }
+        for call in tree.into_iter().flat_map(|tree| &tree.upstreams) {
+            if self.hops.len() >= MOST || self.is_above(at, &call.url) {
                 continue;
             }
-            let next = self.next_hop(at, &url, reply, (&namespace, &labels));
-            self.add(next, reply);
+            let next = self.next_hop(at, &call.url, call.reply.as_deref(), (&namespace, &labels));
+            let stranger = self.hops.len();
+            self.add(Hop { is_foreign: call.is_foreign(), ..next }, call.reply.as_deref());
+            let (namespace, labels) = (self.hops[stranger].namespace.clone(), self.hops[stranger].labels().clone());
+            for reply in &call.embedded {
+                let url = self.url_of(reply, &namespace);
+                if self.hops.len() < MOST && !self.is_above(stranger, &url) {
+                    let next = self.next_hop(stranger, &url, Some(reply), (&namespace, &labels));
+                    self.add(next, Some(reply));
+                }
+            }
         }
+    }
+
+    /// Where an app of another make called a hop: no reply has that, so it is the Service of the hop's pod, at its first port.
+    fn url_of(&self, tree: &Tree, from: &str) -> String {
+        let pod = self.pod(&tree.hostname);
+        let service = pod.and_then(|pod| self.snapshot.all("Service").into_iter().find(|service| selects(service, pod)));
+        let (name, namespace) = service.map_or((base_name(&tree.service), from), |service| (service.name(), service.namespace()));
+        let port = service.and_then(|service| number(at(service.list("/spec/ports").first()?, "/port"))).unwrap_or(80);
+        format!("http://{}:{port}{}", service_host(name, namespace), tree.path)
     }
 
     /// Whether this URL leads back to a hop above: a loop, which would have no end.
@@ -320,6 +344,7 @@ impl<'a> Path<'a> {
             pods: pod.into_iter().collect(),
             deployments: Vec::new(),
             answered: reply.is_some(),
+            is_foreign: false,
             routes,
             choice,
             destinations: to,
@@ -392,6 +417,9 @@ fn rewritten(rule: &Value, path: &str) -> Option<String> {
 
 /// The URLs in `UPSTREAM` of a hop.
 fn configured_calls(hop: &Hop<'_>) -> Vec<String> {
+    if hop.is_foreign {
+        return Vec::new();
+    }
     let Some((_, _, value)) = env(hop, "UPSTREAM") else { return Vec::new() };
     let urls = value.split(',').map(|part| part.trim().split_once("%=").map_or(part.trim(), |(_, url)| url));
     urls.filter(|url| !url.is_empty()).map(str::to_owned).collect()

@@ -200,10 +200,10 @@ envoy_flags! {
             next [PODS, "kubectl logs deploy/{called} -c httpserver -n {namespace} --tail=20"];
 
     "UC" when |answer| answer.unreached("UC");
-        at_gateway "The first hop's pod takes the gateway's connection and ends it (503, flag {code})"
-            because "Its sidecar takes mutual TLS alone (PeerAuthentication STRICT), and the gateway sends plain text: a DestinationRule has tls.mode DISABLE"
+        at_gateway "The first hop's pod accepts the gateway's connection and closes it (503, flag {code})"
+            because "Its sidecar accepts only mutual TLS (PeerAuthentication STRICT), and the gateway sends plain text: a DestinationRule has tls.mode DISABLE"
             next [TLS_MODES];
-        between_hops because "{called} takes mutual TLS alone (PeerAuthentication STRICT), and the sidecar of {caller} sends plain text (flag {code}): a DestinationRule of {called} has tls.mode DISABLE",
+        between_hops because "{called} accepts only mutual TLS (PeerAuthentication STRICT), and the sidecar of {caller} sends plain text (flag {code}): a DestinationRule of {called} has tls.mode DISABLE",
             next [TLS_MODES, PROXY_LOG];
 
     "UF" when |answer| answer.unreached("UF") && answer.by_client(|span| span.took >= NOBODY_ANSWERS)
@@ -216,7 +216,7 @@ envoy_flags! {
             next ["kubectl get serviceentry,endpointslices,networkpolicy -n {namespace}", PROXY_ENDPOINTS];
 
     "" when |answer| answer.status == 0 && answer.spans.is_caller_traced && answer.spans.client.is_none() && answer.spans.server.is_none();
-        between_hops because "The call bypasses the HTTP proxy in the sidecar of {caller}, and what it reaches ends the connection: UPSTREAM of {caller} names a port that the Service {called} does not have, or the port is excluded from the sidecar (excludeOutboundPorts) and {called} takes mutual TLS alone (PeerAuthentication STRICT)",
+        between_hops because "The call bypasses the HTTP proxy in the sidecar of {caller}, and what it reaches ends the connection: UPSTREAM of {caller} names a port that the Service {called} does not have, or the port is excluded from the sidecar (excludeOutboundPorts) and {called} accepts only mutual TLS (PeerAuthentication STRICT)",
             next ["{settings}", "kubectl get service {called} -n {namespace} -o yaml | grep -A8 ports:", "kubectl get pods -n {namespace} -l app={caller} -o yaml | grep -i exclude"];
 
     "NR" when |answer| answer.status == 404 && (answer.is_bare() || answer.unreached("NR"));
@@ -245,7 +245,7 @@ envoy_flags! {
         at_gateway "The gateway cannot agree on TLS with the first hop (503, flag {code})"
             because "One side wants mTLS and the other does not: tls.mode of a DestinationRule, a PeerAuthentication, or a port that is excluded from the hop's sidecar"
             next [TLS_MODES, CONTAINERS, GATEWAY_LOG];
-        between_hops because "{caller} and {called} do not agree on TLS (flag {code}): tls.mode of a DestinationRule is not what the pod of {called} takes (SIMPLE, MUTUAL or DISABLE instead of ISTIO_MUTUAL, or PeerAuthentication DISABLE), or its port is excluded from its sidecar",
+        between_hops because "{caller} and {called} do not agree on TLS (flag {code}): tls.mode of a DestinationRule is not what the pod of {called} accepts (SIMPLE, MUTUAL or DISABLE instead of ISTIO_MUTUAL, or PeerAuthentication DISABLE), or its port is excluded from its sidecar",
             next [TLS_MODES, PROXY_LOG];
 
     "UF or UC" when |answer| answer.status == 503 && (answer.says("reset before headers") || answer.says("connect error"));

@@ -217,7 +217,7 @@ pub(crate) fn explain(
 /// A request to a hop's own address reaches its sidecar, which requires a client certificate.
 pub(crate) fn past_the_gateway(host: &str) -> Hint {
     Hint::new(format!(
-        "{host} is a hop's own address. Its sidecar takes mutual TLS from the mesh alone (PeerAuthentication STRICT), and this caller is outside the mesh: ask the gateway, or run check in a pod with a sidecar"
+        "{host} is a hop's own address. Its sidecar accepts only mutual TLS from the mesh (PeerAuthentication STRICT), and this caller is outside the mesh: ask the gateway, or run check in a pod with a sidecar"
     ))
     .run("kubectl get peerauthentication -A")
     .run("kubectl get virtualservice -A  # the hosts that the gateway serves")

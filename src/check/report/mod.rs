@@ -111,6 +111,33 @@ pub(crate) struct Finding {
     /// Figures for machines.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) data: Option<serde_json::Value>,
+    /// What the failed answer itself says of its cause.
+    #[serde(skip)]
+    pub(crate) own_cause: Option<OwnCause>,
+}
+
+/// A cause that an answer says by itself: no other trouble at that place brings such an answer about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum OwnCause {
+    /// A policy denies the caller.
+    Denied,
+    /// A token is missing.
+    Unauthorized,
+    /// A rate limit.
+    Limited,
+    /// The path is not served.
+    NotFound,
+    /// The fault injection of a proxy.
+    Abort,
+    /// The fault injection of the hop.
+    Fault,
+}
+
+impl OwnCause {
+    /// Whether other failures may follow from it: pods that answer 5xx on purpose are ejected, or repeated until time is up.
+    fn has_consequences(self) -> bool {
+        matches!(self, Self::Abort | Self::Fault)
+    }
 }
 
 impl Finding {
@@ -129,6 +156,7 @@ impl Finding {
             field: None,
             follows: None,
             data: None,
+            own_cause: None,
         }
     }
 
@@ -163,8 +191,13 @@ impl Finding {
                 || cause.seam.as_ref().is_some_and(|seam| seam.from == *hop || seam.to == *hop)
                 || also(hop)
         });
+        let is_independent = match (self.own_cause, cause.own_cause) {
+            (Some(own), other) => other != Some(own),
+            (None, Some(other)) => !other.has_consequences(),
+            (None, None) => false,
+        };
         let causes: &[CheckId] = CONSEQUENCES.iter().find(|(id, _)| *id == self.id).map_or(&[], |(_, causes)| causes);
-        (same_seam || (self.seam.is_none() && same_hop)) && causes.contains(&cause.id)
+        (same_seam && !is_independent || (self.seam.is_none() && same_hop)) && causes.contains(&cause.id)
             || ANYWHERE.iter().any(|(id, causes)| *id == self.id && causes.contains(&cause.id))
     }
 
@@ -190,6 +223,11 @@ impl Finding {
 
     pub(crate) fn data(mut self, data: serde_json::Value) -> Self {
         self.data = Some(data);
+        self
+    }
+
+    pub(crate) fn own_cause(mut self, cause: Option<OwnCause>) -> Self {
+        self.own_cause = cause;
         self
     }
 
@@ -505,6 +543,30 @@ mod tests {
         let follows = (Status::Follows, Some(CheckId::ChainHops));
         assert_eq!(status, [counted, follows, counted, follows, follows]);
         assert!(report.verdict().starts_with("broken: 2 of 2 checks failed"), "{}", report.verdict());
+    }
+
+    /// Two mistakes may be at one seam: what an answer says of its own cause is no consequence of another.
+    #[test]
+    fn a_second_failure_at_a_seam_counts_where_its_answer_says_another_cause() {
+        use OwnCause::{Abort, Denied, Fault, Limited};
+        for (first, second, is_counted) in [
+            (None, Some(Denied), true),
+            (Some(Denied), None, true),
+            (Some(Limited), Some(Denied), true),
+            (Some(Denied), Some(Denied), false),
+            (Some(Fault), None, false),
+            (Some(Abort), None, false),
+            (Some(Abort), Some(Fault), true),
+            (None, None, false),
+        ] {
+            let mut report = Report::new("x".into(), OutputFormat::Json, Vec::new(), false, Box::new(Page::default()));
+            let fail = |id, text, own| {
+                Finding::fail(id, text, Hint::new(text)).seam("service1", "service2", None).hop("service2").own_cause(own)
+            };
+            report.extend([fail(CheckId::ChainHops, "one", first), fail(CheckId::TrafficSuccess, "another", second)]);
+            let wanted = if is_counted { Status::Fail } else { Status::Follows };
+            assert_eq!(report.findings[1].status, wanted, "{first:?}, then {second:?}");
+        }
     }
 
     #[test]

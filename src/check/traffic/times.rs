@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use crate::check::envoy::suggestions::HintContext;
+use crate::check::chain::evidence::CALLER;
+use crate::check::envoy::suggestions::{HintContext, Runner};
 use crate::check::report::{CheckId, Finding, Hint};
 use crate::check::traffic::sample::{HopSamples, Sample};
 use crate::check::traffic::stats::percentile;
@@ -28,7 +29,7 @@ const NEARLY_ALL: f64 = 0.9;
 pub(crate) fn findings(samples: &[Sample], hops: &[HopSamples<'_>], hints: &HintContext) -> Vec<Finding> {
     let mut out: Vec<Finding> = hops.iter().filter_map(|hop| instances(hop, hints)).collect();
     let seams = by_seam(samples);
-    out.extend(slow_seams(&seams, hints));
+    out.extend(slow_seams(&seams, hops, hints));
     let is_judged = hops.iter().any(|hop| hop.answers.len() >= MIN_SAMPLES) && !seams.is_empty();
     if out.is_empty() && is_judged {
         out.push(Finding::pass(ID, "No instance is slower than its siblings, and no seam than the others"));
@@ -68,8 +69,11 @@ fn instances(hop: &HopSamples<'_>, hints: &HintContext) -> Option<Finding> {
         let hint = Hint::new(format!(
             "That one instance of {name} has a latency or a fault of its own (LATENCY, FAULT), another version or settings, or a node or a limit that starves it"
         ))
-        .run(hints.settings(&answer.hop))
-        .run(format!("kubectl get pod {host} -n {namespace} -o wide"));
+        .run(hints.settings(&answer.hop));
+        let hint = match hints.runner(&answer.hop) {
+            Runner::Kubernetes => hint.run(format!("kubectl get pod {host} -n {namespace} -o wide")),
+            Runner::Compose | Runner::Local => hint,
+        };
         Some(Finding::fail(ID, text, hint).hop(name).data(serde_json::json!({"instance": host, "p50_ms": median, "others_p50_ms": usual})))
     })
 }
@@ -90,7 +94,23 @@ fn by_seam(samples: &[Sample]) -> BTreeMap<(&str, &str), Vec<Gap>> {
     seams
 }
 
-fn slow_seams(seams: &BTreeMap<(&str, &str), Vec<Gap>>, hints: &HintContext) -> Vec<Finding> {
+/// Why a call may be held between two hops.
+fn held(from: &str, to: &str, hops: &[HopSamples<'_>], hints: &HintContext) -> Hint {
+    let answered = hops.iter().find(|hop| hop.name == to).and_then(|hop| hop.answers.first());
+    let hint = Hint::new(format!(
+        "Something between {from} and {to} holds the call: fault.delay of a VirtualService (flag DI in the proxy's log), a proxy that waits for a connection or a retry, or the network"
+    ));
+    if let Some(answer) = answered.filter(|answer| hints.runner(&answer.hop) != Runner::Kubernetes) {
+        return hint.run(hints.logs(&answer.hop));
+    }
+    hint.run("kubectl get virtualservice -A -o yaml | grep -A6 fault:").run(if from == CALLER {
+        format!("kubectl logs -n {} deploy/istio-ingressgateway --tail=5", hints.gateway_namespace)
+    } else {
+        format!("kubectl logs deploy/{from} -c istio-proxy -n {} --tail=5", hints.namespace)
+    })
+}
+
+fn slow_seams(seams: &BTreeMap<(&str, &str), Vec<Gap>>, hops: &[HopSamples<'_>], hints: &HintContext) -> Vec<Finding> {
     let high = |gaps: &Vec<Gap>| percentile(&gaps.iter().map(|(ms, _)| *ms).collect::<Vec<_>>(), 0.9).unwrap_or_default();
     let slow = seams.iter().filter_map(|((from, to), gaps)| {
         let others = seams.iter().filter(|((a, b), _)| (a, b) != (from, to)).map(|(_, gaps)| high(gaps));
@@ -111,12 +131,7 @@ fn slow_seams(seams: &BTreeMap<(&str, &str), Vec<Gap>>, hints: &HintContext) -> 
             "{median:.0} ms lie between the call of {from} and the answer of {to}, in {} of {all} calls: neither of the two takes them",
             slow.len()
         );
-        let hint = Hint::new(format!(
-            "Something between {from} and {to} holds the call: fault.delay of a VirtualService (flag DI in the proxy's log), a proxy that waits for a connection or a retry, or the network"
-        ))
-        .run("kubectl get virtualservice -A -o yaml | grep -A6 fault:")
-        .run(format!("kubectl logs deploy/{from} -c istio-proxy -n {} --tail=5", hints.namespace));
-        Finding::fail(ID, text, hint).seam(from, to, None).hop(to)
+        Finding::fail(ID, text, held(from, to, hops, hints)).seam(from, to, None).hop(to)
     })
     .collect()
 }
@@ -195,9 +210,32 @@ mod tests {
             Sample { at, took: wait, outcome: Outcome::Fine, hops: vec![], sampled: None, ends: None, gaps }
         };
         let still: Vec<Sample> = (0..60).map(|n| sample(n, true)).collect();
-        assert!(slow_seams(&by_seam(&still), &hints).is_empty());
+        assert!(slow_seams(&by_seam(&still), &[], &hints).is_empty());
         let slow: Vec<Sample> = (0..60).map(|n| sample(n, false)).collect();
-        assert_eq!(slow_seams(&by_seam(&slow), &hints).len(), 1);
+        assert_eq!(slow_seams(&by_seam(&slow), &[], &hints).len(), 1);
+    }
+
+    #[test]
+    fn the_log_of_the_proxy_that_calls_is_the_gateways_in_front_of_the_first_hop() {
+        let pod = |name: &str| HopRef { name: name.to_owned(), hostname: format!("{name}-7d4b9c6f5-x2x5z"), url: String::new() };
+        let answer = |name: &str| HopSample {
+            hop: pod(name),
+            version: "v1".into(),
+            lane: "base".into(),
+            attempt: 1,
+            calls: 1,
+            identity: None,
+            own_ms: 1.0,
+            took_ms: 1.0,
+        };
+        let (one, two) = (answer("service1"), answer("service2"));
+        let hops = [HopSamples { name: "service1", answers: vec![&one] }, HopSamples { name: "service2", answers: vec![&two] }];
+        for (from, to, log) in [
+            ("check", "service1", "kubectl logs -n istio-system deploy/istio-ingressgateway --tail=5"),
+            ("service1", "service2", "kubectl logs deploy/service1 -c istio-proxy -n httpserver --tail=5"),
+        ] {
+            assert_eq!(held(from, to, &hops, &HintContext::for_tests()).next.last().map(String::as_str), Some(log));
+        }
     }
 
     #[test]
@@ -206,6 +244,7 @@ mod tests {
             let instance = run(seed, 200.0, 0.0);
             assert!(instance.len() == 1 && instance[0].text.starts_with("service2-0 is slower"), "{seed}: {instance:#?}");
             let seam = run(seed, 0.0, 1000.0);
+            assert!(seam[0].next.iter().all(|command| !command.starts_with("kubectl")), "these are no pods: {seam:#?}");
             assert!(
                 seam.len() == 1 && seam[0].text.contains("between the call of service2 and the answer of service3"),
                 "{seam:#?}"

@@ -138,7 +138,7 @@ fn what_proxies_report_of_a_failed_call_names_its_cause() {
             Call::answered(503, ended),
             Some(span(&outbound, "UC", 503)),
             None,
-            "takes mutual TLS alone (PeerAuthentication STRICT)",
+            "accepts only mutual TLS (PeerAuthentication STRICT)",
         ),
         (
             Call::answered(503, ended),

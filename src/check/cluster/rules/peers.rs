@@ -160,7 +160,7 @@ fn mtls(path: &Path<'_>, hop: &Hop<'_>) -> Vec<Mistake> {
         let Some((rule, field, value)) = policy(&rules, to, "/tls/mode") else { continue };
         let says = match (value.as_str().unwrap_or_default(), mode) {
             ("DISABLE", "STRICT") => {
-                format!("is DISABLE, {}: the caller's proxy sends plain text, and the called pod takes mutual TLS alone", by(""))
+                format!("is DISABLE, {}: the caller's proxy sends plain text, and the called pod accepts only mutual TLS", by(""))
             }
             ("DISABLE", _) => "is DISABLE: calls are in plain text, without an identity".to_owned(),
             ("ISTIO_MUTUAL", _) if !sidecar && !is_ambient(pod) => {

@@ -146,3 +146,38 @@ fn telemetry_and_filters_are_named_with_their_field() {
     let standing = found.iter().find(|mistake| mistake.stands).expect("reported without a symptom, too");
     assert!(standing.sentence().ends_with("is jeager, and the mesh has jaeger, zipkin"), "{}", standing.sentence());
 }
+
+/// service1 calls service2, an app of another make, whose answer has the reply of service3 in it.
+fn through_an_app_of_another_make() -> Tree {
+    let reply = |n: usize, upstreams: Value| {
+        json!({"service": format!("service{n}"), "version": "v1", "lane": "base", "hostname": format!("service{n}-7d4b9c6f5-x2x5z"), "message": "",
+            "path": format!("/service{n}"), "status": 200, "started_at": "2026-01-02T03:04:05Z", "duration_ms": 1.0, "request_id": "r", "trace_id": null,
+            "span_id": null, "parent_span_id": null, "sampled": false, "propagation": "forward", "received": {}, "client": {"ip": "10.0.0.9", "identity": null},
+            "attempt": 1, "injected": null, "upstreams": upstreams})
+    };
+    let call = json!({"url": "http://service2/orders", "status": 200, "duration_ms": 1.0, "error": null, "sent": {}, "reply": null,
+        "embedded": [reply(3, json!([]))]});
+    Tree::parse(reply(1, json!([call])).to_string().as_bytes()).unwrap()
+}
+
+#[test]
+fn the_way_goes_on_behind_an_app_of_another_make() {
+    let tree = through_an_app_of_another_make();
+    let found = |changes| found_after(changed(changes), Vec::new(), Some(&tree));
+    let filter = json!({"workloadSelector": {"labels": {"app": "service3"}}, "configPatches": [{"applyTo": "HTTP_FILTER", "match": {"context": "SIDECAR_INBOUND"},
+        "patch": {"operation": "INSERT_BEFORE", "value": {"name": "lua", "typed_config": {"inline_code": "h:headers():remove(\"traceparent\")"}}}}]});
+    let lost = fail(CheckId::PropagationTrace, "lost").seam("service1", "service3", None).hop("service2");
+    let mistakes =
+        found(vec![Add(object("networking.istio.io/v1alpha3", "EnvoyFilter", "shop", "strip", json!({"spec": filter})))]);
+    let wanted = Some(("EnvoyFilter shop/strip".to_owned(), "spec.configPatches[0].patch.value".to_owned()));
+    assert_eq!(explained(&mistakes, &lost), wanted, "{mistakes:#?}");
+    // The route from the app to the hop behind it counts, too.
+    let removes = json!({"request": {"remove": ["traceparent"]}});
+    let mistakes = found(vec![Set("VirtualService service3", "/spec/http/0/headers", removes)]);
+    let wanted = "VirtualService shop/service3".to_owned();
+    assert_eq!(explained(&mistakes, &lost).map(|(object, _)| object), Some(wanted), "{mistakes:#?}");
+    // A variable of ours says nothing there.
+    let variable = json!([{"name": "DROP_HEADERS", "value": "traceparent"}]);
+    let mistakes = found(vec![Set("Deployment service2", "/spec/template/spec/containers/0/env", variable)]);
+    assert_eq!(explained(&mistakes, &lost), None, "{mistakes:#?}");
+}

@@ -12,6 +12,7 @@ use crate::check::cluster::path::{Path, Subject};
 use crate::check::cluster::rules::mistakes;
 use crate::check::cluster::snapshot::{SecretSeen, Snapshot};
 use crate::check::report::{CheckId, Finding, Hint};
+use crate::hop::reply::Tree;
 
 const MESH: &str = "enableTracing: true\nextensionProviders:\n- name: jaeger\n  opentelemetry:\n    port: 4317\n- name: zipkin\nrootNamespace: istio-system\n";
 
@@ -186,6 +187,11 @@ fn secret(kind: Option<&str>, namespace: &str) -> SecretSeen {
 }
 
 fn found_in(objects: Vec<Value>, secrets: Vec<SecretSeen>) -> Vec<Mistake> {
+    found_after(objects, secrets, None)
+}
+
+/// What is found once a reply has shown which pods answered.
+fn found_after(objects: Vec<Value>, secrets: Vec<SecretSeen>, tree: Option<&Tree>) -> Vec<Mistake> {
     let mut snapshot = Snapshot::of(objects, MESH);
     snapshot.secrets = secrets;
     let url = "https://shop.example.com:30443/http/service0".parse().unwrap();
@@ -193,7 +199,7 @@ fn found_in(objects: Vec<Value>, secrets: Vec<SecretSeen>) -> Vec<Mistake> {
     let resolve = ["shop.example.com:30443:192.0.2.1".parse().unwrap()];
     let subject =
         Subject { url: &url, resolve: &resolve, expect: Some(&expect), namespace: "shop", gateway_namespace: "istio-system" };
-    mistakes(&Path::new(&snapshot, &subject, None))
+    mistakes(&Path::new(&snapshot, &subject, tree))
 }
 
 fn found(changes: Vec<Change>) -> Vec<Mistake> {
