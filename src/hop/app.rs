@@ -12,7 +12,7 @@ use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
-use crate::hop::capacity::held_budgets;
+use crate::hop::capacity::{held_budgets, max_streams};
 use crate::hop::config::HopConfig;
 use crate::hop::fault::Faults;
 use crate::hop::limits::RequestLimits;
@@ -178,6 +178,7 @@ impl App {
             max_hops: config.max_hops,
             max_calls: config.max_calls,
             permits: Semaphore::new(config.max_concurrency.min(Semaphore::MAX_PERMITS)),
+            streams: Arc::new(Semaphore::new(max_streams(config.max_concurrency))),
             phase: Phase::default(),
             watch: std::sync::OnceLock::new(),
             identity,
@@ -224,6 +225,7 @@ impl App {
                 tokio::time::sleep(drain.delay).await;
             }
             tracing::info!(timeout = ?drain.timeout, "draining: no longer accepting, finishing what is in flight");
+            phase.set_closing(Instant::now() + drain.timeout);
         };
         let (metrics, is_tls) = (node.metrics.clone(), tls.is_some());
         let on_refused = Arc::new(move |status: http::StatusCode| {

@@ -4,6 +4,8 @@
 //! reached at once, `Capacity::worst_case`, is no more than the memory limit. A connection was measured with a head of 30 KB in
 //! it and rounded up; the others are sums of the buffers that an item may fill.
 
+use tokio::sync::Semaphore;
+
 use crate::system::{descriptors, memory};
 
 const KIB: u64 = 1 << 10;
@@ -27,6 +29,10 @@ const SOCKET: u64 = 160 * KIB;
 const REQUEST: u64 = 16 * KIB;
 /// A call: its connection with hyper's buffers, a whole head in them, and the part of its answer that is not in the budget.
 const CALL: u64 = 48 * KIB;
+/// A stream: as a request, and a message of it. The buffers of a WebSocket take the place of hyper's, which count for its connection.
+const STREAM: u64 = REQUEST + 16 * KIB;
+/// The largest message of a WebSocket: it is there three times while it is echoed.
+pub(crate) const MAX_MESSAGE: usize = 16 << 10;
 
 /// The most connections, whatever the memory.
 const MAX_CONNECTIONS: u64 = 10_000;
@@ -36,6 +42,8 @@ const MAX_CONCURRENCY: u64 = 1024;
 const MAX_HELD: u64 = 256 * MIB;
 /// Fewer connections or requests than this are of no use; a process with less memory is one that a flag has to fit.
 const FEWEST: u64 = 16;
+/// For so many requests there is one stream.
+const STREAMS_SHARE: u64 = 8;
 /// Descriptors for neither side: standard streams, the runtime's, the listener, exporters, scrapes, certificates, and connections
 /// that are accepted before the one that makes room for them is closed.
 const RESERVED_DESCRIPTORS: u64 = 64;
@@ -44,6 +52,11 @@ const RESERVED_DESCRIPTORS: u64 = 64;
 pub(crate) fn held_budgets(held_bytes: usize) -> [usize; 4] {
     let bodies = held_bytes / 8;
     [held_bytes / 2 - bodies, held_bytes / 2, MAX_SCRAPES, bodies]
+}
+
+/// How many streams there may be beside `max_concurrency` requests: they cannot take the places of those.
+pub(crate) fn max_streams(max_concurrency: usize) -> usize {
+    (max_concurrency / STREAMS_SHARE as usize).clamp(1, Semaphore::MAX_PERMITS)
 }
 
 /// What the process may use.
@@ -86,7 +99,7 @@ impl Capacity {
         let free = resources.memory.unwrap_or(u64::MAX).saturating_sub(BASE + SPANS + LINES + METRICS);
         let free_descriptors = resources.descriptors.saturating_sub(RESERVED_DESCRIPTORS);
         let held = (free / 4).min(MAX_HELD);
-        let request = REQUEST + calls * CALL;
+        let request = REQUEST + calls * CALL + STREAM / STREAMS_SHARE;
         let by_descriptors = (free_descriptors / 2).checked_div(calls).unwrap_or(u64::MAX);
         // A quarter of the connections is in no request then: one of them can be closed for a new one, whose request gets an answer.
         let by_connections = (free - held).saturating_mul(3) / (4 * CONNECTION + 3 * request);
@@ -108,7 +121,8 @@ impl Capacity {
     fn worst_case(&self, calls: usize) -> u64 {
         let connections = self.max_connections as u64 * CONNECTION;
         let requests = self.max_concurrency as u64 * (REQUEST + calls as u64 * CALL);
-        BASE + SPANS + LINES + METRICS + connections + requests + self.held_bytes as u64
+        let streams = max_streams(self.max_concurrency) as u64 * STREAM;
+        BASE + SPANS + LINES + METRICS + connections + requests + streams + self.held_bytes as u64
     }
 }
 

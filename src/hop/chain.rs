@@ -76,6 +76,11 @@ pub(crate) async fn answered(exchange: &Exchange, n: u16) -> Result<(StatusCode,
     Ok((status, reply(node, exchange, &calls, status).to_json()))
 }
 
+/// The reply of this hop alone, as JSON.
+pub(crate) fn own_reply(exchange: &Exchange, status: StatusCode) -> Vec<u8> {
+    reply(&exchange.node, exchange, &[], status).to_json()
+}
+
 fn call_context<'a>(node: &'a Node, exchange: &'a Exchange, n: u16) -> CallContext<'a> {
     CallContext {
         tracer: node.tracer.as_ref(),

@@ -30,6 +30,12 @@ pub(crate) enum Error {
     BadRequest,
     /// 400: a parameter of the query has no value that is accepted.
     BadQuery,
+    /// 400: a stream of another length than it may have.
+    BadStream,
+    /// 403: a web page of another origin asks for a WebSocket.
+    ForeignOrigin,
+    /// 426: the path is a WebSocket, and the request does not ask for one.
+    UpgradeRequired,
     /// 415: the path is a method of gRPC, and the request is none.
     NotGrpc,
     /// 504: the caller's `grpc-timeout` has passed.
@@ -47,15 +53,21 @@ pub(crate) enum Error {
 pub(crate) enum ShedReason {
     /// More requests in flight than `--max-concurrency`.
     Concurrency,
+    /// More streams than their share of it.
+    Streams,
     /// A budget of bytes that are held for others is used up.
     Held(HeldKind),
 }
+
+/// What a stream may be.
+const BAD_STREAM: &str = "count is a number from 1 to 10000 and interval a duration, as in count=3 and interval=200ms (interval_ms over gRPC); the whole stream takes an hour at most.";
 
 impl ShedReason {
     /// The `reason` label of the metric.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Concurrency => "concurrency",
+            Self::Streams => "streams",
             Self::Held(kind) => kind.as_str(),
         }
     }
@@ -71,7 +83,7 @@ impl Error {
             ),
             Self::NotFound => (
                 StatusCode::NOT_FOUND,
-                "There is no such path here. The hop answers /, /hello, /hello/<who>, /service<N> (N from 0 to 9999), /headers, /healthz, /readyz and /metrics.",
+                "There is no such path here. The hop answers /, /hello, /hello/<who>, /service<N> (N from 0 to 9999), /stream, /ws, /headers, /healthz, /readyz and /metrics.",
             ),
             Self::MethodNotAllowed => {
                 (StatusCode::METHOD_NOT_ALLOWED, "This path does not answer this method; Allow lists those that it answers.")
@@ -89,6 +101,15 @@ impl Error {
                 StatusCode::BAD_REQUEST,
                 "The query is not understood: format is json or text; bytes is a size up to 1MiB, as in bytes=100000 or bytes=64KiB.",
             ),
+            Self::BadStream => (StatusCode::BAD_REQUEST, BAD_STREAM),
+            Self::ForeignOrigin => (
+                StatusCode::FORBIDDEN,
+                "A web page may open a WebSocket only of the host that it comes from: Origin and Host differ.",
+            ),
+            Self::UpgradeRequired => (
+                StatusCode::UPGRADE_REQUIRED,
+                "This path is a WebSocket: GET over HTTP/1.1 with Connection: Upgrade, Upgrade: websocket and Sec-WebSocket-Version: 13.",
+            ),
             Self::NotGrpc => (
                 StatusCode::UNSUPPORTED_MEDIA_TYPE,
                 "This path is a method of gRPC: HTTP/2 with content-type application/grpc. Over HTTP the chain is /service<N>.",
@@ -98,6 +119,10 @@ impl Error {
             Self::Shed(ShedReason::Concurrency) => {
                 (StatusCode::SERVICE_UNAVAILABLE, "The hop has as many requests in flight as --max-concurrency allows.")
             }
+            Self::Shed(ShedReason::Streams) => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "The hop has as many streams as it may have: an eighth of --max-concurrency, beside its requests.",
+            ),
             Self::Shed(ShedReason::Held(_)) => {
                 (StatusCode::SERVICE_UNAVAILABLE, "The hop holds as many bytes of answers and bodies as its memory limit allows.")
             }
@@ -125,6 +150,11 @@ impl Error {
         match self {
             Self::Shed(_) => {
                 headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+            }
+            Self::UpgradeRequired => {
+                headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+                headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+                headers.insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
             }
             // The request was answered before all of it was read: what follows on the connection is no request.
             Self::NotGrpc | Self::BadRequest | Self::RequestTimeout | Self::ContentTooLarge | Self::HeadTooLarge => {
@@ -190,10 +220,14 @@ mod tests {
             Error::HeadTooLarge,
             Error::BadRequest,
             Error::BadQuery,
+            Error::BadStream,
+            Error::ForeignOrigin,
+            Error::UpgradeRequired,
             Error::NotGrpc,
             Error::DeadlineExceeded,
             Error::Internal,
             Error::Shed(ShedReason::Concurrency),
+            Error::Shed(ShedReason::Streams),
             Error::Shed(ShedReason::Held(HeldKind::Answer)),
             Error::LoopDetected,
         ] {

@@ -302,6 +302,11 @@ impl Exchange {
         self.body.get()
     }
 
+    /// How the call ends.
+    pub(crate) fn set_grpc_code(&self, code: Code) {
+        self.grpc_code.store(code as u8, Ordering::Relaxed);
+    }
+
     /// For the access line: how the next hops answered.
     pub(crate) fn set_upstream_status(&self, status: u16) {
         self.upstream_status.store(status, Ordering::Relaxed);
@@ -314,7 +319,7 @@ impl Exchange {
     {
         if self.is_grpc {
             let (answer, code) = grpc_answer(response);
-            self.grpc_code.store(code as u8, Ordering::Relaxed);
+            self.set_grpc_code(code);
             response = answer;
         }
         self.status.store(response.status().as_u16(), Ordering::Relaxed);
@@ -325,18 +330,19 @@ impl Exchange {
             }
             *response.body_mut() = Either::Left(Full::default());
         }
-        self.write_headers(response.headers_mut());
+        let is_last = self.node.phase.is_draining() && response.status() != StatusCode::SWITCHING_PROTOCOLS;
+        self.write_headers(response.headers_mut(), is_last);
         response.map(|body| ObservedBody::new(body, self))
     }
 
-    fn write_headers(&self, headers: &mut HeaderMap) {
+    fn write_headers(&self, headers: &mut HeaderMap, is_last: bool) {
         headers.insert(X_REQUEST_ID.clone(), self.request_id.clone());
         headers.insert(VERSION.clone(), self.node.version_header.clone());
         headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
         if let Some(context) = self.context() {
             headers.insert(TRACERESPONSE.clone(), traceresponse(context));
         }
-        if self.node.phase.is_draining() {
+        if is_last {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
     }

@@ -1,4 +1,4 @@
-//! gRPC on the hop's own port: `Chain/Call`, health, and reflection. The routes are in `routes`, what a call passes before it
+//! gRPC on the hop's own port: `Chain/Call` and `Chain/Stream`, health, and reflection. The routes are in `routes`, what a call passes before it
 //! comes here in `layers`.
 
 use std::pin::Pin;
@@ -17,10 +17,12 @@ use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 use crate::hop::chain::answered;
 use crate::hop::error::{Error, ShedReason};
 use crate::hop::exchange::Exchange;
+use crate::hop::layers::StreamPlace;
 use crate::hop::limits::MAX_RESPONSE;
 use crate::hop::reply::Tree;
+use crate::hop::streams::{Pace, replies};
 use crate::rpc::chain::chain_server::{Chain, SERVICE_NAME};
-use crate::rpc::chain::{CallRequest, Reply};
+use crate::rpc::chain::{CallRequest, Reply, StreamRequest};
 use crate::server::shutdown::Phase;
 use crate::system::held::{Exhausted, Held, HeldKind};
 use crate::telemetry::ids;
@@ -59,6 +61,18 @@ impl Chain for ChainService {
         held.add(reply.encoded_len()).map_err(|Exhausted(kind)| exchange.shed(ShedReason::Held(kind)).status())?;
         exchange.hold_answer(held);
         Ok(Response::new(reply))
+    }
+
+    type StreamStream = Pin<Box<dyn Stream<Item = Result<Reply, Status>> + Send>>;
+
+    async fn stream(&self, request: Request<StreamRequest>) -> Result<Response<Self::StreamStream>, Status> {
+        let extensions = request.extensions();
+        let known = extensions.get::<Arc<Exchange>>().cloned().zip(extensions.get::<StreamPlace>().cloned());
+        let (exchange, place) = known.ok_or_else(|| Error::Internal.status())?;
+        let StreamRequest { count, interval_ms } = request.into_inner();
+        let interval = interval_ms.map(|interval| Duration::from_millis(interval.into()));
+        let pace = Pace::new(count, interval).map_err(Error::status)?;
+        Ok(Response::new(Box::pin(replies(exchange, place, pace))))
     }
 }
 

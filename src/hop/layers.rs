@@ -15,7 +15,7 @@ use http::header::{CONTENT_TYPE, EXPECT};
 use http_body::Body as _;
 use http_body_util::{BodyExt as _, LengthLimitError};
 use percent_encoding::percent_decode_str;
-use tokio::sync::SemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, SemaphorePermit};
 use tower::{Layer, Service};
 use tower_http::timeout::TimeoutError;
 
@@ -41,6 +41,10 @@ pub(crate) enum EndpointKind {
     Scrape,
     /// A call of the chain over gRPC: as `Chain`, within the caller's deadline.
     Call,
+    /// A stream over HTTP: as `Text` at its begin, and it keeps a place among the streams until it ends.
+    Stream,
+    /// A stream over gRPC.
+    StreamCall,
     /// `grpc.health.v1`: as `Probe`.
     Health,
     /// Server reflection over gRPC, a stream in both directions: limited.
@@ -89,7 +93,7 @@ where
 
     fn call(&mut self, request: Request) -> Self::Future {
         let endpoint = self.clone();
-        if self.kind == EndpointKind::Call {
+        if matches!(self.kind, EndpointKind::Call | EndpointKind::StreamCall) {
             let deadline = request.extensions().get::<Arc<Exchange>>().and_then(|exchange| exchange.deadline);
             return Box::pin(async move {
                 let Some(deadline) = deadline else { return endpoint.answer(request).await };
@@ -115,7 +119,7 @@ where
             Ok(permit) => permit,
             Err(error) => return Ok(error.into_response()),
         };
-        let response = match aborted(&exchange).filter(|_| kind == EndpointKind::Text) {
+        let response = match aborted(&exchange).filter(|_| !kind.answers_abort()) {
             Some(response) => response,
             None => handler.call(request).await?,
         };
@@ -123,7 +127,19 @@ where
     }
 }
 
+/// The place of a stream, as long as it lasts: an extension of the request.
+pub(crate) type StreamPlace = Arc<OwnedSemaphorePermit>;
+
 impl EndpointKind {
+    /// The handler answers an abort, with a reply.
+    fn answers_abort(self) -> bool {
+        matches!(self, Self::Chain | Self::Call)
+    }
+
+    fn is_stream(self) -> bool {
+        matches!(self, Self::Stream | Self::StreamCall)
+    }
+
     /// Counts the answer's bytes until it was sent. One that is too much is replaced.
     fn hold(self, exchange: &Exchange, response: Response) -> Response {
         let bytes = response.body().size_hint().lower() as usize;
@@ -155,7 +171,7 @@ impl EndpointKind {
         if !matches!(self, Self::Probe | Self::Health) {
             exchange.require_certificate()?;
         }
-        let is_grpc = matches!(self, Self::Call | Self::Health | Self::Reflection);
+        let is_grpc = matches!(self, Self::Call | Self::StreamCall | Self::Health | Self::Reflection);
         let is_limited = !matches!(self, Self::Probe | Self::Scrape | Self::Health);
         if !is_limited {
             exchange.disable_tracing();
@@ -163,21 +179,31 @@ impl EndpointKind {
         if is_grpc && !is_refusal && !exchange.is_grpc {
             return Err(Error::NotGrpc);
         }
-        let permits = &exchange.node.permits;
+        let node = &exchange.node;
+        let permits = if self.is_stream() { &node.streams } else { &node.permits };
         if self != Self::Reflection && !request.body().is_end_stream() {
             // Whoever waits for `100 Continue` is not asked for a body that changes nothing (RFC 9110, 10.1.1).
             let will_fail = || is_refusal || will_fail(self, exchange) || (is_limited && permits.available_permits() == 0);
             let is_unwanted = request.headers().contains_key(EXPECT) && will_fail();
             if !is_unwanted {
-                let is_kept = is_grpc || self == Self::Chain && exchange.node.forward_body;
-                let held = is_kept.then(|| exchange.node.held.empty(HeldKind::RequestBody));
+                let is_kept = is_grpc || self == Self::Chain && node.forward_body;
+                let held = is_kept.then(|| node.held.empty(HeldKind::RequestBody));
                 read_body(request, exchange, held).await?;
             }
         }
-        let permit =
-            if is_limited { Some(permits.try_acquire().map_err(|_| exchange.shed(ShedReason::Concurrency))?) } else { None };
+        let permit = if self.is_stream() {
+            let place = node.streams.clone().try_acquire_owned().map_err(|_| exchange.shed(ShedReason::Streams))?;
+            request.extensions_mut().insert::<StreamPlace>(Arc::new(place));
+            None
+        } else if is_limited {
+            Some(permits.try_acquire().map_err(|_| exchange.shed(ShedReason::Concurrency))?)
+        } else {
+            None
+        };
         // A refusal is no work that could be slow or fail.
-        let is_work = matches!(self, Self::Text | Self::Call) || self == Self::Chain && names_a_service(request.uri().path());
+        let is_work = self.is_stream()
+            || matches!(self, Self::Text | Self::Call)
+            || self == Self::Chain && names_a_service(request.uri().path());
         if is_work && !is_refusal {
             decide_and_wait(exchange).await;
         }

@@ -7,7 +7,8 @@
 //! 2. `service`: the layers around the router. `exchange`: one value per request, which reads the head and reports the end.
 //!    `limits`: what a request may ask for. `target`: the host that it is for.
 //! 3. `routes`: the endpoints. `layers`: what a request passes before its handler. [`fault`]: latency and faults.
-//! 4. `chain`: `/service<N>`. [`reply`]: its JSON. `response` and `error`: every other answer.
+//! 4. `chain`: `/service<N>`. [`reply`]: its JSON. `streams` and `websocket`: what lasts longer than an
+//!    answer. `response` and `error`: every other answer.
 
 pub mod app;
 pub mod capacity;
@@ -27,4 +28,6 @@ pub(crate) mod routes;
 pub(crate) mod service;
 pub(crate) mod start_line;
 pub mod state;
+pub(crate) mod streams;
 pub(crate) mod target;
+pub(crate) mod websocket;

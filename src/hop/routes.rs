@@ -23,12 +23,15 @@ use crate::hop::chain::{Wish, chain, prefers};
 use crate::hop::error::Error;
 use crate::hop::exchange::Exchange;
 use crate::hop::grpc::{ChainService, HealthService};
-use crate::hop::layers::EndpointKind::{self, Call, Chain, Health, Information, Probe, Reflection, Scrape, Text};
+use crate::hop::layers::EndpointKind::{
+    self, Call, Chain, Health, Information, Probe, Reflection, Scrape, Stream, StreamCall, Text,
+};
 use crate::hop::layers::{Refusal, aborted};
 use crate::hop::response::{text, typed};
 use crate::hop::state::Node;
+use crate::hop::{streams, websocket};
 use crate::rpc::chain::chain_server::ChainServer;
-use crate::rpc::{CALL, DESCRIPTORS};
+use crate::rpc::{CALL, DESCRIPTORS, STREAM};
 use crate::trace_context::redacted;
 use crate::values::service_number;
 
@@ -38,6 +41,7 @@ const HELLO_WHO: &str = "/hello/{who}";
 /// operations ask (never limited, delayed or traced).
 pub(crate) fn router(node: Arc<Node>) -> Router {
     let chain = ChainServer::new(ChainService);
+    let streams = chain.clone();
     let health = HealthServer::new(HealthService::new(node.phase.clone()));
     let router = Router::new()
         .route("/", endpoint(Text, root))
@@ -45,11 +49,14 @@ pub(crate) fn router(node: Arc<Node>) -> Router {
         .route(HELLO_WHO, endpoint(Text, hello_who))
         .route("/service{n}", endpoint(Chain, service))
         .route("/hello/service{n}", endpoint(Chain, hello_service))
+        .route("/stream", endpoint(Stream, streams::events))
+        .route("/ws", endpoint(Stream, websocket::open))
         .route("/headers", endpoint(Information, all_headers))
         .route("/healthz", endpoint(Probe, healthz))
         .route("/readyz", endpoint(Probe, readyz))
         .route("/metrics", endpoint(Scrape, metrics))
         .route(CALL, method(Call, chain))
+        .route(STREAM, method(StreamCall, streams))
         .route("/grpc.health.v1.Health/Check", method(Health, health.clone()))
         .route("/grpc.health.v1.Health/Watch", method(Health, health))
         .fallback(not_found.layer(Refusal(Information)));

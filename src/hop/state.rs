@@ -104,6 +104,8 @@ pub(crate) struct Node {
     pub(crate) max_calls: u32,
     /// As many as `--max-concurrency`.
     pub(crate) permits: Semaphore,
+    /// Places of streams, which are no requests in flight: they last too long.
+    pub(crate) streams: Arc<Semaphore>,
     pub(crate) phase: Phase,
     /// Empty outside the demo, whose page shows requests as they pass.
     pub(crate) watch: OnceLock<Arc<dyn Watch>>,

@@ -20,9 +20,13 @@ pub(crate) const CONTENT_TYPE: &str = "application/grpc";
 /// `Chain/Call`.
 pub(crate) const CALL: &str = "/httpserver.v1.Chain/Call";
 
+/// `Chain/Stream`.
+pub(crate) const STREAM: &str = "/httpserver.v1.Chain/Stream";
+
 /// What [`known_method`] returns.
-const METHODS: [&str; 5] = [
+const METHODS: [&str; 6] = [
     CALL,
+    STREAM,
     "/grpc.health.v1.Health/Check",
     "/grpc.health.v1.Health/Watch",
     "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",

@@ -1,7 +1,7 @@
 //! One connection: its protocol, its requests, its end.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bytes::BytesMut;
 use futures_util::TryFutureExt as _;
@@ -9,11 +9,11 @@ use http::header::{CONNECTION, HeaderValue, TRANSFER_ENCODING};
 use http::{Request, StatusCode};
 use http_body::Body as _;
 use hyper::body::Incoming;
-use hyper::server::conn::http1;
+use hyper::server::conn::http1::{self, Parts};
 use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
@@ -25,6 +25,7 @@ use crate::server::frames::PREFACE;
 use crate::server::io::TrackedIo;
 use crate::server::service::{ClientCertificate, ConnectionInfo, HttpService, OnRefused, RequestBody};
 use crate::server::tls::{AcceptorState, identity};
+use crate::server::upgrade::Upgrade;
 use crate::text::causes;
 
 /// The largest request head that hyper accepts. A service whose own limit is below it answers in its own form; beyond it
@@ -122,9 +123,10 @@ impl<S: HttpService> Protocols<S> {
 
     async fn http1(
         &self,
-        io: TrackedIo<impl AsyncRead + AsyncWrite + Unpin>,
+        io: TrackedIo<impl AsyncRead + AsyncWrite + Send + Unpin>,
         certificate: ClientCertificate,
     ) -> Result<(), String> {
+        let upgraded = OnceLock::new();
         let service = service_fn(|request: Request<Incoming>| {
             // hyper ignores and removes a length beside it, and another server may have used that length: what follows on
             // this connection is not read as a request (RFC 9112, 6.1).
@@ -133,6 +135,7 @@ impl<S: HttpService> Protocols<S> {
             let wait = (!request.body().is_end_stream()).then(|| BodyWait::new(&self.connection));
             let body = |body| RequestBody::http1(body, wait.clone());
             let request = self.with_connection_info(request.map(body), &certificate);
+            let upgraded = &upgraded;
             // Futures that `map_ok` wraps are polled in place; an `async` block would move the whole call once more.
             self.service.call(request).map_ok(move |mut response| {
                 if let Some(wait) = wait {
@@ -141,7 +144,14 @@ impl<S: HttpService> Protocols<S> {
                 if is_chunked {
                     response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
                 }
-                response.map(|body| TrackedBody::new(body, Some(active)))
+                let active = match response.extensions_mut().remove::<Upgrade>() {
+                    Some(upgrade) => {
+                        let _ = upgraded.set((upgrade, active));
+                        None
+                    }
+                    None => Some(active),
+                };
+                response.map(|body| TrackedBody::new(body, active))
             })
         });
         let mut http = http1::Builder::new();
@@ -155,7 +165,12 @@ impl<S: HttpService> Protocols<S> {
             Err(error) => return Err(causes(error)),
             Ok(()) => {}
         }
-        let io = serving.into_parts().io.into_inner();
+        let Parts { io, read_buf, .. } = serving.into_parts();
+        let mut io = io.into_inner().reads_any();
+        if let Some((upgrade, _active)) = upgraded.into_inner().filter(|_| ended.is_ok()) {
+            upgrade.run(&mut io, read_buf).await;
+            let _ = io.shutdown().await;
+        }
         self.connection.begin(ConnectionState::Lingering);
         linger(io).await;
         ended.map_err(|error| causes(&error))

@@ -63,6 +63,11 @@ impl<S> TrackedIo<S> {
         Self { input: Input::Http1(HeadReader::default()), ..self }
     }
 
+    /// What follows an upgrade is no HTTP.
+    pub(crate) fn reads_any(self) -> Self {
+        Self { input: Input::Opaque, ..self }
+    }
+
     pub(crate) fn reads_http2(self) -> Self {
         Self { input: Input::Http2(Box::new(FrameReader::new())), ..self }
     }

@@ -8,7 +8,7 @@
 //!
 //! The server knows nothing of what the service answers. What a service needs to know of the connection is the request
 //! extension `ConnectionInfo`. Imports `net` and `text` only. In reading order: [`options`]; `listener`; `connection`;
-//! `activity`, `clock` and `io`; `service`; [`tls`]; [`shutdown`].
+//! `activity`, `clock` and `io`; `service`; `upgrade`; [`tls`]; [`shutdown`].
 
 mod activity;
 pub(crate) mod answer;
@@ -24,7 +24,9 @@ pub mod shutdown;
 #[cfg(test)]
 mod tests;
 pub mod tls;
+mod upgrade;
 
 pub(crate) use activity::Cut;
 pub(crate) use listener::{ServerConfig, serve};
 pub(crate) use service::{ClientCertificate, ConnectionInfo};
+pub(crate) use upgrade::{Upgrade, UpgradedIo};

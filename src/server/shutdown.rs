@@ -4,9 +4,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
+use tokio::sync::watch;
+use tokio::time::Instant;
+
 /// Where a hop is in its life. Clones share it.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Phase(Arc<AtomicU8>);
+pub(crate) struct Phase(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    phase: AtomicU8,
+    /// Set when the hop no longer accepts: until when what is in flight has time.
+    closing: watch::Sender<Option<Instant>>,
+}
 
 const STARTING: u8 = 0;
 const READY: u8 = 1;
@@ -14,23 +24,37 @@ const DRAINING: u8 = 2;
 
 impl Phase {
     pub(crate) fn set_ready(&self) {
-        self.0.store(READY, Ordering::Release);
+        self.0.phase.store(READY, Ordering::Release);
     }
 
     pub(crate) fn set_draining(&self) {
-        self.0.store(DRAINING, Ordering::Release);
+        self.0.phase.store(DRAINING, Ordering::Release);
+    }
+
+    /// What is in flight has time until then.
+    pub(crate) fn set_closing(&self, until: Instant) {
+        self.0.closing.send_replace(Some(until));
+    }
+
+    /// Resolves when the hop no longer accepts, with the time until which it waits for what is in flight.
+    pub(crate) async fn closing(&self) -> Instant {
+        let mut closing = self.0.closing.subscribe();
+        match closing.wait_for(Option::is_some).await.map(|until| *until) {
+            Ok(Some(until)) => until,
+            _ => std::future::pending().await,
+        }
     }
 
     /// From the first signal on every answer asks its caller to connect elsewhere (`connection: close`).
     pub(crate) fn is_draining(&self) -> bool {
-        self.0.load(Ordering::Relaxed) == DRAINING
+        self.0.phase.load(Ordering::Relaxed) == DRAINING
     }
 
     /// # Errors
     ///
     /// Why the hop should receive no traffic.
     pub(crate) fn readiness(&self) -> Result<(), &'static str> {
-        match self.0.load(Ordering::Acquire) {
+        match self.0.phase.load(Ordering::Acquire) {
             READY => Ok(()),
             STARTING => Err("starting"),
             _ => Err("draining"),

@@ -306,9 +306,28 @@ pub async fn read_answer(stream: &mut TcpStream, to_head: bool) -> Option<Answer
                 }
             }
         }
+        None if headers.contains(&("transfer-encoding".to_owned(), "chunked".to_owned())) => body = chunks(stream, body).await?,
         None => while stream.read_buf(&mut body).await.ok()? > 0 {},
     }
     Some(Answer { status, headers, body })
+}
+
+/// The content of a chunked body, of which some bytes were read.
+async fn chunks(stream: &mut TcpStream, mut read: Vec<u8>) -> Option<Vec<u8>> {
+    let mut content = Vec::new();
+    loop {
+        let line = read.windows(2).position(|two| two == b"\r\n");
+        let size = line.and_then(|line| usize::from_str_radix(std::str::from_utf8(&read[..line]).ok()?, 16).ok());
+        if let Some((line, size)) = line.zip(size).filter(|(line, size)| read.len() >= line + size + 4) {
+            content.extend_from_slice(&read[line + 2..][..size]);
+            read.drain(..line + size + 4);
+            if size == 0 {
+                return Some(content);
+            }
+        } else if stream.read_buf(&mut read).await.ok()? == 0 {
+            return None;
+        }
+    }
 }
 
 type RawHead = (String, Vec<(String, Vec<u8>)>, Vec<u8>);

@@ -10,13 +10,13 @@ use tonic::{Code, Status};
 use crate::common::{Hop, Sink, Upstream, answer, chain_over, eventually};
 
 #[allow(clippy::all, dead_code, unreachable_pub, rust_2018_idioms, reason = "generated")]
-mod messages {
+pub(crate) mod messages {
     include!("../../proto/httpserver/v1/generated/httpserver.v1.rs");
 }
 
 use messages::{CallRequest, Reply};
 
-const CALL: &str = "/httpserver.v1.Chain/Call";
+pub(crate) const CALL: &str = "/httpserver.v1.Chain/Call";
 const TRACE: (&str, &str) = ("traceparent", "00-463ac35c9f6413ad48485a3953bb6124-a2fb4a1d1a96d312-01");
 
 /// The answer to a call.
@@ -56,7 +56,7 @@ impl Called {
     }
 }
 
-fn framed(message: &impl Message) -> Bytes {
+pub(crate) fn framed(message: &impl Message) -> Bytes {
     let mut bytes = BytesMut::new();
     bytes.put_u8(0);
     bytes.put_u32(message.encoded_len() as u32);

@@ -26,5 +26,6 @@ mod requests;
 mod restarts;
 mod signals;
 mod spans;
+mod streams;
 mod telemetry;
 mod tls;

@@ -11,6 +11,15 @@ pub struct CallRequest {
     #[prost(uint32, tag = "3")]
     pub response_bytes: u32,
 }
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StreamRequest {
+    /// 1 to 10,000; without it 10.
+    #[prost(uint32, optional, tag = "1")]
+    pub count: ::core::option::Option<u32>,
+    /// Without it 1000. A stream takes an hour at most.
+    #[prost(uint32, optional, tag = "2")]
+    pub interval_ms: ::core::option::Option<u32>,
+}
 /// What one hop answers.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Reply {
@@ -142,6 +151,18 @@ pub mod chain_server {
             &self,
             request: tonic::Request<super::CallRequest>,
         ) -> std::result::Result<tonic::Response<super::Reply>, tonic::Status>;
+        /// Server streaming response type for the Stream method.
+        type StreamStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::Reply, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Answers with `count` replies of this hop alone, one an interval, the first at once. A hop that stops first ends the stream with
+        /// UNAVAILABLE.
+        async fn stream(
+            &self,
+            request: tonic::Request<super::StreamRequest>,
+        ) -> std::result::Result<tonic::Response<Self::StreamStream>, tonic::Status>;
     }
     /// A hop of the chain.
     #[derive(Debug)]
@@ -259,6 +280,52 @@ pub mod chain_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/httpserver.v1.Chain/Stream" => {
+                    #[allow(non_camel_case_types)]
+                    struct StreamSvc<T: Chain>(pub Arc<T>);
+                    impl<
+                        T: Chain,
+                    > tonic::server::ServerStreamingService<super::StreamRequest>
+                    for StreamSvc<T> {
+                        type Response = super::Reply;
+                        type ResponseStream = T::StreamStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::StreamRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Chain>::stream(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = StreamSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)
