@@ -139,6 +139,9 @@ impl Cut {
     }
 }
 
+/// How long a connection may do nothing before it can be closed to make room: it may be about to do something.
+const BEGUN: Duration = Duration::from_millis(100);
+
 /// The surplus of a request of which only its end tells how long its body is. No other begins on its connection.
 const UNKNOWN_BODY: i64 = i64::MIN / 2;
 
@@ -154,7 +157,7 @@ struct Activity {
     bodies_since: Option<Instant>,
     /// How many of them have answers that wait for an HTTP/2 window.
     windows: usize,
-    /// When an answer first waited for its reader, as long as one does.
+    /// When an answer first waited for its reader, as long as one does; later by what its reader has taken since.
     slow_since: Option<Instant>,
     /// HTTP/1: how many bytes came after the request that is active, if more than its body; below 0, what its body lacks.
     surplus: i64,
@@ -199,9 +202,8 @@ impl Activity {
     /// `None` while a request is worked on, and while one has just begun: in a flood of connections that do not go on the next
     /// one may be about to.
     fn waiting(&self, now: Instant) -> Option<Waiting> {
-        const BEGUN: Duration = Duration::from_millis(100);
         const MOMENT: Duration = Duration::from_secs(1);
-        let is_long = |since: &Instant| now.saturating_duration_since(*since) > MOMENT;
+        let has_begun = |since: Instant| now.saturating_duration_since(since) >= BEGUN;
         let unfinished = |since| match now.saturating_duration_since(since) {
             age if age < BEGUN => None,
             age if age > MOMENT => Some(Waiting::Unfinished(since)),
@@ -217,13 +219,13 @@ impl Activity {
         }
         let all_wait = self.active_requests == self.bodies + self.windows;
         if self.write_blocked_since.is_some() || all_wait && self.windows > 0 {
-            return self.slow_since.filter(is_long).map(Waiting::Slow);
+            return self.slow_since.filter(|since| has_begun(*since)).map(Waiting::Slow);
         }
         self.bodies_since.filter(|_| all_wait).and_then(unfinished)
     }
 
     fn forget_slow(&mut self) {
-        // Over HTTP/1 a reader that takes a byte now and then is one and the same slow reader until the end of its answer.
+        // A reader that takes a byte now and then is one and the same slow reader until the end of its answer.
         if self.windows == 0 && !self.is_busy() {
             self.slow_since = None;
         }
@@ -269,7 +271,7 @@ impl Connection {
         self.activity.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn is_multiplexed(&self) -> bool {
+    pub(crate) fn is_multiplexed(&self) -> bool {
         self.is_multiplexed.load(Ordering::Relaxed)
     }
 
@@ -340,6 +342,17 @@ impl Connection {
         match activity.write_blocked_since {
             Some(now) => activity.slow_since = activity.slow_since.or(Some(now)),
             None => activity.forget_slow(),
+        }
+    }
+
+    /// The reader of an answer that had to wait took so many bytes: who takes enough of them has not stalled.
+    pub(crate) fn taken(&self, bytes: usize) {
+        /// For a reader who is slower than this each second counts in part only.
+        const BYTES_PER_SECOND: f64 = 16.0 * 1024.0;
+        let mut activity = self.activity();
+        if let Some(since) = activity.slow_since {
+            let worth = Duration::from_secs_f64(bytes as f64 / BYTES_PER_SECOND);
+            activity.slow_since = Some((since + worth).min(self.connections.clock.now()));
         }
     }
 

@@ -311,6 +311,9 @@ impl<A: Account> Sending<'_, A> {
 
     fn hand_over(&mut self, bytes: Bytes, is_last: bool) -> Result<(), Option<Cut>> {
         self.unsent.waiting.fetch_add(bytes.len(), Ordering::AcqRel);
+        if self.wait.is_some() {
+            self.connection.taken(bytes.len());
+        }
         self.stream.send_data(Chunk { bytes, guard: self.unsent.clone() }, is_last).map_err(|_| None)
     }
 

@@ -30,6 +30,8 @@ pub(crate) struct TrackedIo<S> {
     /// A write that waits here waits for the peer.
     is_socket: bool,
     is_blocked: bool,
+    /// A write has waited.
+    was_blocked: bool,
     /// The peer closed its side.
     end: Option<Box<End>>,
 }
@@ -52,7 +54,7 @@ struct End {
 impl<S> TrackedIo<S> {
     pub(crate) fn socket(stream: S, connection: Arc<Connection>) -> Self {
         let (prefix, input) = (Bytes::new(), Input::Opaque);
-        Self { stream, connection, prefix, input, is_socket: true, is_blocked: false, end: None }
+        Self { stream, connection, prefix, input, is_socket: true, is_blocked: false, was_blocked: false, end: None }
     }
 
     pub(crate) fn decrypted(stream: S, connection: Arc<Connection>) -> Self {
@@ -72,10 +74,19 @@ impl<S> TrackedIo<S> {
         Self { input: Input::Http2(Box::new(FrameReader::new())), ..self }
     }
 
-    fn write_polled<T>(&mut self, polled: Poll<T>) -> Poll<T> {
+    fn write_polled(&mut self, polled: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         if self.is_socket && self.is_blocked != polled.is_pending() {
             self.is_blocked = polled.is_pending();
+            self.was_blocked |= self.is_blocked;
             self.connection.set_write_blocked(self.is_blocked);
+        }
+        // Over HTTP/2 the answers say what was taken of them: a reader of pongs alone is none.
+        if self.is_socket
+            && self.was_blocked
+            && !self.connection.is_multiplexed()
+            && let Poll::Ready(Ok(bytes)) = &polled
+        {
+            self.connection.taken(*bytes);
         }
         polled
     }

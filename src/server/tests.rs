@@ -413,6 +413,30 @@ async fn at_the_cap_a_few_slow_readers_are_answered_and_of_many_the_slowest_make
 }
 
 #[tokio::test(start_paused = true)]
+async fn of_many_slow_readers_those_make_room_who_take_nothing() {
+    let server = TestServer::start(|options| options.max_connections = 20).await;
+    let mut slow = Vec::new();
+    for _ in 0..20 {
+        let mut client = server.connect().await;
+        client.send_get("/large").await;
+        slow.push(client);
+    }
+    for _ in 0..6 {
+        fill_buffers().await;
+    }
+    // The first has waited for longest, and takes some of it; the second takes a byte.
+    slow[0].0.read_exact(&mut vec![0; LARGE / 4]).await.unwrap();
+    slow[1].0.read_exact(&mut [0]).await.unwrap();
+    fill_buffers().await;
+    sleep(SECOND / 5).await;
+    let mut good = server.connect_and_get().await;
+    let (rest, took) = slow[1].until_closed().await;
+    assert!(took < SECOND && rest.len() < LARGE, "{took:?}");
+    slow[0].0.read_exact(&mut vec![0; LARGE / 2]).await.expect("who takes its answer is answered");
+    assert_eq!(good.get("/").await.as_deref(), Some("ok"));
+}
+
+#[tokio::test(start_paused = true)]
 async fn when_every_connection_is_in_a_request_the_new_one_is_refused_and_nobody_is_evicted() {
     let server = TestServer::start(|options| options.max_connections = 2).await;
     let (mut first, mut second) = (server.connect().await, server.connect().await);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::server::activity::{Connection, ConnectionState, UNKNOWN_BODY};
+use crate::server::activity::{BEGUN, Connection, ConnectionState, UNKNOWN_BODY};
 
 /// Marks a connection as busy from a request's head until the end of its answer was written.
 #[derive(Debug)]
@@ -81,7 +81,7 @@ pub(crate) struct WindowWait(Arc<Connection>);
 
 impl WindowWait {
     /// How long it has waited by then: most answers never do for as long.
-    pub(crate) const AFTER: Duration = Duration::from_secs(1);
+    pub(crate) const AFTER: Duration = BEGUN;
 
     pub(crate) fn new(connection: &Arc<Connection>) -> Self {
         let mut activity = connection.activity();

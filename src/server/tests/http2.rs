@@ -197,6 +197,56 @@ async fn at_the_cap_half_bodies_and_many_closed_windows_make_room_over_http_2() 
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_flood_of_answers_that_wait_for_windows_makes_room_without_delay() {
+    for window in [0_u32, 1, 65_535] {
+        let settings = frame(4, 0, 0, &[&[0, 4][..], &window.to_be_bytes()].concat());
+        let input = [PREFACE, &settings, &frame(1, 5, 1, &head("/some"))].concat();
+        let server = TestServer::start(|options| options.max_connections = 20).await;
+        let mut flood = Vec::new();
+        let begun = Instant::now();
+        for i in 0..200 {
+            flood.push(http2_with(&server, &input).await);
+            if i % 20 == 19 {
+                assert_eq!(server.connect_and_get().await.get("/").await.as_deref(), Some("ok"), "{window}");
+            }
+        }
+        assert!(begun.elapsed() < 4 * SECOND, "a second for each score of them is too long: {window}, {:?}", begun.elapsed());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_many_readers_who_wait_for_windows_those_make_room_who_take_nothing() {
+    let server = TestServer::start(|options| options.max_connections = 20).await;
+    let zero = frame(4, 0, 0, &[0, 4, 0, 0, 0, 0]);
+    let input = [PREFACE, &zero, &frame(1, 5, 1, &head("/some"))].concat();
+    // The oldest: one that takes its answer in pieces, and one that takes a byte at a time.
+    let (mut steady, mut trickle) = (http2_with(&server, &input).await, http2_with(&server, &input).await);
+    let mut stalled = Vec::new();
+    sleep(SECOND).await;
+    for _ in 2..20 {
+        stalled.push(http2_with(&server, &input).await);
+    }
+    for _ in 0..6 {
+        sleep(SECOND / 2).await;
+        for (client, window) in [(&mut steady, 16_384_u32), (&mut trickle, 1)] {
+            client.0.write_all(&frame(8, 0, 1, &window.to_be_bytes())).await.unwrap();
+        }
+    }
+    sleep(SECOND / 4).await;
+    let mut all = Vec::new();
+    for _ in 0..5 {
+        all.push(server.connect_and_get().await);
+        all.last_mut().unwrap().send_get("/endless").await;
+    }
+    for client in stalled[..3].iter_mut().chain([&mut trickle]) {
+        let (_, took) = client.until_closed().await;
+        assert!(took <= SECOND / 10, "{took:?}");
+    }
+    let alive = tokio::time::timeout(SECOND, steady.until_closed()).await;
+    assert!(alive.is_err(), "who takes what it can is kept");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_stream_that_has_data_and_no_window_is_reset_and_the_others_go_on() {
     for window in [0, 1, 65_535] {
         let server = TestServer::start(|_| {}).await;
