@@ -14,24 +14,9 @@ use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
 
 use crate::server::clock::RunningClock;
-use crate::server::frames::Unfinished;
+use crate::server::frames::{RequestHeads, Unfinished};
 use crate::server::options::ConnectionOptions;
-
-/// Where the server is in its life.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Stage {
-    Serving,
-    /// Not ready, still accepting: HTTP/2 connections receive GOAWAY.
-    Draining,
-    /// No longer accepting: idle connections are closed.
-    Closing,
-    /// The drain timeout is over: everything is closed.
-    Aborted,
-}
-
-impl Stage {
-    const ALL: [Self; 4] = [Self::Serving, Self::Draining, Self::Closing, Self::Aborted];
-}
+use crate::server::shutdown::Stage;
 
 /// What all connections of a server share.
 #[derive(Debug)]
@@ -161,6 +146,8 @@ struct Activity {
     slow_since: Option<Instant>,
     /// HTTP/1: how many bytes came after the request that is active, if more than its body; below 0, what its body lacks.
     surplus: i64,
+    /// HTTP/2: the requests that came.
+    requests: RequestHeads,
     /// HTTP/2: what has begun to arrive, its number and since when.
     unfinished: Option<(Unfinished, u64, Instant)>,
     /// The peer closed its side.
@@ -256,6 +243,7 @@ impl Connection {
             windows: 0,
             slow_since: None,
             surplus: 0,
+            requests: RequestHeads::default(),
             unfinished: None,
             is_half_closed: false,
             cut: None,
@@ -312,12 +300,19 @@ impl Connection {
     }
 
     /// HTTP/2 received bytes, the last of which belong to something unfinished.
-    pub(crate) fn read_http2(&self, unfinished: Option<(Unfinished, u64)>) {
+    pub(crate) fn read_http2(&self, unfinished: Option<(Unfinished, u64)>, requests: RequestHeads) {
         let mut activity = self.activity();
+        activity.requests = requests;
         activity.unfinished = unfinished.map(|(kind, number)| match activity.unfinished {
             Some((_, known, since)) if known == number => (kind, number, since),
             _ => (kind, number, self.connections.clock.now()),
         });
+    }
+
+    /// HTTP/2: the requests that came, and whether what reads them waits for a write.
+    pub(crate) fn requests_read(&self) -> (RequestHeads, bool) {
+        let activity = self.activity();
+        (activity.requests, activity.write_blocked_since.is_some())
     }
 
     pub(crate) fn set_half_closed(&self) {

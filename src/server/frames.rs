@@ -49,7 +49,19 @@ pub(crate) struct FrameReader {
     in_head: bool,
     /// How many heads and other frames have begun.
     begun: u64,
+    /// The largest stream that a head has named, and what came of the head of a new one.
+    last_stream: u32,
+    new_head: Option<usize>,
+    requests: RequestHeads,
     pinned: Pinned,
+}
+
+/// Requests whose heads came whole.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct RequestHeads {
+    pub(crate) count: u64,
+    /// The bytes of the last one.
+    pub(crate) last: usize,
 }
 
 /// What has begun and is not whole.
@@ -71,6 +83,9 @@ impl FrameReader {
             payload_left: 0,
             in_head: false,
             begun: 0,
+            last_stream: 0,
+            new_head: None,
+            requests: RequestHeads::default(),
             pinned,
         }
     }
@@ -78,6 +93,24 @@ impl FrameReader {
     /// Bytes of input that the HPACK table may keep alive.
     pub(crate) fn pinned(&self) -> usize {
         self.pinned.sum
+    }
+
+    pub(crate) fn requests(&self) -> RequestHeads {
+        self.requests
+    }
+
+    /// The header of a frame came: a stream's first head is a request's, a later one its trailers.
+    fn begin(&mut self) {
+        let [_, _, _, kind, _, stream @ ..] = self.header;
+        let stream = u32::from_be_bytes(stream) & (u32::MAX >> 1);
+        match kind {
+            HEADERS if stream > self.last_stream => {
+                self.last_stream = stream;
+                self.new_head = Some(self.payload_left);
+            }
+            CONTINUATION => self.new_head = self.new_head.map(|bytes| bytes + self.payload_left),
+            _ => self.new_head = None,
+        }
     }
 
     /// What the bytes so far have begun, and its number.
@@ -97,6 +130,7 @@ impl FrameReader {
                 }
                 self.payload_left = u32::from_be_bytes([0, self.header[0], self.header[1], self.header[2]]) as usize;
                 self.in_head |= matches!(self.header[3], HEADERS | CONTINUATION);
+                self.begin();
                 self.pinned.frame(self.header[3], self.payload_left);
             }
             let length = self.payload_left.min(bytes.len());
@@ -105,6 +139,11 @@ impl FrameReader {
             if self.payload_left == 0 {
                 self.header_length = 0;
                 self.in_head &= self.header[4] & END_HEADERS == 0;
+                if !self.in_head
+                    && let Some(bytes) = self.new_head.take()
+                {
+                    self.requests = RequestHeads { count: self.requests.count + 1, last: bytes };
+                }
             }
         }
         let is_unfinished = self.in_head || self.header_length > 0 || self.preface_left > 0;
@@ -137,6 +176,29 @@ mod tests {
         }
         reader.read(&frame(HEADERS, END_HEADERS, b"head"));
         assert_eq!(reader.pinned(), (TABLE_ENTRIES - 1) * (HEADER + 10_000) + BUFFER);
+    }
+
+    #[test]
+    fn requests_are_the_first_heads_of_streams() {
+        let (whole, on) = (END_HEADERS, |stream: u32, mut frame: Vec<u8>| {
+            frame[5..9].copy_from_slice(&stream.to_be_bytes());
+            frame
+        });
+        let mut reader = FrameReader::new();
+        reader.read(PREFACE);
+        for (bytes, count, last) in [
+            (on(1, frame(HEADERS, whole, b"head")), 1, 4),
+            (on(1, frame(0, 0, b"data")), 1, 4),
+            (on(1, frame(HEADERS, whole, b"trailers")), 1, 4),
+            (on(5, frame(HEADERS, 0, b"he")), 1, 4),
+            (on(5, frame(CONTINUATION, 0, b"a")), 1, 4),
+            (on(5, frame(CONTINUATION, whole, b"ding")), 2, 7),
+            (on(3, frame(HEADERS, whole, b"of the past")), 2, 7),
+            (on(7, frame(HEADERS, whole, b"")), 3, 0),
+        ] {
+            reader.read(&bytes);
+            assert_eq!(reader.requests(), RequestHeads { count, last });
+        }
     }
 
     #[test]

@@ -62,6 +62,8 @@ impl<S: HttpService> Protocols<S> {
         let mut serving = builder.handshake(io).await.map_err(|error| causes(&error))?;
         let answers = Arc::new(Answers::default());
         let mut is_going_away = false;
+        // Requests that came and were accepted, or are counted as refused.
+        let mut known = 0;
         loop {
             let accepted = poll_fn(|cx| {
                 if !is_going_away && self.connection.must_go_away() {
@@ -69,16 +71,21 @@ impl<S: HttpService> Protocols<S> {
                     // First with the largest stream number, so that requests on their way are served (RFC 9113, 6.8).
                     serving.graceful_shutdown();
                 }
-                serving.poll_accept(cx)
+                let accepted = serving.poll_accept(cx);
+                // What h2 refuses by itself for one stream alone it does not say.
+                if accepted.is_pending() && !is_going_away {
+                    known += self.count_refused(known, Arc::strong_count(&answers) > MAX_STREAMS as usize);
+                }
+                accepted
             });
             let Some(accepted) = accepted.await else { return Ok(()) };
             let (request, mut respond) = accepted.map_err(|error| {
-                // What h2 refuses by itself for one stream alone it does not say.
-                if error.is_library() {
+                if error.is_library() && self.count_refused(known, false) == 0 {
                     (self.on_refused)(StatusCode::BAD_REQUEST);
                 }
                 causes(&error)
             })?;
+            known += 1;
             // Windows that stay closed on many connections would hold more than the process has.
             let place = (Arc::strong_count(&answers) > FREE_STREAMS).then(|| self.streams.clone().try_acquire_owned());
             let Ok(place) = place.transpose() else {
@@ -103,6 +110,20 @@ impl<S: HttpService> Protocols<S> {
                 drop((active, place));
             });
         }
+    }
+
+    /// Counts the requests that came beyond those that are `known`, when all that came was read; returns how many.
+    fn count_refused(&self, known: u64, is_full: bool) -> u64 {
+        let (heads, is_blocked) = self.connection.requests_read();
+        let refused = if is_blocked { 0 } else { heads.count.saturating_sub(known) };
+        for _ in 0..refused {
+            (self.on_refused)(match heads.last {
+                _ if is_full => StatusCode::SERVICE_UNAVAILABLE,
+                length if length > MAX_HEAD / 2 => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+                _ => StatusCode::BAD_REQUEST,
+            });
+        }
+        refused
     }
 }
 

@@ -173,7 +173,8 @@ impl<S: AsyncRead + Unpin> AsyncRead for TrackedIo<S> {
                 Input::Opaque => {}
                 Input::Http1(heads) => this.connection.read_http1(bytes.len(), heads.read(bytes)),
                 Input::Http2(frames) => {
-                    this.connection.read_http2(frames.read(bytes));
+                    let unfinished = frames.read(bytes);
+                    this.connection.read_http2(unfinished, frames.requests());
                     if !this.connection.may_pin(frames.pinned()) {
                         return Poll::Ready(Err(io::Error::other("the heads of this connection hold too much memory")));
                     }

@@ -13,12 +13,12 @@ use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, MissedTickBehavior};
 
-use crate::server::activity::{Connections, OpenConnection, Stage, Waiting};
+use crate::server::activity::{Connections, OpenConnection, Waiting};
 use crate::server::clock::HEARTBEAT;
 use crate::server::connection::Protocols;
 use crate::server::options::ConnectionOptions;
 use crate::server::service::{HttpService, OnRefused};
-use crate::server::shutdown::Phase;
+use crate::server::shutdown::{Phase, Stage};
 use crate::server::tls::ServerTls;
 
 /// Eviction candidates per scan. Scanning all connections for every accept would make a connection flood quadratic.

@@ -1,4 +1,4 @@
-//! Starting, ready, draining: the phase that `/readyz` shows, the signals that end a process, the deadlines of the end.
+//! The phase that `/readyz` shows, the stages of a server, the signals that end a process, and the deadlines of its end.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -60,6 +60,22 @@ impl Phase {
             _ => Err("draining"),
         }
     }
+}
+
+/// Where the server is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Stage {
+    Serving,
+    /// Not ready, still accepting: HTTP/2 connections receive GOAWAY.
+    Draining,
+    /// No longer accepting: idle connections are closed.
+    Closing,
+    /// The drain timeout is over: everything is closed.
+    Aborted,
+}
+
+impl Stage {
+    pub(super) const ALL: [Self; 4] = [Self::Serving, Self::Draining, Self::Closing, Self::Aborted];
 }
 
 /// How a running hop is asked to end.

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::StatusCode;
 use http_body_util::{BodyExt as _, Empty};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -311,6 +312,42 @@ async fn a_connection_whose_heads_may_hold_more_than_its_share_is_replaced_and_a
     let (_, took) = client.until_closed().await;
     assert!(took < 2 * SECOND, "{took:?}");
     assert_eq!(server.connect_and_get().await.get("/").await.as_deref(), Some("ok"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_that_h2_refuses_by_itself_are_counted_and_no_others_are() {
+    let preface = [PREFACE, &frame(4, 0, 0, &[])].concat();
+    let twice = [&head("/")[..], b"\x82"].concat();
+    let connection = [&head("/")[..], b"\x00\x0aconnection\x05close"].concat();
+    let upper = [&head("/")[..], b"\x00\x01X\x011"].concat();
+    let reset = |stream: u32| frame(3, 0, stream, &8_u32.to_be_bytes());
+    let bad = StatusCode::BAD_REQUEST;
+    let field = [&b"\x00\x01x\x7f\x81\x7c"[..], &[b'0'; 16_000]].concat();
+    let mut large = frame(1, 1, 1, &head("/"));
+    for i in 0..5 {
+        large.extend(frame(9, if i == 4 { 4 } else { 0 }, 1, &field));
+    }
+    let many = |count: u32| (0..count).flat_map(|i| frame(1, 5, 2 * i + 1, &head("/endless"))).collect::<Vec<_>>();
+    for (what, frames, expected) in [
+        ("two methods", frame(1, 5, 1, &twice), vec![bad]),
+        ("a field of HTTP/1", [frame(1, 5, 1, &connection), frame(1, 5, 3, &connection)].concat(), vec![bad, bad]),
+        // It ends the connection, and with it the request before that is not accepted yet.
+        ("upper case", [frame(1, 5, 1, &head("/")), frame(1, 5, 3, &upper)].concat(), vec![bad, bad]),
+        ("no stream of a client", frame(1, 5, 2, &head("/")), vec![bad]),
+        ("a large head", large, vec![StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE]),
+        ("streams beyond the limit", many(103), vec![StatusCode::SERVICE_UNAVAILABLE; 3]),
+        ("good ones", many(100), vec![]),
+        ("one that is taken back", [frame(1, 5, 1, &head("/")), reset(1), frame(1, 5, 3, &head("/"))].concat(), vec![]),
+        ("trailers", [frame(1, 4, 1, &head("/")), frame(1, 5, 1, b"\x00\x01x\x011")].concat(), vec![]),
+    ] {
+        let server = TestServer::start(|options| options.max_connections = 1000).await;
+        let mut client = http2_with(&server, &[preface.clone(), frames].concat()).await;
+        Frames::default().read(&mut client).await;
+        assert_eq!(*server.refused.lock().unwrap(), expected, "{what}");
+        let _ = client.0.write_all(&frame(6, 0, 0, &[0; 8])).await;
+        Frames::default().read(&mut client).await;
+        assert_eq!(*server.refused.lock().unwrap(), expected, "{what}, counted once");
+    }
 }
 
 /// Kind and stream of the frames that came, and how long each payload is.

@@ -27,6 +27,35 @@ fn a_handshake_of_a_byte_at_a_time_ends_with_the_timeout() {
     assert!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
 }
 
+/// A server that sends interim answers without end.
+fn interim_answers() -> std::net::SocketAddr {
+    serve_streams(|mut stream| {
+        let _ = read_request(&mut stream);
+        let interim = b"HTTP/1.1 103 Early Hints\r\n\r\n".repeat(4000);
+        while stream.write_all(&interim).is_ok() {}
+    })
+}
+
+#[test]
+fn interim_answers_without_end_end_with_the_deadline_and_with_a_signal() {
+    let chain = Chain::start(&[traced()]);
+    let hop = format!("http://{}/service1", interim_answers());
+    let backend = format!("http://{}", interim_answers());
+    for args in [vec![hop.as_str()], vec![&chain.url(), "--traces", &backend], vec![&hop, "--traces", &backend]] {
+        let begun = Instant::now();
+        let run = check(args[0], &[&args[1..], &["--timeout", "40s", "--deadline", "2s"]].concat());
+        assert!(begun.elapsed() < SOON, "{args:?}: {:?}", begun.elapsed());
+        assert_eq!((run.code, &run.json["interrupted"]), (Some(1), &json!(true)), "{args:?}: {:#}", run.json);
+
+        let mut child = httpserver().arg("check").args(&args).args(["--timeout", "40s"]).stdout(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(700));
+        signal(&child, "-INT");
+        let begun = Instant::now();
+        assert_eq!(child.wait().unwrap().code(), Some(1), "{args:?}");
+        assert!(begun.elapsed() < SOON, "{args:?}: {:?}", begun.elapsed());
+    }
+}
+
 /// A backend that is one until it is asked for a trace, and then says nothing.
 fn hanging() -> String {
     let addr = serve_streams(|mut stream| {
