@@ -12,10 +12,12 @@ use crate::config::pairs;
 use crate::demo::control::orders::read_order;
 use crate::demo::store::{Limits, Store};
 use crate::hop::chain::prefers_json;
-use crate::hop::fault::{Fault, Latency};
+use crate::hop::fault::{Fault, Injection};
 use crate::hop::head::caller_uri;
+use crate::hop::latency::Latency;
 use crate::hop::reply::{NestedReply, Tree};
 use crate::net::hosts::host_and_port;
+use crate::telemetry::draws::Draws;
 use crate::text::escape::{misleads, push_escaped};
 use crate::trace_context::{Carried, Propagator, Sampling, is_valid_request_id};
 use crate::traces::otlp::{decode_json, decode_protobuf};
@@ -151,12 +153,18 @@ fn duration(data: &[u8]) {
 }
 
 fn fault(data: &[u8]) {
-    if let Ok(fault) = text(data).parse::<Fault>() {
-        assert!((0.0..=1.0).contains(&fault.share));
-    }
+    let share = match text(data).parse() {
+        Ok(Injection::Fault(fault)) => {
+            assert_eq!(fault.to_string().parse().map(|again: Fault| again.kind), Ok(fault.kind));
+            fault.share
+        }
+        Ok(Injection::Break(broken)) => broken.share,
+        Err(_) => 0.0,
+    };
+    assert!((0.0..=1.0).contains(&share));
     if let Ok(latency) = text(data).parse::<Latency>() {
         // The last percentile, doubled.
-        assert!(latency.sample().as_secs() <= 2 * 3600);
+        assert!(latency.sample(Draws::random()).as_secs() <= 2 * 3600);
     }
 }
 

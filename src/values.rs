@@ -6,6 +6,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use http::HeaderName;
+use serde::Serialize;
 
 /// The longest duration that is accepted.
 const MAX_DURATION: Duration = Duration::from_secs(366 * 24 * 60 * 60);
@@ -38,6 +39,52 @@ pub(crate) fn parse_percent(text: &str) -> Option<f64> {
 /// A number from 0 to 100, without a sign for percent.
 pub(crate) fn percent_number(text: &str) -> Option<f64> {
     text.trim().parse().ok().filter(|percent| (0.0..=100.0).contains(percent))
+}
+
+/// Something that applies to a share of the requests: `WHAT@RATE`, and without a rate to all.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rated<K> {
+    /// What it does.
+    pub kind: K,
+    /// The share of requests, from 0 to 1.
+    pub share: f64,
+}
+
+impl<K: FromStr<Err = String>> FromStr for Rated<K> {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (kind, share) = match text.trim().rsplit_once('@') {
+            Some((kind, rate)) => (kind, parse_percent(rate)),
+            None => (text.trim(), Some(1.0)),
+        };
+        let share = share.ok_or_else(|| format!("the rate of '{text}' is not from 0% to 100%; it is written @10%"))?;
+        Ok(Self { kind: kind.parse()?, share })
+    }
+}
+
+impl<K: fmt::Display> fmt::Display for Rated<K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.kind.fmt(f)?;
+        // Shares are halves, tenths and the like: what was 7 % must not come back as 7.000000000000001.
+        if self.share < 1.0 { write!(f, "@{}%", (self.share * 1e8).round() / 1e6) } else { Ok(()) }
+    }
+}
+
+/// A kind of fault or of break, for people and for the demo's page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub(crate) struct Form {
+    /// As it begins.
+    pub(crate) name: &'static str,
+    /// As it is written, with a value where it has one.
+    pub(crate) example: &'static str,
+    pub(crate) about: &'static str,
+}
+
+/// The examples of all, in a sentence.
+pub(crate) fn examples(forms: &[Form]) -> String {
+    let examples: Vec<_> = forms.iter().map(|form| form.example).collect();
+    format!("{}, each with an optional rate, as in @10%", examples.join(", "))
 }
 
 /// A size in bytes: `65536`, `64KiB`, `1MiB`.

@@ -7,7 +7,8 @@ use clap::Args;
 use http::HeaderName;
 
 use crate::config::page::PageArgs;
-use crate::hop::fault::{Fault, Latency};
+use crate::hop::fault::Injection;
+use crate::hop::latency::Latency;
 use crate::trace_context::carried_names;
 use crate::upstream::FanOut;
 use crate::values::{header_name, service_number};
@@ -30,9 +31,9 @@ pub struct DemoArgs {
     /// Delay that every hop adds: `20ms`, `10ms..2s` or `p50=20ms,p90=80ms,p99=400ms`
     #[arg(long, default_value = "5ms..60ms")]
     pub latency: Latency,
-    /// A fault at one hop and its rate, repeatable: `service2:abort=503@10%`, `service3:delay=2s@5%`
+    /// A fault or a break at one hop, repeatable: `service2:abort=503@10%`, `service3:delay=2s`, `service2:break=new-trace`
     #[arg(long, value_name = "HOP:FAULT")]
-    pub fault: Vec<AtHop<Fault>>,
+    pub fault: Vec<AtHop<Injection>>,
     /// A header that one hop loses on purpose, repeatable: `service2:traceparent`
     #[arg(long, value_name = "HOP:NAME")]
     pub drop_header: Vec<AtHop<CarriedName>>,
@@ -99,5 +100,5 @@ impl FromStr for CarriedName {
 /// Why a header cannot be dropped.
 pub(super) fn not_carried() -> String {
     let known: Vec<_> = carried_names().collect();
-    format!("it is not carried, so it cannot be lost; carried are {}", known.join(", "))
+    format!("the header is not carried; carried are {}", known.join(", "))
 }

@@ -11,7 +11,8 @@ use crate::config::demo::not_carried;
 use crate::config::otel::{self, Environment, ExporterName};
 use crate::hop::capacity::{Capacity, Resources};
 use crate::hop::config::HopConfig;
-use crate::hop::fault::{Fault, FaultConfig, Latency};
+use crate::hop::fault::{Fault, FaultConfig};
+use crate::hop::latency::Latency;
 use crate::hop::limits::MAX_RESPONSE;
 use crate::hop::reply::MAX_HOPS;
 use crate::hop::state::Place;
@@ -20,7 +21,7 @@ use crate::server::options::ConnectionOptions;
 use crate::server::shutdown::DrainOptions;
 use crate::server::tls::{ServerTls, TlsOptions};
 use crate::telemetry::access_log::LogFormat;
-use crate::trace_context::carried_names;
+use crate::trace_context::{Break, carried_names};
 use crate::upstream::{FanOut, MAX_REQUEST, Target};
 use crate::values::{Listen, SizeRange, at_least_one, header_name, parse_duration, parse_label, positive_duration};
 
@@ -65,9 +66,14 @@ pub struct ServeArgs {
     /// Added delay: `20ms`, `10ms..2s` (uniform) or `p50=20ms,p90=80ms,p99=400ms`
     #[arg(long, env, default_value = "0")]
     pub latency: Latency,
-    /// A fault and its rate, repeatable: `abort=503@10%`, `delay=2s@5%`
+    /// A fault, with its rate or for every request, repeatable: `abort=503@10%`, `delay=2s@5%`, `reset`, `hang`, `truncate`,
+    /// `slow-body=1KiB/s`, `limit=10/s`, `cpu=50ms`, `memory=64MiB`, `close`
     #[arg(long, env, value_delimiter = ',')]
     pub fault: Vec<Fault>,
+    /// A way to break the trace on purpose, with its rate or for every request, repeatable: `stale-parent`, `new-trace`,
+    /// `flip-sampled`, `new-request-id`, `duplicate=NAME`, `join=NAME`, `shorten-b3`, `w3c-only`, `b3-only`, `cross-talk@5%`
+    #[arg(long = "break", env = "BREAK", value_delimiter = ',', value_name = "BREAK")]
+    pub breaks: Vec<Break>,
     /// A header to carry to the next hop beside the built-in ones, repeatable
     #[arg(long, env = "FORWARD_HEADERS", value_delimiter = ',', value_name = "NAME", value_parser = header_name)]
     pub forward_header: Vec<HeaderName>,
@@ -190,11 +196,15 @@ impl HopConfig {
         config.request_size = args.request_size;
         config.response_size = args.response_size;
         config.upstream_timeout = args.upstream_timeout;
-        config.faults = FaultConfig { latency: args.latency, faults: args.fault };
-        for name in &args.drop_header {
-            if !carried_names().any(|carried| carried == name.as_str()) && !args.forward_header.contains(name) {
-                return Err(ConfigError::value("--drop-header (DROP_HEADERS)", name.as_str(), not_carried()));
-            }
+        config.faults = FaultConfig { latency: args.latency, faults: args.fault, breaks: args.breaks };
+        let is_carried =
+            |name: &HeaderName| carried_names().any(|carried| carried == name.as_str()) || args.forward_header.contains(name);
+        if let Some(name) = args.drop_header.iter().find(|name| !is_carried(name)) {
+            return Err(ConfigError::value("--drop-header (DROP_HEADERS)", name.as_str(), not_carried()));
+        }
+        let is_of_none = |broken: &&Break| broken.kind.header().is_some_and(|name| !is_carried(name));
+        if let Some(broken) = config.faults.breaks.iter().find(is_of_none) {
+            return Err(ConfigError::value("--break (BREAK)", &broken.to_string(), not_carried()));
         }
         config.forward_headers = args.forward_header;
         config.drop_headers = args.drop_header;

@@ -100,8 +100,10 @@ impl Demo {
             config.fan_out = args.fan_out.unwrap_or_default();
             // A caller waits longer than the hop below it, or the broken hop is hidden.
             config.upstream_timeout = Duration::from_secs(u64::from(count - number) + 2);
-            let faults = args.fault.iter().filter(|fault| fault.hop == number).map(|fault| fault.what.clone()).collect();
-            config.faults = FaultConfig { latency: args.latency.clone(), faults };
+            config.faults = FaultConfig { latency: args.latency.clone(), ..FaultConfig::default() };
+            for fault in args.fault.iter().filter(|fault| fault.hop == number) {
+                config.faults.add(fault.what.clone());
+            }
             config.drop_headers =
                 args.drop_header.iter().filter(|header| header.hop == number).map(|header| header.what.0.clone()).collect();
             config.export.spans = vec![Exporter::Zipkin { endpoint: endpoint.clone() }];

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use crate::hop::capacity::{held_budgets, max_streams};
 use crate::hop::config::HopConfig;
-use crate::hop::fault::Faults;
+use crate::hop::fault::{FaultConfig, Faults};
 use crate::hop::limits::RequestLimits;
 use crate::hop::routes;
 use crate::hop::service::service;
@@ -157,6 +157,7 @@ impl App {
             let names: Vec<_> = config.drop_headers.iter().map(http::HeaderName::as_str).collect();
             tracing::warn!(hop = identity.name, headers = names.join(","), "this hop loses headers on purpose (--drop-header)");
         }
+        warn_of_faults(&identity.name, &config.faults);
         let node = Node {
             version_header: http::HeaderValue::from_str(&identity.version)
                 .map_err(|error| BindError::Version(identity.version.clone(), error))?,
@@ -269,6 +270,19 @@ impl App {
             let _ = tokio::task::spawn_blocking(move || lines.flush(left)).await;
         }
         Ended { requests_cut, spans_lost }
+    }
+}
+
+/// Says what the hop does on purpose: a fault that was forgotten looks like a real one.
+fn warn_of_faults(hop: &str, FaultConfig { faults, breaks, .. }: &FaultConfig) {
+    let written = |all: Vec<String>| all.join(",");
+    if !faults.is_empty() {
+        let faults = written(faults.iter().map(ToString::to_string).collect());
+        tracing::warn!(hop, faults, "this hop injects faults on purpose (--fault)");
+    }
+    if !breaks.is_empty() {
+        let breaks = written(breaks.iter().map(ToString::to_string).collect());
+        tracing::warn!(hop, breaks, "this hop breaks the trace on purpose (--break)");
     }
 }
 

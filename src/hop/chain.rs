@@ -10,7 +10,8 @@ use crate::hop::error::{Error, ShedReason};
 use crate::hop::exchange::Exchange;
 use crate::hop::limits::MAX_RESPONSE;
 use crate::hop::reply::{
-    Call, Client, MAX_HOPS, NestedReply, NotNested, Propagation, Reply, Text, Tree, Written, embedded_replies, milliseconds, pad,
+    Call, Client, Injected, MAX_HOPS, NestedReply, NotNested, Propagation, Reply, Text, Tree, Written, embedded_replies,
+    milliseconds, pad,
 };
 use crate::hop::response::{text, typed};
 use crate::hop::state::Node;
@@ -52,7 +53,8 @@ pub(crate) async fn answered(exchange: &Exchange, n: u16) -> Result<(StatusCode,
     if exchange.hops >= node.max_hops {
         return Err(Error::LoopDetected);
     }
-    let abort = exchange.fault_decision().abort;
+    let struck = exchange.struck();
+    let abort = struck.and_then(|struck| struck.abort);
     let mut calls = match abort {
         Some(_) => Vec::new(),
         None => node.upstreams.call_all(&call_context(node, exchange, n)).await,
@@ -73,12 +75,14 @@ pub(crate) async fn answered(exchange: &Exchange, n: u16) -> Result<(StatusCode,
         exchange.set_upstream_status(status.as_u16());
     }
     let status = abort.unwrap_or_else(|| combined_status(&calls));
-    Ok((status, reply(node, exchange, &calls, status).to_json()))
+    let broke: Vec<_> = calls.iter().flat_map(|call| &call.outcome.broke).cloned().collect();
+    let injected = struck.and_then(|struck| struck.injected(&broke));
+    Ok((status, reply(node, exchange, &calls, status, injected).to_json()))
 }
 
 /// The reply of this hop alone, as JSON.
 pub(crate) fn own_reply(exchange: &Exchange, status: StatusCode) -> Vec<u8> {
-    reply(&exchange.node, exchange, &[], status).to_json()
+    reply(&exchange.node, exchange, &[], status, exchange.struck().and_then(|struck| struck.injected(&[]))).to_json()
 }
 
 fn call_context<'a>(node: &'a Node, exchange: &'a Exchange, n: u16) -> CallContext<'a> {
@@ -98,6 +102,7 @@ fn call_context<'a>(node: &'a Node, exchange: &'a Exchange, n: u16) -> CallConte
         method: known_method(exchange.method()),
         deadline: exchange.deadline,
         body: exchange.body(),
+        breaks: exchange.struck().map(|struck| (struck.breaks.as_slice(), struck.other)).filter(|(kinds, _)| !kinds.is_empty()),
     }
 }
 
@@ -182,7 +187,13 @@ fn combined_status(calls: &[CheckedCall<'_>]) -> StatusCode {
     }
 }
 
-fn reply<'a>(node: &'a Node, exchange: &'a Exchange, calls: &'a [CheckedCall<'a>], status: StatusCode) -> Reply<Written<'a>> {
+fn reply<'a>(
+    node: &'a Node,
+    exchange: &'a Exchange,
+    calls: &'a [CheckedCall<'a>],
+    status: StatusCode,
+    injected: Option<Injected>,
+) -> Reply<Written<'a>> {
     let who = &node.identity;
     let context = exchange.context();
     let sampling = context.map(|context| context.sampling).filter(|sampling| *sampling != Sampling::Deferred);
@@ -215,7 +226,7 @@ fn reply<'a>(node: &'a Node, exchange: &'a Exchange, calls: &'a [CheckedCall<'a>
         region: who.place.region.as_deref().map(Text::Borrowed),
         cluster: who.place.cluster.as_deref().map(Text::Borrowed),
         attempt: exchange.attempt,
-        injected: exchange.fault_decision().injected,
+        injected,
         upstreams: calls.iter().map(CheckedCall::as_call).collect(),
     }
 }
@@ -302,7 +313,16 @@ mod tests {
     fn outcome(status: Option<u16>, failure: Option<CallError>) -> CallOutcome<'static> {
         let url = Cow::Borrowed("http://service2/service2");
         let status = status.map(|status| StatusCode::from_u16(status).unwrap());
-        CallOutcome { url, status, protocol: None, duration: Duration::ZERO, failure, sent: HeaderPairs::new(), answer: None }
+        CallOutcome {
+            url,
+            status,
+            protocol: None,
+            duration: Duration::ZERO,
+            failure,
+            sent: HeaderPairs::new(),
+            broke: Vec::new(),
+            answer: None,
+        }
     }
 
     fn answered(status: u16) -> CallOutcome<'static> {

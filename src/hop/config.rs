@@ -40,7 +40,7 @@ pub struct HopConfig {
     pub response_size: Option<SizeRange<MAX_RESPONSE>>,
     /// `--upstream-timeout`.
     pub upstream_timeout: Duration,
-    /// `--latency` and `--fault`.
+    /// `--latency`, `--fault` and `--break`.
     pub faults: FaultConfig,
     /// `--forward-header`.
     pub forward_headers: Vec<HeaderName>,

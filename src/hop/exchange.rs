@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use tonic::Code;
 
 use crate::hop::error::{Error, ShedReason, grpc_answer};
-use crate::hop::fault::FaultDecision;
+use crate::hop::fault::Struck;
 use crate::hop::head::RequestHead;
 use crate::hop::limits::RequestLimits;
 use crate::hop::observed_body::{self, AnswerBody};
@@ -86,7 +86,8 @@ pub(crate) struct Exchange {
     watched: AtomicBool,
     /// This hop started the trace.
     pub(crate) new_trace: bool,
-    fault_decision: OnceLock<FaultDecision>,
+    /// What faults and breaks do to the request; unset without one.
+    struck: OnceLock<Box<Struck>>,
     /// 0 until there is an answer.
     status: AtomicU16,
     /// As far as it was written to the connection.
@@ -173,7 +174,7 @@ impl Exchange {
             untraced: AtomicBool::new(false),
             watched: AtomicBool::new(false),
             new_trace,
-            fault_decision: OnceLock::new(),
+            struck: OnceLock::new(),
             status: AtomicU16::new(0),
             sent_bytes: AtomicU64::new(0),
             cut: OnceLock::new(),
@@ -255,14 +256,33 @@ impl Exchange {
         self.begun.elapsed()
     }
 
-    /// Records what the faults do to this request.
-    pub(crate) fn set_fault_decision(&self, decision: FaultDecision) {
-        let _ = self.fault_decision.set(decision);
+    /// Records what faults and breaks do to this request.
+    pub(crate) fn set_struck(&self, struck: Box<Struck>) -> &Struck {
+        self.struck.get_or_init(|| struck)
     }
 
-    /// What the faults do to this request; nothing when they were not evaluated.
-    pub(crate) fn fault_decision(&self) -> FaultDecision {
-        self.fault_decision.get().copied().unwrap_or_default()
+    /// What faults and breaks do to this request.
+    pub(crate) fn struck(&self) -> Option<&Struck> {
+        self.struck.get().map(|struck| &**struck)
+    }
+
+    /// A fault ends the answer.
+    pub(crate) fn cut_by_fault(&self) {
+        let _ = self.cut.set(Cut::Fault);
+    }
+
+    /// The connection is reset when it is closed.
+    pub(crate) fn reset_on_close(&self) {
+        if let Some(connection) = &self.connection.connection {
+            connection.reset_on_close();
+        }
+    }
+
+    /// The connection is reset when the next request begins to arrive.
+    pub(crate) fn close_at_next_request(&self) {
+        if let Some(connection) = &self.connection.connection {
+            connection.close_at_next_request();
+        }
     }
 
     /// Counts that the request is shed.

@@ -1,306 +1,547 @@
-//! Latency and faults that a hop adds on purpose: the kinds, how they are written, what they do, and the handle where they
-//! can be changed while the hop runs.
+//! Faults that a hop injects on purpose: the kinds, how they are written, which of them strike a request, and the handle where
+//! they can be changed while the hop runs. What a fault does is in `effects`.
 
+use std::collections::HashMap;
+use std::fmt;
 use std::str::FromStr;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use http::StatusCode;
+use serde::{Deserialize, Serialize};
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
+use crate::hop::latency::{Latency, MAX_DELAY, parse_delay};
 use crate::hop::reply::Injected;
-use crate::telemetry::ids;
-use crate::values::{parse_duration, parse_percent};
-
-/// The longest delay that is accepted: a typing error must not delay requests for days.
-const MAX_DELAY: Duration = Duration::from_secs(3600);
-
-/// A delay that every request gets.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub enum Latency {
-    /// None.
-    #[default]
-    None,
-    /// Always the same.
-    Fixed(Duration),
-    /// Uniform between two bounds.
-    Uniform(Duration, Duration),
-    /// A smooth quantile function through the given points, straight in the logarithm of time.
-    Quantiles(Quantiles),
-}
-
-/// Points of a quantile function: share of requests (0 to 1) and the logarithm of seconds, both rising, with the ends added.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Quantiles(Vec<(f64, f64)>);
-
-impl Latency {
-    /// The delay of the next request.
-    pub(crate) fn sample(&self) -> Duration {
-        match self {
-            Self::None => Duration::ZERO,
-            Self::Fixed(delay) => *delay,
-            Self::Uniform(low, high) => *low + (*high - *low).mul_f64(ids::unit()),
-            Self::Quantiles(quantiles) => quantiles.at(ids::unit()),
-        }
-    }
-}
-
-impl Quantiles {
-    fn at(&self, share: f64) -> Duration {
-        let above = self.0.iter().position(|(point, _)| *point > share).unwrap_or(self.0.len() - 1).max(1);
-        let ((left, low), (right, high)) = (self.0[above - 1], self.0[above]);
-        Duration::from_secs_f64((low + (high - low) * (share - left) / (right - left)).exp())
-    }
-}
-
-impl FromStr for Latency {
-    type Err = String;
-
-    /// `20ms`, `10ms..2s` or `p50=20ms,p90=80ms,p99=400ms`.
-    fn from_str(text: &str) -> Result<Self, String> {
-        if text.starts_with('p') {
-            return parse_quantiles(text).map(Self::Quantiles);
-        }
-        match text.split_once("..") {
-            Some((low, high)) => {
-                let (low, high) = (parse_delay(low)?, parse_delay(high)?);
-                if low > high {
-                    return Err(format!("{low:?} is above {high:?}; a range is written low..high, as in 10ms..2s"));
-                }
-                Ok(Self::Uniform(low, high))
-            }
-            None => match parse_delay(text)? {
-                Duration::ZERO => Ok(Self::None),
-                delay => Ok(Self::Fixed(delay)),
-            },
-        }
-    }
-}
-
-fn parse_quantiles(text: &str) -> Result<Quantiles, String> {
-    const FORM: &str = "percentiles are written p50=20ms,p90=80ms,p99=400ms, rising";
-    let mut points: Vec<(f64, f64)> = Vec::new();
-    for part in text.split(',') {
-        let (name, delay) = part.trim().split_once('=').ok_or_else(|| format!("'{part}' is no percentile; {FORM}"))?;
-        let percent = name.strip_prefix('p').and_then(|percent| percent.parse::<f64>().ok());
-        let share = percent.map(|percent| percent / 100.0).filter(|share| *share > 0.0 && *share < 1.0);
-        let share = share.ok_or_else(|| format!("'{name}' is not between p0 and p100; {FORM}"))?;
-        let delay = parse_delay(delay)?;
-        if delay.is_zero() {
-            return Err(format!("{name} must be longer than 0; {FORM}"));
-        }
-        let point = (share, delay.as_secs_f64().ln());
-        if points.last().is_some_and(|last| last.0 >= point.0 || last.1 > point.1) {
-            return Err(format!("'{part}' falls below the point before it; {FORM}"));
-        }
-        points.push(point);
-    }
-    let (first, last) = (points[0].1, points[points.len() - 1].1);
-    points.insert(0, (0.0, first - std::f64::consts::LN_2));
-    points.push((1.0, last + std::f64::consts::LN_2));
-    Ok(Quantiles(points))
-}
-
-fn parse_delay(text: &str) -> Result<Duration, String> {
-    let delay = parse_duration(text)?;
-    if delay > MAX_DELAY { Err(format!("'{text}' is longer than an hour")) } else { Ok(delay) }
-}
+use crate::system::held::Held;
+use crate::telemetry::draws::{Draws, Place};
+use crate::trace_context::{Break, BreakKind, Context};
+use crate::values::{Form, Rated, examples, parse_size, positive_duration};
 
 /// A fault that is injected into a share of the requests.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Fault {
-    /// What it does.
-    pub kind: FaultKind,
-    /// The share of requests, from 0 to 1.
-    pub share: f64,
-}
+pub type Fault = Rated<FaultKind>;
 
-/// What a fault does. A new kind is a variant here, a line in the parser and a line in `Faults::decide`.
+/// What a fault does. A new kind is a variant here, a line in [`FAULTS`], its form in `FromStr` and `Display`, and its effect.
 #[derive(Debug, Clone, PartialEq)]
 pub enum FaultKind {
     /// Answers with this status and calls no upstream.
     Abort(StatusCode),
     /// Waits, on top of the hop's latency.
     Delay(Duration),
+    /// Resets the connection in the middle of the answer.
+    Reset,
+    /// Never answers.
+    Hang,
+    /// Ends the answer before its length.
+    Truncate,
+    /// Sends the answer's body with so many bytes a second.
+    SlowBody(usize),
+    /// Answers 429 to more requests than these.
+    Limit(RateLimit),
+    /// Burns processor time.
+    Cpu(Duration),
+    /// Holds so many bytes until the answer was sent.
+    Memory(usize),
+    /// Closes the connection under the caller's next request.
+    Close,
 }
 
-impl FromStr for Fault {
-    type Err = String;
+/// Every kind of fault.
+pub(crate) const FAULTS: [Form; 10] = [
+    Form { name: "abort", example: "abort=503", about: "answers with this status and calls nobody" },
+    Form { name: "delay", example: "delay=2s", about: "waits before the work" },
+    Form { name: "reset", example: "reset", about: "resets the connection in the middle of the answer" },
+    Form { name: "hang", example: "hang", about: "never answers" },
+    Form { name: "truncate", example: "truncate", about: "ends the answer before its length" },
+    Form { name: "slow-body", example: "slow-body=1KiB/s", about: "sends the body of the answer slowly" },
+    Form { name: "limit", example: "limit=10/s", about: "answers 429 to more requests than these" },
+    Form { name: "cpu", example: "cpu=50ms", about: "burns processor time" },
+    Form { name: "memory", example: "memory=64MiB", about: "holds memory until the answer was sent" },
+    Form { name: "close", example: "close", about: "closes the idle connection under the caller's next request" },
+];
 
-    /// `abort=503@10%` or `delay=2s@5%`.
-    fn from_str(text: &str) -> Result<Self, String> {
-        const FORM: &str = "a fault is written abort=503@10% or delay=2s@5%";
-        let (kind, percent) = text.rsplit_once('@').ok_or_else(|| format!("'{text}' has no rate; {FORM}"))?;
-        let share = parse_percent(percent).ok_or_else(|| format!("the rate of '{text}' is not from 0% to 100%; {FORM}"))?;
-        let kind = match kind.split_once('=') {
-            Some(("abort", status)) => {
-                let status = status.parse::<u16>().ok().filter(|status| (400..=599).contains(status));
-                let status = status.and_then(|status| StatusCode::from_u16(status).ok());
-                FaultKind::Abort(status.ok_or_else(|| format!("the status of '{text}' is not from 400 to 599; {FORM}"))?)
-            }
-            Some(("delay", delay)) => FaultKind::Delay(parse_delay(delay)?),
-            _ => return Err(format!("'{text}' is neither an abort nor a delay; {FORM}")),
+/// So many requests in a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct RateLimit {
+    /// How many.
+    pub(crate) requests: u32,
+    /// 1 s, 1 min or 1 h.
+    pub(crate) period: Duration,
+}
+
+impl FromStr for RateLimit {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let (requests, unit) = text.split_once('/').ok_or(())?;
+        let period = match unit {
+            "s" => 1,
+            "m" => 60,
+            "h" => 3600,
+            _ => return Err(()),
         };
-        Ok(Self { kind, share })
+        let requests = requests.parse().ok().filter(|requests| (1..=1_000_000).contains(requests)).ok_or(())?;
+        Ok(Self { requests, period: Duration::from_secs(period) })
     }
 }
 
-/// Latency and faults of a hop.
+/// The largest `memory` that is accepted.
+const MAX_MEMORY: usize = 4 << 30;
+
+impl FromStr for FaultKind {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, value) = text.split_once('=').map_or((text, None), |(name, value)| (name, Some(value)));
+        let form = FAULTS.iter().find(|form| form.name == name);
+        let unknown = || format!("'{text}' is no fault; accepted are {}", examples(&FAULTS));
+        let example = form.ok_or_else(unknown)?.example;
+        let wrong = |what: &str| format!("{what} of '{text}'; it is written {example}");
+        if value.is_some() != example.contains('=') {
+            let takes = if value.is_some() { "takes no value" } else { "needs a value" };
+            return Err(format!("'{text}' {takes}; it is written {example}"));
+        }
+        let value = value.unwrap_or_default();
+        Ok(match name {
+            "abort" => {
+                let status = value.parse::<u16>().ok().filter(|status| (400..=599).contains(status));
+                let status = status.and_then(|status| StatusCode::from_u16(status).ok());
+                Self::Abort(status.ok_or_else(|| wrong("a status from 400 to 599 is accepted in place of the value"))?)
+            }
+            "delay" => Self::Delay(parse_delay(value)?),
+            "reset" => Self::Reset,
+            "hang" => Self::Hang,
+            "truncate" => Self::Truncate,
+            "slow-body" => {
+                let rate = value.strip_suffix("/s").and_then(parse_size).filter(|rate| *rate > 0);
+                Self::SlowBody(rate.ok_or_else(|| wrong("a size above 0 and /s are accepted in place of the value"))?)
+            }
+            "limit" => {
+                let limit = value.parse();
+                Self::Limit(
+                    limit.map_err(|()| wrong("1 to 1000000 requests in /s, /m or /h are accepted in place of the value"))?,
+                )
+            }
+            "cpu" => Self::Cpu(parse_delay(value)?),
+            "memory" => {
+                let bytes = parse_size(value).filter(|bytes| (1..=MAX_MEMORY).contains(bytes));
+                Self::Memory(bytes.ok_or_else(|| wrong("a size up to 4096MiB is accepted in place of the value"))?)
+            }
+            _ => Self::Close,
+        })
+    }
+}
+
+impl fmt::Display for FaultKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let time = |time: &Duration| humantime::format_duration(*time).to_string().replace(' ', "");
+        let size = |bytes: &usize| match bytes {
+            bytes if bytes % (1 << 20) == 0 => format!("{}MiB", bytes >> 20),
+            bytes if bytes % (1 << 10) == 0 => format!("{}KiB", bytes >> 10),
+            bytes => bytes.to_string(),
+        };
+        match self {
+            Self::Abort(status) => write!(f, "abort={}", status.as_u16()),
+            Self::Delay(delay) => write!(f, "delay={}", time(delay)),
+            Self::Reset => f.write_str("reset"),
+            Self::Hang => f.write_str("hang"),
+            Self::Truncate => f.write_str("truncate"),
+            Self::SlowBody(rate) => write!(f, "slow-body={}/s", size(rate)),
+            Self::Limit(RateLimit { requests, period }) => {
+                write!(
+                    f,
+                    "limit={requests}/{}",
+                    ["h", "m", "s"][usize::from(period.as_secs() < 3600) + usize::from(period.as_secs() < 60)]
+                )
+            }
+            Self::Cpu(time_burnt) => write!(f, "cpu={}", time(time_burnt)),
+            Self::Memory(bytes) => write!(f, "memory={}", size(bytes)),
+            Self::Close => f.write_str("close"),
+        }
+    }
+}
+
+/// What a hop does on purpose: latency, faults and breaks.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct FaultConfig {
     /// Added to every request.
     pub latency: Latency,
     /// Evaluated for each request in this order: the first abort that applies wins, delays add up.
     pub faults: Vec<Fault>,
+    /// Ways to break the trace, in this order.
+    pub breaks: Vec<Break>,
+}
+
+/// A fault, or a break as it is written beside faults: `break=new-trace`.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Injection {
+    /// As `--fault` has it.
+    Fault(Fault),
+    /// As `--break` has it.
+    Break(Break),
+}
+
+impl FromStr for Injection {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.trim().strip_prefix("break=") {
+            Some(broken) => broken.parse().map(Self::Break),
+            None => text.parse().map(Self::Fault),
+        }
+    }
+}
+
+impl FaultConfig {
+    /// Adds one.
+    pub(crate) fn add(&mut self, injection: Injection) {
+        match injection {
+            Injection::Fault(fault) => self.faults.push(fault),
+            Injection::Break(broken) => self.breaks.push(broken),
+        }
+    }
 }
 
 /// What happens to one request.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[derive(Debug, Default)]
 pub(crate) struct FaultDecision {
     /// How long to wait in all, latency included.
     pub(crate) wait: Duration,
-    /// The status to answer with instead of doing the work.
-    pub(crate) abort: Option<StatusCode>,
-    /// What the faults did, for the reply.
-    pub(crate) injected: Option<Injected>,
+    /// `None` when nothing strikes the request.
+    pub(crate) struck: Option<Box<Struck>>,
 }
 
-/// The handle where latency and faults can change while the hop runs. Clones share the configuration.
-#[derive(Debug, Clone, Default)]
-pub struct Faults(Arc<RwLock<FaultConfig>>);
+/// The faults and breaks that strike one request.
+#[derive(Debug, Default)]
+pub(crate) struct Struck {
+    /// The status to answer with instead of doing the work.
+    pub(crate) abort: Option<StatusCode>,
+    /// In all.
+    delay: Option<Duration>,
+    /// Those that are neither a delay nor an abort.
+    pub(crate) faults: Vec<FaultKind>,
+    /// The request is beyond this limit.
+    pub(crate) limited: Option<Limited>,
+    pub(crate) breaks: Vec<BreakKind>,
+    /// The context of another request, for `cross-talk`.
+    pub(crate) other: Option<Context>,
+    /// What `memory` holds.
+    pub(crate) memory: OnceLock<(Held, Vec<u8>)>,
+}
+
+/// A limit that is reached, and when the next request fits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Limited {
+    pub(crate) limit: RateLimit,
+    pub(crate) retry_after: Duration,
+}
+
+impl Struck {
+    /// For the reply: what was done to the request. `broke`: what was broken in the calls that were made.
+    pub(crate) fn injected(&self, broke: &[BreakKind]) -> Option<Injected> {
+        let limited = self.limited.is_some();
+        let acted = |fault: &&FaultKind| limited || !matches!(fault, FaultKind::Limit(_));
+        let mut breaks: Vec<String> = broke.iter().map(BreakKind::to_string).collect();
+        breaks.dedup();
+        let injected = Injected {
+            delay_ms: self.delay.map(|delay| delay.as_millis() as u64),
+            abort_status: self.abort.map(|status| status.as_u16()),
+            faults: self.faults.iter().filter(acted).map(FaultKind::to_string).collect(),
+            breaks,
+        };
+        (injected != Injected::default()).then_some(injected)
+    }
+}
+
+/// The handle where latency, faults and breaks can change while the hop runs. Clones share them.
+#[derive(Debug, Clone)]
+pub struct Faults(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    config: RwLock<FaultConfig>,
+    /// When the bucket of each limit is empty again: the theoretical arrival time of GCRA.
+    limits: Mutex<HashMap<RateLimit, Instant>>,
+    /// The context of the last request, for `cross-talk`.
+    last: Mutex<Option<Context>>,
+    /// `cpu` burns no more threads than there are processors.
+    processors: Semaphore,
+}
 
 impl Faults {
     /// Starts with `config`.
     pub fn new(config: FaultConfig) -> Self {
-        Self(Arc::new(RwLock::new(config)))
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        Self(Arc::new(Shared {
+            config: RwLock::new(config),
+            limits: Mutex::default(),
+            last: Mutex::default(),
+            processors: Semaphore::new(processors),
+        }))
     }
 
     /// The configuration as it is now.
     pub fn config(&self) -> FaultConfig {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0.config.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Replaces the configuration. Requests whose faults are decided already are not affected.
     pub fn set(&self, config: FaultConfig) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = config;
+        *self.0.config.write().unwrap_or_else(PoisonError::into_inner) = config;
     }
 
-    /// Decides what happens to one request.
-    pub(crate) fn decide(&self) -> FaultDecision {
-        let config = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        let mut decision = FaultDecision { wait: config.latency.sample(), ..FaultDecision::default() };
-        for fault in &config.faults {
-            if ids::unit() >= fault.share {
-                continue;
+    /// Replaces faults and breaks, and brings those of now back after the form's `ttl`, unless they are changed again before.
+    ///
+    /// # Errors
+    ///
+    /// What cannot be read; nothing is changed.
+    pub(crate) fn order(&self, form: &FaultsForm, changed: impl Fn() + Send + 'static) -> Result<(), String> {
+        let before = self.config();
+        let (config, ttl) = form.read(&before)?;
+        self.set(config.clone());
+        let Some(ttl) = ttl else { return Ok(()) };
+        let shared = Arc::downgrade(&self.0);
+        tokio::spawn(async move {
+            tokio::time::sleep(ttl).await;
+            let Some(faults) = shared.upgrade().map(Self) else { return };
+            let now = faults.config();
+            if (&now.faults, &now.breaks) == (&config.faults, &config.breaks) {
+                faults.set(FaultConfig { latency: now.latency, ..before });
+                changed();
             }
-            let injected = decision.injected.get_or_insert_with(Injected::default);
-            match fault.kind {
-                FaultKind::Abort(status) => {
-                    if decision.abort.is_none() {
-                        decision.abort = Some(status);
-                        injected.abort_status = Some(status.as_u16());
-                    }
+        });
+        Ok(())
+    }
+
+    /// A place among the processors.
+    pub(crate) fn processors(&self) -> &Semaphore {
+        &self.0.processors
+    }
+
+    /// Decides what happens to one request, which has this context.
+    pub(crate) fn decide(&self, draws: Draws, context: Option<&Context>) -> FaultDecision {
+        let config = self.0.config.read().unwrap_or_else(PoisonError::into_inner);
+        let mut decision = FaultDecision { wait: config.latency.sample(draws), struck: None };
+        for (at, fault) in config.faults.iter().enumerate() {
+            if draws.unit(Place::Fault, at) < fault.share {
+                self.strike(&mut decision, &fault.kind);
+            }
+        }
+        if !config.breaks.is_empty() {
+            for (at, broken) in config.breaks.iter().enumerate() {
+                if draws.unit(Place::Break, at) < broken.share {
+                    decision.struck.get_or_insert_default().breaks.push(broken.kind.clone());
                 }
-                FaultKind::Delay(delay) => {
-                    decision.wait += delay;
-                    injected.delay_ms = Some(injected.delay_ms.unwrap_or(0) + delay.as_millis() as u64);
-                }
+            }
+            if config.breaks.iter().any(|broken| broken.kind == BreakKind::CrossTalk) {
+                self.cross(&mut decision, context);
             }
         }
         decision
     }
+
+    fn strike(&self, decision: &mut FaultDecision, kind: &FaultKind) {
+        let struck = decision.struck.get_or_insert_default();
+        match kind {
+            FaultKind::Abort(status) => struck.abort = struck.abort.or(Some(*status)),
+            FaultKind::Delay(delay) => {
+                decision.wait += *delay;
+                struck.delay = Some(struck.delay.unwrap_or_default() + *delay);
+            }
+            FaultKind::Limit(limit) if struck.abort.is_none() => {
+                struck.faults.push(kind.clone());
+                struck.limited = self.exceeds(*limit).map(|retry_after| Limited { limit: *limit, retry_after });
+                struck.abort = struck.limited.map(|_| StatusCode::TOO_MANY_REQUESTS);
+            }
+            FaultKind::Limit(_) => {}
+            other => struck.faults.push(other.clone()),
+        }
+    }
+
+    /// Counts a request against a limit: a bucket of `requests`, which refills evenly. Returns how long it takes until one fits.
+    fn exceeds(&self, limit: RateLimit) -> Option<Duration> {
+        /// Limits that are no longer used end with their period.
+        const MOST: usize = 64;
+        let (now, each) = (Instant::now(), limit.period / limit.requests);
+        let mut limits = self.0.limits.lock().unwrap_or_else(PoisonError::into_inner);
+        if limits.len() >= MOST {
+            limits.retain(|_, empty| *empty > now);
+        }
+        let empty = limits.get(&limit).map_or(now, |empty| (*empty).max(now));
+        let too_soon = (empty + each).saturating_duration_since(now + limit.period);
+        if too_soon.is_zero() {
+            limits.insert(limit, empty + each);
+        }
+        Some(too_soon).filter(|wait| !wait.is_zero())
+    }
+
+    /// Leaves this request's context for the next one, and uses that of the last one if the request is struck.
+    fn cross(&self, decision: &mut FaultDecision, context: Option<&Context>) {
+        let Some(context) = context else { return };
+        let last = self.0.last.lock().unwrap_or_else(PoisonError::into_inner).replace(*context);
+        if let Some(struck) = &mut decision.struck {
+            struck.other = last.filter(|last| last.trace_id != context.trace_id);
+        }
+    }
 }
+
+/// Faults and breaks as JSON names them: how the admin API and the demo's page change them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct FaultsForm {
+    /// As `--fault` has them.
+    #[serde(default)]
+    pub(crate) faults: Vec<String>,
+    /// As `--break` has them.
+    #[serde(default)]
+    pub(crate) breaks: Vec<String>,
+    /// After this time those before come back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) ttl: Option<String>,
+}
+
+impl From<&FaultConfig> for FaultsForm {
+    fn from(config: &FaultConfig) -> Self {
+        Self {
+            faults: config.faults.iter().map(ToString::to_string).collect(),
+            breaks: config.breaks.iter().map(ToString::to_string).collect(),
+            ttl: None,
+        }
+    }
+}
+
+impl FaultsForm {
+    /// The configuration with these in place of the faults and breaks of `now`, and for how long.
+    ///
+    /// # Errors
+    ///
+    /// What cannot be read, and what is accepted.
+    pub(crate) fn read(&self, now: &FaultConfig) -> Result<(FaultConfig, Option<Duration>), String> {
+        const MOST: usize = 32;
+        if self.faults.len() + self.breaks.len() > MOST {
+            return Err(format!("more than {MOST} faults and breaks; so many are accepted"));
+        }
+        let ttl = self.ttl.as_deref().map(|ttl| positive_duration(ttl).map_err(|error| format!("ttl '{ttl}': {error}")));
+        let config = FaultConfig {
+            latency: now.latency.clone(),
+            faults: self.faults.iter().map(|fault| fault.parse()).collect::<Result<_, String>>()?,
+            breaks: self.breaks.iter().map(|broken| broken.parse()).collect::<Result<_, String>>()?,
+        };
+        Ok((config, ttl.transpose()?))
+    }
+}
+
+/// The longest that `hang` lasts: a caller that never hangs up must not keep a place for ever.
+pub(crate) const MAX_HANG: Duration = MAX_DELAY;
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn latency_is_read_in_its_three_forms() {
-        assert_eq!("0".parse(), Ok(Latency::None));
-        assert_eq!("20ms".parse(), Ok(Latency::Fixed(Duration::from_millis(20))));
-        assert_eq!("10ms..2s".parse(), Ok(Latency::Uniform(Duration::from_millis(10), Duration::from_secs(2))));
-        assert!(matches!("p50=20ms,p90=80ms,p99=400ms".parse(), Ok(Latency::Quantiles(_))));
-    }
-
-    #[test]
-    fn bad_latency_says_what_is_accepted() {
-        for bad in [
-            "",
-            "ten",
-            "10",
-            "2s..10ms",
-            "10s..2s",
-            "1h..2h",
-            "p50",
-            "p0=1ms",
-            "p100=1ms",
-            "p50=0",
-            "p90=20ms,p50=10ms",
-            "p50=20ms,p90=10ms",
-            "p50=20ms,p50=20ms",
-            "p50=20ms,",
-            "-1s",
-            "10ms..",
-        ] {
-            let error = bad.parse::<Latency>().unwrap_err();
-            assert!(error.contains("written") || error.contains("unit") || error.contains("hour"), "{bad}: {error}");
-        }
-    }
-
-    #[test]
-    fn percentiles_are_met_by_a_smooth_distribution() {
-        let latency: Latency = "p50=20ms,p90=80ms,p99=400ms".parse().unwrap();
-        let mut drawn: Vec<f64> = (0..200_000).map(|_| latency.sample().as_secs_f64() * 1e3).collect();
-        drawn.sort_by(f64::total_cmp);
-        let at = |share: f64| drawn[(share * drawn.len() as f64) as usize];
-        // The figures' own standard error is below 0.5 % at p50 and below 3 % at p99.
-        for (share, expected, tolerance) in [(0.5, 20.0, 0.03), (0.9, 80.0, 0.05), (0.99, 400.0, 0.15)] {
-            assert!((at(share) / expected - 1.0).abs() < tolerance, "p{share}: {}", at(share));
-        }
-        // Not a step function: between the points the time goes up steadily.
-        assert!((at(0.7) - 40.0).abs() < 2.0, "p70 is {} where the geometric mean is 40", at(0.7));
-        assert!(drawn[0] >= 10.0 - 1e-6 && drawn[drawn.len() - 1] <= 800.0 + 1e-6);
-        let distinct = drawn.windows(2).filter(|pair| pair[0] != pair[1]).count();
-        assert!(distinct > 190_000, "only {distinct} different values");
+    fn faults(faults: &[&str], breaks: &[&str]) -> Faults {
+        Faults::new(FaultConfig {
+            latency: Latency::None,
+            faults: faults.iter().map(|fault| fault.parse().unwrap()).collect(),
+            breaks: breaks.iter().map(|broken| broken.parse().unwrap()).collect(),
+        })
     }
 
     #[test]
     fn fault_rates_are_exact_within_statistics() {
         for share in [0.0, 0.3, 0.6, 1.0] {
-            let fault = format!("abort=503@{}%", share * 100.0).parse().unwrap();
-            let faults = Faults::new(FaultConfig { latency: Latency::None, faults: vec![fault] });
+            let faults = faults(&[&format!("abort=503@{}%", share * 100.0)], &[]);
             let rolls = 100_000;
-            let struck = (0..rolls).filter(|_| faults.decide().abort.is_some()).count() as f64;
+            let struck = (0..rolls).filter(|_| faults.decide(Draws::random(), None).struck.is_some()).count() as f64;
             let six_sigma = 6.0 * (f64::from(rolls) * share * (1.0 - share)).sqrt();
             assert!((struck - f64::from(rolls) * share).abs() <= six_sigma, "{share}: {struck}");
         }
     }
 
     #[test]
-    fn faults_are_read_and_bad_ones_explained() {
+    fn every_kind_is_written_as_it_was_read_and_has_a_rate() {
         assert_eq!("delay=2s@5%".parse(), Ok(Fault { kind: FaultKind::Delay(Duration::from_secs(2)), share: 0.05 }));
+        for form in FAULTS {
+            let fault: Fault = form.example.parse().unwrap();
+            assert_eq!((fault.share, fault.to_string()), (1.0, form.example.to_owned()));
+            let rated = format!("{}@0.5%", form.example);
+            assert_eq!(rated.parse::<Fault>().map(|fault| (fault.share, fault.to_string())), Ok((0.005, rated)));
+        }
+        for same in ["limit=100/m", "limit=7/h", "memory=100", "cpu=1m30s", "slow-body=1MiB/s", "abort=503@7%"] {
+            assert_eq!(same.parse::<Fault>().unwrap().to_string(), same);
+        }
+    }
+
+    #[test]
+    fn a_bad_fault_is_named_with_what_is_accepted() {
         for bad in [
             "",
-            "abort=503",
+            "abort",
             "abort=503@10",
             "abort=200@10%",
             "abort=x@1%",
             "abort=503@101%",
             "abort=503@-1%",
-            "delay=2@5%",
-            "panic@5%",
             "abort=503@NaN%",
+            "delay=2@5%",
+            "delay=2h",
+            "panic@5%",
+            "reset=1",
+            "hang=1s",
+            "slow-body=1KiB",
+            "slow-body=0/s",
+            "limit=0/s",
+            "limit=10",
+            "limit=10/d",
+            "cpu=",
+            "memory=0",
+            "memory=5000MiB",
+            "memory=64MB",
+            "close=1",
         ] {
-            assert!(bad.parse::<Fault>().is_err(), "{bad}");
+            let error = bad.parse::<Fault>().unwrap_err();
+            assert!(["accepted", "written", "unit", "hour"].iter().any(|word| error.contains(word)), "{bad}: {error}");
         }
+        assert!("abot=503".parse::<Fault>().unwrap_err().contains("abort=503, delay=2s, reset"));
     }
 
     #[test]
     fn delays_add_up_and_the_first_abort_wins() {
-        let faults = ["delay=1s@100%", "abort=503@100%", "delay=2s@100%", "abort=500@100%"];
-        let faults = faults.map(|fault| fault.parse().unwrap()).to_vec();
-        let decision = Faults::new(FaultConfig { latency: "10ms".parse().unwrap(), faults }).decide();
-        assert_eq!(decision.wait, Duration::from_millis(3010));
-        assert_eq!(decision.injected, Some(Injected { delay_ms: Some(3000), abort_status: Some(503) }));
+        let faults = faults(&["delay=1s", "abort=503", "delay=2s", "abort=500", "reset", "limit=1/s"], &[]);
+        let decision = faults.decide(Draws::random(), None);
+        assert_eq!(decision.wait, Duration::from_secs(3));
+        let injected =
+            Injected { delay_ms: Some(3000), abort_status: Some(503), faults: vec!["reset".to_owned()], ..Injected::default() };
+        assert_eq!(decision.struck.unwrap().injected(&[]), Some(injected));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_limit_lets_a_burst_pass_and_then_as_many_as_it_says() {
+        let faults = faults(&["limit=10/s"], &[]);
+        let limited = || faults.decide(Draws::random(), None).struck.unwrap().limited;
+        let passed = (0..30).filter(|_| limited().is_none()).count();
+        assert_eq!(passed, 10);
+        assert_eq!(limited().unwrap().retry_after, Duration::from_millis(100));
+        let mut passed = 0;
+        for _ in 0..1000 {
+            tokio::time::advance(Duration::from_millis(10)).await;
+            passed += usize::from(limited().is_none());
+        }
+        assert_eq!(passed, 100, "10 s at 10/s");
+    }
+
+    #[test]
+    fn cross_talk_takes_the_context_of_the_request_before() {
+        let faults = faults(&[], &["cross-talk"]);
+        let context = |id: u128| Context {
+            trace_id: id.into(),
+            short_trace_id: false,
+            random: false,
+            span_id: 1.into(),
+            parent_id: None,
+            sampling: crate::trace_context::Sampling::Sample,
+        };
+        let other = |id| faults.decide(Draws::random(), Some(&context(id))).struck.unwrap().other.map(|other| other.trace_id);
+        assert_eq!((other(1), other(2), other(2), other(3)), (None, Some(1.into()), None, Some(2.into())));
     }
 }

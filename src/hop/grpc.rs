@@ -79,7 +79,8 @@ impl Chain for ChainService {
 /// Why the call failed, for `grpc-message`.
 fn why(tree: &Tree) -> String {
     let failed = tree.upstreams.iter().find_map(|call| Some(format!("{}: {}", call.url, call.error.as_ref()?)));
-    let injected = || tree.injected.and_then(|injected| injected.abort_status).map(|status| format!("injected: abort {status}"));
+    let injected =
+        || tree.injected.as_ref().and_then(|injected| injected.abort_status).map(|status| format!("injected: abort {status}"));
     let mut why = injected().or(failed).unwrap_or_default();
     why.truncate(why.floor_char_boundary(MAX_MESSAGE));
     why

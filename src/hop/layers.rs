@@ -19,10 +19,13 @@ use tokio::sync::{OwnedSemaphorePermit, SemaphorePermit};
 use tower::{Layer, Service};
 use tower_http::timeout::TimeoutError;
 
+use crate::hop::effects;
 use crate::hop::error::{Error, ShedReason};
 use crate::hop::exchange::Exchange;
+use crate::hop::fault::FaultDecision;
 use crate::hop::response;
 use crate::system::held::{Exhausted, Held, HeldBudgets, HeldKind};
+use crate::telemetry::draws::Draws;
 use crate::upstream::RequestBody;
 use crate::values::service_number;
 
@@ -123,7 +126,11 @@ where
             Some(response) => response,
             None => handler.call(request).await?,
         };
-        Ok(kind.hold(&exchange, response))
+        let response = kind.hold(&exchange, response);
+        Ok(match exchange.struck() {
+            Some(struck) => effects::to_answer(&exchange, struck, response),
+            None => response,
+        })
     }
 }
 
@@ -205,7 +212,7 @@ impl EndpointKind {
             || matches!(self, Self::Text | Self::Call)
             || self == Self::Chain && names_a_service(request.uri().path());
         if is_work && !is_refusal {
-            decide_and_wait(exchange).await;
+            decide_and_wait(exchange).await?;
         }
         Ok(permit)
     }
@@ -225,19 +232,26 @@ fn will_fail(kind: EndpointKind, exchange: &Exchange) -> bool {
 }
 
 /// Latency and faults come before the work, as they would in a slow or broken service.
-async fn decide_and_wait(exchange: &Exchange) {
+///
+/// # Errors
+///
+/// A fault asks for more memory than the hop may hold.
+async fn decide_and_wait(exchange: &Exchange) -> Result<(), Error> {
     exchange.watch();
-    let decision = exchange.node.faults.decide();
-    exchange.set_fault_decision(decision);
-    if !decision.wait.is_zero() {
-        // Boxed, because the size of a timer would be every request's.
-        Box::pin(tokio::time::sleep(decision.wait)).await;
+    let FaultDecision { wait, struck } = exchange.node.faults.decide(Draws::random(), exchange.context());
+    // Boxed, because the size of a timer would be every request's.
+    if !wait.is_zero() {
+        Box::pin(tokio::time::sleep(wait)).await;
+    }
+    match struck {
+        Some(struck) => Box::pin(effects::before_work(exchange, exchange.set_struck(struck))).await,
+        None => Ok(()),
     }
 }
 
 /// The text of an abort, if the faults decided on one.
 pub(crate) fn aborted(exchange: &Exchange) -> Option<Response> {
-    let status = exchange.fault_decision().abort?;
+    let status = exchange.struck()?.abort?;
     let mut response = response::text(format!("injected: abort {}\n", status.as_u16()));
     *response.status_mut() = status;
     Some(response)

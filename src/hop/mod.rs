@@ -6,7 +6,7 @@
 //! 1. [`config`]: the options as plain values. [`capacity`]: how much a hop holds at once, from the memory and descriptor limits. [`app`]: bind, run, drain, flush; `start_line`: what it logs of the configuration. [`state`]: what requests share.
 //! 2. `service`: the layers around the router. `exchange`: one value per request, which reads the head and reports the end.
 //!    `limits`: what a request may ask for. `target`: the host that it is for.
-//! 3. `routes`: the endpoints. `layers`: what a request passes before its handler. [`fault`]: latency and faults.
+//! 3. `routes`: the endpoints. `layers`: what a request passes before its handler. [`fault`] and [`latency`]: what strikes it. `effects`: what a fault does.
 //! 4. `chain`: `/service<N>`. [`reply`]: its JSON. `streams` and `websocket`: what lasts longer than an
 //!    answer. `response` and `error`: every other answer.
 
@@ -14,11 +14,13 @@ pub mod app;
 pub mod capacity;
 pub(crate) mod chain;
 pub mod config;
+pub(crate) mod effects;
 pub(crate) mod error;
 pub(crate) mod exchange;
 pub mod fault;
 pub(crate) mod grpc;
 pub(crate) mod head;
+pub mod latency;
 pub(crate) mod layers;
 pub mod limits;
 pub(crate) mod observed_body;

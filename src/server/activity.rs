@@ -1,6 +1,7 @@
 //! What each connection is doing and until when it may: published by the connection's task, read by the listener.
 
 pub(crate) mod active;
+mod cut;
 
 use std::collections::HashMap;
 use std::pin::pin;
@@ -17,6 +18,8 @@ use crate::server::clock::RunningClock;
 use crate::server::frames::{RequestHeads, Unfinished};
 use crate::server::options::ConnectionOptions;
 use crate::server::shutdown::Stage;
+
+pub(crate) use cut::Cut;
 
 /// What all connections of a server share.
 #[derive(Debug)]
@@ -96,32 +99,6 @@ pub(crate) enum ConnectionState {
     ReadingHead,
     /// Answered for the last time: reading what the peer still sends.
     Lingering,
-}
-
-/// Why a request was not answered, or not to the end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-pub(crate) enum Cut {
-    /// The client closed the connection or reset the stream.
-    Client = 1,
-    /// The client accepted no byte for `ConnectionOptions::write_timeout`.
-    WriteTimeout,
-    /// The drain timeout was over.
-    DrainTimeout,
-    /// The connection waited for the client, and made room for another.
-    ConnectionLimit,
-}
-
-impl Cut {
-    /// As `error.type` names it.
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::Client => "client_closed_request",
-            Self::WriteTimeout => "write_timeout",
-            Self::DrainTimeout => "drain_timeout",
-            Self::ConnectionLimit => "connection_limit",
-        }
-    }
 }
 
 /// How long a connection may do nothing before it can be closed to make room: it may be about to do something.
@@ -229,6 +206,9 @@ pub(crate) struct Connection {
     is_multiplexed: AtomicBool,
     /// Its HPACK table may hold more memory than its share.
     pins_much: AtomicBool,
+    /// Injected faults: the peer gets a reset when the connection is closed, and that happens under its next request.
+    resets: AtomicBool,
+    closes_next: AtomicBool,
     waker: AtomicWaker,
 }
 
@@ -251,8 +231,9 @@ impl Connection {
             goaway_since: None,
             evicted: None,
         });
-        let (is_multiplexed, pins_much) = (AtomicBool::new(false), AtomicBool::new(false));
-        Self { id, connections, activity, is_multiplexed, pins_much, waker: AtomicWaker::new() }
+        let no = || AtomicBool::new(false);
+        let (is_multiplexed, pins_much, resets, closes_next) = (no(), no(), no(), no());
+        Self { id, connections, activity, is_multiplexed, pins_much, resets, closes_next, waker: AtomicWaker::new() }
     }
 
     fn activity(&self) -> MutexGuard<'_, Activity> {
@@ -280,6 +261,26 @@ impl Connection {
         let mut activity = self.activity();
         activity.state = state;
         activity.since = None;
+    }
+
+    /// The peer gets a reset when the connection is closed.
+    pub(crate) fn reset_on_close(&self) {
+        self.resets.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn resets(&self) -> bool {
+        self.resets.load(Ordering::Relaxed)
+    }
+
+    /// The connection is reset when the next request begins to arrive.
+    pub(crate) fn close_at_next_request(&self) {
+        self.reset_on_close();
+        self.closes_next.store(true, Ordering::Relaxed);
+    }
+
+    /// A request begins, and the connection is to be closed under it.
+    pub(crate) fn closes_under_request(&self) -> bool {
+        self.closes_next.load(Ordering::Relaxed) && self.activity().active_requests == 0
     }
 
     /// HTTP/1 received bytes, and so many of them come after the end of a head; `None`: no head ends among them.

@@ -165,6 +165,9 @@ impl<S: HttpService> Protocols<S> {
             Err(error) => return Err(causes(error)),
             Ok(()) => {}
         }
+        if self.connection.resets() {
+            return Ok(());
+        }
         let Parts { io, read_buf, .. } = serving.into_parts();
         let mut io = io.into_inner().reads_any();
         if let Some((upgrade, _active)) = upgraded.into_inner().filter(|_| ended.is_ok()) {

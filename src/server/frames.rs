@@ -95,6 +95,11 @@ impl FrameReader {
         self.pinned.sum
     }
 
+    /// The last stream that was opened.
+    pub(crate) fn last_stream(&self) -> u32 {
+        self.last_stream
+    }
+
     pub(crate) fn requests(&self) -> RequestHeads {
         self.requests
     }

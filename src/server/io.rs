@@ -7,7 +7,9 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf as _, Bytes};
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
 use tokio::time::{Instant, Interval, interval};
 
 use crate::server::activity::Connection;
@@ -27,8 +29,8 @@ pub(crate) struct TrackedIo<S> {
     /// Was read to recognise the protocol, and is read again.
     pub(crate) prefix: Bytes,
     input: Input,
-    /// A write that waits here waits for the peer.
-    is_socket: bool,
+    /// Of a socket, whose writes wait for the peer: makes its close a reset.
+    make_reset: Option<fn(&S)>,
     is_blocked: bool,
     /// A write has waited.
     was_blocked: bool,
@@ -51,14 +53,17 @@ struct End {
     poll: Interval,
 }
 
-impl<S> TrackedIo<S> {
-    pub(crate) fn socket(stream: S, connection: Arc<Connection>) -> Self {
-        let (prefix, input) = (Bytes::new(), Input::Opaque);
-        Self { stream, connection, prefix, input, is_socket: true, is_blocked: false, was_blocked: false, end: None }
+impl TrackedIo<TcpStream> {
+    pub(crate) fn socket(stream: TcpStream, connection: Arc<Connection>) -> Self {
+        let make_reset = |stream: &TcpStream| _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+        Self { make_reset: Some(make_reset), ..Self::decrypted(stream, connection) }
     }
+}
 
+impl<S> TrackedIo<S> {
     pub(crate) fn decrypted(stream: S, connection: Arc<Connection>) -> Self {
-        Self { is_socket: false, ..Self::socket(stream, connection) }
+        let (prefix, input) = (Bytes::new(), Input::Opaque);
+        Self { stream, connection, prefix, input, make_reset: None, is_blocked: false, was_blocked: false, end: None }
     }
 
     pub(crate) fn reads_http1(self) -> Self {
@@ -75,14 +80,17 @@ impl<S> TrackedIo<S> {
     }
 
     fn write_polled(&mut self, polled: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        if self.is_socket && self.is_blocked != polled.is_pending() {
+        let Some(make_reset) = self.make_reset else { return polled };
+        if self.connection.resets() {
+            make_reset(&self.stream);
+        }
+        if self.is_blocked != polled.is_pending() {
             self.is_blocked = polled.is_pending();
             self.was_blocked |= self.is_blocked;
             self.connection.set_write_blocked(self.is_blocked);
         }
         // Over HTTP/2 the answers say what was taken of them: a reader of pongs alone is none.
-        if self.is_socket
-            && self.was_blocked
+        if self.was_blocked
             && !self.connection.is_multiplexed()
             && let Poll::Ready(Ok(bytes)) = &polled
         {
@@ -171,10 +179,15 @@ impl<S: AsyncRead + Unpin> AsyncRead for TrackedIo<S> {
         if !bytes.is_empty() {
             match &mut this.input {
                 Input::Opaque => {}
+                Input::Http1(_) if this.connection.closes_under_request() => return Poll::Ready(Err(closed_by_fault())),
                 Input::Http1(heads) => this.connection.read_http1(bytes.len(), heads.read(bytes)),
                 Input::Http2(frames) => {
+                    let stream = frames.last_stream();
                     let unfinished = frames.read(bytes);
                     this.connection.read_http2(unfinished, frames.requests());
+                    if frames.last_stream() > stream && this.connection.closes_under_request() {
+                        return Poll::Ready(Err(closed_by_fault()));
+                    }
                     if !this.connection.may_pin(frames.pinned()) {
                         return Poll::Ready(Err(io::Error::other("the heads of this connection hold too much memory")));
                     }
@@ -184,6 +197,12 @@ impl<S: AsyncRead + Unpin> AsyncRead for TrackedIo<S> {
         Poll::Ready(Ok(()))
     }
 }
+
+/// What ends a connection that a `close` fault struck.
+fn closed_by_fault() -> io::Error {
+    io::Error::new(io::ErrorKind::ConnectionReset, "closed by an injected fault")
+}
+
 impl<S: AsyncWrite + Unpin> AsyncWrite for TrackedIo<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.stream).poll_write(cx, buf);
@@ -204,6 +223,10 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for TrackedIo<S> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.connection.resets() {
+            // The end of the output would overtake the reset.
+            return Poll::Ready(Ok(()));
+        }
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

@@ -8,6 +8,7 @@
 
 pub(crate) mod access_log;
 pub(crate) mod client_tracing;
+pub(crate) mod draws;
 pub(crate) mod duration_histogram;
 pub mod export;
 pub(crate) mod ids;

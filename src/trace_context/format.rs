@@ -40,6 +40,15 @@ impl WireFormat {
         }
     }
 
+    /// Whether a header is one of this format.
+    pub(super) fn has(self, name: &HeaderName) -> bool {
+        match self {
+            Self::TraceContext => matches!(name.as_str(), "traceparent" | "tracestate"),
+            Self::B3 => name.as_str() == "b3",
+            Self::B3Multi => b3::MULTI.contains(&name.as_str()),
+        }
+    }
+
     /// Whether a request came with a header of this format, valid or not. An empty header does not count: it has no context, and
     /// taken for a format it would bring a `b3` into a mesh that never had one.
     pub(super) fn is_present(self, headers: &impl HeaderSource) -> bool {

@@ -6,9 +6,10 @@
 //! context travels beside a fresh one. Whoever else reads trace headers (`check`, the demo's waterfall) reads them with
 //! `HeaderFamily::read`, which has the same parsers.
 //!
-//! Imports the leaves only. In reading order: `context`; `w3c` and `b3`; `format`; `carried`; `mangling`; `secrets`; `propagator`.
+//! Imports the leaves only. In reading order: `context`; `w3c` and `b3`; `format`; `carried`; `mangling`; `breaks`; `secrets`; `propagator`.
 
 mod b3;
+mod breaks;
 mod carried;
 #[cfg(test)]
 pub(crate) mod cases_for_tests;
@@ -20,6 +21,8 @@ mod propagator;
 mod secrets;
 mod w3c;
 
+pub(crate) use breaks::{BREAKS, BreakInput, break_headers};
+pub use breaks::{Break, BreakKind};
 pub use carried::{Carried, carried_names, is_never_carried, is_valid_request_id};
 pub(crate) use carried::{
     HeaderPairs, RedactedHeaders, X_CALL_BUDGET, X_HOP_COUNT, X_REQUEST_ID, is_foreign_tracer, is_trace_context,

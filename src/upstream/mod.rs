@@ -32,7 +32,9 @@ use crate::telemetry::ids;
 use crate::telemetry::metrics::{CallLabels, Metrics, protocol_name, protocol_version};
 use crate::telemetry::span_queue::{FinishedSpan, SpanKind};
 use crate::telemetry::tracer::Tracer;
-use crate::trace_context::{Carried, Context, HeaderPairs, Propagator, X_CALL_BUDGET, X_HOP_COUNT};
+use crate::trace_context::{
+    BreakInput, BreakKind, Carried, Context, HeaderPairs, Propagator, X_CALL_BUDGET, X_HOP_COUNT, break_headers,
+};
 use crate::upstream::client::{ConnectionLimits, Pool, connector};
 use crate::upstream::outcome::{Answer, CallError, CallOutcome};
 use crate::upstream::resolver::RotatingResolver;
@@ -87,6 +89,8 @@ pub(crate) struct CallContext<'a> {
     pub(crate) method: &'static str,
     /// The request's body, if it goes on.
     pub(crate) body: Option<&'a RequestBody>,
+    /// Ways in which the trace is broken on purpose, and the context of another request for that.
+    pub(crate) breaks: Option<(&'a [BreakKind], Option<Context>)>,
 }
 
 /// The body of a request, which goes on to the next hops.
@@ -172,11 +176,16 @@ impl Upstreams {
                 duration: Duration::ZERO,
                 failure,
                 sent: HeaderPairs::new(),
+                broke: Vec::new(),
                 answer: None,
             };
         };
-        let span_context = context.tracer.and(context.span_context).map(|server| server.child(ids::span_id()));
-        let sent = context.propagator.outgoing(context.carried, context.request_id, span_context.as_ref(), context.new_trace);
+        let mut span_context = context.tracer.and(context.span_context).map(|server| server.child(ids::span_id()));
+        let mut sent = context.propagator.outgoing(context.carried, context.request_id, span_context.as_ref(), context.new_trace);
+        let broke = match context.breaks {
+            Some((kinds, other)) => broken(context, kinds, other, &mut sent, &mut span_context),
+            None => Vec::new(),
+        };
         let (path, url) = target.path(context.service_number);
         let mut content = self.content(context);
         if target.is_grpc() {
@@ -221,7 +230,7 @@ impl Upstreams {
         span.rpc_code = target.is_grpc().then(|| failure.as_ref().map_or(Code::Ok, grpc::code_of));
         let duration = *span.duration.insert(span.start.elapsed());
         let protocol = span.progress.version.map(|version| if target.is_grpc() { "grpc" } else { protocol_name(version) });
-        CallOutcome { url, status: span.progress.status, protocol, duration, failure, sent, answer }
+        CallOutcome { url, status: span.progress.status, protocol, duration, failure, sent, broke, answer }
     }
 
     /// The body of the request and its method, if it goes on; else a body of `--request-size`; else a GET without one.
@@ -267,6 +276,29 @@ impl Upstreams {
         }
         request
     }
+}
+
+/// Breaks the headers of a call; the call's own span goes with them into another trace.
+fn broken(
+    context: &CallContext<'_>,
+    kinds: &[BreakKind],
+    other: Option<Context>,
+    sent: &mut HeaderPairs,
+    span_context: &mut Option<Context>,
+) -> Vec<BreakKind> {
+    let input = BreakInput {
+        received: context.carried,
+        has_span: span_context.is_some(),
+        other,
+        trace_id: ids::trace_id(),
+        span_id: ids::span_id(),
+        request_id: ids::request_id(),
+    };
+    let broken = break_headers(kinds, sent, &input);
+    if let Some((own, other)) = span_context.as_mut().zip(broken.span) {
+        *own = other;
+    }
+    broken.kinds
 }
 
 /// What a call of gRPC has in place of `accept`. The next hop learns how long this one waits.

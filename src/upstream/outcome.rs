@@ -12,7 +12,7 @@ use tonic::Code;
 use crate::net::hosts::redacted_url;
 use crate::rpc::status;
 use crate::system::held::{Exhausted, Held, HeldKind};
-use crate::trace_context::HeaderPairs;
+use crate::trace_context::{BreakKind, HeaderPairs};
 
 /// One call to a next hop, after it ended.
 pub(crate) struct CallOutcome<'a> {
@@ -27,6 +27,8 @@ pub(crate) struct CallOutcome<'a> {
     pub(crate) failure: Option<CallError>,
     /// The carried headers as they were written.
     pub(crate) sent: HeaderPairs,
+    /// What was broken on purpose in it.
+    pub(crate) broke: Vec<BreakKind>,
     /// The whole answer; `None` when it did not arrive.
     pub(crate) answer: Option<Answer>,
 }

@@ -14,6 +14,7 @@ mod chain;
 mod collectors;
 mod config;
 mod conventions;
+mod faults;
 mod grpc;
 mod help;
 mod in_process;

@@ -81,6 +81,14 @@ fn once_exits_with_1_and_says_why_when_a_hop_loses_the_trace() {
 }
 
 #[test]
+fn a_break_at_a_hop_is_a_fault_of_the_demo_and_the_trace_shows_it() {
+    let (code, stdout, stderr) = run(&["--once", "--latency", "0", "--fault", "service2:break=new-trace"]);
+    assert_eq!(code, Some(1), "{stdout}");
+    assert!(stdout.contains("2 traces instead of 1"), "{stdout}");
+    assert!(stderr.contains("breaks the trace on purpose (--break)") && stderr.contains("new-trace"), "{stderr}");
+}
+
+#[test]
 fn once_exits_with_1_when_a_hop_answers_an_error_and_calls_nobody() {
     let (code, stdout, _) = run(&["--once", "--latency", "0", "--fault", "service2:abort=503@100%"]);
     assert_eq!(code, Some(1), "{stdout}");

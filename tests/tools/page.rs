@@ -357,6 +357,14 @@ fn an_order_that_cannot_be_is_refused_and_changes_nothing() {
         plan(json!([0, 1]), json!([{"abort": {"status": 200, "percent": 1}}])),
         plan(json!([0, 1]), json!([{"abort": {"status": 503, "percent": 100.1}}])),
         json!({"run": {"hop": 4, "running": false}}),
+        json!({"faults": {"hop": 9, "faults": []}}),
+        json!({"faults": {"hop": 2, "faults": ["explode"]}}),
+        json!({"faults": {"hop": 2, "breaks": ["new-trace@101%"]}}),
+        json!({"faults": {"hop": 2, "breaks": ["join=x-mine"]}}),
+        json!({"faults": {"hop": 2, "faults": [], "ttl": "soon"}}),
+        json!({"faults": {"hop": 2, "faults": [], "more": 1}}),
+        json!({"faults": {"hop": 2, "faults": vec!["reset"; 33]}}),
+        json!({"latency": {"hop": 2, "latency": "61s"}}),
         json!({"exit": {}}),
     ] {
         let (status, why) = demo.order(&bad);
@@ -439,6 +447,29 @@ fn a_request_from_the_page_is_remembered_with_what_every_hop_received_and_sent()
         assert_eq!((status, body.as_str()), (200, "null"), "{unknown}");
         assert!(head.contains("content-type: application/json"));
     }
+}
+
+#[test]
+fn every_fault_and_break_can_be_ordered_for_a_time() {
+    let demo = Demo::start(&["--fault", "service2:limit=1000/s@7%"]);
+    let mut events = demo.events();
+    let chain = events.until("chain", |_| true);
+    let examples = |kinds: &Value| -> Vec<Value> {
+        kinds.as_array().unwrap().iter().filter(|kind| kind["about"].is_string()).map(|kind| kind["example"].clone()).collect()
+    };
+    let (faults, breaks) = (examples(&chain["fault_kinds"]), examples(&chain["break_kinds"]));
+    assert_eq!((faults.len(), breaks.len()), (10, 10));
+    assert_eq!((&chain["hops"][1]["latency"], &chain["hops"][1]["faults"]), (&json!("0"), &json!(["limit=1000/s@7%"])));
+    assert_eq!(demo.order(&json!({"latency": {"hop": 2, "latency": "2ms..3ms"}})).0, 200);
+    let order = json!({"faults": {"hop": 2, "faults": faults, "breaks": breaks, "ttl": "1s"}});
+    assert_eq!(demo.order(&order), (200, json!({})));
+    let is_ordered = |chain: &Value| {
+        let hop = &chain["hops"][1];
+        (&hop["latency"], &hop["faults"], &hop["breaks"]) == (&json!("2ms..3ms"), &json!(faults), &json!(breaks))
+    };
+    events.until("chain", is_ordered);
+    let back = events.until("chain", |chain| chain["hops"][1]["breaks"] == json!([]));
+    assert_eq!((&back["hops"][1]["latency"], &back["hops"][1]["faults"]), (&json!("2ms..3ms"), &json!(["limit=1000/s@7%"])));
 }
 
 #[test]

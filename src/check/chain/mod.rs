@@ -212,7 +212,7 @@ pub(crate) fn breaks(tree: &Tree, url: &str) -> Vec<Break> {
 
 fn walk(caller: &HopRef, tree: &Tree, url: &str, above: &mut Vec<String>, out: &mut Vec<Break>) {
     let hop = HopRef::of(tree, url);
-    if let Some(status) = tree.injected.and_then(|injected| injected.abort_status) {
+    if let Some(status) = tree.injected.as_ref().and_then(|injected| injected.abort_status) {
         out.push(Break { from: caller.clone(), to: hop, cause: FailureCause::Injected(status) });
         return;
     }
@@ -427,7 +427,7 @@ fn compare(expect: &Expect, caller: &HopRef, tree: &Tree, url: &str, hints: &Hin
         return;
     }
     // An abort calls nobody: what is missing below it is not missing by configuration.
-    if tree.injected.is_some_and(|injected| injected.abort_status.is_some()) {
+    if tree.injected.as_ref().is_some_and(|injected| injected.abort_status.is_some()) {
         return;
     }
     for (index, below) in expect.below.iter().enumerate() {

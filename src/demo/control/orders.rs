@@ -12,9 +12,10 @@ use http_body_util::{BodyExt as _, Limited};
 use serde::Deserialize;
 
 use crate::demo::access::{Access, text};
-use crate::demo::control::plan::PlanForm;
+use crate::demo::control::plan::{MAX_DELAY, PlanForm};
 use crate::demo::control::state::{DemoState, Sender};
-use crate::hop::fault::FaultConfig;
+use crate::hop::fault::{FaultConfig, FaultsForm};
+use crate::hop::latency::Latency;
 use crate::trace_context::carried_names;
 
 /// The largest order.
@@ -31,6 +32,14 @@ enum Order {
     Send { headers: Vec<(String, String)> },
     /// Change the latency and the faults of a hop.
     Plan { hop: usize, plan: PlanForm },
+    /// Change the faults and the breaks of a hop, for a time or until they are changed again.
+    Faults {
+        hop: usize,
+        #[serde(flatten)]
+        form: FaultsForm,
+    },
+    /// Change the latency of a hop, as `--latency` has it.
+    Latency { hop: usize, latency: String },
     /// Stop a hop, or start it again.
     Run { hop: usize, running: bool },
 }
@@ -69,6 +78,8 @@ pub(crate) fn read_order(body: &[u8]) -> Result<(), String> {
     match serde_json::from_slice(body).map_err(|error| error.to_string())? {
         Order::Send { headers } => header_map(headers).map(drop),
         Order::Plan { plan, .. } => plan.plan(&FaultConfig::default()).map(drop),
+        Order::Faults { form, .. } => check_headers(&form.read(&FaultConfig::default())?.0),
+        Order::Latency { latency, .. } => read_latency(&latency).map(drop),
         Order::Run { .. } => Ok(()),
     }
 }
@@ -87,11 +98,40 @@ async fn follow(state: &DemoState, order: Order) -> Result<Response, String> {
             state.altered.send_replace(());
             Ok(json("{}"))
         }
+        Order::Faults { hop, form } => {
+            let faults = handle(hop)?.faults();
+            check_headers(&form.read(&FaultConfig::default())?.0)?;
+            let altered = state.altered.clone();
+            faults.order(&form, move || altered.send_replace(()))?;
+            state.altered.send_replace(());
+            Ok(json("{}"))
+        }
+        Order::Latency { hop, latency } => {
+            let faults = handle(hop)?.faults();
+            faults.set(FaultConfig { latency: read_latency(&latency)?, ..faults.config() });
+            state.altered.send_replace(());
+            Ok(json("{}"))
+        }
         Order::Run { hop, running } => {
             handle(hop)?.running.send_replace(running);
             state.altered.send_replace(());
             Ok(json("{}"))
         }
+    }
+}
+
+/// A latency of at most a minute.
+fn read_latency(text: &str) -> Result<Latency, String> {
+    let latency: Latency = text.parse()?;
+    if latency.longest() <= MAX_DELAY { Ok(latency) } else { Err(format!("a latency of '{text}' is longer than a minute")) }
+}
+
+/// A break can only name a header that the chain carries.
+fn check_headers(config: &FaultConfig) -> Result<(), String> {
+    let mut named = config.breaks.iter().filter_map(|broken| broken.kind.header());
+    match named.find(|name| !carried_names().any(|carried| carried == name.as_str())) {
+        Some(name) => Err(format!("the header '{name}' is not one that the chain carries")),
+        None => Ok(()),
     }
 }
 

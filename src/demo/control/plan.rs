@@ -4,13 +4,14 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::hop::fault::{Fault, FaultConfig, FaultKind, Latency};
+use crate::hop::fault::{Fault, FaultConfig, FaultKind};
+use crate::hop::latency::Latency;
 use crate::hop::reply::milliseconds;
 
 /// The longest latency and delay that can be set from the page.
-const MAX_DELAY: Duration = Duration::from_secs(60);
+pub(crate) const MAX_DELAY: Duration = Duration::from_secs(60);
 
-/// Latency and faults as the page reads and writes them.
+/// Latency and faults as the page's sliders read and write them; faults of other kinds, and breaks, are left as they are.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct PlanForm {
@@ -35,12 +36,13 @@ impl From<&FaultConfig> for PlanForm {
             Latency::Uniform(low, high) => Some([milliseconds(low), milliseconds(high)]),
             Latency::Quantiles(_) => None,
         };
-        let faults = plan.faults.iter().map(|fault| {
+        let faults = plan.faults.iter().filter_map(|fault| {
             // Shares are halves, tenths and the like: what was 7 % must not come back as 7.000000000000001.
             let percent = (fault.share * 1e8).round() / 1e6;
             match fault.kind {
-                FaultKind::Abort(status) => FaultForm::Abort { status: status.as_u16(), percent },
-                FaultKind::Delay(delay) => FaultForm::Delay { ms: milliseconds(delay), percent },
+                FaultKind::Abort(status) => Some(FaultForm::Abort { status: status.as_u16(), percent }),
+                FaultKind::Delay(delay) => Some(FaultForm::Delay { ms: milliseconds(delay), percent }),
+                _ => None,
             }
         });
         Self { latency_ms, faults: faults.collect() }
@@ -82,7 +84,10 @@ impl PlanForm {
             };
             Ok(Fault { kind, share: percent / 100.0 })
         };
-        Ok(FaultConfig { latency, faults: self.faults.iter().map(fault).collect::<Result<_, _>>()? })
+        let mut faults = self.faults.iter().map(fault).collect::<Result<Vec<_>, _>>()?;
+        let is_slider = |fault: &&Fault| matches!(fault.kind, FaultKind::Abort(_) | FaultKind::Delay(_));
+        faults.extend(now.faults.iter().filter(|fault| !is_slider(fault)).cloned());
+        Ok(FaultConfig { latency, faults, breaks: now.breaks.clone() })
     }
 }
 
@@ -96,9 +101,11 @@ mod tests {
 
     #[test]
     fn a_plan_comes_back_from_the_page_as_it_went_there() {
-        let faults: Vec<Fault> = ["abort=503@7%", "delay=2s@0.5%", "abort=500@100%"].map(|fault| fault.parse().unwrap()).to_vec();
+        let faults: Vec<Fault> =
+            ["abort=503@7%", "delay=2s@0.5%", "abort=500@100%", "reset@3%"].map(|fault| fault.parse().unwrap()).to_vec();
         for latency in ["0", "20ms", "5ms..60ms", "p50=20ms,p90=80ms"] {
-            let plan = FaultConfig { latency: latency.parse().unwrap(), faults: faults.clone() };
+            let breaks = vec!["new-trace@5%".parse().unwrap()];
+            let plan = FaultConfig { latency: latency.parse().unwrap(), faults: faults.clone(), breaks };
             let form = PlanForm::from(&plan);
             let json = serde_json::to_string(&form).unwrap();
             assert!(json.contains(r#"{"abort":{"status":503,"percent":7.0}}"#), "{json}");

@@ -17,14 +17,15 @@ use crate::demo::control::plan::PlanForm;
 use crate::demo::control::until;
 use crate::demo::store::Store;
 use crate::hop::config::HopConfig;
-use crate::hop::fault::Faults;
+use crate::hop::fault::{FAULTS, Faults, FaultsForm};
 use crate::hop::reply::{Headers, Tree, milliseconds};
 use crate::net::addresses::reachable;
 use crate::net::hosts::redacted_url;
-use crate::trace_context::HeaderFamily;
+use crate::trace_context::{BREAKS, HeaderFamily};
 use crate::traces::ids::{parse_trace_id, zipkin_id};
 use crate::traces::{Caller, ExpectedTrace, Failure, Trace, TraceId};
 use crate::upstream::FanOut;
+use crate::values::Form;
 
 /// How often figures and health are read while a page is open.
 const TICK: Duration = Duration::from_secs(1);
@@ -193,6 +194,9 @@ pub(crate) struct Chain<'a> {
     fan_out: Option<&'a str>,
     hops: Vec<Hop<'a>>,
     links: &'a Links,
+    /// What may be ordered of a hop.
+    fault_kinds: &'a [Form],
+    break_kinds: &'a [Form],
     /// Why this viewer may not send requests or change faults; null when it may.
     watching_only: Option<&'a str>,
 }
@@ -207,6 +211,10 @@ struct Hop<'a> {
     drops: &'a [String],
     running: bool,
     plan: PlanForm,
+    /// The latency, and every fault and break, as options have them.
+    latency: String,
+    #[serde(flatten)]
+    faults: FaultsForm,
 }
 
 /// Health and figures of one hop.
@@ -248,7 +256,8 @@ impl DemoState {
 
     /// `watching_only`: why the viewer may change nothing.
     pub(crate) fn chain<'a>(&'a self, watching_only: Option<&'a str>) -> Chain<'a> {
-        let hops = self.hops.iter().map(|hop| Hop {
+        let configs: Vec<_> = self.hops.iter().map(|hop| hop.faults().config()).collect();
+        let hops = self.hops.iter().zip(&configs).map(|(hop, config)| Hop {
             name: &hop.name,
             version: &hop.version,
             lane: &hop.lane,
@@ -256,13 +265,23 @@ impl DemoState {
             calls: &hop.calls,
             drops: &hop.drops,
             running: *hop.running.borrow(),
-            plan: PlanForm::from(&hop.faults().config()),
+            plan: PlanForm::from(config),
+            latency: config.latency.to_string(),
+            faults: FaultsForm::from(config),
         });
         let fan_out = self.fan_out.map(|fan_out| match fan_out {
             FanOut::Parallel => "parallel",
             FanOut::Sequential => "sequential",
         });
-        Chain { version: env!("CARGO_PKG_VERSION"), fan_out, hops: hops.collect(), links: &self.links, watching_only }
+        Chain {
+            version: env!("CARGO_PKG_VERSION"),
+            fan_out,
+            hops: hops.collect(),
+            links: &self.links,
+            fault_kinds: &FAULTS,
+            break_kinds: &BREAKS,
+            watching_only,
+        }
     }
 
     /// The counters of each hop.

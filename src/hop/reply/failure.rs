@@ -14,7 +14,7 @@ impl Tree {
     /// Notes who was reached, and where `failed` hops have their error from.
     fn visit(&self, failure: &mut Failure, failed: bool) {
         failure.reached.push(self.service.as_str().into());
-        let injected = self.injected.is_some_and(|injected| injected.abort_status == Some(self.status));
+        let injected = self.injected.as_ref().is_some_and(|injected| injected.abort_status == Some(self.status));
         let mut passed_on = false;
         for call in &self.upstreams {
             // A redirect is an error of the call and no reply.

@@ -58,6 +58,8 @@ impl Tree {
             injected: self.injected.map(|injected| chain::Injected {
                 delay_ms: injected.delay_ms,
                 abort_status: injected.abort_status.map(u32::from),
+                faults: injected.faults,
+                breaks: injected.breaks,
             }),
             padding: Bytes::new(),
         }
@@ -102,6 +104,8 @@ impl Tree {
         let injected = reply.injected.map(|injected| Injected {
             delay_ms: injected.delay_ms,
             abort_status: injected.abort_status.and_then(|status| u16::try_from(status).ok()),
+            faults: injected.faults,
+            breaks: injected.breaks,
         });
         Some(Self {
             upstreams,

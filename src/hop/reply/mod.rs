@@ -206,8 +206,8 @@ pub enum Propagation {
     Continue,
 }
 
-/// What a fault did to a request.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// What faults and breaks did to a request.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Injected {
     /// Milliseconds that a `delay` fault added (the hop's ordinary `--latency` is not counted).
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -215,6 +215,12 @@ pub struct Injected {
     /// The status that an `abort` fault answered with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub abort_status: Option<u16>,
+    /// The other faults that struck, as they are written.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub faults: Vec<String>,
+    /// What was broken in the headers of its calls, as it is written.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub breaks: Vec<String>,
 }
 
 /// Header names with all their values, in the order in which they are shown. JSON: an object of arrays.

@@ -80,13 +80,16 @@ impl Tree {
         if self.attempt > 1 {
             let _ = write!(out, "  attempt={}", self.attempt);
         }
-        if let Some(Injected { delay_ms, abort_status }) = self.injected {
+        if let Some(Injected { delay_ms, abort_status, faults, breaks }) = &self.injected {
             out.push_str("  injected:");
             if let Some(ms) = delay_ms {
                 let _ = write!(out, " delay={ms}ms");
             }
             if let Some(status) = abort_status {
                 let _ = write!(out, " abort={status}");
+            }
+            for other in faults.iter().chain(breaks) {
+                let _ = write!(out, " {other}");
             }
         }
         out.push('\n');

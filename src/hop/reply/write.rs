@@ -100,9 +100,9 @@ impl Reply<Written<'_>> {
         out.extend_from_slice(key!("attempt"));
         push_number(out, self.attempt.into());
         out.extend_from_slice(key!("injected"));
-        match self.injected {
+        match &self.injected {
             // Rare, and writing into memory does not fail.
-            Some(injected) => _ = serde_json::to_writer(&mut *out, &injected),
+            Some(injected) => _ = serde_json::to_writer(&mut *out, injected),
             None => out.extend_from_slice(b"null"),
         }
         out.extend_from_slice(key!("upstreams"));
@@ -303,7 +303,7 @@ mod tests {
         all.client.identity_source = Some(Text::Borrowed("xfcc"));
         (all.node, all.zone) = (Some(Text::Borrowed("node-1")), Some(Text::Borrowed("a")));
         (all.region, all.cluster) = (Some(Text::Borrowed("north")), Some(Text::Borrowed("c\"1")));
-        all.injected = Some(Injected { delay_ms: Some(2000), abort_status: None });
+        all.injected = Some(Injected { delay_ms: Some(2000), breaks: vec!["new-trace".to_owned()], ..Injected::default() });
         let leaf = least(&carried).to_json();
         let call = |status: Option<u16>, error: Option<&'static str>, reply| Call {
             url: Text::Borrowed("http://service2/service2"),

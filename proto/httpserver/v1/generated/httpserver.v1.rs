@@ -102,12 +102,16 @@ pub struct Client {
     pub identity_source: ::core::option::Option<::prost::alloc::string::String>,
 }
 /// What a fault did.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Injected {
     #[prost(uint64, optional, tag = "1")]
     pub delay_ms: ::core::option::Option<u64>,
     #[prost(uint32, optional, tag = "2")]
     pub abort_status: ::core::option::Option<u32>,
+    #[prost(string, repeated, tag = "3")]
+    pub faults: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(string, repeated, tag = "4")]
+    pub breaks: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 /// One call to a next hop.
 #[derive(Clone, PartialEq, ::prost::Message)]
