@@ -16,7 +16,7 @@ pub(crate) mod backend;
 pub mod chain;
 pub mod cluster;
 mod envoy;
-mod propagation;
+pub(crate) mod propagation;
 pub(crate) mod reachability;
 pub(crate) mod report;
 mod traffic;

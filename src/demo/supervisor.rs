@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
+use crate::demo::control::exchanges::HopWatch;
 use crate::demo::control::state::DemoState;
 use crate::demo::control::until;
 use crate::hop::app::{App, Output};
@@ -22,7 +23,12 @@ pub(crate) async fn supervise(
     let hop = &state.hops[at];
     let mut running = hop.running.subscribe();
     loop {
-        app.watch(hop.gauge.clone());
+        app.watch(Arc::new(HopWatch {
+            gauge: hop.gauge.clone(),
+            exchanges: state.exchanges.clone(),
+            service: hop.name.clone(),
+            is_front: !state.hops.iter().any(|caller| caller.calls.contains(&(at + 1))),
+        }));
         let (mut ordered, stop) = (running.clone(), until(stopped.clone()));
         app.run(async move {
             tokio::select! {

@@ -77,7 +77,11 @@ pub(crate) async fn answered(exchange: &Exchange, n: u16) -> Result<(StatusCode,
     let status = abort.unwrap_or_else(|| combined_status(&calls));
     let broke: Vec<_> = calls.iter().flat_map(|call| &call.outcome.broke).cloned().collect();
     let injected = struck.and_then(|struck| struck.injected(&broke));
-    Ok((status, reply(node, exchange, &calls, status, injected).to_json()))
+    let json = reply(node, exchange, &calls, status, injected).to_json();
+    if let Some(copy) = &exchange.copy {
+        copy.set_reply(&json);
+    }
+    Ok((status, json))
 }
 
 /// The reply of this hop alone, as JSON.

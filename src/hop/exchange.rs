@@ -25,6 +25,7 @@ use crate::hop::limits::RequestLimits;
 use crate::hop::observed_body::{self, AnswerBody};
 use crate::hop::state::Node;
 use crate::hop::target;
+use crate::hop::watch::{AnswerCopy, Seen};
 use crate::net::addresses::canonical;
 use crate::net::hosts::host_and_port;
 use crate::rpc;
@@ -34,7 +35,7 @@ use crate::telemetry::ids;
 use crate::telemetry::log_queue::AccessEntry;
 use crate::telemetry::metrics::{RequestLabels, RpcLabels, known_method, protocol_name, protocol_version, scheme};
 use crate::telemetry::span_queue::{FinishedSpan, SpanKind};
-use crate::trace_context::{Carried, Context, X_REQUEST_ID, traceresponse};
+use crate::trace_context::{Carried, Context, RedactedHeaders, X_REQUEST_ID, traceresponse};
 use crate::upstream::RequestBody;
 
 static VERSION: HeaderName = HeaderName::from_static("version");
@@ -106,6 +107,8 @@ pub(crate) struct Exchange {
     request_bytes: AtomicU64,
     /// Set when it goes on to the next hops.
     body: OnceLock<RequestBody>,
+    /// For the node's watcher, if it keeps this request.
+    pub(crate) copy: Option<AnswerCopy>,
 }
 
 impl Exchange {
@@ -148,6 +151,7 @@ impl Exchange {
         let identity = presented.or_else(|| Some(("xfcc", head.identity?.into())));
         let is_https = head.is_https.unwrap_or(connection.is_tls);
         node.metrics.active_requests(known_method(request.method()), scheme(is_https)).inc();
+        let hops = head.hops.unwrap_or(0);
         Arc::new(Self {
             begun: Instant::now(),
             started_at: SystemTime::now(),
@@ -161,7 +165,7 @@ impl Exchange {
             connection,
             identity,
             attempt: head.attempt.unwrap_or(1),
-            hops: head.hops.unwrap_or(0),
+            hops,
             call_budget: head.call_budget.map_or(node.max_calls, |budget| budget.min(node.max_calls)),
             is_ambiguous: head.odd_encoding || !is_target_valid,
             host: head.host,
@@ -185,6 +189,7 @@ impl Exchange {
             deadline: head.grpc_timeout.filter(|_| is_grpc).map(|timeout| Instant::now() + timeout),
             request_bytes: AtomicU64::new(0),
             body: OnceLock::new(),
+            copy: node.watch.get().filter(|watch| watch.keeps(hops)).map(|_| AnswerCopy::default()),
             node: node.clone(),
         })
     }
@@ -352,7 +357,8 @@ impl Exchange {
         }
         let is_last = self.node.phase.is_draining() && response.status() != StatusCode::SWITCHING_PROTOCOLS;
         self.write_headers(response.headers_mut(), is_last);
-        response.map(|body| ObservedBody::new(body, self))
+        let copy = self.copy.clone();
+        response.map(|body| ObservedBody::new(body, self, copy))
     }
 
     fn write_headers(&self, headers: &mut HeaderMap, is_last: bool) {
@@ -388,6 +394,23 @@ impl Exchange {
             error: error.unwrap_or(if status >= 500 { digits.as_str() } else { "" }),
         };
         self.node.metrics.request(&labels, duration, trace);
+    }
+
+    /// The copy of this request for the node's watcher.
+    fn seen(&self, copy: &AnswerCopy, status: u16, duration: Duration) -> Seen {
+        let mut received = Vec::new();
+        RedactedHeaders::received(&self.carried).push_json(&mut received);
+        Seen {
+            method: self.method.as_str().to_owned(),
+            path: self.path().to_owned(),
+            protocol: self.protocol(),
+            status,
+            duration,
+            trace_id: self.context().map(|context| context.trace_id.to_string()),
+            span_id: self.context().map(|context| context.span_id.to_string()),
+            received,
+            answer: copy.take(),
+        }
     }
 
     fn log(&self, status: u16, code: Option<Code>, cut: Option<Cut>, duration: Duration) {
@@ -429,8 +452,14 @@ impl Drop for Exchange {
             Some(_) => Code::Cancelled,
             None => Code::from_i32(self.grpc_code.load(Ordering::Relaxed).into()),
         });
-        if let Some(watch) = node.watch.get().filter(|_| self.watched.load(Ordering::Relaxed)) {
-            watch.ended(code.map_or(status, |code| rpc::status::http_status(code).as_u16()), duration);
+        if let Some(watch) = node.watch.get() {
+            let status = code.map_or(status, |code| rpc::status::http_status(code).as_u16());
+            if self.watched.load(Ordering::Relaxed) {
+                watch.ended(status, duration);
+            }
+            if let Some(copy) = self.copy.as_ref().filter(|_| !self.untraced.load(Ordering::Relaxed)) {
+                watch.keep(self.seen(copy, status, duration));
+            }
         }
         let template = self.template();
         let sampled = self.context().filter(|context| context.sampling.is_sampled());

@@ -5,7 +5,7 @@
 //!
 //! 1. [`config`]: the options as plain values. [`capacity`]: how much a hop holds at once, from the memory and descriptor limits. [`app`]: bind, run, drain, flush; `start_line`: what it logs of the configuration. [`state`]: what requests share.
 //! 2. `service`: the layers around the router. `exchange`: one value per request, which reads the head and reports the end.
-//!    `limits`: what a request may ask for. `target`: the host that it is for.
+//!    `limits`: what a request may ask for. `target`: the host that it is for. [`watch`]: who observes requests from within the process.
 //! 3. `routes`: the endpoints. `layers`: what a request passes before its handler. [`fault`] and [`latency`]: what strikes it. `effects`: what a fault does.
 //! 4. `chain`: `/service<N>`. [`reply`]: its JSON. `streams` and `websocket`: what lasts longer than an
 //!    answer. `response` and `error`: every other answer.
@@ -32,4 +32,5 @@ pub(crate) mod start_line;
 pub mod state;
 pub(crate) mod streams;
 pub(crate) mod target;
+pub mod watch;
 pub(crate) mod websocket;

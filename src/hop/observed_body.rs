@@ -8,6 +8,7 @@ use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::{Either, Full};
 
+use crate::hop::watch::AnswerCopy;
 use crate::server::answer;
 
 /// The body of an answer: a problem document from outside the router, or what the router answered.
@@ -17,11 +18,12 @@ pub(crate) type AnswerBody<B> = Either<Full<Bytes>, B>;
 pub(crate) struct ObservedBody<B, A> {
     body: AnswerBody<B>,
     account: Option<A>,
+    copy: Option<AnswerCopy>,
 }
 
 impl<B, A> ObservedBody<B, A> {
-    pub(crate) fn new(body: AnswerBody<B>, account: A) -> Self {
-        Self { body, account: Some(account) }
+    pub(crate) fn new(body: AnswerBody<B>, account: A, copy: Option<AnswerCopy>) -> Self {
+        Self { body, account: Some(account), copy }
     }
 }
 
@@ -34,7 +36,13 @@ where
     type Error = Box<dyn StdError + Send + Sync>;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
+        let polled = Pin::new(&mut self.body).poll_frame(cx);
+        if let (Some(copy), Poll::Ready(Some(Ok(frame)))) = (&self.copy, &polled)
+            && let Some(part) = frame.data_ref()
+        {
+            copy.push(part);
+        }
+        polled
     }
 
     fn is_end_stream(&self) -> bool {

@@ -1,14 +1,13 @@
 //! What one hop shares between its requests. Nothing here is process-global: two nodes in one process are two services.
 
-use std::fmt;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
 
 use http::HeaderValue;
 use tokio::sync::Semaphore;
 
 use crate::hop::fault::Faults;
 use crate::hop::limits::MAX_RESPONSE;
+use crate::hop::watch::Watch;
 use crate::server::shutdown::Phase;
 use crate::system::held::HeldBudgets;
 use crate::telemetry::access_log::AccessLog;
@@ -67,15 +66,6 @@ impl Identity {
             .map(|(key, value)| (key.to_owned(), value.clone()))
             .to_vec()
     }
-}
-
-/// Observes every request of the chain, at its begin and at its end. Called on the request path: an implementation must not
-/// block.
-pub trait Watch: fmt::Debug + Send + Sync {
-    /// A request arrived.
-    fn began(&self);
-    /// A request ended: the status that was answered (499 when the caller hung up first) and the duration.
-    fn ended(&self, status: u16, took: Duration);
 }
 
 /// One hop.

@@ -3,8 +3,11 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use crate::traces::ids::{SpanId, TraceId};
+use crate::traces::ids::{SpanId, TraceId, shorten};
 use crate::traces::span::{Kind, Span};
+
+/// The longest name in a sentence, characters.
+const MAX_NAME: usize = 60;
 
 /// The spans of one trace as a tree, depth first: a parent before its children, children by their clocks.
 #[derive(Debug, Clone)]
@@ -15,6 +18,8 @@ pub struct Trace {
     start_us: u64,
     duration_us: u64,
     dropped: u64,
+    tops: usize,
+    requests: usize,
 }
 
 /// One span in its place.
@@ -73,7 +78,10 @@ impl Trace {
         let timed = || rows.iter().filter_map(|row| Some((row.span.timestamp?, row.span.duration.unwrap_or(0))));
         let start_us = timed().map(|(start, _)| start).min().unwrap_or(0);
         let end_us = timed().map(|(start, took)| start.saturating_add(took)).max().unwrap_or(0);
-        Some(Self { id, services, start_us, duration_us: end_us - start_us, dropped: 0, rows })
+        let mut trace = Self { id, services, start_us, duration_us: end_us - start_us, dropped: 0, rows, tops: 0, requests: 1 };
+        trace.tops = trace.tops().count();
+        trace.requests = trace.tops().filter(|row| trace.is_like_first(row)).count().max(1);
+        Some(trace)
     }
 
     /// Notes how many reports of its spans the store did not keep.
@@ -108,9 +116,19 @@ impl Trace {
         self.duration_us
     }
 
-    /// How many spans name a parent that is not there.
+    /// How many spans name a parent that is not there and should be.
     pub fn orphans(&self) -> usize {
-        self.rows.iter().filter(|row| row.missing_parent.is_some()).count()
+        self.tops().filter(|row| self.is_orphan(row)).count()
+    }
+
+    /// Whether a span names a parent that is not there and should be.
+    pub fn is_orphan(&self, row: &PlacedSpan) -> bool {
+        row.missing_parent.is_some() && !self.is_callers(row)
+    }
+
+    /// In how many pieces it is: one for each request that used its id, when all is well.
+    pub fn pieces(&self) -> usize {
+        self.tops + 1 - self.requests
     }
 
     /// How many spans have no parent.
@@ -118,12 +136,50 @@ impl Trace {
         self.rows.iter().filter(|row| row.parent.is_none() && row.missing_parent.is_none()).count()
     }
 
-    /// How many requests used its id: above 1 when every span at the top is a server span of one service.
+    /// The spans at the top: those without a parent, and those whose parent is missing.
+    pub fn tops(&self) -> impl Iterator<Item = &PlacedSpan> {
+        self.rows.iter().filter(|row| row.parent.is_none())
+    }
+
+    /// How many requests used its id: as many as server spans of the service where the first one arrived stand at the top.
     pub fn requests(&self) -> usize {
-        let tops = self.rows.iter().filter(|row| row.parent.is_none());
-        let first = self.rows.first().and_then(|row| row.span.service());
-        let same = |row: &PlacedSpan| first.is_some() && row.span.service() == first && row.span.kind == Some(Kind::Server);
-        if tops.clone().all(same) { tops.count() } else { 1 }
+        self.requests
+    }
+
+    /// Whether a span at the top is a server span of the service at which the trace begins.
+    pub(crate) fn is_like_first(&self, row: &PlacedSpan) -> bool {
+        let is_server = |row: &PlacedSpan| row.span.kind == Some(Kind::Server) && row.span.service().is_some();
+        self.rows.first().is_some_and(|first| is_server(first) && is_server(row) && row.span.service() == first.span.service())
+    }
+
+    /// Whether a missing parent is that of a caller who sent its id along and reports nothing: nothing is wrong with that.
+    pub fn is_callers(&self, row: &PlacedSpan) -> bool {
+        let begins = self.tops == 1 || (self.requests > 1 && self.is_like_first(row));
+        row.missing_parent.is_some() && begins && !self.names_descendant(row)
+    }
+
+    /// What may surprise a reader although nothing is wrong, a sentence each.
+    pub fn notes(&self) -> Vec<String> {
+        let mut notes = Vec::new();
+        if self.requests > 1 {
+            notes.push(format!("{} requests used this trace id. Their spans are all here.", self.requests));
+        }
+        let first = self.rows.first().filter(|first| self.is_callers(first));
+        if let Some((first, parent)) = first.and_then(|first| Some((first, first.missing_parent?))) {
+            let service = shorten(first.span.service().unwrap_or("the first service"), MAX_NAME);
+            notes.push(format!(
+                "The first span hangs below {parent}, the id that the caller sent along. The caller reports no spans here, so \
+                 the picture begins at {service}."
+            ));
+        }
+        notes
+    }
+
+    /// The part of it that one request left: the span `top`, which stands at the top, and everything below it.
+    pub fn of_request(&self, top: SpanId) -> Option<Self> {
+        let first = self.rows.iter().position(|row| row.parent.is_none() && row.span.id == top)?;
+        let below = self.rows[first + 1..].iter().take_while(|row| row.parent.is_some());
+        Self::new(std::iter::once(&self.rows[first]).chain(below).map(|row| row.span.clone()).collect())
     }
 
     /// Whether the missing parent of this row is there after all, but below it: spans that name each other.

@@ -63,6 +63,8 @@ pub struct ExpectedTrace {
     pub hops: Vec<Box<str>>,
     /// How the request failed, by its reply; `None` where the spans are all there is to read it from.
     pub failure: Option<Failure>,
+    /// Where the trace broke, by the reply: a sentence each.
+    pub breaks: Vec<String>,
     /// Every app runs beside a sidecar that reports: an app's server span hangs below its own sidecar's, and a sidecar's client
     /// span below its app's.
     pub sidecars: bool,
@@ -156,6 +158,8 @@ pub struct Verdict {
     pub misplaced: Vec<Misplaced>,
     /// A sentence for everything that is not as expected; empty when the traces are whole.
     pub deviations: Vec<String>,
+    /// What may surprise a reader although nothing is wrong with it, a sentence each.
+    pub notes: Vec<String>,
 }
 
 impl Verdict {
@@ -173,8 +177,10 @@ impl Verdict {
         let never_called = failure.as_ref().map_or_else(Vec::new, |failure| verdict.never_called(failure, expected));
         verdict.failure = failure.as_ref().map(|failure| failure.sentence(&never_called));
         verdict.compare_counts(failure.as_ref(), expected, &never_called);
+        verdict.deviations.extend(expected.breaks.iter().cloned());
         for trace in traces {
             verdict.add_tops(trace, expected);
+            verdict.notes.extend(trace.notes());
         }
         verdict.compare_spans(traces, expected);
         verdict.whole = verdict.deviations.is_empty();
@@ -202,6 +208,7 @@ impl Verdict {
             ([], _) if is_known && !never_called.is_empty() && never_called == unheard => {
                 format!("{} {} never called", listed(never_called), if unheard.len() == 1 { "was" } else { "were" })
             }
+            ([], _) if !expected.breaks.is_empty() => "the rest is in another trace".to_owned(),
             ([], _) => "the others were not reached, do not report, are in another trace because a hop lost the trace headers, or their spans are still on the way".to_owned(),
             (_, []) => format!("{} was called in vain and has not reported", listed(&in_vain)),
             _ => format!("{} was called in vain and has not reported; nobody knows of {}", listed(&in_vain), listed(&others)),
@@ -251,21 +258,20 @@ impl Verdict {
 
     /// The spans without a parent in `trace`: one is where it begins, every further one is where it broke.
     fn add_tops(&mut self, trace: &Trace, expected: &ExpectedTrace) {
-        let tops: Vec<&PlacedSpan> = trace.rows().iter().filter(|row| row.parent.is_none()).collect();
+        let tops: Vec<&PlacedSpan> = trace.tops().collect();
         let alone = tops.len() == 1;
         let begins = |row: &PlacedSpan| match (&expected.caller, row.missing_parent) {
             (Caller::Known(callers), Some(parent)) => callers.contains(&parent),
             (Caller::Known(callers), None) => callers.is_empty() || expected.caller.is_span(&row.span),
-            (Caller::Unknown, Some(_)) => alone,
+            (Caller::Unknown, Some(_)) => alone || trace.is_callers(row),
             (Caller::Untraced, Some(_)) => false,
             (Caller::Untraced | Caller::Unknown, None) => true,
         };
-        if trace.requests() > 1 && expected.caller == Caller::Unknown {
-            return;
-        }
         let (beginnings, torn): (Vec<&PlacedSpan>, Vec<&PlacedSpan>) = tops.into_iter().partition(|row| begins(row));
         let service = |row: &PlacedSpan| Box::from(row.span.service().unwrap_or_default());
-        self.broken_at.extend(beginnings.iter().skip(1).chain(&torn).map(|row| service(row)));
+        // Each request that used the id has a beginning of its own.
+        let requests = if expected.caller == Caller::Unknown { trace.requests() } else { 1 };
+        self.broken_at.extend(beginnings.iter().skip(requests).chain(&torn).map(|row| service(row)));
         for row in torn.iter().take(NAMED_ORPHANS) {
             let title = title(&row.span);
             let id = row.span.id;
@@ -290,7 +296,7 @@ impl Verdict {
             let name = row.span.name.clone().unwrap_or_default();
             Some(Orphan { id: row.span.id, parent: row.missing_parent?, service: service(row), name })
         }));
-        if beginnings.len() > 1 {
+        if beginnings.len() > requests {
             let id = ids::zipkin_id(trace.id());
             self.say(format!(
                 "{} spans of trace {id} have no parent, and one request has one root: a hop kept the trace id but lost its caller's span id.",

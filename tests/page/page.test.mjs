@@ -5,6 +5,7 @@ import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
 import { createServer } from 'node:http';
 import { readFileSync } from 'node:fs';
+import { networkInterfaces } from 'node:os';
 import { startDemo, startStore, startBrowser, tab, eventually, openId, sendOne, axePath } from './demo.mjs';
 
 let chrome;
@@ -45,7 +46,7 @@ withDemo('a fan-out is drawn as one', ['--hops', '4', '--fan-out', 'sequential',
   const t = await tab(browser, demo.page);
   await t.page.waitForSelector('.fanned .hop');
   assert.equal(await t.page.locator('.fanned .hop').count(), 3);
-  assert.equal(await text(t.page.locator('.fanned .how')), 'service1 calls these one after the other');
+  assert.equal(await text(t.page.locator('#hops .how')), 'service1 calls these one after the other');
   await sendOne(t.page, 7);
   await t.page.click('#tab-headers');
   assert.equal(await t.page.locator('.edge').count(), 4);
@@ -172,8 +173,8 @@ withDemo('a trace is opened: to scale, zoomed, walked by keyboard, downloaded, l
   await page.focus('[role=tree]');
   const chosen = () => page.evaluate(() => document.querySelector(`#${document.querySelector('[role=tree]').getAttribute('aria-activedescendant')}`)?.querySelector('.sr').textContent);
   await page.keyboard.press('End');
-  assert.match(await chosen(), /^service3, GET \/service\{n\}, server/);
-  assert.match(await text(page.locator('.details')), /service3: GET .*url\.path \/service3/);
+  assert.match(await chosen(), /^service3, \/service3, server/);
+  assert.match(await text(page.locator('.details')), /service3: \/service3 .*name GET \/service\{n\} .*url\.path \/service3/);
   assert.ok((await text(page.locator('.details'))).includes(byStart[4].id));
   await page.keyboard.press('Home');
   await page.keyboard.press('ArrowLeft');
@@ -257,7 +258,7 @@ withDemo('a hop that loses headers is named, and both parts of the trace are fou
   await page.waitForSelector('.rows .row');
   assert.match(await text(page.locator('.hop').nth(1)), /loses on purpose: traceparent, x-b3-traceid/);
   const id = await sendOne(page, 4);
-  assert.match(await text(page.locator('.wrong')), /2 services instead of 3 reported/);
+  assert.match(await text(page.locator('ul.wrong')), /2 services instead of 3 reported/);
   assert.match(await text(page.locator('.story')), /the trace id got lost on the way: service3 began another trace/);
   await page.click('#tab-headers');
   assert.equal(await text(page.locator('.edge').nth(2).locator('[data-header=traceparent] .badge')), 'lost');
@@ -319,7 +320,7 @@ test('the store alone draws what others report: attributes, events, status and l
     await page.waitForSelector('.rows .row');
     const details = await text(page.locator('.details'));
     for (const part of ['http.response.status_code 500', 'status failed: no stock', 'exception', `span ${'22'.repeat(8)} of trace ${'cd'.repeat(16)}`, 'why: batch']) assert.ok(details.includes(part), `${part} in ${details}`);
-    assert.match(await text(page.locator('.wrong')), /The request failed with 500: shop answered 500\./);
+    assert.match(await text(page.locator('ul.wrong')), /The request failed with 500: shop answered 500\./);
     await t.clean();
   } finally { await store.stop(); }
 });
@@ -353,10 +354,10 @@ withDemo('a hop that is down, a trace with an orphan, a trace that is gone and a
   const span = (id, parentId, serviceName) => ({ traceId: 'c0ffee', id, parentId, kind: 'SERVER', name: 'work', timestamp: Date.now() * 1000, duration: 1000, localEndpoint: { serviceName } });
   await demo.report([span('1', undefined, 'shop'), span('2', '9', 'stock')]);
   await page.click('.list a[href="#/trace/0000000000c0ffee"]');
-  await eventually(async () => /Span 0000000000000002 of stock server work names the parent 0000000000000009, but nobody reported that one/.test(await text(page.locator('.wrong'))));
+  await eventually(async () => /Span 0000000000000002 of stock server work names the parent 0000000000000009, but nobody reported that one/.test(await text(page.locator('ul.wrong'))));
   assert.equal(await page.locator('.rows .mark').innerText(), '?');
   await page.click('#tab-headers');
-  assert.match(await text(page.locator('#view-headers')), /not sent from this page, so nobody kept its headers/);
+  assert.match(await text(page.locator('#view-headers')), /Nobody kept the headers of this request/);
   // One that is not there.
   await page.evaluate(() => { location.hash = '#/trace/dead'; });
   await eventually(async () => /No spans of this trace are here/.test(await text(page.locator('#trace'))));
@@ -485,8 +486,290 @@ withDemo('a trace of 1,000 spans stays light: few elements, short work for a scr
   await t.clean();
 });
 
+// --- the second edition
+
+const curl = (demo, path = '/service1', headers = {}) => fetch(`${demo.front}${path}`, { headers });
+
+withDemo('the headers and the answer of a request by curl are kept, and of the demo’s own first one', ['--latency', '0'], async (demo, browser) => {
+  const t = await tab(browser, demo.page);
+  const { page } = t;
+  await page.waitForSelector('.rows .row');
+  // The one that the demo sent itself.
+  await page.click('#tab-headers');
+  assert.match(await text(page.locator('.edge h3').first()), /^The demo → to service1$/);
+  assert.equal(await page.locator('.edge').count(), 3);
+  // Somebody's, as text.
+  const id = '4bf92f3577b34da6a3ce929d0e0e4736';
+  const body = await (await curl(demo, '/service1', { traceparent: `00-${id}-00f067aa0ba902b7-01`, baggage: 'user=eve', accept: '*/*' })).text();
+  await page.click(`.list a[href="#/trace/${id}"]`);
+  await page.click('#tab-headers');
+  await eventually(async () => (await page.locator('.edge').count()) === 3);
+  assert.match(await text(page.locator('.edge h3').first()), /^The caller → to service1$/);
+  assert.match(await text(page.locator('.edge').nth(2).locator('[data-header=baggage]')), /kept user=eve/);
+  await page.click('#tab-answer');
+  await eventually(async () => (await page.locator('.body-raw pre').textContent()) === body, 'the raw body is what curl got');
+  assert.match(await text(page.locator('.body-tree')), /service1 v1, 200.*service2 v1, 200.*service3 v1, 200/);
+  assert.match(await text(page.locator('#view-answer')), /The caller asked for text/);
+  // Off the chain: a greeting is a whole trace, and its headers are here, too.
+  const other = '5bf92f3577b34da6a3ce929d0e0e4736';
+  const hello = await (await curl(demo, '/hello', { traceparent: `00-${other}-00f067aa0ba902b7-01`, 'x-lane': 'gray' })).text();
+  await page.click(`.list a[href="#/trace/${other}"]`);
+  await eventually(async () => (await text(page.locator('#about .id').first())) === other && (await page.locator('.rows .row').count()) === 1);
+  assert.equal(await page.locator('ul.wrong').count(), 0, 'nothing is wrong with it');
+  await page.click('#tab-answer');
+  await eventually(async () => (await page.locator('.body-raw pre').textContent()) === hello);
+  await page.click('#tab-headers');
+  assert.match(await text(page.locator('.edge').first()), /x-lane sent gray .*service1 answered 200\. \/hello calls no other service/);
+  // And one that enters in the middle of the chain.
+  const middle = '6bf92f3577b34da6a3ce929d0e0e4736';
+  const second = (await text(page.locator('.hop').nth(1).locator('.label'))).split(' · ').pop();
+  await fetch(`http://${second}/service2`, { headers: { traceparent: `00-${middle}-00f067aa0ba902b7-01` } });
+  await page.click(`.list a[href="#/trace/${middle}"]`);
+  await page.click('#tab-headers');
+  await eventually(async () => (await page.locator('.edge').count()) === 2);
+  assert.equal(await page.locator('ul.wrong').count(), 0, 'two services are all that it asked for');
+  await t.clean();
+});
+
+for (const [what, flags, from, to, header, sentence] of [
+  ['the context', ['--drop-header', 'service2:traceparent', '--drop-header', 'service2:x-b3-traceid'], 2, 3, /✕? ?traceparent.*x-b3-traceid/, /Trace broke between service2 and service3: service2 received traceparent and x-b3-traceid and did not send them/],
+  ['what it made itself', ['--drop-header', 'service1:traceparent', '--drop-header', 'service1:x-b3-traceid'], 1, 2, /traceparent/, /Trace broke between service1 and service2/],
+]) {
+  withDemo(`the arrow is red where a hop loses ${what}, and the verdict says it`, ['--latency', '0', ...flags], async (demo, browser) => {
+    for (const width of [1280, 800, 390]) {
+      const t = await tab(browser, demo.page, { width });
+      const { page } = t;
+      await page.waitForSelector('.rows .row');
+      await page.click('#one');
+      await eventually(async () => (await page.locator('.way.broken').count()) === 1, 'one arrow is broken');
+      const lost = await text(page.locator('.way.broken'));
+      assert.match(lost, new RegExp(`between service${from} and service${to}`));
+      assert.match(lost, header);
+      const colour = await page.locator('.way.broken .lost').evaluate((el) => getComputedStyle(el).color);
+      assert.match(colour, /rgb\(179, 32, 44\)/);
+      await eventually(async () => sentence.test(await text(page.locator('ul.wrong'))), 'the sentence');
+      assert.doesNotMatch(await text(page.locator('ul.wrong')), /on the way/);
+      const inView = await page.evaluate(() => [document.documentElement.scrollWidth, innerWidth]);
+      assert.ok(inView[0] <= inView[1], `${width}: ${inView}`);
+      await t.clean();
+    }
+  });
+}
+
+withDemo('a header that is lost beside a trace that goes on is no break, and one that an error explains is no mystery', ['--hops', '5', '--latency', '0', '--drop-header', 'service1:baggage', '--fault', 'service3:abort=503@100%'], async (demo, browser) => {
+  const t = await tab(browser, demo.page, { width: 1500 });
+  const { page } = t;
+  await page.waitForSelector('.rows .row');
+  await page.fill('#baggage', 'user=ada');
+  await page.click('#one');
+  await eventually(async () => /service3 answered 503, by its injected fault; so service4 and service5 were never called\./.test(await text(page.locator('ul.wrong'))));
+  assert.match(await text(page.locator('.way.lossy')), /lost between service1 and service2: .*baggage/);
+  assert.equal(await page.locator('.way.broken').count(), 0);
+  // The same of a request that somebody else sent.
+  const id = '4bf92f3577b34da6a3ce929d0e0e4736';
+  await curl(demo, '/service1', { traceparent: `00-${id}-00f067aa0ba902b7-01` });
+  await page.click(`.list a[href="#/trace/${id}"]`);
+  await eventually(async () => /The request failed with 502: service3 answered 503, by its injected fault; so service4 and service5 were never called\./.test(await text(page.locator('ul.wrong'))));
+  assert.doesNotMatch(await text(page.locator('ul.wrong')), /on the way|do not report/);
+  await t.clean();
+});
+
+withDemo('ten hops are a compact strip; a hop’s card opens below it', ['--hops', '10', '--latency', '0', '--drop-header', 'service4:traceparent', '--drop-header', 'service4:x-b3-traceid'], async (demo, browser) => {
+  for (const width of [1280, 800, 390]) {
+    const t = await tab(browser, demo.page, { width });
+    const { page } = t;
+    await page.waitForSelector('.rows .row');
+    assert.equal(await page.locator('.strip .chip').count(), 10);
+    const places = await page.$$eval('.strip .chip', (chips) => chips.map((chip) => { const { x, y, width } = chip.getBoundingClientRect(); return { x, y, width }; }));
+    const rows = new Map();
+    for (const { x, y } of places) rows.set(Math.round(y), [...(rows.get(Math.round(y)) ?? []), Math.round(x)]);
+    if (width === 1280) assert.equal(rows.size, 1, 'all ten in one row');
+    const widths = places.map((place) => Math.round(place.width));
+    assert.ok(Math.max(...widths) - Math.min(...widths) <= 2, `one width: ${widths}`);
+    await page.click('#one');
+    await eventually(async () => (await page.locator('.way.broken').count()) === 1);
+    assert.match(await text(page.locator('.way.broken')), /between service4 and service5/);
+    await page.locator('.chip', { hasText: 'service7' }).click();
+    assert.equal(await page.locator('.opened .hop:visible').count(), 1);
+    assert.equal(await page.locator('.opened .hop:visible h3').innerText(), 'service7');
+    assert.ok(await page.locator('.opened .hop:visible summary').isVisible());
+    await t.clean();
+  }
+});
+
+withDemo('fifty hops: the timeline says what is outside, indents go on, and so do colours', ['--hops', '50', '--latency', '0'], async (demo, browser) => {
+  for (const width of [1280, 390]) {
+    const t = await tab(browser, demo.page, { width });
+    const { page } = t;
+    await page.waitForSelector('.rows .row');
+    await eventually(async () => (await page.getAttribute('[role=tree]', 'aria-label')).endsWith(' 99'));
+    assert.match(await text(page.locator('.beyond').last()), /^▾ \d+ more spans below$/);
+    assert.match(await text(page.locator('.beyond').first()), /^the first span$/);
+    const indents = await page.$$eval('.rows .name', (names) => names.map((name) => parseFloat(name.style.paddingLeft)));
+    assert.ok(indents.every((indent, i) => !i || indent > indents[i - 1]), String(indents));
+    await page.locator('.beyond').last().click();
+    await eventually(async () => /more spans? above/.test(await text(page.locator('.beyond').first())));
+    await page.focus('[role=tree]');
+    await page.keyboard.press('End');
+    await eventually(async () => (await text(page.locator('.beyond').last())) === 'the last span');
+    const last = await page.locator('.rows .on .name').evaluate((el) => parseFloat(el.style.paddingLeft));
+    assert.ok(last > Math.max(...indents), `${last}: deeper than ${Math.max(...indents)}`);
+    const label = await page.locator('.rows .on .name').innerText();
+    assert.match(label, /service50\s*\/service50/);
+    assert.doesNotMatch(label, /\{n\}/);
+    const colours = await page.$$eval('.chip', (chips) => chips.map((chip) => getComputedStyle(chip).borderTopColor));
+    assert.ok(new Set(colours).size >= 45, `${new Set(colours).size} colours of 50`);
+    await t.clean();
+  }
+});
+
+withDemo('a fan-out is a tree: every call hangs below service1', ['--hops', '6', '--fan-out', 'parallel', '--latency', '0', '--drop-header', 'service1:x-lane'], async (demo, browser) => {
+  for (const width of [1280, 800, 390]) {
+    const t = await tab(browser, demo.page, { width });
+    const { page } = t;
+    await page.waitForSelector('.rows .row');
+    const root = await page.locator('.tree-root .hop').boundingBox();
+    const places = await page.$$eval('.branch .hop', (hops) => hops.map((hop) => { const { x, y } = hop.getBoundingClientRect(); return [Math.round(x), Math.round(y)]; }));
+    assert.equal(places.length, 5);
+    assert.ok(places.every(([x, y], i) => x === places[0][0] && y > root.y + root.height && (!i || y > places[i - 1][1])), JSON.stringify(places));
+    await page.fill('#lane', 'gray');
+    await page.click('#one');
+    await eventually(async () => (await page.locator('.branch .way.lossy').count()) === 5, 'each of the five lacks the lane');
+    await t.clean();
+  }
+});
+
+withDemo('the list shows the status, is filtered, and groups what one request became', ['--latency', '0', '--drop-header', 'service2:traceparent', '--drop-header', 'service2:x-b3-traceid', '--fault', 'service1:abort=503@50%'], async (demo, browser) => {
+  const t = await tab(browser, demo.page);
+  const { page } = t;
+  await page.waitForSelector('.rows .row');
+  await eventually(async () => { await page.click('#ten'); return (await page.locator('.list .status.bad').count()) > 0 && (await page.locator('.list .grouped').count()) > 0; });
+  await eventually(async () => !/on the way/.test(await page.innerText('#sent')));
+  const group = page.locator('.list .grouped.first').first();
+  assert.match(await text(group.locator('.group')), /^One request, 2 traces/);
+  const shown = () => page.$$eval('.list li', (items) => items.map((item) => ({ text: item.innerText, status: item.querySelector('.status')?.lastChild.textContent, dots: item.querySelectorAll('.dot').length })));
+  await page.selectOption('#by-status', '5');
+  await eventually(async () => (await shown()).every((item) => item.status === '503') && (await shown()).length > 0);
+  assert.match(await page.innerText('#count'), /^\d+ of \d+$/);
+  await page.selectOption('#by-status', '');
+  await page.check('#by-errors');
+  await eventually(async () => (await shown()).every((item) => item.status === '503') && (await shown()).length > 0);
+  await page.uncheck('#by-errors');
+  await page.selectOption('#by-service', 'service3');
+  await eventually(async () => (await shown()).every((item) => item.text.includes('/service3')) && (await shown()).length > 0);
+  await page.selectOption('#by-service', '');
+  await page.fill('#by-duration', '3600000');
+  await eventually(async () => /No trace passes the filter/.test(await text(page.locator('#list'))));
+  await page.fill('#by-duration', '');
+  await eventually(async () => (await shown()).length > 10);
+  await t.clean();
+});
+
+withDemo('two traces are compared side by side', ['--latency', '0'], async (demo, browser) => {
+  for (const width of [1280, 390]) {
+    const t = await tab(browser, demo.page, { width });
+    const { page } = t;
+    await page.waitForSelector('.rows .row');
+    const first = await sendOne(page);
+    const [a, b] = ['4bf92f3577b34da6a3ce929d0e0e47', '5bf92f3577b34da6a3ce929d0e0e47'].map((id) => `${id}${width === 390 ? '36' : '37'}`);
+    const span = (trace, id, parentId, kind, serviceName, path, at, ms, status) => ({ traceId: trace, id, parentId, kind, name: 'GET', timestamp: Date.now() * 1000 + at * 1000, duration: ms * 1000, localEndpoint: { serviceName }, tags: { 'url.path': path, 'http.response.status_code': String(status), ...(status >= 500 ? { error: 'x' } : {}) } });
+    await demo.report([span(a, '1', undefined, 'SERVER', 'shop', '/buy', 0, 20, 200), span(a, '2', '1', 'SERVER', 'stock', '/take', 5, 10, 200)]);
+    await demo.report([span(b, '1', undefined, 'SERVER', 'shop', '/buy', 0, 90, 502), span(b, '2', '1', 'SERVER', 'stock', '/take', 5, 80, 503), span(b, '3', '1', 'SERVER', 'mail', '/send', 6, 3, 200)]);
+    await page.click(`.list a[href="#/trace/${a}"]`);
+    await eventually(async () => (await text(page.locator('#about .id').first())) === a);
+    await page.getByRole('button', { name: 'Compare' }).click();
+    assert.match(await text(page.locator('#picking')), /Choose the trace to compare with 4bf92f35/);
+    await page.click(`.list a[href="#/compare/${a}/${b}"]`);
+    await page.waitForSelector('.two-table');
+    const rows = await page.$$eval('.two-table tbody tr', (trs) => trs.map((tr) => [...tr.children].slice(0, 4).map((cell) => cell.innerText.trim().replace(/\s+/g, ' '))));
+    assert.deepEqual(rows, [['shop /buy', '20.0 ms', '90.0 ms failed', '+70.0 ms'], ['stock /take', '10.0 ms', '80.0 ms failed', '+70.0 ms'], ['mail /send', '–', '3.00 ms', 'only in B']]);
+    assert.match(await text(page.locator('.two-side').nth(1)), /stock answered 503/);
+    await page.getByRole('link', { name: 'Back to the trace' }).click();
+    await eventually(async () => (await text(page.locator('#about .id').first())) === a && page.locator('.tabs').isVisible());
+    assert.ok(first);
+    await t.clean();
+  }
+});
+
+withDemo('figures keep their last value in grey, and a failed send marks what is shown as stale', ['--latency', '0'], async (demo, browser) => {
+  const t = await tab(browser, demo.page);
+  const { page } = t;
+  await page.waitForSelector('.rows .row');
+  await sendOne(page);
+  await eventually(async () => /ms/.test(await figure(page, 1, 'p50')));
+  const p50 = page.locator('.hop').first().locator('.figures > div', { hasText: 'p50' }).locator('dd');
+  await eventually(async () => (await p50.getAttribute('class'))?.includes('old') && /ms/.test(await p50.innerText()), 'idle: the last value, grey');
+  // The first hop is stopped: there is no answer, and what is shown is older.
+  const shown = await openId(page);
+  await page.locator('.hop').first().locator('summary').click();
+  await page.getByRole('button', { name: 'Stop this hop' }).click();
+  await eventually(async () => (await text(page.locator('.health').first())) === 'stopped');
+  await page.click('#one');
+  await eventually(async () => /The last request failed: service1: .*\. What is shown here is of an earlier one\./.test(await text(page.locator('#stale'))));
+  assert.equal(await openId(page), shown);
+  await page.getByRole('button', { name: 'Start it again' }).click();
+  await eventually(async () => (await text(page.locator('.health').first())).includes('ready'));
+  await sendOne(page);
+  assert.ok(await page.locator('#stale').isHidden());
+  await t.clean();
+});
+
+withDemo('a trace id that three requests used: each of them can be chosen', ['--latency', '0'], async (demo, browser) => {
+  const t = await tab(browser, demo.page);
+  const { page } = t;
+  await page.waitForSelector('.rows .row');
+  const id = '463ac35c9f6413ad48485a3953bb6124';
+  for (const lane of ['one', 'two', 'three']) await curl(demo, '/service1', { b3: `${id}-a2fb4a1d1a96d312-1`, 'x-lane': lane });
+  await page.click(`.list a[href="#/trace/${id}"]`);
+  await eventually(async () => (await page.getAttribute('[role=tree]', 'aria-label')).endsWith(' 15'));
+  assert.match(await text(page.locator('.used-by')), /^3 requests used this id\. Show /);
+  assert.equal(await page.locator('ul.wrong').count(), 0);
+  assert.equal(await page.locator('.rows .mark').count(), 0);
+  assert.doesNotMatch(await text(page.locator(`.list a[href="#/trace/${id}"]`)), /in pieces/);
+  await page.click('#tab-headers');
+  for (const [at, lane] of [[0, 'one'], [1, 'two'], [2, 'three']]) {
+    await page.locator('.used-by a').nth(at).click();
+    await eventually(async () => (await text(page.locator('.edge').nth(2).locator('[data-header=x-lane]'))).includes(lane), lane);
+  }
+  await page.click('#tab-time');
+  await eventually(async () => (await page.getAttribute('[role=tree]', 'aria-label')).endsWith(' 5'));
+  assert.match(await text(page.locator('.wrong.calm')), /The first span hangs below a2fb4a1d1a96d312, the id that the caller sent along/);
+  await t.clean();
+});
+
+test('in a container’s place: from another address one may only watch without the key, and send with it', { timeout: 240_000 }, async (context) => {
+  const outside = Object.values(networkInterfaces()).flat().find((at) => at.family === 'IPv4' && !at.internal)?.address;
+  if (!outside) return context.skip('this machine has no address but loopback');
+  const demo = await startDemo('--listen', '0.0.0.0', '--latency', '0');
+  try {
+    const there = demo.page.replace(/\/\/[^:]+/, `//${outside}`);
+    const watching = await tab(chrome.browser, there);
+    await watching.page.waitForSelector('.hop');
+    assert.match(await text(watching.page.locator('#notice')), /You are watching only/);
+    assert.ok(await watching.page.locator('#one').isDisabled());
+    await watching.clean();
+    const t = await tab(chrome.browser, `${there}/?key=${demo.key}`);
+    await t.page.waitForSelector('.rows .row');
+    assert.ok(await t.page.locator('#notice').isHidden());
+    assert.ok(!t.page.url().includes(demo.key), 'the key leaves the address');
+    await sendOne(t.page);
+    await t.clean();
+  } finally { await demo.stop(); }
+});
+
+withDemo('at 390 pixels the name stands above its bar, and the trace right after “Send”', ['--latency', '5ms'], async (demo, browser) => {
+  const t = await tab(browser, demo.page, { width: 390 });
+  const { page } = t;
+  await page.waitForSelector('.rows .row');
+  const place = async (selector) => page.locator(selector).first().boundingBox();
+  const [name, bar, send, trace, traces] = [await place('.rows .name'), await place('.rows .lane .span'), await place('#send'), await place('#trace'), await place('#traces')];
+  assert.ok(name.y + name.height <= bar.y + 1, `${JSON.stringify(name)} ${JSON.stringify(bar)}`);
+  assert.ok(send.y + send.height <= trace.y && trace.y + trace.height <= traces.y);
+  await t.clean();
+});
+
 for (const scheme of ['light', 'dark']) {
-  for (const width of [400, 1280, 2560]) {
+  for (const width of [390, 800, 1280, 2560]) {
     withDemo(`the page fits ${width} pixels in ${scheme}, does not jump, and axe finds nothing`, ['--fault', 'service3:abort=503@50%', '--drop-header', 'service2:baggage'], async (demo, browser) => {
       const t = await tab(browser, demo.page, { width, scheme, bypassCSP: true });
       const { page } = t;

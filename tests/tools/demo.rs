@@ -77,7 +77,10 @@ fn once_exits_with_1_and_says_why_when_a_hop_loses_the_trace() {
     let (code, stdout, _) = run(&[&["--once", "--latency", "0"][..], &lose].concat());
     assert_eq!(code, Some(1), "{stdout}");
     assert!(stdout.contains("2 traces instead of 1"), "{stdout}");
-    assert!(stdout.contains("It broke between service2 and service3: service2 sent none of"), "{stdout}");
+    assert!(
+        stdout.contains("Trace broke between service2 and service3: service2 received traceparent and x-b3-traceid"),
+        "{stdout}"
+    );
 }
 
 #[test]

@@ -129,7 +129,7 @@ fn the_verdict_on_a_trace_is_the_stores() {
     assert_eq!(verdict("/demo/verdict/fade")["whole"], false);
 }
 
-const FILES: [&str; 11] = [
+const FILES: [&str; 13] = [
     "/",
     "/page/style.css",
     "/page/icon.svg",
@@ -141,6 +141,8 @@ const FILES: [&str; 11] = [
     "/page/trace.js",
     "/page/waterfall.js",
     "/page/headers.js",
+    "/page/answer.js",
+    "/page/compare.js",
 ];
 
 #[test]
@@ -168,7 +170,7 @@ fn the_page_is_small_and_comes_under_a_policy_that_lets_nothing_else_in() {
         assert!(head.contains(&format!("content-type: {kind}")), "{path}: {head}");
         bytes += body.len();
     }
-    assert!(bytes > 10_000 && bytes < 100_000, "{bytes} bytes");
+    assert!(bytes > 10_000 && bytes < 150_000, "{bytes} bytes");
     // Every module that a module asks for is among them.
     for path in FILES.iter().filter(|path| path.ends_with(".js")) {
         let (_, _, script) = demo.get(path);
@@ -470,6 +472,64 @@ fn every_fault_and_break_can_be_ordered_for_a_time() {
     events.until("chain", is_ordered);
     let back = events.until("chain", |chain| chain["hops"][1]["breaks"] == json!([]));
     assert_eq!((&back["hops"][1]["latency"], &back["hops"][1]["faults"]), (&json!("2ms..3ms"), &json!(["limit=1000/s@7%"])));
+}
+
+#[test]
+fn a_request_of_anybody_is_kept_with_its_headers_its_answer_and_what_was_lost() {
+    let demo = Demo::start(&["--drop-header", "service2:traceparent", "--drop-header", "service2:x-b3-traceid"]);
+    let get = |path: &str, trace: &str, more: &str| {
+        let mut stream = TcpStream::connect(demo.front).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        let context = format!("traceparent: 00-{trace}-a2fb4a1d1a96d312-01\r\n");
+        write!(stream, "GET {path} HTTP/1.1\r\nhost: x\r\n{context}{more}connection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer.split_once("\r\n\r\n").unwrap().1.to_owned()
+    };
+    let kept = |trace: &str, request: &str| {
+        common::wait_until("the request is kept", || {
+            let (_, _, body) = demo.get(&format!("/demo/exchange/{trace}{request}"));
+            serde_json::from_str::<Value>(&body).ok().filter(|exchange| !exchange.is_null())
+        })
+    };
+    let trace = "463ac35c9f6413ad48485a3953bb6124";
+    let body = get("/service1", trace, "x-lane: gray\r\n");
+    let exchange = kept(trace, "");
+    assert_eq!((&exchange["sender"], &exchange["status"], &exchange["body"]), (&json!("other"), &json!(200), &json!(body)));
+    assert_eq!(exchange["reply"]["upstreams"][0]["reply"]["received"]["x-lane"], json!(["gray"]));
+    let broken: Vec<_> = exchange["seams"].as_array().unwrap().iter().filter(|seam| seam["broken"] == true).collect();
+    assert_eq!((broken.len(), &broken[0]["from"], &broken[0]["to"]), (1, &json!("service2"), &json!("service3")), "{broken:?}");
+    assert_eq!(broken[0]["headers"], json!(["traceparent"]));
+    // The other part of the broken trace is of the same request.
+    let other = exchange["reply"]["upstreams"][0]["reply"]["upstreams"][0]["reply"]["trace_id"].as_str().unwrap();
+    assert_eq!(kept(other, ""), exchange);
+    // An endpoint that calls nobody, and a path that is not there.
+    for (path, trace) in [("/hello", "563ac35c9f6413ad48485a3953bb6124"), ("/nowhere", "663ac35c9f6413ad48485a3953bb6124")] {
+        let body = get(path, trace, "");
+        let exchange = kept(trace, "");
+        assert_eq!((&exchange["url"], &exchange["body"], &exchange["reply"]), (&json!(path), &json!(body), &Value::Null));
+        assert_eq!(exchange["received"]["traceparent"][0], json!(format!("00-{trace}-a2fb4a1d1a96d312-01")));
+        let verdict = common::wait_until("its span is there", || {
+            serde_json::from_str::<Value>(&demo.get(&format!("/demo/verdict/{trace}")).2).ok().filter(|found| !found.is_null())
+        });
+        assert_eq!(verdict["deviations"], json!([]), "{path}");
+    }
+    // Of several requests with one trace id, each is there.
+    let trace = "763ac35c9f6413ad48485a3953bb6124";
+    for lane in ["one", "two"] {
+        get("/hello", trace, &format!("x-lane: {lane}\r\n"));
+    }
+    let verdict = common::wait_until("both are there", || {
+        let verdict: Value = serde_json::from_str(&demo.get(&format!("/demo/verdict/{trace}")).2).ok()?;
+        (verdict["used_by"].as_array()?.len() == 2).then_some(verdict)
+    });
+    assert_eq!(verdict["whole"], true, "{verdict}");
+    for (at, lane) in [(0, "one"), (1, "two")] {
+        let span = verdict["used_by"][at]["span"].as_str().unwrap();
+        assert_eq!(kept(trace, &format!("?request={span}"))["received"]["x-lane"], json!([lane]));
+        let part: Value = serde_json::from_str(&demo.get(&format!("/demo/verdict/{trace}?request={span}")).2).unwrap();
+        assert_eq!(part["rows"].as_array().unwrap().len(), 1);
+    }
 }
 
 #[test]

@@ -130,7 +130,7 @@ fn expectation(args: &TraceArgs, tree: &Tree) -> ExpectedTrace {
         sidecars: args.sidecars,
         errors: succeeded(tree).then_some(0),
         failure: tree.failure(),
-        hops: Vec::new(),
+        ..ExpectedTrace::default()
     }
 }
 

@@ -108,7 +108,8 @@ fn head(fault: &SeamFault) -> String {
     }
 }
 
-pub(crate) fn finding(fault: &SeamFault, xray: &Xray, hints: &HintContext) -> Finding {
+/// What went wrong at a seam, without the full stop.
+pub(crate) fn sentence(fault: &SeamFault) -> String {
     let (from, to) = (&fault.from.name, &fault.to.name);
     let head = head(fault);
     let mut parts = Vec::new();
@@ -172,9 +173,14 @@ pub(crate) fn finding(fault: &SeamFault, xray: &Xray, hints: &HintContext) -> Fi
             ),
         });
     }
+    format!("{head}: {}", parts.join("; "))
+}
+
+pub(crate) fn finding(fault: &SeamFault, xray: &Xray, hints: &HintContext) -> Finding {
+    let (from, to) = (&fault.from.name, &fault.to.name);
     let hint = hint(fault, xray, hints);
     let stranger = fault.via.as_ref().map(|via| &via.name);
-    Finding::fail(id(fault), format!("{head}: {}", parts.join("; ")), hint)
+    Finding::fail(id(fault), sentence(fault), hint)
         .seam(from, to, Some(fault.side))
         .hop(stranger.unwrap_or(if fault.side == Side::NewTrace { to } else { from }))
 }

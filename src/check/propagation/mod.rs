@@ -16,6 +16,7 @@ use crate::hop::reply::Tree;
 use crate::trace_context::HeaderFamily;
 
 use bare::FixedId;
+pub(crate) use fault::sentence;
 use fault::{finding, is_about_id, is_order, said};
 use sidecars::{coverage, missing_sidecars};
 use table::table;

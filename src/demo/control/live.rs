@@ -11,8 +11,6 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use tokio::sync::watch;
 
-use crate::hop::state::Watch;
-
 /// The window of the figures. Long enough for a steady p99 at ten requests a second, short enough to see a slider's effect.
 pub(crate) const WINDOW: Duration = Duration::from_secs(10);
 /// Durations that are remembered of each second; of more, a part that is spread over the second.
@@ -127,13 +125,13 @@ impl Gauge {
     }
 }
 
-impl Watch for Gauge {
-    fn began(&self) {
+impl Gauge {
+    pub(crate) fn began(&self) {
         self.began.fetch_add(1, Ordering::Release);
         self.changed.send_replace(());
     }
 
-    fn ended(&self, status: u16, took: Duration) {
+    pub(crate) fn ended(&self, status: u16, took: Duration) {
         let failed = status >= 499;
         self.count(self.started.elapsed(), failed, took);
         self.ended.fetch_add(1, Ordering::Release);

@@ -1,6 +1,6 @@
 //! What the page shows and steers: the hops as they run, and the demo's own caller.
 
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -12,18 +12,20 @@ use serde::{Serialize, Serializer};
 use tokio::sync::{Notify, watch};
 
 use crate::config::PageArgs;
+use crate::demo::control::exchanges::{Exchange, Exchanges, Sender, hops_of};
 use crate::demo::control::live::{Figures, Gauge, Passed};
 use crate::demo::control::plan::PlanForm;
+use crate::demo::control::seams::seams;
 use crate::demo::control::until;
 use crate::demo::store::Store;
 use crate::hop::config::HopConfig;
 use crate::hop::fault::{FAULTS, Faults, FaultsForm};
-use crate::hop::reply::{Headers, Tree, milliseconds};
+use crate::hop::reply::Tree;
 use crate::net::addresses::reachable;
 use crate::net::hosts::redacted_url;
-use crate::trace_context::{BREAKS, HeaderFamily};
-use crate::traces::ids::{parse_trace_id, zipkin_id};
-use crate::traces::{Caller, ExpectedTrace, Failure, Trace, TraceId};
+use crate::trace_context::BREAKS;
+use crate::traces::ids::{parse_span_id, parse_trace_id};
+use crate::traces::{Caller, ExpectedTrace, Kind, Span, SpanId, Trace, TraceId};
 use crate::upstream::FanOut;
 use crate::values::Form;
 
@@ -35,10 +37,6 @@ const PROBE: Duration = Duration::from_millis(900);
 const REQUEST: Duration = Duration::from_secs(60);
 /// The largest answer that is read.
 const MAX_ANSWER: usize = 4 << 20;
-/// Answers that are remembered for the view of their headers, and their bytes in all.
-const EXCHANGES: usize = 500;
-const EXCHANGE_BYTES: usize = 16 << 20;
-
 /// One hop of the demo: who it is, and the handles to it while it runs.
 #[derive(Debug)]
 pub(crate) struct HopHandle {
@@ -102,49 +100,17 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Who had a request sent.
-#[derive(Debug, Clone, Copy, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum Sender {
-    /// The demo, its first one.
-    Demo,
-    /// Somebody at the page.
-    Page,
-}
-
-/// One request of the demo's own, as it was sent and as it was answered.
-#[derive(Debug, Clone, Serialize)]
-pub(crate) struct SentRequest {
-    sender: Sender,
+/// What came of a request of the demo's own.
+#[derive(Debug)]
+pub(crate) struct Sent {
     pub(crate) url: String,
-    /// The headers that were sent, beside those that every client sends.
-    sent: Vec<(String, String)>,
-    /// Null when there was no answer.
+    /// `None` when there was no answer.
     pub(crate) status: Option<u16>,
-    duration_ms: f64,
     /// Why there is no reply.
     pub(crate) error: Option<String>,
-    /// The ids in each `traceparent` and `b3` that was sent, as a hop reads them; what no hop would read is not here.
-    contexts: BTreeMap<String, Ids>,
     pub(crate) reply: Option<Tree>,
-}
-
-/// The ids of a context.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-struct Ids {
-    trace_id: String,
-    span_id: String,
-}
-
-/// A request of the demo's own that a hop answered.
-#[derive(Debug)]
-struct Answered {
-    traces: Vec<TraceId>,
-    /// How many services are in the reply.
-    services: usize,
-    failure: Option<Failure>,
-    /// The [`SentRequest`].
-    json: Bytes,
+    /// What the page is given.
+    pub(crate) json: Bytes,
 }
 
 /// Web pages of others that can show a trace too.
@@ -183,7 +149,7 @@ pub(crate) struct DemoState {
     /// Asks for new figures at once.
     pub(crate) prompt: Notify,
     client: reqwest::Client,
-    exchanges: Mutex<VecDeque<Answered>>,
+    pub(crate) exchanges: Arc<Exchanges>,
 }
 
 /// The chain as the page draws it.
@@ -250,7 +216,7 @@ impl DemoState {
             ticked: watch::Sender::default(),
             prompt: Notify::new(),
             client,
-            exchanges: Mutex::default(),
+            exchanges: Arc::default(),
         })
     }
 
@@ -330,102 +296,114 @@ impl DemoState {
         format!("http://{}/service1", reachable(self.hops[0].addr))
     }
 
-    /// Sends a request to the first hop and remembers what came of it.
-    pub(crate) async fn send(&self, sender: Sender, headers: HeaderMap) -> (SentRequest, Bytes) {
+    /// Sends a request to the first hop and keeps it.
+    pub(crate) async fn send(&self, sender: Sender, headers: HeaderMap) -> Sent {
         let url = self.front();
         let text = |value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
         let sent = headers.iter().map(|(name, value): (&HeaderName, _)| (name.as_str().to_owned(), text(value))).collect();
         let begun = Instant::now();
         let request = self.client.get(&url).headers(headers).header(header::ACCEPT, "application/json");
-        let mut exchange = SentRequest {
+        let mut exchange = Exchange {
             sender,
+            service: self.hops[0].name.clone(),
+            method: "GET".to_owned(),
             url,
             sent,
+            received: Vec::new(),
             status: None,
-            duration_ms: 0.0,
+            duration: Duration::ZERO,
             error: None,
-            contexts: BTreeMap::new(),
-            reply: None,
+            trace_id: None,
+            span_id: None,
+            body: Bytes::new(),
+            is_cut: false,
+            reply: Bytes::new(),
         };
+        let mut reply = None;
         match request.send().await {
             Ok(answer) => {
                 exchange.status = Some(answer.status().as_u16());
-                match read(answer)
-                    .await
-                    .and_then(|body| Tree::parse(&body).map_err(|error| format!("the answer is not a reply of a hop: {error}")))
-                {
-                    Ok(reply) => exchange.reply = Some(reply),
+                (exchange.trace_id, exchange.span_id) = answering_span(&answer).unzip();
+                match read(answer).await {
+                    Ok(body) => {
+                        exchange.body = body.into();
+                        match Tree::parse(&exchange.body) {
+                            Ok(tree) => {
+                                reply = Some(tree);
+                                exchange.reply = exchange.body.clone();
+                            }
+                            Err(error) => exchange.error = Some(format!("the answer is not a reply of a hop: {error}")),
+                        }
+                    }
                     Err(error) => exchange.error = Some(error),
                 }
             }
             Err(error) => exchange.error = Some(why(&error)),
         }
-        exchange.duration_ms = milliseconds(begun.elapsed());
-        exchange.contexts = contexts(&exchange);
-        let json = Bytes::from(serde_json::to_vec(&exchange).unwrap_or_default());
-        if let Some(reply) = &exchange.reply {
-            let services = hops_of(reply).map(|hop| &hop.service).collect::<HashSet<_>>().len();
-            let mut exchanges = lock(&self.exchanges);
-            exchanges.push_back(Answered { traces: trace_ids(reply), services, failure: reply.failure(), json: json.clone() });
-            let mut bytes: usize = exchanges.iter().map(|known| known.json.len()).sum();
-            while exchanges.len() > EXCHANGES || bytes > EXCHANGE_BYTES {
-                bytes -= exchanges.pop_front().map_or(0, |known| known.json.len());
-            }
+        exchange.duration = begun.elapsed();
+        let (url, status, error, json) = (exchange.url.clone(), exchange.status, exchange.error.clone(), exchange.to_json());
+        if exchange.status.is_some() {
+            self.exchanges.keep(exchange);
         }
-        (exchange, json)
+        Sent { url, status, error, reply, json }
     }
 
-    /// The remembered request that this trace is of, as JSON.
-    pub(crate) fn exchange(&self, id: TraceId) -> Option<Bytes> {
-        let exchanges = lock(&self.exchanges);
-        exchanges.iter().rev().find(|known| known.traces.contains(&id)).map(|known| known.json.clone())
+    /// The kept request that this trace is of, as JSON; with `first`, the one whose first hop made that span.
+    pub(crate) fn exchange(&self, id: TraceId, first: Option<SpanId>) -> Option<Bytes> {
+        Some(self.exchanges.of(id, first)?.to_json())
     }
 
-    /// What a trace has to have: the services of the reply where the demo sent the request, all hops where one of them reported;
-    /// anything where nobody knows. A page shows whatever is reported: more services than hops are no defect.
-    pub(crate) fn expected(&self, trace: &Trace) -> ExpectedTrace {
-        let exchanges = lock(&self.exchanges);
-        let answered = exchanges.iter().rev().find(|known| known.traces.contains(&trace.id()));
-        let is_ours = self.hops.iter().any(|hop| trace.services().iter().any(|name| **name == *hop.name));
-        let hops = if is_ours { self.names() } else { Vec::new() };
-        let failure = answered.and_then(|known| known.failure.clone());
-        let services = answered.map(|known| known.services).or_else(|| is_ours.then_some(hops.len()));
+    /// What a trace has to have: the services of the reply where the request is kept, the hops of the chain where it passed the
+    /// first of them; anything where nobody knows. A page shows whatever is reported: more services than hops are no defect.
+    pub(crate) fn expected(&self, trace: &Trace, first: Option<SpanId>) -> ExpectedTrace {
+        let kept = self.exchanges.of(trace.id(), first);
+        let reply = kept.as_ref().and_then(|kept| kept.tree());
+        let is_chain = kept.as_ref().map_or_else(|| self.is_of_chain(trace), |kept| !kept.reply.is_empty());
+        let entry = kept.as_ref().and_then(|kept| self.hops.iter().position(|hop| hop.name == kept.service));
+        let hops = if is_chain { self.reached_from(entry.unwrap_or(0)) } else { Vec::new() };
+        let services = match &reply {
+            Some(reply) => Some(hops_of(reply).map(|hop| &hop.service).collect::<HashSet<_>>().len()),
+            None => is_chain.then_some(hops.len()),
+        };
+        let breaks = reply.as_ref().map(seams).unwrap_or_default();
         ExpectedTrace {
             services: services.map(|services| services..=usize::MAX),
             caller: Caller::Unknown,
             hops,
-            failure,
+            failure: reply.and_then(|reply| reply.failure()),
+            breaks: breaks.into_iter().filter(|seam| seam.broken).map(|seam| seam.text).collect(),
             ..ExpectedTrace::default()
         }
     }
+
+    /// Whether the first hop took part with an endpoint that calls the others.
+    fn is_of_chain(&self, trace: &Trace) -> bool {
+        let front = self.hops.first().map(|hop| hop.name.as_str());
+        let calls = |span: &Span| span.tag("http.route").is_none_or(|route| route.ends_with("/service{n}"));
+        trace
+            .rows()
+            .iter()
+            .any(|row| front.is_some() && row.span.service() == front && row.span.kind == Some(Kind::Server) && calls(&row.span))
+    }
+
+    /// The names of a hop and of all that it calls, directly or not.
+    fn reached_from(&self, entry: usize) -> Vec<Box<str>> {
+        let mut order = vec![entry];
+        let mut at = 0;
+        while let Some(hop) = order.get(at).and_then(|hop| self.hops.get(*hop)) {
+            let next: Vec<_> = hop.calls.iter().map(|number| number - 1).filter(|next| !order.contains(next)).collect();
+            order.extend(next);
+            at += 1;
+        }
+        order.into_iter().filter_map(|hop| Some(self.hops.get(hop)?.name.as_str().into())).collect()
+    }
 }
 
-/// Every hop of a reply, depth first.
-fn hops_of(reply: &Tree) -> Box<dyn Iterator<Item = &Tree> + '_> {
-    let below = reply.upstreams.iter().filter_map(|call| call.reply.as_deref());
-    Box::new(std::iter::once(reply).chain(below.flat_map(hops_of)))
-}
-
-/// The contexts in all headers of a request that a page could not read for itself.
-fn contexts(exchange: &SentRequest) -> BTreeMap<String, Ids> {
-    let sent = exchange.sent.iter().map(|(name, value)| (name.as_str(), value));
-    let received = exchange.reply.iter().flat_map(hops_of).flat_map(|hop| {
-        let calls = hop.upstreams.iter().map(|call| &call.sent);
-        calls
-            .chain([&hop.received])
-            .flat_map(|headers| headers.0.iter().flat_map(|(name, values)| values.iter().map(|value| (name.as_str(), value))))
-    });
-    let read = |(name, value): (&str, &String)| {
-        let family = match name {
-            "traceparent" => HeaderFamily::W3c,
-            "b3" => HeaderFamily::B3,
-            _ => return None,
-        };
-        let context = family.read(&Headers(vec![(name.to_owned(), vec![value.clone()])]))?;
-        let trace_id = if context.short_trace_id { zipkin_id(context.trace_id) } else { context.trace_id.to_string() };
-        Some((value.clone(), Ids { trace_id, span_id: context.span_id.to_string() }))
-    };
-    sent.chain(received).filter_map(read).collect()
+/// The trace and the span that an answer names as its own.
+fn answering_span(answer: &reqwest::Response) -> Option<(TraceId, SpanId)> {
+    let value = answer.headers().get("traceresponse")?.to_str().ok()?;
+    let mut parts = value.split('-').skip(1);
+    Some((parse_trace_id(parts.next()?).ok()?, parse_span_id(parts.next()?).ok()?))
 }
 
 /// Every trace id in a reply: one when all hops continued one trace.

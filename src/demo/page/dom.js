@@ -7,6 +7,11 @@ export function h(tag, props, ...children) {
     if (value === false || value == null) continue;
     if (key.startsWith('on')) el.addEventListener(key.slice(2), value);
     else el.setAttribute(key, value === true ? '' : value);
+    // The first eight colours are chosen by hand; further ones go round the circle by the golden angle, in rings of lightness.
+    if (key === 'data-c' && value >= PALETTE) {
+      el.style.setProperty('--h', ((value * 137.508) % 360).toFixed(1));
+      el.style.setProperty('--ring', Math.floor(value / PALETTE) % 3);
+    }
   }
   add(el, children);
   return el;
@@ -60,7 +65,8 @@ export function clock(us) {
   return `${two(d.getHours())}:${two(d.getMinutes())}:${two(d.getSeconds())}.${String(d.getMilliseconds()).padStart(3, '0')}`;
 }
 
-const COLOURS = 8;
+const PALETTE = 8;
+const COLOURS = 64;
 const known = new Map();
 
 /** The hops have their place in the chain as colour. */

@@ -28,7 +28,8 @@ use tokio::task::AbortHandle;
 use crate::demo::access::text;
 use crate::demo::control::state::DemoState;
 use crate::demo::control::until;
-use crate::traces::{Trace, TraceId};
+use crate::demo::page::view::Summary;
+use crate::traces::TraceId;
 
 /// Streams at once, of all and of one address; each costs a task.
 const STREAMS: usize = 32;
@@ -44,45 +45,6 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const TRACES: usize = 100;
 /// Changes within this time are sent as one event. Shorter than what an eye can distinguish.
 const DEBOUNCE: Duration = Duration::from_millis(25);
-/// The longest text of somebody else in a summary, characters.
-const MAX_TEXT: usize = 120;
-/// Services named in a summary.
-const MAX_SERVICES: usize = 12;
-
-/// What the list shows of a trace.
-#[derive(Debug, Serialize)]
-struct Summary {
-    #[serde(with = "crate::traces::ids::trace_id")]
-    id: TraceId,
-    start_us: u64,
-    duration_us: u64,
-    name: Option<String>,
-    services: Vec<String>,
-    spans: usize,
-    errors: usize,
-    orphans: usize,
-    roots: usize,
-    requests: usize,
-}
-
-impl Summary {
-    fn of(trace: &Trace) -> Self {
-        let short = |text: &str| text.chars().take(MAX_TEXT).collect::<String>();
-        Self {
-            id: trace.id(),
-            start_us: trace.start_us(),
-            duration_us: trace.duration_us(),
-            name: trace.rows().first().and_then(|row| row.span.name.as_deref()).map(short),
-            services: trace.services().iter().take(MAX_SERVICES).map(|name| short(name)).collect(),
-            spans: trace.rows().len(),
-            errors: trace.errors(),
-            orphans: trace.orphans(),
-            roots: trace.roots(),
-            requests: trace.requests(),
-        }
-    }
-}
-
 /// The streams that are open. Clones share it.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Streams(Arc<Mutex<Vec<OpenStream>>>);

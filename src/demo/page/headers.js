@@ -19,13 +19,20 @@ function makers(exchange) {
       if (call.reply) walk(call.reply);
     }
   };
-  const sent = group(exchange.sent);
+  const sent = sentHeaders(exchange);
   const root = exchange.reply;
   for (const id of traceIds(sent)) learn(id, { trace: true });
   for (const id of [...spanIds(sent), root?.parent_span_id]) learn(id, { service: 'you', call: true });
   if (root) walk(root);
   return ids;
 }
+
+/** What the caller sent: as the demo sent it, or as it arrived from somebody else. */
+const sentHeaders = (exchange) => (exchange.sender === 'other' ? exchange.received : group(exchange.sent));
+
+/** How sentences name the caller. */
+const NAMES = { page: 'you', demo: 'the demo', other: 'the caller' };
+const Caller = (name) => ({ you: 'You', 'the demo': 'The demo' }[name] ?? 'The caller');
 
 function group(list) {
   const headers = {};
@@ -43,7 +50,7 @@ const spanIds = (headers) => [context(headers, 'traceparent')?.span_id, context(
 function calls(exchange) {
   const list = [];
   const root = exchange.reply;
-  list.push({ from: exchange.sender === 'demo' ? 'the demo' : 'you', to: root?.service ?? 'service1', headers: root?.received ?? group(exchange.sent), reply: root, error: exchange.error, before: null });
+  list.push({ from: NAMES[exchange.sender], to: root?.service ?? exchange.service, headers: root?.received ?? sentHeaders(exchange), reply: root, error: exchange.error, status: exchange.status, path: exchange.url, before: null });
   const stack = [list[0]];
   while (stack.length) {
     const call = stack.shift();
@@ -62,7 +69,7 @@ const lastPart = (url) => plain(url.split('/').pop() || url, 40);
 /** An id as a pill in its maker's colour. All pills of one id answer when one is pointed at. */
 function pill(id, ids) {
   const what = ids.get(id);
-  const title = !what ? 'an id' : what.trace ? 'the trace id: the same at every hop' : what.service === 'you' ? 'the span id that you made up' : what.call ? `the id of a call that ${what.service} makes` : `the id of ${what.service}'s own span`;
+  const title = !what ? 'an id' : what.trace ? 'the trace id: the same at every hop' : what.service === 'you' ? 'the span id that the caller made up' : what.call ? `the id of a call that ${what.service} makes` : `the id of ${what.service}'s own span`;
   const kind = !what ? 'none' : what.trace ? 'trace' : what.call ? 'call' : 'own';
   return h('span', { class: `id ${kind}`, 'data-c': what?.service && what.service !== 'you' ? colour(what.service) : null, 'data-id': id, title: plain(title) }, id);
 }
@@ -91,7 +98,7 @@ function sentence(name, what, call) {
   const trace = (headers) => context(headers, name)?.trace_id;
   if (what === 'absent') return '';
   if (what === 'sent') {
-    const You = from === 'you' ? 'You' : 'The demo', your = from === 'you' ? 'your' : 'its';
+    const You = Caller(from), your = from === 'you' ? 'your' : 'its';
     if (name === 'traceparent' || name === 'b3') return `${You} sent it: a trace id, and the id of ${your} own span.`;
     if (name === 'x-b3-sampled') return call.headers[name][0] === '0' ? `${You} said: do not record this one.` : `${You} said: record this one.`;
     return `${You} sent it.`;
@@ -133,7 +140,7 @@ export function headers(exchange) {
   const ids = makers(exchange);
   const all = calls(exchange);
   const list = all.slice(0, MAX_HOPS);
-  const sent = group(exchange.sent);
+  const sent = sentHeaders(exchange);
   const names = [...new Set([...ORDER, ...list.flatMap((call) => Object.keys(call.headers))])].filter((name) => list.some((call) => call.headers[name]?.length) || sent[name]);
   const columns = list.map((call) => {
     const cells = names.map((name) => {
@@ -153,8 +160,10 @@ export function headers(exchange) {
           : [h('p', null, `${plain(reply.service)} makes its own span `, pill(reply.span_id, ids), reply.parent_span_id ? [' below ', pill(reply.parent_span_id, ids)] : ', the root', ' in trace ', pill(reply.trace_id, ids), reply.sampled === false && ', and does not record it'),
             broken && h('p', { class: 'bad' }, 'This is another trace than the caller’s: the picture is broken in two here. ', h('a', { href: `#/trace/${reply.trace_id}` }, 'See the other part'))],
         reply.injected && h('p', { class: 'bad' }, struck(reply)));
-    } else made = h('p', { class: 'made bad' }, `No reply from ${plain(call.to)}: ${plain(call.error ?? `answered ${call.status}`)}.`);
-    return h('section', { class: 'edge', 'aria-label': `${call.from} to ${call.to}` },
+    } else if (!call.before && !call.error && call.status < 400) made = h('p', { class: 'made' }, `${plain(call.to)} answered ${call.status}. ${plain(call.path, 60)} calls no other service.`);
+    else made = h('p', { class: 'made bad' }, `No reply from ${plain(call.to)}: ${plain(call.error ?? `answered ${call.status}`)}.`);
+    const seams = exchange.seams.filter((seam) => seam.from === call.from && seam.to === call.to);
+    return h('section', { class: `edge${seams.some((seam) => seam.broken) ? ' broken' : seams.length ? ' lossy' : ''}`, 'aria-label': `${call.from} to ${call.to}` },
       h('h3', null, who(call.from), h('span', { 'aria-hidden': 'true' }, ' → '), h('span', { class: 'sr' }, ' to '), who(call.to)), h('ul', null, cells), made);
   });
   const grid = h('div', { class: 'calls', tabindex: '0', role: 'region', 'aria-label': 'Headers of each call, side by side' }, columns);
@@ -174,12 +183,13 @@ export function headers(exchange) {
 
 /** What a fault did, in a sentence. */
 function struck(reply) {
-  const { delay_ms: delay, abort_status: abort } = reply.injected;
-  return `A fault struck ${plain(reply.service, 40)}: ${[delay && `it waited ${delay} ms more`, abort && `it answered ${abort} and called nobody`].filter(Boolean).join(', and ')}.`;
+  const { delay_ms: delay, abort_status: abort, ...others } = reply.injected;
+  const more = Object.entries(others).filter(([, value]) => value != null).map(([name, value]) => `${name.replaceAll('_', ' ')}: ${typeof value === 'string' || typeof value === 'number' ? value : JSON.stringify(value)}`);
+  return `A fault struck ${plain(reply.service, 40)}: ${[delay && `it waited ${delay} ms more`, abort && `it answered ${abort} and called nobody`, ...more.map((text) => plain(text, 120))].filter(Boolean).join(', and ')}.`;
 }
 
 function who(name) {
-  return name === 'you' ? 'You' : name === 'the demo' ? 'The demo' : [h('span', { class: 'dot', 'data-c': colour(name) }), ` ${plain(name, 40)}`];
+  return Object.values(NAMES).includes(name) ? Caller(name) : [h('span', { class: 'dot', 'data-c': colour(name) }), ` ${plain(name, 40)}`];
 }
 
 /** What spans alone prove about the headers of a request that somebody else sent. */
@@ -191,9 +201,9 @@ export function derived(trace) {
     return h('li', null, h('strong', null, plain(row.service, 40)), ' made a call with trace id ', pill(trace.id, ids), ' and span id ', pill(row.span.id, ids),
       servers.length ? servers.map((s) => [', and ', h('strong', null, plain(s.service, 40)), s.span.id === row.span.id ? ' took that id over for its own half.' : [' put its own span ', pill(s.span.id, ids), ' below it.']]) : ', and nobody has reported a span below it.');
   });
-  return [h('p', null, 'This request was not sent from this page, so nobody kept its headers. The spans alone prove this much:'),
+  return [h('p', null, 'Nobody kept the headers of this request: it did not pass this chain, or 500 newer ones did. The spans alone prove this much:'),
     made.length ? h('ol', { class: 'story' }, made) : h('p', { class: 'hint' }, 'There is no call between two services in this trace.'),
-    document.body.dataset.kind !== 'store' && h('p', { class: 'hint' }, 'To see every header side by side, send a request from this page.')];
+    document.body.dataset.kind !== 'store' && h('p', { class: 'hint' }, 'The headers of every request that the chain answers are kept: the newest 500, and at most 16 MiB.')];
 }
 
 /** How the trace id came from the first hop to the last, a sentence per step. */
@@ -214,11 +224,12 @@ function told(exchange) {
   const root = exchange.reply;
   const bold = (name) => h('strong', null, plain(name, 40));
   const steps = [];
-  const sent = group(exchange.sent);
+  const sent = sentHeaders(exchange);
+  const name = NAMES[exchange.sender];
   if (root.propagation === 'forward') return null;
   steps.push(traceIds(sent).includes(root.trace_id) || traceIds(sent).some((id) => root.trace_id.endsWith(id))
-    ? ['You made up the trace id ', pill(root.trace_id, ids), ' and sent it along. ', bold(root.service), ' kept it.']
-    : [exchange.sender === 'demo' ? 'The demo sent this first request without a trace id, so ' : 'You sent no trace id, so ', bold(root.service), ' made one: ', pill(root.trace_id, ids), '.']);
+    ? [`${Caller(name)} made up the trace id `, pill(root.trace_id, ids), ' and sent it along. ', bold(root.service), ' kept it.']
+    : [exchange.sender === 'demo' ? 'The demo sent this first request without a trace id, so ' : `${Caller(name)} sent no trace id, so `, bold(root.service), ' made one: ', pill(root.trace_id, ids), '.']);
   const hit = (reply) => reply?.injected && steps.push({ bad: true, text: struck(reply) });
   hit(root);
   const all = calls(exchange).slice(1);

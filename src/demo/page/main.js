@@ -1,12 +1,14 @@
 // The page: the stream of events, the address bar, the open trace.
 
 import { $, h, fill, say, plain, time, counted, clock } from './dom.js';
-import { chain, ticked, lights } from './chain.js';
+import { chain, ticked, lights, seams } from './chain.js';
 import * as sending from './send.js';
 import * as list from './list.js';
 import { model } from './trace.js';
 import { waterfall } from './waterfall.js';
 import { headers, derived, story } from './headers.js';
+import { answer } from './answer.js';
+import { compare } from './compare.js';
 
 let config = null;
 let source = null;
@@ -41,8 +43,8 @@ function connect() {
   on('ticked', ticked);
   on('traces', (news) => {
     const newest = list.arrived(news);
-    if (!open && newest) history.replaceState(null, '', `#/trace/${newest.id}`), route();
-    else if (open && news.some((trace) => trace.id === open.id)) refresh(open);
+    if (!open && newest) history.replaceState(null, '', address(newest.id)), route();
+    else if (open && news.some((trace) => trace.id === open.id || trace.id === open.other)) refresh(open);
   });
 }
 
@@ -69,34 +71,59 @@ document.addEventListener('visibilitychange', () => {
 
 // --- the open trace
 
+const VIEWS = ['time', 'headers', 'answer'];
+
+/** The address of a trace, or of one of several requests that used its id. */
+const address = (id, request, view) => `#/trace/${id}${request ? `@${request}` : ''}${view && view !== 'time' ? `/${view}` : ''}`;
+
 function route() {
-  const [, id, which] = /^#\/trace\/([0-9a-fA-F]{1,32})(?:\/(headers))?$/.exec(location.hash) ?? [];
+  const [, first, second] = /^#\/compare\/([0-9a-fA-F]{1,32})\/([0-9a-fA-F]{1,32})$/.exec(location.hash) ?? [];
+  if (first) return beside(first, second);
+  const [, id, request, which] = /^#\/trace\/([0-9a-fA-F]{1,32})(?:@([0-9a-f]{16}))?(?:\/(headers|answer))?$/.exec(location.hash) ?? [];
   if (!id) {
     if (!open) draw();
     return;
   }
-  const now = which === 'headers' ? 'headers' : 'time';
-  if (open?.id === id) {
+  const now = which ?? 'time';
+  if (open?.id === id && open.request === (request ?? null) && !open.other) {
     if (view !== now) { view = now; draw(); }
     return;
   }
   open?.drawing?.done();
   view = now;
-  open = { id, trace: null, exchange: null, verdict: null, missing: false, drawing: null, loading: false };
+  stale('');
+  open = { id, request: request ?? null, trace: null, exchange: null, verdict: null, missing: false, drawing: null, loading: false };
   list.select(id);
+  list.pick(null);
   refresh(open);
+}
+
+/** Opens two traces side by side. */
+function beside(id, other) {
+  open?.drawing?.done();
+  stale('');
+  open = { id, other, request: null, trace: null, exchange: null, verdict: null, missing: false, drawing: null, loading: false };
+  list.select(id);
+  list.pick(null);
+  refresh(open);
+}
+
+async function get(path) {
+  const answer = await fetch(path);
+  return answer.ok ? answer.json() : null;
 }
 
 async function refresh(of) {
   if (of.loading) { of.again = true; return; }
   of.loading = true;
+  const which = of.request ? `?request=${of.request}` : '';
   try {
-    const [answer, exchange] = await Promise.all([fetch(`/demo/verdict/${of.id}`), of.exchange ? null : fetch(`/demo/exchange/${of.id}`)]);
-    const found = answer.ok ? await answer.json() : null;
-    if (exchange?.ok) of.exchange = await exchange.json();
+    const [found, exchange, second] = await Promise.all([get(`/demo/verdict/${of.id}${which}`), of.exchange ?? get(`/demo/exchange/${of.id}${which}`), of.other ? get(`/demo/verdict/${of.other}`) : null]);
+    of.exchange = exchange;
     of.missing = !found;
     of.verdict = found;
     of.trace = found && model(found);
+    of.second = second && { id: of.other, trace: model(second), verdict: second };
   } catch {
     of.failed = true;
   }
@@ -106,23 +133,35 @@ async function refresh(of) {
 }
 
 function draw() {
-  for (const which of ['time', 'headers']) {
-    const on = view === which;
+  const comparing = Boolean(open?.other);
+  for (const which of VIEWS) {
+    const on = view === which && !comparing;
     $(`tab-${which}`).setAttribute('aria-selected', String(on));
     $(`tab-${which}`).tabIndex = on ? 0 : -1;
     $(`view-${which}`).hidden = !on;
   }
-  document.querySelector('.tabs').hidden = !open;
+  $('view-compare').hidden = !comparing;
+  say($('trace-title'), comparing ? 'Two traces' : 'The trace');
+  document.querySelector('.tabs').hidden = !open || comparing;
   if (!open) {
     fill($('links'));
     fill($('about'), h('div', { class: 'empty' }, h('p', null, h('strong', null, 'Nothing to see yet.')),
       h('p', null, config && !config.hops.length ? 'Traces are drawn here as soon as spans of them are reported.' : 'Press “Send one”. The request goes through the chain above, every hop reports what it did, and the pieces come together here.')));
-    fill($('view-time'));
-    fill($('view-headers'));
+    for (const which of VIEWS) fill($(`view-${which}`));
     return;
   }
   const { trace, exchange } = open;
+  if (comparing) {
+    seams([], null);
+    fill($('links'), h('a', { href: address(open.id) }, 'Back to the trace'));
+    fill($('about'));
+    const gone = [[open.id, trace], [open.other, open.second]].filter(([, there]) => !there).map(([id]) => id);
+    fill($('view-compare'), trace && open.second ? compare({ id: open.id, trace, verdict: open.verdict }, open.second)
+      : h('p', { class: 'empty' }, open.missing || open.second === null ? `No spans of ${gone.join(' and ')} are here.` : 'Loading.'));
+    return;
+  }
   about();
+  seams(exchange?.seams ?? [], open.verdict);
   if (view === 'time') {
     if (trace) {
       const kept = open.drawing?.state, focus = $('view-time').contains(document.activeElement) && document.activeElement.getAttribute('role') === 'tree';
@@ -130,7 +169,15 @@ function draw() {
       open.drawing = waterfall($('view-time'), trace, kept);
       if (focus) $('view-time').querySelector('[role=tree]').focus();
     } else fill($('view-time'), nothing());
-  } else fill($('view-headers'), exchange ? headers(exchange) : trace ? derived(trace) : nothing());
+  } else if (view === 'headers') fill($('view-headers'), exchange ? headers(exchange) : trace ? derived(trace) : nothing());
+  else fill($('view-answer'), exchange ? answer(exchange) : open.missing ? nothing() : h('p', { class: 'empty' }, document.body.dataset.kind === 'store' ? 'The store sees spans, and no answers.' : 'Nobody kept the answer of this request: it did not pass this chain, or 500 newer ones did.'));
+}
+
+/** Says that what is shown is not of the last request; the empty text takes that back. */
+function stale(text) {
+  $('stale').hidden = !text;
+  say($('stale'), text);
+  $('trace').classList.toggle('stale', Boolean(text));
 }
 
 /** Why there is no timeline. */
@@ -143,24 +190,29 @@ function nothing() {
 }
 
 function about() {
-  const { trace, exchange, id } = open;
+  const { trace, exchange, id, request } = open;
   const links = [];
   const link = (href, text, more) => links.push(h('a', { href, ...more }, text));
-  link(`#/trace/${id}${view === 'headers' ? '/headers' : ''}`, 'Link to this trace');
+  link(address(id, request, view), 'Link to this trace');
+  if (trace) links.push(h('button', { type: 'button', class: 'as-link', onclick: () => list.pick(id) }, 'Compare'));
   if (trace) link(`/api/v2/trace/${id}`, 'Zipkin JSON', { download: `trace-${id}.json` });
   const away = { target: '_blank', rel: 'noopener noreferrer' };
   if (config?.links.zipkin) link(`${config.links.zipkin}/zipkin/traces/${id}`, 'Open in Zipkin', away);
   if (config?.links.jaeger) link(`${config.links.jaeger}/trace/${id}`, 'Open in Jaeger', away);
   fill($('links'), links);
-  const { failure, deviations = [], requests = 1 } = open.verdict ?? {};
-  const wrong = [failure, ...deviations].filter(Boolean);
+  const { failure, deviations = [], notes = [], used_by: usedBy = [] } = open.verdict ?? {};
+  // Where the trace broke comes with the spans' verdict; of a request without spans the headers alone tell.
+  const lost = (exchange?.seams ?? []).filter((seam) => !deviations.includes(seam.text)).map((seam) => seam.text);
+  const wrong = [failure, ...deviations, ...lost].filter(Boolean);
   const steps = story(trace, exchange);
   const shut = $('about').querySelector('details')?.open === false;
+  const choice = (span, text) => h('a', { href: address(id, span, view), 'aria-current': span === request ? 'true' : null }, text);
   fill($('about'),
     h('p', { class: 'facts-line' }, h('span', { class: 'id trace' }, id),
       trace ? [h('strong', null, time(trace.duration)), ` ${counted(trace.services.length, 'service')}, ${counted(trace.rows.length, 'span')}`, h('span', { class: 'hint' }, ` ${clock(trace.start)}`)] : null),
-    trace?.begunOutside && h('p', { class: 'wrong calm' }, `The first span hangs below ${trace.rows[0].missing}, the id that the caller sent along. The caller reports no spans here, so the picture begins at ${plain(trace.rows[0].service || 'the first hop', 60)}.`),
-    requests > 1 && h('p', { class: 'wrong calm' }, `${requests} requests used this trace id, so their spans are all here.`),
+    usedBy.length > 1 && h('nav', { class: 'used-by', 'aria-label': 'Requests that used this trace id' }, h('strong', null, `${usedBy.length} requests used this id.`), ' Show ',
+      usedBy.map((one) => choice(one.span, `${clock(one.start_us)}${one.status ? ` · ${one.status}` : ''} · ${time(one.duration_us)}`)), choice(null, 'all')),
+    notes.filter((text) => !/requests used this trace id/.test(text)).map((text) => h('p', { class: 'wrong calm' }, plain(text, 600))),
     wrong.length > 0 && h('ul', { class: 'wrong', 'aria-label': 'What is not as it should be' }, wrong.map((text) => h('li', null, plain(text, 600)))),
     steps && h('details', { class: 'told', open: !shut }, h('summary', null, 'What happened to the trace id'), h('p', { class: 'hint' }, 'A trace id is the one number that everything done for one request has in common. It has to be handed from hop to hop.'), h('ol', { class: 'story' }, steps)));
 }
@@ -169,23 +221,24 @@ function about() {
 
 function tab(which) {
   view = which;
-  if (open) history.replaceState(null, '', `#/trace/${open.id}${which === 'headers' ? '/headers' : ''}`);
+  if (open) history.replaceState(null, '', address(open.id, open.request, which));
   draw();
 }
-for (const which of ['time', 'headers']) {
+VIEWS.forEach((which, at) => {
   $(`tab-${which}`).addEventListener('click', () => tab(which));
   $(`tab-${which}`).addEventListener('keydown', (event) => {
-    if (event.key !== 'ArrowLeft' && event.key !== 'ArrowRight') return;
+    const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    if (!by) return;
     event.preventDefault();
-    const other = which === 'time' ? 'headers' : 'time';
+    const other = VIEWS[(at + by + VIEWS.length) % VIEWS.length];
     tab(other);
     $(`tab-${other}`).focus();
   });
-}
-sending.start((exchange) => {
-  const id = exchange.reply?.trace_id;
-  if (id) location.hash = `#/trace/${id.replace(/^0{16}/, '')}${view === 'headers' ? '/headers' : ''}`;
 });
+sending.start((exchange) => {
+  const id = exchange.reply?.trace_id ?? exchange.trace_id;
+  if (id) location.hash = address(id.replace(/^0{16}/, ''), null, view);
+}, (why) => { if (open) stale(`The last request failed: ${why} What is shown here is of an earlier one.`); });
 addEventListener('hashchange', route);
 draw();
 connect();

@@ -4,6 +4,7 @@
 //! makes the browser refuse every attempt to turn a text into HTML or script.
 
 pub(crate) mod events;
+mod view;
 
 use std::sync::Arc;
 
@@ -12,7 +13,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get};
 use axum::{Json, Router};
 use http::{HeaderName, HeaderValue, header};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use tokio::sync::watch;
 use tower_http::set_header::SetResponseHeaderLayer;
 
@@ -20,8 +21,9 @@ use crate::demo::access::{Access, ORDERS_PATH, peer};
 use crate::demo::control::orders;
 use crate::demo::control::state::DemoState;
 use crate::demo::page::events::Streams;
-use crate::traces::ids::{parent_id, parse_trace_id};
-use crate::traces::{Span, SpanId, Verdict};
+use crate::demo::page::view::JudgedTrace;
+use crate::traces::ids::{parse_span_id, parse_trace_id};
+use crate::traces::{SpanId, Verdict};
 
 /// What the browser lets the page do.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
@@ -42,7 +44,7 @@ macro_rules! script {
 }
 
 /// Every file of the page.
-const FILES: [File; 11] = [
+const FILES: [File; 13] = [
     ("/", HTML, include_str!("index.html")),
     ("/page/style.css", CSS, include_str!("style.css")),
     ("/page/icon.svg", SVG, include_str!("icon.svg")),
@@ -54,6 +56,8 @@ const FILES: [File; 11] = [
     script!("trace.js"),
     script!("waterfall.js"),
     script!("headers.js"),
+    script!("answer.js"),
+    script!("compare.js"),
 ];
 
 /// The page's part of the store's port. `stopped` ends the streams of events.
@@ -76,12 +80,13 @@ pub(crate) fn router(state: Arc<DemoState>, access: Access, stopped: watch::Rece
                 events::events(for_events, access.watching_only(&head), &streams, peer(&head), stopped).await
             }),
         )
-        .route("/demo/exchange/{trace_id}", get(move |Path(id): Path<String>| async move { exchange(&for_exchange, &id) }))
+        .route(
+            "/demo/exchange/{trace_id}",
+            get(move |Path(id): Path<String>, Query(part): Query<TracePart>| async move { exchange(&for_exchange, &id, &part) }),
+        )
         .route(
             "/demo/verdict/{trace_id}",
-            get(
-                move |Path(id): Path<String>, Query(query): Query<VerdictQuery>| async move { verdict(&for_verdict, &id, query) },
-            ),
+            get(move |Path(id): Path<String>, Query(part): Query<TracePart>| async move { verdict(&for_verdict, &id, &part) }),
         );
     // Without a chain there is nothing to order.
     if !state.hops.is_empty() {
@@ -98,66 +103,44 @@ pub(crate) fn router(state: Arc<DemoState>, access: Access, stopped: watch::Rece
         .layer(set(header::CACHE_CONTROL, "no-cache"))
 }
 
-/// What the demo remembers of the request that a trace is of: only those that it sent itself.
-fn exchange(state: &DemoState, id: &str) -> Response {
+/// Which part of a trace is asked for.
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct TracePart {
+    /// How many services took part, 0 for any number; by default what the demo knows.
+    hops: Option<usize>,
+    /// The span of the first service: one of several requests that used the trace's id.
+    request: Option<String>,
+}
+
+impl TracePart {
+    fn first(&self) -> Option<SpanId> {
+        self.request.as_deref().and_then(|id| parse_span_id(id).ok())
+    }
+}
+
+/// The request that a trace is of, with its headers and its answer.
+fn exchange(state: &DemoState, id: &str, part: &TracePart) -> Response {
     let json = [(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))];
-    match parse_trace_id(id).ok().and_then(|id| state.exchange(id)) {
+    match parse_trace_id(id).ok().and_then(|id| state.exchange(id, part.first())) {
         Some(body) => (json, body).into_response(),
         // Not an error: the page asks for every trace, and a browser would write a line in red for each 404.
         None => (json, "null").into_response(),
     }
 }
 
-#[derive(Deserialize)]
-struct VerdictQuery {
-    /// How many services took part, 0 for any number; by default what the demo knows.
-    hops: Option<usize>,
-}
-
-/// A trace as the page draws it, and what is wrong with it.
-#[derive(Serialize)]
-struct JudgedTrace<'a> {
-    #[serde(flatten)]
-    verdict: Verdict,
-    start_us: u64,
-    duration_us: u64,
-    rows: Vec<Row<'a>>,
-}
-
-/// One span in its place: [`PlacedSpan`](crate::traces::PlacedSpan).
-#[derive(Serialize)]
-struct Row<'a> {
-    span: &'a Span,
-    depth: usize,
-    parent: Option<usize>,
-    #[serde(with = "parent_id")]
-    missing: Option<SpanId>,
-    error: bool,
-}
-
 /// A trace with its verdict, by the rules that `check` and the terminal use. `null` for one that the store does not have.
-fn verdict(state: &DemoState, id: &str, query: VerdictQuery) -> Response {
+fn verdict(state: &DemoState, id: &str, part: &TracePart) -> Response {
     let Some(trace) = parse_trace_id(id).ok().and_then(|id| state.store.tree(id)) else {
         return Json(()).into_response();
     };
-    let mut expected = state.expected(&trace);
-    if let Some(hops) = query.hops {
+    let request = part.first().and_then(|first| trace.of_request(first));
+    let shown = request.as_ref().unwrap_or(&trace);
+    let mut expected = state.expected(shown, part.first());
+    if let Some(hops) = part.hops {
         expected.services = (hops > 0).then_some(hops..=usize::MAX);
     }
-    let rows = trace.rows().iter().map(|row| Row {
-        span: &row.span,
-        depth: row.depth,
-        parent: row.parent,
-        missing: row.missing_parent,
-        error: row.span.is_error(),
-    });
-    Json(JudgedTrace {
-        verdict: Verdict::of(std::slice::from_ref(&trace), &expected),
-        start_us: trace.start_us(),
-        duration_us: trace.duration_us(),
-        rows: rows.collect(),
-    })
-    .into_response()
+    Json(JudgedTrace::new(&trace, shown, Verdict::of(std::slice::from_ref(shown), &expected))).into_response()
 }
 
 #[cfg(test)]
@@ -165,9 +148,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_whole_page_is_under_100_kilobytes() {
+    fn the_whole_page_is_under_150_kilobytes() {
         let bytes: usize = FILES.iter().map(|(_, _, text)| text.len()).sum();
-        assert!(bytes < 100_000, "{bytes} bytes");
+        assert!(bytes < 150_000, "{bytes} bytes");
     }
 
     #[test]

@@ -6,7 +6,7 @@ const AT_ONCE = 4;
 const PAUSE_MS = 250;
 let front = '';
 let next = [];
-let open = () => {};
+let open = () => {}, failed = () => {};
 let keeping = false, busy = 0, sentCount = 0, failedCount = 0, mayOrder = true;
 
 function hex(bytes) {
@@ -51,10 +51,13 @@ async function one(thenOpen) {
     sentCount++;
     if (exchange.error || exchange.status >= 400) failedCount++;
     if (exchange.error) error = `service1: ${exchange.error}`;
-    if (thenOpen) open(exchange);
+    // Without an answer there is no trace to show.
+    if (thenOpen && exchange.trace_id) open(exchange);
+    else if (error) failed(`${plain(error)}.`);
     return true;
   } catch (refused) {
     error = refused.message;
+    if (thenOpen) failed(`${plain(error)}${/[.!?]$/.test(error) ? '' : '.'}`);
     keep(false);
     return false;
   } finally {
@@ -99,9 +102,10 @@ export function target(address, watchingOnly) {
   }
 }
 
-/** `show` is called with the exchange of a request that was sent alone. */
-export function start(show) {
+/** `show` is called with the exchange of a request that was sent alone, `fail` with why there is none. */
+export function start(show, fail) {
   open = show;
+  failed = fail;
   for (const id of ['speaks', 'sampled', 'lane', 'baggage']) $(id).addEventListener('input', prepare);
   $('form').addEventListener('submit', (event) => { event.preventDefault(); if (mayOrder) one(true); });
   $('ten').addEventListener('click', () => many(10));

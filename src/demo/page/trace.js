@@ -2,20 +2,15 @@
 
 /** Spans in order, depth first. Each row: span, service, depth, parent (row), missing, start, duration, children, size, error. */
 export function model(found) {
-  const rows = found.rows.map(({ span, depth, parent, missing, error }, at) => ({
-    at, span, service: span.localEndpoint?.serviceName ?? '', depth, parent: parent ?? -1, missing: missing ?? null,
+  const rows = found.rows.map(({ span, label, depth, parent, missing, orphan, error }, at) => ({
+    at, span, label: label ?? 'no name', service: span.localEndpoint?.serviceName ?? '', depth, parent: parent ?? -1, missing: missing ?? null, orphan,
     start: span.timestamp == null ? null : span.timestamp - found.start_us, duration: span.duration ?? 0,
     children: [], size: 1, error, critical: [],
   }));
   for (const row of rows) if (row.parent >= 0) rows[row.parent].children.push(row.at);
   for (let i = rows.length - 1; i >= 0; i--) if (rows[i].parent >= 0) rows[rows[i].parent].size += rows[i].size;
   criticalPath(rows);
-  const tops = rows.filter((row) => row.parent < 0);
-  return {
-    id: found.traces[0], rows, start: found.start_us, duration: found.duration_us, services: found.services, errors: found.errors,
-    /** The one span without its parent is the first: the caller sent that id along and reports nothing here. */
-    begunOutside: (tops.length === 1 || found.requests > 1) && tops[0]?.missing != null,
-  };
+  return { id: found.traces[0], rows, start: found.start_us, duration: found.duration_us, services: found.services, errors: found.errors, usedBy: found.used_by };
 }
 
 /** Marks the times in which a span, and nothing below it, was what everybody waited for: from the end of the longest top span

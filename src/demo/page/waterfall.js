@@ -2,13 +2,18 @@
 
 import { h, fill, say, plain, time, counted, colour, clock } from './dom.js';
 
-const ROW = 28;
 const SPARE = 6;
-const DEEPEST = 9;
+/** Pixels that the tree may be indented by at its deepest, and a level by at most. */
+const INDENT = 110;
+const STEP = 10;
+/** Where names stand above their bars. */
+const narrow = matchMedia('(max-width: 720px)');
 
 /** Draws a trace into `root`; `kept` is the state of the same trace's earlier drawing (a trace grows while it is open). */
 export function waterfall(root, trace, kept) {
   const state = { zoom: null, folded: new Set(), selected: null, top: 0, ...kept };
+  let ROW = narrow.matches ? 44 : 28;
+  const step = Math.min(STEP, (narrow.matches ? INDENT / 2 : INDENT) / Math.max(1, ...trace.rows.map((row) => row.depth)));
   const whole = Math.max(trace.duration, 1);
   let [from, to] = state.zoom ?? [0, whole];
   let seen = [];
@@ -27,10 +32,17 @@ export function waterfall(root, trace, kept) {
     button('Span', 'Zoom to the chosen span', () => zoomTo(selected)), button('All', 'All: show the whole trace', () => zoom(0, whole)));
   const legend = h('p', { class: 'legend' },
     trace.services.slice(0, 12).map((name) => h('span', null, h('span', { class: 'dot', 'data-c': colour(name) }), plain(name, 40))),
+    trace.services.length > 12 && h('span', null, `and ${trace.services.length - 12} more`),
+    trace.rows.some((row) => row.span.kind === 'SERVER') && h('span', null, h('span', { class: 'swatch server' }), 'filled: a service at work'),
+    trace.rows.some((row) => row.span.kind === 'CLIENT') && h('span', null, h('span', { class: 'swatch client' }), 'pale: a call, as its caller saw it'),
     h('span', null, h('span', { class: 'swatch crit' }), 'critical path: what the request waited for'),
     trace.errors > 0 && h('span', null, h('span', { class: 'swatch err' }), 'failed'));
   const keys = h('p', { class: 'hint keys' }, 'Keys: ↑ ↓ choose, ← → fold and unfold, + − zoom, Enter zoom to the span, 0 all, [ ] move along.');
-  fill(root, legend, h('div', { class: 'head' }, tools, scale), tree, keys, details);
+  const above = h('button', { type: 'button', class: 'beyond', tabindex: '-1', hidden: true, onclick: () => { tree.scrollTop -= tree.clientHeight - ROW; } });
+  const below = h('button', { type: 'button', class: 'beyond', tabindex: '-1', hidden: true, onclick: () => { tree.scrollTop += tree.clientHeight - ROW; } });
+  const range = h('span', { class: 'hint range' });
+  tools.append(range);
+  fill(root, legend, h('div', { class: 'head' }, tools, scale), above, tree, below, keys, details);
 
   function visible() {
     seen = [];
@@ -40,6 +52,7 @@ export function waterfall(root, trace, kept) {
     }
     spacer.style.height = `${seen.length * ROW}px`;
     tree.style.setProperty('--rows', seen.length);
+    tree.style.setProperty('--row', `${ROW}px`);
   }
 
   const percent = (us) => ((us - from) / (to - from)) * 100;
@@ -52,21 +65,18 @@ export function waterfall(root, trace, kept) {
     return el;
   }
 
-  // A caller that sends ids and reports no spans leaves just one span without its parent: nothing is wrong with that.
-  const odd = (row) => row.missing && !trace.begunOutside;
-
   function make(i) {
     const row = trace.rows[i];
     const folded = state.folded.has(key(row));
-    const what = plain(row.span.name ?? 'no name', 80);
     const kind = row.span.kind?.toLowerCase() ?? 'internal';
+    const what = `${kind === 'client' ? 'calls ' : ''}${plain(row.label, 80)}`;
     const label = [plain(row.service || 'unnamed', 60), what, kind, row.start == null ? 'without a time' : `${time(row.duration)}, begins at ${time(row.start)}`,
-      row.error && 'failed', row.critical.length && 'on the critical path', odd(row) && 'its parent is missing'].filter(Boolean).join(', ');
+      row.error && 'failed', row.critical.length && 'on the critical path', row.orphan && 'its parent is missing'].filter(Boolean).join(', ');
     const fold = h('span', { class: row.children.length ? 'fold' : 'fold none', onclick: (event) => { if (row.children.length) { event.stopPropagation(); choose(i); toggle(i); } } }, row.children.length ? (folded ? '▸' : '▾') : '');
     const name = h('span', { class: 'name', 'aria-hidden': 'true' }, fold, h('span', { class: 'dot', 'data-c': colour(row.service) }),
-      (row.error || odd(row)) && h('span', { class: 'mark', title: row.error ? 'failed' : 'its parent is missing' }, row.error ? '!' : '?'),
-      h('b', null, plain(row.service || 'unnamed', 60)), h('span', { class: 'what' }, ` ${what} · ${kind}`), folded && h('span', { class: 'more' }, ` +${row.size - 1}`));
-    name.style.paddingLeft = `${Math.min(row.depth, DEEPEST) * 10 + 4}px`;
+      (row.error || row.orphan) && h('span', { class: 'mark', title: row.error ? 'failed' : 'its parent is missing' }, row.error ? '!' : '?'),
+      h('b', null, plain(row.service || 'unnamed', 60)), h('span', { class: 'what' }, ` ${what}${kind === 'server' || kind === 'client' ? '' : ` · ${kind}`}`), folded && h('span', { class: 'more' }, ` +${row.size - 1}`));
+    name.style.paddingLeft = `${row.depth * step + 4}px`;
     const lane = h('span', { class: 'lane', 'aria-hidden': 'true' });
     if (row.start != null) {
       const end = row.start + row.duration;
@@ -79,6 +89,7 @@ export function waterfall(root, trace, kept) {
       else if (left > 18) took.style.right = `calc(${100 - Math.min(left, 100)}% + 6px)`;
       else { took.style.right = `calc(${Math.max(0, 100 - right)}% + 6px)`; took.classList.add('inside'); }
       if (right >= 0 && left <= 100) lane.append(took);
+      else lane.append(h('span', { class: `outside ${right < 0 ? 'before' : 'after'}`, title: 'outside of what is shown' }, right < 0 ? `◂ ${time(row.duration)}` : `${time(row.duration)} ▸`));
     }
     return h('div', {
       class: `row ${i === selected ? 'on' : ''}`, id: `span-${i}`, role: 'treeitem', 'aria-level': row.depth + 1,
@@ -102,6 +113,12 @@ export function waterfall(root, trace, kept) {
       el.style.top = `${n * ROW}px`;
       drawn.set(i, el);
       spacer.append(el);
+    }
+    const hidden = [Math.floor(tree.scrollTop / ROW + 0.5), seen.length - Math.ceil((tree.scrollTop + height) / ROW - 0.5)];
+    for (const [el, count, arrow, where] of [[above, hidden[0], '▴', 'above'], [below, hidden[1], '▾', 'below']]) {
+      el.hidden = seen.length * ROW <= height + 4;
+      say(el, count > 0 ? `${arrow} ${counted(count, 'more span')} ${where}` : where === 'above' ? 'the first span' : 'the last span');
+      el.disabled = count <= 0;
     }
     if (drawn.has(selected)) tree.setAttribute('aria-activedescendant', `span-${selected}`);
     else tree.removeAttribute('aria-activedescendant');
@@ -130,6 +147,7 @@ export function waterfall(root, trace, kept) {
     state.zoom = from === 0 && to === whole ? null : [from, to];
     ruler();
     draw(true);
+    say(range, state.zoom ? `${time(from)} to ${time(to)} of ${time(whole)}` : '');
   }
 
   function zoomBy(factor) {
@@ -217,7 +235,12 @@ export function waterfall(root, trace, kept) {
     scale.addEventListener('pointercancel', end, { once: true });
   });
 
-  const resized = new ResizeObserver(() => { ruler(); draw(true); });
+  const resized = new ResizeObserver(() => {
+    ROW = narrow.matches ? 44 : 28;
+    visible();
+    ruler();
+    draw(true);
+  });
   resized.observe(tree);
 
   visible();
@@ -241,6 +264,7 @@ function attributes(el, trace, row) {
   const end = (e) => e && [e.serviceName, [e.ipv4 ?? (e.ipv6 && `[${e.ipv6}]`), e.port].filter(Boolean).join(':')].filter(Boolean).join(' at ');
   const parent = row.parent >= 0 ? trace.rows[row.parent] : null;
   const facts = [
+    ['name', s.name && s.name !== row.label ? s.name : null],
     ['span id', s.id],
     ['parent id', s.parentId ? `${s.parentId}${row.missing ? ' (not in this trace)' : parent ? ` (${parent.service} ${parent.span.kind?.toLowerCase() ?? ''})` : ''}` : 'none: the trace began here'],
     ['began', row.start == null ? 'it does not say' : `${time(row.start)} after the trace, at ${clock(s.timestamp)}`],
@@ -255,7 +279,7 @@ function attributes(el, trace, row) {
     Object.entries(link.tags ?? {}).map(([name, value]) => h('span', { class: 'hint' }, ` ${plain(name, 80)}: ${plain(value, 300)}`))));
   const table = (list) => h('dl', { class: 'facts' }, list.map(([name, value]) => h('div', null, h('dt', null, plain(name, 80)), h('dd', null, plain(value, 2000)))));
   const folded = el.querySelector('details')?.open === false;
-  fill(el, h('h3', null, h('span', { class: 'dot', 'data-c': colour(row.service) }), ` ${plain(row.service || 'unnamed', 60)}: ${plain(s.name ?? 'no name', 120)}`, row.error && h('strong', { class: 'flag' }, ' failed')),
+  fill(el, h('h3', null, h('span', { class: 'dot', 'data-c': colour(row.service) }), ` ${plain(row.service || 'unnamed', 60)}: ${plain(row.label, 120)}`, row.error && h('strong', { class: 'flag' }, ' failed')),
     h('p', { class: 'hint' }, explain(s)),
     h('details', { open: !folded }, h('summary', null, `What the span says: ${counted(facts.length + tags.length + events.length + links.length, 'entry', 'entries')}`),
       table(facts), tags.length > 0 && table(tags), events.length > 0 && table(events),

@@ -9,15 +9,16 @@ use std::time::{Duration, Instant};
 use tokio::sync::broadcast;
 
 use crate::demo::access::Access;
-use crate::demo::control::state::{DemoState, Sender, SentRequest, trace_ids};
+use crate::demo::control::exchanges::Sender;
+use crate::demo::control::seams::seams;
+use crate::demo::control::state::{DemoState, Sent, trace_ids};
 use crate::demo::store::Limits;
 use crate::demo::terminal::{Style, render, render_rows, render_verdict, sent_headers};
-use crate::hop::reply::Tree;
 use crate::net::addresses::reachable;
 use crate::telemetry::client_tracing::ClientTracer;
 use crate::telemetry::ids;
 use crate::telemetry::line_writer::LineWriter;
-use crate::trace_context::{Context, HeaderFamily, Sampling, TraceBreak};
+use crate::trace_context::{Context, HeaderFamily, Sampling};
 use crate::traces::{Caller, ExpectedTrace, Trace, TraceId, Verdict};
 
 /// A trace without new spans for this long is drawn, complete or not.
@@ -83,16 +84,16 @@ impl Printer {
     }
 
     /// Sends the demo's own request, and says what has to arrive. With `--report-spans` it begins the trace.
-    async fn first_request(&self) -> (SentRequest, ExpectedTrace) {
+    async fn first_request(&self) -> (Sent, ExpectedTrace) {
         let Some(tracer) = &self.tracer else {
-            return (self.state.send(Sender::Demo, http::HeaderMap::new()).await.0, self.expected.clone());
+            return (self.state.send(Sender::Demo, http::HeaderMap::new()).await, self.expected.clone());
         };
         let (trace_id, span_id) = (ids::trace_id(), ids::span_id());
         let context =
             Context { trace_id, short_trace_id: false, random: false, span_id, parent_id: None, sampling: Sampling::Sample };
         let headers = HeaderFamily::ALL.into_iter().flat_map(|family| family.write(&context)).collect();
         let span = tracer.begin(&context, &self.state.front());
-        let (exchange, _) = self.state.send(Sender::Demo, headers).await;
+        let exchange = self.state.send(Sender::Demo, headers).await;
         match exchange.status {
             Some(status) => span.answered(status),
             None => span.failed("no_answer"),
@@ -111,7 +112,8 @@ impl Printer {
         if !quiet {
             self.print(&format!("$ curl {url}\n{}\n", reply.to_text()));
         }
-        let expected = ExpectedTrace { failure: reply.failure(), ..expected };
+        let broken = seams(&reply).into_iter().filter(|seam| seam.broken);
+        let expected = ExpectedTrace { failure: reply.failure(), breaks: broken.map(|seam| seam.text).collect(), ..expected };
         let ids = trace_ids(&reply);
         let deadline = Instant::now() + FIRST_TRACE;
         let load = || -> Vec<Trace> { ids.iter().filter_map(|id| self.state.store.tree(*id)).collect() };
@@ -132,9 +134,6 @@ impl Printer {
             self.print(&format!("{}\n", render(trace, &sent_headers(trace, &reply), &self.style)));
         }
         self.print(&render_verdict(&verdict, &self.style));
-        for text in trace_breaks(&reply) {
-            self.print(&format!("  - {text}\n"));
-        }
         self.print("\n");
         verdict.whole
     }
@@ -201,64 +200,5 @@ impl Printer {
                 drawn.retain(|id, _| known.contains(id));
             }
         }
-    }
-}
-
-/// A sentence for each call whose two ends are in different traces.
-fn trace_breaks(reply: &Tree) -> Vec<String> {
-    let names = |families: Vec<HeaderFamily>| families.into_iter().map(HeaderFamily::header).collect::<Vec<_>>().join(", ");
-    let mut found = Vec::new();
-    for call in &reply.upstreams {
-        let Some(below) = &call.reply else { continue };
-        if below.trace_id != reply.trace_id {
-            let (caller, callee) = (&reply.service, &below.service);
-            let between = format!("It broke between {caller} and {callee}:");
-            found.push(match TraceBreak::between(&call.sent, &below.received) {
-                TraceBreak::NotSent => format!("{between} {caller} sent none of {}.", names(HeaderFamily::ALL.to_vec())),
-                TraceBreak::NotReceived { sent, invalid } => {
-                    let got = if invalid { "got it invalid" } else { "never got it" };
-                    format!("{between} {caller} sent {}, {callee} {got}.", names(sent))
-                }
-                TraceBreak::Replaced(received) => format!("{between} {callee} got another trace in {}.", names(received)),
-                TraceBreak::NotContinued(received) => {
-                    format!("It broke at {callee}: it received {} and did not continue that trace.", names(received))
-                }
-            });
-        }
-        found.extend(trace_breaks(below));
-    }
-    found
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_hop_is_not_blamed_for_a_context_that_it_never_got_or_got_invalid_or_replaced() {
-        const VALID: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
-        let hop = |service: &str, trace: &str, received: serde_json::Value, upstreams: serde_json::Value| {
-            serde_json::json!({"service": service, "version": "v1", "lane": "base", "hostname": "h", "message": "", "path": "/",
-                "status": 200, "started_at": "2026-01-02T03:04:05.678901Z", "duration_ms": 1.0, "request_id": "r",
-                "trace_id": trace, "span_id": null, "parent_span_id": null, "sampled": true, "propagation": "continue",
-                "received": received, "client": {"ip": "127.0.0.1", "identity": null}, "attempt": 1, "injected": null,
-                "upstreams": upstreams})
-        };
-        let said = |sent: serde_json::Value, received: serde_json::Value| {
-            let below = hop("service2", "11111111111111111111111111111111", received, serde_json::json!([]));
-            let calls = serde_json::json!([{"url": "http://service2", "status": 200, "duration_ms": 1.0, "error": null,
-                "sent": sent, "reply": below}]);
-            let front = hop("service1", "4bf92f3577b34da6a3ce929d0e0e4736", serde_json::json!({}), calls);
-            trace_breaks(&Tree::parse(front.to_string().as_bytes()).unwrap()).remove(0)
-        };
-        let w3c = |value: &str| serde_json::json!({"traceparent": [value]});
-        let none = serde_json::json!({});
-        assert!(said(none.clone(), none.clone()).contains("service1 sent none of"));
-        assert!(said(w3c(VALID), none).ends_with("service1 sent traceparent, service2 never got it."));
-        let invalid = said(w3c(VALID), w3c(&format!("{VALID}-extra")));
-        assert!(invalid.ends_with("service1 sent traceparent, service2 got it invalid."), "{invalid}");
-        assert!(said(w3c(VALID), w3c(VALID)).starts_with("It broke at service2"));
-        let replaced = said(w3c(VALID), w3c("00-11111111111111111111111111111111-00f067aa0ba902b7-01"));
-        assert_eq!(replaced, "It broke between service1 and service2: service2 got another trace in traceparent.");
     }
 }

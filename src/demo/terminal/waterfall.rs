@@ -41,7 +41,7 @@ impl Layout {
         let rails = (deepest * step).min(most / 2);
         let needed = rows.iter().map(|row| {
             let name = display_width(&clean(row.span.name.as_deref().unwrap_or_default(), most, style.unicode));
-            let orphan = if row.missing_parent.is_some() { 2 } else { 0 };
+            let orphan = if trace.is_orphan(row) { 2 } else { 0 };
             (row.depth * step).min(rails) + display_width(&service_of(row, most, style.unicode)) + 1 + name + orphan
         });
         let label = needed.max().unwrap_or(0).clamp(12, most);
@@ -171,9 +171,6 @@ fn head(canvas: &mut Canvas<'_>, trace: &Trace) {
         line.put(DIM, dot).put(WARN, &counted(trace.orphans(), "orphan"));
     }
     canvas.end(line);
-    if trace.requests() > 1 {
-        canvas.one(WARN, &format!("{} requests used this trace id.", trace.requests()));
-    }
 }
 
 /// Whether a span is what `check` or the demo reports of its own request.
@@ -198,7 +195,10 @@ fn rows(canvas: &mut Canvas<'_>, trace: &Trace, colour: &dyn Fn(&PlacedSpan) -> 
     if trace.dropped() > 0 {
         canvas.one(WARN, &format!("The store cut this trace: {} reports of spans were not kept.", trace.dropped()));
     }
-    for row in shown.iter().filter(|row| row.missing_parent.is_some()).take(5) {
+    for note in trace.notes() {
+        canvas.paragraph("", "", &clean(&note, usize::MAX, style.unicode));
+    }
+    for row in shown.iter().filter(|row| trace.is_orphan(row)).take(5) {
         let parent = row.missing_parent.map(|id| id.to_string()).unwrap_or_default();
         let why = if trace.names_descendant(row) {
             "That span stands below it: the two name each other."
@@ -233,7 +233,7 @@ fn span_line(canvas: &mut Canvas<'_>, trace: &Trace, row: &PlacedSpan, rails: &s
     let style = canvas.style;
     let mut line = canvas.line();
     line.put(DIM, rails);
-    if row.missing_parent.is_some() {
+    if trace.is_orphan(row) {
         line.put(WARN, "? ");
     }
     let room = layout.label.saturating_sub(line.width);
