@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
@@ -53,6 +54,10 @@ pub(super) async fn load(args: &DoctorArgs) -> Result<Loaded, LoadError> {
         sources.push(backend.name());
     }
     let mut traces = grouped(spans);
+    if args.traces.is_some() {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        traces = whole(traces, u64::try_from(now.as_micros()).unwrap_or(u64::MAX));
+    }
     if let Some(service) = &args.service {
         traces.retain(|trace| trace.services().iter().any(|name| name.eq_ignore_ascii_case(service)));
     }
@@ -60,6 +65,20 @@ pub(super) async fn load(args: &DoctorArgs) -> Result<Loaded, LoadError> {
     traces.sort_by_key(|trace| std::cmp::Reverse(trace.start_us()));
     traces.truncate(args.limit as usize);
     Ok(Loaded { traces, source: sources.join(", ") })
+}
+
+/// Without those that are still being reported: a span is reported when it ends, so what is around it comes after what is in it. Where
+/// nothing older is there to judge by, they stay.
+fn whole(mut traces: Vec<Trace>, now_us: u64) -> Vec<Trace> {
+    const SETTLED_US: u64 = 15_000_000;
+    const ENOUGH: usize = 20;
+    let ended = |span: &Span| span.timestamp.unwrap_or(0) + span.duration.unwrap_or(0);
+    let is_young = |trace: &Trace| trace.rows().iter().any(|row| ended(&row.span) + SETTLED_US > now_us);
+    let is_torn = |trace: &Trace| trace.rows().iter().any(|row| row.span.parent_id.is_some() && row.parent.is_none());
+    if traces.iter().filter(|trace| !is_young(trace)).count() >= ENOUGH {
+        traces.retain(|trace| !(is_young(trace) && is_torn(trace)));
+    }
+    traces
 }
 
 fn read_file(path: &Path) -> Result<Vec<u8>, String> {
@@ -140,4 +159,31 @@ fn grouped(spans: Vec<Span>) -> Vec<Trace> {
     }
     let spans = order.into_iter().filter_map(|id| traces.remove(&id));
     spans.filter_map(|(spans, _)| Trace::new(spans.into_iter().map(Arc::new).collect())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A trace of one span whose parent is not there, or is itself the first.
+    fn trace(n: usize, ended_us: u64, is_torn: bool) -> Trace {
+        let parent = if is_torn { r#""parentId":"00000000000000aa","# } else { "" };
+        let span = format!(
+            r#"[{{"traceId":"{:032x}","id":"{:016x}",{parent}"kind":"SERVER","timestamp":{},"duration":1000,"localEndpoint":{{"serviceName":"a"}}}}]"#,
+            n + 1,
+            n + 1,
+            ended_us - 1000
+        );
+        grouped(parse(span.as_bytes()).unwrap()).remove(0)
+    }
+
+    #[test]
+    fn traces_that_are_still_being_reported_are_left_out_where_others_are_there() {
+        const NOW: u64 = 1_700_000_000_000_000;
+        let old = |n| trace(n, NOW - 60_000_000, n % 2 == 0);
+        let young = [trace(100, NOW - 1_000_000, true), trace(101, NOW - 1_000_000, false)];
+        let of = |count: usize| whole((0..count).map(old).chain(young.clone()).collect(), NOW).len();
+        assert_eq!(of(20), 21, "the torn one of the young ones is left out, the torn ones that are old are not");
+        assert_eq!(of(19), 21, "too few to judge by without it");
+    }
 }

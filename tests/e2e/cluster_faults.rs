@@ -156,7 +156,8 @@ fn nobodys_address() -> String {
 #[derive(Default)]
 struct Applied {
     replaced: Vec<Value>,
-    created: Vec<String>,
+    /// Kind and name, and the namespace.
+    created: Vec<(String, String)>,
 }
 
 impl Applied {
@@ -175,13 +176,11 @@ impl Applied {
         }
         for object in fault["apply"].as_array().into_iter().flatten() {
             let object: Value = serde_json::from_str(&object.to_string().replace("NOBODY", &nobodys_address())).unwrap();
-            kubectl(&["apply", "-f", "-"], Some(&object));
-            let group = text(&object, "apiVersion").split('/').next().unwrap();
-            applied.created.push(format!(
-                "{}.{group}/{}",
-                text(&object, "kind").to_lowercase(),
-                text(&object["metadata"], "name")
-            ));
+            let (metadata, group) = (&object["metadata"], text(&object, "apiVersion").split('/').next().unwrap());
+            let namespace = text(metadata, "namespace").to_owned();
+            kubectl(&["apply", "-n", &namespace, "-f", "-"], Some(&object));
+            let title = format!("{}.{group}/{}", text(&object, "kind").to_lowercase(), text(metadata, "name"));
+            applied.created.push((title, namespace));
         }
         for name in texts(fault, "restart") {
             kubectl(&["rollout", "restart", "deployment", name], None);
@@ -193,8 +192,8 @@ impl Applied {
     }
 
     fn undo(self) {
-        for name in &self.created {
-            kubectl(&["delete", name], None);
+        for (title, namespace) in &self.created {
+            kubectl(&["delete", "-n", namespace, title], None);
         }
         for object in &self.replaced {
             kubectl(&["replace", "-n", text(&object["metadata"], "namespace"), "-f", "-"], Some(object));

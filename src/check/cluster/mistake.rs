@@ -20,6 +20,8 @@ pub(crate) enum Symptom {
     Slow,
     /// More requests than a limit lets pass.
     Overload,
+    /// Somebody answered, and does not know the path.
+    NotFound,
     /// No pod to send it to.
     NoPod,
     /// Denied by a policy.
@@ -45,8 +47,8 @@ pub(crate) enum Symptom {
 }
 
 use Symptom::{
-    Answer, Certificate, Connection, Denied, Headers, Identity, Lanes, NoPod, Overload, Proxies, Redirect, Retries, Sampling,
-    Slow, Spans, Split,
+    Answer, Certificate, Connection, Denied, Headers, Identity, Lanes, NoPod, NotFound, Overload, Proxies, Redirect, Retries,
+    Sampling, Slow, Spans, Split,
 };
 
 /// A call that leaves the mesh shows in every way.
@@ -82,6 +84,7 @@ fn symptoms(finding: &Finding) -> Vec<Symptom> {
             (Slow, &["504", "in time", "timed out", "slower", "gave up", "timeout"][..]),
             (Overload, &["overflow", "429", "circuit breaker", "limit"][..]),
             (NoPod, &["no healthy upstream", "no pod", "UH"][..]),
+            (NotFound, &["404"]),
             (Denied, &["403", "401", "RBAC", "denie"][..]),
             (Retries, &["retried", "attempt"][..]),
         ];

@@ -13,6 +13,7 @@ use crate::check::cluster::snapshot::{ROOT_NAMESPACE, Snapshot};
 use crate::check::envoy::suggestions::name_of;
 use crate::hop::reply::Tree;
 use crate::net::hosts::host_of;
+use crate::values::service_number;
 
 /// A server of a Gateway: which of `spec.servers` it is.
 pub(crate) type Server<'a> = (&'a Object, usize, &'a Value);
@@ -407,8 +408,14 @@ pub(crate) fn bare_host(pattern: &str) -> &str {
     pattern.split_once('/').map_or(pattern, |(_, host)| host)
 }
 
+/// Whether a hop answers this path as a part of the chain.
+pub(crate) fn is_of_chain(path: &str) -> bool {
+    let digits = path.strip_prefix("/hello").unwrap_or(path).strip_prefix("/service");
+    digits.is_some_and(|digits| service_number(digits).is_some())
+}
+
 /// The path behind `rewrite.uri`, which replaces what `match.uri` names.
-fn rewritten(rule: &Value, path: &str) -> Option<String> {
+pub(crate) fn rewritten(rule: &Value, path: &str) -> Option<String> {
     let uri = at(rule, "/rewrite/uri").as_str()?;
     let prefixes = list(rule, "/match").iter().filter_map(|one| at(one, "/uri/prefix").as_str());
     let prefix = prefixes.filter(|prefix| path.starts_with(prefix)).max_by_key(|prefix| prefix.len());

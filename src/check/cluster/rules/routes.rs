@@ -3,9 +3,11 @@
 use serde_json::Value;
 
 use crate::check::cluster::mistake::Mistake;
-use crate::check::cluster::mistake::Symptom::{Answer, Headers, Identity, Redirect, Retries, Sampling, Slow, Spans, Split};
+use crate::check::cluster::mistake::Symptom::{
+    Answer, Headers, Identity, NotFound, Redirect, Retries, Sampling, Slow, Spans, Split,
+};
 use crate::check::cluster::object::{Object, at, covers, full_host, list, number, seconds, text, texts};
-use crate::check::cluster::path::{Front, Hop, Path, bare_host};
+use crate::check::cluster::path::{Front, Hop, Path, bare_host, is_of_chain, rewritten};
 use crate::check::cluster::routing::{Choice, is_bound, is_visible, names_host};
 
 pub(super) fn mistakes(path: &Path<'_>) -> Vec<Mistake> {
@@ -197,6 +199,8 @@ fn of_rule(path: &Path<'_>, hop: &Hop<'_>, choice: &Choice<'_>) -> Vec<Mistake> 
     if let Some(front) = path.front.as_ref().filter(|_| hop.caller.is_none()) {
         out.extend(rewrite(path, hop, choice));
         out.extend(foreign_hosts(front, object.namespace(), &path.host));
+    } else {
+        out.extend(rewrite_between(hop, choice));
     }
     out
 }
@@ -283,11 +287,20 @@ pub(super) fn is_traced(name: &str) -> bool {
     matches!(name.as_str(), "traceparent" | "tracestate" | "b3" | "baggage" | "x-request-id") || name.starts_with("x-b3-")
 }
 
+/// The path as it reaches a hop behind another: a rewrite may lead away from the chain.
+fn rewrite_between(hop: &Hop<'_>, choice: &Choice<'_>) -> Option<Mistake> {
+    let uri = at(choice.rule, "/rewrite/uri").as_str()?;
+    let reaches = rewritten(choice.rule, &hop.call.path)?;
+    if hop.answered || hop.is_foreign || is_of_chain(&reaches) {
+        return None;
+    }
+    let says = format!("is {uri}: {} is asked for {reaches}, which is no path of the chain (/service<N>)", hop.name);
+    Some(Mistake::new(choice.object, choice.field("rewrite.uri"), says, &[NotFound]))
+}
+
 /// The path as it reaches the first hop: `/service<N>` is the chain, and a rewrite may miss it.
 fn rewrite(path: &Path<'_>, hop: &Hop<'_>, choice: &Choice<'_>) -> Option<Mistake> {
-    let reaches = hop.call.path.trim_start_matches("/hello");
-    let digits = reaches.strip_prefix("/service").unwrap_or("none");
-    if hop.answered || crate::values::service_number(digits).is_some() {
+    if hop.answered || is_of_chain(&hop.call.path) {
         return None;
     }
     let says = match at(choice.rule, "/rewrite/uri").as_str() {

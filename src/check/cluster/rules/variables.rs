@@ -3,7 +3,7 @@
 use crate::check::cluster::mistake::Mistake;
 use crate::check::cluster::mistake::Symptom::{self, Answer, Headers, Overload, Retries, Sampling, Slow, Spans, Split};
 use crate::check::cluster::object::{at, number, seconds, service_of};
-use crate::check::cluster::path::{Hop, Path, env, envs};
+use crate::check::cluster::path::{Hop, Path, env, envs, is_of_chain};
 
 /// A variable, when it is a mistake, and what it does. The value stands in front.
 struct Rule {
@@ -78,6 +78,7 @@ pub(super) fn mistakes(path: &Path<'_>) -> Vec<Mistake> {
         out.extend(collector(path, hop));
         out.extend(upstream(hop));
     }
+    out.extend(path.hops.iter().filter_map(|hop| called_path(path, hop)));
     out
 }
 
@@ -105,6 +106,19 @@ fn collector(path: &Path<'_>, hop: &Hop<'_>) -> Option<Mistake> {
         }
     };
     Some(Mistake::new(object, field, says, &[Spans]).hop(hop))
+}
+
+/// The path in the caller's `UPSTREAM`.
+fn called_path(path: &Path<'_>, hop: &Hop<'_>) -> Option<Mistake> {
+    let caller = path.hops.get(hop.caller?).filter(|caller| !caller.is_foreign)?;
+    let (object, field, value) = env(caller, "UPSTREAM")?;
+    let called = hop.call.path.as_str();
+    // Without a path it is the chain's own.
+    if hop.answered || hop.is_foreign || matches!(called, "" | "/") || is_of_chain(called) {
+        return None;
+    }
+    let says = format!("is {value}: {} is asked for {called}, which is no path of the chain (/service<N>)", hop.name);
+    Some(Mistake::new(object, field, says, &[Symptom::NotFound]).seam(path, hop))
 }
 
 /// A chain that is shorter, longer or other than expected is what `UPSTREAM` makes it.

@@ -74,6 +74,9 @@ fn pods(path: &Path<'_>, hop: &Hop<'_>, service: &Object) -> Vec<Mistake> {
         let says = format!("is {}, which no pod has: those of {} have {has}", labels_text(selector), deployment.title());
         return vec![Mistake::new(service, "spec.selector", says, &[Answer, NoPod])];
     }
+    if let Some(refused) = hop.deployments.iter().find_map(|deployment| refused(deployment)).filter(|_| chosen.is_empty()) {
+        return vec![refused];
+    }
     if chosen.is_empty() && hop.deployments.is_empty() && selector.is_object() && path.snapshot.knows("pods") {
         return vec![Mistake::new(
             service,
@@ -85,6 +88,25 @@ fn pods(path: &Path<'_>, hop: &Hop<'_>, service: &Object) -> Vec<Mistake> {
     let mut out = named_target(hop, service);
     out.extend(hop.deployments.iter().filter_map(|deployment| trouble(hop, deployment)));
     out
+}
+
+/// The API server refuses the pods of a Deployment.
+fn refused(deployment: &Object) -> Option<Mistake> {
+    let conditions = deployment.list("/status/conditions").iter();
+    let condition = conditions
+        .into_iter()
+        .find(|condition| text(condition, "/type") == "ReplicaFailure" && text(condition, "/status") == "True")?;
+    let message = text(condition, "/message");
+    let field = if message.contains("service account") {
+        "spec.template.spec.serviceAccountName"
+    } else if message.contains("violates PodSecurity") {
+        "spec.template.spec.securityContext"
+    } else if message.contains("quota") || message.contains("LimitRange") || message.contains("per Container is") {
+        "spec.template.spec.containers[0].resources"
+    } else {
+        "spec.template.spec"
+    };
+    Some(Mistake::new(deployment, field, format!("lets no pod be made: {message}"), &[Answer, NoPod]))
 }
 
 fn is_chosen(selector: &Value, deployment: &Object) -> bool {

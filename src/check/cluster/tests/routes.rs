@@ -56,6 +56,12 @@ fn routes_between_hops_are_named_with_their_field() {
     let removed = fail(CheckId::PropagationW3c, "lost").seam("service1", "service2", None);
     assert_names(vec![
         (
+            vec![Set("VirtualService service2", "/spec/http/0/rewrite", json!({"uri": "/stock"}))],
+            call(1, "got 404: There is no such path here"),
+            second,
+            "spec.http[0].rewrite.uri",
+        ),
+        (
             vec![Set(
                 "VirtualService service2",
                 "/spec/http/0/fault",

@@ -72,6 +72,37 @@ fn services_and_pods_are_named_with_their_field() {
 }
 
 #[test]
+fn a_deployment_whose_pods_are_refused_says_why_itself() {
+    let (deployment, gone) = ("Deployment shop/service2", "no healthy upstream");
+    let refused = |message: &str| {
+        let condition = json!([{"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": message}]);
+        vec![Remove("Pod service2-7d4b9c6f5-x2x5z"), Set("Deployment service2", "/status/conditions", condition)]
+    };
+    assert_names(vec![
+        (
+            refused(
+                "pods \"service2-x-\" is forbidden: error looking up service account shop/servce2: serviceaccount \"servce2\" not found",
+            ),
+            call(1, gone),
+            deployment,
+            "spec.template.spec.serviceAccountName",
+        ),
+        (
+            refused("pods \"service2-x\" is forbidden: exceeded quota: small"),
+            call(1, gone),
+            deployment,
+            "spec.template.spec.containers[0].resources",
+        ),
+        (
+            refused("pods \"service2-x\" is forbidden: violates PodSecurity \"restricted:latest\": privileged"),
+            call(1, gone),
+            deployment,
+            "spec.template.spec.securityContext",
+        ),
+    ]);
+}
+
+#[test]
 fn variables_are_named_with_their_field() {
     let (deployment, caller) = ("Deployment shop/service2", "Deployment shop/service1");
     let upstream = "spec.template.spec.containers[0].env[UPSTREAM]";
@@ -100,6 +131,7 @@ fn variables_are_named_with_their_field() {
             caller,
             upstream,
         ),
+        (up("http://service2/stock"), call(1, "got 404: There is no such path here"), caller, upstream),
         (
             up("http://service3/service3"),
             fail(CheckId::ChainOrder, "Expected service2").seam("service1", "service2", None),
