@@ -1,15 +1,20 @@
 //! What a collector answers, and what becomes of the spans: every one is exported, dropped for a reason, or queued.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use httpserver::server::shutdown::Stop;
 use httpserver::telemetry::export::{Exporter, OtlpOptions, OtlpProtocol, Signal};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
 
+use crate::common::http2::{Frame, literal};
 use crate::common::ports::free_addr;
-use crate::common::{Hop, InProcess, Mood, Samples, Sink, Upstream, answer, eventually, exchange};
+use crate::common::{Hop, InProcess, Mood, Samples, Sink, Upstream, answer, eventually, exchange, export_env};
 use crate::tls::{Authority, Files, authority, issued};
 
 /// The sinks of OTLP, by transport.
@@ -415,5 +420,68 @@ async fn a_collector_over_grpc_that_cannot_be_reached_is_named_with_the_cause_an
         })
         .await;
         assert_eq!((counted(&hop).await.exported, lines(&hop, "s3cret").len()), (0.0, 0), "{endpoint}");
+    }
+}
+
+/// A collector that answers with interim answers without end, and how many of its connections have ended.
+async fn endless_interim_answers(is_grpc: bool) -> (SocketAddr, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let ended = Arc::new(AtomicUsize::new(0));
+    let count = ended.clone();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let count = count.clone();
+            tokio::spawn(async move {
+                let early = Frame::bytes(Frame::HEADERS, Frame::END_HEADERS, 1, &literal(":status", "103"));
+                let (first, endless) = match is_grpc {
+                    true => (Frame::bytes(Frame::SETTINGS, 0, 0, &[]), early),
+                    false => (Vec::new(), b"HTTP/1.1 103 Early Hints\r\n\r\n".to_vec()),
+                };
+                let (mut input, mut output) = stream.split();
+                let write = async {
+                    let _ = output.write_all(&first).await;
+                    // As much as a client sends before it reads.
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    let endless = endless.repeat(100);
+                    while output.write_all(&endless).await.is_ok() {
+                        // What a build without optimisations parses in time.
+                        tokio::time::sleep(Duration::from_millis(1)).await;
+                    }
+                };
+                let mut bytes = vec![0; 1 << 16];
+                let read = async { while input.read(&mut bytes).await.is_ok_and(|read| read > 0) {} };
+                tokio::select! {
+                    () = write => {}
+                    () = read => {}
+                }
+                count.fetch_add(1, Ordering::Relaxed);
+            });
+        }
+    });
+    (addr, ended)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_collector_that_sends_interim_answers_without_end_has_the_timeout_and_holds_nothing() {
+    for exporter in OTLP {
+        let (addr, ended) = endless_interim_answers(exporter == "grpc").await;
+        let env = export_env(exporter, addr);
+        let mut env: Vec<_> = env.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        env.push(("OTEL_EXPORTER_OTLP_TIMEOUT", "300"));
+        let mut hop = Hop::start(&["--flush-timeout", "1s"], &env);
+        assert_eq!(hop.get("/hello", &[]).await.status, 200);
+        eventually(&format!("{exporter} gives up its connections"), || async {
+            assert_eq!(hop.get("/hello", &[]).await.status, 200);
+            (ended.load(Ordering::Relaxed) >= 2).then_some(())
+        })
+        .await;
+        let line = eventually("it is named", || async { lines(&hop, "is unavailable; retrying").pop() }).await;
+        assert!(line.contains(&addr.to_string()), "{line}");
+        let counts = counted(&hop).await;
+        assert_eq!((counts.exported, counts.rejected), (0.0, 0.0), "{exporter}");
+        hop.signal("INT");
+        assert!(hop.ended().success(), "{exporter}");
+        assert_eq!(lines(&hop, "spans were not handed over").len(), 1, "{:#?}", hop.stderr());
     }
 }
