@@ -252,25 +252,31 @@ impl App {
             tracing::warn!(requests = requests_cut, "requests were cut off at the drain timeout");
         }
         let flush = Instant::now();
-        if let Some(records) = pipelines.log_queue() {
-            // What is logged from here on would come too late.
-            diagnostics.end(&records);
+        let records = pipelines.log_queue();
+        let last_words = |lost: Lost| {
+            if lost.spans > 0 {
+                tracing::warn!(spans = lost.spans, "spans were not handed over before the flush timeout");
+            }
+            if lost.data_points > 0 {
+                tracing::warn!(data_points = lost.data_points, "metrics were not handed over before the flush timeout");
+            }
+            tracing::info!("stopped");
+            if let Some(records) = &records {
+                // What is logged from here on would come too late.
+                diagnostics.end(records);
+            }
+        };
+        let lost = pipelines.finish(drain.flush_timeout, last_words).await;
+        if lost.log_records > 0 {
+            tracing::warn!(log_records = lost.log_records, "log records were not handed over before the flush timeout");
         }
-        let Lost { spans: spans_lost, data_points, log_records } = pipelines.finish(drain.flush_timeout).await;
-        if spans_lost > 0 {
-            tracing::warn!(spans = spans_lost, "spans were not handed over before the flush timeout");
-        }
-        if data_points + log_records > 0 {
-            tracing::warn!(data_points, log_records, "metrics and log records were not handed over before the flush timeout");
-        }
-        tracing::info!("stopped");
         if let Some(log) = &node.access_log {
             let left = drain.flush_timeout.saturating_sub(flush.elapsed());
             let lines = log.lines.clone();
             // Blocks until stdout is read, which may never happen, so not on a thread of the runtime.
             let _ = tokio::task::spawn_blocking(move || lines.flush(left)).await;
         }
-        Ended { requests_cut, spans_lost }
+        Ended { requests_cut, spans_lost: lost.spans }
     }
 }
 

@@ -6,8 +6,9 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::{OptionFuture, join, join_all};
 use tokio::sync::watch;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::delivery::Delivery;
 use super::metrics::MetricPipeline;
@@ -161,16 +162,20 @@ impl Pipelines {
         self.metrics.as_ref().map(MetricPipeline::counts)
     }
 
-    /// Exports what is left, all at the same time, for at most `timeout`.
-    pub(crate) async fn finish(self, timeout: Duration) -> Lost {
-        let spans = futures_util::future::join_all(self.spans.into_iter().map(|pipeline| pipeline.finish(timeout)));
-        let logs =
-            async { futures_util::future::OptionFuture::from(self.logs.map(|logs| logs.finish(timeout))).await.unwrap_or(0) };
-        let metrics = async {
-            futures_util::future::OptionFuture::from(self.metrics.map(|metrics| metrics.finish(timeout))).await.unwrap_or(0)
-        };
-        let (spans, log_records, data_points) = futures_util::join!(spans, logs, metrics);
-        Lost { spans: spans.iter().sum(), data_points, log_records }
+    /// Exports what is left, for at most `timeout`: spans and metrics at the same time, and at last the log records, with what
+    /// `last_words` logs about the others. Log records have what is left of the time, a quarter at least.
+    pub(crate) async fn finish(self, timeout: Duration, last_words: impl FnOnce(Lost)) -> Lost {
+        let begun = Instant::now();
+        let first = if self.logs.is_some() { timeout.mul_f64(0.75) } else { timeout };
+        let spans = join_all(self.spans.into_iter().map(|pipeline| pipeline.finish(first)));
+        let metrics = OptionFuture::from(self.metrics.map(|metrics| metrics.finish(first)));
+        let (spans, data_points) = join(spans, metrics).await;
+        let mut lost = Lost { spans: spans.iter().sum(), data_points: data_points.unwrap_or(0), log_records: 0 };
+        last_words(lost);
+        if let Some(logs) = self.logs {
+            lost.log_records = logs.finish(timeout.saturating_sub(begun.elapsed())).await;
+        }
+        lost
     }
 }
 
