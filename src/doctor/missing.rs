@@ -89,74 +89,74 @@ fn suspect(system: &System, orphan: usize, callers: &HashMap<usize, usize>) -> S
 }
 
 fn orphaned(system: &System, suspect: &Suspect, service: usize, orphans: &[usize]) -> Finding {
+    const LOST: &str = "the exporter drops spans (queue full, collector away), reports to another backend, or the process ended before its last batch was sent";
     let name = system.name(service);
     let calls = system.spans.iter().filter(|span| span.service == service && span.is(Kind::Server)).count();
-    let of = calls.max(orphans.len());
-    let count = orphans.len();
-    let parents: HashSet<Option<SpanId>> = orphans.iter().map(|at| system.spans[*at].span.parent_id).collect();
-    let mut finding = Finding {
-        id: FindingId::SpansOrphaned,
-        level: level(count, of),
-        service: name.to_owned(),
-        peer: None,
-        text: String::new(),
-        cause: "the exporter drops spans (queue full, collector away), reports to another backend, or the process ended before its last batch was sent".to_owned(),
-        next: String::new(),
-        count,
-        of,
-        traces: system.examples(orphans.iter().copied()),
-    };
-    match suspect {
-        Suspect::Silent(silent) => {
-            finding.id = FindingId::ServiceSilent;
-            finding.service = silent.to_string();
-            finding.peer = Some(name.to_owned());
-            finding.text = format!(
-                "it passes the context on to {name} and reports no span itself: {count} spans of {name} name a parent that nobody reported"
-            );
-            finding.cause = format!(
+    let (count, of) = (orphans.len(), calls.max(orphans.len()));
+    let unreported = "name a parent that nobody reported";
+    let id = if matches!(suspect, Suspect::Service(_)) { FindingId::SpansOrphaned } else { FindingId::ServiceSilent };
+    let (suspected, text, cause, next) = match suspect {
+        Suspect::Silent(silent) => (
+            silent.to_string(),
+            format!("it passes the context on to {name} and reports no span itself: {count} spans of {name} {unreported}"),
+            format!(
                 "{silent} is instrumented, and its spans go nowhere: no exporter, another collector, or reporting is disabled (Telemetry disableSpanReporting for a proxy)"
-            );
-            finding.next = format!("look at the exporter settings and the log of {silent}");
-        }
+            ),
+            format!("look at the exporter settings and the log of {silent}"),
+        ),
         Suspect::Service(other) if *other == service => {
-            finding.text =
-                format!("{count} of its own spans name a parent that it did not report ({} different ones)", parents.len());
-            finding.next = format!("look at the dropped-spans counter and the log of {name}'s exporter");
+            let parents: HashSet<Option<SpanId>> = orphans.iter().map(|at| system.spans[*at].span.parent_id).collect();
+            (
+                name.to_owned(),
+                format!("{count} of its own spans name a parent that it did not report ({} different ones)", parents.len()),
+                LOST.to_owned(),
+                format!("look at the dropped-spans counter and the log of {name}'s exporter"),
+            )
         }
         Suspect::Service(other) => {
             let caller = system.name(*other);
-            finding.service = caller.to_owned();
-            finding.peer = Some(name.to_owned());
-            finding.text = format!(
-                "{count} of {of} spans of {name} name a parent that nobody reported, and {caller} is who calls {name}: spans of {caller} are missing"
-            );
-            finding.next = format!(
-                "look at the dropped-spans counter and the log of {caller}'s exporter, and whether it passes on an id that it does not report"
-            );
+            (
+                caller.to_owned(),
+                format!(
+                    "{count} of {of} spans of {name} {unreported}, and {caller} is who calls {name}: spans of {caller} are missing"
+                ),
+                LOST.to_owned(),
+                format!(
+                    "look at the dropped-spans counter and the log of {caller}'s exporter, and whether it passes on an id that it does not report"
+                ),
+            )
         }
         Suspect::Behind(caller) => {
             let from = system.name(*caller);
-            finding.id = FindingId::ServiceSilent;
-            finding.service = format!("between {from} and {name}");
-            finding.peer = Some(name.to_owned());
-            finding.text = format!(
-                "a service stands there that passes the context on and reports no span: {count} spans of {name} name a parent that nobody reported"
-            );
-            finding.next = format!(
-                "find whom {from} calls (its client spans do not name it), and look at the exporter settings of that service"
-            );
+            (
+                format!("between {from} and {name}"),
+                format!("a service stands there that passes the context on and reports no span: {count} spans of {name} {unreported}"),
+                LOST.to_owned(),
+                format!(
+                    "find whom {from} calls (its client spans do not name it), and look at the exporter settings of that service"
+                ),
+            )
         }
-        Suspect::Unknown => {
-            finding.id = FindingId::ServiceSilent;
-            finding.text = format!(
-                "{count} of {of} of its spans name a parent that nobody reported: whoever calls it passes a context on and reports nothing here"
-            );
-            finding.cause = "the caller is outside this mesh or reports to another backend, or a proxy in front has tracing headers but no tracer".to_owned();
-            finding.next = format!("find who calls {name}: its access log has the address and the user agent");
-        }
+        Suspect::Unknown => (
+            name.to_owned(),
+            format!("{count} of {of} of its spans {unreported}: whoever calls it passes a context on and reports nothing here"),
+            "the caller is outside this mesh or reports to another backend, or a proxy in front has tracing headers but no tracer"
+                .to_owned(),
+            format!("find who calls {name}: its access log has the address and the user agent"),
+        ),
+    };
+    Finding {
+        id,
+        level: level(count, of),
+        peer: (suspected != name).then(|| name.to_owned()),
+        service: suspected,
+        text,
+        cause,
+        next,
+        count,
+        of,
+        traces: system.examples(orphans.iter().copied()),
     }
-    finding
 }
 
 /// What other findings explain already.
