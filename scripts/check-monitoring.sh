@@ -25,7 +25,7 @@ rm -rf "$work"
 mkdir -p "$work"
 
 # The list below `spec:`, two columns to the left, is what Prometheus reads.
-sed -n '/^spec:$/,$p' $component/prometheus-rule.yml | sed -n 's/^  //p' >"$work/rules.yml"
+sed -n '/^spec:$/,$p' $component/prometheus-rule.yaml | sed -n 's/^  //p' >"$work/rules.yml"
 cp tests/monitoring/rules.yaml "$work/"
 promtool check rules "$work/rules.yml"
 promtool test rules "$work/rules.yaml"

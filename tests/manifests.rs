@@ -27,6 +27,8 @@ const PODS: &[&str] = &[
     "k8s/components/network-policy/network-policy.yaml",
     "k8s/components/autoscaling/hpa.yaml",
     "k8s/components/monitoring/pod-monitor.yaml",
+    "k8s/components/monitoring/prometheus-rule.yaml",
+    "k8s/components/traffic/traffic.yaml",
     "k8s/jaeger/jaeger.yaml",
 ];
 

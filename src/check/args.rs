@@ -69,8 +69,9 @@ pub struct CheckArgs {
     /// How many of a hop's answers may be repeated attempts, percent
     #[arg(long, value_name = "PERCENT", default_value = "0", value_parser = chain::expect::percent)]
     pub expect_retries: f64,
-    /// Send a constant load for this long and report every failure: restart a Deployment meanwhile
-    #[arg(long, value_name = "TIME", value_parser = values::positive_duration)]
+    /// Send a constant load for this long, or `forever`, which is until Ctrl-C or SIGTERM, and report every failure: restart a
+    /// Deployment meanwhile
+    #[arg(long, value_name = "TIME", value_parser = watch_time)]
     pub watch: Option<Duration>,
     /// Requests per second, at most
     #[arg(long, value_name = "RATE", default_value = "50", value_parser = chain::expect::rate)]
@@ -112,6 +113,16 @@ pub struct CheckArgs {
 /// Requests of each walk through the lanes and the baseline.
 pub(super) const LANE_REQUESTS: u64 = 20;
 
+/// `--watch forever`.
+pub(super) const FOREVER: Duration = Duration::MAX;
+
+fn watch_time(text: &str) -> Result<Duration, String> {
+    if text == "forever" {
+        return Ok(FOREVER);
+    }
+    values::positive_duration(text).map_err(|reason| format!("{reason}, or forever"))
+}
+
 impl CheckArgs {
     /// How long the whole run may take.
     pub(super) fn deadline(&self) -> Duration {
@@ -119,7 +130,8 @@ impl CheckArgs {
         self.deadline.unwrap_or_else(|| {
             let walks = if self.lane.is_empty() { 0 } else { LANE_REQUESTS * (1 + self.lane.len() as u64) };
             let sent = Duration::from_secs_f64((self.count + walks) as f64 / self.rate);
-            STEPS + sent + self.watch.unwrap_or_default() + self.traces.as_ref().map_or(Duration::ZERO, |_| 3 * self.traces_wait)
+            let traces = self.traces.as_ref().map_or(Duration::ZERO, |_| 3 * self.traces_wait);
+            (STEPS + sent + traces).saturating_add(self.watch.unwrap_or_default())
         })
     }
 

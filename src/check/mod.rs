@@ -39,7 +39,7 @@ use crate::telemetry::client_tracing::{ClientTracer, ClientTracing};
 use crate::trace_context::HeaderFamily;
 
 pub use args::CheckArgs;
-use args::{LANE_REQUESTS, validate};
+use args::{FOREVER, LANE_REQUESTS, validate};
 pub use backend::SecretHeader;
 pub use backend::trace::{TraceArgs, TraceOutput, run as run_trace};
 use chain::evidence::Xray;
@@ -50,9 +50,10 @@ use envoy::suggestions::{HintContext, HopRef};
 use reachability::client::{CheckClient, FrontAnswer, RequestFailure};
 use reachability::tls::Trust;
 pub use report::OutputFormat;
-use report::{CheckId, Finding, ProgressLine, Report, Status};
+use report::{CheckId, Finding, Group, ProgressLine, Report, Status};
 use traffic::TrafficExpectation;
 use traffic::sample::Series;
+use traffic::watch::Watched;
 
 /// Runs the checks and writes the report to standard output. Returns the exit code: 0 fine, 1 a check failed or the run was
 /// interrupted, 2 wrong usage: one line on standard error, and nothing was sent.
@@ -103,7 +104,9 @@ pub async fn run(args: CheckArgs) -> u8 {
         // Steps end by themselves and report what they have. One that does not is left.
         _ = left.wait_for(|left| *left) => false,
     };
-    if !is_complete {
+    // A watch without an end is whole whenever a signal ends it.
+    let has_watched = args.watch == Some(FOREVER) && report.has(Group::Watch);
+    if !is_complete && !has_watched {
         let by = is_over.load(Ordering::Relaxed).then(|| format!("--deadline {}", humantime::format_duration(deadline)));
         report.interrupt(by, args.groups());
     }
@@ -374,12 +377,17 @@ impl<'a> Run<'a> {
     async fn watch(&mut self, series: &Series) {
         let Some(span) = self.args.watch.filter(|_| !*self.stop.borrow()) else { return };
         if self.args.output == OutputFormat::Text && std::io::stderr().is_terminal() {
-            eprintln!("  watching for {} s: restart a Deployment now", span.as_secs());
+            match span {
+                FOREVER => eprintln!("  watching until Ctrl-C: restart a Deployment now"),
+                span => eprintln!("  watching for {} s: restart a Deployment now", span.as_secs()),
+            }
         }
         let started = tokio::time::Instant::now();
         let all = (span.as_secs_f64() * self.args.rate).ceil() as u64;
-        let samples = series.run(all, span, &mut self.stop, &self.progress, "requests, watching").await;
-        self.report.extend(traffic::watch::findings(&samples, span.min(started.elapsed()), &self.context));
+        let mut watched = Watched::default();
+        let take = |sample| watched.add(sample);
+        series.run_each(all, span, &mut self.stop, &self.progress, "requests, watching", take).await;
+        self.report.extend(watched.findings(span.min(started.elapsed()), &self.context));
     }
 
     /// Reaches the target; `None` when there is nothing to continue with.

@@ -1,8 +1,11 @@
-//! Runs the lessons of `docs/course` that need nothing but this program, and compares their outputs.
+//! Runs the lessons of `docs/course`, and compares their outputs.
 //!
-//! A lesson is run when its first lines have [`MARK`]. Its `sh` blocks run one after the other in one bash; a `text` block behind one is its
+//! A lesson whose first lines have [`ALONE`] needs nothing but this program, and each `cargo test` runs it. One with [`IN_MESH`] needs a
+//! cluster that kubectl reaches, with Istio and the image in it; but for the sixth, the chain is there, and its certificate in `certs`:
+//! `LESSONS=07,08 cargo test --test docs mesh -- --ignored`. A lesson's `sh` blocks run one after the other in one bash; a `text` block behind one is its
 //! output. A block `sh terminal=2` runs beside the others until the next such block, and counts as started when its ports can be
-//! connected to. Ids, times and bars are different each time: [`masked`] leaves them out of the comparison.
+//! connected to. Ids, times and bars are different each time: [`masked`] leaves them out of the comparison. In a block `text about` numbers
+//! are chance, too.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -12,7 +15,8 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use crate::{BINARY, Block, blocks, expect, root};
 
-const MARK: &str = "<!-- run by tests/docs -->";
+const ALONE: &str = "<!-- run by tests/docs -->";
+const IN_MESH: &str = "<!-- run by tests/docs on a cluster -->";
 
 /// The ports that lessons name. Each run takes others of as many digits, so that texts wrap as they do in the lesson.
 const PORTS: [u16; 6] = [8080, 8081, 8082, 8083, 9000, 9411];
@@ -31,6 +35,13 @@ httpserver() {
 }
 stop() { { kill -KILL $(jobs -p); wait; } 2>/dev/null; }"#;
 
+/// In a mesh: from the top of the repository, as the lessons say. What runs beside is `kubectl`, which takes a moment.
+const MESH_PRELUDE: &str = r#"exec 2>&1
+cd "ROOT"
+trap stop EXIT
+stop() { { kill -KILL $(jobs -p); wait; } 2>/dev/null; }"#;
+
+/// Those of this run, in the order of [`PORTS`].
 struct Ports([u16; PORTS.len()]);
 
 impl Ports {
@@ -60,12 +71,23 @@ pub(crate) struct Shell {
     child: Child,
     input: ChildStdin,
     output: BufReader<ChildStdout>,
-    ports: Ports,
+    /// `None`: commands and outputs stay as they are.
+    ports: Option<Ports>,
 }
 
 impl Shell {
     pub(crate) fn new(lesson: usize) -> Self {
         let ports = Ports::free(lesson);
+        let [first, .., store] = ports.0;
+        let prelude = PRELUDE.replace("FIRST", &first.to_string()).replace("STORE", &store.to_string());
+        Self::start(&prelude, Some(ports))
+    }
+
+    fn in_mesh() -> Self {
+        Self::start(&MESH_PRELUDE.replace("ROOT", root().to_str().unwrap()), None)
+    }
+
+    fn start(prelude: &str, ports: Option<Ports>) -> Self {
         let directory = Path::new(BINARY).parent().unwrap();
         let path = format!("{}:{}", directory.display(), std::env::var("PATH").unwrap());
         let mut bash = Command::new("bash");
@@ -73,14 +95,18 @@ impl Shell {
         let mut child = bash.spawn().expect("bash");
         let (input, output) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
         let mut shell = Self { child, input, output, ports };
-        let [first, .., store] = shell.ports.0;
-        shell.run(&PRELUDE.replace("FIRST", &first.to_string()).replace("STORE", &store.to_string()));
+        shell.run(prelude);
         shell
+    }
+
+    /// A text with the ports of this run, or with those of the lesson.
+    fn replaced(&self, text: &str, back: bool) -> String {
+        self.ports.as_ref().map_or_else(|| text.to_owned(), |ports| ports.replace(text, back))
     }
 
     /// Runs commands to their end and returns what they print.
     pub(crate) fn run(&mut self, commands: &str) -> String {
-        let commands = self.ports.replace(commands, false);
+        let commands = self.replaced(commands, false);
         writeln!(self.input, "{{ {commands}\n}} </dev/null; printf '\\n<<end>>\\n'").unwrap();
         let mut text = String::new();
         loop {
@@ -92,21 +118,26 @@ impl Shell {
             text.push_str(&line);
         }
         let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-        let text = self.ports.replace(text.trim_end(), true).replace(&format!(" {} ", host.trim()), " vm ");
+        let text = self.replaced(text.trim_end(), true).replace(&format!(" {} ", host.trim()), " vm ");
         text.lines().map(|line| format!("{}\n", line.trim_end())).collect()
     }
 
     /// Runs a command beside the others, in place of the one before it.
     pub(crate) fn beside(&mut self, command: &str) {
         let listens: Vec<_> = PORTS.iter().filter(|port| command.contains(&format!(":{port}"))).collect();
-        let listens = if command.contains("demo") { vec![&PORTS[0], &PORTS[5]] } else { listens };
+        let listens = match command {
+            _ if command.contains("demo") => vec![&PORTS[0], &PORTS[5]],
+            _ if command.contains("scripts/open-jaeger.sh") => vec![&16686],
+            _ => listens,
+        };
         let waits: String = listens
             .iter()
-            .map(|port| format!("until (: </dev/tcp/127.0.0.1/:{port}) 2>/dev/null; do sleep 0.1; done; "))
+            .map(|port| format!("until (: </dev/tcp/127.0.0.1/:{port}) 2>/dev/null; do sleep 0.1; ((++tries < 600)) || {{ echo 'nothing listens'; break; }}; done; "))
             .collect();
         // The path of the redirection has no colon: it is there for the ports to be replaced.
-        let waits = self.ports.replace(&waits, false).replace("/:", "/");
-        self.run(&format!("stop; {{ {command} & }} >/dev/null 2>&1; {waits}"));
+        let waits = self.replaced(&waits, false).replace("/:", "/");
+        let said = self.run(&format!("stop; {{ {command} & }} >/dev/null 2>&1; tries=0; {waits}"));
+        assert!(!said.contains("nothing listens"), "after a minute nothing listens where this should:\n{command}");
     }
 }
 
@@ -115,6 +146,32 @@ impl Drop for Shell {
         let _ = writeln!(self.input, "exit");
         let _ = self.child.wait();
     }
+}
+
+/// `service1-7654b5779c-pqqgk`: a pod's name, which a Deployment makes.
+fn is_pod(word: &str) -> bool {
+    let made = |part: Option<&str>, lengths: std::ops::RangeInclusive<usize>| {
+        part.is_some_and(|part| {
+            lengths.contains(&part.len()) && part.bytes().all(|b| b"bcdfghjklmnpqrstvwxz2456789".contains(&b))
+        })
+    };
+    let mut parts = word.rsplit('-');
+    made(parts.next(), 5..=5) && made(parts.next(), 8..=10) && parts.next().is_some()
+}
+
+/// From the range that Kubernetes takes them of.
+fn is_node_port(word: &str) -> bool {
+    word.len() == 5 && word.parse().is_ok_and(|port: u16| (30_000..=32_767).contains(&port))
+}
+
+/// As [`masked`], and without any number: how many requests met what is chance.
+fn masked_about(line: &str) -> String {
+    let words = masked(line);
+    words
+        .split_whitespace()
+        .map(|word| if word.bytes().any(|b| b.is_ascii_digit()) && !word.starts_with('v') { "N" } else { word })
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 /// A line without what differs from run to run: ids, times, sizes, the bars of a waterfall and the width of columns.
@@ -132,25 +189,40 @@ fn masked(line: &str) -> String {
     let mut words: Vec<String> = Vec::new();
     for word in line.split_whitespace() {
         let bare = word.trim_matches(|c: char| !c.is_ascii_alphanumeric());
-        let hex = bare
-            .split(|c: char| !c.is_ascii_alphanumeric())
-            .any(|part| part.len() >= 8 && part.bytes().all(|b| b.is_ascii_hexdigit()));
-        let number =
-            |text: &str| text.starts_with(|c: char| c.is_ascii_digit()) && text.bytes().all(|b| b.is_ascii_digit() || b == b'.');
+        let has_id = |text: &str| {
+            text.split(|c: char| !c.is_ascii_alphanumeric())
+                .any(|part| part.len() >= 8 && part.bytes().all(|b| b.is_ascii_hexdigit()))
+        };
+        let number = |text: &str| {
+            text.starts_with(|c: char| c.is_ascii_digit()) && text.bytes().all(|b| b.is_ascii_digit() || b == b'.' || b == b':')
+        };
         let unit = ["ms", "us", "s", "B", ""].iter().any(|unit| bare.strip_suffix(unit).is_some_and(number));
         let unit = unit && (!number(bare) || bare.contains('.'));
         let time = bare.starts_with("20") && bare.contains('T');
-        let word = if hex || time || unit { "N" } else { word };
+        let word = match () {
+            () if time || unit || is_pod(bare) || is_node_port(bare) => "N".to_owned(),
+            // Not what is around an id: the names of fields stay.
+            () if has_id(word) => {
+                let is_part = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '…');
+                let chunks = word.split_inclusive(|c| !is_part(c)).map(|chunk| {
+                    let text = chunk.trim_end_matches(|c| !is_part(c));
+                    let varies = has_id(text) || text.starts_with(|c: char| c.is_ascii_digit());
+                    if varies { format!("N{}", &chunk[text.len()..]) } else { chunk.to_owned() }
+                });
+                chunks.collect()
+            }
+            () => word.to_owned(),
+        };
         if word != "N" || words.last().is_none_or(|last| last != "N") {
-            words.push(word.to_owned());
+            words.push(word);
         }
     }
     words.join(" ")
 }
 
-fn lessons() -> Vec<PathBuf> {
+fn lessons(mark: &str) -> Vec<PathBuf> {
     let mut files: Vec<_> = fs::read_dir(root().join("docs/course")).unwrap().map(|entry| entry.unwrap().path()).collect();
-    files.retain(|file| fs::read_to_string(file).is_ok_and(|text| text.contains(MARK)));
+    files.retain(|file| fs::read_to_string(file).is_ok_and(|text| text.contains(mark)));
     files.sort();
     files
 }
@@ -164,9 +236,10 @@ fn lesson(text: &str, shell: &mut Shell) -> String {
         match info.as_str() {
             "sh" => output = Some(shell.run(&lines[range].join("\n"))),
             "sh terminal=2" => shell.beside(&lines[range].join("\n")),
-            "text" => {
+            "text" | "text about" => {
+                let seen = if info == "text" { masked } else { masked_about };
                 let new = output.take().expect("a block of commands before an output");
-                let same = new.lines().map(masked).eq(lines[range.clone()].iter().map(|line| masked(line)));
+                let same = new.lines().map(seen).eq(lines[range.clone()].iter().map(|line| seen(line)));
                 lines[written..range.start].iter().for_each(|line| result.push_str(&format!("{line}\n")));
                 written = if same { range.start } else { range.end };
                 result.push_str(if same { "" } else { &new });
@@ -180,11 +253,27 @@ fn lesson(text: &str, shell: &mut Shell) -> String {
 
 #[test]
 fn every_lesson_prints_what_it_says() {
-    let lessons = lessons();
+    let lessons = lessons(ALONE);
     assert!(!lessons.is_empty());
     for (i, path) in lessons.iter().enumerate() {
         let text = fs::read_to_string(path).unwrap();
         expect(path, &lesson(&text, &mut Shell::new(i)), masked);
+    }
+}
+
+#[test]
+#[ignore = "needs a cluster with Istio, and changes what is in it"]
+fn every_lesson_in_the_mesh_prints_what_it_says() {
+    let named = std::env::var("LESSONS").unwrap_or_default();
+    let named: Vec<_> = named.split(',').collect();
+    let wanted = |path: &PathBuf| named.iter().any(|name| path.file_name().unwrap().to_str().unwrap().starts_with(name));
+    let lessons: Vec<_> = lessons(IN_MESH).into_iter().filter(wanted).collect();
+    assert!(!lessons.is_empty(), "no lesson is called so");
+    for path in lessons {
+        let begun = std::time::Instant::now();
+        let text = fs::read_to_string(&path).unwrap();
+        expect(&path, &lesson(&text, &mut Shell::in_mesh()), masked);
+        println!("{}: {:.0?}", path.display(), begun.elapsed());
     }
 }
 
@@ -194,6 +283,13 @@ fn ids_and_times_are_masked_and_nothing_else() {
     same("└╴service1 GET    client  ┊  ▐██▉   46.1ms   67.6ms  200", "└╴service1 GET client █▉ 1ms 1.2s  200");
     same("service1  v1 vm   123.4 ms", "service1  v1  vm  9.25 ms");
     same("trace 1deb2532a9177a4225a852145b3ea2cb  3 services", "trace 2deb2532a9177a4225a852145b3ea2cb  3 services");
+    same("service1-7654b5779c-pqqgk   2/2", "service1-59bf55cd4-rvgf5 2/2");
+    same("TCP 10.244.0.1:30671 accepts, port 32377", "TCP 10.0.0.7:31000 accepts, port 30000");
+    same(r#"{trace_id="1deb2532a9177a42",span_id="1deb2532"} 0.1"#, r#"{trace_id="00000000a9177a42",span_id="2deb2532"} 0.2"#);
+    assert_ne!(masked(r#"{trace_id="1deb2532a9177a42",span_id="1deb2532"}"#), masked(r#"{trace_id="1deb2532a9177a42"}"#));
+    assert_ne!(masked("service1-gray 2/2"), masked("service2-gray 2/2"));
+    assert_eq!(masked_about("  21 v1"), masked_about("  9 v1"));
+    assert_ne!(masked_about("  21 v1"), masked_about("  21 v2"));
     same("service  span  kind  0   50ms   start", "service  span  kind 0  20ms  40ms start");
     for (a, b) in [("3 services · 5 spans", "2 services · 5 spans"), ("200", "503"), ("v1", "v2"), ("✓ complete", "✗ complete")]
     {

@@ -1,4 +1,4 @@
-//! `docs/reference/options.md` and `environment.md` are written from `--help`.
+//! `docs/reference/options.md` and `environment.md` are written from `--help`; the other pages are compared with the program.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -107,9 +107,67 @@ fn the_reference_has_the_variables_of_opentelemetry_as_the_help_has_them() {
     );
 }
 
+fn page(name: &str) -> String {
+    fs::read_to_string(root().join("docs/reference").join(name)).unwrap()
+}
+
+/// What stands between backticks.
+fn code(text: &str) -> Vec<&str> {
+    text.split('`').skip(1).step_by(2).collect()
+}
+
+#[test]
+fn the_reference_has_every_carried_header_and_no_other() {
+    let page = page("headers.md");
+    let list = page.split("\n\n").nth(2).unwrap();
+    let listed: Vec<_> = code(list).into_iter().filter(|name| !name.starts_with("--")).collect();
+    assert_eq!(listed, httpserver::trace_context::carried_names().collect::<Vec<_>>());
+}
+
+#[test]
+fn the_reference_has_the_limits_of_a_request_as_they_are() {
+    let page = page("limits.md");
+    let limits = httpserver::hop::limits::RequestLimits::default();
+    for row in [
+        format!("| request head | {} KiB or {} fields | 431 |", limits.head_bytes >> 10, limits.head_fields),
+        format!("| request body | {} KiB | 413 |", limits.body_bytes >> 10),
+        format!("| request body, time after its head | {} s | 408 |", limits.body_timeout.as_secs()),
+        format!("| answer of a next hop | {} MiB | ", httpserver::hop::limits::MAX_RESPONSE >> 20),
+    ] {
+        assert!(page.contains(&row), "docs/reference/limits.md does not have {row}");
+    }
+}
+
+#[test]
+fn every_endpoint_of_the_reference_answers() {
+    let page = page("endpoints.md");
+    let (hop, store) = page.split_once("## The store").unwrap();
+    let of_hop = code(hop).into_iter().filter_map(|code| code.strip_prefix("GET "));
+    let of_hop: Vec<_> = of_hop.map(|path| path.replace("<who>", "ada").replace("<N>", "1")).collect();
+    let of_store: Vec<_> =
+        code(store).into_iter().filter(|code| code.starts_with("GET /api/") || code.starts_with("/api/")).collect();
+    assert!(of_hop.len() > 7 && of_store.len() > 3, "{of_hop:?} {of_store:?}");
+    let mut shell = Shell::new(47);
+    shell.beside("httpserver demo");
+    let mut status = |port: u16, path: &str| {
+        let asked = format!("curl -s -o answer -w '%{{http_code}}' 'http://127.0.0.1:{port}{path}'; rm answer");
+        shell.run(&asked).trim().to_owned()
+    };
+    for path in of_hop {
+        assert_eq!(status(8080, &path), "200", "{path}");
+    }
+    for path in of_store {
+        let path = path.trim_start_matches("GET ").replace("{id}", "cccccccccccccccccccccccccccccccc");
+        // 404 is what a trace is answered with that nobody sent, and 400 a query without a parameter.
+        let status = status(9411, &path);
+        let unknown = status == "404" && path.starts_with("/api/v2/trace/") || status == "400" && path == "/api/v2/spans";
+        assert!(status == "200" || unknown, "{path}: {status}");
+    }
+}
+
 #[test]
 fn the_reference_has_every_metric_of_a_hop() {
-    let page = fs::read_to_string(root().join("docs/reference/metrics.md")).unwrap();
+    let page = page("metrics.md");
     let mut shell = Shell::new(49);
     shell.beside("httpserver demo");
     let metrics = shell.run("curl -s http://127.0.0.1:8080/service1 >served; curl -s http://127.0.0.1:8080/metrics");
@@ -118,11 +176,15 @@ fn the_reference_has_every_metric_of_a_hop() {
     assert!(names.len() > 10, "{metrics}");
     let missing: Vec<_> = names.into_iter().filter(|name| !page.contains(&format!("`{name}"))).collect();
     assert!(missing.is_empty(), "docs/reference/metrics.md has no row for {missing:?}");
+    let table = page.split_once("## Access lines").unwrap().0;
+    let listed = code(table).into_iter().filter(|name| name.starts_with("httpserver_"));
+    let gone: Vec<_> = listed.filter(|name| !metrics.contains(&format!("# HELP {} ", name.split('{').next().unwrap()))).collect();
+    assert!(gone.is_empty(), "docs/reference/metrics.md has what a hop does not have: {gone:?}");
 }
 
 #[test]
 fn the_reference_has_every_field_of_a_reply() {
-    let page = fs::read_to_string(root().join("docs/reference/reply.md")).unwrap();
+    let page = page("reply.md");
     let mut shell = Shell::new(48);
     shell.beside("httpserver demo");
     let reply = shell.run("curl -s -H 'accept: application/json' http://127.0.0.1:8080/service1");

@@ -1285,6 +1285,28 @@ fn a_hop_that_restarts_under_watch_is_named_with_its_gap() {
 }
 
 #[test]
+fn a_watch_without_an_end_is_whole_when_a_signal_ends_it() {
+    let sent = Arc::new(AtomicU64::new(0));
+    let counter = sent.clone();
+    let front = fake(move |request| {
+        counter.fetch_add(1, Ordering::SeqCst);
+        (200, vec![], reply("service1", "v1", "base", request, vec![]).to_string())
+    });
+    let url = format!("http://{front}/service1");
+    let mut child = httpserver()
+        .args(["check", &url, "--watch", "forever", "--rate", "50", "--count", "0", "--skip", "propagation", "--output", "json"])
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    wait_until("the watch goes on", || (sent.load(Ordering::SeqCst) > 60).then_some(()));
+    assert!(std::process::Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap().success());
+    let report: serde_json::Value = serde_json::from_reader(child.stdout.take().unwrap()).unwrap();
+    assert_eq!((child.wait().unwrap().code(), &report["interrupted"]), (Some(0), &serde_json::json!(false)), "{report:#}");
+    let watched = report["checks"].as_array().unwrap().iter().find(|check| check["id"] == "watch.failures").unwrap();
+    assert!(watched["data"]["requests"].as_u64().unwrap() > 40, "{watched:#}");
+}
+
+#[test]
 fn a_quiet_watch_is_fine() {
     let chain = Chain::start(&[plain(), plain()]);
     let run = check(&chain.url(), &["--watch", "1s", "--rate", "40", "--count", "0"]);
@@ -1329,7 +1351,7 @@ fn wrong_usage_is_exit_2_with_a_clear_error_and_nothing_sent() {
         (vec!["--expect", "a,,b"], vec!["--expect", "a,,b"]),
         (vec!["--resolve", "host:10.0.0.1"], vec!["--resolve", "HOST:PORT:ADDRESS"]),
         (vec!["--rate", "0"], vec!["--rate", "above 0"]),
-        (vec!["--watch", "60"], vec!["--watch", "60s"]),
+        (vec!["--watch", "60"], vec!["--watch", "60s", "forever"]),
         (vec!["--count", "many"], vec!["--count", "many"]),
         (vec!["--cacert", missing.to_str().unwrap()], vec!["--cacert", "no-such-file.pem"]),
         (vec!["--cacert", empty.path()], vec!["--cacert", "no certificate"]),

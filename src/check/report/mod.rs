@@ -394,12 +394,16 @@ impl Report {
         findings.into_iter().for_each(|finding| self.add(finding));
     }
 
+    /// Whether this part of a run has reported.
+    pub(crate) fn has(&self, part: Group) -> bool {
+        self.findings.iter().any(|finding| finding.group == part)
+    }
+
     /// The run ends early. `by`: what stopped it, where it was no signal. `parts`: of a whole run.
     pub(crate) fn interrupt(&mut self, by: Option<String>, parts: Vec<Group>) {
         self.interrupted = true;
         self.stopped_by = by;
-        self.left_out = parts;
-        self.left_out.retain(|part| !self.findings.iter().any(|finding| finding.group == *part));
+        self.left_out = parts.into_iter().filter(|part| !self.has(*part)).collect();
     }
 
     /// Which part of the chain was not seen, if any. `is_strict`: that fails the run.

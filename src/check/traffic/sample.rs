@@ -96,14 +96,37 @@ impl Series {
         progress: &ProgressLine,
         what: &str,
     ) -> Vec<Sample> {
+        let mut samples = Vec::new();
+        self.run_each(all, span, stop, progress, what, |sample| samples.push(sample)).await;
+        samples.sort_by_key(|sample| sample.at);
+        samples
+    }
+
+    /// As [`Series::run`], with each sample given to `take` when its request has ended.
+    pub(crate) async fn run_each(
+        &self,
+        all: u64,
+        span: Duration,
+        stop: &mut watch::Receiver<bool>,
+        progress: &ProgressLine,
+        what: &str,
+        mut take: impl FnMut(Sample),
+    ) {
         let start = Instant::now();
         let starved = Arc::new(Starvation::new());
         let mut watching = JoinSet::new();
         let watched = starved.clone();
         watching.spawn(async move { watched.watch().await });
         let mut in_flight: JoinSet<Sample> = JoinSet::new();
-        let mut samples = Vec::new();
-        let mut sent = 0;
+        let (mut sent, mut ended) = (0, 0);
+        let mut take = |done: Result<Sample, _>| {
+            if let Ok(sample) = done {
+                ended += 1;
+                take(sample);
+            }
+            ended
+        };
+        let mut shown = 0;
         while sent < all && start.elapsed() < span && !*stop.borrow() {
             tokio::select! {
                 () = self.client.turn() => {}
@@ -116,14 +139,14 @@ impl Series {
             let (series, starved) = (self.clone(), starved.clone());
             in_flight.spawn(async move { series.one(start, &starved).await });
             while let Some(done) = in_flight.try_join_next() {
-                samples.extend(done.ok());
+                shown = take(done);
             }
-            progress.show(what, samples.len() as u64, all);
+            progress.show(what, shown, all);
         }
         loop {
             tokio::select! {
                 done = in_flight.join_next() => match done {
-                    Some(sample) => samples.extend(sample.ok()),
+                    Some(done) => shown = take(done),
                     None => break,
                 },
                 // Requests in flight are dropped: their outcome is unknown, which is not a failure.
@@ -133,11 +156,9 @@ impl Series {
                 in_flight.abort_all();
                 break;
             }
-            progress.show(what, samples.len() as u64, all);
+            progress.show(what, shown, all);
         }
         progress.clear();
-        samples.sort_by_key(|sample| sample.at);
-        samples
     }
 
     async fn one(&self, start: Instant, starved: &Starvation) -> Sample {

@@ -2,47 +2,115 @@
 
 use std::time::Duration;
 
-use crate::check::envoy::suggestions::HintContext;
+use crate::check::envoy::suggestions::{HintContext, HopRef};
 use crate::check::report::{CheckId, Finding, Hint};
-use crate::check::traffic::sample::{Outcome, Sample, by_hop};
+use crate::check::traffic::sample::{Outcome, Sample};
 use crate::check::traffic::{FailureKind, failures};
 
-/// The findings of the group.
-pub(crate) fn findings(samples: &[Sample], span: Duration, hints: &HintContext) -> Vec<Finding> {
-    if samples.is_empty() {
-        return vec![Finding::skip(
-            CheckId::WatchFailures,
-            "Rollout watch: skipped, because no request was answered before the end",
-        )];
-    }
-    const SHOWN: usize = 20;
-    let all = samples.len();
-    let failed: Vec<&Sample> = samples.iter().filter(|sample| !sample.is_fine()).collect();
-    let gap = longest_gap(samples, span);
-    let data = serde_json::json!({"requests": all, "failed": failed.len(), "longest_gap_ms": gap.as_millis() as u64});
-    let mut out = Vec::new();
-    match failures(samples, CheckId::WatchFailures, hints).into_iter().next() {
-        None => {
-            let text = format!("All {all} requests in {:.0} s succeeded", span.as_secs_f64());
-            out.push(Finding::pass(CheckId::WatchFailures, text).data(data));
+/// What is kept of the requests: no more after a month than after a minute.
+#[derive(Default)]
+pub(crate) struct Watched {
+    all: usize,
+    failed: usize,
+    /// The first of them.
+    failures: Vec<Sample>,
+    /// When the last success ended, and the longest time without one.
+    last: Duration,
+    gap: Duration,
+    /// By hop in the order in which they first answered, then by host.
+    instances: Vec<(String, Vec<Instance>)>,
+}
+
+/// A host that answered.
+struct Instance {
+    host: String,
+    first: Duration,
+    last: Duration,
+    answers: usize,
+}
+
+impl Watched {
+    /// Of the failures that are kept: their kinds are counted among these.
+    const KEPT: usize = 1000;
+    /// Of the hosts of a hop.
+    const HOSTS: usize = 1000;
+
+    /// In the order in which the requests ended.
+    pub(crate) fn add(&mut self, sample: Sample) {
+        self.all += 1;
+        if sample.is_fine() {
+            let end = sample.at + sample.took;
+            self.gap = self.gap.max(end.saturating_sub(self.last));
+            self.last = self.last.max(end);
         }
-        Some(FailureKind { mut finding, is_explained, .. }) => {
-            finding.text = format!("{} of {all} requests failed. {}", failed.len(), finding.text);
-            if !is_explained {
-                let hint = rollout_hint(hints);
-                (finding.cause, finding.next) = (Some(hint.cause), hint.next);
+        for answer in &sample.hops {
+            self.answered(&answer.hop, sample.at);
+        }
+        if !sample.is_fine() {
+            self.failed += 1;
+            if self.failures.len() < Self::KEPT {
+                self.failures.push(sample);
             }
-            finding = finding.data(data).lines(failed.iter().take(SHOWN).map(|sample| line(sample)));
-            if failed.len() > SHOWN {
-                finding = finding.line(format!("… and {} more", failed.len() - SHOWN));
-            }
-            out.push(finding);
-            let text = format!("The longest time without a success was {} ms", gap.as_millis());
-            out.push(Finding::skip(CheckId::WatchGap, text));
         }
     }
-    out.extend(instances(samples));
-    out
+
+    fn answered(&mut self, hop: &HopRef, at: Duration) {
+        let place = self.instances.iter().position(|(name, _)| *name == hop.name).unwrap_or_else(|| {
+            self.instances.push((hop.name.clone(), Vec::new()));
+            self.instances.len() - 1
+        });
+        let hosts = &mut self.instances[place].1;
+        match hosts.iter().position(|instance| instance.host == hop.hostname) {
+            Some(place) => {
+                let instance = &mut hosts[place];
+                instance.first = instance.first.min(at);
+                instance.last = instance.last.max(at);
+                instance.answers += 1;
+            }
+            None if hosts.len() < Self::HOSTS => {
+                hosts.push(Instance { host: hop.hostname.clone(), first: at, last: at, answers: 1 })
+            }
+            None => {}
+        }
+    }
+
+    /// The findings of the group, after `span`.
+    pub(crate) fn findings(self, span: Duration, hints: &HintContext) -> Vec<Finding> {
+        const SHOWN: usize = 20;
+        if self.all == 0 {
+            return vec![Finding::skip(
+                CheckId::WatchFailures,
+                "Rollout watch: skipped, because no request was answered before the end",
+            )];
+        }
+        let Self { all, failed, failures: mut kept, .. } = self;
+        kept.sort_by_key(|sample| sample.at);
+        let gap = self.gap.max(span.saturating_sub(self.last));
+        let data = serde_json::json!({"requests": all, "failed": failed, "longest_gap_ms": gap.as_millis() as u64});
+        let mut out = Vec::new();
+        match failures(&kept, CheckId::WatchFailures, hints).into_iter().next() {
+            None => {
+                let text = format!("All {all} requests in {:.0} s succeeded", span.as_secs_f64());
+                out.push(Finding::pass(CheckId::WatchFailures, text).data(data));
+            }
+            Some(FailureKind { mut finding, is_explained, .. }) => {
+                finding.text = format!("{failed} of {all} requests failed. {}", finding.text);
+                if !is_explained {
+                    let hint = rollout_hint(hints);
+                    (finding.cause, finding.next) = (Some(hint.cause), hint.next);
+                }
+                finding = finding.data(data).lines(kept.iter().take(SHOWN).map(line));
+                if failed > SHOWN {
+                    finding = finding.line(format!("… and {} more", failed - SHOWN));
+                }
+                out.push(finding);
+                let text = format!("The longest time without a success was {} ms", gap.as_millis());
+                out.push(Finding::skip(CheckId::WatchGap, text));
+            }
+        }
+        out.extend(instances(&self.instances));
+        out
+    }
 }
 
 /// One failed request: when, where, which instance, what.
@@ -67,49 +135,73 @@ fn rollout_hint(hints: &HintContext) -> Hint {
         .run(format!("kubectl get events -n {namespace} --sort-by=.lastTimestamp | tail -20"))
 }
 
-/// The longest time between two successes, from the start and to the end counted too.
-fn longest_gap(samples: &[Sample], span: Duration) -> Duration {
-    let mut ends: Vec<Duration> =
-        samples.iter().filter(|sample| sample.is_fine()).map(|sample| sample.at + sample.took).collect();
-    ends.sort();
-    ends.push(span.max(ends.last().copied().unwrap_or_default()));
-    let mut last = Duration::ZERO;
-    ends.into_iter().fold(Duration::ZERO, |longest, end| {
-        let gap = end.saturating_sub(last);
-        last = end;
-        longest.max(gap)
-    })
+/// Who answered when: a rollout shows as one instance after another.
+fn instances(hops: &[(String, Vec<Instance>)]) -> Option<Finding> {
+    const SHOWN: usize = 6;
+    let shown = hops.iter().flat_map(|(name, hosts)| hosts.iter().take(SHOWN).map(move |instance| (name, instance)));
+    let lines: Vec<_> = shown
+        .map(|(name, Instance { host, first, last, answers })| {
+            format!("{name:<12} {host:<30} {:>6.1} to {:>6.1} s  {answers:>6} answers", first.as_secs_f64(), last.as_secs_f64())
+        })
+        .collect();
+    (!lines.is_empty()).then(|| Finding::pass(CheckId::WatchInstances, "Instances that answered, and when").lines(lines))
 }
 
-/// Who answered when: a rollout shows as one instance after another.
-fn instances(samples: &[Sample]) -> Vec<Finding> {
-    const SHOWN: usize = 6;
-    let mut lines = Vec::new();
-    for hop in by_hop(samples) {
-        let name = hop.name;
-        let mut hosts: Vec<(&str, Duration, Duration, usize)> = Vec::new();
-        for sample in samples {
-            for answer in sample.hops.iter().filter(|answer| answer.hop.name == name) {
-                match hosts.iter_mut().find(|(host, ..)| *host == answer.hop.hostname) {
-                    Some((_, _, last, count)) => {
-                        *last = sample.at;
-                        *count += 1;
-                    }
-                    None => hosts.push((&answer.hop.hostname, sample.at, sample.at, 1)),
-                }
-            }
-        }
-        for (host, first, last, count) in hosts.into_iter().take(SHOWN) {
-            lines.push(format!(
-                "{name:<12} {host:<30} {:>6.1} to {:>6.1} s  {count:>6} answers",
-                first.as_secs_f64(),
-                last.as_secs_f64()
-            ));
-        }
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::check::report::Status;
+    use crate::check::traffic::sample::HopSample;
+
+    /// A request that was sent at a second, took 100 ms, and met an instance.
+    fn sample(at: u64, outcome: Outcome, host: &str) -> Sample {
+        let hop = HopRef { name: "service1".to_owned(), hostname: host.to_owned(), url: String::new() };
+        let (version, lane) = ("v1".to_owned(), "base".to_owned());
+        let answer = HopSample { hop, version, lane, attempt: 1, identity: None, own_ms: 1.0, took_ms: 1.0, calls: 1 };
+        let took = Duration::from_millis(100);
+        Sample { at: Duration::from_secs(at), took, outcome, hops: vec![answer], sampled: None, ends: None, gaps: Vec::new() }
     }
-    if lines.is_empty() {
-        Vec::new()
-    } else {
-        vec![Finding::pass(CheckId::WatchInstances, "Instances that answered, and when").lines(lines)]
+
+    #[test]
+    fn what_is_kept_does_not_grow_with_the_requests() {
+        let mut watched = Watched::default();
+        for n in 0..100_000 {
+            watched.add(sample(n, Outcome::Broke(Vec::new()), &format!("pod-{n}")));
+        }
+        assert_eq!((watched.failures.len(), watched.instances[0].1.len()), (Watched::KEPT, Watched::HOSTS));
+        let found = watched.findings(Duration::from_secs(100_000), &HintContext::for_tests());
+        assert!(found[0].text.starts_with("100000 of 100000 requests failed."), "{}", found[0].text);
+        assert_eq!(found[0].detail.last().map(String::as_str), Some("… and 99980 more"));
+    }
+
+    #[test]
+    fn the_longest_time_without_a_success_is_counted_from_the_start_and_to_the_end() {
+        let gap = |fine: &[u64], span: u64| {
+            let mut watched = Watched::default();
+            (0..span).for_each(|n| {
+                watched.add(sample(n, if fine.contains(&n) { Outcome::Fine } else { Outcome::Broke(Vec::new()) }, "pod-0"));
+            });
+            let found = watched.findings(Duration::from_secs(span), &HintContext::for_tests());
+            found[0].data.clone().unwrap()["longest_gap_ms"].as_u64().unwrap()
+        };
+        assert_eq!(gap(&[4], 6), 4100);
+        assert_eq!(gap(&[0, 1], 6), 4900);
+        assert_eq!(gap(&[0, 3, 5], 6), 3000);
+    }
+
+    #[test]
+    fn who_answered_when_is_shown_by_hop_and_host() {
+        let mut watched = Watched::default();
+        for (at, host) in [(0, "a"), (1, "b"), (2, "a")] {
+            watched.add(sample(at, Outcome::Fine, host));
+        }
+        let found = watched.findings(Duration::from_secs(3), &HintContext::for_tests());
+        assert_eq!(found[0].status, Status::Pass);
+        let lines: Vec<Vec<_>> = found[1].detail.iter().map(|line| line.split_whitespace().collect()).collect();
+        let expected = [
+            ["service1", "a", "0.0", "to", "2.0", "s", "2", "answers"],
+            ["service1", "b", "1.0", "to", "1.0", "s", "1", "answers"],
+        ];
+        assert_eq!(lines, expected);
     }
 }
