@@ -113,7 +113,7 @@ impl Demo {
             let hop = App::bind(config.clone(), output).await.map_err(taken)?;
             // A hop that is started again is at the same address.
             config.listen.port = hop.addr().port();
-            handles.push(HopHandle::new(hop.addr(), &config, calls, Gauge::new(passed.clone()), hop.faults()));
+            handles.push(HopHandle::new(&hop, &config, calls, Gauge::new(passed.clone())));
             hops.push((hop, config));
         }
         hops.reverse();

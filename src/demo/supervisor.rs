@@ -45,6 +45,7 @@ pub(crate) async fn supervise(
             }
             // Faults that were changed while the hop was stopped apply, too.
             config.faults = hop.faults().config();
+            config.drop_headers = hop.dropped().names();
             match App::bind(config.clone(), &output).await {
                 Ok(app) => break app,
                 Err(error) => {
@@ -54,7 +55,7 @@ pub(crate) async fn supervise(
                 }
             }
         };
-        hop.set_faults(app.faults());
+        hop.restarted(&app);
         state.altered.send_replace(());
     }
 }

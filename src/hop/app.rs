@@ -33,7 +33,7 @@ use crate::telemetry::line_writer::LineWriter;
 use crate::telemetry::log_queue::Diagnostics;
 use crate::telemetry::metrics::{BuildInfo, Metrics, RequestLabels, Sources, scheme};
 use crate::telemetry::tracer::Tracer;
-use crate::trace_context::{Propagator, is_never_carried};
+use crate::trace_context::{Dropped, Propagator, is_never_carried};
 use crate::upstream::{UpstreamOptions, Upstreams};
 use crate::values::Listen;
 
@@ -203,6 +203,16 @@ impl App {
     /// The handle to this hop's latency and faults.
     pub fn faults(&self) -> Faults {
         self.node.faults.clone()
+    }
+
+    /// The handle to the headers that this hop loses on purpose.
+    pub fn dropped(&self) -> Dropped {
+        self.node.propagator.dropped()
+    }
+
+    /// The handle to this hop's readiness.
+    pub(crate) fn phase(&self) -> Phase {
+        self.node.phase.clone()
     }
 
     /// Notifies `watch` of every request of the chain. Only the first watcher is registered.

@@ -18,17 +18,27 @@ struct Shared {
     closing: watch::Sender<Option<Instant>>,
 }
 
-const STARTING: u8 = 0;
+/// Bits: a hop may be ordered not to be ready before it is, and while it drains.
 const READY: u8 = 1;
 const DRAINING: u8 = 2;
+const ORDERED: u8 = 4;
 
 impl Phase {
     pub(crate) fn set_ready(&self) {
-        self.0.phase.store(READY, Ordering::Release);
+        self.0.phase.fetch_or(READY, Ordering::AcqRel);
     }
 
     pub(crate) fn set_draining(&self) {
-        self.0.phase.store(DRAINING, Ordering::Release);
+        self.0.phase.fetch_or(DRAINING, Ordering::AcqRel);
+    }
+
+    /// Ready, or not, by order.
+    pub(crate) fn order(&self, is_ready: bool) {
+        if is_ready {
+            self.0.phase.fetch_and(!ORDERED, Ordering::AcqRel)
+        } else {
+            self.0.phase.fetch_or(ORDERED, Ordering::AcqRel)
+        };
     }
 
     /// What is in flight has time until then.
@@ -47,7 +57,7 @@ impl Phase {
 
     /// From the first signal on every answer asks its caller to connect elsewhere (`connection: close`).
     pub(crate) fn is_draining(&self) -> bool {
-        self.0.phase.load(Ordering::Relaxed) == DRAINING
+        self.0.phase.load(Ordering::Relaxed) & DRAINING != 0
     }
 
     /// # Errors
@@ -55,9 +65,10 @@ impl Phase {
     /// Why the hop should receive no traffic.
     pub(crate) fn readiness(&self) -> Result<(), &'static str> {
         match self.0.phase.load(Ordering::Acquire) {
+            phase if phase & DRAINING != 0 => Err("draining"),
+            phase if phase & ORDERED != 0 => Err("not ready by order"),
             READY => Ok(()),
-            STARTING => Err("starting"),
-            _ => Err("draining"),
+            _ => Err("starting"),
         }
     }
 }

@@ -6,7 +6,7 @@
 //! context travels beside a fresh one. Whoever else reads trace headers (`check`, the demo's waterfall) reads them with
 //! `HeaderFamily::read`, which has the same parsers.
 //!
-//! Imports the leaves only. In reading order: `context`; `w3c` and `b3`; `format`; `carried`; `mangling`; `breaks`; `secrets`; `propagator`.
+//! Imports the leaves only. In reading order: `context`; `w3c` and `b3`; `format`; `carried`; `mangling`; `breaks`; `dropped`; `secrets`; `propagator`.
 
 mod b3;
 mod breaks;
@@ -14,6 +14,7 @@ mod carried;
 #[cfg(test)]
 pub(crate) mod cases_for_tests;
 mod context;
+mod dropped;
 mod format;
 mod handover;
 mod mangling;
@@ -29,6 +30,7 @@ pub(crate) use carried::{
 };
 pub(crate) use context::HeaderSource;
 pub use context::{Context, Incoming, Sampling};
+pub use dropped::Dropped;
 pub(crate) use format::HeaderFamily;
 pub(crate) use handover::{TraceBreak, names_trace};
 pub(crate) use mangling::Mangling;

@@ -8,6 +8,7 @@ use http::{HeaderName, HeaderValue};
 
 use super::carried::{self, Carried, HeaderPairs, HeaderRole, X_REQUEST_ID, is_never_carried};
 use super::context::{Context, HeaderSource, Incoming, Sampling};
+use super::dropped::Dropped;
 use super::format::WireFormat;
 use super::secrets::{has_secret, is_secret};
 use super::w3c;
@@ -72,7 +73,7 @@ pub struct Propagator {
     propagators: Propagators,
     /// Names carried beside the table, and whether their values are secrets.
     extra: HashMap<HeaderName, bool>,
-    dropped: Vec<HeaderName>,
+    dropped: Dropped,
 }
 
 impl Propagator {
@@ -80,7 +81,14 @@ impl Propagator {
     pub fn new(propagators: Propagators, extra: Vec<HeaderName>, dropped: Vec<HeaderName>) -> Self {
         let extra = extra.into_iter().filter(|name| !is_never_carried(name.as_str()) && carried::find(name.as_str()).is_none());
         let extra = extra.map(|name| (name.clone(), is_secret(name.as_str()))).collect();
-        Self { propagators, extra, dropped }
+        let losing = Dropped::default();
+        losing.set(dropped);
+        Self { propagators, extra, dropped: losing }
+    }
+
+    /// The handle to the headers that are lost on purpose.
+    pub(crate) fn dropped(&self) -> Dropped {
+        self.dropped.clone()
     }
 
     /// Adds a header to `carried` if it is one that is carried, and returns whether it is.
@@ -151,9 +159,7 @@ impl Propagator {
                 }
             }
         }
-        if !self.dropped.is_empty() {
-            out.retain(|(name, _)| !self.dropped.contains(name));
-        }
+        self.dropped.drop_from(&mut out);
         out
     }
 

@@ -274,20 +274,20 @@ withDemo('sliders make a hop slow and broken while it runs, and the effect is se
   const { page } = t;
   await page.waitForSelector('.rows .row');
   const hop = page.locator('.hop').nth(1);
-  await hop.locator('summary').click();
+  await hop.locator('.adjust > summary').click();
   await page.getByRole('slider', { name: 'service2: latency from' }).focus();
   const low = page.getByRole('slider', { name: 'service2: latency from' });
   for (let n = 0; n < 40 && (await low.getAttribute('aria-valuetext')) !== '400 ms'; n++) await page.keyboard.press('ArrowRight');
   assert.equal(await page.getByRole('slider', { name: 'service2: latency up to' }).getAttribute('aria-valuetext'), '400 ms', 'the upper goes along');
-  const second = async () => { const [plan] = await page.evaluate(async () => [document.querySelectorAll('.altered')[1].textContent]); return plan; };
+  const second = async () => { const [plan] = await page.evaluate(async () => [document.querySelectorAll('.adjust > summary .altered')[1].textContent]); return plan; };
   assert.equal(await second(), 'changed');
   await eventually(async () => { const id = await sendOne(page); const spans = await demo.get(`/api/v2/trace/${id}`); return spans.find((s) => s.localEndpoint.serviceName === 'service2' && s.kind === 'SERVER').duration > 400_000; }, 'service2 takes 400 ms');
   // The store has the trace before the page has drawn it; and a busy machine adds to the 400 ms.
   await eventually(async () => /^service2, .*, server, ([4-9]\d\d ms|[\d.]+ s)/.test(await page.locator('.rows .row .sr').nth(2).textContent()), 'the waterfall says so');
   await eventually(async () => /^([4-9]\d\d ms|[\d.]+ s)$/.test(await figure(page, 2, 'p99')), 'p99 says so');
-  await page.getByRole('slider', { name: 'service2: answers 503' }).focus();
-  await page.keyboard.press('End');
-  await eventually(async () => (await page.locator('.altered.bad').innerText()) === 'faults on');
+  await hop.locator('summary', { hasText: 'Faults' }).click();
+  await hop.getByRole('checkbox', { name: 'service2: abort,' }).check();
+  await eventually(async () => (await page.locator('.hop').nth(1).locator('.adjust > summary .altered.bad').innerText()) === 'faults on');
   await eventually(async () => { await page.click('#one'); return (await page.locator('.rows .mark').count()) >= 3; }, 'the failed spans are marked');
   await eventually(async () => /A fault struck service2: it answered 503 and called nobody/.test(await text(page.locator('.story'))), 'the story says why');
   await eventually(async () => /^service2, .*failed/.test(await page.locator('.rows .row .sr').nth(2).textContent()), 'its row is failed');
@@ -296,9 +296,10 @@ withDemo('sliders make a hop slow and broken while it runs, and the effect is se
   // Another page that is open sees the sliders where they are now.
   const other = await tab(browser, demo.page);
   await other.page.waitForSelector('.hop');
-  assert.equal(await other.page.locator('.hop').nth(1).locator('input').nth(2).inputValue(), '100');
+  const abort = other.page.getByRole('checkbox', { name: 'service2: abort,', includeHidden: true });
+  await eventually(() => abort.isChecked());
   await hop.getByRole('button', { name: 'Reset' }).click();
-  await eventually(async () => (await other.page.locator('.hop').nth(1).locator('input').nth(2).inputValue()) === '0');
+  await eventually(async () => !(await abort.isChecked()));
   await other.clean();
   await eventually(async () => { const id = await sendOne(page, 0); const all = (await demo.get(`/demo/exchange/${id}`)); return all?.status === 200; });
   await t.clean();
@@ -339,7 +340,7 @@ withDemo('a hop that is down, a trace with an orphan, a trace that is gone and a
   const { page } = t;
   await page.waitForSelector('.rows .row');
   const hop = page.locator('.hop').nth(2);
-  await hop.locator('summary').click();
+  await hop.locator('.adjust > summary').click();
   await hop.getByRole('button', { name: 'Stop this hop' }).click();
   await eventually(async () => (await text(hop.locator('.health'))) === 'stopped');
   await sendOne(page, 4);
@@ -592,7 +593,7 @@ withDemo('ten hops are a compact strip; a hop’s card opens below it', ['--hops
     await page.locator('.chip', { hasText: 'service7' }).click();
     assert.equal(await page.locator('.opened .hop:visible').count(), 1);
     assert.equal(await page.locator('.opened .hop:visible h3').innerText(), 'service7');
-    assert.ok(await page.locator('.opened .hop:visible summary').isVisible());
+    assert.ok(await page.locator('.opened .hop:visible .adjust > summary').isVisible());
     await t.clean();
   }
 });
@@ -701,7 +702,7 @@ withDemo('figures keep their last value in grey, and a failed send marks what is
   await eventually(async () => (await p50.getAttribute('class'))?.includes('old') && /ms/.test(await p50.innerText()), 'idle: the last value, grey');
   // The first hop is stopped: there is no answer, and what is shown is older.
   const shown = await openId(page);
-  await page.locator('.hop').first().locator('summary').click();
+  await page.locator('.hop').first().locator('.adjust > summary').click();
   await page.getByRole('button', { name: 'Stop this hop' }).click();
   await eventually(async () => (await text(page.locator('.health').first())) === 'stopped');
   await page.click('#one');
@@ -757,6 +758,63 @@ test('in a container’s place: from another address one may only watch without 
   } finally { await demo.stop(); }
 });
 
+withDemo('every fault and break that the program knows can be set at a card, and what it does is seen', ['--latency', '0'], async (demo, browser) => {
+  const t = await tab(browser, demo.page);
+  const { page } = t;
+  await page.waitForSelector('.rows .row');
+  const chain = await page.evaluate(() => new Promise((resolve) => { const s = new EventSource('/demo/events'); s.addEventListener('chain', (event) => { s.close(); resolve(JSON.parse(event.data)); }); }));
+  const hop = page.locator('.hop').nth(1);
+  await hop.locator('.adjust > summary').click();
+  for (const title of ['Faults', 'Broken traces', 'Lost headers']) await hop.locator('summary', { hasText: title }).click();
+  for (const { name } of [...chain.fault_kinds, ...chain.break_kinds]) assert.equal(await hop.getByRole('checkbox', { name: `service2: ${name},` }).count(), 1, name);
+  for (const name of chain.carried) assert.equal(await hop.getByRole('checkbox', { name: `service2: lose ${name}`, exact: true }).count(), 1, name);
+  // A status of one's own at a rate of one's own, and beside it another fault.
+  await hop.getByRole('textbox', { name: 'service2: value of abort' }).fill('429');
+  await hop.getByRole('checkbox', { name: 'service2: abort,' }).check();
+  await eventually(async () => /faults: abort=429/.test(await text(hop.locator('.drops'))));
+  await page.click('#one');
+  await eventually(async () => /service2 answered 429, by its injected fault; so service3 was never called\./.test(await text(page.locator('ul.wrong'))));
+  await hop.getByRole('spinbutton', { name: 'service2: rate in percent of abort' }).fill('7');
+  await eventually(async () => /faults: abort=429@7%/.test(await text(hop.locator('.drops'))));
+  await hop.getByRole('checkbox', { name: 'service2: abort,' }).uncheck();
+  await eventually(async () => hop.locator('.drops').isHidden());
+  // What cannot be is refused in words.
+  await hop.getByRole('textbox', { name: 'service2: value of abort' }).fill('200');
+  await hop.getByRole('checkbox', { name: 'service2: abort,' }).check();
+  await eventually(async () => /200/.test(await text(hop.locator('.refused'))), 'the refusal names the value');
+  await hop.getByRole('checkbox', { name: 'service2: abort,' }).uncheck();
+  await eventually(async () => hop.locator('.refused').isHidden());
+  // Each way to break a trace is seen at the arrow behind the hop.
+  await page.selectOption('#speaks', 'both');
+  for (const [kind, mark] of [['new-trace', 'broken'], ['stale-parent', 'broken'], ['flip-sampled', 'lossy'], ['w3c-only', 'lossy'], ['new-request-id', 'lossy']]) {
+    const box = hop.getByRole('checkbox', { name: `service2: ${kind},` });
+    await box.check();
+    await eventually(async () => new RegExp(`breaks: ${kind}`).test(await text(hop.locator('.drops'))));
+    await page.click('#one');
+    await eventually(async () => (await page.locator('.step').nth(3).locator(`.way.${mark}`).count()) === 1, `${kind} is ${mark}`);
+    await box.uncheck();
+    await eventually(async () => hop.locator('.drops').isHidden());
+    await page.click('#one');
+    await eventually(async () => (await page.locator('.way:is(.broken, .lossy)').count()) === 0, `after ${kind}`);
+  }
+  // A header is lost, and comes back.
+  await page.fill('#baggage', 'user=ada');
+  await hop.getByRole('checkbox', { name: 'service2: lose baggage', exact: true }).check();
+  await eventually(async () => /loses on purpose: baggage/.test(await text(hop.locator('.drops'))));
+  await page.click('#one');
+  await eventually(async () => /baggage/.test(await text(page.locator('.way.lossy'))));
+  await hop.getByRole('button', { name: 'Reset' }).click();
+  await eventually(async () => hop.locator('.drops').isHidden());
+  // Not ready is what it says to whoever asks; it goes on serving.
+  await hop.getByRole('button', { name: 'Not ready' }).click();
+  await eventually(async () => (await text(hop.locator('.health'))) === 'not ready by order');
+  await sendOne(page);
+  await hop.getByRole('button', { name: 'Ready again' }).click();
+  await eventually(async () => (await text(hop.locator('.health'))).includes('ready') && !(await text(hop.locator('.health'))).includes('not'));
+  t.wrong.splice(0, t.wrong.length, ...t.wrong.filter((line) => !/status of 400/.test(line)));
+  await t.clean();
+});
+
 withDemo('at 390 pixels the name stands above its bar, and the trace right after “Send”', ['--latency', '5ms'], async (demo, browser) => {
   const t = await tab(browser, demo.page, { width: 390 });
   const { page } = t;
@@ -785,10 +843,13 @@ for (const scheme of ['light', 'dark']) {
       await page.selectOption('#speaks', 'both');
       await sendOne(page, 0);
       await page.addScriptTag({ path: axePath });
-      for (const view of ['time', 'headers']) {
-        await page.click(`#tab-${view}`);
-        await page.waitForSelector(view === 'time' ? '.rows .row' : '.edge');
-        await page.locator('.hop summary').first().evaluate((el) => { el.parentElement.open = true; });
+      for (const view of ['time', 'headers', 'answer', 'compare']) {
+        if (view === 'compare') {
+          await page.getByRole('button', { name: 'Compare' }).click();
+          await page.locator('.list a[href^="#/compare/"]').first().click();
+        } else await page.click(`#tab-${view}`);
+        await page.waitForSelector({ time: '.rows .row', headers: '.edge', answer: '.body-tree .of-hop', compare: '.two-table tr' }[view]);
+        await page.locator('.hop').first().evaluate((el) => { for (const one of el.querySelectorAll('details')) one.open = true; });
         // Colours are measured when nothing is fading any more.
         await eventually(() => page.evaluate(() => document.getAnimations().length === 0 && !document.querySelector('.lit, .lit-bad')));
         const wide = await page.evaluate(() => [document.documentElement.scrollWidth, innerWidth]);

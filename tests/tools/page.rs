@@ -129,13 +129,14 @@ fn the_verdict_on_a_trace_is_the_stores() {
     assert_eq!(verdict("/demo/verdict/fade")["whole"], false);
 }
 
-const FILES: [&str; 13] = [
+const FILES: [&str; 14] = [
     "/",
     "/page/style.css",
     "/page/icon.svg",
     "/page/main.js",
     "/page/dom.js",
     "/page/chain.js",
+    "/page/adjust.js",
     "/page/send.js",
     "/page/list.js",
     "/page/trace.js",
@@ -359,6 +360,9 @@ fn an_order_that_cannot_be_is_refused_and_changes_nothing() {
         plan(json!([0, 1]), json!([{"abort": {"status": 200, "percent": 1}}])),
         plan(json!([0, 1]), json!([{"abort": {"status": 503, "percent": 100.1}}])),
         json!({"run": {"hop": 4, "running": false}}),
+        json!({"ready": {"hop": 4, "ready": false}}),
+        json!({"drop": {"hop": 4, "headers": []}}),
+        json!({"drop": {"hop": 2, "headers": ["cookie"]}}),
         json!({"faults": {"hop": 9, "faults": []}}),
         json!({"faults": {"hop": 2, "faults": ["explode"]}}),
         json!({"faults": {"hop": 2, "breaks": ["new-trace@101%"]}}),
@@ -548,6 +552,31 @@ fn a_hops_faults_change_while_it_runs_and_everybody_who_watches_is_told() {
     assert_eq!(demo.order(&json!({"plan": {"hop": 2, "plan": {"latency_ms": [0, 0], "faults": []}}})).0, 200);
     let (_, exchange) = demo.order(&json!({"send": {"headers": []}}));
     assert_eq!(exchange["status"], 200);
+}
+
+#[test]
+fn a_hop_loses_headers_and_is_not_ready_by_order_until_it_is_ordered_back() {
+    let demo = Demo::start(&["--drop-header", "service3:x-lane"]);
+    let mut events = demo.events();
+    let send = || demo.order(&json!({"send": {"headers": [["baggage", "user=ada"]]}})).1;
+    let arrived =
+        |exchange: &Value| exchange["reply"]["upstreams"][0]["reply"]["upstreams"][0]["reply"]["received"]["baggage"].clone();
+    assert_eq!(arrived(&send()), json!(["user=ada"]));
+    assert_eq!(demo.order(&json!({"drop": {"hop": 2, "headers": ["baggage", "x-lane"]}})), (200, json!({})));
+    let chain = events.until("chain", |chain| chain["hops"][1]["drops"] == json!(["baggage", "x-lane"]));
+    assert_eq!(chain["hops"][2]["drops"], json!(["x-lane"]));
+    let exchange = send();
+    assert_eq!(arrived(&exchange), Value::Null);
+    let seam = &exchange["seams"][0];
+    assert_eq!((&seam["from"], &seam["broken"], &seam["headers"]), (&json!("service2"), &json!(false), &json!(["baggage"])));
+    assert_eq!(demo.order(&json!({"drop": {"hop": 2, "headers": []}})).0, 200);
+    assert_eq!(arrived(&send()), json!(["user=ada"]));
+    assert_eq!(demo.order(&json!({"ready": {"hop": 2, "ready": false}})).0, 200);
+    let told = events.until("ticked", |hops| hops[1]["health"]["state"] == "not_ready");
+    assert_eq!((&told[1]["health"]["why"], &told[0]["health"]["state"]), (&json!("not ready by order"), &json!("ready")));
+    assert_eq!(send()["status"], 200, "it goes on serving");
+    assert_eq!(demo.order(&json!({"ready": {"hop": 2, "ready": true}})).0, 200);
+    events.until("ticked", |hops| hops[1]["health"]["state"] == "ready");
 }
 
 #[test]

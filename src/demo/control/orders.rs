@@ -41,6 +41,10 @@ enum Order {
     },
     /// Change the latency of a hop, as `--latency` has it.
     Latency { hop: usize, latency: String },
+    /// Have a hop lose these headers, and no others.
+    Drop { hop: usize, headers: Vec<String> },
+    /// Have a hop say that it is not ready, or that it is.
+    Ready { hop: usize, ready: bool },
     /// Stop a hop, or start it again.
     Run { hop: usize, running: bool },
 }
@@ -81,7 +85,8 @@ pub(crate) fn read_order(body: &[u8]) -> Result<(), String> {
         Order::Plan { plan, .. } => plan.plan(&FaultConfig::default()).map(drop),
         Order::Faults { form, .. } => check_headers(&form.read(&FaultConfig::default())?.0),
         Order::Latency { latency, .. } => read_latency(&latency).map(drop),
-        Order::Run { .. } => Ok(()),
+        Order::Drop { headers, .. } => lost_headers(&headers).map(drop),
+        Order::Ready { .. } | Order::Run { .. } => Ok(()),
     }
 }
 
@@ -110,6 +115,17 @@ async fn follow(state: &DemoState, order: Order) -> Result<Response, String> {
             state.altered.send_replace(());
             Ok(json("{}"))
         }
+        Order::Drop { hop, headers } => {
+            handle(hop)?.dropped().set(lost_headers(&headers)?);
+            state.altered.send_replace(());
+            Ok(json("{}"))
+        }
+        Order::Ready { hop, ready } => {
+            handle(hop)?.phase().order(ready);
+            state.altered.send_replace(());
+            state.prompt.notify_one();
+            Ok(json("{}"))
+        }
         Order::Run { hop, running } => {
             handle(hop)?.running.send_replace(running);
             state.altered.send_replace(());
@@ -122,6 +138,12 @@ async fn follow(state: &DemoState, order: Order) -> Result<Response, String> {
 fn read_latency(text: &str) -> Result<Latency, String> {
     let latency: Latency = text.parse()?;
     if latency.longest() <= MAX_DELAY { Ok(latency) } else { Err(format!("a latency of '{text}' is longer than a minute")) }
+}
+
+/// Only what the chain carries can be lost.
+fn lost_headers(names: &[String]) -> Result<Vec<HeaderName>, String> {
+    let known = |name: &String| carried_names().find(|carried| *carried == name).map(HeaderName::from_static);
+    names.iter().map(|name| known(name).ok_or_else(|| format!("the header '{name}' is not one that the chain carries"))).collect()
 }
 
 /// A break can only name a header that the chain carries.

@@ -18,12 +18,14 @@ use crate::demo::control::plan::PlanForm;
 use crate::demo::control::seams::seams;
 use crate::demo::control::until;
 use crate::demo::store::Store;
+use crate::hop::app::App;
 use crate::hop::config::HopConfig;
 use crate::hop::fault::{FAULTS, Faults, FaultsForm};
 use crate::hop::reply::Tree;
 use crate::net::addresses::reachable;
 use crate::net::hosts::redacted_url;
-use crate::trace_context::BREAKS;
+use crate::server::shutdown::Phase;
+use crate::trace_context::{BREAKS, Dropped, carried_names};
 use crate::traces::ids::{parse_span_id, parse_trace_id};
 use crate::traces::{Caller, ExpectedTrace, Kind, Span, SpanId, Trace, TraceId};
 use crate::upstream::FanOut;
@@ -46,11 +48,9 @@ pub(crate) struct HopHandle {
     pub(crate) addr: SocketAddr,
     /// The numbers of the hops that it calls.
     pub(crate) calls: Vec<usize>,
-    /// The headers that it loses on purpose.
-    pub(crate) drops: Vec<String>,
     pub(crate) gauge: Arc<Gauge>,
-    /// Another handle each time the hop is started again.
-    faults: Mutex<Faults>,
+    /// Other handles each time the hop is started again.
+    handles: Mutex<(Faults, Dropped, Phase)>,
     /// Whether the hop is to run.
     pub(crate) running: watch::Sender<bool>,
     health: Mutex<Health>,
@@ -70,16 +70,15 @@ enum Health {
 }
 
 impl HopHandle {
-    pub(crate) fn new(addr: SocketAddr, config: &HopConfig, calls: Vec<usize>, gauge: Gauge, faults: Faults) -> Self {
+    pub(crate) fn new(app: &App, config: &HopConfig, calls: Vec<usize>, gauge: Gauge) -> Self {
         Self {
             name: config.identity.name.clone(),
             version: config.identity.version.clone(),
             lane: config.identity.lane.clone(),
-            addr,
+            addr: app.addr(),
             calls,
-            drops: config.drop_headers.iter().map(|name| name.as_str().to_owned()).collect(),
             gauge: Arc::new(gauge),
-            faults: Mutex::new(faults),
+            handles: Mutex::new((app.faults(), app.dropped(), app.phase())),
             running: watch::Sender::new(true),
             health: Mutex::default(),
         }
@@ -87,12 +86,22 @@ impl HopHandle {
 
     /// The handle to the faults of the hop that runs now.
     pub(crate) fn faults(&self) -> Faults {
-        lock(&self.faults).clone()
+        lock(&self.handles).0.clone()
     }
 
-    /// The hop was started again, with another handle.
-    pub(crate) fn set_faults(&self, faults: Faults) {
-        *lock(&self.faults) = faults;
+    /// The handle to the headers that the hop that runs now loses on purpose.
+    pub(crate) fn dropped(&self) -> Dropped {
+        lock(&self.handles).1.clone()
+    }
+
+    /// Whether the hop is ready, as it says itself, and the handle with which that is ordered.
+    pub(crate) fn phase(&self) -> Phase {
+        lock(&self.handles).2.clone()
+    }
+
+    /// The hop was started again.
+    pub(crate) fn restarted(&self, app: &App) {
+        *lock(&self.handles) = (app.faults(), app.dropped(), app.phase());
     }
 }
 
@@ -163,6 +172,8 @@ pub(crate) struct Chain<'a> {
     /// What may be ordered of a hop.
     fault_kinds: &'a [Form],
     break_kinds: &'a [Form],
+    /// The headers that a hop may be ordered to lose.
+    carried: Vec<&'static str>,
     /// Why this viewer may not send requests or change faults; null when it may.
     watching_only: Option<&'a str>,
 }
@@ -174,8 +185,10 @@ struct Hop<'a> {
     lane: &'a str,
     address: SocketAddr,
     calls: &'a [usize],
-    drops: &'a [String],
+    drops: Vec<String>,
     running: bool,
+    /// Not ordered to be not ready.
+    ready: bool,
     plan: PlanForm,
     /// The latency, and every fault and break, as options have them.
     latency: String,
@@ -229,8 +242,9 @@ impl DemoState {
             lane: &hop.lane,
             address: reachable(hop.addr),
             calls: &hop.calls,
-            drops: &hop.drops,
+            drops: hop.dropped().names().iter().map(|name| name.as_str().to_owned()).collect(),
             running: *hop.running.borrow(),
+            ready: hop.phase().readiness() != Err("not ready by order"),
             plan: PlanForm::from(config),
             latency: config.latency.to_string(),
             faults: FaultsForm::from(config),
@@ -246,6 +260,7 @@ impl DemoState {
             links: &self.links,
             fault_kinds: &FAULTS,
             break_kinds: &BREAKS,
+            carried: carried_names().collect(),
             watching_only,
         }
     }
@@ -280,7 +295,7 @@ impl DemoState {
         let url = format!("http://{}/readyz", reachable(hop.addr));
         let health = match self.client.get(url).timeout(PROBE).send().await {
             Ok(answer) if answer.status() == http::StatusCode::OK => Health::Ready,
-            Ok(answer) => Health::NotReady(answer.status().to_string()),
+            Ok(answer) => Health::NotReady(String::from_utf8_lossy(&read(answer).await.unwrap_or_default()).trim().to_owned()),
             Err(error) => Health::NoAnswer(why(&error)),
         };
         *lock(&hop.health) = health;

@@ -44,13 +44,14 @@ macro_rules! script {
 }
 
 /// Every file of the page.
-const FILES: [File; 13] = [
+const FILES: [File; 14] = [
     ("/", HTML, include_str!("index.html")),
     ("/page/style.css", CSS, include_str!("style.css")),
     ("/page/icon.svg", SVG, include_str!("icon.svg")),
     script!("main.js"),
     script!("dom.js"),
     script!("chain.js"),
+    script!("adjust.js"),
     script!("send.js"),
     script!("list.js"),
     script!("trace.js"),
