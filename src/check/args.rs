@@ -19,7 +19,7 @@ use crate::values;
 #[derive(Debug, Clone, clap::Args)]
 pub struct CheckArgs {
     /// The chain's URL, as a user would call it
-    #[arg(value_parser = chain::expect::url)]
+    #[arg(value_parser = chain::expect::front)]
     pub url: Url,
     /// Connect to ADDRESS for this host and port, like curl (repeatable)
     #[arg(long, value_name = "HOST:PORT:ADDRESS")]
@@ -123,13 +123,17 @@ fn watch_time(text: &str) -> Result<Duration, String> {
     values::positive_duration(text).map_err(|reason| format!("{reason}, or forever"))
 }
 
+/// Calls over one connection to a first hop that is called over gRPC.
+pub(super) const ONE_CONNECTION: u64 = 20;
+
 impl CheckArgs {
     /// How long the whole run may take.
     pub(super) fn deadline(&self) -> Duration {
         const STEPS: Duration = Duration::from_secs(120);
         self.deadline.unwrap_or_else(|| {
             let walks = if self.lane.is_empty() { 0 } else { LANE_REQUESTS * (1 + self.lane.len() as u64) };
-            let sent = Duration::from_secs_f64((self.count + walks) as f64 / self.rate);
+            let kept = self.count.min(ONE_CONNECTION + 1);
+            let sent = Duration::from_secs_f64((self.count + walks + kept) as f64 / self.rate);
             let traces = self.traces.as_ref().map_or(Duration::ZERO, |_| 3 * self.traces_wait);
             (STEPS + sent + traces).saturating_add(self.watch.unwrap_or_default())
         })

@@ -39,7 +39,7 @@ use crate::telemetry::client_tracing::{ClientTracer, ClientTracing};
 use crate::trace_context::HeaderFamily;
 
 pub use args::CheckArgs;
-use args::{FOREVER, LANE_REQUESTS, validate};
+use args::{FOREVER, LANE_REQUESTS, ONE_CONNECTION, validate};
 pub use backend::SecretHeader;
 pub use backend::trace::{TraceArgs, TraceOutput, run as run_trace};
 use chain::evidence::Xray;
@@ -308,7 +308,11 @@ impl<'a> Run<'a> {
         }
         self.lanes(&series).await;
         if self.args.count > 0 && !(samples.is_empty() && *self.stop.borrow()) {
+            let kept = series(None).over_one_connection(self.args.count.min(ONE_CONNECTION), &self.stop).await;
+            let pods = |hop: &str| self.cluster.as_ref()?.pods(hop, &self.args.namespace);
             let expected = TrafficExpectation {
+                kept: &kept,
+                pods: &pods,
                 success: self.args.expect_success,
                 retries: self.args.expect_retries,
                 splits: &self.args.expect_split,
@@ -400,7 +404,7 @@ impl<'a> Run<'a> {
         let (finding, address) = reachability::reach::connect(&addresses?, context, limit).await;
         report.add(finding);
         let address = address?;
-        if args.url.scheme() == "https" {
+        if chain::expect::is_tls(&args.url) {
             let (findings, is_usable) =
                 reachability::reach::tls(trust, &host_of(args.url.as_str()), address, context, limit).await;
             report.extend(findings);

@@ -1,5 +1,6 @@
 //! The app's next hop: answers its calls and notes their heads.
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,12 +9,17 @@ use std::time::{Duration, Instant};
 use axum::body::{Body, Bytes};
 use axum::extract::{DefaultBodyLimit, State};
 use axum::response::{IntoResponse as _, Response};
-use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
+use http_body::Frame;
+use http_body_util::StreamBody;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tonic::{Code, Status};
 
 use crate::probe::ProbeArgs;
+use crate::rpc::status::code_of;
+use crate::rpc::{CONTENT_TYPE, is_grpc};
 use crate::server::tls::{ServerTls, TlsOptions};
 use crate::server::{self, ServerConfig};
 
@@ -54,6 +60,8 @@ struct Shared {
     mood: Mutex<Mood>,
     status: StatusCode,
     reply: Bytes,
+    /// Over gRPC, framed.
+    message: Bytes,
 }
 
 /// The listening addresses.
@@ -78,8 +86,10 @@ impl Downstream {
             }
             _ => None,
         };
-        let shared =
-            Arc::new(Shared { calls: Mutex::default(), mood: Mutex::new(Mood::Answer), status: args.downstream_status, reply });
+        // Without a file it is empty, which every message may be.
+        let message = framed(if args.downstream_reply.is_some() { &reply } else { &[] });
+        let (calls, mood) = (Mutex::default(), Mutex::new(Mood::Answer));
+        let shared = Arc::new(Shared { calls, mood, status: args.downstream_status, reply, message });
         let (stop, _) = watch::channel(false);
         let (mut addresses, mut servers) = (Vec::new(), Vec::new());
         for address in &args.downstream {
@@ -131,6 +141,23 @@ fn read_reply(path: &Path) -> Result<Bytes, String> {
     if reply.len() > MAX_BODY { Err("larger than 1 MiB".to_owned()) } else { Ok(reply.into()) }
 }
 
+fn framed(message: &[u8]) -> Bytes {
+    [&[0], &(message.len() as u32).to_be_bytes()[..], message].concat().into()
+}
+
+/// The answer to a call of any method of gRPC.
+fn grpc_answer(status: StatusCode, message: Bytes) -> Response {
+    let called = Status::new(code_of(status), "");
+    if called.code() != Code::Ok {
+        return called.into_http::<Body>();
+    }
+    let trailers = HeaderMap::from_iter([(HeaderName::from_static("grpc-status"), HeaderValue::from_static("0"))]);
+    let frames = futures_util::stream::iter([Frame::data(message), Frame::trailers(trailers)].map(Ok::<_, Infallible>));
+    let mut response = Response::new(Body::new(StreamBody::new(frames)));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(CONTENT_TYPE));
+    response
+}
+
 async fn answer(
     State((shared, to)): State<(Arc<Shared>, SocketAddr)>,
     method: Method,
@@ -138,6 +165,7 @@ async fn answer(
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
+    let is_grpc = headers.get(header::CONTENT_TYPE).is_some_and(|kind| is_grpc(kind.as_bytes()));
     {
         let mut calls = lock(&shared.calls);
         if calls.len() < MAX_CALLS {
@@ -147,6 +175,8 @@ async fn answer(
     let mood = *lock(&shared.mood);
     let json = HeaderValue::from_static("application/json");
     match mood {
+        Mood::Answer if is_grpc => grpc_answer(shared.status, shared.message.clone()),
+        Mood::Unavailable if is_grpc => grpc_answer(StatusCode::SERVICE_UNAVAILABLE, Bytes::new()),
         Mood::Answer => (shared.status, [(header::CONTENT_TYPE, json)], shared.reply.clone()).into_response(),
         Mood::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, [(header::CONTENT_TYPE, json)], "{}").into_response(),
         Mood::Hang => std::future::pending().await,

@@ -36,10 +36,10 @@ pub struct ProbeArgs {
     /// The app's URL that makes it call its next hop; `{nonce}` in it is replaced by another text for each request
     #[arg(value_parser = expect::url)]
     pub app_url: Url,
-    /// Listen here for the app's calls: point its next-hop setting at this address (repeatable)
+    /// Listen here for the app's calls, over HTTP and gRPC: point its next-hop setting at this address (repeatable)
     #[arg(long, value_name = "ADDRESS", required = true, value_parser = address)]
     pub downstream: Vec<SocketAddr>,
-    /// Answer the app's calls with this file instead of `{}`
+    /// Answer the app's calls with this file instead of `{}`, over gRPC as the message instead of an empty one
     #[arg(long, value_name = "FILE")]
     pub downstream_reply: Option<PathBuf>,
     /// The status of these answers
@@ -89,6 +89,10 @@ pub struct ProbeArgs {
 }
 
 fn address(text: &str) -> Result<SocketAddr, String> {
+    let text = ["http://", "h2c://", "grpc://", "https://", "grpcs://"]
+        .into_iter()
+        .find_map(|scheme| text.strip_prefix(scheme))
+        .unwrap_or(text);
     let with_host = if text.starts_with(':') { format!("127.0.0.1{text}") } else { text.replace("localhost:", "127.0.0.1:") };
     with_host.parse().map_err(|_| "accepted: an address to listen on, like `127.0.0.1:9001` or `0.0.0.0:9001`".to_owned())
 }

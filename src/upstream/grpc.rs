@@ -14,13 +14,19 @@ use crate::upstream::outcome::{Answer, CallError, RpcAnswer};
 const PREFIX: usize = 5;
 
 /// The body of a call.
-pub(super) fn request(service: u16, body: Bytes) -> Bytes {
+pub(crate) fn request(service: u16, body: Bytes) -> Bytes {
     let message = CallRequest { service: Some(service.into()), body, response_bytes: 0 };
     let mut framed = BytesMut::with_capacity(PREFIX + message.encoded_len());
     framed.put_u8(0);
     framed.put_u32(message.encoded_len() as u32);
     framed.put(&*message.encode_to_vec());
     framed.freeze()
+}
+
+/// The message of a body that is one, without compression.
+pub(crate) fn message(body: Bytes) -> Option<Bytes> {
+    let length = body.get(1..PREFIX).and_then(|length| length.try_into().ok()).map(u32::from_be_bytes)?;
+    (body.first() == Some(&0) && length as usize == body.len() - PREFIX).then(|| body.slice(PREFIX..))
 }
 
 /// Reads an answer with the status 200: the status of the call, and the message or the reply in the details of the status.
@@ -36,12 +42,8 @@ pub(super) fn read(answer: &mut Answer, trailers: Option<HeaderMap>) -> Result<(
     let status = trailers.as_ref().and_then(Status::from_header_map).or_else(|| Status::from_header_map(&answer.headers));
     let status = status.ok_or(CallError::NotGrpc("it has no grpc-status"))?;
     if status.code() == Code::Ok {
-        let body = std::mem::take(&mut answer.body);
-        let length = body.get(1..PREFIX).and_then(|length| length.try_into().ok()).map(u32::from_be_bytes);
-        if body.first() != Some(&0) || length.is_none_or(|length| length as usize != body.len() - PREFIX) {
-            return Err(CallError::NotGrpc("it is not one message without compression"));
-        }
-        answer.body = body.slice(PREFIX..);
+        let only = message(std::mem::take(&mut answer.body));
+        answer.body = only.ok_or(CallError::NotGrpc("it is not one message without compression"))?;
     } else {
         let (http, reply) = rpc::status::read(&status);
         // A reply that says 200 does not make a failed call a good one.

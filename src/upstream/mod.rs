@@ -7,7 +7,7 @@
 mod answer_tracker;
 pub(crate) mod client;
 pub(crate) mod foreign_response;
-mod grpc;
+pub(crate) mod grpc;
 mod multiplexed;
 pub(crate) mod outcome;
 pub(crate) mod resolver;

@@ -5,6 +5,7 @@
 mod backends;
 mod bounds;
 mod envoy;
+mod grpc;
 mod mesh;
 mod signs;
 mod strangers;

@@ -304,3 +304,21 @@ fn wrong_usage_is_named_and_nothing_is_sent() {
         assert!(parts.iter().all(|part| ran.stderr.contains(part)), "{flags:?}: {}", ran.stderr);
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_app_that_calls_over_grpc_is_probed_as_any_other() {
+    let downstream = ports::free_addr();
+    let url = format!("grpc://{downstream}");
+    let probed = |flags: &[&str]| {
+        let app = Hop::start(&[&["--upstream", &url], flags].concat(), &[]);
+        let target = app.url("/service1");
+        let ran = run(&["probe", &target, "--downstream", &url, "--output", "json", "--count", "40"], &[]);
+        let report: Value = serde_json::from_str(&ran.stdout).unwrap_or_else(|error| panic!("{error}: {}", ran.stderr));
+        (ran, report)
+    };
+    let (ran, report) = probed(&[]);
+    assert_eq!((ran.code, failed(&report)), (Some(0), vec![]), "{report:#}");
+    assert!(text_of(&report, "probe.w3c").contains("forwarded untouched"), "{report:#}");
+    let (ran, report) = probed(&["--drop-header", "traceparent"]);
+    assert!(ran.code == Some(1) || text_of(&report, "probe.w3c").contains("absent"), "{report:#}");
+}

@@ -140,6 +140,8 @@ pub(crate) struct HopEvidence {
     /// An app of another make through which its caller reached it.
     pub(crate) via: Option<Stranger>,
     pub(crate) mode: Propagation,
+    /// How it was asked, as its reply shows it.
+    pub(crate) protocol: Option<String>,
     pub(crate) w3c: Option<Context>,
     pub(crate) b3: Option<Context>,
     pub(crate) request_id: RequestId,

@@ -8,6 +8,7 @@ use std::time::Duration;
 use reqwest::Url;
 
 use crate::net::hosts::parse_url;
+use crate::upstream::Target;
 use crate::values::percent_number;
 
 /// The expected hops: a chain, or a tree where one hop calls several.
@@ -305,6 +306,29 @@ pub(crate) fn header(text: &str) -> Result<(http::HeaderName, http::HeaderValue)
         return Err(format!("`check` sends {name} itself; accepted: any other header"));
     }
     Ok((name, value))
+}
+
+/// What `check` calls first: as [`url`], or a hop over gRPC.
+pub(crate) fn front(text: &str) -> Result<Url, String> {
+    let text = text.trim();
+    if !text.starts_with("grpc") {
+        return url(text).map_err(|accepted| format!("{accepted}, or grpc:// and grpcs:// as in `grpc://127.0.0.1:8080`"));
+    }
+    let given = text.parse::<Url>().ok().filter(|given| given.username().is_empty() && text.parse::<Target>().is_ok());
+    given.ok_or_else(|| {
+        "accepted: a gRPC URL without a path, or with /service<N>, like `grpc://127.0.0.1:8080/service1`".to_owned()
+    })
+}
+
+/// The port of a URL that [`front`] accepted.
+pub(crate) fn port_of(url: &Url) -> u16 {
+    let usual = if is_tls(url) { 443 } else { 80 };
+    url.port_or_known_default().unwrap_or(usual)
+}
+
+/// Whether it is called by TLS.
+pub(crate) fn is_tls(url: &Url) -> bool {
+    matches!(url.scheme(), "https" | "grpcs")
 }
 
 /// An http or https URL with a host and a port that can be connected to.

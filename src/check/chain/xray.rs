@@ -197,6 +197,7 @@ fn row(tree: &Tree, hop: &HopRef, depth: usize, request_id: RequestId, proxy: Pr
         depth,
         via,
         mode: tree.propagation,
+        protocol: tree.protocol.as_deref().map(str::to_owned),
         w3c: HeaderFamily::W3c.read(&tree.received),
         b3: HeaderFamily::B3.read(&tree.received),
         request_id,

@@ -79,6 +79,15 @@ impl Cluster {
         cluster
     }
 
+    /// How many pods a hop is meant to have: the replicas of every Deployment whose pods have its label `app`.
+    pub(crate) fn pods(&self, hop: &str, namespace: &str) -> Option<u64> {
+        let snapshot = self.snapshot.as_ref().ok()?;
+        let deployments = snapshot.all("Deployment").into_iter().filter(|one| one.namespace() == namespace);
+        let own = deployments.filter(|one| one.text("/spec/template/metadata/labels/app") == hop);
+        let replicas: Vec<u64> = own.map(|one| object::number(one.at("/spec/replicas")).unwrap_or(1)).collect();
+        (!replicas.is_empty()).then(|| replicas.iter().sum())
+    }
+
     /// The first reply: it names the pods, and pods of other namespaces are read now.
     pub(crate) async fn saw(&mut self, tree: &Tree, subject: &Subject<'_>) {
         const MOST: usize = 4;

@@ -6,7 +6,7 @@ use reqwest::Url;
 use serde_json::Value;
 
 use crate::check::chain::evidence::CALLER;
-use crate::check::chain::expect::{Expect, Resolve};
+use crate::check::chain::expect::{Expect, Resolve, is_tls, port_of};
 use crate::check::cluster::object::{Object, at, covers, is_label, is_selected, list, number, service_host, service_of, text};
 use crate::check::cluster::routing::{Call, Choice, Destination, choose, destinations, virtual_services};
 use crate::check::cluster::snapshot::{ROOT_NAMESPACE, Snapshot};
@@ -85,8 +85,8 @@ impl Subject<'_> {
     /// Where `--resolve` leads, else the URL's own host.
     fn address(&self) -> &str {
         let host = self.url.host_str().unwrap_or_default();
-        let port = self.url.port_or_known_default();
-        let given = self.resolve.iter().find(|resolve| resolve.host == host && Some(resolve.port) == port);
+        let port = port_of(self.url);
+        let given = self.resolve.iter().find(|resolve| resolve.host == host && resolve.port == port);
         given.map_or(host, |resolve| resolve.address.as_str())
     }
 
@@ -152,7 +152,7 @@ impl<'a> Path<'a> {
         let mut path = Self {
             snapshot,
             host: url.host_str().unwrap_or_default().to_ascii_lowercase(),
-            is_https: url.scheme() == "https",
+            is_https: is_tls(url),
             path: url.path().to_owned(),
             front: None,
             hops: Vec::new(),
@@ -184,7 +184,7 @@ impl<'a> Path<'a> {
                 && pods.iter().any(|pod| pod.is_selected_by(selector))
         };
         let service = snapshot.all("Service").into_iter().find(leads);
-        let called = u64::from(subject.url.port_or_known_default().unwrap_or_default());
+        let called = u64::from(port_of(subject.url));
         let ports = || service.into_iter().flat_map(|service| service.list("/spec/ports"));
         let by_node =
             ports().find(|port| number(at(port, "/nodePort")) == Some(called)).and_then(|port| number(at(port, "/port")));

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use crate::check::chain::expect::{Expect, Resolve};
+use crate::check::chain::expect::{Expect, Resolve, port_of};
 use crate::check::envoy::suggestions::quoted;
 use crate::check::report::Finding;
 use crate::net::hosts::redacted_url;
@@ -20,6 +20,8 @@ pub(crate) struct RunOptions {
     curl: String,
     check: String,
     ca: String,
+    /// Options of grpcurl.
+    grpcurl: String,
 }
 
 /// What a run is given on its command line.
@@ -110,7 +112,7 @@ const CUSTOM: [&str; 11] = [
 impl RunOptions {
     pub(crate) fn new(given: &Given<'_>) -> Self {
         let host = given.url.host_str().unwrap_or_default().to_owned();
-        let port = given.url.port_or_known_default().unwrap_or_default();
+        let port = port_of(given.url);
         let of = |port: u16| given.resolve.iter().find(|resolve| resolve.host == host && resolve.port == port);
         let address = of(port).map(|resolve| resolve.address.clone());
         let (mut curl, mut check) = (String::new(), String::new());
@@ -138,6 +140,11 @@ impl RunOptions {
             address,
             curl,
             check,
+            grpcurl: match (given.insecure, &ca) {
+                (true, _) => " -insecure".to_owned(),
+                (false, Some(file)) => format!(" -cacert {file}"),
+                (false, None) => String::new(),
+            },
             ca: ca.map(|file| format!(" -CAfile {file}")).unwrap_or_default(),
         }
     }
@@ -155,6 +162,11 @@ impl RunOptions {
 
     fn with_options(&self, command: String) -> String {
         let to_host = !self.host.is_empty() && command.contains(&format!("//{}", self.host));
+        if command.starts_with("curl ")
+            && let Some(call) = grpc_call(&command, &self.grpcurl)
+        {
+            return call;
+        }
         if let Some(rest) = command.strip_prefix("curl ").filter(|_| to_host && !self.curl.is_empty()) {
             return format!("curl{} {rest}", self.curl);
         }
@@ -178,6 +190,22 @@ impl RunOptions {
         }
         command
     }
+}
+
+/// What calls a hop whose URL is gRPC, in place of curl.
+fn grpc_call(command: &str, options: &str) -> Option<String> {
+    let url = command.split(' ').map(|word| word.trim_matches('\'')).find(|word| word.starts_with("grpc"))?;
+    let (scheme, rest) = url.split_once("://")?;
+    let host = rest.split('/').next()?;
+    let (plain, host) = match (scheme, host.rsplit_once(':').is_some()) {
+        ("grpc", true) => (" -plaintext", host.to_owned()),
+        ("grpc", false) => (" -plaintext", format!("{host}:80")),
+        ("grpcs", true) => (options, host.to_owned()),
+        ("grpcs", false) => (options, format!("{host}:443")),
+        _ => return None,
+    };
+    let comment = command.split_once("  #").map_or_else(String::new, |(_, comment)| format!("  #{comment}"));
+    Some(format!("grpcurl{plain} {host} httpserver.v1.Chain/Call{comment}"))
 }
 
 fn bracketed(address: &str) -> String {

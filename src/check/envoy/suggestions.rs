@@ -33,7 +33,7 @@ pub(crate) struct HintContext {
 }
 
 /// One hop as hints see it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct HopRef {
     pub(crate) name: String,
     /// Empty when the hop never answered.

@@ -16,20 +16,13 @@ use reqwest::Url;
 use tokio::time::Instant;
 use tower_service::Service;
 
-use crate::hop::reply::{Headers, Tree, embedded_replies};
+use crate::hop::reply::Headers;
 
+pub(crate) use crate::check::reachability::answer::{FrontAnswer, MAX_BODY, RequestFailure};
+use crate::check::reachability::grpc::GrpcFront;
 use crate::check::reachability::tls::Trust;
 use crate::telemetry::client_tracing::{ClientSpan, ClientTracer};
 use crate::trace_context::{Context, HeaderFamily};
-
-/// The longest answer that is read, bytes.
-pub(crate) const MAX_BODY: usize = 16 << 20;
-/// The longest reply that is read, bytes: reading takes its length times its depth. A hop takes 1 MiB from each next hop.
-const MAX_REPLY: usize = 8 << 20;
-/// Header names of a message that are read; a hop takes 100.
-const MAX_HEADERS: usize = 128;
-/// Calls of one request that are read: twice as many as a hop lets one make by default.
-const MAX_CALLS: usize = 2_000;
 
 /// Lets one caller pass every `1 / rate` seconds.
 pub(crate) struct Pacer {
@@ -52,107 +45,6 @@ impl Pacer {
             at
         };
         tokio::time::sleep_until(at).await;
-    }
-}
-
-/// One answer.
-#[derive(Debug, Clone)]
-pub(crate) struct FrontAnswer {
-    pub(crate) status: u16,
-    pub(crate) headers: HeaderMap,
-    pub(crate) body: Bytes,
-    /// From the connect to the last byte.
-    pub(crate) took: Duration,
-    /// From the connection, TLS included, to the last byte: a kept connection would have taken that.
-    pub(crate) waited: Duration,
-}
-
-impl FrontAnswer {
-    pub(crate) fn header(&self, name: &str) -> Option<&str> {
-        self.headers.get(name)?.to_str().ok()
-    }
-
-    /// Whether an app of another make answered.
-    pub(crate) fn is_foreign(&self) -> bool {
-        Tree::parse(&self.body).is_err()
-    }
-
-    pub(crate) fn text(&self) -> String {
-        String::from_utf8_lossy(&self.body).into_owned()
-    }
-
-    /// The reply of the chain, or the first one in the answer of an app of another make; `None` when nothing of a hop is there.
-    pub(crate) fn tree(&self) -> Option<Tree> {
-        let body = Some(&self.body).filter(|body| body.len() <= MAX_REPLY)?;
-        let mut tree = match Tree::parse(body) {
-            Ok(tree) => tree,
-            Err(_) => Tree::parse(embedded_replies(body).first()?.as_bytes()).ok()?,
-        };
-        bound(&mut tree, &mut MAX_CALLS.clone());
-        Some(tree)
-    }
-}
-
-/// Why there is no answer.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum RequestFailure {
-    TimedOut,
-    /// No connection.
-    Connect(String),
-    /// The connection ended before the answer did.
-    Closed(String),
-    /// What came is no HTTP.
-    NotHttp(String),
-    TooLarge,
-}
-
-impl std::fmt::Display for RequestFailure {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::TimedOut => f.write_str("no whole answer in time"),
-            Self::Connect(why) => write!(f, "no connection: {why}"),
-            Self::Closed(why) => write!(f, "connection closed before an answer ({why})"),
-            Self::NotHttp(why) => write!(f, "the answer is no HTTP ({why})"),
-            Self::TooLarge => write!(f, "the answer is longer than {} MiB", MAX_BODY >> 20),
-        }
-    }
-}
-
-impl RequestFailure {
-    /// `error.type` of the request's span.
-    fn error_type(&self) -> &'static str {
-        match self {
-            Self::TimedOut => "timeout",
-            Self::Connect(_) => "connect",
-            Self::Closed(_) => "closed",
-            Self::NotHttp(_) => "broken_answer",
-            Self::TooLarge => "too_large",
-        }
-    }
-
-    fn of(error: &reqwest::Error) -> Self {
-        let mut texts = Vec::new();
-        let mut source: Option<&dyn std::error::Error> = Some(error);
-        let mut reset = false;
-        while let Some(inner) = source {
-            texts.push(inner.to_string());
-            if let Some(io) = inner.downcast_ref::<std::io::Error>() {
-                use std::io::ErrorKind;
-                reset |= matches!(io.kind(), ErrorKind::ConnectionReset | ErrorKind::UnexpectedEof | ErrorKind::BrokenPipe);
-            }
-            source = inner.source();
-        }
-        let last = texts.pop().unwrap_or_default();
-        let all = texts.join(": ") + &last;
-        if error.is_timeout() {
-            Self::TimedOut
-        } else if error.is_connect() {
-            Self::Connect(last)
-        } else if reset || ["closed", "reset", "incomplete", "eof"].iter().any(|word| all.to_ascii_lowercase().contains(word)) {
-            Self::Closed(last)
-        } else {
-            Self::NotHttp(last)
-        }
     }
 }
 
@@ -193,6 +85,8 @@ pub(crate) struct CheckClient {
     pub(crate) url: Url,
     extra: HeaderMap,
     pacer: Pacer,
+    /// The first hop is called over gRPC.
+    grpc: Option<GrpcFront>,
     /// Reports requests that begin a trace.
     tracer: Option<ClientTracer>,
 }
@@ -208,6 +102,8 @@ impl CheckClient {
         extra: HeaderMap,
     ) -> Result<Self, String> {
         let (tls, _) = trust.config()?;
+        let is_grpc = url.scheme().starts_with("grpc");
+        let grpc = is_grpc.then(|| GrpcFront::new(&url, address, tls.clone(), timeout, extra.clone()));
         let host = url.host_str().unwrap_or_default().to_owned();
         let http = reqwest::Client::builder()
             .no_proxy()
@@ -221,7 +117,7 @@ impl CheckClient {
             .connector_layer(tower::layer::layer_fn(Noting))
             .build()
             .map_err(|error| error.to_string())?;
-        Ok(Self { http, url, extra, pacer: Pacer::new(rate), tracer: None })
+        Ok(Self { http, url, extra, pacer: Pacer::new(rate), grpc, tracer: None })
     }
 
     /// Reports the client span of every request that carries a context.
@@ -259,7 +155,19 @@ impl CheckClient {
         result
     }
 
+    /// The first hop, if it is called over gRPC.
+    pub(crate) fn grpc(&self) -> Option<&GrpcFront> {
+        self.grpc.as_ref()
+    }
+
+    pub(crate) fn is_grpc(&self) -> bool {
+        self.grpc.is_some()
+    }
+
     async fn exchange(&self, url: Url, headers: &Headers) -> Result<FrontAnswer, RequestFailure> {
+        if let Some(grpc) = &self.grpc {
+            return grpc.call(headers).await;
+        }
         let mut request = self.http.get(url).header(http::header::ACCEPT, "application/json").headers(self.extra.clone());
         for (name, values) in &headers.0 {
             for value in values {
@@ -287,19 +195,6 @@ pub(crate) async fn body(response: &mut reqwest::Response) -> reqwest::Result<Op
         body.extend_from_slice(&part);
     }
     Ok(Some(body.freeze()))
-}
-
-/// Cuts a reply to what real hops can have put into it, so that what is compared with each other stays few. `left`: hops.
-fn bound(tree: &mut Tree, left: &mut usize) {
-    tree.received.0.truncate(MAX_HEADERS);
-    tree.upstreams.truncate(*left);
-    *left -= tree.upstreams.len();
-    for call in &mut tree.upstreams {
-        call.sent.0.truncate(MAX_HEADERS);
-        call.embedded.truncate(*left);
-        *left -= call.embedded.len();
-        call.reply.iter_mut().chain(&mut call.embedded).for_each(|reply| bound(reply, left));
-    }
 }
 
 /// A span for each context that the headers carry: a probe may begin one trace in W3C and another in B3.

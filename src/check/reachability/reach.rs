@@ -8,7 +8,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::hop::reply::Tree;
 
-use crate::check::chain::expect::Resolve;
+use crate::check::chain::expect::{Resolve, is_tls, port_of};
 use crate::check::envoy::gateway;
 use crate::check::envoy::suggestions::{HintContext, quoted};
 use crate::check::reachability::client::{CheckClient, FrontAnswer, RequestFailure};
@@ -23,7 +23,7 @@ const RENEWED_BY_DAYS: i64 = 7;
 /// The first findings: the address of the target, unless it has none.
 pub(crate) async fn resolve(url: &reqwest::Url, resolves: &[Resolve]) -> (Vec<Finding>, Option<Vec<SocketAddr>>) {
     let host = url.host_str().unwrap_or_default().trim_start_matches('[').trim_end_matches(']').to_owned();
-    let port = url.port_or_known_default().unwrap_or_default();
+    let port = port_of(url);
     let given = resolves.iter().find(|resolve| resolve.host == host && resolve.port == port);
     let name = given.map_or(host.as_str(), |resolve| resolve.address.as_str()).to_owned();
     let how = if given.is_some() { " (--resolve)" } else { "" };
@@ -201,7 +201,7 @@ pub(crate) async fn first(
             }
         },
         Err(failure) => {
-            let tls = if client.url.scheme() == "http" { probe_tls(client, trust, address, limit).await } else { None };
+            let tls = if !is_tls(&client.url) { probe_tls(client, trust, address, limit).await } else { None };
             (no_answer(&failure, tls, &client.url, hints), None)
         }
     }
@@ -226,7 +226,7 @@ async fn probe_tls(client: &CheckClient, trust: &Trust, address: SocketAddr, lim
 
 fn no_answer(failure: &RequestFailure, tls: Option<Tls>, url: &reqwest::Url, hints: &HintContext) -> Finding {
     let namespace = &hints.namespace;
-    let port = url.port_or_known_default().unwrap_or_default();
+    let port = port_of(url);
     if let Some(Tls::Sidecar(workload)) = &tls {
         let text = format!("A sidecar ({workload}) refuses plain text on port {port}: {failure}");
         return Finding::fail(CheckId::ReachHttp, text, tls::past_the_gateway(url.host_str().unwrap_or_default()));
@@ -340,6 +340,9 @@ async fn redirected(client: &CheckClient, mut answer: FrontAnswer, hints: &HintC
 /// HSTS in the answer, and what the plain port does.
 pub(crate) async fn hardening(client: &CheckClient, answer: &FrontAnswer, plain_port: Option<u16>) -> Vec<Finding> {
     let url = &client.url;
+    if client.is_grpc() {
+        return vec![Finding::skip(CheckId::ReachRedirect, "Redirect to https and HSTS: skipped, because the URL is gRPC")];
+    }
     if url.scheme() != "https" {
         return vec![Finding::skip(CheckId::ReachRedirect, "Redirect to https and HSTS: skipped, because the URL is plain HTTP")];
     }

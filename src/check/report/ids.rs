@@ -134,6 +134,7 @@ check_ids! {
     TrafficRetries Traffic "traffic.retries"
     TrafficIdentity Traffic "traffic.identity"
     TrafficTimes Traffic "traffic.times"
+    TrafficSticky Traffic "traffic.sticky"
     WatchFailures Watch "watch.failures"
     WatchGap Watch "watch.gap"
     WatchInstances Watch "watch.instances"

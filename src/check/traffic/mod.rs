@@ -8,6 +8,7 @@ pub(crate) mod sample;
 pub(crate) mod sampling;
 pub(crate) mod split;
 pub(crate) mod stats;
+pub(crate) mod sticky;
 mod times;
 pub(crate) mod watch;
 
@@ -27,6 +28,9 @@ pub(crate) struct TrafficExpectation<'a> {
     pub(crate) splits: &'a [Split],
     pub(crate) latencies: &'a [LatencyLimit],
     pub(crate) principals: &'a [Principal],
+    /// Calls of the first hop over one connection.
+    pub(crate) kept: &'a [Sample],
+    pub(crate) pods: sticky::Pods<'a>,
 }
 
 /// The findings of the group.
@@ -50,6 +54,7 @@ pub(crate) fn findings(
     out.extend(expected.splits.iter().flat_map(|split| split::findings(&hops, split, hints)));
     out.push(retries(samples, expected.retries, hints));
     out.extend(expected.latencies.iter().map(|limit| limited(samples, &hops, limit, hints)));
+    out.extend(sticky::findings(&hops, expected.kept, xray, expected.pods, hints));
     out.extend(times::findings(samples, &hops, hints));
     out.extend(xray.map(|xray| identity::finding(&hops, xray, hints)));
     out.extend(expected.principals.iter().map(|principal| identity::expected(&hops, principal, hints)));
@@ -277,7 +282,18 @@ mod tests {
     fn sample(outcome: Outcome, attempt: u32) -> Sample {
         let hop = HopRef { name: "service1".to_owned(), hostname: "service1-0".to_owned(), url: String::new() };
         let (version, lane) = ("v1".to_owned(), "base".to_owned());
-        let answer = HopSample { hop, version, lane, attempt, identity: None, own_ms: 1.0, took_ms: 1.0, calls: attempt };
+        let answer = HopSample {
+            hop,
+            caller: HopRef::default(),
+            protocol: String::new(),
+            version,
+            lane,
+            attempt,
+            identity: None,
+            own_ms: 1.0,
+            took_ms: 1.0,
+            calls: attempt,
+        };
         let (at, took) = (Duration::ZERO, Duration::ZERO);
         Sample { at, took, outcome, hops: vec![answer], sampled: None, ends: None, gaps: Vec::new() }
     }
@@ -300,7 +316,15 @@ mod tests {
         let findings = findings(
             &[sample],
             None,
-            &TrafficExpectation { success: 100.0, retries: 0.0, splits: &[], latencies: &[], principals: &[] },
+            &TrafficExpectation {
+                success: 100.0,
+                retries: 0.0,
+                splits: &[],
+                latencies: &[],
+                principals: &[],
+                kept: &[],
+                pods: &|_| None,
+            },
             &hints,
         );
         assert_eq!(findings.len(), 1, "{findings:#?}");

@@ -22,6 +22,10 @@ use crate::check::report::{Hint, ProgressLine};
 #[derive(Debug, Clone)]
 pub(crate) struct HopSample {
     pub(crate) hop: HopRef,
+    /// Who called it: of the first hop without a host.
+    pub(crate) caller: HopRef,
+    /// How it was asked; empty when its reply does not show it.
+    pub(crate) protocol: String,
     pub(crate) version: String,
     pub(crate) lane: String,
     pub(crate) attempt: u32,
@@ -161,6 +165,26 @@ impl Series {
         progress.clear();
     }
 
+    /// Calls of the first hop over one connection, where it is called over gRPC, one after the other in the client's turn.
+    pub(crate) async fn over_one_connection(&self, all: u64, stop: &watch::Receiver<bool>) -> Vec<Sample> {
+        let mut samples = Vec::new();
+        let Some(front) = self.client.grpc() else { return samples };
+        self.client.turn().await;
+        let Ok(mut connection) = front.connect().await else { return samples };
+        let start = Instant::now();
+        while (samples.len() as u64) < all && !*stop.borrow() {
+            self.client.turn().await;
+            let (at, sent) = (start.elapsed(), Instant::now());
+            let result = connection.call(front, &self.headers).await;
+            let has_failed = result.is_err();
+            samples.push(digest(result, at, sent.elapsed(), Duration::ZERO, &self.context));
+            if has_failed {
+                break;
+            }
+        }
+        samples
+    }
+
     async fn one(&self, start: Instant, starved: &Starvation) -> Sample {
         let at = start.elapsed();
         let (sent, before) = (Instant::now(), starved.so_far());
@@ -232,7 +256,7 @@ fn digest(
                 if !hints.evidence.is_front_foreign {
                     sample.gap(CALLER, &tree, answer.waited.saturating_sub(starved).as_secs_f64() * 1000.0);
                 }
-                walk(&tree, &hints.url, 1, &mut sample);
+                walk(&tree, &hints.url, &HopRef::default(), 1, &mut sample);
                 let breaks = chain::breaks(&tree, &hints.url);
                 if !breaks.is_empty() || answer.status >= 300 {
                     sample.outcome = Outcome::Broke(breaks);
@@ -253,24 +277,26 @@ fn sampling_ends(tree: &Tree) -> Option<(String, String)> {
 }
 
 /// `calls`: of the hop above, for this request.
-fn walk(tree: &Tree, url: &str, calls: u32, sample: &mut Sample) {
-    let hop = hop_sample(tree, url, calls);
-    let calls = hop.calls;
+fn walk(tree: &Tree, url: &str, caller: &HopRef, calls: u32, sample: &mut Sample) {
+    let hop = hop_sample(tree, url, caller, calls);
+    let (own, calls) = (hop.hop.clone(), hop.calls);
     sample.hops.push(hop);
     for (call, reply) in tree.upstreams.iter().filter_map(|call| Some((call, call.reply.as_deref()?))) {
         sample.gap(&tree.service, reply, call.duration_ms);
-        walk(reply, &call.url, calls, sample);
+        walk(reply, &call.url, &own, calls, sample);
     }
-    tree.upstreams.iter().flat_map(|call| &call.embedded).for_each(|reply| walk(reply, "", calls, sample));
+    tree.upstreams.iter().flat_map(|call| &call.embedded).for_each(|reply| walk(reply, "", &HopRef::default(), calls, sample));
 }
 
-fn hop_sample(tree: &Tree, url: &str, above: u32) -> HopSample {
+fn hop_sample(tree: &Tree, url: &str, caller: &HopRef, above: u32) -> HopSample {
     let calls = tree.upstreams.iter().map(|call| call.duration_ms);
     let (sum, longest) = calls.fold((0.0, 0.0_f64), |(sum, longest), ms| (sum + ms, longest.max(ms)));
     // In sequence the calls add up; in parallel the longest counts, and their sum would exceed the hop's own time.
     let below = if sum <= tree.duration_ms { sum } else { longest };
     HopSample {
         hop: HopRef::of(tree, url),
+        caller: caller.clone(),
+        protocol: tree.protocol.as_deref().unwrap_or_default().to_owned(),
         version: tree.version.clone(),
         lane: tree.lane.clone(),
         attempt: tree.attempt,

@@ -172,6 +172,8 @@ mod tests {
                 let took_ms = own_ms;
                 sample.hops.push(HopSample {
                     hop: hop_ref,
+                    caller: HopRef::default(),
+                    protocol: String::new(),
                     version: "v1".into(),
                     lane: "base".into(),
                     attempt: 1,
@@ -220,6 +222,8 @@ mod tests {
         let pod = |name: &str| HopRef { name: name.to_owned(), hostname: format!("{name}-7d4b9c6f5-x2x5z"), url: String::new() };
         let answer = |name: &str| HopSample {
             hop: pod(name),
+            caller: HopRef::default(),
+            protocol: String::new(),
             version: "v1".into(),
             lane: "base".into(),
             attempt: 1,
