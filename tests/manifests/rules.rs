@@ -274,7 +274,8 @@ fn probes_ask_a_port(set: &Set) -> Vec<String> {
 
 /// `http://service2/service2` is (`service2`, 80, `/service2`).
 fn parse_url(url: &str) -> (&str, u64, &str) {
-    let rest = url.strip_prefix("http://").unwrap_or_else(|| panic!("{url}: not http://"));
+    let rest = url.strip_prefix("http://").or_else(|| url.strip_prefix("grpc://"));
+    let rest = rest.unwrap_or_else(|| panic!("{url}: neither http:// nor grpc://"));
     let (authority, path) = rest.find('/').map_or((rest, ""), |i| rest.split_at(i));
     match authority.split_once(':') {
         Some((host, port)) => (host, port.parse().unwrap_or_else(|_| panic!("{url}: a port")), path),
@@ -401,9 +402,10 @@ fn allowed(set: &Set, deployment: &Doc, principal: &str, path: &str) -> bool {
             && text(&policy.value, "/spec/action") != "DENY"
             && policy.value.pointer("/spec/selector/matchLabels").is_none_or(|s| holds(s, deployment.pod_labels()))
     };
+    let method = if path.starts_with("/httpserver.v1.") { "POST" } else { "GET" };
     let allows = |rule: &Value| {
         let from = items(rule, "/from").any(|f| strings(f, "/source/principals").contains(&principal));
-        let to = |t: &Value| strings(t, "/operation/paths").contains(&path) && strings(t, "/operation/methods").contains(&"GET");
+        let to = |t: &Value| strings(t, "/operation/paths").contains(&path) && strings(t, "/operation/methods").contains(&method);
         from && items(rule, "/to").any(to)
     };
     let covering: Vec<&Doc> = set.all("AuthorizationPolicy").filter(covers).collect();
@@ -434,7 +436,8 @@ fn calls_are_allowed(set: &Set) -> Vec<String> {
         }
         let principal = format!("cluster.local/ns/{}/sa/{account}", deployment.namespace());
         for (url, next) in next_hops(set, deployment) {
-            if !allowed(set, next, &principal, parse_url(url).2) {
+            let path = if url.starts_with("grpc://") { "/httpserver.v1.Chain/Call" } else { parse_url(url).2 };
+            if !allowed(set, next, &principal, path) {
                 findings.push(format!("{}: may not call {url} of {}", deployment.at(), next.name()));
             }
         }
