@@ -216,7 +216,7 @@ up() {
     kubectl -n default get pod httpserver-check -o jsonpath='{.status.containerStatuses[0].state.terminated.exitCode}')
   kubectl -n default delete pod httpserver-check >/dev/null
   [ "$code" = 0 ] || die "check is not content: exit code $code"
-  say "the traces: scripts/open-jaeger.sh; go on with istio/README.md; end it with scripts/mesh-up.sh down"
+  say "the traces: scripts/open-jaeger.sh; go on with docs/course/07-the-gateway.md; end it with scripts/mesh-up.sh down"
   # A cluster that is not the current one of kubectl.
   [ "$(kubectl config current-context)" = "$(env -u KUBECONFIG kubectl config current-context 2>/dev/null)" ] || say "in your shell: export KUBECONFIG=$state/kubeconfig"
 }

@@ -117,6 +117,7 @@ impl Shell {
             }
             text.push_str(&line);
         }
+        let text = text.replace(root().to_str().unwrap(), "/home/you/httpserver");
         let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
         let text = self.replaced(text.trim_end(), true).replace(&format!(" {} ", host.trim()), " vm ");
         text.lines().map(|line| format!("{}\n", line.trim_end())).collect()
@@ -130,6 +131,10 @@ impl Shell {
             _ if command.contains("scripts/open-jaeger.sh") => vec![&16686],
             _ => listens,
         };
+        // kubectl's `port-forward`: the first of `18081:8080` is here.
+        let forwarded = command.split_whitespace().filter_map(|word| word.split_once(':'));
+        let forwarded = forwarded.filter(|(_, there)| there.parse::<u16>().is_ok()).find_map(|(here, _)| here.parse().ok());
+        let listens = forwarded.as_ref().map_or(listens, |port| vec![port]);
         let waits: String = listens
             .iter()
             .map(|port| format!("until (: </dev/tcp/127.0.0.1/:{port}) 2>/dev/null; do sleep 0.1; ((++tries < 600)) || {{ echo 'nothing listens'; break; }}; done; "))
