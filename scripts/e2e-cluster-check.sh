@@ -8,13 +8,15 @@
 check_host=httpsserver.cncamp.io
 reports=${work:?}/check
 
-# checked NAME [OPTION...]: a run of check, of $check_url where that is set; its report is $reports/NAME.json, its exit code ours
+# checked NAME [OPTION...]: a run of check, of $check_url where that is set; its report is $reports/NAME.json, its exit code ours.
+# $check_expect: the hops that are expected; $check_traces: "no" asks no trace backend
 checked() {
-  local name=$1 through=(--resolve "$check_host:$SECURE_INGRESS_PORT:$INGRESS_HOST" --plain-port "$INGRESS_PORT" --cacert "$work/certs/ca.crt" --traces "${jaeger:?}")
+  local name=$1 through=(--resolve "$check_host:$SECURE_INGRESS_PORT:$INGRESS_HOST" --plain-port "$INGRESS_PORT" --cacert "$work/certs/ca.crt")
   shift
+  [ "${check_traces:-yes}" = no ] || through+=(--traces "${jaeger:?}")
   [ -z "${check_url:-}" ] || through=()
   "$checker" check "${check_url:-https://$check_host:$SECURE_INGRESS_PORT/http/service0}" ${through[@]+"${through[@]}"} \
-    --expect service1,service2,service3 --count 60 --output json "$@" >"$reports/$name.json"
+    --expect "${check_expect:-service1,service2,service3}" --count 60 --output json "$@" >"$reports/$name.json"
 }
 
 # judged NAME CODE IDS PATTERN: the report has that exit code, its failures are among IDS (split by commas) with the first of them there, and what
@@ -175,11 +177,14 @@ job_completes() {
   grep '^Verdict' "$reports/job.txt"
 }
 
-checks() {
-  part "check"
+find_checker() {
   checker=${HTTPSERVER:-target/release/httpserver}
   [ -x "$checker" ] || checker=target/debug/httpserver
   mkdir -p "$reports"
+}
+checks() {
+  part "check"
+  find_checker
   provider jaeger || die "no provider \"jaeger\" in the mesh: istioctl install -f istio/install.yaml"
   overlay sidecar
   if [ -x "$checker" ]; then

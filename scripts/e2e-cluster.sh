@@ -4,7 +4,7 @@
 #
 #   scripts/e2e-cluster.sh [--only PART,...] [--restarts N] [--keep]
 #
-#   --only PART,...  of: tutorials, traces, check, security, lanes, scenarios, restarts, components, gateway-api; default: all of them, in this order
+#   --only PART,...  of: tutorials, traces, check, strangers, security, lanes, scenarios, restarts, components, gateway-api; default: all of them, in this order
 #   --restarts N     of each Deployment, in the part restarts; default: 1
 #   --keep           leave everything standing at the end
 #
@@ -17,11 +17,11 @@ set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "$0")/lib.sh"
 
-only=tutorials,traces,check,security,lanes,scenarios,restarts,components,gateway-api keep=no restarts=1
+only=tutorials,traces,check,strangers,security,lanes,scenarios,restarts,components,gateway-api keep=no restarts=1
 parse "only restarts" keep "$@"
 [[ $restarts =~ ^[1-9][0-9]*$ ]] || usage_error "--restarts needs a number from 1"
 for part in ${only//,/ }; do
-  [[ $part =~ ^(tutorials|traces|check|security|lanes|scenarios|restarts|components|gateway-api)$ ]] || usage_error "no part $part"
+  [[ $part =~ ^(tutorials|traces|check|strangers|security|lanes|scenarios|restarts|components|gateway-api)$ ]] || usage_error "no part $part"
 done
 need kubectl curl openssl python3
 cd "$top"
@@ -711,6 +711,8 @@ gateway_api() {
 
 # shellcheck source=scripts/e2e-cluster-check.sh
 . scripts/e2e-cluster-check.sh
+# shellcheck source=scripts/e2e-cluster-strangers.sh
+. scripts/e2e-cluster-strangers.sh
 
 for part in ${only//,/ }; do
   case $part in

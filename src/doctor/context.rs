@@ -20,9 +20,18 @@ struct Edge {
     joined: usize,
     /// Roots of the callee (or of the call) with the span that they belong below.
     lost: Vec<(usize, usize)>,
+    /// Of those, calls without a parent that the callee did join: they are in `joined`, too.
+    lost_and_joined: usize,
     /// The caller reported the call, and the callee began a trace.
     with_client_span: usize,
     silent: Option<Box<str>>,
+}
+
+impl Edge {
+    /// Every call.
+    fn all(&self) -> usize {
+        self.lost.len() + self.joined - self.lost_and_joined
+    }
 }
 
 /// What the rule about contexts found.
@@ -98,10 +107,14 @@ impl Search<'_> {
     }
 
     fn take(&mut self, caller: usize, callee: usize, pairs: Vec<Pair>, silent: Option<&str>) {
+        let system = self.system;
+        let answers = |child: &usize| system.spans[*child].service == callee && system.spans[*child].is(Kind::Server);
         let edge = self.edges.entry((caller, callee)).or_default();
         edge.silent = silent.map(Box::from);
         for (root, outer) in pairs {
             if self.used.insert(root) {
+                let is_joined = caller != callee && system.spans[root].service == caller;
+                edge.lost_and_joined += usize::from(is_joined && system.spans[root].children.iter().any(answers));
                 let is_call = self.system.spans[outer].is(Kind::Client);
                 edge.with_client_span += usize::from(is_call);
                 edge.lost.push((root, outer));
@@ -254,7 +267,7 @@ fn by_request_id(system: &System, inner: &[usize], outer: &[usize], skew: i64) -
 
 /// One finding a service: whom it calls without a context, or whose contexts it ignores.
 fn findings(system: &System, edges: BTreeMap<(usize, usize), Edge>) -> Vec<Finding> {
-    let is_lost = |edge: &Edge| level(edge.lost.len(), edge.lost.len() + edge.joined) == Level::Fault;
+    let is_lost = |edge: &Edge| level(edge.lost.len(), edge.all()) == Level::Fault;
     let mut drops: BTreeMap<usize, Vec<(usize, &Edge)>> = BTreeMap::new();
     let mut findings = Vec::new();
     for (&(caller, callee), edge) in edges.iter().filter(|(_, edge)| is_lost(edge)) {
@@ -274,7 +287,7 @@ fn findings(system: &System, edges: BTreeMap<(usize, usize), Edge>) -> Vec<Findi
 
 /// The callee is at fault when it ignores several callers, or when the caller's other calls are all continued.
 fn ignores(edges: &BTreeMap<(usize, usize), Edge>, caller: usize, callee: usize, edge: &Edge) -> bool {
-    let rate = |edge: &Edge| edge.lost.len() as f64 / (edge.lost.len() + edge.joined).max(1) as f64;
+    let rate = |edge: &Edge| edge.lost.len() as f64 / edge.all().max(1) as f64;
     let expected = rate(edge);
     let continued = |edge: &Edge| rate(edge) < MIN_SHARE && edge.joined as f64 * expected >= 8.0;
     let others_of_caller = || edges.iter().filter(|((from, to), _)| *from == caller && *to != callee).map(|(_, edge)| edge);
@@ -286,7 +299,7 @@ fn ignores(edges: &BTreeMap<(usize, usize), Edge>, caller: usize, callee: usize,
 
 fn dropped(system: &System, service: usize, edges: &[(usize, &Edge)]) -> Finding {
     let lost: usize = edges.iter().map(|(_, edge)| edge.lost.len()).sum();
-    let of = lost + edges.iter().map(|(_, edge)| edge.joined).sum::<usize>();
+    let of = edges.iter().map(|(_, edge)| edge.all()).sum::<usize>();
     let callees: Vec<&str> =
         edges.iter().filter(|(callee, _)| *callee != service).map(|(callee, _)| system.name(*callee)).collect();
     let whom = if callees.is_empty() { String::new() } else { format!(" to {}", callees.join(", ")) };
@@ -313,7 +326,7 @@ fn dropped(system: &System, service: usize, edges: &[(usize, &Edge)]) -> Finding
 }
 
 fn ignored(system: &System, caller: usize, callee: usize, edge: &Edge) -> Finding {
-    let (lost, of) = (edge.lost.len(), edge.lost.len() + edge.joined);
+    let (lost, of) = (edge.lost.len(), edge.all());
     let (from, name) = (system.name(caller), system.name(callee));
     Finding {
         id: FindingId::ContextIgnored,
@@ -357,7 +370,7 @@ fn apart_from_proxy(system: &System, service: usize, edge: &Edge) -> Finding {
 }
 
 fn silent_and_dropping(system: &System, caller: usize, callee: usize, silent: &str, edge: &Edge) -> Finding {
-    let (lost, of) = (edge.lost.len(), edge.lost.len() + edge.joined);
+    let (lost, of) = (edge.lost.len(), edge.all());
     let (from, to) = (system.name(caller), system.name(callee));
     Finding {
         id: FindingId::ContextDropped,

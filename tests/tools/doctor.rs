@@ -164,6 +164,22 @@ fn the_text_names_the_service_the_cause_and_traces_to_open() {
     assert!(ran.stdout.lines().skip(1).all(|line| line.chars().count() <= 80), "{}", ran.stdout);
 }
 
+/// The proxy of an app that drops the context begins a trace with each call, and the callee joins that: it is one call.
+#[test]
+fn a_call_that_begins_a_trace_and_is_joined_counts_once() {
+    let mut spans = system_of_two(100);
+    for request in spans.chunks_mut(3) {
+        let [_, call, answer] = request else { unreachable!() };
+        call["traceId"] = answer["traceId"].clone();
+        call.as_object_mut().unwrap().remove("parentId").unwrap();
+        answer["parentId"] = call["id"].clone();
+    }
+    let report = report(&spans);
+    let [[id, service, _, text]] = faults(&report).try_into().unwrap();
+    assert_eq!((id.as_str(), service.as_str()), ("context.dropped", "front"));
+    assert!(text.starts_with("20 of 20 calls to back begin new traces"), "{text}");
+}
+
 #[test]
 fn a_score_below_the_limit_fails_the_run() {
     let spans = system_of_two(100);

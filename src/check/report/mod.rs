@@ -263,7 +263,8 @@ static CONSEQUENCES: &[(CheckId, &[CheckId])] = {
             Id::TrafficIdentity,
             &[Id::ChainHops, Id::ChainOrder, Id::ChainAddress, Id::PropagationSidecar, Id::PropagationCoverage, Id::TracesCalls],
         ),
-        (Id::TrafficTimes, &[Id::TracesCalls]),
+        // A call that is let pass waits for those that are not.
+        (Id::TrafficTimes, &[Id::TracesCalls, Id::ChainHops, Id::TrafficSuccess]),
         (Id::LanesCarry, &[Id::PropagationLane]),
     ]
 };
@@ -540,13 +541,15 @@ mod tests {
             fail(CheckId::TrafficSuccess, "service3"),
             // Some of the calls over the broken seam fail in another way, and a proxy far above repeats them.
             Finding::fail(CheckId::TrafficSuccess, "Calls end", Hint::new("slow")).seam("service1", "service2", None),
+            Finding::fail(CheckId::TrafficTimes, "Calls wait", Hint::new("held")).seam("service1", "service2", None),
+            Finding::fail(CheckId::TrafficTimes, "Others wait", Hint::new("held")).seam("service2", "service3", None),
             Finding::fail(CheckId::TrafficRetries, "Retries", Hint::new("calls fail")).hop("service0"),
         ]);
         let status = report.findings.iter().map(|finding| (finding.status, finding.follows)).collect::<Vec<_>>();
         let counted = (Status::Fail, None);
         let follows = (Status::Follows, Some(CheckId::ChainHops));
-        assert_eq!(status, [counted, follows, counted, follows, follows]);
-        assert!(report.verdict().starts_with("broken: 2 of 2 checks failed"), "{}", report.verdict());
+        assert_eq!(status, [counted, follows, counted, follows, follows, counted, follows]);
+        assert!(report.verdict().starts_with("broken: 3 of 3 checks failed"), "{}", report.verdict());
     }
 
     /// Two mistakes may be at one seam: what an answer says of its own cause is no consequence of another.
