@@ -6,6 +6,10 @@
 
 #[path = "../../../src/net/mod.rs"]
 mod net;
+#[path = "../../../src/rpc/mod.rs"]
+mod rpc;
+#[path = "../../../src/system/mod.rs"]
+mod system;
 #[path = "../../../src/telemetry/mod.rs"]
 mod telemetry;
 #[path = "../../../src/text/mod.rs"]
@@ -34,10 +38,12 @@ use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::trace::{BatchSpanProcessor, SdkTracerProvider, SpanData, SpanEvents, SpanExporter, SpanLinks};
 use prometheus::{HistogramOpts, HistogramVec};
 
-use telemetry::access_log::{AccessEntry, json};
+use telemetry::access_log::json;
 use telemetry::export::ResourceOptions;
 use telemetry::export::{otlp::OtlpEncoder, zipkin};
+use telemetry::log_queue::AccessEntry;
 use telemetry::metrics::{BuildInfo, Metrics, RequestLabels};
+use telemetry::queue::Batch as _;
 use telemetry::span_queue::{AttributeValue, FinishedSpan, QueuedSpan, SpanBatch, SpanKind, SpanQueue};
 use text::escape::push_escaped;
 use text::number::{push_address, push_milliseconds};
@@ -137,7 +143,10 @@ fn entry() -> AccessEntry<'static> {
         duration: Duration::from_micros(12_345),
         client: [10, 0, 0, 7].into(),
         method: "GET",
+        known_method: "GET",
         path: "/service2",
+        protocol: None,
+        grpc_status: None,
         status: 200,
         bytes: 512,
         request_id: REQUEST_ID.as_bytes(),
@@ -185,7 +194,7 @@ fn serde_line(out: &mut Vec<u8>, entry: &AccessEntry<'_>) {
 fn metrics() -> Metrics {
     let metrics = Metrics::new(&BuildInfo { service: "service2", service_version: "v1", lane: "base" });
     for route in ["/hello", "/service{n}", "/headers", "/healthz", "/metrics"] {
-        metrics.request(&RequestLabels { route, ..LABELS }, Duration::from_micros(812), Some(CONTEXT.trace_id));
+        metrics.request(&RequestLabels { route, ..LABELS }, Duration::from_micros(812), Some(&CONTEXT));
     }
     metrics
 }
@@ -193,7 +202,7 @@ fn metrics() -> Metrics {
 fn own_histogram(times: usize) {
     let metrics = metrics();
     for _ in 0..times {
-        metrics.request(black_box(&RequestLabels { route: "/service{n}", ..LABELS }), Duration::from_micros(812), Some(CONTEXT.trace_id));
+        metrics.request(black_box(&RequestLabels { route: "/service{n}", ..LABELS }), Duration::from_micros(812), Some(&CONTEXT));
     }
 }
 
@@ -209,7 +218,7 @@ fn prometheus_histogram(times: usize) {
 fn scrape(times: usize, openmetrics: bool) {
     let metrics = metrics();
     for _ in 0..times {
-        black_box(metrics.render(openmetrics, &[], None));
+        black_box(metrics.render(openmetrics));
     }
 }
 
@@ -228,6 +237,7 @@ fn finished() -> FinishedSpan<'static> {
         base_url: "",
         route: "/service{n}",
         status: 200,
+        rpc_code: None,
         error: None,
         path: "/service2",
         client: Some([10, 0, 0, 7].into()),

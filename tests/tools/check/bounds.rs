@@ -10,6 +10,8 @@ use super::support::*;
 
 /// Far above what these runs take, far below what they took.
 const SOON: Duration = Duration::from_secs(8);
+/// Work that grows with the input takes seconds of a debug build, on a busy machine some more; what grew with its square took minutes.
+const LINEAR: Duration = Duration::from_secs(60);
 
 #[test]
 fn a_handshake_of_a_byte_at_a_time_ends_with_the_timeout() {
@@ -154,7 +156,7 @@ fn what_a_hostile_hop_and_a_hostile_backend_send_is_compared_soon() {
     }
     let begun = Instant::now();
     let run = check(&format!("http://{front}/service1"), &["--count", "2"]);
-    assert!(run.code.is_some() && begun.elapsed() < 3 * SOON, "{:?}", begun.elapsed());
+    assert!(run.code.is_some() && begun.elapsed() < LINEAR, "{:?}", begun.elapsed());
 
     // A fan-out of 5,000 hops that continue the trace, and a trace of 50,000 spans, each of a service of its own.
     let front = fake(|request| {
@@ -184,5 +186,5 @@ fn what_a_hostile_hop_and_a_hostile_backend_send_is_compared_soon() {
     let begun = Instant::now();
     let args = ["--traces", &store, "--traces-wait", "1s", "--count", "0"];
     let run = check(&format!("http://{front}/service1"), &args);
-    assert!(run.code.is_some() && begun.elapsed() < 3 * SOON, "{:?}", begun.elapsed());
+    assert!(run.code.is_some() && begun.elapsed() < LINEAR, "{:?}", begun.elapsed());
 }
