@@ -18,6 +18,7 @@
 #   --install    get what is missing: environments, jars and Go tools under target/, system packages by apt.
 #                Without it, what is missing is listed, nothing is started, and the exit code is 2.
 #
+#   HTTPSERVER                       a release binary to use instead of building one
 #   JAEGER_BIN, OTELCOL_BIN, ENVOY   a Jaeger 2, a Collector, an Envoy to use instead of getting one
 #   RELEASE=yes         build the load generator of reliability with optimisations, for the measurements of docs/reliability.md:
 #     SOAK_MINUTES=1 SOAK_EVERY=15 SOAK_ROUNDS=0 SOAK_RATE=30 SOAK_DRAIN_DELAY=10s              restarts: see tests/e2e/restarts.rs
@@ -25,6 +26,7 @@
 #
 # Exit: 0 every part passed, 1 one did not (logs of the servers in target/tmp/e2e), 2 something needed is missing.
 set -euo pipefail
+given=${HTTPSERVER:-}
 # shellcheck source=scripts/e2e/lib.sh
 . "$(dirname "$0")/e2e/lib.sh"
 
@@ -64,9 +66,11 @@ done
 provide "${what[@]}"
 
 cd "$top"
-say "the release binary"
-cargo build --release --locked
-HTTPSERVER=$top/target/release/httpserver
+if [ -z "$given" ]; then
+  say "the release binary"
+  cargo build --release --locked
+  HTTPSERVER=$top/target/release/httpserver
+fi
 failed=()
 for part in "${parts[@]}"; do
   printf '\n'

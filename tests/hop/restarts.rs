@@ -1,5 +1,6 @@
-//! Rolling restarts under load over HTTP/2, with and without TLS: no request is lost. The client repeats what HTTP/2 reports as not
-//! processed (RFC 9113, 8.7) and nothing else. `RESTARTS=20` for the long form; HTTP/1 has its own behind an Envoy.
+//! Rolling restarts under load over HTTP/1 and HTTP/2, with and without TLS: no request is lost. The client repeats what HTTP/2 reports as
+//! not processed (RFC 9113, 8.7), over HTTP/1 a GET on a reused connection that closed before a byte of its answer (RFC 9112, 9.3.1), and
+//! nothing else. `RESTARTS=20` for the long form; HTTP/1 has another behind an Envoy.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -10,8 +11,11 @@ use crate::common::{Hop, eventually};
 use crate::tls::Secure;
 use bytes::Bytes;
 use h2::client::SendRequest;
+use http_body_util::{BodyExt as _, Empty};
+use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
 
 /// What became of the requests.
 #[derive(Debug, Default)]
@@ -27,6 +31,52 @@ async fn handshake(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static)
     let (send, connection) = h2::client::handshake(stream).await.ok()?;
     tokio::spawn(connection);
     Some(send)
+}
+
+/// A connection that sends one request after the other.
+trait Client: Send {
+    /// One answer; `Ok(false)` when the server did not process the request.
+    fn ask(&mut self) -> impl Future<Output = Result<bool, String>> + Send;
+}
+
+impl Client for SendRequest<Bytes> {
+    async fn ask(&mut self) -> Result<bool, String> {
+        ask(self).await.map_err(|error| error.to_string())
+    }
+}
+
+/// HTTP/1.1, and whether it has had an answer.
+struct Http1 {
+    send: hyper::client::conn::http1::SendRequest<Empty<Bytes>>,
+    is_reused: bool,
+}
+
+impl Http1 {
+    async fn connect(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> Option<Self> {
+        let (send, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.ok()?;
+        tokio::spawn(connection);
+        Some(Self { send, is_reused: false })
+    }
+}
+
+impl Client for Http1 {
+    async fn ask(&mut self) -> Result<bool, String> {
+        // Nothing was sent yet.
+        if self.send.ready().await.is_err() {
+            return Ok(false);
+        }
+        let request = http::Request::get("/hello").header("host", "localhost").body(Empty::new()).unwrap();
+        let answer = match self.send.send_request(request).await {
+            Ok(answer) => answer,
+            Err(error) if self.is_reused && (error.is_incomplete_message() || error.is_canceled()) => return Ok(false),
+            Err(error) => return Err(format!("{error:?}")),
+        };
+        assert_eq!(answer.status(), 200);
+        let body = answer.into_body().collect().await.map_err(|error| format!("{error:?}"))?.to_bytes();
+        assert!(body.starts_with(b"Hello from "), "{body:?}");
+        self.is_reused = true;
+        Ok(true)
+    }
 }
 
 /// One answer; `Ok(false)` when the server did not process the request.
@@ -55,7 +105,7 @@ async fn ask(send: &mut SendRequest<Bytes>) -> Result<bool, h2::Error> {
 }
 
 /// Asks one copy after the other until it is told to stop.
-async fn load<C: Future<Output = Option<SendRequest<Bytes>>>>(connect: impl Fn(usize) -> C, counts: &Counts, stop: &AtomicBool) {
+async fn load<T: Client, C: Future<Output = Option<T>>>(connect: impl Fn(usize) -> C, counts: &Counts, stop: &AtomicBool) {
     let mut connections = [None, None];
     let mut copy = 0;
     while !stop.load(Ordering::Relaxed) {
@@ -67,7 +117,7 @@ async fn load<C: Future<Output = Option<SendRequest<Bytes>>>>(connect: impl Fn(u
             tokio::task::yield_now().await;
             continue;
         };
-        match ask(send).await {
+        match send.ask().await {
             Ok(true) => {
                 counts.answered.fetch_add(1, Ordering::Relaxed);
                 continue;
@@ -75,19 +125,19 @@ async fn load<C: Future<Output = Option<SendRequest<Bytes>>>>(connect: impl Fn(u
             Ok(false) => {
                 counts.repeated.fetch_add(1, Ordering::Relaxed);
             }
-            Err(error) => counts.lost.lock().unwrap().push(error.to_string()),
+            Err(error) => counts.lost.lock().unwrap().push(error),
         }
         connections[copy] = None;
     }
 }
 
 /// Restarts both copies in turn, while each client asks.
-async fn roll<C>(
+async fn roll<T: Client, C>(
     mut copies: [Hop; 2],
     start: impl Fn(SocketAddr) -> Hop,
     connect: impl Fn(SocketAddr) -> C + Clone + Send + Sync + 'static,
 ) where
-    C: Future<Output = Option<SendRequest<Bytes>>> + Send + 'static,
+    C: Future<Output = Option<T>> + Send + 'static,
 {
     let rounds = std::env::var("RESTARTS").map_or(2, |rounds| rounds.parse().expect("a number"));
     let addrs = [copies[0].addr, copies[1].addr];
@@ -128,6 +178,13 @@ async fn roll<C>(
 const FLAGS: [&str; 4] = ["--drain-delay", "300ms", "--latency", "5ms"];
 
 #[tokio::test(flavor = "multi_thread")]
+async fn rolling_restarts_lose_no_request_over_http_1() {
+    let start = |addr: SocketAddr| Hop::start(&[&["--addr", &addr.to_string()][..], &FLAGS].concat(), &[]);
+    let connect = async |addr: SocketAddr| Http1::connect(TcpStream::connect(addr).await.ok()?).await;
+    roll([start(free_addr()), start(free_addr())], start, connect).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn rolling_restarts_lose_no_request_over_http_2() {
     let start = |addr: SocketAddr| Hop::start(&[&["--addr", &addr.to_string()][..], &FLAGS].concat(), &[]);
     let connect = async |addr: SocketAddr| handshake(TcpStream::connect(addr).await.ok()?).await;
@@ -135,19 +192,28 @@ async fn rolling_restarts_lose_no_request_over_http_2() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn rolling_restarts_lose_no_request_over_http_2_in_tls() {
+async fn rolling_restarts_lose_no_request_in_tls() {
+    over_tls(b"http/1.1", Http1::connect).await;
+    over_tls(b"h2", handshake).await;
+}
+
+/// A connection in TLS, from `shaken` on.
+async fn over_tls<T: Client + 'static, C: Future<Output = Option<T>> + Send>(
+    protocol: &'static [u8],
+    shaken: impl Fn(TlsStream<TcpStream>) -> C + Clone + Send + Sync + 'static,
+) {
     let secure = Secure::start("restarts", &FLAGS);
-    let (flags, connector) = (secure.flags(), secure.connector(&[b"h2"], None));
+    let (flags, connector) = (secure.flags(), secure.connector(&[protocol], None));
     let start = |addr: SocketAddr| {
         let addr = addr.to_string();
         let own = flags.iter().map(String::as_str);
         Hop::start(&own.chain(["--addr", &addr]).chain(FLAGS).collect::<Vec<_>>(), &[])
     };
     let connect = move |addr: SocketAddr| {
-        let connector = connector.clone();
+        let (connector, shaken) = (connector.clone(), shaken.clone());
         async move {
             let name = rustls::pki_types::ServerName::try_from("localhost").unwrap();
-            handshake(connector.connect(name, TcpStream::connect(addr).await.ok()?).await.ok()?).await
+            shaken(connector.connect(name, TcpStream::connect(addr).await.ok()?).await.ok()?).await
         }
     };
     roll([start(free_addr()), start(free_addr())], start, connect).await;
