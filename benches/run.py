@@ -220,11 +220,11 @@ class Bench:
         second = make(f"{label}2", 2, third)
         return [make(f"{label}1", 1, second), second, third]
 
-    def own_chain(self, label, sink, exporter="zipkin", binary=None):
+    def own_chain(self, label, sink, exporter="zipkin", binary=None, scheme="http"):
         return self.chain(
             label,
             lambda name, n, up: self.hop(
-                name, f"service{n}", [up.url(f"/service{n + 1}")] if up else [], exporter, sink, binary
+                name, f"service{n}", [up.url(f"/service{n + 1}").replace("http", scheme, 1)] if up else [], exporter, sink, binary
             ),
         )
 
@@ -310,6 +310,10 @@ class Bench:
         otlp = self.own_chain("own-otlp", sink, "otlp")
         rows.append(Contender("httpserver, everything on (OTLP)", otlp, otlp[0].url("/service1"), 5, sink=sink, logs=True,
                               job="the same, spans as protobuf", leaves_out="nothing"))
+        for name, scheme in (("h2c", "h2c"), ("gRPC", "grpc")):
+            over = self.own_chain(f"own-{scheme}", sink, "otlp", scheme=scheme)
+            rows.append(Contender(f"httpserver over {name} (OTLP)", over, over[0].url("/service1"), 5, sink=sink, logs=True,
+                                  job=f"as above, the hops call each other over {name}", leaves_out="nothing"))
         off = self.own_chain("off", None, binary=self.off)
         rows.append(Contender("httpserver, telemetry off", off, off[0].url("/service1"),
                               job="metrics, request id, the reply tree", leaves_out=self.off_keeps))
@@ -651,6 +655,9 @@ def targets(results):
         compare(f"`/hello`, everything on, by {exporter}, against bare hyper", hello, own, bare, us)
         own, bare = find(chain, f"httpserver, everything on ({exporter}"), find(chain, "bare")
         compare(f"the chain of three, everything on, by {exporter}, against the bare chain", three, own, bare, us)
+    for name in ("h2c", "gRPC"):
+        compare(f"the chain over {name}, against the same over HTTP/1.1", 1.5, find(chain, f"httpserver over {name}"),
+                find(chain, "httpserver, everything on (OTLP"), us)
     compare("a middle hop, everything on, against telemetry off", 1.2, own, find(chain, "httpserver, telemetry off"),
             lambda on, off: on["us_by_hop"][1] / off["us_by_hop"][1])
     compare("the chain, everything on, against the obvious composition", 0.5, own, find(chain, "obvious"), us)

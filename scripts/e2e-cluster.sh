@@ -27,7 +27,7 @@ need kubectl curl openssl python3
 cd "$top"
 kubectl get --raw /readyz >/dev/null || { say "kubectl reaches no cluster"; exit 2; }
 mesh=$(kubectl -n istio-system get configmap istio -o jsonpath='{.data.mesh}' 2>/dev/null) || { say "no Istio in istio-system: istioctl install -y -f istio/install.yaml"; exit 2; }
-for namespace in httpserver tracing; do
+for namespace in httpserver tracing sticky; do
   ! kubectl get namespace "$namespace" >/dev/null 2>&1 || { say "the namespace $namespace is there already: not touching it"; exit 2; }
 done
 
@@ -410,6 +410,19 @@ state_now() { printf '%s %s' "$(code service1.cncamp.io /hello/service1)" "$(lan
 versions() { for _ in $(seq "$1"); do request service1.cncamp.io /hello/golang -o /dev/null -w '%header{version}\n'; done; }
 took_ms() { request "$@" -o /dev/null -w '%{http_code} %{time_total}' | awk '{printf "%d %d", $1, $2 * 1000}'; }
 
+protocols() { json service1.cncamp.io /hello/service1 | py '" ".join(h["protocol"] for h in hops(r))'; }
+# pods_met COUNT: 30 requests to service0, sent by its own pod's Service, meet so many pods of service1
+pods_met() {
+  local port pid met
+  port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+  kubectl -n sticky port-forward service/service0 "$port:80" >/dev/null 2>&1 &
+  pid=$!
+  met=$(for _ in $(seq 30); do curl -s --retry 5 --retry-connrefused --retry-delay 1 -m 10 "http://127.0.0.1:$port/service0?format=json"; echo; done |
+    grep -o '"hostname":"service1[^"]*"' | sort -u | wc -l)
+  kill "$pid"
+  is "$1" "$met"
+}
+
 scenarios() {
   part "scenarios"
   local got
@@ -438,6 +451,22 @@ scenarios() {
   claim "two-services: one trace of 8 spans" two_services_trace
   off two-services
   claim "two-services undone: 404" soon 60 404 code service1.cncamp.io /two/http/service0
+
+  on wrong-port-name; k set env deployment/service1 UPSTREAM=grpc://service2/service2 >/dev/null; settled
+  claim "wrong-port-name: gRPC at a port that is named for HTTP/1.1 is 502" soon 30 502 code service1.cncamp.io /hello/service1
+  on mixed
+  claim "mixed: HTTP/2 to service1, gRPC to service2, HTTP/1.1 to service3" soon 30 "http/2 grpc http/1.1" protocols
+  claim "mixed: one trace of 12 spans" trace 12 1
+  k set env deployment/service1 UPSTREAM=http://service2/service2 >/dev/null; kubectl apply -k k8s >/dev/null; settled
+  claim "mixed undone" base_again
+
+  on sticky
+  kubectl -n sticky rollout status deployment --timeout=120s >/dev/null
+  claim "sticky: without a mesh one of three pods has all calls" retry 30 pods_met 1
+  kubectl label namespace sticky istio-injection=enabled >/dev/null
+  kubectl -n sticky rollout restart deployment >/dev/null; kubectl -n sticky rollout status deployment --timeout=180s >/dev/null
+  claim "sticky: with sidecars the calls spread over the three pods" retry 60 pods_met 3
+  off sticky
 
   on delay
   claim "delay: two seconds more" retry 20 took 200 1900 3500

@@ -5,18 +5,25 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use http::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, SERVER};
 use opentelemetry::trace::{SpanId, TraceId};
+use prost::Message as _;
+use tokio_tungstenite::tungstenite::WebSocket;
+use tokio_tungstenite::tungstenite::protocol::Role;
 
 use crate::config::pairs;
 use crate::demo::control::orders::read_order;
 use crate::demo::store::{Limits, Store};
+use crate::hop::capacity::MAX_MESSAGE;
 use crate::hop::chain::prefers_json;
 use crate::hop::fault::{Fault, Injection};
 use crate::hop::head::caller_uri;
 use crate::hop::latency::Latency;
 use crate::hop::reply::{NestedReply, Tree};
+use crate::hop::websocket;
 use crate::net::hosts::host_and_port;
+use crate::rpc;
 use crate::telemetry::draws::Draws;
 use crate::text::escape::{misleads, push_escaped};
 use crate::trace_context::{Carried, Propagator, Sampling, is_valid_request_id};
@@ -30,7 +37,7 @@ use crate::values::{Listen, parse_duration};
 pub type Parser = (&'static str, fn(&[u8]));
 
 /// The parsers.
-pub const PARSERS: [Parser; 20] = [
+pub const PARSERS: [Parser; 23] = [
     ("b3", |data| trace_headers(&[("b3", data)])),
     ("b3_multi", b3_multi),
     ("traceparent", |data| trace_headers(&[("traceparent", data)])),
@@ -49,6 +56,9 @@ pub const PARSERS: [Parser; 20] = [
     ("order", |data| drop(read_order(data))),
     ("reply", reply),
     ("stranger", stranger),
+    ("metadata", metadata),
+    ("message", message),
+    ("websocket", websocket),
     ("log_line", log_line),
     ("certificate", certificate),
 ];
@@ -259,6 +269,62 @@ fn stranger(data: &[u8]) {
     }
     // It also reads what other hops wrote.
     ForeignResponse::parse(text(data));
+}
+
+/// Lines: `grpc-timeout`, `grpc-status`, `grpc-message` and `grpc-status-details-bin`.
+fn metadata(data: &[u8]) {
+    let mut lines = data.split(|byte| *byte == b'\n');
+    if let Some(timeout) = rpc::timeout::parse(text(lines.next().unwrap_or_default())) {
+        assert!(tokio::time::Instant::now().checked_add(timeout).is_some());
+        let told = rpc::timeout::format(timeout);
+        assert!(told.len() <= 9 && rpc::timeout::parse(&told).is_some_and(|read| read <= timeout), "{told}");
+    }
+    let mut trailers = HeaderMap::new();
+    for name in ["grpc-status", "grpc-message", "grpc-status-details-bin"] {
+        if let Ok(value) = HeaderValue::from_bytes(lines.next().unwrap_or_default()) {
+            trailers.insert(name, value);
+        }
+    }
+    if let Some(status) = rpc::status::of_headers(&trailers) {
+        let (status, reply) = rpc::status::read(&status);
+        assert!((100..1000).contains(&status.as_u16()));
+        reply.map(Tree::from_message);
+    }
+}
+
+/// A `Reply`, and the body of a call: a message with its prefix.
+fn message(data: &[u8]) {
+    let data = Bytes::copy_from_slice(data);
+    drop(crate::upstream::grpc::message(data.clone()).and_then(Tree::from_message));
+    let Some(tree) = Tree::from_message(data) else { return };
+    // Inside a hop it is JSON, and goes on as a message.
+    let json = serde_json::to_vec(&tree).expect("a tree is JSON");
+    let again = Tree::parse(&json).expect("our own JSON is read");
+    Tree::from_message(again.into_message().encode_to_vec().into()).expect("our own message is read");
+    tree.into_status("why");
+}
+
+/// Frames of a WebSocket, as a client sends them.
+fn websocket(data: &[u8]) {
+    struct Peer<'a>(&'a [u8]);
+    impl std::io::Read for Peer<'_> {
+        fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
+            self.0.read(buf)
+        }
+    }
+    impl std::io::Write for Peer<'_> {
+        fn write(&mut self, buf: &[u8]) -> std::io::Result<usize> {
+            Ok(buf.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut socket = WebSocket::from_raw_socket(Peer(data), Role::Server, Some(websocket::config()));
+    while let Ok(message) = socket.read() {
+        assert!(message.len() <= MAX_MESSAGE);
+        let _ = socket.send(message);
+    }
 }
 
 fn log_line(data: &[u8]) {

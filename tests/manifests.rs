@@ -74,7 +74,8 @@ fn apply_sets() -> Vec<Set> {
         "istio/lanes/root.yaml",
         "istio/lanes/strict-green.yaml",
     ]) {
-        sets.push(set(file, &[PODS, MESH, &[file]]));
+        let more: &[&str] = if file == "istio/scenarios/grpc.yaml" { &["istio/security/grpc.yaml"] } else { &[] };
+        sets.push(set(file, &[PODS, MESH, &[file], more]));
     }
     let lanes = ["istio/lanes/root.yaml", "istio/lanes/gray.yaml", "istio/lanes/blue.yaml", "istio/lanes/percentage.yaml"];
     sets.push(set("gray alone", &[PODS, MESH, &lanes[..2]]));

@@ -74,12 +74,17 @@ impl Drop for Socket<'_> {
     }
 }
 
-async fn serve(io: &mut dyn UpgradedIo, read: Bytes, exchange: Arc<Exchange>) {
+/// The limits of a connection.
+pub(crate) fn config() -> WebSocketConfig {
     let mut config = WebSocketConfig::default();
     (config.read_buffer_size, config.write_buffer_size, config.max_write_buffer_size) = (4 << 10, 0, 2 * MAX_MESSAGE);
     (config.max_message_size, config.max_frame_size) = (Some(MAX_MESSAGE), Some(MAX_MESSAGE));
+    config
+}
+
+async fn serve(io: &mut dyn UpgradedIo, read: Bytes, exchange: Arc<Exchange>) {
     let end = Instant::now() + LONGEST;
-    let socket = WebSocketStream::from_partially_read(io, read.into(), Role::Server, Some(config)).await;
+    let socket = WebSocketStream::from_partially_read(io, read.into(), Role::Server, Some(config())).await;
     let mut socket = Socket { socket, exchange, is_closed: false };
     let close = match timeout_at(end, socket.echo()).await {
         Ok(Ok(close)) => Some(close),

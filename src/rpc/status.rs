@@ -1,8 +1,9 @@
 //! gRPC statuses: their HTTP counterparts, their names, and the details that carry the reply of a failed call.
 
 use bytes::Bytes;
-use http::StatusCode;
+use http::{HeaderMap, HeaderName, StatusCode};
 use prost::Message as _;
+use tonic::metadata::MetadataMap;
 use tonic::{Code, Status};
 
 use crate::rpc::chain::Reply;
@@ -14,6 +15,19 @@ const REPLY_TYPE: &str = "type.googleapis.com/httpserver.v1.Reply";
 const ERROR_TYPE: &str = "type.googleapis.com/google.rpc.ErrorInfo";
 /// The reason of an [`ErrorInfo`]: the chain calls itself, 508.
 const LOOP: &str = "LOOP_DETECTED";
+
+/// The status of trailers, or of a head. Details that are no base64 count as absent: at them `Status::from_header_map` panics.
+pub(crate) fn of_headers(headers: &HeaderMap) -> Option<Status> {
+    const DETAILS: &str = "grpc-status-details-bin";
+    let Some(details) = headers.get(DETAILS) else { return Status::from_header_map(headers) };
+    let only = HeaderMap::from_iter([(HeaderName::from_static(DETAILS), details.clone())]);
+    if MetadataMap::from_headers(only).get_bin(DETAILS).is_some_and(|details| details.to_bytes().is_ok()) {
+        return Status::from_header_map(headers);
+    }
+    let mut readable = headers.clone();
+    readable.remove(DETAILS);
+    Status::from_header_map(&readable)
+}
 
 /// The code for an answer that is none of gRPC (gRPC, "HTTP to gRPC Status Code Mapping").
 pub(crate) fn code_of_answer(status: StatusCode) -> Code {

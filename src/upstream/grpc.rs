@@ -3,10 +3,11 @@
 use bytes::{BufMut as _, Bytes, BytesMut};
 use http::{HeaderMap, StatusCode, header};
 use prost::Message as _;
-use tonic::{Code, Status};
+use tonic::Code;
 
 use crate::rpc;
 use crate::rpc::chain::CallRequest;
+use crate::rpc::status::of_headers;
 use crate::upstream::foreign_response::quoted;
 use crate::upstream::outcome::{Answer, CallError, RpcAnswer};
 
@@ -39,7 +40,7 @@ pub(super) fn read(answer: &mut Answer, trailers: Option<HeaderMap>) -> Result<(
     if !rpc::is_grpc(content_type) {
         return Err(CallError::NotGrpc("its content-type is not application/grpc"));
     }
-    let status = trailers.as_ref().and_then(Status::from_header_map).or_else(|| Status::from_header_map(&answer.headers));
+    let status = trailers.as_ref().and_then(of_headers).or_else(|| of_headers(&answer.headers));
     let status = status.ok_or(CallError::NotGrpc("it has no grpc-status"))?;
     if status.code() == Code::Ok {
         let only = message(std::mem::take(&mut answer.body));
@@ -95,6 +96,9 @@ mod tests {
         let failed = read_answer("application/grpc", b"", &[("grpc-status", "14"), ("grpc-message", "no%20way%0A")]).unwrap();
         let rpc = failed.rpc.unwrap();
         assert_eq!((failed.status.as_u16(), rpc.code, &*rpc.message), (503, Code::Unavailable, "no way"));
+        let odd =
+            read_answer("application/grpc", b"", &[("grpc-status", "14"), ("grpc-status-details-bin", "no.base64!")]).unwrap();
+        assert_eq!((odd.rpc.unwrap().code, odd.body.len()), (Code::Unavailable, 0));
         for (content_type, body, trailers) in [
             ("text/html", &b"\0\0\0\0\0"[..], ok),
             ("application/grpcx", b"\0\0\0\0\0", ok),

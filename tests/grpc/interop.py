@@ -7,6 +7,7 @@ scripts/e2e-grpc.sh starts this with the path of the binary. The cases are those
 import concurrent.futures
 import json
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -15,6 +16,8 @@ import urllib.request
 import grpc
 from google.rpc import status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from websockets.exceptions import ConnectionClosed
+from websockets.sync import client as websocket_client
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 from httpserver.v1 import chain_pb2, chain_pb2_grpc
@@ -102,6 +105,18 @@ def client_cases(binary):
         assert sent["traceparent"] == [TRACE] and sent["x-lane"] == ["gray"] and "grpc-trace-bin" in sent, sent
         assert dict(call.initial_metadata())["traceresponse"] == TRACE
         ok("custom_metadata")
+        replies = list(stub.Stream(chain_pb2.StreamRequest(count=3, interval_ms=10), metadata=metadata))
+        assert [reply.service for reply in replies] == ["front"] * 3 and not replies[0].upstreams, replies
+        ok("server_streaming")
+        stream = stub.Stream(chain_pb2.StreamRequest(count=10_000, interval_ms=0))
+        for _ in zip(range(5), stream):
+            pass
+        stream.cancel()
+        assert failure(lambda: [*stream]).code() == grpc.StatusCode.CANCELLED
+        ok("cancel_after_first_response")
+        error = failure(lambda: [*stub.Stream(chain_pb2.StreamRequest(count=2, interval_ms=60_000), timeout=0.3)])
+        assert error.code() == grpc.StatusCode.DEADLINE_EXCEEDED, error
+        ok("deadline of a stream")
         error = failure(lambda: stub.Call(chain_pb2.CallRequest(service=10_000)))
         assert error.code() == grpc.StatusCode.INVALID_ARGUMENT and "0 to 9999" in error.details(), error
         ok("status_code_and_message")
@@ -147,6 +162,38 @@ def failing_cases(binary):
         ok("cancel_after_begin")
 
 
+def drain_cases(binary):
+    """A rollout: the hop is told to stop while a stream and a call are under way."""
+    with Hop(binary, "--drain-delay", "0", "--latency", "300ms") as hop:
+        stub = chain_pb2_grpc.ChainStub(grpc.insecure_channel(hop.address))
+        long, short = stub.Stream(chain_pb2.StreamRequest(count=2, interval_ms=1_800_000)), stub.Stream(chain_pb2.StreamRequest(count=3, interval_ms=300))
+        next(long), next(short)
+        call = stub.Call.future(chain_pb2.CallRequest())
+        time.sleep(0.1)
+        hop.process.terminate()
+        assert call.result().service == "httpserver"
+        assert len([*short]) == 2
+        error = failure(lambda: [*long])
+        assert error.code() == grpc.StatusCode.UNAVAILABLE and "1 of 2" in error.details(), error
+        assert hop.process.wait(timeout=30) == 0
+    ok("drain: calls and short streams whole, long ones end with UNAVAILABLE")
+
+
+def websocket_cases(binary):
+    with Hop(binary, "--name", "front") as hop, websocket_client.connect(f"ws://{hop.address}/ws", additional_headers={"traceparent": TRACE}) as socket:
+        reply = json.loads(socket.recv(timeout=30))
+        assert (reply["service"], reply["received"]["traceparent"]) == ("front", [TRACE]), reply
+        for message in ("grün", b"\xff" * 16_384):
+            socket.send(message)
+            assert socket.recv(timeout=30) == message
+        hop.process.send_signal(signal.SIGINT)
+        try:
+            socket.recv(timeout=30)
+        except ConnectionClosed as closed:
+            assert closed.rcvd.code == 1001, closed
+    ok("websockets: handshake, echo, closed at the drain")
+
+
 def failure_of(future):
     try:
         future.result()
@@ -176,3 +223,5 @@ if __name__ == "__main__":
     client_cases(sys.argv[1])
     failing_cases(sys.argv[1])
     middle_cases(sys.argv[1])
+    drain_cases(sys.argv[1])
+    websocket_cases(sys.argv[1])

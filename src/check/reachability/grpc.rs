@@ -18,12 +18,13 @@ use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
-use tonic::{Code, Status};
+use tonic::Code;
 
 use crate::check::chain::expect::is_tls;
 use crate::check::reachability::answer::{FrontAnswer, MAX_BODY, RequestFailure};
 use crate::hop::reply::{Headers, Tree};
 use crate::net::hosts::host_of;
+use crate::rpc::status::of_headers;
 use crate::rpc::{self, CALL, CONTENT_TYPE};
 use crate::text::causes;
 use crate::upstream::grpc::{message, request};
@@ -147,7 +148,7 @@ fn read(status: StatusCode, headers: &HeaderMap, trailers: Option<HeaderMap>, bo
     if status != StatusCode::OK || !is_grpc {
         return (status, body);
     }
-    let called = trailers.as_ref().and_then(Status::from_header_map).or_else(|| Status::from_header_map(headers));
+    let called = trailers.as_ref().and_then(of_headers).or_else(|| of_headers(headers));
     let json = |reply: Bytes| Tree::from_message(reply).and_then(|tree| serde_json::to_vec(&tree).ok()).map(Bytes::from);
     match called {
         Some(called) if called.code() == Code::Ok => (status, message(body).and_then(json).unwrap_or_default()),
