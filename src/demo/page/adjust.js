@@ -27,7 +27,7 @@ function kinds(hop, title, forms, changed) {
     rate.value = 100;
     on.addEventListener('input', changed);
     for (const input of [its, rate]) input?.addEventListener('input', () => { if (on.checked) changed(); });
-    const el = h('div', { class: 'kind', title: form.about }, h('label', null, on, h('span', null, form.name)), its ?? h('span'), h('span', { class: 'rate' }, rate, '%'));
+    const el = h('div', { class: 'kind', title: form.about }, h('label', null, on, h('span', null, form.name)), its, h('span', { class: 'rate' }, rate, '%'));
     return { name, el, on, its, rate };
   });
   const count = h('span', { class: 'altered bad' });

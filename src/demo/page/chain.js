@@ -100,8 +100,8 @@ function mark() {
     const key = JSON.stringify([broken, from, names]);
     if (way.dataset.key === key) continue;
     way.dataset.key = key;
-    way.querySelector('.lost')?.remove();
-    if (broken || here.length) way.append(h('span', { class: 'lost' }, h('span', { class: 'sr' }, `${broken ? 'The trace broke' : 'A header was lost'} between ${from} and ${to?.name}: `), names.length ? names.map((name) => h('span', null, plain(name, 40))) : 'broken'));
+    way.querySelector('.lack')?.remove();
+    if (broken || here.length) way.append(h('span', { class: 'lack' }, h('span', { class: 'sr' }, `${broken ? 'The trace broke' : 'A header was lost'} between ${from} and ${to?.name}: `), names.length ? names.map((name) => h('span', null, plain(name, 40))) : 'broken'));
   }
 }
 

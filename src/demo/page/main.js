@@ -203,7 +203,7 @@ function about() {
   const { failure, deviations = [], notes = [], used_by: usedBy = [] } = open.verdict ?? {};
   // Where the trace broke comes with the spans' verdict; of a request without spans the headers alone tell.
   const lost = (exchange?.seams ?? []).filter((seam) => !deviations.includes(seam.text)).map((seam) => seam.text);
-  const wrong = [failure, ...deviations, ...lost].filter(Boolean);
+  const wrong = [failure, ...deviations, ...lost.slice(0, 5), lost.length > 5 && `And so at ${lost.length - 5} more calls.`].filter(Boolean);
   const steps = story(trace, exchange);
   const shut = $('about').querySelector('details')?.open === false;
   const choice = (span, text) => h('a', { href: address(id, span, view), 'aria-current': span === request ? 'true' : null }, text);

@@ -230,6 +230,26 @@ fn a_trace_of_thousands_is_cut_and_counted_however_it_is_shaped() {
 }
 
 #[test]
+fn a_caller_that_reports_no_spans_is_no_fault_and_an_id_that_is_used_again_is_none() {
+    let outside = trace(&json!([
+        span("1", Some("dead"), "SERVER", "service1", 0, 10_000),
+        span("2", Some("1"), "CLIENT", "service1", 1_000, 8_000)
+    ]));
+    let drawn = render_rows(&outside, &WIDE);
+    let said = drawn.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(said.contains("The first span hangs below 000000000000dead, the id that the caller sent along."), "{drawn}");
+    assert!(!drawn.contains("? ") && !drawn.contains("orphan"), "{drawn}");
+    let again = trace(&json!([
+        span("1", Some("dead"), "SERVER", "service1", 0, 10_000),
+        span("2", Some("dead"), "SERVER", "service1", 20_000, 10_000),
+        span("3", Some("beef"), "SERVER", "service3", 25_000, 1_000)
+    ]));
+    let drawn = render_rows(&again, &WIDE);
+    assert!(drawn.contains("2 requests used this trace id.") && drawn.contains("1 orphan"), "{drawn}");
+    assert!(drawn.contains("? service3"), "{drawn}");
+}
+
+#[test]
 fn failed_spans_and_orphans_are_marked() {
     let mut spans = chain();
     spans[0]["tags"] = json!({"http.status_code": "503", "error": "503"});
