@@ -45,16 +45,14 @@ stop() { { kill -KILL $(jobs -p); wait; } 2>/dev/null; }"#;
 struct Ports([u16; PORTS.len()]);
 
 impl Ports {
+    /// In a row: `demo` counts from its first port on.
     fn free(lesson: usize) -> Self {
-        let mut next = 2000 + (std::process::id() as u16 % 50) * 100 + lesson as u16 * 20;
-        let mut free = || {
-            next += 1;
-            while TcpListener::bind(("127.0.0.1", next)).is_err() {
-                next += 1;
-            }
-            next
-        };
-        Self(std::array::from_fn(|_| free()))
+        let mut first = 2001 + (std::process::id() as u16 % 50) * 100 + lesson as u16 * 20;
+        let row = |first: u16| first..first + PORTS.len() as u16;
+        while let Some(taken) = row(first).rfind(|port| TcpListener::bind(("127.0.0.1", *port)).is_err()) {
+            first = taken + 1;
+        }
+        Self(std::array::from_fn(|i| first + i as u16))
     }
 
     /// The text with the ports of this run, or the other way round.
