@@ -10,6 +10,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::reload;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::check::CheckArgs;
@@ -331,6 +332,8 @@ fn stopped(line: &str) -> ExitCode {
     ExitCode::FAILURE
 }
 
+const LEVELS: &str = "accepted: error, warn, info, debug, trace, or module=level";
+
 /// Diagnostics go to stderr through the same bounded writer as everything else. Errors: a `RUST_LOG` that cannot be read.
 fn diagnostics(verbosity: Verbosity, output: &Output) -> Result<(), ConfigError> {
     let level = match (verbosity.verbose, verbosity.quiet) {
@@ -350,11 +353,16 @@ fn diagnostics(verbosity: Verbosity, output: &Output) -> Result<(), ConfigError>
     // Not `EnvFilter`: what it can do beyond this is to match fields of spans, and there are none. Its regular expressions
     // alone would be a quarter of a megabyte.
     let filter: Targets = text.parse().map_err(|error| {
-        let reason = format!("{error}; accepted: error, warn, info, debug, trace, or module=level");
+        let reason = format!("{error}; {LEVELS}");
         ConfigError::value("RUST_LOG", text, reason)
     })?;
     let writer = output.stderr.clone();
     let lines = tracing_subscriber::fmt::layer().with_ansi(false).with_writer(move || writer.clone());
+    let (filter, handle) = reload::Layer::new(filter);
+    output.log_level.changes_by(move |text| {
+        let filter: Targets = text.parse().map_err(|error| format!("'{text}': {error}; {LEVELS}"))?;
+        handle.reload(filter).map_err(|error| error.to_string())
+    });
     let subscriber = tracing_subscriber::registry().with(lines).with(output.diagnostics.clone()).with(filter);
     // Another subscriber is only there in a test's process.
     let _ = subscriber.try_init();

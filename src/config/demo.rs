@@ -7,8 +7,8 @@ use clap::Args;
 use http::HeaderName;
 
 use crate::config::page::PageArgs;
-use crate::hop::fault::Injection;
 use crate::hop::latency::Latency;
+use crate::hop::request_faults::AtHop as Fault;
 use crate::trace_context::carried_names;
 use crate::upstream::FanOut;
 use crate::values::{header_name, service_number};
@@ -33,7 +33,10 @@ pub struct DemoArgs {
     pub latency: Latency,
     /// A fault or a break at one hop, repeatable: `service2:abort=503@10%`, `service3:delay=2s`, `service2:break=new-trace`
     #[arg(long, value_name = "HOP:FAULT")]
-    pub fault: Vec<AtHop<Injection>>,
+    pub fault: Vec<Fault>,
+    /// Every draw follows from this number, the trace's id and the hop's name [default: random]
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
     /// A header that one hop loses on purpose, repeatable: `service2:traceparent`
     #[arg(long, value_name = "HOP:NAME")]
     pub drop_header: Vec<AtHop<CarriedName>>,

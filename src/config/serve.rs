@@ -10,12 +10,13 @@ use crate::config::ConfigError;
 use crate::config::demo::not_carried;
 use crate::config::otel::{self, Environment, ExporterName};
 use crate::hop::capacity::{Capacity, Resources};
-use crate::hop::config::HopConfig;
+use crate::hop::config::{AdminOptions, HopConfig};
 use crate::hop::fault::{Fault, FaultConfig};
+use crate::hop::identity::Place;
 use crate::hop::latency::Latency;
 use crate::hop::limits::MAX_RESPONSE;
 use crate::hop::reply::MAX_HOPS;
-use crate::hop::state::Place;
+use crate::hop::request_faults::RequestFaults;
 use crate::net::tls::Roots;
 use crate::server::options::ConnectionOptions;
 use crate::server::shutdown::DrainOptions;
@@ -45,7 +46,7 @@ pub struct ServeArgs {
     /// offers it), `h2c://` (HTTP/2 in plain text), `grpc://` or `grpcs://` (gRPC). A URL without a path gets `/service<N+1>`
     #[arg(long, env, value_delimiter = ',', value_name = "URL")]
     pub upstream: Vec<Target>,
-    /// How several next hops are called
+    /// How several next hops are called: `parallel`, `parallel=N` (so many at once) or `sequential`
     #[arg(long, env, default_value = "parallel")]
     pub fan_out: FanOut,
     /// Server reflection over gRPC, with which `grpcurl` finds the methods
@@ -74,6 +75,22 @@ pub struct ServeArgs {
     /// `flip-sampled`, `new-request-id`, `duplicate=NAME`, `join=NAME`, `shorten-b3`, `w3c-only`, `b3-only`, `cross-talk@5%`
     #[arg(long = "break", env = "BREAK", value_delimiter = ',', value_name = "BREAK")]
     pub breaks: Vec<Break>,
+    /// The runtime API (configuration, faults, readiness, log level): `127.0.0.1:9901`. Beyond loopback it needs ADMIN_TOKEN, which
+    /// callers send as `Authorization: Bearer` [default: none]
+    #[arg(long, env, value_name = "ADDRESS")]
+    pub admin_addr: Option<Listen>,
+    /// Whose `x-fault` acts on a request: nobody's, everybody's, or that of who has REQUEST_FAULTS_TOKEN as `x-fault-token`
+    #[arg(long, env, default_value = "off", value_name = "WHOSE")]
+    pub request_faults: Whose,
+    /// Every draw follows from this number, the trace's id (else the request's) and the hop's name [default: random]
+    #[arg(long, env, value_name = "N")]
+    pub seed: Option<u64>,
+    /// Not ready for this long after the start
+    #[arg(long, env, default_value = "0", value_parser = parse_duration, value_name = "DURATION")]
+    pub ready_after: Duration,
+    /// How often a failed call is repeated, at most 10: each attempt has the upstream timeout
+    #[arg(long, env, default_value = "0", value_parser = clap::value_parser!(u32).range(0..=10), value_name = "N")]
+    pub retries: u32,
     /// A header to carry to the next hop beside the built-in ones, repeatable
     #[arg(long, env = "FORWARD_HEADERS", value_delimiter = ',', value_name = "NAME", value_parser = header_name)]
     pub forward_header: Vec<HeaderName>,
@@ -138,6 +155,17 @@ pub enum Switch {
     On,
     /// Not there.
     Off,
+}
+
+/// Whose faults act.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Whose {
+    /// Nobody's.
+    Off,
+    /// Everybody's.
+    On,
+    /// Of who has the token.
+    Token,
 }
 
 /// `-v` and `-q`.
@@ -206,6 +234,11 @@ impl HopConfig {
         if let Some(broken) = config.faults.breaks.iter().find(is_of_none) {
             return Err(ConfigError::value("--break (BREAK)", &broken.to_string(), not_carried()));
         }
+        config.request_faults = request_faults(args.request_faults, env)?;
+        config.admin = args.admin_addr.map(|listen| admin(listen, env)).transpose()?;
+        config.seed = args.seed;
+        config.ready_after = args.ready_after;
+        config.retries = args.retries;
         config.forward_headers = args.forward_header;
         config.drop_headers = args.drop_header;
         config.max_hops = args.max_hops;
@@ -231,6 +264,27 @@ impl HopConfig {
         otel.apply(&mut config);
         Ok(config)
     }
+}
+
+fn request_faults(whose: Whose, env: &Environment<'_>) -> Result<RequestFaults, ConfigError> {
+    Ok(match whose {
+        Whose::Off => RequestFaults::Off,
+        Whose::On => RequestFaults::On,
+        Whose::Token => {
+            let token = (env.variable)("REQUEST_FAULTS_TOKEN").filter(|token| !token.is_empty());
+            let (option, needs) = ("--request-faults token (REQUEST_FAULTS)", "the variable REQUEST_FAULTS_TOKEN");
+            RequestFaults::Token(token.ok_or(ConfigError::Incomplete { option, needs })?)
+        }
+    })
+}
+
+fn admin(listen: Listen, env: &Environment<'_>) -> Result<AdminOptions, ConfigError> {
+    let token = (env.variable)("ADMIN_TOKEN").filter(|token| !token.is_empty());
+    if token.is_none() && !listen.host.is_some_and(|host| host.is_loopback()) {
+        let needs = "the variable ADMIN_TOKEN, because it listens beyond loopback";
+        return Err(ConfigError::Incomplete { option: "--admin-addr (ADMIN_ADDR)", needs });
+    }
+    Ok(AdminOptions { listen, token })
 }
 
 fn server_tls(cert: Option<PathBuf>, key: Option<PathBuf>, client_ca: Option<PathBuf>) -> Result<Option<ServerTls>, ConfigError> {

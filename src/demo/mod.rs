@@ -23,6 +23,7 @@ use crate::hop::app::{App, BindError, Output, listen};
 use crate::hop::capacity::{Capacity, Resources};
 use crate::hop::config::HopConfig;
 use crate::hop::fault::FaultConfig;
+use crate::hop::request_faults::RequestFaults;
 use crate::net::addresses::reachable;
 use crate::server::shutdown::{DrainOptions, Stop};
 use crate::server::{self, ServerConfig};
@@ -62,9 +63,11 @@ impl Demo {
     /// Takes every address or fails with one line that names the first that cannot be had.
     pub async fn bind(args: DemoArgs, output: &Output) -> Result<Self, DemoError> {
         let count = args.hops;
-        let wrong_hop = args.fault.iter().map(|fault| fault.hop).chain(args.drop_header.iter().map(|header| header.hop));
-        if let Some(hop) = wrong_hop.into_iter().find(|hop| *hop > count) {
-            return Err(DemoError::Usage(format!("there is no service{hop}: the demo has service1 to service{count} (--hops)")));
+        let is_there = |name: &str| (1..=count).any(|number| name == format!("service{number}"));
+        let dropped = args.drop_header.iter().map(|header| format!("service{}", header.hop));
+        let named = args.fault.iter().filter_map(|fault| fault.hop().map(str::to_owned)).chain(dropped);
+        if let Some(hop) = named.into_iter().find(|name| !is_there(name)) {
+            return Err(DemoError::Usage(format!("there is no {hop}: the demo has service1 to service{count} (--hops)")));
         }
         let port = args.port.unwrap_or(if args.once { 0 } else { 8080 });
         let store_port = args.store_port.unwrap_or(if args.once { 0 } else { 9411 });
@@ -101,11 +104,15 @@ impl Demo {
             // A caller waits longer than the hop below it, or the broken hop is hidden.
             config.upstream_timeout = Duration::from_secs(u64::from(count - number) + 2);
             config.faults = FaultConfig { latency: args.latency.clone(), ..FaultConfig::default() };
-            for fault in args.fault.iter().filter(|fault| fault.hop == number) {
+            for fault in args.fault.iter().filter(|fault| fault.is_for(&config.identity)) {
                 config.faults.add(fault.what.clone());
             }
             config.drop_headers =
                 args.drop_header.iter().filter(|header| header.hop == number).map(|header| header.what.0.clone()).collect();
+            config.seed = args.seed;
+            if args.listen.is_loopback() {
+                config.request_faults = RequestFaults::On;
+            }
             config.export.spans = vec![Exporter::Zipkin { endpoint: endpoint.clone() }];
             config.export.schedule_delay = SCHEDULE_DELAY;
             config.access_log = (args.verbose > 0).then_some(LogFormat::Text);

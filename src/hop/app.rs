@@ -10,12 +10,15 @@ use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::Semaphore;
+use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
+use crate::hop::admin::{self, Admin};
 use crate::hop::capacity::{held_budgets, max_streams};
 use crate::hop::config::HopConfig;
 use crate::hop::fault::{FaultConfig, Faults};
 use crate::hop::limits::RequestLimits;
+use crate::hop::request_faults::{RequestFaults, X_FAULT, X_FAULT_TOKEN};
 use crate::hop::routes;
 use crate::hop::service::service;
 use crate::hop::start_line::StartLine;
@@ -30,6 +33,7 @@ use crate::system::held::HeldBudgets;
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::export::{ExporterError, Lost, Pipelines};
 use crate::telemetry::line_writer::LineWriter;
+use crate::telemetry::log_level::LogLevel;
 use crate::telemetry::log_queue::Diagnostics;
 use crate::telemetry::metrics::{BuildInfo, Metrics, RequestLabels, Sources, scheme};
 use crate::telemetry::tracer::Tracer;
@@ -49,6 +53,8 @@ pub struct App {
     limits: RequestLimits,
     tls: Option<ServerTls>,
     drain: DrainOptions,
+    ready_after: Duration,
+    admin: Option<(TcpListener, Arc<Admin>)>,
     start_line: StartLine,
 }
 
@@ -61,12 +67,19 @@ pub struct Output {
     pub stderr: LineWriter,
     /// Diagnostics as log records.
     pub diagnostics: Diagnostics,
+    /// Their level.
+    pub log_level: LogLevel,
 }
 
 impl Output {
     /// The process's own stdout and stderr.
     pub fn new() -> Self {
-        Self { stdout: LineWriter::stdout(), stderr: LineWriter::stderr(), diagnostics: Diagnostics::default() }
+        Self {
+            stdout: LineWriter::stdout(),
+            stderr: LineWriter::stderr(),
+            diagnostics: Diagnostics::default(),
+            log_level: LogLevel::default(),
+        }
     }
 }
 
@@ -83,6 +96,8 @@ pub enum BindError {
     PortTaken(Listen),
     /// The address cannot be listened on.
     Listen(Listen, io::Error),
+    /// The address of the runtime API cannot be listened on.
+    Admin(Listen, io::Error),
     /// The exporter cannot be started: an endpoint or header that cannot be used.
     Exporter(ExporterError),
     /// The version label cannot be the value of a header.
@@ -98,6 +113,9 @@ impl fmt::Display for BindError {
             Self::Listen(listen, error) => {
                 write!(f, "cannot listen on {listen}: {error}; another address is set by --addr (ADDR)")
             }
+            Self::Admin(listen, error) => {
+                write!(f, "cannot listen on {listen}: {error}; another address is set by --admin-addr (ADMIN_ADDR)")
+            }
             Self::Exporter(error) => error.fmt(f),
             Self::Version(version, _) => write!(f, "the version '{}' cannot be a header's value", version.escape_debug()),
         }
@@ -107,7 +125,7 @@ impl fmt::Display for BindError {
 impl std::error::Error for BindError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            Self::Listen(_, error) => Some(error),
+            Self::Listen(_, error) | Self::Admin(_, error) => Some(error),
             Self::Version(_, error) => Some(error),
             Self::PortTaken(_) => None,
             Self::Exporter(error) => error.source(),
@@ -135,6 +153,11 @@ impl App {
         let addr = listener.local_addr().map_err(|error| BindError::Listen(config.listen, error))?;
 
         let start_line = StartLine::of(&config);
+        warn_of_purpose(&config);
+        let admin = match config.admin.clone() {
+            Some(options) => Some((admin_listener(options.listen).await?, options, admin::effective(&config))),
+            None => None,
+        };
         let identity = config.identity;
         let build = BuildInfo { service: &identity.name, service_version: &identity.version, lane: &identity.lane };
         let metrics = Arc::new(Metrics::new(&build));
@@ -154,22 +177,28 @@ impl App {
         for name in config.forward_headers.iter().filter(|name| is_never_carried(name.as_str())) {
             tracing::warn!(header = name.as_str(), "this header belongs to one connection or proxy and is not carried");
         }
-        if !config.drop_headers.is_empty() {
-            let names: Vec<_> = config.drop_headers.iter().map(http::HeaderName::as_str).collect();
-            tracing::warn!(hop = identity.name, headers = names.join(","), "this hop loses headers on purpose (--drop-header)");
+        let mut forward_headers = config.forward_headers;
+        if config.request_faults != RequestFaults::Off {
+            forward_headers.extend([X_FAULT, X_FAULT_TOKEN].map(http::HeaderName::from_static));
         }
-        warn_of_faults(&identity.name, &config.faults);
         let node = Node {
             version_header: http::HeaderValue::from_str(&identity.version)
                 .map_err(|error| BindError::Version(identity.version.clone(), error))?,
-            propagator: Propagator::new(config.propagators, config.forward_headers, config.drop_headers),
+            propagator: Propagator::new(config.propagators, forward_headers, config.drop_headers),
             tracer,
             metrics,
             access_log: config.access_log.map(|format| AccessLog { lines: output.stdout.clone(), format, records }),
-            faults: Faults::new(config.faults),
+            faults: Faults::new(config.faults.clone()),
+            request_faults: config.request_faults,
+            seed: config.seed,
             upstreams: Upstreams::new(
                 config.upstreams,
-                UpstreamOptions { fan_out: config.fan_out, timeout: config.upstream_timeout, request_size: config.request_size },
+                UpstreamOptions {
+                    fan_out: config.fan_out,
+                    timeout: config.upstream_timeout,
+                    request_size: config.request_size,
+                    retries: config.retries,
+                },
                 &identity.version,
                 hop_client_config(config.upstream_roots, config.tls.clone().map(|own| Arc::new(own) as _)),
             ),
@@ -185,9 +214,14 @@ impl App {
             watch: std::sync::OnceLock::new(),
             identity,
         };
-        let HopConfig { connections, limits, tls, drain, .. } = config;
+        let node = Arc::new(node);
+        let admin = admin.map(|(listener, options, effective)| {
+            let (log_level, faults) = (output.log_level.clone(), config.faults);
+            (listener, Arc::new(Admin { node: node.clone(), options, log_level, config: effective, faults }))
+        });
+        let HopConfig { connections, limits, tls, drain, ready_after, .. } = config;
         let diagnostics = output.diagnostics.clone();
-        Ok(Self { listener, addr, node: Arc::new(node), pipelines, diagnostics, connections, limits, tls, drain, start_line })
+        Ok(Self { listener, addr, node, pipelines, diagnostics, connections, limits, tls, drain, ready_after, admin, start_line })
     }
 
     /// The address that is bound.
@@ -222,10 +256,22 @@ impl App {
 
     /// Serves until `shutdown` resolves; then drains, flushes and returns.
     pub async fn run(self, shutdown: impl Future<Output = Stop>) -> Ended {
-        let Self { listener, node, pipelines, diagnostics, connections, limits, tls, drain, addr, start_line } = self;
-        node.phase.set_ready();
+        let Self {
+            listener,
+            node,
+            pipelines,
+            diagnostics,
+            connections,
+            limits,
+            tls,
+            drain,
+            ready_after,
+            admin,
+            addr,
+            start_line,
+        } = self;
+        let beside = beside(&node, admin, ready_after, tls.clone());
         start_line.log(addr, &node.identity);
-        let following = tls.clone().map(|tls| tokio::spawn(tls.watch_files()));
         let phase = &node.phase;
         let stop = async {
             let stop = shutdown.await;
@@ -255,9 +301,7 @@ impl App {
         let server = ServerConfig { listener, options: connections, tls, phase: phase.clone(), on_refused };
         let requests_cut =
             server::serve(server, service(routes::router(node.clone()), node.clone(), limits), stop, drain.timeout).await;
-        if let Some(following) = following {
-            following.abort();
-        }
+        beside.iter().for_each(AbortHandle::abort);
         if requests_cut > 0 {
             tracing::warn!(requests = requests_cut, "requests were cut off at the drain timeout");
         }
@@ -290,9 +334,47 @@ impl App {
     }
 }
 
-/// Says what the hop does on purpose: a fault that was forgotten looks like a real one.
-fn warn_of_faults(hop: &str, FaultConfig { faults, breaks, .. }: &FaultConfig) {
-    let written = |all: Vec<String>| all.join(",");
+/// Starts what runs beside the hop: the wait of a slow start, the runtime API, the watch of the certificate's files.
+fn beside(
+    node: &Node,
+    admin: Option<(TcpListener, Arc<Admin>)>,
+    ready_after: Duration,
+    tls: Option<ServerTls>,
+) -> Vec<AbortHandle> {
+    let admin = admin.map(|(listener, admin)| tokio::spawn(serve_admin(listener, admin)).abort_handle());
+    let following = tls.map(|tls| tokio::spawn(tls.watch_files()).abort_handle());
+    node.phase.clone().set_ready_after(ready_after).into_iter().chain(admin).chain(following).collect()
+}
+
+/// Binds the runtime API.
+async fn admin_listener(at: Listen) -> Result<TcpListener, BindError> {
+    let taken = |error| match error {
+        BindError::PortTaken(at) => BindError::Admin(at, io::ErrorKind::AddrInUse.into()),
+        BindError::Listen(at, error) => BindError::Admin(at, error),
+        other => other,
+    };
+    listen(at).await.map_err(taken)
+}
+
+/// Serves the runtime API until the task is aborted.
+async fn serve_admin(listener: TcpListener, admin: Arc<Admin>) {
+    if let Ok(address) = listener.local_addr() {
+        tracing::info!(%address, token = admin.options.token.is_some(), "admin API");
+    }
+    server::serve(ServerConfig::plain(listener), admin::router(admin), std::future::pending(), Duration::ZERO).await;
+}
+
+/// Says what the hop does on purpose: what was forgotten looks like a real failure.
+fn warn_of_purpose(config: &HopConfig) {
+    let HopConfig { drop_headers, request_faults, faults: FaultConfig { faults, breaks, .. }, .. } = config;
+    let (hop, written) = (&config.identity.name, |all: Vec<String>| all.join(","));
+    if !drop_headers.is_empty() {
+        let headers = written(drop_headers.iter().map(ToString::to_string).collect());
+        tracing::warn!(hop, headers, "this hop loses headers on purpose (--drop-header)");
+    }
+    if *request_faults != RequestFaults::Off {
+        tracing::warn!(hop, allowed = request_faults.name(), "x-fault of requests acts here (--request-faults)");
+    }
     if !faults.is_empty() {
         let faults = written(faults.iter().map(ToString::to_string).collect());
         tracing::warn!(hop, faults, "this hop injects faults on purpose (--fault)");

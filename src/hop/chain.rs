@@ -107,6 +107,7 @@ fn call_context<'a>(node: &'a Node, exchange: &'a Exchange, n: u16) -> CallConte
         deadline: exchange.deadline,
         body: exchange.body(),
         breaks: exchange.struck().map(|struck| (struck.breaks.as_slice(), struck.other)).filter(|(kinds, _)| !kinds.is_empty()),
+        draws: exchange.draws(),
     }
 }
 
@@ -150,8 +151,9 @@ impl<'a> CheckedCall<'a> {
         call
     }
 
+    /// A call that was repeated does not count.
     fn has_failed(&self) -> bool {
-        self.error.is_some()
+        self.error.is_some() && !self.outcome.repeated
     }
 
     fn is_loop(&self) -> bool {
@@ -325,6 +327,7 @@ mod tests {
             failure,
             sent: HeaderPairs::new(),
             broke: Vec::new(),
+            repeated: false,
             answer: None,
         }
     }

@@ -1,13 +1,15 @@
 //! The options of one hop as plain values.
 
+use std::fmt;
 use std::time::Duration;
 
 use http::HeaderName;
 
 use crate::hop::capacity::{Capacity, Resources};
 use crate::hop::fault::FaultConfig;
+use crate::hop::identity::{Identity, Place};
 use crate::hop::limits::{MAX_RESPONSE, RequestLimits};
-use crate::hop::state::{Identity, Place};
+use crate::hop::request_faults::RequestFaults;
 use crate::net::tls::Roots;
 use crate::server::options::ConnectionOptions;
 use crate::server::shutdown::DrainOptions;
@@ -42,6 +44,16 @@ pub struct HopConfig {
     pub upstream_timeout: Duration,
     /// `--latency`, `--fault` and `--break`.
     pub faults: FaultConfig,
+    /// `--admin-addr`.
+    pub admin: Option<AdminOptions>,
+    /// `--request-faults`.
+    pub request_faults: RequestFaults,
+    /// `--seed`.
+    pub seed: Option<u64>,
+    /// `--ready-after`.
+    pub ready_after: Duration,
+    /// `--retries`.
+    pub retries: u32,
     /// `--forward-header`.
     pub forward_headers: Vec<HeaderName>,
     /// `--drop-header`.
@@ -74,6 +86,21 @@ pub struct HopConfig {
     pub sampler: Sampler,
 }
 
+/// The runtime API of a hop.
+#[derive(Clone, PartialEq, Eq)]
+pub struct AdminOptions {
+    /// Where it listens.
+    pub listen: Listen,
+    /// `ADMIN_TOKEN`.
+    pub token: Option<String>,
+}
+
+impl fmt::Debug for AdminOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AdminOptions").field("listen", &self.listen).finish_non_exhaustive()
+    }
+}
+
 impl HopConfig {
     /// A hop with every default that is called `name` and listens at `listen`.
     pub fn new(name: &str, listen: Listen) -> Self {
@@ -100,6 +127,11 @@ impl HopConfig {
             response_size: None,
             upstream_timeout: Duration::from_secs(5),
             faults: FaultConfig::default(),
+            admin: None,
+            request_faults: RequestFaults::Off,
+            seed: None,
+            ready_after: Duration::ZERO,
+            retries: 0,
             forward_headers: Vec::new(),
             drop_headers: Vec::new(),
             max_hops: 16,

@@ -31,6 +31,7 @@ use crate::hop::watch::AnswerCopy;
 use crate::net::addresses::canonical;
 use crate::server::{ClientCertificate, ConnectionInfo, Cut, answer};
 use crate::system::held::Held;
+use crate::telemetry::draws::Draws;
 use crate::telemetry::ids;
 use crate::telemetry::metrics::{known_method, protocol_name, scheme};
 use crate::trace_context::{Carried, Context, X_REQUEST_ID, traceresponse};
@@ -257,6 +258,14 @@ impl Exchange {
     /// The time since the head was read.
     pub(crate) fn elapsed(&self) -> Duration {
         self.begun.elapsed()
+    }
+
+    /// The draws for this request.
+    pub(crate) fn draws(&self) -> Draws {
+        let Some(seed) = self.node.seed else { return Draws::random() };
+        let trace = self.context().map(|context| context.trace_id.to_bytes());
+        let id = trace.as_ref().map_or(self.request_id.as_bytes(), |id| id);
+        Draws::seeded(seed, id, &self.node.identity.name, self.attempt)
     }
 
     /// Records what faults and breaks do to this request.

@@ -226,6 +226,8 @@ pub(crate) struct Struck {
     pub(crate) breaks: Vec<BreakKind>,
     /// The context of another request, for `cross-talk`.
     pub(crate) other: Option<Context>,
+    /// Why the request's `x-fault` does nothing.
+    pub(crate) error: Option<String>,
     /// What `memory` holds.
     pub(crate) memory: OnceLock<(Held, Vec<u8>)>,
 }
@@ -249,6 +251,7 @@ impl Struck {
             abort_status: self.abort.map(|status| status.as_u16()),
             faults: self.faults.iter().filter(acted).map(FaultKind::to_string).collect(),
             breaks,
+            error: self.error.clone(),
         };
         (injected != Injected::default()).then_some(injected)
     }
@@ -320,7 +323,14 @@ impl Faults {
     }
 
     /// Decides what happens to one request, which has this context.
-    pub(crate) fn decide(&self, draws: Draws, context: Option<&Context>) -> FaultDecision {
+    ///
+    /// `asked`: what the request itself asks for.
+    pub(crate) fn decide(
+        &self,
+        draws: Draws,
+        context: Option<&Context>,
+        asked: Option<Result<Vec<Injection>, String>>,
+    ) -> FaultDecision {
         let config = self.0.config.read().unwrap_or_else(PoisonError::into_inner);
         let mut decision = FaultDecision { wait: config.latency.sample(draws), struck: None };
         for (at, fault) in config.faults.iter().enumerate() {
@@ -334,9 +344,26 @@ impl Faults {
                     decision.struck.get_or_insert_default().breaks.push(broken.kind.clone());
                 }
             }
-            if config.breaks.iter().any(|broken| broken.kind == BreakKind::CrossTalk) {
-                self.cross(&mut decision, context);
+        }
+        let asks = asked.is_some();
+        match asked {
+            Some(Ok(injections)) => {
+                for (at, injection) in injections.iter().enumerate() {
+                    let drawn = draws.unit(Place::Request, at);
+                    match injection {
+                        Injection::Fault(fault) if drawn < fault.share => self.strike(&mut decision, &fault.kind),
+                        Injection::Break(broken) if drawn < broken.share => {
+                            decision.struck.get_or_insert_default().breaks.push(broken.kind.clone());
+                        }
+                        _ => {}
+                    }
+                }
             }
+            Some(Err(error)) => decision.struck.get_or_insert_default().error = Some(error),
+            None => {}
+        }
+        if asks || config.breaks.iter().any(|broken| broken.kind == BreakKind::CrossTalk) {
+            self.cross(&mut decision, context);
         }
         decision
     }
@@ -452,7 +479,7 @@ mod tests {
         for share in [0.0, 0.3, 0.6, 1.0] {
             let faults = faults(&[&format!("abort=503@{}%", share * 100.0)], &[]);
             let rolls = 100_000;
-            let struck = (0..rolls).filter(|_| faults.decide(Draws::random(), None).struck.is_some()).count() as f64;
+            let struck = (0..rolls).filter(|_| faults.decide(Draws::random(), None, None).struck.is_some()).count() as f64;
             let six_sigma = 6.0 * (f64::from(rolls) * share * (1.0 - share)).sqrt();
             assert!((struck - f64::from(rolls) * share).abs() <= six_sigma, "{share}: {struck}");
         }
@@ -508,7 +535,7 @@ mod tests {
     #[test]
     fn delays_add_up_and_the_first_abort_wins() {
         let faults = faults(&["delay=1s", "abort=503", "delay=2s", "abort=500", "reset", "limit=1/s"], &[]);
-        let decision = faults.decide(Draws::random(), None);
+        let decision = faults.decide(Draws::random(), None, None);
         assert_eq!(decision.wait, Duration::from_secs(3));
         let injected =
             Injected { delay_ms: Some(3000), abort_status: Some(503), faults: vec!["reset".to_owned()], ..Injected::default() };
@@ -518,7 +545,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_limit_lets_a_burst_pass_and_then_as_many_as_it_says() {
         let faults = faults(&["limit=10/s"], &[]);
-        let limited = || faults.decide(Draws::random(), None).struck.unwrap().limited;
+        let limited = || faults.decide(Draws::random(), None, None).struck.unwrap().limited;
         let passed = (0..30).filter(|_| limited().is_none()).count();
         assert_eq!(passed, 10);
         assert_eq!(limited().unwrap().retry_after, Duration::from_millis(100));
@@ -541,7 +568,8 @@ mod tests {
             parent_id: None,
             sampling: crate::trace_context::Sampling::Sample,
         };
-        let other = |id| faults.decide(Draws::random(), Some(&context(id))).struck.unwrap().other.map(|other| other.trace_id);
+        let other =
+            |id| faults.decide(Draws::random(), Some(&context(id)), None).struck.unwrap().other.map(|other| other.trace_id);
         assert_eq!((other(1), other(2), other(2), other(3)), (None, Some(1.into()), None, Some(2.into())));
     }
 }

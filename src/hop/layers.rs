@@ -25,7 +25,6 @@ use crate::hop::exchange::Exchange;
 use crate::hop::fault::FaultDecision;
 use crate::hop::response;
 use crate::system::held::{Exhausted, Held, HeldBudgets, HeldKind};
-use crate::telemetry::draws::Draws;
 use crate::upstream::RequestBody;
 use crate::values::service_number;
 
@@ -238,7 +237,9 @@ fn will_fail(kind: EndpointKind, exchange: &Exchange) -> bool {
 /// A fault asks for more memory than the hop may hold.
 async fn decide_and_wait(exchange: &Exchange) -> Result<(), Error> {
     exchange.watch();
-    let FaultDecision { wait, struck } = exchange.node.faults.decide(Draws::random(), exchange.context());
+    let node = &*exchange.node;
+    let asked = node.request_faults.read(&exchange.carried, &node.identity);
+    let FaultDecision { wait, struck } = node.faults.decide(exchange.draws(), exchange.context(), asked);
     // Boxed, because the size of a timer would be every request's.
     if !wait.is_zero() {
         Box::pin(tokio::time::sleep(wait)).await;

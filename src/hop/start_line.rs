@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::hop::config::HopConfig;
-use crate::hop::state::Identity;
+use crate::hop::identity::Identity;
 use crate::system::memory;
 use crate::telemetry::export::{Exporter, LogOptions, MetricOptions};
 

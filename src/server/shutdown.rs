@@ -41,6 +41,19 @@ impl Phase {
         };
     }
 
+    /// Becomes ready after a slow start. The handle is that of the wait.
+    pub(crate) fn set_ready_after(self, delay: Duration) -> Option<tokio::task::AbortHandle> {
+        if delay.is_zero() {
+            self.set_ready();
+            return None;
+        }
+        let starting = async move {
+            tokio::time::sleep(delay).await;
+            self.set_ready();
+        };
+        Some(tokio::spawn(starting).abort_handle())
+    }
+
     /// What is in flight has time until then.
     pub(crate) fn set_closing(&self, until: Instant) {
         self.0.closing.send_replace(Some(until));

@@ -13,6 +13,7 @@ pub(crate) mod duration_histogram;
 pub mod export;
 pub(crate) mod ids;
 pub mod line_writer;
+pub mod log_level;
 pub mod log_queue;
 pub(crate) mod metrics;
 pub(crate) mod openmetrics;

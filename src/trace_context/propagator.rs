@@ -107,6 +107,11 @@ impl Propagator {
         true
     }
 
+    /// Whether a header of this name is carried.
+    pub(crate) fn carries(&self, name: &HeaderName) -> bool {
+        carried::find(name.as_str()).is_some() || self.extra.contains_key(name)
+    }
+
     /// Reads the request's trace context: the first valid one in the configured order.
     pub fn extract(&self, carried: &Carried) -> Incoming {
         let mut alone = Sampling::Deferred;

@@ -1,11 +1,12 @@
 //! Calls to zero or more next hops, and their outcomes. What the hop answers because of them is decided in `hop::chain`.
 //!
 //! Imports `telemetry`, `trace_context` and the leaves; neither `hop` nor `server`. In reading order: `target` (a next hop as
-//! it is configured); this file (one call: headers, deadline, span, metric); `client` (the connections to one next hop), with
+//! it is configured); `fan_out` (several of them); this file (one call: headers, deadline, span, metric); `client` (the connections to one next hop), with
 //! `multiplexed` (those of HTTP/2), `resolver` and `answer_tracker`; `grpc` (what a call of gRPC has of its own); `outcome`; `foreign_response` (the answer of a proxy in place of the next hop).
 
 mod answer_tracker;
 pub(crate) mod client;
+mod fan_out;
 pub(crate) mod foreign_response;
 pub(crate) mod grpc;
 mod multiplexed;
@@ -18,6 +19,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
+use futures_util::stream::{self, StreamExt as _};
 use http::header::{self, HeaderValue};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, Request, StatusCode, Uri, Version};
@@ -28,6 +30,7 @@ use tonic::Code;
 
 use crate::rpc::{self, CALL, CONTENT_TYPE};
 use crate::system::held::{Held, HeldBudgets, HeldKind};
+use crate::telemetry::draws::{Draws, Place};
 use crate::telemetry::ids;
 use crate::telemetry::metrics::{CallLabels, Metrics, protocol_name, protocol_version};
 use crate::telemetry::span_queue::{FinishedSpan, SpanKind};
@@ -36,11 +39,13 @@ use crate::trace_context::{
     BreakInput, BreakKind, Carried, Context, HeaderPairs, Propagator, X_CALL_BUDGET, X_HOP_COUNT, break_headers,
 };
 use crate::upstream::client::{ConnectionLimits, Pool, connector};
+use crate::upstream::fan_out::divided;
 use crate::upstream::outcome::{Answer, CallError, CallOutcome};
 use crate::upstream::resolver::RotatingResolver;
 use crate::values::SizeRange;
 
 pub use crate::net::hosts::UrlError;
+pub use crate::upstream::fan_out::FanOut;
 pub use crate::upstream::target::{Target, TargetError};
 
 /// The largest answer of a next hop, in bytes.
@@ -48,16 +53,6 @@ const MAX_ANSWER: usize = 1 << 20;
 
 /// The largest body that `--request-size` makes: as large as a hop's own limit for one.
 pub const MAX_REQUEST: usize = 64 << 10;
-
-/// `--fan-out`: how several next hops are called.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
-pub enum FanOut {
-    /// All at once.
-    #[default]
-    Parallel,
-    /// One after the other, in the configured order.
-    Sequential,
-}
 
 /// What a call uses of the request that it is made for, and of the hop.
 #[derive(Debug, Clone, Copy)]
@@ -91,6 +86,7 @@ pub(crate) struct CallContext<'a> {
     pub(crate) body: Option<&'a RequestBody>,
     /// Ways in which the trace is broken on purpose, and the context of another request for that.
     pub(crate) breaks: Option<(&'a [BreakKind], Option<Context>)>,
+    pub(crate) draws: Draws,
 }
 
 /// The body of a request, which goes on to the next hops.
@@ -110,6 +106,8 @@ pub(crate) struct UpstreamOptions {
     pub(crate) timeout: Duration,
     /// The body of a call that has none to pass on.
     pub(crate) request_size: Option<SizeRange<MAX_REQUEST>>,
+    /// How often a failed call is repeated.
+    pub(crate) retries: u32,
 }
 
 /// What a call sends beside its headers.
@@ -126,12 +124,17 @@ pub(crate) struct Upstreams {
     targets: Vec<(Target, Pool)>,
     options: UpstreamOptions,
     user_agent: HeaderValue,
+    /// Every target is called once, all at once or one after the other.
+    is_plain: bool,
 }
 
 impl Upstreams {
     /// `version` is the hop's version label, as it goes into `user-agent`;
     /// `tls` has the roots that calls to `https://` trust.
     pub(crate) fn new(targets: Vec<Target>, options: UpstreamOptions, version: &str, tls: ClientConfig) -> Self {
+        let is_plain = options.retries == 0
+            && !matches!(options.fan_out, FanOut::AtMost(_))
+            && targets.iter().all(|target| target.share >= 1.0);
         let targets = targets.into_iter().map(|target| {
             let connector = connector(RotatingResolver::system(), options.timeout, tls.clone(), target.protocol);
             let pool = Pool::new(connector, target.uri.clone(), ConnectionLimits::default(), target.protocol);
@@ -140,22 +143,66 @@ impl Upstreams {
         let targets = targets.collect();
         let user_agent = HeaderValue::from_str(&format!("httpserver/{version}"));
         let user_agent = user_agent.unwrap_or_else(|_| HeaderValue::from_static("httpserver"));
-        Self { targets, options, user_agent }
+        Self { targets, options, user_agent, is_plain }
     }
 
     /// Calls every next hop. The outcomes are in the configured order.
     pub(crate) async fn call_all(&self, context: &CallContext<'_>) -> Vec<CallOutcome<'_>> {
+        if !self.is_plain {
+            return Box::pin(self.call_some(context)).await;
+        }
         let calls = self.targets.iter().zip(divided(context.call_budget, self.targets.len()));
         if self.options.fan_out == FanOut::Parallel && self.targets.len() > 1 {
-            let calls = calls.map(|((target, pool), budget)| self.call(context, target, pool, budget));
+            let calls = calls.map(|((target, pool), budget)| self.call(context, target, pool, budget, 1));
             return futures_util::future::join_all(calls).await;
         }
         let mut outcomes = Vec::with_capacity(self.targets.len());
         for ((target, pool), budget) in calls {
             // A future that is bound to a name before it is awaited is stored twice.
-            outcomes.push(self.call(context, target, pool, budget).await);
+            outcomes.push(self.call(context, target, pool, budget, 1).await);
         }
         outcomes
+    }
+
+    /// Calls the next hops that the draws choose, so many at once, and repeats what fails.
+    async fn call_some(&self, context: &CallContext<'_>) -> Vec<CallOutcome<'_>> {
+        let is_drawn = |at: usize, share: f64| share >= 1.0 || context.draws.unit(Place::Upstream, at) < share;
+        let chosen = self.targets.iter().enumerate().filter(|(at, (target, _))| is_drawn(*at, target.share));
+        let chosen: Vec<_> = chosen.map(|(_, called)| called).collect();
+        let at_once = match self.options.fan_out {
+            FanOut::Parallel => chosen.len(),
+            FanOut::AtMost(number) => number,
+            FanOut::Sequential => 1,
+        };
+        let mut calls = Vec::with_capacity(chosen.len());
+        for ((target, pool), budget) in chosen.iter().copied().zip(divided(context.call_budget, chosen.len())) {
+            calls.push(self.attempts(context, target, pool, budget));
+        }
+        let attempts: Vec<Vec<_>> = stream::iter(calls).buffered(at_once.max(1)).collect().await;
+        attempts.into_iter().flatten().collect()
+    }
+
+    /// The attempts of one call, which divide its budget.
+    async fn attempts<'a>(
+        &'a self,
+        context: &CallContext<'_>,
+        target: &'a Target,
+        pool: &Pool,
+        budget: Option<u32>,
+    ) -> Vec<CallOutcome<'a>> {
+        let most = self.options.retries as usize + 1;
+        let mut shares = divided(budget.map_or(0, |budget| budget.saturating_add(1)), most).take(most);
+        let mut outcomes: Vec<CallOutcome<'a>> = Vec::with_capacity(1);
+        let mut share = shares.next().flatten();
+        loop {
+            let attempt = outcomes.len() as u32 + 1;
+            outcomes.push(self.call(context, target, pool, share, attempt).await);
+            share = shares.next().flatten();
+            match outcomes.last_mut() {
+                Some(last) if share.is_some() && last.may_be_repeated() => last.repeated = true,
+                _ => return outcomes,
+            }
+        }
     }
 
     /// `budget` is for the calls that the next hop makes; without one the next hop is not called.
@@ -165,6 +212,7 @@ impl Upstreams {
         target: &'a Target,
         pool: &Pool,
         budget: Option<u32>,
+        attempt: u32,
     ) -> CallOutcome<'a> {
         let Some(budget) = budget else {
             let failure = Some(CallError::NoBudget(context.hop.to_owned()));
@@ -177,6 +225,7 @@ impl Upstreams {
                 failure,
                 sent: HeaderPairs::new(),
                 broke: Vec::new(),
+                repeated: false,
                 answer: None,
             };
         };
@@ -210,6 +259,9 @@ impl Upstreams {
         let start = span.start;
         let request = || {
             let mut request = self.request(target, path.clone(), &content, &sent, [context.hop_count.saturating_add(1), budget]);
+            if attempt > 1 {
+                request.headers_mut().insert("x-envoy-attempt-count", HeaderValue::from(attempt));
+            }
             if target.is_grpc() {
                 add_grpc_headers(request.headers_mut(), timeout.saturating_sub(start.elapsed()));
             }
@@ -230,7 +282,7 @@ impl Upstreams {
         span.rpc_code = target.is_grpc().then(|| failure.as_ref().map_or(Code::Ok, grpc::code_of));
         let duration = *span.duration.insert(span.start.elapsed());
         let protocol = span.progress.version.map(|version| if target.is_grpc() { "grpc" } else { protocol_name(version) });
-        CallOutcome { url, status: span.progress.status, protocol, duration, failure, sent, broke, answer }
+        CallOutcome { url, status: span.progress.status, protocol, duration, failure, sent, broke, repeated: false, answer }
     }
 
     /// The body of the request and its method, if it goes on; else a body of `--request-size`; else a GET without one.
@@ -308,15 +360,6 @@ fn add_grpc_headers(headers: &mut HeaderMap, timeout: Duration) {
     if let Ok(timeout) = HeaderValue::from_str(&rpc::timeout::format(timeout)) {
         headers.insert("grpc-timeout", timeout);
     }
-}
-
-/// Divides a budget among `calls` calls: each call that is made costs one, and what is left is split evenly between them, the
-/// remainder one each to the first. A call does not return what it leaves unused, because the others are under way by then.
-fn divided(budget: u32, calls: usize) -> impl Iterator<Item = Option<u32>> {
-    let made = budget.min(u32::try_from(calls).unwrap_or(u32::MAX));
-    let left = budget - made;
-    let share = move |call| left / made + u32::from(call < left % made);
-    (0..made).map(move |call| Some(share(call))).chain(std::iter::repeat(None))
 }
 
 /// What is known of a call before it ends, and so also of one that times out.
@@ -446,27 +489,6 @@ impl Drop for ClientSpanGuard<'_> {
                 trace_state: self.context.propagator.trace_state(self.context.carried, context),
                 request_id: self.context.request_id.to_str().unwrap_or_default(),
             });
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn calls_and_their_shares_are_the_budget_and_no_more() {
-        for budget in [0, 1, 2, 9, 10, 11, 999, 1000, u32::MAX] {
-            for calls in [0_usize, 1, 2, 3, 7, 10, 50] {
-                let shares: Vec<_> = divided(budget, calls).take(calls).collect();
-                let made: Vec<u32> = shares.iter().flatten().copied().collect();
-                assert_eq!(made.len(), calls.min(budget as usize), "{budget} {calls}");
-                assert!(shares[..made.len()].iter().all(Option::is_some), "the first are made: {shares:?}");
-                if calls > 0 {
-                    assert_eq!(made.iter().sum::<u32>() + made.len() as u32, budget, "{budget} {calls}: {made:?}");
-                    assert!(made.iter().max().unwrap_or(&0) - made.iter().min().unwrap_or(&0) <= 1, "{made:?}");
-                }
-            }
         }
     }
 }

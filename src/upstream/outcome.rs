@@ -29,11 +29,21 @@ pub(crate) struct CallOutcome<'a> {
     pub(crate) sent: HeaderPairs,
     /// What was broken on purpose in it.
     pub(crate) broke: Vec<BreakKind>,
+    /// It failed and was repeated: the next one counts.
+    pub(crate) repeated: bool,
     /// The whole answer; `None` when it did not arrive.
     pub(crate) answer: Option<Answer>,
 }
 
 impl CallOutcome<'_> {
+    /// Whether another attempt may go better: there was no answer, or one of 5xx that is no loop.
+    pub(crate) fn may_be_repeated(&self) -> bool {
+        match &self.failure {
+            None | Some(CallError::NoBudget(_) | CallError::Exhausted(_) | CallError::TooLarge) => false,
+            Some(_) => self.status.is_none_or(|status| status.is_server_error() && status != StatusCode::LOOP_DETECTED),
+        }
+    }
+
     /// Which budget was used up when the answer was read.
     pub(crate) fn exhausted(&self) -> Option<HeldKind> {
         match self.failure {

@@ -11,7 +11,7 @@ use http::{HeaderValue, Uri};
 use crate::net::hosts::{UrlError, parse_url, redacted_url};
 use crate::rpc::CALL;
 use crate::upstream::client::Protocol;
-use crate::values::service_number;
+use crate::values::{percent_number, service_number};
 
 /// A next hop.
 #[derive(Debug, Clone, PartialEq)]
@@ -32,6 +32,8 @@ pub struct Target {
     pub(super) base_url: String,
     /// The value of the `host` header.
     pub(super) authority: HeaderValue,
+    /// The share of the requests that it is called for, from 0 to 1.
+    pub(super) share: f64,
 }
 
 impl Target {
@@ -81,6 +83,8 @@ pub enum TargetError {
     UserName,
     /// A path that a call of gRPC cannot have.
     GrpcPath,
+    /// The share of the requests is not from 0 % to 100 %.
+    Share,
     /// The host cannot be the value of a `host` header.
     Host(InvalidHeaderValue),
 }
@@ -91,9 +95,10 @@ impl fmt::Display for TargetError {
             Self::Url(error) => error.fmt(f)?,
             Self::UserName => f.write_str("a user name in the URL is not supported")?,
             Self::GrpcPath => f.write_str("gRPC has no path but /service<N>, N from 0 to 9999")?,
+            Self::Share => f.write_str("the share of the requests is not from 0% to 100%")?,
             Self::Host(error) => error.fmt(f)?,
         }
-        f.write_str("; a next hop is written http://service2/service2, https://host:port/path, h2c://service2, grpc://service2 or grpcs://host:port")
+        f.write_str("; a next hop is written http://service2/service2, https://host:port/path, h2c://service2, grpc://service2 or grpcs://host:port; 20%=URL is called for a fifth of the requests")
     }
 }
 
@@ -101,7 +106,7 @@ impl std::error::Error for TargetError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::Url(error) => Some(error),
-            Self::UserName | Self::GrpcPath => None,
+            Self::UserName | Self::GrpcPath | Self::Share => None,
             Self::Host(error) => Some(error),
         }
     }
@@ -111,6 +116,10 @@ impl FromStr for Target {
     type Err = TargetError;
 
     fn from_str(text: &str) -> Result<Self, TargetError> {
+        let (share, text) = match text.trim().split_once("%=") {
+            Some((percent, url)) if !percent.contains("://") => (percent_number(percent).ok_or(TargetError::Share)? / 100.0, url),
+            _ => (1.0, text),
+        };
         let (protocol, connected) = match text.trim().split_once("://") {
             Some(("h2c", rest)) => (Protocol::Http2, Cow::Owned(format!("http://{rest}"))),
             Some(("grpc", rest)) => (Protocol::Grpc, Cow::Owned(format!("http://{rest}"))),
@@ -144,6 +153,7 @@ impl FromStr for Target {
             port_text: port.to_string(),
             base_url,
             authority,
+            share,
         })
     }
 }

@@ -283,3 +283,131 @@ async fn a_break_has_a_rate() {
     // 120 expected with a standard deviation of 9.2: five of them.
     assert!((74..=166).contains(&broken), "{broken} of 400");
 }
+
+#[tokio::test]
+async fn a_request_brings_its_own_faults_to_the_hops_that_it_names() {
+    let on = ["--request-faults", "on"];
+    let third = Hop::start(&[&["--name", "service3"], &on[..]].concat(), &[]);
+    let second = Hop::start(&[&["--name", "service2", "--upstream", &third.url("")], &on[..]].concat(), &[]);
+    let first = Hop::start(&[&["--name", "service1", "--upstream", &second.url("")], &on[..]].concat(), &[]);
+    assert!(first.stderr().iter().any(|line| line.contains("--request-faults")), "{:?}", first.stderr());
+    let fault = "service3:abort=503; service2:break=new-request-id;service2/v9:hang";
+    let (status, reply) = first.json("/service1", &[("x-fault", fault), ("x-request-id", "r")]).await;
+    assert_eq!((status, &reply["injected"], &reply["received"]["x-fault"]), (502, &Value::Null, &json!([fault])));
+    let below = &reply["upstreams"][0]["reply"];
+    assert_eq!((&below["injected"], &below["status"]), (&json!({"breaks": ["new-request-id"]}), &json!(502)));
+    let last = &below["upstreams"][0]["reply"];
+    assert_eq!((&last["injected"], &last["status"]), (&json!({"abort_status": 503}), &json!(503)));
+    // Nothing of it is left in the next request.
+    assert_eq!(first.json("/service1", &[]).await.0, 200);
+    let (status, reply) = first.json("/service1", &[("x-fault", "service1:abort=503;service2:explode")]).await;
+    let error = reply["injected"]["error"].as_str().unwrap();
+    assert!(status == 200 && error.contains("'explode' is no fault; accepted are abort=503"), "{status} {reply}");
+}
+
+#[tokio::test]
+async fn without_being_asked_for_x_fault_is_neither_read_nor_carried_and_a_token_is_masked() {
+    let next = Hop::start(&[], &[]);
+    let hop = Hop::start(&["--upstream", &next.url("")], &[]);
+    let (status, reply) = hop.json("/service1", &[("x-fault", "*:abort=503")]).await;
+    assert_eq!((status, &reply["injected"], reply["received"].get("x-fault")), (200, &Value::Null, None));
+    assert_eq!(reply["upstreams"][0]["sent"].get("x-fault"), None);
+    let token = [("REQUEST_FAULTS_TOKEN", "s3cret")];
+    let hop = Hop::start(&["--upstream", &next.url(""), "--request-faults", "token"], &token);
+    let (status, reply) = hop.json("/service1", &[("x-fault", "*:delay=1ms"), ("x-fault-token", "s3cret")]).await;
+    assert_eq!((status, &reply["injected"]), (200, &json!({"delay_ms": 1})));
+    let masked = json!(["***"]);
+    assert_eq!((&reply["received"]["x-fault-token"], &reply["upstreams"][0]["sent"]["x-fault-token"]), (&masked, &masked));
+    for wrong in ["", "s3cre", "s3cret2"] {
+        let (status, reply) = hop.json("/service1", &[("x-fault", "*:abort=503"), ("x-fault-token", wrong)]).await;
+        assert_eq!(status, 200, "{wrong}");
+        assert_eq!(reply["injected"], json!({"error": "x-fault needs the right x-fault-token"}), "{wrong}");
+    }
+}
+
+#[tokio::test]
+async fn with_a_seed_the_same_trace_meets_the_same_at_every_instance() {
+    let flags = ["--name", "service1", "--fault", "abort=503@50%", "--latency", "1ms..9ms", "--seed"];
+    let hops: Vec<_> = ["7", "7", "8"].iter().map(|seed| Hop::start(&[&flags[..], &[seed]].concat(), &[])).collect();
+    let outcome = async |hop: &Hop, id: u32| {
+        let parent = format!("00-{:032x}-{S}-01", id + 1);
+        hop.json("/service1", &[("traceparent", &parent)]).await.0
+    };
+    let mut outcomes = vec![Vec::new(); 3];
+    for id in 0..40 {
+        for (hop, outcomes) in hops.iter().zip(&mut outcomes) {
+            outcomes.push(outcome(hop, id).await);
+        }
+        assert_eq!(outcome(&hops[0], id).await, outcomes[0][id as usize], "again");
+    }
+    assert_eq!(outcomes[0], outcomes[1]);
+    assert_ne!(outcomes[0], outcomes[2]);
+    assert!(outcomes[0].contains(&200) && outcomes[0].contains(&503));
+    // Without a trace the request's id decides.
+    let by_request = async |n: u32| hops[0].json("/service1", &[("x-request-id", &format!("r{n}"))]).await.0;
+    for n in 0..10 {
+        assert_eq!(by_request(n).await, by_request(n).await);
+    }
+}
+
+#[tokio::test]
+async fn retries_multiply_and_every_attempt_is_shown() {
+    let last = Hop::start(&["--name", "service3", "--fault", "abort=503"], &[]);
+    let middle = Hop::start(&["--name", "service2", "--upstream", &last.url(""), "--retries", "2"], &[]);
+    let front = Hop::start(&["--name", "service1", "--upstream", &middle.url(""), "--retries", "2"], &[]);
+    let (status, reply) = front.json("/service1", &[]).await;
+    let calls = reply["upstreams"].as_array().unwrap();
+    assert_eq!((status, calls.len()), (502, 3));
+    for (n, call) in (1..).zip(calls) {
+        assert_eq!((&call["status"], &call["reply"]["attempt"]), (&json!(502), &json!(n)));
+        assert_eq!(call["reply"]["upstreams"].as_array().unwrap().len(), 3);
+    }
+    let received = last.metrics().await.sum("http_server_request_duration_seconds_count", &[("http_route", "/service{n}")]);
+    assert_eq!(received, 9.0, "3 times 3");
+    // One that goes well in the end is a success.
+    let flaky = Hop::start(&["--fault", "abort=503@50%"], &[]);
+    let patient = Hop::start(&["--upstream", &flaky.url(""), "--retries", "10"], &[]);
+    for _ in 0..10 {
+        let (status, reply) = patient.json("/service1", &[]).await;
+        let calls = reply["upstreams"].as_array().unwrap();
+        let (last, before) = calls.split_last().unwrap();
+        assert_eq!((status, &last["status"]), (200, &json!(200)));
+        assert!(before.iter().all(|call| call["status"] == 503));
+    }
+    // The attempts divide what the request may call in all.
+    let poor = Hop::start(&["--upstream", &last.url(""), "--retries", "9", "--max-calls", "4"], &[]);
+    assert_eq!(poor.json("/service1", &[]).await.1["upstreams"].as_array().unwrap().len(), 4);
+}
+
+#[tokio::test]
+async fn a_next_hop_can_be_called_for_a_share_of_the_requests_and_so_many_at_once() {
+    let slow = Hop::start(&["--latency", "100ms"], &[]);
+    let share = format!("25%={}", slow.url(""));
+    let hop = Hop::start(&["--upstream", &share, "--upstream", &format!("0%={}", slow.url(""))], &[]);
+    let mut called = 0;
+    for _ in 0..80 {
+        called += hop.json("/service1", &[]).await.1["upstreams"].as_array().unwrap().len();
+    }
+    // 20 expected with a standard deviation of 3.9: five of them.
+    assert!((1..=39).contains(&called), "{called} of 80");
+    let urls = vec![slow.url(""); 6].join(",");
+    for (fan_out, least) in [("parallel=2", 300.0), ("parallel=6", 100.0)] {
+        let hop = Hop::start(&["--upstream", &urls, "--fan-out", fan_out], &[]);
+        let (_, reply) = hop.json("/service1", &[]).await;
+        assert_eq!(reply["upstreams"].as_array().unwrap().len(), 6);
+        let took = reply["duration_ms"].as_f64().unwrap();
+        assert!(took >= least, "{fan_out}: {took} ms");
+        let calls: f64 = reply["upstreams"].as_array().unwrap().iter().map(|call| call["duration_ms"].as_f64().unwrap()).sum();
+        assert!(took < calls, "{fan_out}: {took} ms of {calls}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_start_is_not_ready_and_then_ready() {
+    let hop = InProcess::start(|config: &mut HopConfig| config.ready_after = Duration::from_secs(20)).await;
+    let begun = Instant::now();
+    assert_eq!(ask_whole(&hop, "/readyz").await, "starting\n");
+    assert_eq!(ask_whole(&hop, "/healthz").await, "ok\n");
+    eventually("it is ready", async || (ask_whole(&hop, "/readyz").await == "ok\n").then_some(())).await;
+    assert!(begun.elapsed() >= Duration::from_secs(20));
+}

@@ -17,6 +17,7 @@ use crate::demo::control::plan::{MAX_DELAY, PlanForm};
 use crate::demo::control::state::DemoState;
 use crate::hop::fault::{FaultConfig, FaultsForm};
 use crate::hop::latency::Latency;
+use crate::hop::request_faults::X_FAULT;
 use crate::trace_context::carried_names;
 
 /// The largest order.
@@ -162,7 +163,7 @@ fn header_map(headers: Vec<(String, String)>) -> Result<HeaderMap, String> {
     }
     let mut map = HeaderMap::new();
     for (name, value) in headers {
-        if !carried_names().any(|carried| carried.eq_ignore_ascii_case(&name)) {
+        if !carried_names().chain([X_FAULT]).any(|carried| carried.eq_ignore_ascii_case(&name)) {
             return Err(format!("the header '{name}' is not one that the chain carries"));
         }
         if value.len() > MAX_VALUE {

@@ -166,7 +166,7 @@ pub(crate) struct DemoState {
 pub(crate) struct Chain<'a> {
     version: &'a str,
     /// Null for a chain.
-    fan_out: Option<&'a str>,
+    fan_out: Option<String>,
     hops: Vec<Hop<'a>>,
     links: &'a Links,
     /// What may be ordered of a hop.
@@ -249,10 +249,7 @@ impl DemoState {
             latency: config.latency.to_string(),
             faults: FaultsForm::from(config),
         });
-        let fan_out = self.fan_out.map(|fan_out| match fan_out {
-            FanOut::Parallel => "parallel",
-            FanOut::Sequential => "sequential",
-        });
+        let fan_out = self.fan_out.map(|fan_out| fan_out.to_string());
         Chain {
             version: env!("CARGO_PKG_VERSION"),
             fan_out,

@@ -60,6 +60,7 @@ impl Tree {
                 abort_status: injected.abort_status.map(u32::from),
                 faults: injected.faults,
                 breaks: injected.breaks,
+                error: injected.error,
             }),
             padding: Bytes::new(),
         }
@@ -106,6 +107,7 @@ impl Tree {
             abort_status: injected.abort_status.and_then(|status| u16::try_from(status).ok()),
             faults: injected.faults,
             breaks: injected.breaks,
+            error: injected.error,
         });
         Some(Self {
             upstreams,

@@ -221,6 +221,9 @@ pub struct Injected {
     /// What was broken in the headers of its calls, as it is written.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub breaks: Vec<String>,
+    /// Why the request's `x-fault` did nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
 }
 
 /// Header names with all their values, in the order in which they are shown. JSON: an object of arrays.

@@ -80,7 +80,7 @@ impl Tree {
         if self.attempt > 1 {
             let _ = write!(out, "  attempt={}", self.attempt);
         }
-        if let Some(Injected { delay_ms, abort_status, faults, breaks }) = &self.injected {
+        if let Some(Injected { delay_ms, abort_status, faults, breaks, error }) = &self.injected {
             out.push_str("  injected:");
             if let Some(ms) = delay_ms {
                 let _ = write!(out, " delay={ms}ms");
@@ -90,6 +90,9 @@ impl Tree {
             }
             for other in faults.iter().chain(breaks) {
                 let _ = write!(out, " {other}");
+            }
+            if let Some(error) = error {
+                let _ = write!(out, " nothing: {error}");
             }
         }
         out.push('\n');

@@ -112,6 +112,8 @@ pub struct Injected {
     pub faults: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     #[prost(string, repeated, tag = "4")]
     pub breaks: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(string, optional, tag = "5")]
+    pub error: ::core::option::Option<::prost::alloc::string::String>,
 }
 /// One call to a next hop.
 #[derive(Clone, PartialEq, ::prost::Message)]
