@@ -100,8 +100,9 @@ impl Capacity {
         let free_descriptors = resources.descriptors.saturating_sub(RESERVED_DESCRIPTORS);
         let held = (free / 4).min(MAX_HELD);
         let request = REQUEST + calls * CALL + STREAM / STREAMS_SHARE;
-        let by_descriptors = (free_descriptors / 2).checked_div(calls).unwrap_or(u64::MAX);
         // A quarter of the connections is in no request then: one of them can be closed for a new one, whose request gets an answer.
+        let by_descriptors =
+            (free_descriptors / 2).checked_div(calls).unwrap_or(u64::MAX).min(free_descriptors * 3 / (3 * calls + 4));
         let by_connections = (free - held).saturating_mul(3) / (4 * CONNECTION + 3 * request);
         let concurrency = concurrency.map_or_else(
             || (free / 4 / request).min(by_descriptors).min(by_connections).clamp(FEWEST, MAX_CONCURRENCY),
@@ -167,6 +168,8 @@ mod tests {
                 let capacity = of(None, descriptors, calls);
                 let open = capacity.max_connections + capacity.max_concurrency * calls;
                 assert!(open as u64 + RESERVED_DESCRIPTORS <= descriptors, "{descriptors}, {calls} calls: {capacity:?}");
+                let unused = capacity.max_connections - capacity.max_concurrency;
+                assert!(unused >= capacity.max_connections / 4, "{descriptors}, {calls} calls: {capacity:?}");
             }
         }
         // Nothing fits so few; the hop starts all the same.
