@@ -99,7 +99,8 @@ fn is_without_prefix(name: &str, known: &str) -> bool {
 /// A short name has more neighbours that mean something else: `LANG` is not `LANE`, and `MAX_JOBS` not `MAX_HOPS`.
 fn is_near(distance: usize, name: &str, known: &str) -> bool {
     let most = match known.len() {
-        0..=5 if name.len() == known.len() && !is_permutation(name, known) => 0,
+        // One letter more or other makes another common word of a short name: SPEED is not SEED.
+        0..=5 if !(is_permutation(name, known) || name.len() < known.len() || name.starts_with(known)) => 0,
         0..=9 => 1,
         10..=19 => 2,
         _ => 3,

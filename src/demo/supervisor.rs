@@ -40,6 +40,8 @@ pub(crate) async fn supervise(
         .await;
         app = loop {
             tokio::select! {
+                // At the end of the demo the hop still counts as running: it is not to be started again.
+                biased;
                 () = until(stopped.clone()) => return,
                 _ = running.wait_for(|running| *running) => {}
             }
