@@ -6,6 +6,7 @@ use std::str::FromStr;
 use clap::Args;
 use http::HeaderName;
 
+use crate::config::fan_out::FanOutParser;
 use crate::config::page::PageArgs;
 use crate::hop::latency::Latency;
 use crate::hop::request_faults::AtHop as Fault;
@@ -40,8 +41,8 @@ pub struct DemoArgs {
     /// A header that one hop loses on purpose, repeatable: `service2:traceparent`
     #[arg(long, value_name = "HOP:NAME")]
     pub drop_header: Vec<AtHop<CarriedName>>,
-    /// service1 calls all others itself; without this they form a chain
-    #[arg(long)]
+    /// service1 calls all others itself: `parallel`, `parallel=N` or `sequential`; without this they form a chain
+    #[arg(long, value_parser = FanOutParser, hide_possible_values = true)]
     pub fan_out: Option<FanOut>,
     /// Let other machines than this one send requests and change faults from the page
     #[arg(long)]

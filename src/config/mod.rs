@@ -4,6 +4,7 @@
 //! of `check` and `trace` stand with their commands. Imports `hop` and the floors below it, none of which imports `config`.
 
 mod demo;
+mod fan_out;
 mod misspelt;
 mod otel;
 mod page;

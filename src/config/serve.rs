@@ -8,6 +8,7 @@ use http::HeaderName;
 
 use crate::config::ConfigError;
 use crate::config::demo::not_carried;
+use crate::config::fan_out::FanOutParser;
 use crate::config::otel::{self, Environment, ExporterName};
 use crate::hop::capacity::{Capacity, Resources};
 use crate::hop::config::{AdminOptions, HopConfig};
@@ -47,7 +48,7 @@ pub struct ServeArgs {
     #[arg(long, env, value_delimiter = ',', value_name = "URL")]
     pub upstream: Vec<Target>,
     /// How several next hops are called: `parallel`, `parallel=N` (so many at once) or `sequential`
-    #[arg(long, env, default_value = "parallel")]
+    #[arg(long, env, default_value = "parallel", value_parser = FanOutParser, hide_possible_values = true)]
     pub fan_out: FanOut,
     /// Server reflection over gRPC, with which `grpcurl` finds the methods
     #[arg(long, env, default_value = "on")]

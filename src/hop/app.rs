@@ -373,7 +373,7 @@ fn warn_of_purpose(config: &HopConfig) {
         tracing::warn!(hop, headers, "this hop loses headers on purpose (--drop-header)");
     }
     if *request_faults != RequestFaults::Off {
-        tracing::warn!(hop, allowed = request_faults.name(), "x-fault of requests acts here (--request-faults)");
+        tracing::info!(hop, allowed = request_faults.name(), "x-fault of requests acts here (--request-faults)");
     }
     if !faults.is_empty() {
         let faults = written(faults.iter().map(ToString::to_string).collect());
