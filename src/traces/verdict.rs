@@ -37,7 +37,7 @@ pub enum Caller {
 
 impl Caller {
     /// Whether a span is the caller's report of its request.
-    fn is_span(&self, span: &Span) -> bool {
+    pub(crate) fn is_span(&self, span: &Span) -> bool {
         matches!(self, Self::Known(callers) if span.kind == Some(Kind::Client) && callers.contains(&span.id))
     }
 }

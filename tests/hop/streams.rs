@@ -347,7 +347,10 @@ async fn streams_have_places_of_their_own() {
     let busy = Hop::start(&["--max-concurrency", "1", "--latency", "1h"], &[]);
     let addr = busy.addr;
     let waits = tokio::spawn(async move { exchange(addr, b"GET /hello HTTP/1.1\r\nhost: hop\r\n\r\n").await });
-    eventually("the only place is taken", || async { (busy.get("/headers", &[]).await.status == 503).then_some(()) }).await;
+    // A request that took the place to find out would be in the way of the one that is to have it.
+    let is_taken = || async { (busy.metrics().await.sum("http_server_active_requests", &[]) >= 1.0).then_some(()) };
+    eventually("the only place is taken", is_taken).await;
+    assert_eq!(busy.get("/headers", &[]).await.status, 503);
     let (_, status) = Replies::of(&busy, &[("grpc-timeout", "50m")], 1, 0).await.rest().await;
     assert_eq!(status.code(), Code::DeadlineExceeded, "it waits for the latency: {status:?}");
     waits.abort();
