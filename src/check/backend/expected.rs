@@ -5,9 +5,12 @@
 
 use std::collections::HashSet;
 
+use http::StatusCode;
+
 use crate::check::chain::evidence::{HopEvidence, Xray};
 use crate::check::envoy::suggestions::HopRef;
 use crate::hop::reply::{Propagation, Tree};
+use crate::rpc;
 use crate::trace_context::HeaderFamily;
 use crate::traces::ids::{parse_span_id, parse_trace_id};
 use crate::traces::{ExpectedSpan, Kind, SpanId, TraceId};
@@ -62,10 +65,16 @@ pub(super) fn expected_spans(tree: &Tree, url: &str, xray: Option<&Xray>) -> Vec
     walk.out
 }
 
-/// The tags of a hop's span that its reply knows. `status`: of the answer that the span is about, if there was one.
-fn tags(tree: &Tree, status: Option<u16>) -> Vec<(&'static str, String)> {
+/// The tags of a hop's span that its reply knows. `status`: of the answer that the span is about, if there was one; `protocol`: in which
+/// it came.
+fn tags(tree: &Tree, status: Option<u16>, protocol: Option<&str>) -> Vec<(&'static str, String)> {
     let mut tags = vec![("request.id", tree.request_id.clone()), ("service.version", tree.version.clone())];
-    tags.extend(status.map(|status| ("http.response.status_code", status.to_string())));
+    let code = |status| rpc::status::name(rpc::status::code_of(status)).to_owned();
+    let status = status.and_then(|status| StatusCode::from_u16(status).ok());
+    tags.extend(status.map(|status| match protocol {
+        Some("grpc") => ("rpc.response.status_code", code(status)),
+        _ => ("http.response.status_code", status.as_str().to_owned()),
+    }));
     tags
 }
 
@@ -93,7 +102,7 @@ impl Walk<'_> {
         let server = ids.and_then(|(trace, span)| Some((parse_trace_id(trace).ok()?, parse_span_id(span).ok()?)));
         if let Some((trace_id, id)) = server {
             let parent = tree.parent_span_id.as_deref().and_then(|id| parse_span_id(id).ok());
-            let mut tags = tags(tree, Some(tree.status));
+            let mut tags = tags(tree, Some(tree.status), tree.protocol.as_deref());
             let route = route(&tree.path);
             tags.extend(route.clone().map(|route| ("http.route", route)));
             self.out.push(HopSpan::new(&hop, Role::Server, trace_id, id).below(parent, caller).described(
@@ -105,7 +114,10 @@ impl Walk<'_> {
         for call in &tree.upstreams {
             let written = HeaderFamily::ALL.into_iter().find_map(|family| family.read(&call.sent));
             if let (Some((_, server)), Some(context)) = (server, written) {
-                let tags = tags(tree, call.status);
+                // The status of a call without a reply is not always the one that its code came from.
+                let is_grpc = call.protocol.as_deref() == Some("grpc");
+                let status = call.status.filter(|_| !is_grpc || call.reply.is_some());
+                let tags = tags(tree, status, call.protocol.as_deref());
                 self.out.push(
                     HopSpan::new(&hop, Role::Call, context.trace_id, context.span_id).below(Some(server), None).described(
                         Kind::Client,

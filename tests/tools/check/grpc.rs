@@ -132,3 +132,25 @@ async fn calls_that_stay_at_one_of_several_pods_are_a_finding_with_its_cause() {
         assert!(status == expected && text.contains("calls of service1"), "{text}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_trace_of_a_mixed_chain_is_whole_and_a_failed_call_has_its_code() {
+    let demo = crate::common::Demo::start(&["--hops", "1"]);
+    let store = format!("http://{}", demo.store);
+    let report = reporting(&store);
+    let (args, vars) = (report.args.clone(), report.vars.clone());
+    let vars: Vec<_> = vars.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    let hop = |name: &str, more: &[&str]| {
+        let all: Vec<&str> = args.iter().map(String::as_str).chain(more.iter().copied()).collect();
+        serve(name, &all, &vars)
+    };
+    for fault in [&[][..], &["--fault", "abort=429@100%"]] {
+        let three = hop("service3", fault);
+        let two = hop("service2", &["--upstream", &format!("h2c://{}", three.addr)]);
+        let one = hop("service1", &["--upstream", &format!("grpc://{}", two.addr)]);
+        let (_, reply) = one.json("/service1", &[]).await;
+        let file = File::new("json", &reply.to_string());
+        let ran = crate::common::run(&["trace", file.path(), "--traces", &store, "--traces-wait", "30s"], &[]);
+        assert_eq!(ran.code, Some(0), "{}{}", ran.stdout, ran.stderr);
+    }
+}
