@@ -36,6 +36,21 @@ async fn every_tracer_with_apps_that_report_and_apps_that_only_forward() {
             claims.claim(text, mesh.trace(spans, 1, Some(caller))).await;
         }
     }
+    for (tracer, words) in
+        [("otel", "OpenTelemetry"), ("zipkin", "Zipkin with B3 and W3C"), ("zipkin-b3", "Zipkin with B3 alone")]
+    {
+        let mut mesh = Mesh::new(&format!("{tracer}-mixed"), tracer).await;
+        mesh.chain(ChainOptions { exporter: "otlp", mixed: true, ..ChainOptions::default() }).await;
+        let seams = async {
+            let reply = mesh.client(HOST).chain("/hello/service1", &[]).await;
+            let two = &reply["upstreams"][0]["reply"];
+            let protocols = [&reply, two, &two["upstreams"][0]["reply"]].map(|hop| hop["protocol"].as_str().unwrap_or_default());
+            same(["http/1.1", "grpc", "http/2"], protocols)
+        };
+        claims.claim(format!("{words}, mixed: HTTP/1.1 to service1, gRPC to service2, HTTP/2 to service3"), seams).await;
+        let text = format!("{words}, mixed: one trace of 12 spans, each seam with its parent, 4 services");
+        claims.claim(text, mesh.trace(12, 1, None)).await;
+    }
     let mut mesh = Mesh::new("broken-hop", "otel").await;
     mesh.chain(ChainOptions { exporter: "none", drop_headers: "traceparent,tracestate", ..ChainOptions::default() }).await;
     let text = "negative control: two hops lose the W3C headers: one request falls into 3 traces";

@@ -98,6 +98,8 @@ pub(crate) struct ChainOptions {
     /// A gray service1 and service3.
     pub(crate) gray: bool,
     pub(crate) env: &'static [(&'static str, &'static str)],
+    /// service1 calls over gRPC, and service2 over HTTP/2.
+    pub(crate) mixed: bool,
 }
 
 #[derive(Debug)]
@@ -197,7 +199,8 @@ impl Mesh {
             env.push(("LANE", "gray".to_owned()));
         }
         if let Some((next, next_gray)) = next {
-            env.push(("UPSTREAM", format!("http://{outbound}/service{}", number + 1)));
+            let scheme = ["http", "grpc", "h2c"][if options.mixed { number } else { 0 }];
+            env.push(("UPSTREAM", format!("{scheme}://{outbound}/service{}", number + 1)));
             env.push(("UPSTREAM_TIMEOUT", format!("{}s", 5 - number)));
             if !options.drop_headers.is_empty() {
                 env.push(("DROP_HEADERS", options.drop_headers.to_owned()));
