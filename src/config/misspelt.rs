@@ -23,6 +23,9 @@ const SYNONYMS: [(&str, &str); 12] = [
     ("LOG_LEVEL", "RUST_LOG"),
 ];
 
+/// Variables without a flag, because a command line is no place for a secret.
+const TOKENS: [&str; 2] = ["ADMIN_TOKEN", "REQUEST_FAULTS_TOKEN"];
+
 /// Warns of each variable of this process that looks like a misspelt one of `serve`.
 pub(crate) fn warn_of_misspelt_variables(warn: &dyn Fn(&str)) {
     let known = KnownVariables::of_serve();
@@ -52,7 +55,8 @@ impl KnownVariables {
         // `NAME` is a variable of some terminals.
         let from_flags = from_flags.filter(|(flag, variable)| flag != variable && flag.contains('_'));
         let synonyms = SYNONYMS.iter().map(|(name, ours)| ((*name).to_owned(), (*ours).to_owned())).chain(from_flags).collect();
-        let names = args.iter().map(|(_, variable)| variable.clone()).chain(otel::known_names()).collect();
+        let tokens = TOKENS.map(str::to_owned);
+        let names = args.iter().map(|(_, variable)| variable.clone()).chain(otel::known_names()).chain(tokens).collect();
         Self { names, synonyms }
     }
 
@@ -137,6 +141,9 @@ mod tests {
             ("ADDRS", "ADDR"),
             ("LANES", "LANE"),
             ("LAEN", "LANE"),
+            ("SEEDS", "SEED"),
+            ("ADMIN_TOKENS", "ADMIN_TOKEN"),
+            ("REQUEST_FAULT_TOKEN", "REQUEST_FAULTS_TOKEN"),
             ("FAULTS", "FAULT"),
             ("FANOUT", "FAN_OUT"),
             ("MAXHOPS", "MAX_HOPS"),

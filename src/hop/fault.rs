@@ -22,7 +22,7 @@ use crate::values::{Form, Rated, examples, parse_size, positive_duration};
 /// A fault that is injected into a share of the requests.
 pub type Fault = Rated<FaultKind>;
 
-/// What a fault does. A new kind is a variant here, a line in [`FAULTS`], its form in `FromStr` and `Display`, and its effect.
+/// What a fault does. A new kind is a variant here, a line in `FAULTS`, its form in `FromStr` and `Display`, and its effect.
 #[derive(Debug, Clone, PartialEq)]
 pub enum FaultKind {
     /// Answers with this status and calls no upstream.

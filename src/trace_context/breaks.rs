@@ -15,7 +15,7 @@ use crate::values::{Form, Rated, examples, header_name};
 /// A way to break a trace, and how often.
 pub type Break = Rated<BreakKind>;
 
-/// A way to break a trace. A new one is a variant here, a line in [`BREAKS`], its form in `FromStr`, and what it does in `act`.
+/// A way to break a trace. A new one is a variant here, a line in `BREAKS`, its form in `FromStr`, and what it does in `act`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BreakKind {
     /// Passes on the parent that came in, beside the hop's own spans.
