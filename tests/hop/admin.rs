@@ -84,6 +84,9 @@ async fn readiness_and_the_level_of_the_log_change_by_order() {
     assert_eq!(hop.get("/readyz", &[]).await.status, 200);
     assert_refused(&send(at, "PUT", "/ready", &[], "perhaps").await, 400);
     assert_eq!(send(at, "PUT", "/log-level", &[], "error").await.status, 200);
+    // Diagnostics are written beside the answers: both orders have to be there before anything is counted.
+    let readiness = || hop.stderr().iter().filter(|line| line.contains("readiness")).count();
+    eventually("two orders are logged", async || (readiness() == 2).then_some(())).await;
     let lines = hop.stderr().len();
     assert_eq!(send(at, "PUT", "/ready", &[], "true").await.status, 200);
     assert_eq!(send(at, "PUT", "/log-level", &[], "info").await.status, 200);
@@ -91,7 +94,7 @@ async fn readiness_and_the_level_of_the_log_change_by_order() {
         hop.stderr()[lines..].iter().any(|line| line.contains("the level of the log")).then_some(())
     })
     .await;
-    assert!(!hop.stderr()[lines..].iter().any(|line| line.contains("readiness")), "{:?}", hop.stderr());
+    assert_eq!(readiness(), 2, "{:?}", hop.stderr());
     let refused = send(at, "PUT", "/log-level", &[], "loud=er=s").await;
     assert_refused(&refused, 400);
     assert!(refused.text().contains("accepted: error, warn"), "{}", refused.text());
