@@ -8,7 +8,7 @@ use reqwest::Url;
 
 use crate::check::backend::SecretHeader;
 use crate::check::chain;
-use crate::check::chain::expect::{Expect, LatencyLimit, Principal, Resolve, Split};
+use crate::check::chain::expect::{ChosenTrace, Expect, LatencyLimit, Principal, Resolve, Split};
 use crate::check::cluster::ClusterArgs;
 use crate::check::envoy::commands::{Given, RunOptions};
 use crate::check::reachability::tls::Trust;
@@ -45,6 +45,9 @@ pub struct CheckArgs {
     /// How long a trace may take to arrive, and the backend to answer
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = values::positive_duration)]
     pub traces_wait: Duration,
+    /// Send one request in this trace, 32 or 16 hex digits: the one whose trace --traces reads, else the first
+    #[arg(long, value_name = "TRACE_ID")]
+    pub trace_id: Option<ChosenTrace>,
     /// How many of the requests without trace context should be sampled, percent (evaluated with --traces)
     #[arg(long, value_name = "PERCENT", default_value = "100", value_parser = chain::expect::percent)]
     pub expect_sampling: f64,

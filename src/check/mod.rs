@@ -331,7 +331,12 @@ impl<'a> Run<'a> {
             None => {}
             Some(Ok((backend, finding))) => {
                 self.report.add(finding.clone());
-                let request = backend::Request { client, expect: self.args.expect.as_ref(), hints: &self.context };
+                let request = backend::Request {
+                    client,
+                    expect: self.args.expect.as_ref(),
+                    trace_id: self.args.trace_id.as_ref(),
+                    hints: &self.context,
+                };
                 let wait = self.args.traces_wait;
                 let judged = backend::follow(&backend, &request, wait, &mut self.stop, &self.progress).await;
                 self.report.extend(judged.findings);
@@ -426,7 +431,9 @@ impl<'a> Run<'a> {
             let headers = SecretHeader::map(&self.args.traces_header).unwrap_or_default();
             tokio::spawn(async move { backend::open(&url, &trust, headers, wait).await })
         });
-        let probe = Probe::ordinary();
+        // With a backend the request whose trace is read has the chosen id, and no other.
+        let chosen = self.args.trace_id.filter(|_| self.args.traces.is_none());
+        let probe = chosen.map_or_else(Probe::ordinary, |trace| Probe::chosen(&trace));
         let answer = client.get(&probe.headers).await;
         self.learn_from(&probe, &answer).await;
         let (finding, first) = reachability::reach::first(answer, &client, &self.trust, address, &self.context, limit).await;

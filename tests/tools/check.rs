@@ -4,6 +4,7 @@
 
 mod backends;
 mod bounds;
+mod breaks;
 mod envoy;
 mod grpc;
 mod mesh;

@@ -18,8 +18,8 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::check::chain::evidence::Xray;
-use crate::check::chain::expect::Expect;
-use crate::check::chain::probe::{Probe, deepest};
+use crate::check::chain::expect::{ChosenTrace, Expect};
+use crate::check::chain::probe::{Probe, chosen_or_deepest};
 use crate::check::chain::xray::examine_behind;
 use crate::check::chain::{breaks, visit};
 use crate::check::envoy::gateway::front_key;
@@ -44,6 +44,8 @@ pub(crate) use strangers::{Judged, unseen_names};
 pub(crate) struct Request<'a> {
     pub(crate) client: &'a CheckClient,
     pub(crate) expect: Option<&'a Expect>,
+    /// Of the request.
+    pub(crate) trace_id: Option<&'a ChosenTrace>,
     pub(crate) hints: &'a HintContext,
 }
 
@@ -55,9 +57,9 @@ pub(crate) async fn follow(
     stop: &mut watch::Receiver<bool>,
     progress: &ProgressLine,
 ) -> Judged {
-    let &Request { client, hints, .. } = request;
+    let &Request { client, trace_id, hints, .. } = request;
     let only = |finding: Finding| Judged { findings: vec![finding], ..Judged::default() };
-    let Some((probe, tree)) = deepest(client, Probe::ordinary).await else {
+    let Some((probe, tree)) = chosen_or_deepest(client, trace_id).await else {
         return only(Finding::skip(CheckId::TracesArrived, "Trace: skipped, because no request brought the chain's reply"));
     };
     let xray = examine_behind(hints.evidence.is_front_foreign, &probe, &tree, &hints.url);

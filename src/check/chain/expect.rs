@@ -5,9 +5,11 @@ use std::net::IpAddr;
 use std::str::FromStr;
 use std::time::Duration;
 
+use opentelemetry::trace::TraceId;
 use reqwest::Url;
 
 use crate::net::hosts::parse_url;
+use crate::traces::ids::parse_trace_id;
 use crate::upstream::Target;
 use crate::values::percent_number;
 
@@ -348,6 +350,25 @@ pub(crate) fn rate(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(rate) if rate > 0.0 && rate <= HIGHEST => Ok(rate),
         _ => Err("accepted: requests per second, above 0 and at most 10000".to_owned()),
+    }
+}
+
+/// The trace of one request, as `--trace-id` names it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ChosenTrace {
+    pub(crate) id: TraceId,
+    /// 64 bits: B3 has it as it is, W3C padded with zeros.
+    pub(crate) is_short: bool,
+}
+
+impl FromStr for ChosenTrace {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match parse_trace_id(text) {
+            Ok(id) if matches!(text.len(), 16 | 32) => Ok(Self { id, is_short: text.len() == 16 }),
+            _ => Err("accepted: 32 or 16 hex digits, not all of them 0".to_owned()),
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use futures_util::future::join_all;
 
-use crate::check::chain::expect::BASE_LANE;
+use crate::check::chain::expect::{BASE_LANE, ChosenTrace};
 use crate::check::chain::hops;
 use crate::check::reachability::client::CheckClient;
 use crate::hop::reply::{Headers, Tree};
@@ -24,7 +24,15 @@ impl Probe {
 
     /// An ordinary request: one trace, in both formats.
     pub(crate) fn ordinary() -> Self {
-        let context = fresh();
+        Self::of(fresh())
+    }
+
+    /// The same, in a trace that was chosen.
+    pub(crate) fn chosen(trace: &ChosenTrace) -> Self {
+        Self::of(Context { trace_id: trace.id, short_trace_id: trace.is_short, ..fresh() })
+    }
+
+    fn of(context: Context) -> Self {
         Self::with(HeaderFamily::ALL.into_iter().map(|format| (format, context)).collect())
     }
 
@@ -47,16 +55,26 @@ impl Probe {
     }
 }
 
+/// A request in this trace and its reply, or the deepest of a few.
+pub(crate) async fn chosen_or_deepest(client: &CheckClient, trace: Option<&ChosenTrace>) -> Option<(Probe, Tree)> {
+    match trace {
+        Some(trace) => ask(client, Probe::chosen(trace)).await.map(|(_, probe, tree)| (probe, tree)),
+        None => deepest(client, Probe::ordinary).await,
+    }
+}
+
+/// One request, and how good its reply is: whether it is a success, and how many hops are in it.
+async fn ask(client: &CheckClient, probe: Probe) -> Option<((bool, usize), Probe, Tree)> {
+    let answer = client.get(&probe.headers).await.ok()?;
+    let tree = answer.tree()?;
+    Some(((answer.status < 300, hops(&tree)), probe, tree))
+}
+
 /// A request and its reply. A failure hides the hops behind it, so the deepest of a few answers counts; those behind the first
 /// are sent together, because a failure may take the whole time that a request is given.
 pub(crate) async fn deepest(client: &CheckClient, probe: impl Fn() -> Probe) -> Option<(Probe, Tree)> {
     const MORE: usize = 4;
-    let ask = || async {
-        let probe = probe();
-        let answer = client.get(&probe.headers).await.ok()?;
-        let tree = answer.tree()?;
-        Some(((answer.status < 300, hops(&tree)), probe, tree))
-    };
+    let ask = || ask(client, probe());
     let first = ask().await;
     let more = if first.as_ref().is_some_and(|((is_whole, _), ..)| *is_whole) { 0 } else { MORE };
     let more = join_all((0..more).map(|_| ask())).await;
