@@ -23,6 +23,8 @@ pub(crate) enum Effect {
     Trace { format: HeaderFamily, before: String, after: String },
     /// The sampling decision was turned round.
     Sampled { before: bool, after: bool },
+    /// The hop has spans of its own and sent this id of the span that it received on.
+    StaleParent { span: String },
     /// The hop received these traces and started another.
     NewTrace { received: Vec<(HeaderFamily, String)>, started: String },
     /// The hop read `read` where the proxies speak `fresh`; `trace` says that it even joined another trace.
@@ -37,7 +39,7 @@ impl Effect {
                 Some(name.clone())
             }
             Self::Trace { format, .. } => Some(format.header().to_owned()),
-            Self::Sampled { .. } | Self::NewTrace { .. } | Self::Order { .. } => None,
+            Self::Sampled { .. } | Self::StaleParent { .. } | Self::NewTrace { .. } | Self::Order { .. } => None,
         }
     }
 }
@@ -77,7 +79,7 @@ impl SeamFault {
             Effect::NewTrace { received, .. } => received.iter().any(|(of, _)| *of == format),
             Effect::Order { .. } => true,
             Effect::Changed { name, .. } | Effect::Mangled { name, .. } => format.has(name),
-            Effect::Sampled { .. } => false,
+            Effect::Sampled { .. } | Effect::StaleParent { .. } => false,
         })
     }
 
@@ -148,6 +150,8 @@ pub(crate) struct HopEvidence {
     pub(crate) proxy: Proxy,
     /// Which of `baggage`, `tracestate` and `x-lane` arrived.
     pub(crate) others: Vec<&'static str>,
+    /// What it broke on purpose, as its reply says.
+    pub(crate) breaks: Vec<String>,
 }
 
 impl HopEvidence {
@@ -240,6 +244,12 @@ pub(crate) struct Decided {
 }
 
 impl Xray {
+    /// What this hop broke on purpose, as text.
+    pub(crate) fn broken_by(&self, hop: &HopRef) -> Option<String> {
+        let row = self.rows.iter().find(|row| row.hop == *hop)?;
+        (!row.breaks.is_empty()).then(|| row.breaks.join(", "))
+    }
+
     /// Whether any proxy is seen to speak this format.
     pub(crate) fn mesh_speaks(&self, format: HeaderFamily) -> bool {
         self.rows.iter().any(|row| row.proxy.wrote(format))

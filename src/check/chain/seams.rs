@@ -192,6 +192,10 @@ pub(crate) fn verbatim(received: &Headers, sent: &Headers, mode: Propagation) ->
             effects.push(change(name, received, sent));
         }
     }
+    // The state belongs to the trace that was left.
+    if effects.iter().any(|effect| matches!(effect, Effect::Trace { format: HeaderFamily::W3c, .. })) {
+        effects.retain(|effect| *effect != Effect::Lost("tracestate".to_owned()));
+    }
     name_damage(&mut effects, received, sent);
     if mode == Propagation::Continue {
         effects.retain(|effect| effect.header().is_none_or(|name| !is_trace_context(&name)));
@@ -261,6 +265,12 @@ pub(crate) fn continued(tree: &Tree, sent: &Headers, own: bool) -> (Vec<Effect>,
             unwritten.push((*format, gone));
         }
     }
+    let is_stale = |(_, context): &&(HeaderFamily, Context)| {
+        received.iter().any(|(_, was)| (was.trace_id, was.span_id) == (context.trace_id, context.span_id))
+    };
+    if let Some((_, stale)) = written.iter().find(is_stale) {
+        effects.push(Effect::StaleParent { span: stale.span_id.to_string() });
+    }
     for (format, context) in &written {
         if let Some(trace) = trace
             && context.trace_id != trace
@@ -278,14 +288,20 @@ pub(crate) fn continued(tree: &Tree, sent: &Headers, own: bool) -> (Vec<Effect>,
             effects.push(Effect::Sampled { before, after });
         }
     }
-    let state_goes_on = HeaderFamily::W3c.read(&tree.received).is_some_and(|context| Some(context.trace_id) == trace);
+    let is_own = |headers: &Headers| HeaderFamily::W3c.read(headers).is_some_and(|context| Some(context.trace_id) == trace);
+    let state_goes_on = is_own(&tree.received) && is_own(sent);
     if state_goes_on
-        && HeaderFamily::W3c.is_present(sent)
         && tree.received.is_present("tracestate")
         && !sent.is_present("tracestate")
         && is_valid_tracestate(tree.received.values("tracestate"))
     {
         effects.push(Effect::Lost("tracestate".to_owned()));
+    }
+    let (before, after) = (members(&tree.received, "tracestate"), members(sent, "tracestate"));
+    let often = |all: &[&str], member: &str| all.iter().filter(|other| **other == member).count();
+    if state_goes_on && !after.is_empty() && before.iter().any(|member| often(&before, member) != often(&after, member)) {
+        let (before, after) = (before.join(","), after.join(","));
+        effects.push(Effect::Changed { name: "tracestate".to_owned(), before, after });
     }
     name_damage(&mut effects, &tree.received, sent);
     effects.retain(|effect| !matches!(effect, Effect::Mangled { name, .. } if !is_trace_context(name)));

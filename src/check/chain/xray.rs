@@ -203,6 +203,7 @@ fn row(tree: &Tree, hop: &HopRef, depth: usize, request_id: RequestId, proxy: Pr
         request_id,
         proxy,
         others,
+        breaks: tree.injected.as_ref().map_or_else(Vec::new, |injected| injected.breaks.clone()),
     }
 }
 

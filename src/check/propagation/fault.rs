@@ -6,6 +6,7 @@ use crate::check::envoy::suggestions::{HintContext, HopRef, Runner, quoted};
 use crate::check::report::{CheckId, Finding, Hint, Side};
 use crate::hop::reply::Propagation;
 use crate::trace_context::{HeaderFamily, Mangling};
+use crate::traces::ids::shorten;
 
 /// The order of `OTEL_PROPAGATORS` that fits a mesh that speaks `format`.
 pub(crate) fn order_for(format: HeaderFamily) -> &'static str {
@@ -20,6 +21,7 @@ pub(crate) fn order_for(format: HeaderFamily) -> &'static str {
 enum Subject {
     Trace,
     Only(HeaderFamily),
+    Parent,
     Sampled,
     RequestId,
     Others,
@@ -30,6 +32,7 @@ fn subject(fault: &SeamFault) -> Subject {
         (true, true) => Subject::Trace,
         (true, false) => Subject::Only(HeaderFamily::W3c),
         (false, true) => Subject::Only(HeaderFamily::B3),
+        (false, false) if fault.effects.iter().any(|effect| matches!(effect, Effect::StaleParent { .. })) => Subject::Parent,
         (false, false) if fault.effects.iter().any(|effect| matches!(effect, Effect::Sampled { .. })) => Subject::Sampled,
         (false, false) if fault.touches("x-request-id") => Subject::RequestId,
         (false, false) => Subject::Others,
@@ -50,7 +53,7 @@ fn id(fault: &SeamFault) -> CheckId {
         return CheckId::PropagationOrder;
     }
     match subject(fault) {
-        Subject::Trace => CheckId::PropagationTrace,
+        Subject::Trace | Subject::Parent => CheckId::PropagationTrace,
         Subject::Only(HeaderFamily::W3c) => CheckId::PropagationW3c,
         Subject::Only(HeaderFamily::B3) => CheckId::PropagationB3,
         Subject::Sampled => CheckId::PropagationSampled,
@@ -97,9 +100,11 @@ fn head(fault: &SeamFault) -> String {
         }
         Subject::Trace => format!("Trace broke between {from} and {to}"),
         Subject::Only(format) => format!("{} trace broke between {from} and {to}", format.name()),
+        Subject::Parent => format!("The parent is stale between {from} and {to}"),
         Subject::Sampled => format!("The sampling decision flipped between {from} and {to}"),
         Subject::RequestId => format!("The request id broke between {from} and {to}"),
         Subject::Others if has_damage(fault) => format!("Headers are damaged between {from} and {to}"),
+        Subject::Others if lost(fault).is_empty() => format!("Headers are changed between {from} and {to}"),
         Subject::Others => format!("Headers are lost between {from} and {to}"),
     };
     match &fault.via {
@@ -132,10 +137,12 @@ pub(crate) fn sentence(fault: &SeamFault) -> String {
                 format!("{from} sent one {name}, {to} got {} ({values})", damaged(*how))
             }
             (Effect::Changed { name, before, after }, Side::Hop) => {
-                format!("{from} received {name} {} and sent {}", short(before), short(after))
+                let (before, after) = apart(before, after);
+                format!("{from} received {name} {before} and sent {after}")
             }
             (Effect::Changed { name, before, after }, _) => {
-                format!("{from} sent {name} {}, {to} got {}", short(before), short(after))
+                let (before, after) = apart(before, after);
+                format!("{from} sent {name} {before}, {to} got {after}")
             }
             (Effect::Invalid { name, value, .. }, Side::Hop) => {
                 format!("{from} received a valid {name} and sent one that is invalid: {value}")
@@ -155,6 +162,10 @@ pub(crate) fn sentence(fault: &SeamFault) -> String {
             (Effect::Sampled { before, after }, _) => {
                 format!("{from} sent {}, {to} got {}", decision(*before), decision(*after))
             }
+            (Effect::StaleParent { span }, _) => format!(
+                "{from} has spans of its own and sent the span id that it received, {}, so the span of {to} hangs beside the one of {from}",
+                short(span)
+            ),
             (Effect::NewTrace { received, started }, _) => {
                 let mut traces: Vec<String> =
                     received.iter().map(|(format, id)| format!("{} ({})", short(id), format.name())).collect();
@@ -183,6 +194,15 @@ pub(crate) fn finding(fault: &SeamFault, xray: &Xray, hints: &HintContext) -> Fi
     Finding::fail(id(fault), sentence(fault), hint)
         .seam(from, to, Some(fault.side))
         .hop(stranger.unwrap_or(if fault.side == Side::NewTrace { to } else { from }))
+}
+
+/// Two values as they are quoted beside each other: in short where that shows that they differ.
+fn apart(before: &str, after: &str) -> (String, String) {
+    const SHOWN: usize = 140;
+    match (short(before), short(after)) {
+        (before, after) if before != after => (before, after),
+        _ => (shorten(before, SHOWN), shorten(after, SHOWN)),
+    }
 }
 
 /// What arrived in place of one whole value.
@@ -275,6 +295,15 @@ fn by_hop(fault: &SeamFault, xray: &Xray, hints: &HintContext) -> Hint {
     let hop = &fault.from;
     let name = &hop.name;
     let continues = fault.mode == Some(Propagation::Continue);
+    if let Some(breaks) = xray.broken_by(hop) {
+        let cause = format!("{name} breaks the trace on purpose: {breaks} (--break or BREAK, x-fault, or its admin API)");
+        return Hint::new(cause).run(hints.settings(hop));
+    }
+    if subject(fault) == Subject::Parent {
+        let cause =
+            format!("{name} copies the headers that it received beside its spans: another build, or an app of another make");
+        return Hint::new(cause).run(hints.settings(hop));
+    }
     if subject(fault) == Subject::Sampled {
         let cause = if continues {
             format!("OTEL_TRACES_SAMPLER at {name} does not follow its parent (use parentbased_always_on), or drops what came in")

@@ -52,3 +52,79 @@ fn a_trace_id_that_is_none_is_refused() {
         assert!(run.stderr.contains("--trace-id") && run.stderr.contains("32 or 16 hex digits"), "{bad}: {}", run.stderr);
     }
 }
+
+/// Each break, the check that fails, and what its text says of what was seen.
+const BREAKS: [(&str, &str, &str); 14] = [
+    ("new-trace", "propagation.trace", "Trace broke between service2 and service3: service2 is in trace"),
+    ("cross-talk", "propagation.trace", "Trace broke between service2 and service3: service2 is in trace"),
+    ("flip-sampled", "propagation.sampled", "service2 received \"sampled\" and sent \"not sampled\""),
+    ("new-request-id", "propagation.request-id", "service2 received x-request-id"),
+    ("duplicate=traceparent", "propagation.w3c", "service2 received one traceparent and sent several"),
+    ("duplicate=x-b3-spanid", "propagation.b3", "service2 received one x-b3-spanid and sent several"),
+    ("duplicate=x-request-id", "propagation.request-id", "service2 received one x-request-id and sent several"),
+    ("duplicate=baggage", "propagation.baggage", "service2 received"),
+    (
+        "join=tracestate",
+        "propagation.tracestate",
+        "Headers are changed between service2 and service3: service2 received tracestate",
+    ),
+    ("join=x-b3-traceid", "propagation.b3", "in which several values are joined by a comma"),
+    ("join=x-request-id", "propagation.request-id", "in which several values are joined by a comma"),
+    ("shorten-b3", "propagation.b3", "sent a trace id that is shortened to 64 bits"),
+    ("w3c-only", "propagation.b3", "service2 received x-b3-* and did not send them"),
+    ("b3-only", "propagation.w3c", "service2 received traceparent"),
+];
+
+/// With spans of its own the hop sends on the id of its caller's.
+const STALE: (&str, &str, &str) =
+    ("stale-parent", "propagation.trace", "service2 has spans of its own and sent the span id that it received");
+
+/// Runs `check` on a chain whose middle hop breaks so.
+fn broken(hop: &Hop, kind: &str, args: &[&str]) -> Run {
+    let chain = Chain::start(&[hop.clone(), hop.clone().arg("--break", kind), hop.clone()]);
+    check(&chain.url(), &[&FEW[..], args].concat())
+}
+
+/// The one failure at the middle hop, with the break's own name as its cause.
+fn is_named(run: &Run, (kind, id, says): (&str, &str, &str)) {
+    let cause = format!("service2 breaks the trace on purpose: {kind} ");
+    run.breaks_at(id, "service2", "service3", Some("hop"), &[says, &cause]);
+}
+
+#[test]
+fn every_break_is_found_at_its_hop_and_named() {
+    std::thread::scope(|scope| {
+        for hop in [plain(), traced()] {
+            let stale = (hop.args != plain().args).then_some(STALE);
+            for case in BREAKS.into_iter().chain(stale) {
+                let hop = hop.clone();
+                scope.spawn(move || {
+                    let run = broken(&hop, case.0, &[]);
+                    is_named(&run, case);
+                    assert_eq!(run.failed().len(), 1, "one cause, one failure of {}: {:#}", case.0, run.json);
+                });
+            }
+        }
+    });
+}
+
+#[test]
+fn every_break_is_found_beside_the_traces_of_a_backend() {
+    let demo = Demo::start();
+    std::thread::scope(|scope| {
+        for case in BREAKS.into_iter().chain([STALE]) {
+            let hop = reporting(&demo.store);
+            let store = &demo.store;
+            scope.spawn(move || is_named(&broken(&hop, case.0, &["--traces", store, "--traces-wait", "2s"]), case));
+        }
+    });
+}
+
+/// Without spans of its own a hop passes its caller's span id on, which is right; and a header that is not there cannot be broken.
+#[test]
+fn what_breaks_nothing_is_no_finding() {
+    for kind in ["stale-parent", "duplicate=b3", "join=x-amzn-trace-id"] {
+        broken(&plain(), kind, &[]).fine();
+    }
+    broken(&traced(), "new-trace@0%", &[]).fine();
+}
