@@ -1039,8 +1039,20 @@ fn retries_fail_unless_they_are_meant_and_the_calls_of_one_request_are_counted()
     let url = format!("http://{front}/service1");
     let run = check(&url, &["--count", "10", "--rate", "500"]);
     let found = run.fails("traffic.retries", &["0 % promised", "retries of a VirtualService"]);
-    assert!(found["detail"].to_string().contains("up to 6 calls for one request"), "{found:#}");
+    assert!(found["detail"].to_string().contains("service3 received 6 calls for 1 request"), "{found:#}");
     check(&url, &["--count", "10", "--rate", "500", "--expect-retries", "100"]).fine();
+}
+
+#[test]
+fn retries_of_hops_multiply_and_the_calls_are_counted_in_the_reply() {
+    let again = || plain().arg("--retries", "2");
+    let chain = Chain::start(&[again(), again(), plain().arg("--fault", "abort=503")]);
+    let run = quick(&chain.url(), &[]);
+    assert_eq!(run.code, Some(1), "{:#}", run.json);
+    let detail = run.check("traffic.retries")["detail"].to_string();
+    for line in ["service2 received 3 calls for 1 request", "service3 received 9 calls for 1 request"] {
+        assert!(detail.contains(line), "{line} not in {detail}");
+    }
 }
 
 #[test]

@@ -17,7 +17,7 @@ use crate::check::chain::evidence::Xray;
 use crate::check::chain::expect::{LatencyLimit, Principal, Split, is_named};
 use crate::check::envoy::suggestions::{HintContext, quoted};
 use crate::check::report::{CheckId, Finding, Hint};
-use crate::check::traffic::sample::{HopSamples, Outcome, Sample, by_hop};
+use crate::check::traffic::sample::{HopSamples, Outcome, Sample, by_hop, most_calls};
 
 /// What the user expects of the traffic.
 pub(crate) struct TrafficExpectation<'a> {
@@ -200,10 +200,7 @@ fn retries(samples: &[Sample], expected: f64, hints: &HintContext) -> Finding {
         let again = answers.iter().filter(|answer| answer.attempt > 1).count();
         if again > 0 {
             let (all, most) = (answers.len(), answers.iter().map(|answer| answer.attempt).max().unwrap_or(1));
-            let calls = answers.iter().map(|answer| answer.calls).max().unwrap_or(1);
-            lines.push(format!(
-                "{name:<20} {again} of {all} answers needed more than one attempt, {most} at most; up to {calls} calls for one request"
-            ));
+            lines.push(format!("{name:<20} {again} of {all} answers needed more than one attempt, {most} at most"));
             if 100.0 * again as f64 / all as f64 > expected {
                 first = first.or(Some(name));
             }
@@ -217,13 +214,17 @@ fn retries(samples: &[Sample], expected: f64, hints: &HintContext) -> Finding {
     let text = match lines.len() {
         0 if in_vain.is_empty() => "No retries: every answer was a first attempt".to_owned(),
         0 => "No retry hid a failure: the requests that were repeated failed all the same".to_owned(),
-        1 => "Retries seen at 1 hop: a proxy in front hid failures".to_owned(),
-        n => format!("Retries seen at {n} hops: a proxy in front hid failures; retries at several layers multiply"),
+        1 => "Retries seen at 1 hop: a proxy in front, or its caller, hid failures".to_owned(),
+        n => format!(
+            "Retries seen at {n} hops: proxies in front, or their callers, hid failures; retries at several layers multiply"
+        ),
     };
     lines.extend(in_vain);
+    let repeated = by_hop(samples).into_iter().filter(|hop| hop.answers.iter().any(|answer| answer.attempt > 1));
+    lines.extend(repeated.map(|hop| format!("{} received {} calls for 1 request", hop.name, most_calls(samples, hop.name))));
     let Some(name) = first else { return Finding::pass(ID, text).lines(lines) };
     let hint = Hint::new(format!(
-        "Calls of {name} fail and a proxy repeats them (retries of a VirtualService; without one Istio repeats twice): the failures are hidden and not gone. --expect-retries says what is meant"
+        "Calls of {name} fail and a proxy repeats them (retries of a VirtualService; without one Istio repeats twice), or its caller does (--retries): the failures are hidden and not gone. --expect-retries says what is meant"
     ))
     .run("kubectl get virtualservice -A -o yaml | grep -A4 retries:")
     .run(format!("kubectl get pods -n {} -l app={name}", hints.namespace));

@@ -34,7 +34,8 @@ pub(crate) struct HopSample {
     pub(crate) own_ms: f64,
     /// Milliseconds that it took with them.
     pub(crate) took_ms: f64,
-    /// How many calls it received for this one request, when every attempt of the hops above it called anew.
+    /// How many calls of its hop this answer stands for: those that a proxy repeated are not in the reply, and neither are the
+    /// calls that each of them made in turn.
     pub(crate) calls: u32,
 }
 
@@ -256,7 +257,7 @@ fn digest(
                 if !hints.evidence.is_front_foreign {
                     sample.gap(CALLER, &tree, answer.waited.saturating_sub(starved).as_secs_f64() * 1000.0);
                 }
-                walk(&tree, &hints.url, &HopRef::default(), 1, &mut sample);
+                walk(&tree, &hints.url, &HopRef::default(), attempts(&tree), &mut sample);
                 let breaks = chain::breaks(&tree, &hints.url);
                 if !breaks.is_empty() || answer.status >= 300 {
                     sample.outcome = Outcome::Broke(breaks);
@@ -276,21 +277,39 @@ fn sampling_ends(tree: &Tree) -> Option<(String, String)> {
     })
 }
 
-/// `calls`: of the hop above, for this request.
+/// `calls`: those that this answer stands for.
 fn walk(tree: &Tree, url: &str, caller: &HopRef, calls: u32, sample: &mut Sample) {
     let hop = hop_sample(tree, url, caller, calls);
-    let (own, calls) = (hop.hop.clone(), hop.calls);
+    let own = hop.hop.clone();
     sample.hops.push(hop);
+    let mut before: Option<(&str, u32)> = None;
     for (call, reply) in tree.upstreams.iter().filter_map(|call| Some((call, call.reply.as_deref()?))) {
         sample.gap(&tree.service, reply, call.duration_ms);
-        walk(reply, &call.url, &own, calls, sample);
+        // A hop shows each of its own attempts, a proxy the last.
+        let shown = before.filter(|(url, attempt)| *url == call.url && *attempt < reply.attempt).map_or(0, |(_, shown)| shown);
+        before = Some((&call.url, reply.attempt));
+        walk(reply, &call.url, &own, calls.saturating_mul(attempts(reply) - shown), sample);
     }
-    tree.upstreams.iter().flat_map(|call| &call.embedded).for_each(|reply| walk(reply, "", &HopRef::default(), calls, sample));
+    let embedded = tree.upstreams.iter().flat_map(|call| &call.embedded);
+    embedded.for_each(|reply| walk(reply, "", &HopRef::default(), calls.saturating_mul(attempts(reply)), sample));
 }
 
-fn hop_sample(tree: &Tree, url: &str, caller: &HopRef, above: u32) -> HopSample {
-    let calls = tree.upstreams.iter().map(|call| call.duration_ms);
-    let (sum, longest) = calls.fold((0.0, 0.0_f64), |(sum, longest), ms| (sum + ms, longest.max(ms)));
+fn attempts(reply: &Tree) -> u32 {
+    reply.attempt.max(1)
+}
+
+/// The most calls that a hop received for one request.
+pub(crate) fn most_calls(samples: &[Sample], name: &str) -> u32 {
+    let of = |sample: &Sample| {
+        let answers = sample.hops.iter().filter(|answer| answer.hop.name == name);
+        answers.fold(0_u32, |all, answer| all.saturating_add(answer.calls))
+    };
+    samples.iter().map(of).max().unwrap_or(0)
+}
+
+fn hop_sample(tree: &Tree, url: &str, caller: &HopRef, calls: u32) -> HopSample {
+    let times = tree.upstreams.iter().map(|call| call.duration_ms);
+    let (sum, longest) = times.fold((0.0, 0.0_f64), |(sum, longest), ms| (sum + ms, longest.max(ms)));
     // In sequence the calls add up; in parallel the longest counts, and their sum would exceed the hop's own time.
     let below = if sum <= tree.duration_ms { sum } else { longest };
     HopSample {
@@ -302,7 +321,7 @@ fn hop_sample(tree: &Tree, url: &str, caller: &HopRef, above: u32) -> HopSample 
         attempt: tree.attempt,
         identity: tree.client.identity.as_deref().map(str::to_owned),
         took_ms: tree.duration_ms,
-        calls: above.saturating_mul(tree.attempt.max(1)),
+        calls,
         own_ms: (tree.duration_ms - below).max(0.0),
     }
 }
