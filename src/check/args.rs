@@ -9,6 +9,7 @@ use reqwest::Url;
 use crate::check::backend::SecretHeader;
 use crate::check::chain;
 use crate::check::chain::expect::{ChosenTrace, Expect, LatencyLimit, Principal, Resolve, Split};
+use crate::check::chain::probe::Probe;
 use crate::check::cluster::ClusterArgs;
 use crate::check::envoy::commands::{Given, RunOptions};
 use crate::check::reachability::tls::Trust;
@@ -140,6 +141,12 @@ impl CheckArgs {
             let traces = self.traces.as_ref().map_or(Duration::ZERO, |_| 3 * self.traces_wait);
             (STEPS + sent + traces).saturating_add(self.watch.unwrap_or_default())
         })
+    }
+
+    /// The first request. With a backend the one whose trace is read has the chosen id, and no other.
+    pub(super) fn first_probe(&self) -> Probe {
+        let chosen = self.trace_id.filter(|_| self.traces.is_none());
+        chosen.map_or_else(Probe::ordinary, |trace| Probe::chosen(&trace))
     }
 
     /// The options of this run, for commands that repeat it.

@@ -431,9 +431,7 @@ impl<'a> Run<'a> {
             let headers = SecretHeader::map(&self.args.traces_header).unwrap_or_default();
             tokio::spawn(async move { backend::open(&url, &trust, headers, wait).await })
         });
-        // With a backend the request whose trace is read has the chosen id, and no other.
-        let chosen = self.args.trace_id.filter(|_| self.args.traces.is_none());
-        let probe = chosen.map_or_else(Probe::ordinary, |trace| Probe::chosen(&trace));
+        let probe = self.args.first_probe();
         let answer = client.get(&probe.headers).await;
         self.learn_from(&probe, &answer).await;
         let (finding, first) = reachability::reach::first(answer, &client, &self.trust, address, &self.context, limit).await;
