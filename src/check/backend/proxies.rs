@@ -23,6 +23,13 @@ enum Report {
     Bypassed,
 }
 
+/// A side of an app, as its sidecar sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Received,
+    Made,
+}
+
 /// The proxies at one hop.
 struct HopProxies {
     hop: HopRef,
@@ -146,7 +153,11 @@ impl<'a> Proxies<'a> {
         const ID: CheckId = CheckId::TracesServices;
         let mut out = Vec::new();
         let gateway = &hints.gateway_namespace;
+        let one_sided = self.one_sided();
+        // A gateway counts as a client: where those are not traced, it is not.
+        let is_no_client = one_sided == Some(Side::Made) && self.gateway == Some(Report::Bypassed);
         if matches!(self.gateway, Some(Report::Lost | Report::Bypassed))
+            && !is_no_client
             && self.hops.iter().any(|hop| hop.count(Report::Came) > 0)
         {
             let how = if self.gateway == Some(Report::Lost) { "writes span ids and reports no span" } else { "does not trace" };
@@ -160,7 +171,8 @@ impl<'a> Proxies<'a> {
         for hop in self.hops.iter().take(MAX_HOPS) {
             let (lost, came) = (hop.count(Report::Lost), hop.count(Report::Came));
             let name = &hop.hop.name;
-            let untraced = hop.has_sidecar && came == 0 && hop.count(Report::Bypassed) > 0;
+            // The last hop makes no call: where no side that receives is traced, nothing is known of its sidecar.
+            let untraced = one_sided.is_none() && hop.has_sidecar && came == 0 && hop.count(Report::Bypassed) > 0;
             if lost == 0 && !untraced {
                 continue;
             }
@@ -214,6 +226,22 @@ impl<'a> Proxies<'a> {
                 .run("kubectl get virtualservice -A -o yaml | grep -A6 fault:");
             out.push(Finding::fail(ID, "The gateway holds the request on purpose (flag DI)", hint));
         }
+        let one_sided = self.one_sided();
+        if let Some(side) = one_sided {
+            let (silent, reported, mode) = match side {
+                Side::Received => ("that its app receives", "makes", "CLIENT"),
+                Side::Made => ("that its app makes", "receives", "SERVER"),
+            };
+            let hint = Hint::new(format!(
+                "A Telemetry resource traces with match.mode {mode} alone, or the ports of all of them are excluded from the sidecars"
+            ))
+            .run("kubectl get telemetry -A -o yaml | grep -A4 match:");
+            out.push(Finding::fail(
+                ID,
+                format!("No sidecar reports a call {silent}, while those that it {reported} are reported"),
+                hint,
+            ));
+        }
         for hop in self.hops.iter().take(MAX_HOPS) {
             let from = &hop.hop;
             for (to, report, spans) in &hop.outbound {
@@ -234,7 +262,7 @@ impl<'a> Proxies<'a> {
                         ),
                         hint,
                     )
-                } else if *report == Some(Report::Bypassed) && hop.inbound == Some(Report::Came) {
+                } else if one_sided.is_none() && *report == Some(Report::Bypassed) && hop.inbound == Some(Report::Came) {
                     let hint = Hint::new(format!("The port is excluded from the sidecar of {caller} (traffic.sidecar.istio.io/excludeOutboundPorts), or UPSTREAM names an address: no route, no policy and no mTLS of the mesh applies to the call"))
                         .run(format!("kubectl get pods -n {namespace} -l app={caller} -o yaml | grep -i exclude"))
                         .run(hints.settings(from));
@@ -245,7 +273,10 @@ impl<'a> Proxies<'a> {
                 out.push(Finding::fail(ID, found.0, found.1).seam(caller, called, None).hop(called));
             }
             // Its sidecar works where it calls.
-            if hop.inbound == Some(Report::Bypassed) && hop.outbound.iter().any(|(_, report, _)| *report == Some(Report::Came)) {
+            if one_sided.is_none()
+                && hop.inbound == Some(Report::Bypassed)
+                && hop.outbound.iter().any(|(_, report, _)| *report == Some(Report::Came))
+            {
                 let name = &from.name;
                 let hint = Hint::new(format!(
                     "The port of {name} is excluded from its sidecar (traffic.sidecar.istio.io/excludeInboundPorts)"
@@ -258,6 +289,21 @@ impl<'a> Proxies<'a> {
             out.push(Finding::pass(ID, "The proxies sent every call where its route leads, and delayed none on purpose"));
         }
         out
+    }
+
+    /// Which side of the apps no sidecar traces at all: that is a setting of the tracing. One hop alone, or one beside others that
+    /// are traced on both sides, is told by its ports.
+    fn one_sided(&self) -> Option<Side> {
+        let inbound = || self.hops.iter().filter_map(|hop| hop.inbound);
+        let outbound = || self.hops.iter().flat_map(|hop| hop.outbound.iter().filter_map(|(_, report, _)| *report));
+        let count = |reports: &mut dyn Iterator<Item = Report>, wanted| reports.filter(|report| *report == wanted).count();
+        let (received, missed) = (count(&mut inbound(), Report::Came), count(&mut inbound(), Report::Bypassed));
+        let (made, passed) = (count(&mut outbound(), Report::Came), count(&mut outbound(), Report::Bypassed));
+        match (received, made) {
+            (0, 1..) if missed > 1 && passed == 0 => Some(Side::Received),
+            (1.., 0) if passed > 1 && missed == 0 => Some(Side::Made),
+            _ => None,
+        }
     }
 
     /// The hop that lost the span with this id, where that is known.

@@ -23,6 +23,9 @@ enum Fault {
     Delay,
     /// The call from service2 to service3 leaves past its sidecar.
     ExcludedOutbound,
+    /// Telemetry with match.mode CLIENT, and with SERVER.
+    ClientsAlone,
+    ServersAlone,
     /// service3 is reached under one request id, which is no UUID: its sidecar does not sample.
     FixedId,
     /// The sidecar of service2 reads and writes B3, the others W3C.
@@ -55,6 +58,15 @@ fn spans(fault: Fault, trace: &str, probe: &str) -> Vec<Value> {
             rows.retain(|row| row.0 != "2f");
             rows[5].1 = "21";
         }
+        Fault::ClientsAlone => {
+            rows.retain(|row| row.2 == "CLIENT" || row.0 == "a1");
+            (rows[2].1, rows[3].1) = ("a2", "1f");
+        }
+        Fault::ServersAlone => {
+            // A gateway counts as a client.
+            rows.retain(|row| row.2 == "SERVER" && row.0 != "a1");
+            (rows[0].1, rows[1].1, rows[2].1) = (probe, "11", "21");
+        }
         Fault::FixedId => rows.retain(|row| row.0 != "31"),
         Fault::OtherTracer | Fault::None => {}
     }
@@ -84,7 +96,12 @@ fn run(fault: Fault, args: &[&str]) -> Run {
             let sampled = !(fault == Fault::FixedId && n == 3);
             let flag = if sampled { "01" } else { "00" };
             let received = &mut hop["received"];
-            received["traceparent"] = json!([format!("00-{trace}-{}-{flag}", format!("{n}1").repeat(8))]);
+            let above = match (fault, n) {
+                (Fault::ClientsAlone, 1) => "a2".to_owned(),
+                (Fault::ClientsAlone, _) => format!("{}f", n - 1),
+                _ => format!("{n}1"),
+            };
+            received["traceparent"] = json!([format!("00-{trace}-{}-{flag}", above.repeat(8))]);
             received["x-request-id"] =
                 json!([request.header("x-request-id").unwrap_or("0af1f2f3-1111-9111-8111-111111111111").to_owned()]);
             if is_bare {
@@ -164,6 +181,19 @@ fn what_a_proxy_does_to_a_call_that_succeeds_is_read_from_its_span() {
         if fault != Fault::Delay {
             run.follows("traffic.identity", "traces.calls", &["service3 is called without mTLS"]);
         }
+    }
+}
+
+#[test]
+fn sidecars_that_trace_one_side_alone_are_no_bypass() {
+    for (fault, says, mode) in [
+        (Fault::ClientsAlone, "No sidecar reports a call that its app receives", "match.mode CLIENT"),
+        (Fault::ServersAlone, "No sidecar reports a call that its app makes", "match.mode SERVER"),
+    ] {
+        let run = run(fault, &[]);
+        run.fails("traces.calls", &[says, mode]);
+        assert_eq!(run.failed().len(), 1, "{fault:?}: {:#}", run.json);
+        assert!(!run.json.to_string().contains("bypass"), "{:#}", run.json);
     }
 }
 
