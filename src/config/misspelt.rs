@@ -76,7 +76,9 @@ impl KnownVariables {
         let exact = || self.names.get(bare);
         let unprefixed = || self.names.iter().find(|known| is_without_prefix(bare, known));
         let near = || {
-            let distances = self.names.iter().map(|known| (osa_distance(bare, known), known));
+            // The distance is at least the difference of the lengths: most pairs need no further work, and each start is spared it.
+            let candidates = self.names.iter().filter(|known| known.len().abs_diff(bare.len()) <= MOST);
+            let distances = candidates.map(|known| (osa_distance(bare, known), known));
             distances.filter(|(distance, known)| is_near(*distance, bare, known)).min().map(|(_, known)| known)
         };
         synonym.or_else(exact).or_else(unprefixed).or_else(near).map(String::as_str)
@@ -100,6 +102,9 @@ fn is_without_prefix(name: &str, known: &str) -> bool {
     begins && known.strip_suffix(name).is_some_and(|prefix| prefix == "OTEL_" || prefix == "OTEL_EXPORTER_")
 }
 
+/// The largest distance at which a name is near another.
+const MOST: usize = 3;
+
 /// A short name has more neighbours that mean something else: `LANG` is not `LANE`, and `MAX_JOBS` not `MAX_HOPS`.
 fn is_near(distance: usize, name: &str, known: &str) -> bool {
     let most = match known.len() {
@@ -107,7 +112,7 @@ fn is_near(distance: usize, name: &str, known: &str) -> bool {
         0..=5 if !(is_permutation(name, known) || name.len() < known.len() || name.starts_with(known)) => 0,
         0..=9 => 1,
         10..=19 => 2,
-        _ => 3,
+        _ => MOST,
     };
     distance <= most
 }
