@@ -184,7 +184,9 @@ impl Mistake {
 
     /// Whether this mistake explains a finding.
     pub(crate) fn explains(&self, finding: &Finding) -> bool {
-        self.place.is_of(finding) && symptoms(finding).iter().any(|symptom| self.explains.contains(symptom))
+        // Calls are repeated wherever one of the hops below fails.
+        let is_below = finding.id == CheckId::TrafficRetries;
+        (is_below || self.place.is_of(finding)) && symptoms(finding).iter().any(|symptom| self.explains.contains(symptom))
     }
 
     /// Gives a finding its cause.

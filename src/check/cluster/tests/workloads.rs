@@ -150,6 +150,16 @@ fn variables_are_named_with_their_field() {
         ),
         (
             vec![Set(
+                "Deployment service3",
+                "/spec/template/spec/containers/0/env/0",
+                json!({"name": "FAULT", "value": "abort=503@10%"}),
+            )],
+            fail(CheckId::TrafficRetries, "12 % of the answers were retried").hop("service1"),
+            "Deployment shop/service3",
+            "spec.template.spec.containers[0].env[FAULT]",
+        ),
+        (
+            vec![Set(
                 "Deployment service2",
                 "/spec/template/spec/containers/0/env/0",
                 json!({"name": "DROP_HEADERS", "value": "traceparent"}),
