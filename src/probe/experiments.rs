@@ -126,14 +126,14 @@ impl Session<'_> {
         report.add(findings::carried(self, &names[3..], &seen[3..]));
     }
 
-    /// "Not sampled" and "debug" in each format that goes on.
+    /// Each decision in each format that goes on.
     async fn sampling(&mut self, report: &mut Report) {
         let mut turned = Vec::new();
         let mut tried = Vec::new();
         for &format in &self.passing {
             let decisions = match format {
-                Format::W3c => &[Decision::NotSampled][..],
-                Format::B3 | Format::B3Single => &[Decision::NotSampled, Decision::Debug],
+                Format::W3c => &[Decision::Sampled, Decision::NotSampled][..],
+                Format::B3 | Format::B3Single => &[Decision::Sampled, Decision::NotSampled, Decision::Debug],
             };
             for &decision in decisions {
                 let (mut kept, mut of) = (0, 0);

@@ -138,6 +138,10 @@ fn each_way_to_lose_or_damage_a_header_is_named() {
     let flipped = |headers: &Headers| {
         Some(replaced(headers, "traceparent", |value| format!("{}1", &value[..value.len().saturating_sub(1)])))
     };
+    let never = |headers: &Headers| {
+        Some(replaced(headers, "traceparent", |value| format!("{}0", &value[..value.len().saturating_sub(1)])))
+    };
+    let never_b3 = |headers: &Headers| Some(replaced(headers, "x-b3-sampled", |_| "0".to_owned()));
     let padded = |headers: &Headers| Some(replaced(headers, "x-b3-traceid", |value| format!("{value:0>32}")));
     let none = |headers: &Headers| Some(headers.iter().filter(|(name, _)| name == "x-request-id").cloned().collect());
     let crash = |headers: &Headers| {
@@ -151,6 +155,8 @@ fn each_way_to_lose_or_damage_a_header_is_named() {
         (Box::new(short), &["probe.b3"], "to 64 bits"),
         (Box::new(padded), &["probe.short-ids"], "pads its trace id of 64 bits to 128"),
         (Box::new(flipped), &["probe.sampling"], "\"not sampled\" in W3C (traceparent) arrives as sampled"),
+        (Box::new(never), &["probe.sampling"], "\"sampled\" in W3C (traceparent) arrives as not sampled"),
+        (Box::new(never_b3), &["probe.sampling"], "\"sampled\" in B3 (x-b3-…) arrives as not sampled"),
         (Box::new(none), &["probe.context"], "The trace ends at this app"),
         (Box::new(crash), &["probe.invalid"], "make the app fail"),
     ];
