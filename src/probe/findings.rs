@@ -12,6 +12,7 @@ use crate::probe::fate::{self, Decision, Fate, Format, Sent};
 use crate::probe::listener::{Call, Mood};
 use crate::probe::session::Session;
 use crate::text::counted;
+use crate::trace_context::HeaderFamily;
 use crate::trace_context::Mangling;
 
 /// What became of one header in all calls of an experiment.
@@ -362,12 +363,15 @@ pub(super) fn invalid(session: &Session<'_>, results: &[(&'static str, HeaderMap
         };
         let header = headers.keys().next().map_or("", http::HeaderName::as_str);
         let (before, after) = (fate::values(headers, header), fate::values(&call.headers, header));
+        let is_valid = || HeaderFamily::ALL.iter().any(|family| family.has(header) && family.read(&call.headers).is_some());
         let what = if after.is_empty() {
             "dropped"
         } else if before == after {
             "forwarded as it came"
-        } else {
+        } else if is_valid() {
             "replaced by a valid one"
+        } else {
+            "changed"
         };
         fates.entry(what).or_default().push(name);
     }

@@ -92,6 +92,12 @@ pub(crate) trait HeaderSource {
     }
 }
 
+impl HeaderSource for http::HeaderMap {
+    fn values(&self, name: &str) -> impl Iterator<Item = &[u8]> {
+        self.get_all(name).iter().map(http::HeaderValue::as_bytes)
+    }
+}
+
 /// A number from 16 hex digits of either case.
 fn parse_hex(digits: &[u8]) -> Option<u64> {
     let digits: &[u8; 16] = digits.try_into().ok()?;

@@ -160,6 +160,9 @@ fn each_way_to_lose_or_damage_a_header_is_named() {
         (Box::new(none), &["probe.context"], "The trace ends at this app"),
         (Box::new(crash), &["probe.invalid"], "make the app fail"),
     ];
+    let (_, report) = probed(|headers: &Headers| Some(replaced(headers, "traceparent", str::to_uppercase)), &[]);
+    let invalid = text_of(&report, "probe.invalid");
+    assert!(invalid.contains("changed") && !invalid.contains("replaced"), "an invalid value stays one: {invalid}");
     for (sends, ids, text) in cases {
         let (ran, report) = probed(sends, &[]);
         assert_eq!(ran.code, Some(1), "{ids:?}: {report:#}");
