@@ -455,7 +455,8 @@ scenarios() {
   on wrong-port-name; k set env deployment/service1 UPSTREAM=grpc://service2/service2 >/dev/null; settled
   claim "wrong-port-name: gRPC at a port that is named for HTTP/1.1 is 502" soon 30 502 code service1.cncamp.io /hello/service1
   on mixed
-  claim "mixed: HTTP/2 to service1, gRPC to service2, HTTP/1.1 to service3" soon 30 "http/2 grpc http/1.1" protocols
+  # A sidecar drains connections of the port's earlier protocol for 45 seconds.
+  claim "mixed: HTTP/2 to service1, gRPC to service2, HTTP/1.1 to service3" soon 90 "http/2 grpc http/1.1" protocols
   claim "mixed: one trace of 12 spans" trace 12 1
   k set env deployment/service1 UPSTREAM=http://service2/service2 >/dev/null; kubectl apply -k k8s >/dev/null; settled
   claim "mixed undone" base_again
