@@ -314,22 +314,11 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::trace_context::HeaderPairs;
 
     fn outcome(status: Option<u16>, failure: Option<CallError>) -> CallOutcome<'static> {
         let url = Cow::Borrowed("http://service2/service2");
         let status = status.map(|status| StatusCode::from_u16(status).unwrap());
-        CallOutcome {
-            url,
-            status,
-            protocol: None,
-            duration: Duration::ZERO,
-            failure,
-            sent: HeaderPairs::new(),
-            broke: Vec::new(),
-            repeated: false,
-            answer: None,
-        }
+        CallOutcome { status, ..CallOutcome::not_called(url, failure) }
     }
 
     fn answered(status: u16) -> CallOutcome<'static> {

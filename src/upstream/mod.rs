@@ -215,19 +215,8 @@ impl Upstreams {
         attempt: u32,
     ) -> CallOutcome<'a> {
         let Some(budget) = budget else {
-            let failure = Some(CallError::NoBudget(context.hop.to_owned()));
             let (_, url) = target.path(context.service_number);
-            return CallOutcome {
-                url,
-                status: None,
-                protocol: None,
-                duration: Duration::ZERO,
-                failure,
-                sent: HeaderPairs::new(),
-                broke: Vec::new(),
-                repeated: false,
-                answer: None,
-            };
+            return CallOutcome::not_called(url, Some(CallError::NoBudget(context.hop.to_owned())));
         };
         let mut span_context = context.tracer.and(context.span_context).map(|server| server.child(ids::span_id()));
         let mut sent = context.propagator.outgoing(context.carried, context.request_id, span_context.as_ref(), context.new_trace);

@@ -35,7 +35,22 @@ pub(crate) struct CallOutcome<'a> {
     pub(crate) answer: Option<Answer>,
 }
 
-impl CallOutcome<'_> {
+impl<'a> CallOutcome<'a> {
+    /// Of a call that nothing came of.
+    pub(crate) fn not_called(url: Cow<'a, str>, failure: Option<CallError>) -> Self {
+        Self {
+            url,
+            status: None,
+            protocol: None,
+            duration: Duration::ZERO,
+            failure,
+            sent: HeaderPairs::new(),
+            broke: Vec::new(),
+            repeated: false,
+            answer: None,
+        }
+    }
+
     /// Whether another attempt may go better: there was no answer, or one of 5xx that is no loop.
     pub(crate) fn may_be_repeated(&self) -> bool {
         match &self.failure {

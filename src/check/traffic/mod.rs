@@ -276,25 +276,11 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::check::envoy::suggestions::HopRef;
     use crate::check::report::Status;
     use crate::check::traffic::sample::HopSample;
 
     fn sample(outcome: Outcome, attempt: u32) -> Sample {
-        let hop = HopRef { name: "service1".to_owned(), hostname: "service1-0".to_owned(), url: String::new() };
-        let (version, lane) = ("v1".to_owned(), "base".to_owned());
-        let answer = HopSample {
-            hop,
-            caller: HopRef::default(),
-            protocol: String::new(),
-            version,
-            lane,
-            attempt,
-            identity: None,
-            own_ms: 1.0,
-            took_ms: 1.0,
-            calls: attempt,
-        };
+        let answer = HopSample { attempt, calls: attempt, ..HopSample::for_tests("service1", "service1-0") };
         let (at, took) = (Duration::ZERO, Duration::ZERO);
         Sample { at, took, outcome, hops: vec![answer], sampled: None, ends: None, gaps: Vec::new() }
     }

@@ -39,6 +39,25 @@ pub(crate) struct HopSample {
     pub(crate) calls: u32,
 }
 
+#[cfg(test)]
+impl HopSample {
+    /// An answer of 1 ms, at the first attempt, of a hop in the usual version and lane.
+    pub(crate) fn for_tests(name: &str, hostname: &str) -> Self {
+        Self {
+            hop: HopRef { name: name.to_owned(), hostname: hostname.to_owned(), url: String::new() },
+            caller: HopRef::default(),
+            protocol: String::new(),
+            version: "v1".to_owned(),
+            lane: "base".to_owned(),
+            attempt: 1,
+            identity: None,
+            own_ms: 1.0,
+            took_ms: 1.0,
+            calls: 1,
+        }
+    }
+}
+
 /// How one request ended.
 #[derive(Debug, Clone)]
 pub(crate) enum Outcome {

@@ -139,7 +139,6 @@ fn slow_seams(seams: &BTreeMap<(&str, &str), Vec<Gap>>, hops: &[HopSamples<'_>],
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::check::envoy::suggestions::HopRef;
     use crate::check::report::Status;
     use crate::check::traffic::sample::{HopSample, Outcome, by_hop};
     /// A hundred requests over three hops of two instances each, with the demo's latencies; `change` adds to the time of an
@@ -167,21 +166,8 @@ mod tests {
                 let host = (n + hop) % 2;
                 let slow = if hop == 2 && host == 0 { instance_ms } else { 0.0 };
                 let own_ms = draw(5.0, 60.0) + slow;
-                let hop_ref =
-                    HopRef { name: format!("service{hop}"), hostname: format!("service{hop}-{host}"), url: String::new() };
-                let took_ms = own_ms;
-                sample.hops.push(HopSample {
-                    hop: hop_ref,
-                    caller: HopRef::default(),
-                    protocol: String::new(),
-                    version: "v1".into(),
-                    lane: "base".into(),
-                    attempt: 1,
-                    calls: 1,
-                    identity: None,
-                    own_ms,
-                    took_ms,
-                });
+                let answer = HopSample::for_tests(&format!("service{hop}"), &format!("service{hop}-{host}"));
+                sample.hops.push(HopSample { own_ms, took_ms: own_ms, ..answer });
                 let from = if hop == 1 { "check".into() } else { format!("service{}", hop - 1) };
                 let gap = draw(0.5, 8.0) + if hop == 3 { seam_ms } else { 0.0 };
                 sample.gaps.push((from, format!("service{hop}"), gap));
@@ -219,19 +205,7 @@ mod tests {
 
     #[test]
     fn the_log_of_the_proxy_that_calls_is_the_gateways_in_front_of_the_first_hop() {
-        let pod = |name: &str| HopRef { name: name.to_owned(), hostname: format!("{name}-7d4b9c6f5-x2x5z"), url: String::new() };
-        let answer = |name: &str| HopSample {
-            hop: pod(name),
-            caller: HopRef::default(),
-            protocol: String::new(),
-            version: "v1".into(),
-            lane: "base".into(),
-            attempt: 1,
-            calls: 1,
-            identity: None,
-            own_ms: 1.0,
-            took_ms: 1.0,
-        };
+        let answer = |name: &str| HopSample::for_tests(name, &format!("{name}-7d4b9c6f5-x2x5z"));
         let (one, two) = (answer("service1"), answer("service2"));
         let hops = [HopSamples { name: "service1", answers: vec![&one] }, HopSamples { name: "service2", answers: vec![&two] }];
         for (from, to, log) in [

@@ -155,20 +155,7 @@ mod tests {
 
     /// A request that was sent at a second, took 100 ms, and met an instance.
     fn sample(at: u64, outcome: Outcome, host: &str) -> Sample {
-        let hop = HopRef { name: "service1".to_owned(), hostname: host.to_owned(), url: String::new() };
-        let (version, lane) = ("v1".to_owned(), "base".to_owned());
-        let answer = HopSample {
-            hop,
-            caller: HopRef::default(),
-            protocol: String::new(),
-            version,
-            lane,
-            attempt: 1,
-            identity: None,
-            own_ms: 1.0,
-            took_ms: 1.0,
-            calls: 1,
-        };
+        let answer = HopSample::for_tests("service1", host);
         let took = Duration::from_millis(100);
         Sample { at: Duration::from_secs(at), took, outcome, hops: vec![answer], sampled: None, ends: None, gaps: Vec::new() }
     }
