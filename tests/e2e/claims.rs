@@ -32,7 +32,8 @@ impl Claims {
         self.0.push((text, seen));
     }
 
-    /// Prints the table, in one piece, and fails the test when a claim failed.
+    /// Prints the table, in one piece, and fails the test when a claim failed, or when there was none: a name that was chosen
+    /// wrongly is no success.
     pub(crate) fn end(self) {
         let failed = self.0.iter().filter(|(_, seen)| seen.is_err()).count();
         let row = |(text, seen): &(String, Result<String, String>)| match seen {
@@ -43,6 +44,7 @@ impl Claims {
         let rows: String = self.0.iter().map(row).collect();
         println!("\n| claim | result |\n|---|---|\n{rows}\n{} claims, {failed} failed", self.0.len());
         assert_eq!(failed, 0, "claims failed");
+        assert!(!self.0.is_empty(), "nothing was looked at: is a name that was chosen misspelt?");
     }
 }
 
