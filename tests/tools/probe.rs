@@ -163,7 +163,7 @@ fn each_way_to_lose_or_damage_a_header_is_named() {
     let (_, report) = probed(|headers: &Headers| Some(replaced(headers, "traceparent", str::to_uppercase)), &[]);
     let invalid = text_of(&report, "probe.invalid");
     assert!(invalid.contains("changed") && !invalid.contains("replaced"), "an invalid value stays one: {invalid}");
-    for (sends, ids, text) in cases {
+    let examine = |(sends, ids, text): (Sends, &[&str], &str)| {
         let (ran, report) = probed(sends, &[]);
         assert_eq!(ran.code, Some(1), "{ids:?}: {report:#}");
         // Two ids that disagree can follow from a damaged one.
@@ -171,7 +171,9 @@ fn each_way_to_lose_or_damage_a_header_is_named() {
             failed(&report).into_iter().filter(|id| *id != "probe.agreement" && *id != "probe.cross-talk").collect();
         assert_eq!(failed, ids, "{report:#}");
         assert!(text_of(&report, ids[0]).contains(text), "{report:#}");
-    }
+    };
+    // Each takes seconds, most of which it waits.
+    std::thread::scope(|scope| cases.into_iter().for_each(|case| drop(scope.spawn(move || examine(case)))));
 }
 
 /// As a client does that writes the header beside code that copies it.
