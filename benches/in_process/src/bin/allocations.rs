@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use httpserver::hop::app::{App, Output};
+use httpserver::config::Environment;
 use httpserver::cli::{Cli, Command, parse};
 use httpserver::hop::config::HopConfig;
 use httpserver::telemetry::export::Exporter;
@@ -148,7 +149,7 @@ fn start(telemetry: Telemetry, next: Option<SocketAddr>, counted: bool) -> Socke
                 args.extend(["--upstream".into(), format!("http://{next}").into()]);
             }
             let Ok(Cli { command: Command::Serve(args) }) = parse(args) else { panic!("serve takes these options") };
-            let mut config = HopConfig::from_args(*args, &|_| None).expect("options that fit");
+            let mut config = HopConfig::from_args(*args, &Environment { variable: &|_| None, warn: &|_| {} }).expect("options that fit");
             if telemetry.spans {
                 // Nobody listens there, and nothing is sent before the process ends.
                 config.export.spans = vec![Exporter::Zipkin { endpoint: "http://127.0.0.1:9/api/v2/spans".to_owned() }];
@@ -159,7 +160,7 @@ fn start(telemetry: Telemetry, next: Option<SocketAddr>, counted: bool) -> Socke
             }
             // Access lines go to stderr: stdout is for the table.
             let stderr = LineWriter::stderr();
-            let app = App::bind(config, &Output { stdout: stderr.clone(), stderr }).await.expect("a free port");
+            let app = App::bind(config, &Output { stdout: stderr.clone(), stderr, ..Output::new() }).await.expect("a free port");
             tell.send(app.addr()).expect("the caller waits");
             COUNTED.set(counted);
             app.run(std::future::pending()).await;
