@@ -70,7 +70,7 @@
 //! server  upstream
 //! telemetry
 //! trace_context  traces
-//! values  net  text  system
+//! values  net  text  system  rpc
 //! ```
 //!
 //! `ARCHITECTURE.md` has the picture, two walkthroughs, and the place for the next change.
