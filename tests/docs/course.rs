@@ -5,7 +5,7 @@
 //! `LESSONS=07,08 cargo test --test docs mesh -- --ignored`. A lesson's `sh` blocks run one after the other in one bash; a `text` block behind one is its
 //! output. A block `sh terminal=2` runs beside the others until the next such block, and counts as started when its ports can be
 //! connected to. Ids, times and bars are different each time: [`masked`] leaves them out of the comparison. In a block `text about` numbers
-//! are chance, too.
+//! are chance, too. A line `…` of a block stands for any number of lines: [`alike`].
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -223,6 +223,15 @@ fn masked(line: &str) -> String {
     words.join(" ")
 }
 
+/// Whether what is printed is what is written, where a line `…` is written for any number of lines, or none.
+fn alike(written: &[String], printed: &[String]) -> bool {
+    match written.split_first() {
+        None => printed.is_empty(),
+        Some((line, rest)) if line == "…" => (0..=printed.len()).any(|left_out| alike(rest, &printed[left_out..])),
+        Some((line, rest)) => printed.first() == Some(line) && alike(rest, &printed[1..]),
+    }
+}
+
 fn lessons(mark: &str) -> Vec<PathBuf> {
     let mut files: Vec<_> = fs::read_dir(root().join("docs/course")).unwrap().map(|entry| entry.unwrap().path()).collect();
     files.retain(|file| fs::read_to_string(file).is_ok_and(|text| text.contains(mark)));
@@ -242,7 +251,8 @@ fn lesson(text: &str, shell: &mut Shell) -> String {
             "text" | "text about" => {
                 let seen = if info == "text" { masked } else { masked_about };
                 let new = output.take().expect("a block of commands before an output");
-                let same = new.lines().map(seen).eq(lines[range.clone()].iter().map(|line| seen(line)));
+                let written_there: Vec<_> = lines[range.clone()].iter().map(|line| seen(line)).collect();
+                let same = alike(&written_there, &new.lines().map(seen).collect::<Vec<_>>());
                 lines[written..range.start].iter().for_each(|line| result.push_str(&format!("{line}\n")));
                 written = if same { range.start } else { range.end };
                 result.push_str(if same { "" } else { &new });
@@ -298,4 +308,12 @@ fn ids_and_times_are_masked_and_nothing_else() {
     {
         assert_ne!(masked(a), masked(b));
     }
+}
+
+#[test]
+fn an_ellipsis_stands_for_lines_and_for_nothing_else() {
+    let lines = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
+    let same = |written: &str, printed: &str| alike(&lines(written), &lines(printed));
+    assert!(same("a b", "a b") && same("a … c", "a b b c") && same("a … c", "a c") && same("… c", "c c") && same("a …", "a"));
+    assert!(!same("a b", "a") && !same("a", "a b") && !same("a … c", "a b") && !same("… b", "a b c") && !same("a… b", "ax b"));
 }

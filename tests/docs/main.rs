@@ -1,10 +1,11 @@
 //! The guides are true: the options are those of the help, links lead somewhere, commands are accepted, and the course prints what it says.
 //!
-//! `UPDATE_DOCS=yes cargo test --test docs` writes what can be written: `docs/reference/options.md`, `docs/reference/environment.md`, and
+//! `UPDATE_DOCS=yes cargo test --test docs` writes what can be written: `docs/reference/options.md`, `environment.md`, `exit-codes.md`, and
 //! the outputs in `docs/course`.
 
 mod commands;
 mod course;
+mod exit_codes;
 mod links;
 mod reference;
 

@@ -7,8 +7,7 @@ use std::process::Command;
 use crate::course::Shell;
 use crate::{BINARY, expect, root};
 
-const BEGIN: &str = "<!-- from the help: begin -->\n";
-const END: &str = "<!-- from the help: end -->";
+const HELP: [&str; 2] = ["<!-- from the help: begin -->\n", "<!-- from the help: end -->"];
 const OTEL: &str = "Variables of OpenTelemetry";
 
 fn help(args: &[&str]) -> String {
@@ -17,7 +16,7 @@ fn help(args: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-fn commands() -> Vec<String> {
+pub(crate) fn commands() -> Vec<String> {
     let help = help(&[]);
     let list = help.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
     list.filter_map(|line| line.split_whitespace().next()).filter(|name| *name != "help").map(str::to_owned).collect()
@@ -78,11 +77,11 @@ fn section(command: &str) -> String {
     format!("\n## `{command}`\n\n{about}.\n\n`{usage}`\n\n| option | variable | default | meaning |\n|---|---|---|---|\n{rows}")
 }
 
-/// What stands between the marks of a page, replaced.
-fn replaced(page: &str, text: &str) -> String {
-    let (before, rest) = page.split_once(BEGIN).expect("the first mark");
-    let (_, after) = rest.split_once(END).expect("the second mark");
-    format!("{before}{BEGIN}{text}{END}{after}")
+/// What stands between the two marks of a page, replaced.
+pub(crate) fn replaced(page: &str, [begin, end]: [&str; 2], text: &str) -> String {
+    let (before, rest) = page.split_once(begin).expect("the first mark");
+    let (_, after) = rest.split_once(end).expect("the second mark");
+    format!("{before}{begin}{text}{end}{after}")
 }
 
 #[test]
@@ -91,7 +90,7 @@ fn the_reference_has_every_option_as_the_help_has_it() {
     assert!(commands.iter().any(|command| command == "serve"), "{commands:?}");
     let path = root().join("docs/reference/options.md");
     let sections: String = commands.iter().map(|command| section(command)).collect();
-    expect(&path, &replaced(&fs::read_to_string(&path).unwrap(), &format!("{sections}\n")), str::to_owned);
+    expect(&path, &replaced(&fs::read_to_string(&path).unwrap(), HELP, &format!("{sections}\n")), str::to_owned);
 }
 
 #[test]
@@ -102,7 +101,7 @@ fn the_reference_has_the_variables_of_opentelemetry_as_the_help_has_them() {
     let path = root().join("docs/reference/environment.md");
     expect(
         &path,
-        &replaced(&fs::read_to_string(&path).unwrap(), &format!("\n```\n{}\n```\n\n", variables.trim_end())),
+        &replaced(&fs::read_to_string(&path).unwrap(), HELP, &format!("\n```\n{}\n```\n\n", variables.trim_end())),
         str::to_owned,
     );
 }
