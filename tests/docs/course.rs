@@ -167,14 +167,16 @@ fn is_node_port(word: &str) -> bool {
     word.len() == 5 && word.parse().is_ok_and(|port: u16| (30_000..=32_767).contains(&port))
 }
 
-/// As [`masked`], and without any number: how many requests met what is chance.
-fn masked_about(line: &str) -> String {
-    let words = masked(line);
-    words
-        .split_whitespace()
-        .map(|word| if word.bytes().any(|b| b.is_ascii_digit()) && !word.starts_with('v') { "N" } else { word })
-        .collect::<Vec<_>>()
-        .join(" ")
+/// The words of a block as [`masked`] has them, and without any number: how many requests met what is chance, and so is where a sentence
+/// with a number in it is wrapped. Of `v1=91.7,v2=8.3` the versions stay.
+fn words_about<'a>(lines: impl Iterator<Item = &'a str>) -> Vec<String> {
+    let share = |part: &str| part.split_once('=').map_or_else(|| part.to_owned(), |(version, _)| format!("{version}=N"));
+    let word = |word: &str| match word {
+        _ if !word.bytes().any(|b| b.is_ascii_digit()) => word.to_owned(),
+        _ if word.starts_with('v') => word.split(',').map(share).collect::<Vec<_>>().join(","),
+        _ => "N".to_owned(),
+    };
+    lines.flat_map(|line| masked(line).split_whitespace().map(word).collect::<Vec<_>>()).collect()
 }
 
 /// A line without what differs from run to run: ids, times, sizes, the bars of a waterfall and the width of columns.
@@ -223,7 +225,7 @@ fn masked(line: &str) -> String {
     words.join(" ")
 }
 
-/// Whether what is printed is what is written, where a line `…` is written for any number of lines, or none.
+/// Whether what is printed is what is written, line by line or word by word, where `…` is written for any number of them, or none.
 fn alike(written: &[String], printed: &[String]) -> bool {
     match written.split_first() {
         None => printed.is_empty(),
@@ -249,10 +251,12 @@ fn lesson(text: &str, shell: &mut Shell) -> String {
             "sh" => output = Some(shell.run(&lines[range].join("\n"))),
             "sh terminal=2" => shell.beside(&lines[range].join("\n")),
             "text" | "text about" => {
-                let seen = if info == "text" { masked } else { masked_about };
                 let new = output.take().expect("a block of commands before an output");
-                let written_there: Vec<_> = lines[range.clone()].iter().map(|line| seen(line)).collect();
-                let same = alike(&written_there, &new.lines().map(seen).collect::<Vec<_>>());
+                let seen = |lines: &[&str]| match info.as_str() {
+                    "text" => lines.iter().map(|line| masked(line)).collect(),
+                    _ => words_about(lines.iter().copied()),
+                };
+                let same = alike(&seen(&lines[range.clone()]), &seen(&new.lines().collect::<Vec<_>>()));
                 lines[written..range.start].iter().for_each(|line| result.push_str(&format!("{line}\n")));
                 written = if same { range.start } else { range.end };
                 result.push_str(if same { "" } else { &new });
@@ -301,8 +305,14 @@ fn ids_and_times_are_masked_and_nothing_else() {
     same(r#"{trace_id="1deb2532a9177a42",span_id="1deb2532"} 0.1"#, r#"{trace_id="00000000a9177a42",span_id="2deb2532"} 0.2"#);
     assert_ne!(masked(r#"{trace_id="1deb2532a9177a42",span_id="1deb2532"}"#), masked(r#"{trace_id="1deb2532a9177a42"}"#));
     assert_ne!(masked("service1-gray 2/2"), masked("service2-gray 2/2"));
-    assert_eq!(masked_about("  21 v1"), masked_about("  9 v1"));
-    assert_ne!(masked_about("  21 v1"), masked_about("  21 v2"));
+    let about = |text: &'static str| words_about(text.lines());
+    assert_eq!(about("  21 v1\n  9 v2"), about("  9 v1\n  21 v2"));
+    assert_eq!(about("✗ 7 of 100 failed: v1=91.7,v2=8.3"), about("✗ 10 of 100\nfailed: v1=90,v2=10"));
+    for (a, b) in
+        [("21 v1", "21 v2"), ("7 of 100 failed", "7 of 100 succeeded"), ("v1=9,v2=1", "v1=9,v3=1"), ("9 v1", "9 v1\n1 v2")]
+    {
+        assert_ne!(about(a), about(b));
+    }
     same("service  span  kind  0   50ms   start", "service  span  kind 0  20ms  40ms start");
     for (a, b) in [("3 services · 5 spans", "2 services · 5 spans"), ("200", "503"), ("v1", "v2"), ("✓ complete", "✗ complete")]
     {

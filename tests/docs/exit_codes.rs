@@ -41,10 +41,25 @@ const RUNS: [(&str, u8, &str, &str); 38] = [
     ("check", 0, "no check failed, and a part of the chain was not seen", unseen!("")),
     ("check", 1, "a check failed", "httpserver check http://127.0.0.1:8080/service1 --count 0 --expect service1"),
     ("check", 1, "with `--strict`: a part of the chain was not seen", unseen!("--strict")),
-    ("check", 1, "`--deadline` passed, or a signal interrupted the run", "httpserver check http://127.0.0.1:8080/service1 --watch 1h --deadline 1s"),
+    (
+        "check",
+        1,
+        "`--deadline` passed, or a signal interrupted the run",
+        "httpserver check http://127.0.0.1:8080/service1 --watch 1h --deadline 1s",
+    ),
     ("check", 2, "", "httpserver check nowhere"),
-    ("trace", 0, "the traces of the request are whole", "curl -s 'http://127.0.0.1:8080/service1?format=json' | httpserver trace - --traces http://127.0.0.1:9411"),
-    ("trace", 1, "they are not", "curl -s 'http://127.0.0.1:8080/service1?format=json' | httpserver trace - --traces http://127.0.0.1:9411 --expect-spans 9 --traces-wait 1s"),
+    (
+        "trace",
+        0,
+        "the traces of the request are whole",
+        "curl -s 'http://127.0.0.1:8080/service1?format=json' | httpserver trace - --traces http://127.0.0.1:9411",
+    ),
+    (
+        "trace",
+        1,
+        "they are not",
+        "curl -s 'http://127.0.0.1:8080/service1?format=json' | httpserver trace - --traces http://127.0.0.1:9411 --expect-spans 9 --traces-wait 1s",
+    ),
     ("trace", 2, "", "httpserver trace nowhere.json --traces http://127.0.0.1:9411"),
     ("probe", 0, "the app passes", "httpserver probe http://127.0.0.1:8083/service1 --downstream 127.0.0.1:9000 --count 20"),
     ("probe", 1, "it does not pass", "httpserver probe http://127.0.0.1:8082/service3 --downstream 127.0.0.1:9000 --count 1"),
@@ -79,7 +94,8 @@ const STORE_STOPPED: &str = "httpserver store --port 9000 --otlp-port 0 --otlp-g
 /// Server spans whose parents nobody reported.
 const ORPHANS_READ: &str = r#"for i in 1 2 3 4 5 6 7 8 9; do printf '[{"traceId":"0000000000000a%s","id":"00000000000000b%s","parentId":"00000000000000c%s","kind":"SERVER","name":"get","timestamp":%s000000,"duration":1000,"localEndpoint":{"serviceName":"b"}}]' $i$i $i $i 160000000$i >$i.json; done
   httpserver doctor --file 1.json --file 2.json --file 3.json --file 4.json --file 5.json"#;
-const ORPHANS_SCORED: &str = "httpserver doctor --file 1.json --file 2.json --file 3.json --file 4.json --file 5.json --fail-under 100";
+const ORPHANS_SCORED: &str =
+    "httpserver doctor --file 1.json --file 2.json --file 3.json --file 4.json --file 5.json --fail-under 100";
 
 fn rows() -> String {
     let cell = |command: &str, code: u8| {
