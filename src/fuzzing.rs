@@ -20,7 +20,7 @@ use crate::hop::chain::prefers_json;
 use crate::hop::fault::{Fault, Injection};
 use crate::hop::head::caller_uri;
 use crate::hop::latency::Latency;
-use crate::hop::reply::{NestedReply, Tree};
+use crate::hop::reply::{MessageReply, NestedReply, Tree, expanded_size};
 use crate::hop::websocket;
 use crate::net::hosts::host_and_port;
 use crate::rpc;
@@ -288,19 +288,22 @@ fn metadata(data: &[u8]) {
     if let Some(status) = rpc::status::of_headers(&trailers) {
         let (status, reply) = rpc::status::read(&status);
         assert!((100..1000).contains(&status.as_u16()));
-        reply.map(Tree::from_message);
+        reply.map(|reply| MessageReply::read(&reply));
     }
 }
 
 /// A `Reply`, and the body of a call: a message with its prefix.
 fn message(data: &[u8]) {
     let data = Bytes::copy_from_slice(data);
-    drop(crate::upstream::grpc::message(data.clone()).and_then(Tree::from_message));
-    let Some(tree) = Tree::from_message(data) else { return };
-    // Inside a hop it is JSON, and goes on as a message.
-    let json = serde_json::to_vec(&tree).expect("a tree is JSON");
-    let again = Tree::parse(&json).expect("our own JSON is read");
-    Tree::from_message(again.into_message().encode_to_vec().into()).expect("our own message is read");
+    drop(crate::upstream::grpc::message(data.clone()));
+    let expected = expanded_size(&data);
+    let Some(reply) = MessageReply::read(&data) else { return };
+    let json = reply.to_json();
+    // A character has at most six when it is escaped.
+    assert!(json.len() <= 1024 + 6 * data.len() + expected, "{} of {}, {expected}", json.len(), data.len());
+    let tree = Tree::parse(&json).expect("our own JSON is read");
+    let again = Bytes::from(tree.clone().into_message().encode_to_vec());
+    MessageReply::read(&again).expect("our own message is read");
     tree.into_status("why");
 }
 

@@ -10,8 +10,8 @@ use crate::hop::error::{Error, ShedReason};
 use crate::hop::exchange::Exchange;
 use crate::hop::limits::MAX_RESPONSE;
 use crate::hop::reply::{
-    Call, Client, Injected, MAX_HOPS, NestedReply, NotNested, Propagation, Reply, Text, Tree, Written, embedded_replies,
-    milliseconds, pad,
+    Call, Client, HeaderList, Injected, MAX_HOPS, MessageReply, Nested, NestedReply, NotNested, Propagation, Reply, Text, Tree,
+    Written, embedded_replies, expanded_size, milliseconds, pad,
 };
 use crate::hop::response::{text, typed};
 use crate::hop::state::Node;
@@ -30,7 +30,7 @@ const MAX_DRAWN: usize = 1 << 20;
 
 /// Answers `/service<n>`: calls the next hops and answers with the tree of all replies.
 pub(crate) async fn chain(exchange: &Exchange, n: u16, wish: Wish) -> Result<Response, Error> {
-    let (status, mut json) = answered(exchange, n).await?;
+    let (status, mut json) = answered(exchange, n, |reply| reply.to_json()).await?;
     // The text form is drawn from the parsed tree, which takes ten times the memory of its JSON.
     let is_drawn = wish.form == Form::Text && json.len() <= MAX_DRAWN;
     let tree = if is_drawn { Tree::parse(&json).ok() } else { None };
@@ -47,8 +47,12 @@ pub(crate) async fn chain(exchange: &Exchange, n: u16, wish: Wish) -> Result<Res
     Ok(response)
 }
 
-/// Calls the next hops: the status of this hop, and its reply as JSON.
-pub(crate) async fn answered(exchange: &Exchange, n: u16) -> Result<(StatusCode, Vec<u8>), Error> {
+/// Calls the next hops: the status of this hop, and its reply as `write` writes it.
+pub(crate) async fn answered<T>(
+    exchange: &Exchange,
+    n: u16,
+    write: impl FnOnce(Reply<Written<'_>>) -> T,
+) -> Result<(StatusCode, T), Error> {
     let node = &*exchange.node;
     if exchange.hops >= node.max_hops {
         return Err(Error::LoopDetected);
@@ -63,10 +67,7 @@ pub(crate) async fn answered(exchange: &Exchange, n: u16) -> Result<(StatusCode,
         return Err(exchange.shed(ShedReason::Held(kind)));
     }
     for answer in calls.iter_mut().filter_map(|call| call.answer.as_mut()).filter(|answer| answer.rpc.is_some()) {
-        // One form from here on: the message becomes the JSON that it mirrors.
-        let tree = Tree::from_message(std::mem::take(&mut answer.body));
-        answer.body = tree.and_then(|tree| serde_json::to_vec(&tree).ok()).unwrap_or_default().into();
-        let more = answer.body.len().saturating_sub(answer.held.bytes());
+        let more = expanded_size(&answer.body);
         answer.held.add(more).map_err(|Exhausted(kind)| exchange.shed(ShedReason::Held(kind)))?;
     }
     let calls: Vec<_> = calls.iter().map(CheckedCall::of).collect();
@@ -77,16 +78,16 @@ pub(crate) async fn answered(exchange: &Exchange, n: u16) -> Result<(StatusCode,
     let status = abort.unwrap_or_else(|| combined_status(&calls));
     let broke: Vec<_> = calls.iter().flat_map(|call| &call.outcome.broke).cloned().collect();
     let injected = struck.and_then(|struck| struck.injected(&broke));
-    let json = reply(node, exchange, &calls, status, injected).to_json();
+    let reply = reply(node, exchange, &calls, status, injected);
     if let Some(copy) = &exchange.copy {
-        copy.set_reply(&json);
+        copy.set_reply(&reply.to_json());
     }
-    Ok((status, json))
+    Ok((status, write(reply)))
 }
 
-/// The reply of this hop alone, as JSON.
-pub(crate) fn own_reply(exchange: &Exchange, status: StatusCode) -> Vec<u8> {
-    reply(&exchange.node, exchange, &[], status, exchange.struck().and_then(|struck| struck.injected(&[]))).to_json()
+/// The reply of this hop alone.
+pub(crate) fn own_reply(exchange: &Exchange, status: StatusCode) -> Reply<Written<'_>> {
+    reply(&exchange.node, exchange, &[], status, exchange.struck().and_then(|struck| struck.injected(&[])))
 }
 
 fn call_context<'a>(node: &'a Node, exchange: &'a Exchange, n: u16) -> CallContext<'a> {
@@ -123,6 +124,8 @@ struct CheckedCall<'a> {
     /// Why the call counts as failed.
     error: Option<String>,
     reply: Option<NestedReply<'a>>,
+    /// Over gRPC, in its place.
+    message: Option<MessageReply>,
     /// In an answer of an app of another make: those of the hops that it called.
     embedded: Vec<String>,
 }
@@ -131,8 +134,12 @@ impl<'a> CheckedCall<'a> {
     /// A body that is no reply is left out, but for the replies in it; if the call failed, its error quotes the message in the body.
     fn of(outcome: &'a CallOutcome<'a>) -> Self {
         let error = outcome.failure.as_ref().map(|failure| causes(failure));
-        let mut call = Self { outcome, error, reply: None, embedded: Vec::new() };
+        let mut call = Self { outcome, error, reply: None, message: None, embedded: Vec::new() };
         let Some(answer) = &outcome.answer else { return call };
+        if answer.rpc.is_some() {
+            call.message = MessageReply::read(&answer.body);
+            return call;
+        }
         match (NestedReply::check(&answer.body), &outcome.failure) {
             (Ok(_), None) if is_retold(&answer.headers) => {
                 call.embedded.extend(String::from_utf8(answer.body.to_vec()).ok());
@@ -171,9 +178,13 @@ impl<'a> CheckedCall<'a> {
             status: self.outcome.status.map(|status| status.as_u16()),
             duration_ms: milliseconds(self.outcome.duration),
             error: self.error.as_deref().map(Text::Borrowed),
-            sent: RedactedHeaders::sent(&self.outcome.sent),
-            reply: self.reply,
-            embedded: self.embedded.iter().filter_map(|reply| NestedReply::check(reply.as_bytes()).ok()).collect(),
+            sent: HeaderList::Own(RedactedHeaders::sent(&self.outcome.sent)),
+            reply: self.reply.map(Nested::Json).or_else(|| Some(Nested::Message(self.message.as_ref()?, 2))),
+            embedded: self
+                .embedded
+                .iter()
+                .filter_map(|reply| NestedReply::check(reply.as_bytes()).ok().map(Nested::Json))
+                .collect(),
         }
     }
 }
@@ -219,7 +230,7 @@ fn reply<'a>(
         parent_span_id: context.and_then(|context| context.parent_id).map(Text::SpanId),
         sampled: sampling.map(Sampling::is_sampled),
         propagation: if node.tracer.is_some() { Propagation::Continue } else { Propagation::Forward },
-        received: RedactedHeaders::received(&exchange.carried),
+        received: HeaderList::Own(RedactedHeaders::received(&exchange.carried)),
         client: Client {
             ip: Text::Address(exchange.client),
             identity: exchange.identity.as_ref().map(|(_, name)| Text::Borrowed(name)),

@@ -19,7 +19,7 @@ use crate::hop::error::{Error, ShedReason};
 use crate::hop::exchange::Exchange;
 use crate::hop::layers::StreamPlace;
 use crate::hop::limits::MAX_RESPONSE;
-use crate::hop::reply::Tree;
+use crate::hop::reply::{self, Tree, Written};
 use crate::hop::streams::{Pace, replies};
 use crate::rpc::chain::chain_server::{Chain, SERVICE_NAME};
 use crate::rpc::chain::{CallRequest, Reply, StreamRequest};
@@ -47,18 +47,25 @@ impl Chain for ChainService {
         let size = body.len() as u64;
         let kept = held.filter(|_| exchange.node.forward_body);
         exchange.set_body(size, kept.map(|held| RequestBody { bytes: body, content_type: None, _held: held }));
-        let (status, json) = answered(&exchange, n).await.map_err(Error::status)?;
-        let tree = Tree::parse(&json).map_err(|_| Error::Internal.status())?;
-        drop(json);
-        if !status.is_success() {
-            return Err(tree.clone().into_status(&why(&tree)));
-        }
-        let mut reply = tree.into_message();
+        // What a failed call has in its details may have to be shortened hop by hop.
+        let write = |reply: reply::Reply<Written<'_>>| {
+            if (200..300).contains(&reply.status) { Ok(reply.into_message()) } else { Err(reply.to_json()) }
+        };
+        let (_, written) = answered(&exchange, n, write).await.map_err(Error::status)?;
+        let mut reply = written.map_err(|json| match Tree::parse(&json) {
+            Ok(tree) => {
+                let why = why(&tree);
+                tree.into_status(&why)
+            }
+            Err(_) => Error::Internal.status(),
+        })?;
         let wanted = if wanted > 0 { wanted } else { exchange.node.response_size.map_or(0, |size| size.at(ids::unit())) };
+        let mut length = reply.encoded_len();
         // The field's key and length take up to five bytes.
-        reply.padding = vec![b'x'; wanted.saturating_sub(reply.encoded_len() + 5)].into();
+        reply.padding = vec![b'x'; wanted.saturating_sub(length + 5)].into();
+        length += reply.padding.len();
         let mut held = exchange.node.held.empty(HeldKind::Answer);
-        held.add(reply.encoded_len()).map_err(|Exhausted(kind)| exchange.shed(ShedReason::Held(kind)).status())?;
+        held.add(length).map_err(|Exhausted(kind)| exchange.shed(ShedReason::Held(kind)).status())?;
         exchange.hold_answer(held);
         Ok(Response::new(reply))
     }

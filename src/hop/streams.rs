@@ -20,7 +20,6 @@ use crate::hop::chain::own_reply;
 use crate::hop::error::Error;
 use crate::hop::exchange::Exchange;
 use crate::hop::layers::StreamPlace;
-use crate::hop::reply::Tree;
 use crate::rpc::chain::Reply;
 use crate::values::parse_duration;
 
@@ -157,7 +156,7 @@ pub(crate) async fn events(
         let mut ticks = ticks?;
         match ticks.next().await {
             Ok(()) => {
-                let reply = String::from_utf8(own_reply(&ticks.exchange, StatusCode::OK)).unwrap_or_default();
+                let reply = String::from_utf8(own_reply(&ticks.exchange, StatusCode::OK).to_json()).unwrap_or_default();
                 Some((Ok(Event::default().id(ticks.sent.to_string()).data(reply)), Some(ticks)))
             }
             Err(end) => {
@@ -179,10 +178,10 @@ pub(crate) fn replies(
     futures_util::stream::unfold(Some(Ticks::new(exchange, place, pace)), |ticks| async {
         let mut ticks = ticks?;
         let status = match ticks.next().await {
-            Ok(()) => match Tree::parse(&own_reply(&ticks.exchange, StatusCode::OK)) {
-                Ok(tree) => return Some((Ok(tree.into_message()), Some(ticks))),
-                Err(_) => Error::Internal.status(),
-            },
+            Ok(()) => {
+                let reply = own_reply(&ticks.exchange, StatusCode::OK).into_message();
+                return Some((Ok(reply), Some(ticks)));
+            }
             Err(End::Complete) => return None,
             Err(end @ End::Draining) => Status::unavailable(ticks.told(end)),
             Err(end) => Status::deadline_exceeded(ticks.told(end)),

@@ -106,7 +106,7 @@ impl Socket<'_> {
 
     /// Sends the reply, and then back what comes. What came before the hop stops accepting is still answered.
     async fn echo(&mut self) -> Result<(CloseCode, &'static str), SocketError> {
-        let reply = own_reply(&self.exchange, StatusCode::SWITCHING_PROTOCOLS);
+        let reply = own_reply(&self.exchange, StatusCode::SWITCHING_PROTOCOLS).to_json();
         self.send(Message::text(String::from_utf8(reply).unwrap_or_default())).await?;
         let node = self.exchange.node.clone();
         for _ in 0..MAX_MESSAGES {

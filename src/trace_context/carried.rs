@@ -1,5 +1,7 @@
 //! The headers that a hop carries: the table of their names, the headers of one request, and their redacted form for the reply.
 
+use std::borrow::Cow;
+
 use http::{HeaderName, HeaderValue};
 
 use super::context::HeaderSource;
@@ -194,12 +196,28 @@ impl<'a> RedactedHeaders<'a> {
             let mut separator = b'[';
             for (_, value) in self.0[i..].iter().filter(|(at, _)| is_same(at.as_str(), text)) {
                 out.push(separator);
-                let shown = if value.is_sensitive() { MASK.as_bytes().into() } else { without_queries(value.as_bytes()) };
-                push_text(out, &shown);
+                push_text(out, &shown(value));
                 separator = b',';
             }
             out.push(b']');
         }
         out.push(b'}');
     }
+
+    /// The names with their values.
+    pub(crate) fn to_pairs(self) -> Vec<(String, Vec<String>)> {
+        let mut pairs: Vec<(String, Vec<String>)> = Vec::with_capacity(self.0.len());
+        for (name, value) in self.0 {
+            let shown = String::from_utf8_lossy(&shown(value)).into_owned();
+            match pairs.iter_mut().find(|(known, _)| known == name.as_str()) {
+                Some((_, values)) => values.push(shown),
+                None => pairs.push((name.as_str().to_owned(), vec![shown])),
+            }
+        }
+        pairs
+    }
+}
+
+fn shown(value: &HeaderValue) -> Cow<'_, [u8]> {
+    if value.is_sensitive() { MASK.as_bytes().into() } else { without_queries(value.as_bytes()) }
 }

@@ -4,7 +4,7 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 use http::{HeaderMap, Request};
 use prost::Message;
 use serde_json::json;
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 use tonic::{Code, Status};
 
 use crate::common::{Hop, Sink, Upstream, answer, chain_over, eventually};
@@ -210,6 +210,46 @@ async fn the_broken_hop_is_seen_from_the_front_of_a_long_chain_that_is_shortened
     }
     assert!((3..19).contains(&depth), "{depth}");
     assert!(reply.upstreams[0].error.as_ref().unwrap().contains("left out"), "{reply:?}");
+}
+
+/// A next hop that answers every call with this message, OK.
+async fn answering(message: Vec<u8>) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("grpc://{}", listener.local_addr().unwrap());
+    let framed = Bytes::from([&[0], &u32::try_from(message.len()).unwrap().to_be_bytes()[..], &message].concat());
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let framed = framed.clone();
+            tokio::spawn(async move {
+                let mut connection = h2::server::handshake(stream).await.unwrap();
+                while let Some(Ok((_, mut respond))) = connection.accept().await {
+                    let head = http::Response::builder().header("content-type", "application/grpc").body(()).unwrap();
+                    let mut stream = respond.send_response(head, false).unwrap();
+                    stream.send_data(framed.clone(), false).unwrap();
+                    stream.send_trailers(HeaderMap::from_iter([("grpc-status".parse().unwrap(), 0.into())])).unwrap();
+                }
+            });
+        }
+    });
+    url
+}
+
+#[tokio::test]
+async fn a_message_that_would_become_huge_is_refused_before_it_is_read() {
+    let calls = |count| {
+        let mut message = Reply { propagation: "forward".to_owned(), ..Reply::default() }.encode_to_vec();
+        // A call without a field: three bytes, and hundreds once it is read.
+        message.extend(b"\xd2\x01\0".repeat(count));
+        message
+    };
+    let hop = Hop::start(&["--upstream", &answering(calls(1000)).await], &[]);
+    let (status, reply) = hop.json("/service1", &[]).await;
+    assert_eq!((status, reply["upstreams"][0]["reply"]["upstreams"].as_array().map(Vec::len)), (200, Some(1000)));
+    let hop = Hop::start(&["--upstream", &answering(calls(340_000)).await], &[]);
+    hop.get("/service1?format=json", &[]).await.assert_problem(503);
+    assert_eq!(call(&hop, &[]).await.status.code(), Code::Unavailable);
+    let shed = hop.metrics().await.sum("httpserver_requests_shed_total", &[("reason", "upstream_answer")]);
+    assert_eq!(shed, 2.0);
 }
 
 #[tokio::test]

@@ -22,7 +22,7 @@ use tonic::Code;
 
 use crate::check::chain::expect::is_tls;
 use crate::check::reachability::answer::{FrontAnswer, MAX_BODY, RequestFailure};
-use crate::hop::reply::{Headers, Tree};
+use crate::hop::reply::{Headers, MessageReply};
 use crate::net::hosts::host_of;
 use crate::rpc::status::of_headers;
 use crate::rpc::{self, CALL, CONTENT_TYPE};
@@ -149,7 +149,7 @@ fn read(status: StatusCode, headers: &HeaderMap, trailers: Option<HeaderMap>, bo
         return (status, body);
     }
     let called = trailers.as_ref().and_then(of_headers).or_else(|| of_headers(headers));
-    let json = |reply: Bytes| Tree::from_message(reply).and_then(|tree| serde_json::to_vec(&tree).ok()).map(Bytes::from);
+    let json = |reply: Bytes| MessageReply::read(&reply).map(|reply| Bytes::from(reply.to_json()));
     match called {
         Some(called) if called.code() == Code::Ok => (status, message(body).and_then(json).unwrap_or_default()),
         Some(called) => {

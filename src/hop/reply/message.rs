@@ -5,55 +5,62 @@ use http::StatusCode;
 use prost::Message as _;
 use tonic::{Code, Status};
 
-use super::{Call, Client, Headers, Injected, MAX_HOPS, Propagation, Tree};
+use super::{Call, Headers, Injected, MAX_HOPS, Propagation, Reply, Representation, Tree};
 use crate::rpc::chain::{self, Header, Upstream};
 use crate::rpc::status::{code_of, with_reply};
 
 /// What stands in place of replies that the details of a status have no room for.
 const SHORTENED: &str = "the reply below is left out: the details of a gRPC status have no room for it";
+/// The error of a call whose reply is not shown.
+pub(super) const UNREADABLE: &str = "the reply below cannot be read, or nests more than 256 hops";
 
-impl Tree {
+/// A nested reply that can be written into a message.
+pub(crate) trait Encoded {
+    /// The message; `None` when what is nested is no reply.
+    fn encoded(self) -> Option<Bytes>;
+}
+
+impl Encoded for Box<Tree> {
+    fn encoded(self) -> Option<Bytes> {
+        Some(self.into_message().encode_to_vec().into())
+    }
+}
+
+impl<R: Representation> Reply<R> {
     /// The message.
-    pub(crate) fn into_message(self) -> chain::Reply {
-        let upstreams = self.upstreams.into_iter().map(|call| Upstream {
-            url: call.url,
-            protocol: call.protocol,
-            status: call.status.map(u32::from),
-            duration_ms: call.duration_ms,
-            error: call.error,
-            sent: to_pairs(call.sent),
-            reply: call.reply.map(|reply| encoded(*reply)),
-            embedded: call.embedded.into_iter().map(|reply| encoded(*reply)).collect(),
-        });
+    pub(crate) fn into_message(self) -> chain::Reply
+    where
+        R: Representation<Text: Into<String>, Headers: Into<Headers>, Nested: Encoded>,
+    {
         chain::Reply {
-            upstreams: upstreams.collect(),
-            service: self.service,
-            version: self.version,
-            lane: self.lane,
-            hostname: self.hostname,
-            message: self.message,
-            path: self.path,
+            upstreams: self.upstreams.into_iter().map(Call::into_message).collect(),
+            service: self.service.into(),
+            version: self.version.into(),
+            lane: self.lane.into(),
+            hostname: self.hostname.into(),
+            message: self.message.into(),
+            path: self.path.into(),
             status: self.status.into(),
-            started_at: self.started_at,
+            started_at: self.started_at.into(),
             duration_ms: self.duration_ms,
-            request_id: self.request_id,
-            trace_id: self.trace_id,
-            span_id: self.span_id,
-            parent_span_id: self.parent_span_id,
+            request_id: self.request_id.into(),
+            trace_id: self.trace_id.map(Into::into),
+            span_id: self.span_id.map(Into::into),
+            parent_span_id: self.parent_span_id.map(Into::into),
             sampled: self.sampled,
             propagation: if self.propagation == Propagation::Forward { "forward" } else { "continue" }.to_owned(),
             received: to_pairs(self.received),
             client: Some(chain::Client {
-                ip: self.client.ip,
-                identity: self.client.identity,
-                identity_source: self.client.identity_source,
+                ip: self.client.ip.into(),
+                identity: self.client.identity.map(Into::into),
+                identity_source: self.client.identity_source.map(Into::into),
             }),
-            protocol: self.protocol,
+            protocol: self.protocol.map(Into::into),
             request_bytes: self.request_bytes,
-            node: self.node,
-            zone: self.zone,
-            region: self.region,
-            cluster: self.cluster,
+            node: self.node.map(Into::into),
+            zone: self.zone.map(Into::into),
+            region: self.region.map(Into::into),
+            cluster: self.cluster.map(Into::into),
             attempt: self.attempt,
             injected: self.injected.map(|injected| chain::Injected {
                 delay_ms: injected.delay_ms,
@@ -65,93 +72,164 @@ impl Tree {
             padding: Bytes::new(),
         }
     }
+}
 
-    /// Reads a message with every reply below it; `None` when it is not a hop's. A nested reply that is none, or nests deeper than
-    /// [`MAX_HOPS`], is left out, and its call says so.
-    pub(crate) fn from_message(message: Bytes) -> Option<Self> {
-        Self::read_message(message, 1)
+impl<R: Representation> Call<R> {
+    fn into_message(self) -> Upstream
+    where
+        R: Representation<Text: Into<String>, Headers: Into<Headers>, Nested: Encoded>,
+    {
+        let has_reply = self.reply.is_some();
+        let reply = self.reply.and_then(Encoded::encoded);
+        let unreadable = || (has_reply && reply.is_none()).then(|| UNREADABLE.to_owned());
+        Upstream {
+            error: self.error.map(Into::into).or_else(unreadable),
+            url: self.url.into(),
+            protocol: self.protocol.map(Into::into),
+            status: self.status.map(u32::from),
+            duration_ms: self.duration_ms,
+            sent: to_pairs(self.sent),
+            embedded: self.embedded.into_iter().filter_map(Encoded::encoded).collect(),
+            reply,
+        }
+    }
+}
+
+/// A valid message of a next hop.
+#[derive(Debug)]
+pub(crate) struct MessageReply {
+    pub(super) message: Box<chain::Reply>,
+    /// To be nested verbatim: without padding, so that it does not add up along a chain.
+    bytes: Bytes,
+}
+
+impl MessageReply {
+    /// Reads a message; `None` when it is not a hop's. What it nests is read where it is needed: whatever it is, a message around it is
+    /// valid.
+    pub(crate) fn read(bytes: &Bytes) -> Option<Self> {
+        let mut message = Box::new(chain::Reply::decode(bytes.clone()).ok()?);
+        message.propagation()?;
+        let mut statuses = message.upstreams.iter().filter_map(|call| call.status).chain([message.status]);
+        if statuses.any(|status| u16::try_from(status).is_err()) {
+            return None;
+        }
+        if message.padding.is_empty() {
+            return Some(Self { message, bytes: bytes.clone() });
+        }
+        message.padding = Bytes::new();
+        Some(Self { bytes: message.encode_to_vec().into(), message })
     }
 
-    fn read_message(message: Bytes, depth: u32) -> Option<Self> {
-        let reply = chain::Reply::decode(message).ok()?;
-        let propagation = match &*reply.propagation {
-            "forward" => Propagation::Forward,
-            "continue" => Propagation::Continue,
-            _ => return None,
-        };
-        let client = reply.client.unwrap_or_default();
-        let mut upstreams = Vec::with_capacity(reply.upstreams.len());
-        for call in reply.upstreams {
-            let (mut nested, mut error) = (None, call.error);
-            if let Some(below) = call.reply {
-                nested = if depth < MAX_HOPS { Self::read_message(below, depth + 1).map(Box::new) } else { None };
-                if nested.is_none() {
-                    error.get_or_insert_with(|| format!("the reply below cannot be read, or nests more than {MAX_HOPS} hops"));
-                }
-            }
-            let embedded = call.embedded.into_iter().filter(|_| depth < MAX_HOPS);
-            let embedded = embedded.filter_map(|below| Self::read_message(below, depth + 1).map(Box::new)).collect();
-            upstreams.push(Call {
-                url: call.url,
-                protocol: call.protocol,
-                status: call.status.map(u16::try_from).transpose().ok()?,
-                duration_ms: call.duration_ms,
-                error,
-                sent: from_pairs(call.sent),
-                reply: nested,
-                embedded,
-            });
+    pub(super) fn bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+}
+
+impl chain::Reply {
+    pub(super) fn propagation(&self) -> Option<Propagation> {
+        match &*self.propagation {
+            "forward" => Some(Propagation::Forward),
+            "continue" => Some(Propagation::Continue),
+            _ => None,
         }
-        let injected = reply.injected.map(|injected| Injected {
+    }
+}
+
+impl From<chain::Injected> for Injected {
+    fn from(injected: chain::Injected) -> Self {
+        Self {
             delay_ms: injected.delay_ms,
             abort_status: injected.abort_status.and_then(|status| u16::try_from(status).ok()),
             faults: injected.faults,
             breaks: injected.breaks,
             error: injected.error,
-        });
-        Some(Self {
-            upstreams,
-            service: reply.service,
-            version: reply.version,
-            lane: reply.lane,
-            hostname: reply.hostname,
-            message: reply.message,
-            path: reply.path,
-            status: u16::try_from(reply.status).ok()?,
-            started_at: reply.started_at,
-            duration_ms: reply.duration_ms,
-            request_id: reply.request_id,
-            trace_id: reply.trace_id,
-            span_id: reply.span_id,
-            parent_span_id: reply.parent_span_id,
-            sampled: reply.sampled,
-            propagation,
-            received: from_pairs(reply.received),
-            client: Client { ip: client.ip, identity: client.identity, identity_source: client.identity_source },
-            protocol: reply.protocol,
-            request_bytes: reply.request_bytes,
-            node: reply.node,
-            zone: reply.zone,
-            region: reply.region,
-            cluster: reply.cluster,
-            attempt: reply.attempt,
-            injected,
-        })
-    }
-
-    /// The status of a failed call: the tree is in its details, without the lowest replies where they have no room.
-    pub(crate) fn into_status(mut self, message: &str) -> Status {
-        let code = StatusCode::from_u16(self.status).map_or(Code::Unknown, code_of);
-        loop {
-            if let Some(status) = with_reply(code, message, &self.clone().into_message()) {
-                return status;
-            }
-            let depth = self.depth();
-            if depth == 1 {
-                return Status::new(code, message);
-            }
-            self.cut(depth - 1);
         }
+    }
+}
+
+/// How many bytes a message takes at most when it is read and written as JSON, with every reply below it, beside its own: a few bytes can be
+/// a call without a field, which takes hundreds.
+pub(crate) fn expanded_size(message: &[u8]) -> usize {
+    expanded(Kind::Reply, message, MAX_HOPS)
+}
+
+/// The messages that have repeated fields.
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    Reply,
+    Upstream,
+    Header,
+    Injected,
+}
+
+fn expanded(kind: Kind, mut rest: &[u8], depth: u32) -> usize {
+    /// A string and its place in a vector.
+    const FIELD: usize = 32;
+    /// A call as it is read, and all its names in JSON.
+    const CALL: usize = 768;
+    /// All the names of a reply in JSON.
+    const REPLY: usize = 768;
+    let mut size = 0;
+    while let Some((key, after)) = varint(rest) {
+        size += FIELD;
+        let after = match key & 7 {
+            0 => varint(after).map(|(_, after)| after),
+            1 => after.get(8..),
+            5 => after.get(4..),
+            2 => varint(after).and_then(|(length, after)| {
+                let (field, after) = after.split_at_checked(usize::try_from(length).ok()?)?;
+                size += match (kind, key >> 3) {
+                    (Kind::Reply, 16) | (Kind::Upstream, 6) => expanded(Kind::Header, field, depth),
+                    (Kind::Reply, 25) => expanded(Kind::Injected, field, depth),
+                    (Kind::Reply, 26) => CALL + expanded(Kind::Upstream, field, depth),
+                    (Kind::Upstream, 7 | 8) if depth > 1 => REPLY + expanded(Kind::Reply, field, depth - 1),
+                    _ => 0,
+                };
+                Some(after)
+            }),
+            _ => None,
+        };
+        // Whatever this is, it is no message: reading it ends here, too.
+        let Some(after) = after else { break };
+        rest = after;
+    }
+    size
+}
+
+fn varint(bytes: &[u8]) -> Option<(u64, &[u8])> {
+    let mut value = 0;
+    for (i, byte) in bytes.iter().enumerate().take(10) {
+        value |= u64::from(byte & 0x7f) << (7 * i);
+        if byte & 0x80 == 0 {
+            return Some((value, &bytes[i + 1..]));
+        }
+    }
+    None
+}
+
+impl Tree {
+    /// The status of a failed call: the tree is in its details, without the lowest replies where they have no room.
+    pub(crate) fn into_status(self, message: &str) -> Status {
+        let code = StatusCode::from_u16(self.status).map_or(Code::Unknown, code_of);
+        let of_depth = |depth| {
+            let mut tree = self.clone();
+            tree.cut(depth);
+            with_reply(code, message, &tree.into_message())
+        };
+        let (mut least, mut most) = (1, self.depth());
+        let mut status = of_depth(most);
+        if status.is_some() {
+            least = most;
+        }
+        // The deepest that has room.
+        while least < most {
+            let depth = usize::midpoint(least, most);
+            match of_depth(depth) {
+                Some(shortened) => (status, least) = (Some(shortened), depth + 1),
+                None => most = depth,
+            }
+        }
+        status.unwrap_or_else(|| Status::new(code, message))
     }
 
     fn depth(&self) -> usize {
@@ -184,16 +262,8 @@ impl Tree {
     }
 }
 
-fn encoded(reply: Tree) -> Bytes {
-    reply.into_message().encode_to_vec().into()
-}
-
-fn to_pairs(headers: Headers) -> Vec<Header> {
-    headers.0.into_iter().map(|(name, values)| Header { name, values }).collect()
-}
-
-fn from_pairs(headers: Vec<Header>) -> Headers {
-    Headers(headers.into_iter().map(|Header { name, values }| (name, values)).collect())
+fn to_pairs(headers: impl Into<Headers>) -> Vec<Header> {
+    headers.into().0.into_iter().map(|(name, values)| Header { name, values }).collect()
 }
 
 #[cfg(test)]
@@ -222,18 +292,58 @@ mod tests {
         tree
     }
 
+    fn parse(message: Bytes) -> Tree {
+        Tree::parse(&MessageReply::read(&message).unwrap().to_json()).unwrap()
+    }
+
     #[test]
     fn a_tree_is_the_same_after_its_way_through_messages() {
         for hops in [1, 2, 60, MAX_HOPS as usize] {
             let tree = chain(hops);
-            let message = tree.clone().into_message().encode_to_vec();
-            let read = Tree::from_message(message.into()).unwrap();
+            let read = parse(tree.clone().into_message().encode_to_vec().into());
             assert_eq!(serde_json::to_string(&read).unwrap(), serde_json::to_string(&tree).unwrap(), "{hops}");
         }
-        let longer = Tree::from_message(chain(MAX_HOPS as usize + 1).into_message().encode_to_vec().into()).unwrap();
+        let longer = parse(chain(MAX_HOPS as usize + 1).into_message().encode_to_vec().into());
         assert_eq!(longer.depth(), MAX_HOPS as usize);
+        assert!(UNREADABLE.contains(&MAX_HOPS.to_string()));
         for other in [&b""[..], b"\x0a\x01a", b"\xff\xff"] {
-            assert!(Tree::from_message(Bytes::from_static(other)).is_none(), "{other:?}");
+            assert!(MessageReply::read(&Bytes::from_static(other)).is_none(), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn padding_is_not_nested_and_what_is_no_reply_is_marked() {
+        let mut message = chain(2).into_message();
+        message.upstreams[0].reply = Some(Bytes::from_static(b"\x0a\x01a"));
+        message.padding = vec![b'x'; 10_000].into();
+        let read = MessageReply::read(&message.encode_to_vec().into()).unwrap();
+        assert!(read.bytes().len() < 1000, "{}", read.bytes().len());
+        let call = &Tree::parse(&read.to_json()).unwrap().upstreams[0];
+        assert!(call.reply.is_none(), "{call:?}");
+        let mut above = chain(2);
+        above.upstreams[0].error = None;
+        let mut message = above.into_message();
+        message.upstreams[0].reply = Some(Bytes::from_static(b"\x0a\x01a"));
+        let call = &parse(message.encode_to_vec().into()).upstreams[0];
+        assert_eq!((call.error.as_deref(), call.reply.is_none()), (Some(UNREADABLE), true));
+    }
+
+    #[test]
+    fn a_message_of_few_bytes_that_becomes_large_is_known_before_it_is_read() {
+        let least = |upstreams| chain::Reply { propagation: "forward".to_owned(), upstreams, ..chain::Reply::default() };
+        let nested = Upstream { reply: Some(least(Vec::new()).encode_to_vec().into()), ..Upstream::default() };
+        let embedded = Upstream { embedded: vec![nested.reply.clone().unwrap(); 3], ..Upstream::default() };
+        let header = Header { values: vec![String::new(); 3], ..Header::default() };
+        let headers = Upstream { sent: vec![header; 3], ..Upstream::default() };
+        for call in [Upstream::default(), nested, embedded, headers] {
+            let message: Bytes = least(vec![call; 1000]).encode_to_vec().into();
+            let json = MessageReply::read(&message).unwrap().to_json();
+            assert!(json.len() > 5 * message.len(), "{} of {}", json.len(), message.len());
+            assert!(expanded_size(&message) + 1024 >= json.len(), "{} of {}", expanded_size(&message), json.len());
+            assert!(expanded_size(&message) >= 1000 * 2 * size_of::<Upstream>());
+        }
+        for odd in [&b"\xff"[..], b"\xd2\x01\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01", b"\x0b", &[0xd2; 1000]] {
+            assert!(expanded_size(odd) < 100_000, "{odd:?}");
         }
     }
 
@@ -241,9 +351,12 @@ mod tests {
     fn the_tree_of_a_failed_call_is_shortened_from_below_and_says_so() {
         for (hops, whole) in [(3, true), (60, false)] {
             let (http, reply) = status::read(&chain(hops).into_status("m"));
-            let tree = Tree::from_message(reply.unwrap()).unwrap();
+            let tree = parse(reply.unwrap());
             assert_eq!((http.as_u16(), tree.depth() == hops), (502, whole), "{hops}");
             assert!(tree.depth() >= 3, "{}", tree.depth());
+            let mut more = chain(hops);
+            more.cut(tree.depth() + 1);
+            assert_eq!(with_reply(Code::Unavailable, "m", &more.into_message()).is_some(), whole, "no more has room");
             let mut last = &tree;
             while let Some(next) = last.upstreams.first().and_then(|call| call.reply.as_deref()) {
                 last = next;

@@ -27,7 +27,8 @@ use crate::trace_context::HeaderSource;
 
 pub(crate) use check::{NestedReply, NotNested, pad};
 pub(crate) use embedded::embedded_replies;
-pub(crate) use write::{Text, Written};
+pub(crate) use message::{MessageReply, expanded_size};
+pub(crate) use write::{HeaderList, Nested, Text, Written};
 
 /// How many replies may nest, the outermost included: no flag accepts a longer chain, and no reader reads deeper.
 ///

@@ -6,9 +6,12 @@
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
+use bytes::Bytes;
 use opentelemetry::trace::{SpanId, TraceId};
 
-use super::{Call, NestedReply, Propagation, Reply, Representation};
+use super::message::{Encoded, MessageReply, UNREADABLE};
+use super::{Call, Client, Headers, MAX_HOPS, NestedReply, Propagation, Reply, Representation, Tree};
+use crate::rpc::chain::{Header, Upstream};
 use crate::text::escape::{push_escaped, push_text};
 use crate::text::hex::push_hex;
 use crate::text::number::{push_address, push_milliseconds, push_number};
@@ -21,8 +24,24 @@ pub(crate) struct Written<'a>(std::marker::PhantomData<&'a str>);
 
 impl<'a> Representation for Written<'a> {
     type Text = Text<'a>;
-    type Headers = RedactedHeaders<'a>;
-    type Nested = NestedReply<'a>;
+    type Headers = HeaderList<'a>;
+    type Nested = Nested<'a>;
+}
+
+/// Header names with their values.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum HeaderList<'a> {
+    Own(RedactedHeaders<'a>),
+    /// Of a next hop's message.
+    Message(&'a [Header]),
+}
+
+/// What a next hop replied.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Nested<'a> {
+    Json(NestedReply<'a>),
+    /// Over gRPC, and how deep it stands in the reply: that of the hop itself stands at 1.
+    Message(&'a MessageReply, u32),
 }
 
 /// A value that is a text in the reply.
@@ -49,7 +68,11 @@ impl Reply<Written<'_>> {
         // The reply of a last hop, with the headers that a mesh sends, has about 1,000 bytes.
         let nested: usize = self.upstreams.iter().map(Call::<Written<'_>>::expected_len).sum();
         let mut json = Vec::with_capacity(2048 + nested);
-        let out = &mut json;
+        self.push(&mut json);
+        json
+    }
+
+    fn push(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(b"{\"service\":");
         self.service.push(out);
         out.extend_from_slice(key!("version"));
@@ -88,7 +111,7 @@ impl Reply<Written<'_>> {
             Propagation::Continue => b"\"continue\"",
         });
         out.extend_from_slice(key!("received"));
-        self.received.push_json(out);
+        self.received.push(out);
         out.extend_from_slice(b",\"client\":{\"ip\":");
         self.client.ip.push(out);
         out.extend_from_slice(key!("identity"));
@@ -114,7 +137,6 @@ impl Reply<Written<'_>> {
             call.push(out);
         }
         out.extend_from_slice(b"]}");
-        json
     }
 
     fn push_protocol_and_place(&self, out: &mut Vec<u8>) {
@@ -136,7 +158,7 @@ impl Reply<Written<'_>> {
 impl Call<Written<'_>> {
     /// So that the buffer need not grow, and its content move, while a long nested reply is written.
     fn expected_len(&self) -> usize {
-        1024 + self.reply.into_iter().chain(self.embedded.iter().copied()).map(NestedReply::len).sum::<usize>()
+        1024 + self.reply.into_iter().chain(self.embedded.iter().copied()).map(Nested::expected_len).sum::<usize>()
     }
 
     fn push(&self, out: &mut Vec<u8>) {
@@ -154,7 +176,7 @@ impl Call<Written<'_>> {
         out.extend_from_slice(key!("error"));
         push_optional(out, self.error.as_ref());
         out.extend_from_slice(key!("sent"));
-        self.sent.push_json(out);
+        self.sent.push(out);
         out.extend_from_slice(key!("reply"));
         match self.reply {
             Some(reply) => reply.push(out),
@@ -172,6 +194,154 @@ impl Call<Written<'_>> {
     }
 }
 
+impl Nested<'_> {
+    /// Names make JSON longer than the message.
+    fn expected_len(self) -> usize {
+        match self {
+            Self::Json(reply) => reply.len(),
+            Self::Message(reply, _) => 1024 + 2 * reply.bytes().len(),
+        }
+    }
+
+    fn push(self, out: &mut Vec<u8>) {
+        match self {
+            Self::Json(reply) => reply.push(out),
+            Self::Message(reply, depth) => push_message(out, reply, depth),
+        }
+    }
+}
+
+impl MessageReply {
+    /// The reply as JSON. Where a nested reply is none, or nests deeper than [`MAX_HOPS`], its call has no reply and says so.
+    pub(crate) fn to_json(&self) -> Vec<u8> {
+        let mut json = Vec::with_capacity(2048 + 2 * self.bytes().len());
+        push_message(&mut json, self, 1);
+        json
+    }
+}
+
+/// A call of a next hop's message, with the replies below it.
+struct CallBelow<'a> {
+    call: &'a Upstream,
+    reply: Option<MessageReply>,
+    embedded: Vec<MessageReply>,
+}
+
+impl<'a> CallBelow<'a> {
+    fn read(call: &'a Upstream, depth: u32) -> Self {
+        let read = |reply: &Bytes| MessageReply::read(reply).filter(|_| depth < MAX_HOPS);
+        Self { call, reply: call.reply.as_ref().and_then(read), embedded: call.embedded.iter().filter_map(read).collect() }
+    }
+
+    fn as_call(&self, depth: u32) -> Call<Written<'_>> {
+        let nested = |reply| Nested::Message(reply, depth + 1);
+        let is_unreadable = self.call.reply.is_some() && self.reply.is_none();
+        Call {
+            url: Text::Borrowed(&self.call.url),
+            protocol: borrowed(self.call.protocol.as_ref()),
+            status: self.call.status.and_then(|status| u16::try_from(status).ok()),
+            duration_ms: self.call.duration_ms,
+            error: borrowed(self.call.error.as_ref()).or(is_unreadable.then_some(Text::Borrowed(UNREADABLE))),
+            sent: HeaderList::Message(&self.call.sent),
+            reply: self.reply.as_ref().map(nested),
+            embedded: self.embedded.iter().map(nested).collect(),
+        }
+    }
+}
+
+/// Appends the reply of a message as JSON.
+fn push_message(out: &mut Vec<u8>, reply: &MessageReply, depth: u32) {
+    let message = &reply.message;
+    let below: Vec<_> = message.upstreams.iter().map(|call| CallBelow::read(call, depth)).collect();
+    let client = message.client.as_ref();
+    let reply = Reply {
+        service: Text::Borrowed(&message.service),
+        version: Text::Borrowed(&message.version),
+        lane: Text::Borrowed(&message.lane),
+        hostname: Text::Borrowed(&message.hostname),
+        message: Text::Borrowed(&message.message),
+        path: Text::Borrowed(&message.path),
+        status: message.status.try_into().unwrap_or_default(),
+        started_at: Text::Borrowed(&message.started_at),
+        duration_ms: message.duration_ms,
+        request_id: Text::Borrowed(&message.request_id),
+        trace_id: borrowed(message.trace_id.as_ref()),
+        span_id: borrowed(message.span_id.as_ref()),
+        parent_span_id: borrowed(message.parent_span_id.as_ref()),
+        sampled: message.sampled,
+        propagation: message.propagation().unwrap_or(Propagation::Forward),
+        received: HeaderList::Message(&message.received),
+        client: Client {
+            ip: Text::Borrowed(client.map_or("", |client| &client.ip)),
+            identity: borrowed(client.and_then(|client| client.identity.as_ref())),
+            identity_source: borrowed(client.and_then(|client| client.identity_source.as_ref())),
+        },
+        protocol: borrowed(message.protocol.as_ref()),
+        request_bytes: message.request_bytes,
+        node: borrowed(message.node.as_ref()),
+        zone: borrowed(message.zone.as_ref()),
+        region: borrowed(message.region.as_ref()),
+        cluster: borrowed(message.cluster.as_ref()),
+        attempt: message.attempt,
+        injected: message.injected.clone().map(Into::into),
+        upstreams: below.iter().map(|call| call.as_call(depth)).collect(),
+    };
+    Reply::<Written<'_>>::push(&reply, out);
+}
+
+fn borrowed(text: Option<&String>) -> Option<Text<'_>> {
+    text.map(|text| Text::Borrowed(text))
+}
+
+impl Encoded for Nested<'_> {
+    fn encoded(self) -> Option<Bytes> {
+        match self {
+            Self::Json(reply) => {
+                let mut json = Vec::with_capacity(reply.len());
+                reply.push(&mut json);
+                Box::new(Tree::parse(&json).ok()?).encoded()
+            }
+            Self::Message(reply, _) => Some(reply.bytes().clone()),
+        }
+    }
+}
+
+impl HeaderList<'_> {
+    fn push(self, out: &mut Vec<u8>) {
+        let headers = match self {
+            Self::Own(headers) => return headers.push_json(out),
+            Self::Message(headers) => headers,
+        };
+        out.push(b'{');
+        for (i, Header { name, values }) in headers.iter().enumerate() {
+            if i > 0 {
+                out.push(b',');
+            }
+            push_text(out, name.as_bytes());
+            out.extend_from_slice(b":[");
+            for (i, value) in values.iter().enumerate() {
+                if i > 0 {
+                    out.push(b',');
+                }
+                push_text(out, value.as_bytes());
+            }
+            out.push(b']');
+        }
+        out.push(b'}');
+    }
+}
+
+impl From<HeaderList<'_>> for Headers {
+    fn from(list: HeaderList<'_>) -> Self {
+        Self(match list {
+            HeaderList::Own(headers) => headers.to_pairs(),
+            HeaderList::Message(headers) => {
+                headers.iter().map(|Header { name, values }| (name.clone(), values.clone())).collect()
+            }
+        })
+    }
+}
+
 impl Text<'_> {
     /// Appends the JSON string.
     fn push(&self, out: &mut Vec<u8>) {
@@ -180,18 +350,34 @@ impl Text<'_> {
             _ => out.push(b'"'),
         }
         match self {
-            Self::Borrowed(_) => {}
             Self::Greeting(name) => {
                 out.extend_from_slice(b"Hello, ");
                 push_escaped(out, name.as_bytes());
                 out.push(b'!');
             }
+            _ => self.push_plain(out),
+        }
+        out.push(b'"');
+    }
+
+    /// Appends the text as it is.
+    fn push_plain(&self, out: &mut Vec<u8>) {
+        match self {
+            Self::Borrowed(text) => out.extend_from_slice(text.as_bytes()),
+            Self::Greeting(name) => out.extend_from_slice(["Hello, ", name, "!"].concat().as_bytes()),
             Self::Time(time) => push_time(out, *time),
             Self::TraceId(id) => push_hex(out, &id.to_bytes()),
             Self::SpanId(id) => push_hex(out, &id.to_bytes()),
             Self::Address(address) => push_address(out, *address),
         }
-        out.push(b'"');
+    }
+}
+
+impl From<Text<'_>> for String {
+    fn from(text: Text<'_>) -> Self {
+        let mut plain = Vec::with_capacity(32);
+        text.push_plain(&mut plain);
+        Self::from_utf8(plain).unwrap_or_default()
     }
 }
 
@@ -211,6 +397,7 @@ fn push_duration(out: &mut Vec<u8>, milliseconds: f64) {
 #[cfg(test)]
 mod tests {
     use http::{HeaderName, HeaderValue};
+    use prost::Message as _;
     use serde::ser::{Serialize, Serializer};
     use serde_json::value::RawValue;
 
@@ -237,15 +424,15 @@ mod tests {
         }
     }
 
-    impl Serialize for RedactedHeaders<'_> {
+    impl Serialize for HeaderList<'_> {
         fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
             let mut out = Vec::new();
-            self.push_json(&mut out);
+            self.push(&mut out);
             raw(serializer, &out)
         }
     }
 
-    impl Serialize for NestedReply<'_> {
+    impl Serialize for Nested<'_> {
         fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
             let mut out = Vec::new();
             self.push(&mut out);
@@ -271,7 +458,7 @@ mod tests {
             parent_span_id: None,
             sampled: None,
             propagation: Propagation::Forward,
-            received: RedactedHeaders::received(carried),
+            received: HeaderList::Own(RedactedHeaders::received(carried)),
             client: Client { ip: Text::Address("2001:db8::1".parse().unwrap()), identity: None, identity_source: None },
             protocol: Some(Text::Borrowed("http/1.1")),
             request_bytes: 7,
@@ -292,6 +479,7 @@ mod tests {
         for (name, value) in [("x-request-id", "r-1"), ("baggage", "a=\"1\""), ("x-api-key", "k"), ("baggage", "b=2")] {
             propagator.carry(&mut carried, &HeaderName::from_static(name), &HeaderValue::from_static(value));
         }
+        let value = |json: &[u8]| serde_json::from_slice::<serde_json::Value>(json).unwrap();
         let outgoing = HeaderPairs::new();
         let mut all = least(&carried);
         all.trace_id = Some(Text::TraceId(TraceId::from(0x463a_c35c_9f64_13ad_4848_5a39_53bb_6124)));
@@ -305,29 +493,36 @@ mod tests {
         (all.region, all.cluster) = (Some(Text::Borrowed("north")), Some(Text::Borrowed("c\"1")));
         all.injected = Some(Injected { delay_ms: Some(2000), breaks: vec!["new-trace".to_owned()], ..Injected::default() });
         let leaf = least(&carried).to_json();
+        let json = |reply| Nested::Json(NestedReply::check(reply).unwrap());
         let call = |status: Option<u16>, error: Option<&'static str>, reply| Call {
             url: Text::Borrowed("http://service2/service2"),
             protocol: status.map(|_| Text::Borrowed("http/2")),
             status,
             duration_ms: 9.5,
             error: error.map(Text::Borrowed),
-            sent: RedactedHeaders::sent(&outgoing),
+            sent: HeaderList::Own(RedactedHeaders::sent(&outgoing)),
             reply,
             embedded: Vec::new(),
         };
-        all.upstreams.push(call(Some(200), None, Some(NestedReply::check(&leaf).unwrap())));
+        all.upstreams.push(call(Some(200), None, Some(json(&leaf))));
         all.upstreams.push(call(None, Some("connection \"refused\""), None));
         for count in [1, 2] {
-            let embedded = vec![NestedReply::check(&leaf).unwrap(); count];
+            let embedded = vec![json(&leaf); count];
             all.upstreams.push(Call { embedded, ..call(Some(200), None, None) });
         }
         let middle = all.to_json();
         let mut top = least(&carried);
         top.sampled = Some(false);
-        top.upstreams.push(call(Some(502), Some("answered 502"), Some(NestedReply::check(&middle).unwrap())));
-        for reply in [least(&carried), all, top] {
+        top.upstreams.push(call(Some(502), Some("answered 502"), Some(json(&middle))));
+        // The same as they arrive over gRPC.
+        let message = MessageReply::read(&all.clone().into_message().encode_to_vec().into()).unwrap();
+        let mut above = least(&carried);
+        above.upstreams.push(call(Some(200), None, Some(Nested::Message(&message, 2))));
+        assert_eq!(value(&above.to_json())["upstreams"][0]["reply"], value(&middle));
+        for reply in [least(&carried), all, top, above] {
+            let message = MessageReply::read(&reply.clone().into_message().encode_to_vec().into()).unwrap();
+            assert_eq!(value(&message.to_json()), value(&reply.to_json()));
             let json = reply.to_json();
-            let value = |json: &[u8]| serde_json::from_slice::<serde_json::Value>(json).unwrap();
             let derived = serde_json::to_vec(&reply).unwrap();
             // The field names stand in the same order, so that people can compare replies by eye.
             let names = |json: &[u8]| {
