@@ -9,7 +9,7 @@
 //! Variables, with the defaults of the short run: `SOAK_MINUTES=1`; `SOAK_EVERY=15`, a restart this often, in seconds, of one hop after the
 //! other; `SOAK_ROUNDS=0`, instead of the minutes: restart every hop so often, one after the other, as a rollout does; `SOAK_RATE=30`
 //! requests a second, with 0 half of what the chain takes, measured first; `SOAK_DRAIN_DELAY=10s`, twice the usual one: where compilers run
-//! beside it, Envoy's probes can come seconds late.
+//! beside it, Envoy's probes can come seconds late; `SOAK_SCHEME=http`, with grpc or h2c the hops call each other so.
 
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
@@ -122,6 +122,18 @@ impl Copy {
     }
 }
 
+/// How hops call each other.
+fn scheme() -> String {
+    variable("SOAK_SCHEME", "http".to_owned())
+}
+
+/// What Envoy speaks to the hops behind the first.
+fn protocol_options(number: usize) -> Value {
+    const OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+    let protocol = if number > 1 && scheme() != "http" { "http2_protocol_options" } else { "http_protocol_options" };
+    json!({ OPTIONS: { "@type": format!("type.googleapis.com/{OPTIONS}"), "explicit_http_config": { protocol: {} } } })
+}
+
 fn envoy_config(copies: &[Copy], fronts: &[SocketAddr]) -> Value {
     let socket = |addr: SocketAddr| json!({ "socket_address": { "address": "127.0.0.1", "port_value": addr.port() } });
     let cluster = |number: usize| {
@@ -129,6 +141,7 @@ fn envoy_config(copies: &[Copy], fronts: &[SocketAddr]) -> Value {
         let endpoints: Vec<_> = endpoints.map(|copy| json!({ "endpoint": { "address": socket(copy.addr) } })).collect();
         json!({
             "name": format!("service{number}"),
+            "typed_extension_protocol_options": protocol_options(number),
             "type": "STATIC",
             "connect_timeout": "5s",
             // One copy of two is what a rollout leaves: that is no panic, in which Envoy would send to copies that are not ready.
@@ -202,7 +215,7 @@ impl Rollout {
                     20 - 2 * number
                 );
                 if number < HOPS {
-                    flags += &format!(" --upstream http://{}/service{}", fronts[number], number + 1);
+                    flags += &format!(" --upstream {}://{}/service{}", scheme(), fronts[number], number + 1);
                 }
                 let mut copy = Copy {
                     number,
@@ -362,8 +375,9 @@ async fn restarts_under_load_lose_no_request_and_no_span() {
     let how =
         if rounds > 0 { format!("every hop restarted {rounds} times") } else { format!("one restarted every {every:.0} s") };
     println!(
-        "\nfor docs/reliability.md:\n| {minutes:.0} minutes at {rate:.0} requests a second through a real Envoy {envoy}, three hops of two copies, \
-         {how} | {} requests, {} failed; {restarts} restarts and {} stops; {arrived} spans, {} lost; {memory} |",
+        "\nfor docs/reliability.md:\n| {minutes:.0} minutes at {rate:.0} requests a second through a real Envoy {envoy}, three hops of two copies \
+         by {}, {how} | {} requests, {} failed; {restarts} restarts and {} stops; {arrived} spans, {} lost; {memory} |",
+        scheme(),
         ok.count,
         failed.values().sum::<u64>(),
         rollout.copies.len(),

@@ -1,4 +1,4 @@
-//! Rolling restarts under load over HTTP/1 and HTTP/2, with and without TLS: no request is lost. The client repeats what HTTP/2 reports as
+//! Rolling restarts under load over HTTP/1, HTTP/2 and gRPC, with and without TLS: no request is lost. The client repeats what HTTP/2 reports as
 //! not processed (RFC 9113, 8.7), over HTTP/1 a GET on a reused connection that closed before a byte of its answer (RFC 9112, 9.3.1), and
 //! nothing else. `RESTARTS=20` for the long form; HTTP/1 has another behind an Envoy.
 
@@ -11,6 +11,7 @@ use crate::common::{Hop, eventually};
 use crate::tls::Secure;
 use bytes::Bytes;
 use h2::client::SendRequest;
+use http::{HeaderMap, Request};
 use http_body_util::{BodyExt as _, Empty};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -41,7 +42,11 @@ trait Client: Send {
 
 impl Client for SendRequest<Bytes> {
     async fn ask(&mut self) -> Result<bool, String> {
-        ask(self).await.map_err(|error| error.to_string())
+        let request = Request::get("http://localhost/hello").body(()).unwrap();
+        let answered = answer(self, request, Bytes::new()).await.map_err(|error| error.to_string())?;
+        let Some(Answered { status, body, .. }) = answered else { return Ok(false) };
+        assert!(status == 200 && body.starts_with(b"Hello from "), "{status} {}", String::from_utf8_lossy(&body));
+        Ok(true)
     }
 }
 
@@ -65,7 +70,7 @@ impl Client for Http1 {
         if self.send.ready().await.is_err() {
             return Ok(false);
         }
-        let request = http::Request::get("/hello").header("host", "localhost").body(Empty::new()).unwrap();
+        let request = Request::get("/hello").header("host", "localhost").body(Empty::new()).unwrap();
         let answer = match self.send.send_request(request).await {
             Ok(answer) => answer,
             Err(error) if self.is_reused && (error.is_incomplete_message() || error.is_canceled()) => return Ok(false),
@@ -79,29 +84,51 @@ impl Client for Http1 {
     }
 }
 
-/// One answer; `Ok(false)` when the server did not process the request.
-async fn ask(send: &mut SendRequest<Bytes>) -> Result<bool, h2::Error> {
+/// An answer over HTTP/2: its status, body and trailers.
+struct Answered {
+    status: u16,
+    body: Vec<u8>,
+    trailers: HeaderMap,
+}
+
+/// One answer; `None` when the server did not process the request.
+async fn answer(send: &mut SendRequest<Bytes>, request: Request<()>, body: Bytes) -> Result<Option<Answered>, h2::Error> {
     let is_unprocessed =
         |error: &h2::Error| error.is_remote() && (error.is_go_away() || error.reason() == Some(h2::Reason::REFUSED_STREAM));
     // Nothing was sent yet.
-    let Ok(mut ready) = send.clone().ready().await else { return Ok(false) };
-    let request = http::Request::get("http://localhost/hello").body(()).unwrap();
-    let Ok((answer, _)) = ready.send_request(request, true) else { return Ok(false) };
+    let Ok(mut ready) = send.clone().ready().await else { return Ok(None) };
+    let Ok((answer, mut sending)) = ready.send_request(request, body.is_empty()) else { return Ok(None) };
+    if !body.is_empty() {
+        // An error also reaches the answer.
+        let _ = sending.send_data(body, true);
+    }
     let answer = match answer.await {
         Ok(answer) => answer,
-        Err(error) if is_unprocessed(&error) => return Ok(false),
+        Err(error) if is_unprocessed(&error) => return Ok(None),
         Err(error) => return Err(error),
     };
-    assert_eq!(answer.status(), 200);
-    let mut body = answer.into_body();
-    let mut bytes = Vec::new();
-    while let Some(data) = body.data().await {
+    let (status, mut rest, mut body) = (answer.status().as_u16(), answer.into_body(), Vec::new());
+    while let Some(data) = rest.data().await {
         let data = data?;
-        let _ = body.flow_control().release_capacity(data.len());
-        bytes.extend_from_slice(&data);
+        let _ = rest.flow_control().release_capacity(data.len());
+        body.extend_from_slice(&data);
     }
-    assert!(bytes.starts_with(b"Hello from "), "{}", String::from_utf8_lossy(&bytes));
-    Ok(true)
+    Ok(Some(Answered { status, body, trailers: rest.trailers().await?.unwrap_or_default() }))
+}
+
+/// The same, of calls of gRPC.
+struct Grpc(SendRequest<Bytes>);
+
+impl Client for Grpc {
+    async fn ask(&mut self) -> Result<bool, String> {
+        let request = Request::post("http://localhost/httpserver.v1.Chain/Call").header("content-type", "application/grpc");
+        let request = request.header("te", "trailers").body(()).unwrap();
+        let answered =
+            answer(&mut self.0, request, Bytes::from_static(b"\0\0\0\0\0")).await.map_err(|error| error.to_string())?;
+        let Some(Answered { status, body, trailers }) = answered else { return Ok(false) };
+        let is_ok = trailers.get("grpc-status").is_some_and(|status| status == "0");
+        if status == 200 && is_ok && body.len() > 100 { Ok(true) } else { Err(format!("{status} {trailers:?}")) }
+    }
 }
 
 /// Asks one copy after the other until it is told to stop.
@@ -192,9 +219,20 @@ async fn rolling_restarts_lose_no_request_over_http_2() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn rolling_restarts_lose_no_call_of_grpc() {
+    let below = Hop::start(&["--name", "service2"], &[]);
+    let upstream = format!("grpc://{}", below.addr);
+    let start =
+        |addr: SocketAddr| Hop::start(&[&["--addr", &addr.to_string(), "--upstream", &upstream][..], &FLAGS].concat(), &[]);
+    let connect = async |addr: SocketAddr| handshake(TcpStream::connect(addr).await.ok()?).await.map(Grpc);
+    roll([start(free_addr()), start(free_addr())], start, connect).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn rolling_restarts_lose_no_request_in_tls() {
     over_tls(b"http/1.1", Http1::connect).await;
     over_tls(b"h2", handshake).await;
+    over_tls(b"h2", async |stream| handshake(stream).await.map(Grpc)).await;
 }
 
 /// A connection in TLS, from `shaken` on.
