@@ -57,6 +57,8 @@ const GATEWAY_API: &[&str] = &[
     "istio/security/authorization.yaml",
 ];
 
+const GRPC_ROUTE: [&str; 2] = ["istio/gateway-api/grpc.yaml", "istio/security/grpc.yaml"];
+
 fn set(name: &str, parts: &[&[&str]]) -> Set {
     Set::of(name, &parts.concat())
 }
@@ -84,7 +86,7 @@ fn apply_sets() -> Vec<Set> {
     let store = ["istio/telemetry-zipkin.yaml", "k8s/components/store/store.yaml"];
     sets.push(set("the store instead of Jaeger", &[PODS, MESH, &store]));
     sets.push(set("gateway API", &[PODS, GATEWAY_API]));
-    sets.push(set("gateway API with gRPC", &[PODS, GATEWAY_API, &["istio/gateway-api/grpc.yaml"]]));
+    sets.push(set("gateway API with gRPC", &[PODS, GATEWAY_API, &GRPC_ROUTE]));
     let lanes = ["istio/gateway-api/lanes/gray.yaml", "istio/gateway-api/lanes/blue.yaml"];
     sets.push(set("gateway API with lanes", &[PODS, GATEWAY_API, &lanes]));
     sets.push(set("ambient", &[PODS, GATEWAY_API, &["k8s/overlays/ambient/waypoint.yaml"]]));
@@ -179,6 +181,21 @@ fn each_rule_fails_when_it_is_broken_on_purpose() {
     });
     broken(rule, "does not serve service1.example.org", api, |s| {
         put(s.find_mut("HTTPRoute", "httpserver"), "/spec/hostnames/0", json!("service1.example.org"));
+    });
+    let with_grpc: &[&[&str]] = &[PODS, GATEWAY_API, &GRPC_ROUTE];
+    broken(rule, "does not serve grpc.example.org", with_grpc, |s| {
+        put(s.find_mut("GRPCRoute", "grpc"), "/spec/hostnames/0", json!("grpc.example.org"));
+    });
+    broken("hosts of routes are Services", "service1-rpc", with_grpc, |s| {
+        put(s.find_mut("GRPCRoute", "grpc"), "/spec/rules/0/backendRefs/0/name", json!("service1-rpc"));
+    });
+    for host in ["service1.cncamp.io", "*.cncamp.io"] {
+        broken("a host has HTTPRoutes or GRPCRoutes", "is a host of HTTPRoute/httpserver", with_grpc, |s| {
+            put(s.find_mut("GRPCRoute", "grpc"), "/spec/hostnames/0", json!(host));
+        });
+    }
+    broken("what is published is allowed", "may not call /httpserver.v1.Chain/Other", with_grpc, |s| {
+        put(s.find_mut("GRPCRoute", "grpc"), "/spec/rules/0/matches/0/method/method", json!("Other"));
     });
     broken("delegates have a root", "no root asks", lanes, |s| {
         put(s.find_mut("VirtualService", "service3-lane-gray"), "/metadata/name", json!("service3-lane-grey"));

@@ -12,6 +12,7 @@ pub(crate) const RULES: &[Rule] = &[
     ("hosts of routes are Services", hosts_are_services),
     ("subsets exist and select pods", subsets_select_pods),
     ("gateways exist and cover the hosts of their routes", gateways_cover_routes),
+    ("a host has HTTPRoutes or GRPCRoutes", hosts_are_of_one_kind),
     ("delegates have a root", delegates_have_a_root),
     ("secrets have the names that the certificate script and cert-manager give", secrets_have_known_names),
     ("Services select pods and name their ports", services_select_pods),
@@ -75,7 +76,7 @@ fn hosts_are_services(set: &Set) -> Vec<String> {
     for doc in set.all("DestinationRule") {
         wants(doc, text(&doc.value, "/spec/host"), None);
     }
-    for doc in set.all("HTTPRoute") {
+    for doc in gateway_api_routes(set) {
         let parents = items(&doc.value, "/spec/parentRefs").filter(|p| text(p, "/kind") == "Service");
         let backends = items(&doc.value, "/spec/rules").flat_map(|rule| items(rule, "/backendRefs"));
         for reference in parents.chain(backends) {
@@ -116,6 +117,26 @@ fn subsets_select_pods(set: &Set) -> Vec<String> {
     findings
 }
 
+fn gateway_api_routes(set: &Set) -> impl Iterator<Item = &Doc> {
+    set.all("HTTPRoute").chain(set.all("GRPCRoute"))
+}
+
+/// Of an HTTPRoute and a GRPCRoute with a host in common, a listener accepts one.
+fn hosts_are_of_one_kind(set: &Set) -> Vec<String> {
+    let mut findings = Vec::new();
+    for grpc in set.all("GRPCRoute") {
+        for host in strings(&grpc.value, "/spec/hostnames") {
+            let others = set.all("HTTPRoute").filter(|http| {
+                let is_of = |other: &&str| covers(other, host) || covers(host, other);
+                items(&http.value, "/spec/parentRefs").all(|parent| text(parent, "/kind") != "Service")
+                    && strings(&http.value, "/spec/hostnames").iter().any(is_of)
+            });
+            findings.extend(others.map(|http| format!("{}: {host} is a host of {}, too", grpc.at(), http.at())));
+        }
+    }
+    findings
+}
+
 /// The hosts that a Gateway of either API lets routes use.
 fn gateway_hosts(gateway: &Doc) -> Vec<&str> {
     let servers = items(&gateway.value, "/spec/servers").flat_map(|server| strings(server, "/hosts"));
@@ -145,7 +166,7 @@ fn gateways_cover_routes(set: &Set) -> Vec<String> {
             wants(doc, namespace, name, "/spec/hosts");
         }
     }
-    for doc in set.all("HTTPRoute") {
+    for doc in gateway_api_routes(set) {
         for parent in items(&doc.value, "/spec/parentRefs").filter(|p| text(p, "/kind") != "Service") {
             wants(doc, doc.namespace(), text(parent, "/name"), "/spec/hostnames");
         }
@@ -391,6 +412,16 @@ pub(crate) fn published(set: &Set) -> Vec<(&Doc, &Doc, String)> {
             }
         }
     }
+    for doc in set.all("GRPCRoute") {
+        for rule in items(&doc.value, "/spec/rules") {
+            for method in items(rule, "/matches").map(|m| at(m, "/method")) {
+                let path = format!("/{}/{}", text(method, "/service"), text(method, "/method"));
+                let path = if path.ends_with('/') { path + "Call" } else { path };
+                let services = items(rule, "/backendRefs").filter_map(|b| set.service(text(b, "/name"), doc.namespace()));
+                found.extend(services.map(|service| (doc, service, path.clone())));
+            }
+        }
+    }
     found
 }
 
@@ -415,7 +446,7 @@ fn allowed(set: &Set, deployment: &Doc, principal: &str, path: &str) -> bool {
 fn published_is_allowed(set: &Set) -> Vec<String> {
     let mut findings = Vec::new();
     for (doc, service, path) in published(set) {
-        let gateway = if doc.kind() == "HTTPRoute" {
+        let gateway = if matches!(doc.kind(), "HTTPRoute" | "GRPCRoute") {
             "cluster.local/ns/httpserver/sa/httpserver-istio"
         } else {
             "cluster.local/ns/istio-system/sa/istio-ingressgateway-service-account"
