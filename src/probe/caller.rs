@@ -14,7 +14,7 @@ use crate::text::causes;
 
 /// After an answer, calls that the app makes in the background may still come.
 pub(super) const BACKGROUND: Duration = Duration::from_millis(400);
-/// So long is waited for the first call of all: from then on it is known how late they come.
+/// So long is waited for a call that is certain or likely to come: a busy machine starts the app's own threads late.
 const FIRST: Duration = Duration::from_secs(3);
 /// Between two looks at the calls.
 const POLL: Duration = Duration::from_millis(10);
@@ -106,7 +106,12 @@ impl Caller {
                 until(downstream, 1, FIRST).await;
                 tokio::time::sleep(BACKGROUND).await;
             }
-            Wait::For { calls, patience } => until(downstream, calls.unwrap_or(usize::MAX), patience).await,
+            Wait::For { calls: Some(calls), patience, usual } => {
+                // An app that answers otherwise than usual may have made no call at all.
+                let is_usual = outcome.status.as_ref().is_ok_and(|status| *status == usual);
+                until(downstream, calls, if is_usual { patience.max(FIRST) } else { patience }).await;
+            }
+            Wait::For { calls: None, patience, .. } => until(downstream, usize::MAX, patience).await,
         }
         outcome.calls = downstream.take();
         outcome.late = outcome.calls.last().map_or(Duration::ZERO, |call| call.at.saturating_duration_since(answered));
@@ -119,8 +124,8 @@ impl Caller {
 pub(super) enum Wait {
     /// Nothing is known of the app yet.
     First,
-    /// So many, or all that come in that time.
-    For { calls: Option<usize>, patience: Duration },
+    /// So many, or all that come in that time. `usual`: the status of answers to requests that lead to these calls.
+    For { calls: Option<usize>, patience: Duration, usual: u16 },
 }
 
 async fn until(downstream: &Downstream, calls: usize, patience: Duration) {

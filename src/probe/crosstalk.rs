@@ -14,7 +14,7 @@ use crate::probe::session::Session;
 use crate::telemetry::ids;
 use crate::text::counted;
 
-/// After the last answer, so much longer than one at a time may calls in the background come.
+/// After the last answer or call, so much longer than one at a time may calls in the background come.
 const BACKGROUND: Duration = Duration::from_secs(2);
 
 /// How to know whose a call is.
@@ -67,9 +67,13 @@ pub(super) async fn run(session: &Session<'_>) -> Finding {
     let requests: Vec<Request> =
         stream::iter(0..count).map(send).buffer_unordered(session.args.concurrency as usize).collect().await;
     let due = session.calls.unwrap_or(1) * count;
-    let deadline = Instant::now() + BACKGROUND + session.patience;
-    while Instant::now() < deadline && session.downstream.count() < due {
+    let (mut seen, mut since) = (session.downstream.count(), Instant::now());
+    while seen < due && since.elapsed() < BACKGROUND + session.patience {
         tokio::time::sleep(Duration::from_millis(20)).await;
+        let count = session.downstream.count();
+        if count != seen {
+            (seen, since) = (count, Instant::now());
+        }
     }
     let calls = session.downstream.take();
     let failed = requests.iter().filter(|request| request.outcome.status.as_ref().map_or(true, |status| *status >= 500)).count();

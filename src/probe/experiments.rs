@@ -35,11 +35,11 @@ pub(super) async fn run(args: &ProbeArgs, caller: &Caller, downstream: &Downstre
 impl Session<'_> {
     /// Requests without any of the headers: does the app answer, and does it call?
     async fn reach(&mut self, report: &mut Report) -> bool {
-        let first = self.caller.ask(self.downstream, &HeaderMap::new(), Wait::First).await;
-        self.patience = BACKGROUND + 2 * first.late;
-        let mut outcomes = vec![first];
-        for _ in 1..REPEATS {
-            outcomes.push(self.ask(&HeaderMap::new()).await);
+        let mut outcomes = Vec::new();
+        for _ in 0..REPEATS {
+            let outcome = self.caller.ask(self.downstream, &HeaderMap::new(), Wait::First).await;
+            self.patience = self.patience.max(BACKGROUND + 2 * outcome.late);
+            outcomes.push(outcome);
         }
         let last = outcomes.last().expect("there are several");
         let status = match &last.status {
@@ -185,8 +185,8 @@ impl Session<'_> {
         let mut results = Vec::new();
         for mood in [Mood::Unavailable, Mood::Reset, Mood::Hang] {
             self.downstream.set(mood);
-            let outcome =
-                self.caller.ask(self.downstream, &HeaderMap::new(), Wait::For { calls: None, patience: self.patience }).await;
+            let wait = Wait::For { calls: None, patience: self.patience, usual: self.status };
+            let outcome = self.caller.ask(self.downstream, &HeaderMap::new(), wait).await;
             results.push((mood, outcome));
         }
         self.downstream.set(Mood::Answer);

@@ -2,7 +2,7 @@
 
 use http::HeaderMap;
 
-use crate::trace_context::Mangling;
+use crate::trace_context::{HeaderFamily, Mangling};
 
 /// A format of trace context.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -109,6 +109,8 @@ pub(super) enum Fate {
     Untouched,
     /// The trace goes on, with a span id of the app's own.
     Continued,
+    /// A list that got members which are empty.
+    EmptyMember,
     /// Another trace.
     Anew,
     Dropped,
@@ -128,19 +130,44 @@ pub(super) fn of_context(format: Format, sent: &Sent, call: &HeaderMap) -> Fate 
         [value] => value.trim(),
         _ => return Fate::Mangled(Mangling::Doubled),
     };
-    if value.contains(',') {
-        return Fate::Mangled(Mangling::Joined);
+    if let Some(how) = of_lines(format, call) {
+        return Fate::Mangled(how);
     }
-    let Some((trace, span)) = ids_of(format, value, call) else { return Fate::Mangled(Mangling::Changed) };
-    if trace.eq_ignore_ascii_case(&sent.trace) {
-        return match trace == sent.trace {
-            false => Fate::Mangled(Mangling::UpperCase),
-            true if span == sent.span => Fate::Untouched,
-            true => Fate::Continued,
-        };
+    let Some((trace, span)) = fields_of(format, value, call) else { return Fate::Mangled(Mangling::Changed) };
+    let is_sent = trace.eq_ignore_ascii_case(&sent.trace);
+    if !is_sent {
+        return Mangling::of_trace_id(&sent.trace, &trace).map_or(Fate::Anew, Fate::Mangled);
     }
-    let low = &sent.trace[sent.trace.len().saturating_sub(16)..];
-    if trace.len() == 16 && trace.eq_ignore_ascii_case(low) { Fate::Mangled(Mangling::Shortened) } else { Fate::Anew }
+    if [&trace, &span].into_iter().any(|id| id.bytes().any(|digit| digit.is_ascii_uppercase())) {
+        return Fate::Mangled(Mangling::UpperCase);
+    }
+    if span.len() != SPAN_DIGITS {
+        return Fate::Mangled(Mangling::SpanLength);
+    }
+    // Receivers leave out a context that is not valid as a whole.
+    if format == Format::W3c && HeaderFamily::W3c.read(call).is_none() {
+        return Fate::Mangled(Mangling::Changed);
+    }
+    if span == sent.span { Fate::Untouched } else { Fate::Continued }
+}
+
+/// Digits of a span id.
+const SPAN_DIGITS: usize = 16;
+
+/// Lines and commas where one value was sent, in any of the format's headers.
+fn of_lines(format: Format, call: &HeaderMap) -> Option<Mangling> {
+    let more: &[&str] = if format == Format::B3 { &["x-b3-spanid", "x-b3-sampled", "x-b3-flags"] } else { &[] };
+    [format.header()].iter().chain(more).find_map(|name| match values(call, name).as_slice() {
+        [value] => of_commas(value),
+        [] => None,
+        _ => Some(Mangling::Doubled),
+    })
+}
+
+/// Commas in a value that has none.
+fn of_commas(value: &str) -> Option<Mangling> {
+    let parts = || value.split(',').filter(|part| !part.trim().is_empty());
+    value.contains(',').then(|| if parts().count() > 1 { Mangling::Joined } else { Mangling::StrayComma })
 }
 
 /// What became of a context with a trace id of 64 bits. A tracer whose ids have 128 bits puts zeros in front, and goes on with spans of
@@ -150,15 +177,20 @@ pub(super) fn of_short_id(format: Format, sent: &Sent, call: &HeaderMap) -> Fate
     let shapes = Format::ALL.into_iter().filter(|other| *other == format || values(call, format.header()).is_empty());
     let fates = shapes.map(|shape| match of_context(shape, &padded, call) {
         Fate::Untouched => Fate::Mangled(Mangling::Padded),
-        Fate::Mangled(Mangling::Shortened) | Fate::Anew => of_context(shape, sent, call),
+        Fate::Mangled(Mangling::Shortened | Mangling::Halved) | Fate::Anew => of_context(shape, sent, call),
         fate => fate,
     });
     fates.min().unwrap_or(Fate::Dropped)
 }
 
-/// Trace and span id of a value, as they are written.
+/// Trace and span id of a value, as they are written, where both have a length that ids have.
 pub(super) fn ids_of(format: Format, value: &str, call: &HeaderMap) -> Option<(String, String)> {
-    let is_hex = |text: &str, lengths: &[usize]| lengths.contains(&text.len()) && text.bytes().all(|b| b.is_ascii_hexdigit());
+    fields_of(format, value, call).filter(|(trace, span)| matches!(trace.len(), 16 | 32) && span.len() == SPAN_DIGITS)
+}
+
+/// The hex digits in the places of trace and span id.
+fn fields_of(format: Format, value: &str, call: &HeaderMap) -> Option<(String, String)> {
+    let is_hex = |text: &str| !text.is_empty() && text.bytes().all(|digit| digit.is_ascii_hexdigit());
     let (trace, span) = match format {
         Format::W3c => {
             let mut fields = value.split('-').skip(1);
@@ -170,7 +202,7 @@ pub(super) fn ids_of(format: Format, value: &str, call: &HeaderMap) -> Option<(S
             (fields.next()?.to_owned(), fields.next()?.to_owned())
         }
     };
-    (is_hex(&trace, &[16, 32]) && is_hex(&span, &[16])).then_some((trace, span))
+    (is_hex(&trace) && is_hex(&span)).then_some((trace, span))
 }
 
 /// The decision that a call's context has, in one format; `None` where it has none.
@@ -205,9 +237,10 @@ pub(super) fn of_value(name: &str, sent: &str, call: &HeaderMap) -> Fate {
     match found.as_slice() {
         [] => Fate::Dropped,
         [value] if value == sent => Fate::Untouched,
-        // Members of a list may be added in front or behind.
-        [value] if matches!(name, "baggage" | "tracestate") && has_member(value, sent) => Fate::Continued,
-        [value] if value.contains(',') && value.split(',').any(|part| part.trim() == sent) => Fate::Mangled(Mangling::Joined),
+        lines if matches!(name, "baggage" | "tracestate") => of_list(name, sent, lines),
+        [value] if value.split(',').any(|part| part.trim() == sent) => {
+            of_commas(value).map_or(Fate::Mangled(Mangling::Changed), Fate::Mangled)
+        }
         [value] if value.eq_ignore_ascii_case(sent) => Fate::Mangled(Mangling::UpperCase),
         [value] if name == "x-request-id" && !value.contains(sent) => Fate::Anew,
         [_] => Fate::Mangled(Mangling::Changed),
@@ -216,9 +249,17 @@ pub(super) fn of_value(name: &str, sent: &str, call: &HeaderMap) -> Fate {
     }
 }
 
-fn has_member(value: &str, sent: &str) -> bool {
-    let members: Vec<&str> = value.split(',').map(str::trim).collect();
-    sent.split(',').all(|member| members.contains(&member.trim()))
+/// What became of the one member of a list, to which others may be added, in the same line or in lines of their own.
+fn of_list(name: &str, sent: &str, lines: &[String]) -> Fate {
+    let members: Vec<&str> = lines.iter().flat_map(|line| line.split(',')).map(str::trim).collect();
+    match members.iter().filter(|member| **member == sent).count() {
+        0 => Fate::Mangled(Mangling::Changed),
+        1 if !members.contains(&"") => Fate::Continued,
+        // W3C lets `tracestate` have members that are empty, and `baggage` not.
+        1 if name == "tracestate" => Fate::EmptyMember,
+        1 => Fate::Mangled(Mangling::StrayComma),
+        _ => Fate::Mangled(Mangling::Doubled),
+    }
 }
 
 #[cfg(test)]
@@ -253,6 +294,70 @@ mod tests {
                 Fate::Mangled(Mangling::Shortened),
             ),
             (Format::B3Single, vec![("b3", "463ac35c9f6413ad48485a3953bb6124-a2fb4a1d1a96d312-1")], Fate::Untouched),
+            (Format::B3Single, vec![("b3", "48485a3953bb6124-00000000000000aa-1")], Fate::Mangled(Mangling::Shortened)),
+            (Format::B3Single, vec![("b3", "463ac35c9f6413ad-a2fb4a1d1a96d312-1")], Fate::Mangled(Mangling::Shortened)),
+            (
+                Format::B3Single,
+                vec![("b3", "000000000000000048485a3953bb6124-a2fb4a1d1a96d312-1")],
+                Fate::Mangled(Mangling::Halved),
+            ),
+            (
+                Format::B3Single,
+                vec![("b3", "463ac35c9f6413ad48485a3953bb6124-0000a2fb4a1d1a96d312-1")],
+                Fate::Mangled(Mangling::SpanLength),
+            ),
+            (
+                Format::B3,
+                vec![("x-b3-traceid", "000000000000000048485a3953bb6124"), ("x-b3-spanid", "a2fb4a1d1a96d312")],
+                Fate::Mangled(Mangling::Halved),
+            ),
+            (
+                Format::B3,
+                vec![("x-b3-traceid", "463ac35c9f6413ad48485a3953bb6124"), ("x-b3-spanid", "1a96d312")],
+                Fate::Mangled(Mangling::SpanLength),
+            ),
+            (
+                Format::B3,
+                vec![
+                    ("x-b3-traceid", "463ac35c9f6413ad48485a3953bb6124"),
+                    ("x-b3-spanid", "a2fb4a1d1a96d312"),
+                    ("x-b3-spanid", "00000000000000aa"),
+                ],
+                Fate::Mangled(Mangling::Doubled),
+            ),
+            (
+                Format::B3,
+                vec![("x-b3-traceid", "463AC35C9F6413AD48485A3953BB6124"), ("x-b3-spanid", "a2fb4a1d1a96d312")],
+                Fate::Mangled(Mangling::UpperCase),
+            ),
+            (
+                Format::W3c,
+                vec![("traceparent", "00-000000000000000048485a3953bb6124-00000000000000aa-01")],
+                Fate::Mangled(Mangling::Halved),
+            ),
+            (
+                Format::W3c,
+                vec![("traceparent", "00-463ac35c9f6413ad0000000000000000-a2fb4a1d1a96d312-01")],
+                Fate::Mangled(Mangling::Halved),
+            ),
+            (Format::W3c, vec![("traceparent", "00-48485a3953bb6124-00000000000000aa-01")], Fate::Mangled(Mangling::Shortened)),
+            (
+                Format::W3c,
+                vec![("traceparent", "00-0000463ac35c9f6413ad48485a3953bb6124-a2fb4a1d1a96d312-01")],
+                Fate::Mangled(Mangling::Padded),
+            ),
+            (
+                Format::W3c,
+                vec![("traceparent", "00-463ac35c9f6413ad48485a3953bb6124-0000000000000000a2fb4a1d1a96d312-01")],
+                Fate::Mangled(Mangling::SpanLength),
+            ),
+            (
+                Format::W3c,
+                vec![("traceparent", "00-463ac35c9f6413ad48485a3953bb6124-A2FB4A1D1A96D312-01")],
+                Fate::Mangled(Mangling::UpperCase),
+            ),
+            (Format::W3c, vec![("traceparent", &format!("{same},"))], Fate::Mangled(Mangling::StrayComma)),
+            (Format::W3c, vec![("traceparent", &same[..54])], Fate::Mangled(Mangling::Changed)),
             (Format::B3Single, vec![("b3", "0")], Fate::Mangled(Mangling::Changed)),
         ] {
             assert_eq!(of_context(format, &sent, &call(&headers)), fate, "{headers:?}");
@@ -269,7 +374,9 @@ mod tests {
             (vec![("b3", format!("{padded}-00000000000000aa-1"))], Fate::Continued),
             (vec![("traceparent", format!("00-{padded}-00000000000000aa-01"))], Fate::Continued),
             (vec![("b3", format!("{padded}-a2fb4a1d1a96d312-1"))], Fate::Mangled(Mangling::Padded)),
-            (vec![("b3", "48485a3953bb61240000000000000000-00000000000000aa-1".to_owned())], Fate::Anew),
+            (vec![("b3", "48485a3953bb61240000000000000000-00000000000000aa-1".to_owned())], Fate::Mangled(Mangling::Padded)),
+            (vec![("b3", format!("{padded}00000000-00000000000000aa-1"))], Fate::Mangled(Mangling::Padded)),
+            (vec![("b3", "11111111111111110000000000000000-00000000000000aa-1".to_owned())], Fate::Anew),
             (vec![], Fate::Dropped),
         ] {
             let call = call(&headers.iter().map(|(name, value)| (*name, value.as_str())).collect::<Vec<_>>());
@@ -285,7 +392,18 @@ mod tests {
             ("x-request-id", "abc", vec!["abc", "abc"], Fate::Mangled(Mangling::Doubled)),
             ("x-request-id", "abc", vec!["abc, abc"], Fate::Mangled(Mangling::Joined)),
             ("x-request-id", "abc", vec![], Fate::Dropped),
+            ("x-request-id", "abc", vec!["abc,"], Fate::Mangled(Mangling::StrayComma)),
             ("baggage", "a=1", vec!["b=2,a=1"], Fate::Continued),
+            ("baggage", "a=1", vec!["b=2", "a=1"], Fate::Continued),
+            ("baggage", "a=1", vec!["a=1,"], Fate::Mangled(Mangling::StrayComma)),
+            ("baggage", "a=1", vec!["a=1,,b=2"], Fate::Mangled(Mangling::StrayComma)),
+            ("baggage", "a=1", vec!["a=1,a=1"], Fate::Mangled(Mangling::Doubled)),
+            ("tracestate", "a=1", vec!["b=2,a=1"], Fate::Continued),
+            ("tracestate", "a=1", vec!["a=1", "b=2"], Fate::Continued),
+            ("tracestate", "a=1", vec!["a=1,"], Fate::EmptyMember),
+            ("tracestate", "a=1", vec![", ,a=1,b=2"], Fate::EmptyMember),
+            ("tracestate", "a=1", vec!["a=1", "a=1"], Fate::Mangled(Mangling::Doubled)),
+            ("tracestate", "a=1", vec!["a=2,"], Fate::Mangled(Mangling::Changed)),
             ("baggage", "a=1", vec!["b=2"], Fate::Mangled(Mangling::Changed)),
         ] {
             let headers: Vec<_> = got.iter().map(|value| (name, *value)).collect();

@@ -54,7 +54,7 @@ impl Seen {
 
     /// Every call goes on with what was sent, in this format or in another.
     pub(super) fn passes(&self) -> bool {
-        let on = self.count(&Fate::Untouched) + self.count(&Fate::Continued);
+        let on = [Fate::Untouched, Fate::Continued, Fate::EmptyMember].iter().map(|fate| self.count(fate)).sum::<usize>();
         let converted = !self.converted.is_empty() && on + self.count(&Fate::Dropped) == self.calls();
         self.calls() > 0 && (on == self.calls() || converted)
     }
@@ -73,6 +73,7 @@ fn word(fate: &Fate) -> &'static str {
     match fate {
         Fate::Untouched => "forwarded untouched",
         Fate::Continued => "continued",
+        Fate::EmptyMember => "forwarded with an empty list member",
         Fate::Anew => "another trace",
         Fate::Dropped => "absent",
         Fate::Mangled(_) => "damaged",
@@ -84,34 +85,65 @@ pub(super) fn reached(args: &ProbeArgs, outcome: &Outcome, status: u16) -> Findi
     let finding = Finding::pass(CheckId::ProbeReach, text);
     match (&outcome.location, status) {
         (Some(location), 300..=399) => finding.line(format!("a redirect to {location}, which is not followed: probe that URL")),
-        (_, 400..) => finding.line("an error: is this the URL that makes the app call its next hop?"),
+        (_, 400..) if outcome.calls.is_empty() => finding.line("an error: is this the URL that makes the app call its next hop?"),
+        (_, 400..) => finding.line(
+            "an error, although the next hop answered: the app may need another answer (--downstream-reply, --downstream-status)",
+        ),
         _ => finding,
+    }
+}
+
+/// Why an app that answers so calls nobody.
+fn calls_nobody(outcome: &Outcome, addresses: &str) -> Hint {
+    let setting = format!(
+        "set the app's next hop to http://{addresses} and see that it can connect: in a container this host is not 127.0.0.1"
+    );
+    match (&outcome.status, &outcome.location) {
+        (Ok(300..=399), Some(location)) => Hint::new(format!(
+            "the app redirects to {location} (a login page, https, a path with / at its end), and probe follows no redirect"
+        ))
+        .run("probe the URL of the redirect, with the session or token that it asks for (-H)"),
+        (Ok(status @ 400..=499), _) => Hint::new(format!(
+            "the app refuses the request with {status} before it calls: another path or method (-X), a token (-H) or a body (--body) is needed"
+        ))
+        .run(setting),
+        (Ok(status @ 500..), _) => Hint::new(format!(
+            "the app fails with {status} before its call comes here: it cannot connect to its next hop, whose setting does not point at this address, or an error of its own, which its log names"
+        ))
+        .run(setting),
+        _ => Hint::new(
+            "the app's setting for its next hop does not point at this address, this URL makes no call, or the app answers from a cache",
+        )
+        .run(setting),
     }
 }
 
 /// Whether the app calls, and whom.
 pub(super) fn calls(args: &ProbeArgs, addresses: &[SocketAddr], outcomes: &[Outcome]) -> Vec<Finding> {
-    let counts: Vec<usize> = outcomes.iter().map(|outcome| outcome.calls.len()).collect();
+    // The first request may lead to more calls than the others, or to none: connections, caches, tokens.
+    let (cold, usual) = (outcomes[0].calls.len(), outcomes.get(1..).filter(|more| !more.is_empty()).unwrap_or(outcomes));
+    let counts: Vec<usize> = usual.iter().map(|outcome| outcome.calls.len()).collect();
     let Some(first) = outcomes.iter().flat_map(|outcome| &outcome.calls).next() else {
         let addresses = addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        let status = outcomes.last().and_then(|outcome| outcome.status.as_ref().ok().copied()).filter(|status| *status >= 300);
+        let with = status.map_or_else(String::new, |status| format!(" with {status}"));
         let text = format!(
-            "The app answers {} {} and calls nobody at {addresses} ({} requests)",
+            "The app answers {} {}{with} and calls nobody at {addresses} ({} requests)",
             args.method,
             args.app_url,
             outcomes.len()
         );
-        let hint = Hint::new(
-            "the app's setting for its next hop does not point at this address, this URL makes no call, or the app answers from a cache",
-        );
-        let hint = hint.run(format!(
-            "set the app's next hop to http://{addresses} and see that it can connect: in a container this host is not 127.0.0.1"
-        ));
-        return vec![Finding::fail(CheckId::ProbeCalls, text, hint)];
+        let last = outcomes.last().map_or_else(Hint::default, |outcome| calls_nobody(outcome, &addresses));
+        return vec![Finding::fail(CheckId::ProbeCalls, text, last)];
     };
     let (least, most) = (counts.iter().min().unwrap_or(&0), counts.iter().max().unwrap_or(&0));
     let number = if least == most { counted(*least, "call") } else { format!("{least} to {most} calls") };
     let text = format!("It makes {number} a request: {} {}", first.method, first.uri.path());
-    let finding = Finding::pass(CheckId::ProbeCalls, text);
+    let mut finding = Finding::pass(CheckId::ProbeCalls, text);
+    if cold != *least && cold != *most {
+        finding = finding
+            .line(format!("the first request led to {}", if cold == 0 { "none".to_owned() } else { counted(cold, "call") }));
+    }
     let mut out = vec![match outcomes.iter().map(|outcome| outcome.late.as_millis()).max() {
         Some(late @ 20..) => finding.line(format!("up to {late} ms after its answer")),
         _ => finding,
@@ -169,7 +201,9 @@ fn mangled_by(how: &Mangling) -> &'static str {
         }
         Mangling::Padded => "code that takes every trace id for one of 128 bits",
         Mangling::Shortened => "a tracer with trace ids of 64 bits",
-        Mangling::UpperCase => "code that formats the ids by itself",
+        Mangling::Halved => "a tracer with trace ids of 64 bits, which it writes as ones of 128",
+        Mangling::UpperCase | Mangling::SpanLength => "code that formats the ids by itself",
+        Mangling::StrayComma => "code that joins values by a comma, also where one of them is empty",
         Mangling::Changed => "code that writes the header by itself",
     }
 }
@@ -221,7 +255,13 @@ pub(super) fn header(session: &Session<'_>, id: CheckId, name: &str, seen: &Seen
         return Finding::fail(id, format!("{name}: the app {} ({calls} calls)", how.text()), Hint::new(mangled_by(how)));
     }
     if seen.passes() {
-        let added = if seen.count(&Fate::Continued) > 0 { ", with members of the app's own" } else { "" };
+        let added = if seen.count(&Fate::EmptyMember) > 0 {
+            ", with list members that are empty, which W3C permits and some parsers refuse"
+        } else if seen.count(&Fate::Continued) > 0 {
+            ", with members of the app's own"
+        } else {
+            ""
+        };
         return Finding::pass(id, format!("{name}: forwarded in all {calls} calls{added}"));
     }
     let text = format!("{name}: {} of {calls} calls", seen.text());

@@ -45,8 +45,10 @@ pub(super) struct Session<'a> {
 }
 
 impl Session<'_> {
+    /// Sends one request and waits for its calls. Where it is known how many come, a late one ends the wait, so that it may be long.
     pub(super) async fn ask(&self, headers: &HeaderMap) -> Outcome {
-        self.caller.ask(self.downstream, headers, Wait::For { calls: self.calls, patience: self.patience }).await
+        let wait = Wait::For { calls: self.calls, patience: self.patience, usual: self.status };
+        self.caller.ask(self.downstream, headers, wait).await
     }
 
     pub(super) fn expects(&self, name: &str) -> bool {

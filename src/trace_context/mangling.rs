@@ -14,9 +14,15 @@ pub(crate) enum Mangling {
     Doubled,
     /// A trace id of 128 bits became one of 64.
     Shortened,
-    /// A trace id of 64 bits became one of 128.
+    /// The same, with zeros in place of the other half.
+    Halved,
+    /// A trace id got more digits than it had.
     Padded,
+    /// A span id got more digits than it had, or fewer.
+    SpanLength,
     UpperCase,
+    /// A comma with no value before or behind it.
+    StrayComma,
     /// A value with more around it, or another one.
     Changed,
 }
@@ -28,8 +34,11 @@ impl Mangling {
             Self::Joined => "joins it with another value by a comma",
             Self::Doubled => "sends it twice",
             Self::Shortened => "shortens its trace id to 64 bits",
+            Self::Halved => "shortens its trace id to 64 bits and pads them with zeros to 128",
             Self::Padded => "pads its trace id of 64 bits to 128",
+            Self::SpanLength => "pads or shortens its span id, which has 16 digits",
             Self::UpperCase => "writes it in upper case",
+            Self::StrayComma => "adds a comma without a value",
             Self::Changed => "changes its value",
         }
     }
@@ -54,20 +63,47 @@ impl Mangling {
         if name == "traceparent" && was == is && first.bytes().any(|b| b.is_ascii_uppercase()) {
             return Some(Self::UpperCase);
         }
-        let low = |id: TraceId| u128::from_be_bytes(id.to_bytes()) & u128::from(u64::MAX);
-        (was != is && low(was) == u128::from_be_bytes(is.to_bytes())).then_some(Self::Shortened)
+        let (before, after) = (digits(name, before)?, digits(name, first)?);
+        // Zeros in front are how a trace id of 64 bits is written as one of 128.
+        if was == is { None } else { Self::of_trace_id(before, after) }
+    }
+
+    /// What happened to the digits of a trace id, where something of them is left.
+    pub(crate) fn of_trace_id(before: &str, after: &str) -> Option<Self> {
+        const HALF: usize = 16;
+        let (before, after) = (before.to_ascii_lowercase(), after.to_ascii_lowercase());
+        let begins_or_ends = |long: &str, short: &str| long.starts_with(short) || long.ends_with(short);
+        if before == after || before.len().min(after.len()) < HALF / 2 {
+            return None;
+        }
+        let is_longer = after.len() > before.len();
+        if before.len() != after.len() {
+            // What gives back the digits that another header has kept pads nothing.
+            let rest = after.strip_prefix(&before).or(after.strip_suffix(&before)).unwrap_or_default();
+            let is_filled = is_longer && (rest == before || (!rest.is_empty() && rest.bytes().all(|digit| digit == b'0')));
+            let is_part = !is_longer && begins_or_ends(&before, &after);
+            return if is_filled { Some(Self::Padded) } else { is_part.then_some(Self::Shortened) };
+        }
+        let halves = [after.get(..HALF)?, after.get(HALF..)?];
+        let is_half = |half: &str| half.len() == HALF && begins_or_ends(&before, half);
+        let is_empty = |half: &str| half.bytes().all(|digit| digit == b'0');
+        let is_halved = |kept: &str, lost: &str| is_half(kept) && is_empty(lost);
+        (is_halved(halves[0], halves[1]) || is_halved(halves[1], halves[0])).then_some(Self::Halved)
+    }
+}
+
+fn digits<'a>(header: &str, value: &'a str) -> Option<&'a str> {
+    let mut parts = value.split('-');
+    match header {
+        "traceparent" => parts.nth(1),
+        "b3" => parts.next(),
+        "x-b3-traceid" => Some(value),
+        _ => None,
     }
 }
 
 fn trace_id(header: &str, value: &str) -> Option<TraceId> {
-    let mut parts = value.split('-');
-    let digits = match header {
-        "traceparent" => parts.nth(1)?,
-        "b3" => parts.next()?,
-        "x-b3-traceid" => value,
-        _ => return None,
-    };
-    parse_trace_id(digits.as_bytes())
+    parse_trace_id(digits(header, value)?.as_bytes())
 }
 
 #[cfg(test)]
@@ -90,7 +126,14 @@ mod tests {
             ("traceparent", &parent, vec![&parent, &parent], Some(Mangling::Doubled)),
             ("traceparent", &parent, vec![&joined], Some(Mangling::Joined)),
             ("traceparent", &parent, vec![&upper], Some(Mangling::UpperCase)),
-            ("traceparent", &parent, vec![&padded], Some(Mangling::Shortened)),
+            ("traceparent", &parent, vec![&padded], Some(Mangling::Halved)),
+            ("traceparent", &parent, vec![&format!("00-463ac35c9f6413ad{:0>16}-a2fb4a1d1a96d312-01", 0)], Some(Mangling::Halved)),
+            ("x-b3-traceid", id, vec![&format!("{low:0>32}")], Some(Mangling::Halved)),
+            ("x-b3-traceid", id, vec![&format!("{low:0<32}")], Some(Mangling::Halved)),
+            ("x-b3-traceid", id, vec!["463ac35c9f6413ad"], Some(Mangling::Shortened)),
+            ("x-b3-traceid", low, vec![&format!("{low:0<32}")], Some(Mangling::Padded)),
+            ("x-b3-traceid", low, vec![&low.repeat(2)], Some(Mangling::Padded)),
+            ("x-b3-traceid", low, vec![id], None),
             ("x-b3-traceid", id, vec![low], Some(Mangling::Shortened)),
             ("x-b3-traceid", low, vec![low], None),
             ("x-b3-traceid", low, vec![&id.replace("463ac35c9f6413ad", "0000000000000000")], None),

@@ -2,6 +2,7 @@
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -85,6 +86,26 @@ fn probed(sends: impl Fn(&Headers) -> Option<Headers> + Send + Sync + 'static, f
     (ran, report)
 }
 
+/// An app that answers so, and calls nobody.
+fn answering(status: &'static str) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            let _ = head(&stream);
+            let _ = write!(stream, "HTTP/1.1 {status}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+        }
+    });
+    addr
+}
+
+fn probed_at(app: SocketAddr) -> (Ran, Value) {
+    let (url, address) = (format!("http://{app}/orders"), ports::free_addr().to_string());
+    let ran = run(&["probe", &url, "--downstream", &address, "--output", "json"], &[]);
+    let report = serde_json::from_str(&ran.stdout).unwrap_or_else(|error| panic!("{error}: {}\n{}", ran.stdout, ran.stderr));
+    (ran, report)
+}
+
 /// Ids of the checks that failed, and all texts.
 fn failed(report: &Value) -> Vec<&str> {
     let checks = report["checks"].as_array().unwrap().iter();
@@ -143,6 +164,29 @@ fn each_way_to_lose_or_damage_a_header_is_named() {
     };
     let never_b3 = |headers: &Headers| Some(replaced(headers, "x-b3-sampled", |_| "0".to_owned()));
     let padded = |headers: &Headers| Some(replaced(headers, "x-b3-traceid", |value| format!("{value:0>32}")));
+    let zeros = |value: &str| format!("{:0>32}", &value[value.len().saturating_sub(16)..]);
+    let halved = move |headers: &Headers| {
+        let of = |value: &str| {
+            format!("{}{}{}", &value[..3.min(value.len())], zeros(value.get(3..35).unwrap_or("")), value.get(35..).unwrap_or(""))
+        };
+        Some(replaced(headers, "traceparent", of))
+    };
+    let halved_b3 = move |headers: &Headers| Some(replaced(headers, "x-b3-traceid", zeros));
+    let halved_single = move |headers: &Headers| {
+        Some(replaced(headers, "b3", |value| {
+            let (trace, rest) = value.split_once('-').unwrap_or((value, ""));
+            format!("{}-{rest}", zeros(trace))
+        }))
+    };
+    let span = |headers: &Headers| Some(replaced(headers, "x-b3-spanid", |value| format!("{value:0>32}")));
+    let upper_span = |headers: &Headers| {
+        let of = |value: &str| {
+            let (head, tail) = value.split_at_checked(36).unwrap_or((value, ""));
+            format!("{head}{}", tail.to_uppercase())
+        };
+        Some(replaced(headers, "traceparent", of))
+    };
+    let commas = |headers: &Headers| Some(replaced(headers, "baggage", |value| format!("{value},")));
     let none = |headers: &Headers| Some(headers.iter().filter(|(name, _)| name == "x-request-id").cloned().collect());
     let crash = |headers: &Headers| {
         let bad = headers.iter().any(|(name, value)| name == "traceparent" && value.len() != 55);
@@ -154,6 +198,12 @@ fn each_way_to_lose_or_damage_a_header_is_named() {
         (Box::new(joined), &["probe.b3-single"], "by a comma"),
         (Box::new(short), &["probe.b3"], "to 64 bits"),
         (Box::new(padded), &["probe.short-ids"], "pads its trace id of 64 bits to 128"),
+        (Box::new(halved), &["probe.w3c"], "shortens its trace id to 64 bits and pads them with zeros"),
+        (Box::new(halved_b3), &["probe.b3"], "shortens its trace id to 64 bits and pads them with zeros"),
+        (Box::new(halved_single), &["probe.b3-single"], "shortens its trace id to 64 bits and pads them with zeros"),
+        (Box::new(span), &["probe.b3"], "pads or shortens its span id"),
+        (Box::new(upper_span), &["probe.w3c"], "in upper case"),
+        (Box::new(commas), &["probe.baggage"], "adds a comma without a value"),
         (Box::new(flipped), &["probe.sampling"], "\"not sampled\" in W3C (traceparent) arrives as sampled"),
         (Box::new(never), &["probe.sampling"], "\"sampled\" in W3C (traceparent) arrives as not sampled"),
         (Box::new(never_b3), &["probe.sampling"], "\"sampled\" in B3 (x-b3-…) arrives as not sampled"),
@@ -174,6 +224,16 @@ fn each_way_to_lose_or_damage_a_header_is_named() {
     };
     // Each takes seconds, most of which it waits.
     std::thread::scope(|scope| cases.into_iter().for_each(|case| drop(scope.spawn(move || examine(case)))));
+}
+
+/// Members that are empty are allowed in a `tracestate`.
+#[test]
+fn an_empty_member_of_a_tracestate_is_a_note() {
+    let app = |headers: &Headers| Some(replaced(headers, "tracestate", |value| format!("{value},")));
+    let (ran, report) = probed(app, &["--expect", "tracestate"]);
+    assert_eq!((ran.code, failed(&report)), (Some(0), vec![]), "{report:#}");
+    let text = text_of(&report, "probe.tracestate");
+    assert!(text.contains("list members that are empty, which W3C permits"), "{text}");
 }
 
 /// As a client does that writes the header beside code that copies it.
@@ -207,6 +267,38 @@ fn a_call_long_after_the_answer_is_that_requests_call() {
     let ran = run(&[&["probe", &url, "--downstream", &address], &expected[..]].concat(), &[]);
     let report: Value = serde_json::from_str(&ran.stdout).unwrap();
     assert_eq!((ran.code, failed(&report)), (Some(0), vec![]), "{report:#}");
+}
+
+/// As a busy machine starts a thread: the first call comes at once, the next ones do not.
+#[test]
+fn calls_that_come_later_than_the_first_are_counted() {
+    let downstream = ports::free_addr();
+    let served = Arc::new(AtomicUsize::new(0));
+    let app = App::start(downstream, move |headers| {
+        let (headers, number) = (copied(headers), served.fetch_add(1, Ordering::Relaxed));
+        std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(if number % 3 == 1 { 600 } else { 0 }));
+            call(downstream, "/stock", &headers)
+        });
+        None
+    });
+    let (url, address) = (format!("http://{}/orders", app.addr), downstream.to_string());
+    let ran = run(&["probe", &url, "--downstream", &address, "--output", "json", "--count", "4"], &[]);
+    let report: Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert_eq!((ran.code, failed(&report)), (Some(0), vec![]), "{report:#}");
+    assert!(text_of(&report, "probe.calls").contains("It makes 1 call a request"), "{report:#}");
+}
+
+/// As an app does that kept a connection to its next hop from before: the request that meets it fails.
+#[test]
+fn a_first_request_that_calls_nobody_is_a_note() {
+    let served = AtomicUsize::new(0);
+    let app = move |headers: &Headers| (served.fetch_add(1, Ordering::Relaxed) > 0).then(|| copied(headers));
+    let (ran, report) = probed(app, &[]);
+    assert_eq!((ran.code, failed(&report)), (Some(0), vec![]), "{report:#}");
+    let checks = report["checks"].as_array().unwrap();
+    let calls = checks.iter().find(|check| check["id"] == "probe.calls").unwrap().to_string();
+    assert!(calls.contains("It makes 1 call a request") && calls.contains("the first request led to none"), "{calls}");
 }
 
 /// A global that every request writes and every call reads.
@@ -271,6 +363,18 @@ fn an_app_that_never_calls_is_said_to_do_so() {
     let (ran, report) = probed(|_| None, &[]);
     assert_eq!((ran.code, failed(&report)), (Some(1), vec!["probe.calls"]), "{report:#}");
     assert!(text_of(&report, "probe.calls").contains("calls nobody at 127.0.0.1:"), "{report:#}");
+    for (answer, cause) in [
+        ("302 Found\r\nlocation: /login", "redirects to /login"),
+        ("500 Internal Server Error", "fails with 500 before its call"),
+        ("401 Unauthorized", "refuses the request with 401"),
+    ] {
+        let status = answer.split(' ').next().unwrap();
+        let (ran, report) = probed_at(answering(answer));
+        assert_eq!((ran.code, failed(&report)), (Some(1), vec!["probe.calls"]), "{report:#}");
+        assert!(text_of(&report, "probe.calls").contains(&format!(" with {status} and calls nobody")), "{report:#}");
+        let check = report["checks"].as_array().unwrap().iter().find(|check| check["id"] == "probe.calls").unwrap();
+        assert!(check["cause"].as_str().unwrap().contains(cause), "{check:#}");
+    }
     let nobody = format!("http://{}/", ports::free_addr());
     let ran = run(&["probe", &nobody, "--downstream", "127.0.0.1:0"], &[]);
     assert!(ran.code == Some(1) && ran.stdout.contains("has no answer"), "{}{}", ran.stdout, ran.stderr);

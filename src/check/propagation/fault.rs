@@ -211,9 +211,10 @@ fn damaged(how: Mangling) -> &'static str {
         Mangling::Doubled => "several, and receivers disagree about which of them counts",
         Mangling::Joined => "one in which several values are joined by a comma",
         Mangling::Shortened => "a trace id that is shortened to 64 bits",
+        Mangling::Halved => "a trace id that is shortened to 64 bits and padded with zeros",
         Mangling::Padded => "a trace id that is padded to 128 bits",
         Mangling::UpperCase => "it in upper case",
-        Mangling::Changed => "another value",
+        Mangling::SpanLength | Mangling::StrayComma | Mangling::Changed => "another value",
     }
 }
 
@@ -262,9 +263,11 @@ fn consequence(fault: &SeamFault, xray: &Xray) -> String {
 fn damaged_by(how: Mangling) -> &'static str {
     match how {
         Mangling::Joined | Mangling::Doubled => "two parts of it write the header, one beside what the other passes on",
-        Mangling::Shortened => "its tracer has trace ids of 64 bits",
+        Mangling::Shortened | Mangling::Halved => "its tracer has trace ids of 64 bits",
         Mangling::Padded => "its tracer takes every trace id for one of 128 bits",
-        Mangling::UpperCase | Mangling::Changed => "it formats the header by itself",
+        Mangling::SpanLength | Mangling::UpperCase | Mangling::StrayComma | Mangling::Changed => {
+            "it formats the header by itself"
+        }
     }
 }
 
