@@ -214,7 +214,8 @@ fn the_store_alone_takes_both_formats_at_its_ports_and_shows_them_on_its_page() 
     }
     let head = "POST /api/v2/spans HTTP/1.1\r\nhost: zipkin:9411\r\ncontent-type: application/json\r\n";
     assert_eq!(fetch(zipkin, head, &json!([span(1, 1, "")]).to_string()).0, 202);
-    assert_eq!(get(page, "/", "localhost").0, 200);
+    let (status, html) = get(page, "/", "localhost");
+    assert!(status == 200 && html.contains("<title>httpserver store: traces</title>") && !html.contains("demo"), "{html}");
     assert_eq!(get(page, "/api/v2/services", "evil.example").0, 403);
     assert_eq!(get(page, "/health", "10.0.0.7").0, 200);
     // The port of OTLP has neither page nor queries, and there is no chain to give orders to.

@@ -24,7 +24,7 @@ function connect() {
   const on = (event, act) => source.addEventListener(event, (message) => act(JSON.parse(message.data)));
   source.addEventListener('open', () => state('live', 'live'));
   source.addEventListener('error', () => {
-    state('lost', 'The demo does not answer. If you stopped it, start it again: this page comes back by itself.');
+    state('lost', `The ${server()} does not answer. If you stopped it, start it again: this page comes back by itself.`);
     // A refused stream is not tried again by the browser.
     if (source.readyState === EventSource.CLOSED) setTimeout(connect, 2000);
   });
@@ -48,13 +48,13 @@ function connect() {
   });
 }
 
+/** What serves this page. */
+const server = () => document.body.dataset.kind ?? 'demo';
+
 /** `httpserver store`: there is no chain to draw and to send to. */
 function alone() {
-  document.title = 'httpserver store: traces';
-  say(document.querySelector('h1 span'), 'store');
   say(document.querySelector('.top p'), 'Whatever reports here in Zipkin’s format or in OTLP over HTTP is drawn here.');
   for (const id of ['chain', 'send']) $(id).hidden = true;
-  document.body.dataset.kind = 'store';
   list.select(null);
   if (!open) draw();
 }
@@ -182,7 +182,7 @@ function stale(text) {
 
 /** Why there is no timeline. */
 function nothing() {
-  if (!open.missing) return h('p', { class: 'empty' }, open.failed ? 'The demo does not answer.' : 'Loading.');
+  if (!open.missing) return h('p', { class: 'empty' }, open.failed ? `The ${server()} does not answer.` : 'Loading.');
   if (open.exchange?.reply?.sampled === false) {
     return h('div', { class: 'empty' }, h('p', null, h('strong', null, 'Not sampled, so there is no timeline.')), h('p', null, 'The caller said that this request is not to be recorded, and every hop passed that on. The headers travelled all the same: see “Headers, hop by hop”.'));
   }

@@ -6,6 +6,7 @@
 pub(crate) mod events;
 mod view;
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use axum::extract::{Path, Query, Request};
@@ -61,10 +62,25 @@ const FILES: [File; 14] = [
     script!("compare.js"),
 ];
 
+/// The page itself. `is_alone`: of `httpserver store`, which has no chain to draw and to send to.
+fn page(is_alone: bool) -> Cow<'static, str> {
+    const OF_STORE: [(&str, &str); 3] = [
+        ("<title>httpserver demo: one request, one trace</title>", "<title>httpserver store: traces</title>"),
+        ("<span>demo</span>", "<span>store</span>"),
+        ("<body>", "<body data-kind=\"store\">"),
+    ];
+    let page = include_str!("index.html");
+    if !is_alone {
+        return Cow::Borrowed(page);
+    }
+    OF_STORE.iter().fold(page.to_owned(), |page, (of_demo, of_store)| page.replacen(of_demo, of_store, 1)).into()
+}
+
 /// The page's part of the store's port. `stopped` ends the streams of events.
 pub(crate) fn router(state: Arc<DemoState>, access: Access, stopped: watch::Receiver<bool>) -> Router {
     let mut router = Router::new();
     for (path, kind, text) in FILES {
+        let text = if path == "/" { page(state.hops.is_empty()) } else { Cow::Borrowed(text) };
         let answer = move || async move { ([(header::CONTENT_TYPE, HeaderValue::from_static(kind))], text) };
         router = router.route(path, get(answer));
     }
