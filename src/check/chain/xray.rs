@@ -84,7 +84,13 @@ impl Xray {
             if tree.propagation == Propagation::Continue {
                 let (more, unwritten) = continued(tree, &call.sent, own);
                 effects.extend(more);
-                self.unwritten.extend(unwritten.into_iter().map(|(format, names)| Unwritten {
+                // A proxy that speaks both formats writes the other one again: the trace goes on.
+                let is_written_again = |format: HeaderFamily| {
+                    let arrived = call.reply.as_ref().and_then(|reply| format.read(&reply.received));
+                    arrived.is_some_and(|context| trace_of(tree) == Some(context.trace_id))
+                };
+                let unwritten = unwritten.into_iter().filter(|(format, _)| !is_written_again(*format));
+                self.unwritten.extend(unwritten.map(|(format, names)| Unwritten {
                     path: path.clone(),
                     format,
                     from: hop.clone(),

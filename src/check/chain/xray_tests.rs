@@ -536,6 +536,44 @@ fn the_wrong_order_of_propagators_is_named_where_the_mesh_speaks_the_other_forma
     }
 }
 
+/// Where one hop lacks a format, one failure counts, and none where the trace goes on.
+#[test]
+fn a_hop_that_reads_one_format_alone_is_one_failure_at_most() {
+    use HeaderFamily::{B3, W3c};
+    let orders: [&[HeaderFamily]; 5] = [&[], &[W3c], &[B3], &W3C_FIRST, &B3_FIRST];
+    for tracer in TRACERS.into_iter().map(Some).chain([None]) {
+        let fits = if tracer == Some(Tracer::B3) { B3_FIRST } else { W3C_FIRST };
+        for (count, at, order) in [3, 4]
+            .into_iter()
+            .flat_map(|count| (0..count).flat_map(move |at| orders.into_iter().map(move |order| (count, at, order))))
+        {
+            for usual in [continues(&fits), forward()] {
+                let mut apps = vec![usual.clone(); count];
+                apps[at] = continues(order);
+                let findings = report(&apps, &vec![Between { tracer, ..Between::default() }; count]);
+                let failed = failures(&findings);
+                let case = format!("{tracer:?}, {order:?} at {at} of {count} beside {:?}: {findings:#?}", usual.mode);
+                assert!(failed.len() <= 1, "{case}");
+                let reads = match tracer {
+                    Some(Tracer::Otel) => order.contains(&W3c),
+                    Some(Tracer::B3) => order.contains(&B3),
+                    Some(Tracer::Both) | None => !order.is_empty(),
+                };
+                if !reads {
+                    assert_eq!(failed.len(), 1, "{case}");
+                    assert_eq!(failed[0].hop.as_deref(), Some(format!("service{}", at + 1).as_str()), "{case}");
+                    assert!(failed[0].cause.as_ref().unwrap().contains("OTEL_PROPAGATORS"), "{case}");
+                } else if tracer.is_none()
+                    || order == fits
+                    || (tracer == Some(Tracer::Both) && usual.mode == Propagation::Continue)
+                {
+                    assert!(failed.is_empty(), "{case}");
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn a_request_id_made_anew_between_hops_is_a_finding_and_at_the_edge_it_is_not() {
     let mut between = mesh(None);

@@ -48,7 +48,7 @@ pub(crate) fn is_order(fault: &SeamFault) -> bool {
     fault.effects.iter().any(|effect| matches!(effect, Effect::Order { .. }))
 }
 
-fn id(fault: &SeamFault) -> CheckId {
+pub(crate) fn id(fault: &SeamFault) -> CheckId {
     if is_order(fault) {
         return CheckId::PropagationOrder;
     }
@@ -241,7 +241,7 @@ fn hint(fault: &SeamFault, xray: &Xray, hints: &HintContext) -> Hint {
     match fault.side {
         Side::Hop => by_hop(fault, xray, hints),
         Side::Between => by_proxy(fault, xray, hints),
-        Side::NewTrace => by_new_trace(fault, hints),
+        Side::NewTrace => by_new_trace(fault, xray, hints),
     }
 }
 
@@ -426,11 +426,26 @@ fn by_proxy(fault: &SeamFault, xray: &Xray, hints: &HintContext) -> Hint {
     }
 }
 
-fn by_new_trace(fault: &SeamFault, hints: &HintContext) -> Hint {
+fn by_new_trace(fault: &SeamFault, xray: &Xray, hints: &HintContext) -> Hint {
     let hop = &fault.to;
     let order =
         fault.effects.iter().find_map(|effect| if let Effect::Order { fresh, .. } = effect { Some(*fresh) } else { None });
+    // A hop that does not write the format either does not have it at all.
+    let is_unwritten = |format: HeaderFamily| {
+        let mut by_hop = xray.faults.iter().filter(|known| known.side == Side::Hop && known.from == *hop);
+        by_hop.any(|known| lost(known).iter().any(|name| format.has(name)))
+    };
     let cause = match order {
+        Some(format) if is_unwritten(format) => format!(
+            "OTEL_PROPAGATORS at {} lacks {}, and the mesh speaks {}: set it to {}",
+            hop.name,
+            match format {
+                HeaderFamily::W3c => "tracecontext",
+                HeaderFamily::B3 => "b3multi",
+            },
+            format.name(),
+            order_for(format)
+        ),
         Some(format) => {
             format!(
                 "The order of OTEL_PROPAGATORS at {} does not fit a mesh that speaks {}: set it to {}",

@@ -11,9 +11,9 @@ mod table;
 use crate::check::chain::evidence::{Effect, HopEvidence, SeamFault, Withheld, Xray};
 use crate::check::chain::probe::Probe;
 use crate::check::envoy::suggestions::HintContext;
-use crate::check::report::{CheckId, Finding};
-use crate::hop::reply::Tree;
-use crate::trace_context::HeaderFamily;
+use crate::check::report::{CheckId, Finding, Side};
+use crate::hop::reply::{Propagation, Tree};
+use crate::trace_context::{HeaderFamily, is_trace_context};
 
 use bare::FixedId;
 pub(crate) use fault::sentence;
@@ -54,7 +54,10 @@ pub(crate) fn findings(probe: &Probe, xray: &Xray, pair: Option<(&Tree, &Tree)>,
     out.extend(fixed.as_ref().map(|fixed| fixed.finding(hints)));
     let is_told = |fault: &&SeamFault| fixed.as_ref().is_some_and(|fixed| is_about_id(fault) && fault.to.name == fixed.to.name);
     let others = others.into_iter().filter(|fault| !is_told(fault));
-    out.extend(others.take(MAX_SEAMS).map(|fault| finding(fault, xray, hints)));
+    out.extend(others.take(MAX_SEAMS).map(|fault| {
+        let found = finding(fault, xray, hints);
+        unread(fault, xray).map_or(found.clone(), |cause| found.following(cause))
+    }));
     out.extend(passed::findings(xray, fixed.is_some()));
     out.extend(xray.withheld.iter().take(MAX_SEAMS).map(withheld));
     out.extend(pair.and_then(|(_, bare)| bare::finding(bare, &hints.url, hints)));
@@ -66,6 +69,15 @@ pub(crate) fn findings(probe: &Probe, xray: &Xray, pair: Option<(&Tree, &Tree)>,
         .hop(&to.name)
     }));
     out
+}
+
+/// A hop that does not read what came does not send it on, either: the check that has this cause.
+fn unread(fault: &SeamFault, xray: &Xray) -> Option<CheckId> {
+    // OTEL_PROPAGATORS decides about baggage, too.
+    let is_lost = |effect: &Effect| matches!(effect, Effect::Lost(name) if is_trace_context(name) || name == "baggage");
+    let by_hop = fault.side == Side::Hop && fault.mode == Some(Propagation::Continue) && fault.effects.iter().all(is_lost);
+    let cause = xray.faults.iter().find(|known| by_hop && known.side == Side::NewTrace && known.to == fault.from)?;
+    Some(fault::id(cause))
 }
 
 /// What an app of another make leaves out is its own business as long as the trace goes on.

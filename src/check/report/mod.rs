@@ -173,6 +173,11 @@ impl Finding {
         Self::new(id, Status::Skip, text)
     }
 
+    /// Not as it should be, by itself or because of another.
+    fn is_broken(&self) -> bool {
+        matches!(self.status, Status::Fail | Status::Follows)
+    }
+
     /// Whether `cause` explains this failure: the same field of the same object, the same cause at the same
     /// place, or one whose consequence it is known to be.
     fn follows_from(&self, cause: &Self) -> bool {
@@ -379,9 +384,9 @@ impl Report {
             prepare(&mut finding);
         }
         if finding.status == Status::Fail
-            && let Some(cause) = self.findings.iter().find(|known| known.status == Status::Fail && finding.follows_from(known))
+            && let Some(cause) = self.findings.iter().find(|known| known.is_broken() && finding.follows_from(known))
         {
-            finding = finding.following(cause.id);
+            finding = finding.following(cause.follows.unwrap_or(cause.id));
         }
         if self.output == OutputFormat::Text {
             let begins = self.findings.last().is_none_or(|last| last.group != finding.group);
@@ -444,6 +449,9 @@ impl Report {
         }
         if failed == 0 {
             let state = match (&self.unseen, self.interrupted) {
+                (Some(unseen), false) if self.is_strict => {
+                    format!("failed by --strict, as not everything could be seen: {unseen}; ")
+                }
                 (Some(unseen), false) => format!("healthy as far as it can be seen: {unseen}; "),
                 (None, false) => "healthy: ".to_owned(),
                 (_, true) => "nothing broken: ".to_owned(),
