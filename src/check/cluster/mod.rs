@@ -1,13 +1,14 @@
 //! `check --cluster`: reads the cluster's objects with the user's own `kubectl`, and names the object and the field behind a finding.
 //!
 //! In reading order: `command` (runs kubectl), `snapshot` (what is read), `object` (one object), `routing` (how Istio routes),
-//! `path` (the way of the request through the objects), `rules` (what is wrong on it), `mistake` (which findings that explains),
+//! `front` (the gateway), `path` (the way of the request through the objects), `rules` (what is wrong on it), `mistake` (which findings that explains),
 //! `data_plane`.
 //!
 //! Only `kubectl get` is run, and no Secret is read: that one is there shows in the table that `kubectl get secret NAME` prints.
 
 mod command;
 mod data_plane;
+mod front;
 mod istioctl;
 mod mistake;
 mod object;

@@ -64,6 +64,17 @@ impl Object {
         (self.text("/metadata/creationTimestamp"), self.name(), self.namespace())
     }
 
+    /// Whether an object holds for this pod by its `targetRefs`, where it has any: those of a Gateway name the pods that Istio made for it.
+    pub(crate) fn is_targeted_by(&self, object: &Object) -> bool {
+        let refs = || object.list("/spec/targetRefs").iter().chain([object.at("/spec/targetRef")]).filter(|one| one.is_object());
+        let is_own = |one: &Value| {
+            text(one, "/kind") == "Gateway"
+                && object.namespace() == self.namespace()
+                && text(one, "/name") == self.label("gateway.networking.k8s.io/gateway-name")
+        };
+        refs().next().is_none() || refs().any(is_own)
+    }
+
     /// Whether this object's labels are among those that `selector` asks for. An empty selector asks for nothing and selects all.
     pub(crate) fn is_selected_by(&self, selector: &Value) -> bool {
         is_selected(self.at("/metadata/labels"), selector)

@@ -7,34 +7,14 @@ use serde_json::Value;
 
 use crate::check::chain::evidence::CALLER;
 use crate::check::chain::expect::{Expect, Resolve, is_tls, port_of};
-use crate::check::cluster::object::{Object, at, covers, is_label, is_selected, list, number, service_host, service_of, text};
+use crate::check::cluster::front::{Arrival, Front, is_name, is_router};
+use crate::check::cluster::object::{Object, at, is_label, is_selected, list, number, service_host, service_of, text};
 use crate::check::cluster::routing::{Call, Choice, Destination, choose, destinations, virtual_services};
 use crate::check::cluster::snapshot::{ROOT_NAMESPACE, Snapshot};
 use crate::check::envoy::suggestions::name_of;
 use crate::hop::reply::Tree;
 use crate::net::hosts::host_of;
 use crate::values::service_number;
-
-/// A server of a Gateway: which of `spec.servers` it is.
-pub(crate) type Server<'a> = (&'a Object, usize, &'a Value);
-
-/// The gateway as the request meets it.
-#[derive(Debug, Default)]
-pub(crate) struct Front<'a> {
-    /// The Service that leads to the gateway's pods.
-    pub(crate) service: Option<&'a Object>,
-    pub(crate) pods: Vec<&'a Object>,
-    /// The port of that Service, by which Gateways number their servers.
-    pub(crate) port: u64,
-    /// The URL's port is a NodePort.
-    pub(crate) is_node_port: bool,
-    /// The Gateways whose selector finds these pods.
-    pub(crate) gateways: Vec<&'a Object>,
-    /// Their servers on the port.
-    pub(crate) on_port: Vec<Server<'a>>,
-    /// Those of them that name the host.
-    pub(crate) servers: Vec<Server<'a>>,
-}
 
 /// One hop.
 #[derive(Debug)]
@@ -66,6 +46,8 @@ pub(crate) struct Path<'a> {
     pub(crate) host: String,
     pub(crate) is_https: bool,
     pub(crate) path: String,
+    /// The namespace of the chain (`--namespace`).
+    namespace: String,
     /// `None`: the URL leads past every gateway.
     pub(crate) front: Option<Front<'a>>,
     pub(crate) hops: Vec<Hop<'a>>,
@@ -140,12 +122,6 @@ pub(crate) fn named_port(spec: &Value, name: &str) -> Option<u64> {
     ports.filter(|port| text(port, "/name") == name).find_map(|port| number(at(port, "/containerPort")))
 }
 
-/// Whether a pod is a gateway's: its proxy runs as a router.
-fn is_router(pod: &Object) -> bool {
-    let args = pod.list("/spec/containers").iter().flat_map(|container| list(container, "/args"));
-    args.filter_map(Value::as_str).any(|arg| arg == "router")
-}
-
 impl<'a> Path<'a> {
     pub(crate) fn new(snapshot: &'a Snapshot, subject: &Subject<'_>, tree: Option<&Tree>) -> Self {
         let url = subject.url;
@@ -154,10 +130,18 @@ impl<'a> Path<'a> {
             host: url.host_str().unwrap_or_default().to_ascii_lowercase(),
             is_https: is_tls(url),
             path: url.path().to_owned(),
+            namespace: subject.namespace.to_owned(),
             front: None,
             hops: Vec::new(),
         };
-        path.front = (!path.is_past_gateways(subject)).then(|| path.front(subject));
+        let arrival = Arrival {
+            host: &path.host,
+            is_https: path.is_https,
+            port: u64::from(port_of(url)),
+            address: subject.address(),
+            namespace: subject.gateway_namespace,
+        };
+        path.front = (!path.is_past_gateways(subject)).then(|| Front::new(snapshot, &arrival));
         path.first_hop(subject, tree);
         path
     }
@@ -171,35 +155,6 @@ impl<'a> Path<'a> {
             service.namespace() == subject.namespace && (is(service.text("/spec/clusterIP")) || is_name(address, service))
         });
         is_pod || is_service || self.snapshot.all("Gateway").is_empty() && self.snapshot.api_gateways().is_empty()
-    }
-
-    fn front(&self, subject: &Subject<'_>) -> Front<'a> {
-        let snapshot = self.snapshot;
-        let pods = snapshot.all("Pod").into_iter().filter(|pod| pod.namespace() == subject.gateway_namespace);
-        let pods: Vec<&Object> = pods.filter(|pod| is_router(pod)).collect();
-        let leads = |service: &&Object| {
-            let selector = service.at("/spec/selector");
-            service.namespace() == subject.gateway_namespace
-                && selector.is_object()
-                && pods.iter().any(|pod| pod.is_selected_by(selector))
-        };
-        let service = snapshot.all("Service").into_iter().find(leads);
-        let called = u64::from(port_of(subject.url));
-        let ports = || service.into_iter().flat_map(|service| service.list("/spec/ports"));
-        let by_node =
-            ports().find(|port| number(at(port, "/nodePort")) == Some(called)).and_then(|port| number(at(port, "/port")));
-        let is_own = ports().any(|port| number(at(port, "/port")) == Some(called));
-        let usual = if self.is_https { 443 } else { 80 };
-        let port = by_node.unwrap_or(if is_own { called } else { usual });
-        let of = |gateway: &&Object| pods.iter().any(|pod| pod.is_selected_by(gateway.at("/spec/selector")));
-        let gateways: Vec<&Object> = snapshot.all("Gateway").into_iter().filter(of).collect();
-        let servers = gateways.iter().flat_map(|gateway| {
-            gateway.list("/spec/servers").iter().enumerate().map(|(index, server)| (*gateway, index, server))
-        });
-        let on_port: Vec<Server<'a>> =
-            servers.filter(|(_, _, server)| number(at(server, "/port/number")) == Some(port)).collect();
-        let servers = on_port.iter().copied().filter(|(_, _, server)| serves(server, &self.host)).collect();
-        Front { service, pods, port, is_node_port: by_node.is_some(), gateways, on_port, servers }
     }
 
     /// The first hop, and from it all others.
@@ -352,6 +307,11 @@ impl<'a> Path<'a> {
         }
     }
 
+    /// Whether a namespace is the chain's.
+    pub(crate) fn is_ours(&self, namespace: &str) -> bool {
+        namespace == self.namespace || self.hops.iter().any(|hop| hop.namespace == namespace)
+    }
+
     /// A pod by the name that a reply has.
     fn pod(&self, name: &str) -> Option<&'a Object> {
         self.snapshot.all("Pod").into_iter().find(|pod| pod.name() == name)
@@ -370,6 +330,17 @@ impl<'a> Path<'a> {
         }
     }
 
+    /// The hops that a hop calls.
+    pub(crate) fn called_by(&self, hop: &Hop<'_>) -> impl Iterator<Item = &Hop<'a>> {
+        let at = self.hops.iter().position(|own| std::ptr::eq(own, hop));
+        self.hops.iter().filter(move |next| at.is_some() && next.caller == at)
+    }
+
+    /// The ports at which a hop calls others.
+    pub(crate) fn called_ports(&self, hop: &Hop<'_>) -> impl Iterator<Item = u64> {
+        self.called_by(hop).filter_map(|next| next.call.port)
+    }
+
     /// The namespace of a hop's caller.
     pub(crate) fn calling_namespace(&self, hop: &Hop<'_>) -> &str {
         match hop.caller {
@@ -377,10 +348,6 @@ impl<'a> Path<'a> {
             None => self.front.as_ref().and_then(|front| front.pods.first()).map_or("", |pod| pod.namespace()),
         }
     }
-}
-
-fn is_name(address: &str, service: &Object) -> bool {
-    service_of(address, service.namespace()) == Some((service.name(), service.namespace()))
 }
 
 /// Whether a Service's selector finds a pod.
@@ -396,16 +363,6 @@ fn is_wanted(selector: &Value, labels: &Value) -> bool {
 /// A hop's name without a namespace behind it.
 pub(crate) fn base_name(name: &str) -> &str {
     name.split('.').next().filter(|name| is_label(name)).unwrap_or(name)
-}
-
-/// Whether a server of a Gateway names the host, with or without a namespace in front.
-fn serves(server: &Value, host: &str) -> bool {
-    list(server, "/hosts").iter().filter_map(Value::as_str).any(|pattern| covers(bare_host(pattern), host))
-}
-
-/// The host behind `namespace/`.
-pub(crate) fn bare_host(pattern: &str) -> &str {
-    pattern.split_once('/').map_or(pattern, |(_, host)| host)
 }
 
 /// Whether a hop answers this path as a part of the chain.

@@ -58,6 +58,10 @@ const SIGNS: &[(&str, &str)] = &[
     ("httpsRedirect", "look for the server of port 80; empty: no server redirects"),
     ("strict-transport-security", "look for max-age; empty: no route sets it"),
     ("number: 80", "look for httpsRedirect; empty: no server has port 80"),
+    (
+        "reason:|message:",
+        "look for a reason such as BackendNotFound, InvalidDestination or RefNotPermitted; empty: there is no HTTPRoute",
+    ),
     ("selector:|number:", "look for a selector with the gateway's labels and the port; empty: there is no Gateway"),
     ("credentialName", "look for the host and the Secret's name; empty: no Gateway names a Secret"),
     ("grep -A3 tls:", "look for mode: MUTUAL; empty: no server has TLS"),

@@ -127,6 +127,8 @@ const CONTAINERS: &str =
     "kubectl get pods -n {namespace} -o custom-columns=POD:.metadata.name,CONTAINERS:.spec.containers[*].name";
 const PROXY_CLUSTERS: &str = "istioctl proxy-config clusters {proxy} -n {namespace} | grep {called}";
 const TLS_MODES: &str = "kubectl get destinationrule,peerauthentication -A -o yaml | grep -E '^  kind:|  name:|mode:'";
+const ROUTE_STATUS: &str =
+    "kubectl get httproutes.gateway.networking.k8s.io -A -o yaml | grep -E '^    (name|namespace):|reason:|message:'";
 const PODS: &str = "kubectl get pods -n {namespace} -l app={called} --show-labels";
 
 macro_rules! optional {
@@ -329,10 +331,20 @@ envoy_flags! {
         between_hops because "The proxy at {caller} gave up waiting for {called} (UT): a VirtualService timeout is shorter than {called} takes",
             next ["kubectl get virtualservice -n {namespace} -o yaml | grep -i timeout", PROXY_LOG];
 
+    // What istiod makes of a reference that it cannot resolve.
+    "" when |answer| answer.status == 500 && answer.is_bare();
+        at_gateway "The gateway has a route for this host and path that leads nowhere (500 with an empty body from Envoy)"
+            because "An HTTPRoute refers to a backend that is not there: the name or the port of a Service in backendRefs, or a Service of another namespace without a ReferenceGrant. The route's own status says which (condition ResolvedRefs)"
+            next [ROUTE_STATUS, "kubectl get service -n {namespace}"];
+        between_hops because "The route from {caller} to {called} leads nowhere (500 with an empty body from Envoy): an HTTPRoute whose parent is the Service refers to a backend that is not there, by the name or the port in backendRefs. The route's own status says which (condition ResolvedRefs)",
+            next [ROUTE_STATUS, "kubectl get service -n {namespace}"];
+
     "" when |answer| (500..600).contains(&answer.status);
         at_gateway "{status} from something in front of the chain: {body}"
-            because "Not an answer of a hop: the gateway, a load balancer or another server answered"
+            because "Not an answer of a hop: the gateway, a load balancer or another server answered, or an app of another make that fails by itself or by its own next hop: its log says which"
             next [CURL];
+        between_hops because "A proxy, or something that is no hop, answered {caller} in place of {called}: an app of another make that fails, by itself or by its own next hop (its log says which), or another server",
+            next ["{settings}", PODS, PROXY_LOG];
 
     "" when |answer| (200..300).contains(&answer.status) && answer.by_hop;
         at_gateway "A hop answered {status}, and this path is not the chain's: {body}"
@@ -367,6 +379,8 @@ mod tests {
         for (status, by_envoy, body, code) in [
             (404, true, plain(""), "NR"),
             (404, false, plain(""), ""),
+            (500, true, plain(""), ""),
+            (500, false, plain("oops"), ""),
             (503, true, plain("no healthy upstream"), "UH"),
             (503, true, with("reset reason: overflow"), "UO"),
             (

@@ -138,6 +138,10 @@ pub(crate) fn inside(
         let cause = match status {
             503 => format!("{called} is draining, or something in front of it has nobody to send to"),
             300..=399 => fill(flags::REDIRECTED, &values),
+            500..=599 => format!(
+                "What listens at {} is no hop of this chain: an app of another make that fails, by itself or by its own next hop (its log says which), or another server",
+                to.url
+            ),
             _ => format!("What listens at {} is no hop of this chain, or does not know the path", to.url),
         };
         return Some(Hint::new(cause).run(format!("curl -sv -H 'accept: application/json' {}", quoted(&to.url))));

@@ -127,6 +127,8 @@ fn an_app_that_tells_nothing_leaves_the_verdict_open() {
         assert!(summary.starts_with(says) && summary.contains("is ours, and no trace backend was given"), "{summary}");
         let strict = chain.check(&["--strict"]);
         assert_eq!((strict.code, &strict.json["verdict"], &strict.json["ok"]), (Some(1), &json!("unknown"), &json!(false)));
+        let summary = strict.json["summary"].as_str().unwrap();
+        assert!(summary.starts_with("failed by --strict, as not everything could be seen: nothing behind"), "{summary}");
     }
     let chain = Mixed::start(&plain(), everything, silent);
     let text = common::run(&["check", &chain.url, "--count", "1"], &[]);

@@ -5,7 +5,7 @@ use crate::check::cluster::mistake::Symptom::{Answer, NoPod, Overload, Retries, 
 use crate::check::cluster::mistake::{EVERYTHING, Mistake};
 use crate::check::cluster::object::{Object, at, covers, full_host, is_selected, number, seconds, text, texts};
 use crate::check::cluster::path::{Hop, Path};
-use crate::check::cluster::routing::{destination_rules, policy};
+use crate::check::cluster::routing::{destination_rules, is_visible, policy};
 
 pub(super) fn mistakes(path: &Path<'_>) -> Vec<Mistake> {
     let mut out = Vec::new();
@@ -21,10 +21,15 @@ const EXPLAINS: &[crate::check::cluster::mistake::Symptom] = &[Answer, Slow, Ret
 
 /// A ServiceEntry for the very host of a Service adds its endpoints to the Service's, or takes their place.
 fn service_entries(path: &Path<'_>, hop: &Hop<'_>) -> Vec<Mistake> {
-    let host = hop.full_name();
+    let (host, namespace) = (hop.full_name(), path.calling_namespace(hop));
     let hosts = [host.as_str(), hop.call.host.as_str()];
     let is_own = |entry: &&Object| {
-        entry.texts("/spec/hosts").iter().any(|name| hosts.iter().any(|host| covers(&full_host(name, entry.namespace()), host)))
+        let is_seen = namespace.is_empty() || is_visible(entry, namespace);
+        is_seen
+            && entry
+                .texts("/spec/hosts")
+                .iter()
+                .any(|name| hosts.iter().any(|host| covers(&full_host(name, entry.namespace()), host)))
     };
     let entries = path.snapshot.all("ServiceEntry").into_iter().filter(|_| hop.service.is_some()).filter(is_own);
     entries

@@ -4,8 +4,8 @@ use serde_json::Value;
 
 use crate::check::cluster::mistake::Mistake;
 use crate::check::cluster::mistake::Symptom::{self, Answer, Denied, Headers, Identity, Overload, Sampling, Slow, Spans};
-use crate::check::cluster::object::{Object, at, text};
-use crate::check::cluster::path::Path;
+use crate::check::cluster::object::{Object, at, number, text};
+use crate::check::cluster::path::{Hop, Path};
 use crate::check::cluster::snapshot::ROOT_NAMESPACE;
 
 /// What a filter's text may name, what that does, and how it shows.
@@ -52,7 +52,9 @@ pub(super) fn mistakes(path: &Path<'_>) -> Vec<Mistake> {
                 out.push(mistake().front());
             }
             if inbound != "GATEWAY" {
-                out.extend(hops.iter().map(|hop| mistake().hop(hop)));
+                let listens = number(at(patch, "/match/listener/portNumber"));
+                let meets = |hop: &&&Hop<'_>| listens.is_none_or(|port| ports(path, hop, inbound).contains(&port));
+                out.extend(hops.iter().filter(meets).map(|hop| mistake().hop(hop)));
             }
         }
     }
@@ -64,10 +66,18 @@ pub(super) fn mistakes(path: &Path<'_>) -> Vec<Mistake> {
     out
 }
 
+/// The ports at which a hop's sidecar meets the requests: the app's, and those that the app calls.
+fn ports(path: &Path<'_>, hop: &Hop<'_>, context: &str) -> Vec<u64> {
+    let inbound = hop.target_port().filter(|_| context != "SIDECAR_OUTBOUND");
+    let outbound = path.called_ports(hop).filter(|_| context != "SIDECAR_INBOUND");
+    inbound.into_iter().chain(outbound).collect()
+}
+
 /// Whether a filter holds for a pod.
 fn holds(filter: &Object, pod: &Object) -> bool {
     let in_scope = filter.namespace() == pod.namespace() || filter.namespace() == ROOT_NAMESPACE;
     in_scope
+        && pod.is_targeted_by(filter)
         && pod.is_selected_by(filter.at("/spec/workloadSelector/labels"))
         && pod.is_selected_by(filter.at("/spec/selector/matchLabels"))
 }
@@ -75,8 +85,14 @@ fn holds(filter: &Object, pod: &Object) -> bool {
 /// The first sign in what a patch says.
 fn sign(patch: &Value, apply_to: &str) -> Option<(String, &'static [Symptom])> {
     let text = patch.to_string();
-    let (words, says, explains) = SIGNS.iter().find(|(words, ..)| words.iter().any(|word| text.contains(word)))?;
-    let word = words.iter().find(|word| text.contains(**word)).copied().unwrap_or_default();
+    // A name as short as `b3` is a part of other words.
+    let is_part = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+    let has = |word: &str| match word {
+        "b3" => text.split(|c| !is_part(c)).any(|part| part == word),
+        _ => text.contains(word),
+    };
+    let (words, says, explains) = SIGNS.iter().find(|(words, ..)| words.iter().any(|word| has(word)))?;
+    let word = words.iter().find(|word| has(word)).copied().unwrap_or_default();
     let header = if word == "x-b3-" { "x-b3-*" } else { word };
     Some((format!("({apply_to}) {}", says.replace("HEADER", header)), explains))
 }

@@ -2,10 +2,12 @@
 
 use serde_json::{Value, json};
 
+use crate::check::cluster::front::{Front, Server, bare_host};
 use crate::check::cluster::mistake::Mistake;
 use crate::check::cluster::mistake::Symptom::{self, Answer, Certificate, Connection, Redirect};
-use crate::check::cluster::object::{Object, at, covers, labels_text, list, number, text, texts};
-use crate::check::cluster::path::{Front, Path, Server, bare_host};
+use crate::check::cluster::object::{Object, at, covers, is_selected, labels_text, list, number, text, texts};
+use crate::check::cluster::path::Path;
+use crate::check::cluster::rules::ours::meant;
 use crate::check::cluster::snapshot::SecretSeen;
 
 pub(super) fn mistakes(path: &Path<'_>) -> Vec<Mistake> {
@@ -33,7 +35,12 @@ fn no_pods(path: &Path<'_>) -> Vec<Mistake> {
         let containers = deployment.list("/spec/template/spec/containers").iter();
         containers.flat_map(|container| texts(container, "/args")).any(|arg| arg == "router")
     };
-    let gateways = path.snapshot.all("Deployment").into_iter().filter(is_router);
+    let meant = meant(path, &path.snapshot.all("Gateway"));
+    let is_meant = |deployment: &&Object| {
+        let labels = deployment.at("/spec/template/metadata/labels");
+        meant.iter().any(|gateway| is_selected(labels, gateway.at("/spec/selector")))
+    };
+    let gateways = path.snapshot.all("Deployment").into_iter().filter(is_router).filter(is_meant);
     let stopped = gateways.filter(|deployment| number(deployment.at("/spec/replicas")) == Some(0));
     stopped.map(|deployment| Mistake::new(deployment, "spec.replicas", "is 0: no gateway runs", &[Connection, Answer])).collect()
 }
@@ -51,8 +58,9 @@ fn selectors(path: &Path<'_>, front: &Front<'_>) -> Vec<Mistake> {
     let all = path.snapshot.all("Gateway").into_iter();
     let others =
         all.filter(|gateway| names(gateway, &path.host) && !front.gateways.iter().any(|own| own.title() == gateway.title()));
-    others
-        .filter(|_| front.servers.is_empty())
+    let others: Vec<&Object> = others.filter(|_| front.servers.is_empty()).collect();
+    meant(path, &others)
+        .into_iter()
         .map(|gateway| {
             let selector = labels_text(gateway.at("/spec/selector"));
             let says =
@@ -65,8 +73,11 @@ fn selectors(path: &Path<'_>, front: &Front<'_>) -> Vec<Mistake> {
 /// No server fits: its port, or its hosts.
 fn ports_and_hosts(path: &Path<'_>, front: &Front<'_>) -> Vec<Mistake> {
     let (host, port) = (&path.host, front.port);
-    if front.on_port.is_empty() {
-        let near = front.gateways.iter().filter(|gateway| names(gateway, host));
+    let meant: Vec<String> = meant(path, &front.gateways).into_iter().map(Object::title).collect();
+    let is_meant = |gateway: &Object| meant.contains(&gateway.title());
+    let on_port: Vec<&Server<'_>> = front.on_port.iter().filter(|(gateway, ..)| is_meant(gateway)).collect();
+    if on_port.is_empty() {
+        let near = front.gateways.iter().filter(|gateway| is_meant(gateway) && names(gateway, host));
         return near
             .map(|gateway| {
                 let numbers: Vec<String> = gateway.list("/spec/servers").iter().map(|server| at(server, "/port/number").to_string()).collect();
@@ -76,9 +87,8 @@ fn ports_and_hosts(path: &Path<'_>, front: &Front<'_>) -> Vec<Mistake> {
             })
             .collect();
     }
-    front
-        .on_port
-        .iter()
+    on_port
+        .into_iter()
         .map(|(gateway, index, server)| {
             let hosts = texts(server, "/hosts").join(", ");
             let says = format!("is {hosts}, and the request asks for {host}");
@@ -227,7 +237,8 @@ fn node_port(front: &Front<'_>) -> Option<Mistake> {
 
 /// Plain HTTP that is served, or not redirected.
 fn redirect(path: &Path<'_>, front: &Front<'_>) -> Vec<Mistake> {
-    let servers = front.gateways.iter().flat_map(|gateway| {
+    let meant = meant(path, &front.gateways);
+    let servers = meant.iter().flat_map(|gateway| {
         gateway.list("/spec/servers").iter().enumerate().map(move |(index, server)| (*gateway, index, server))
     });
     servers

@@ -4,6 +4,7 @@ mod entries;
 mod filters;
 mod gateway_api;
 mod gateways;
+mod ours;
 mod peers;
 mod policies;
 mod ports;

@@ -1,5 +1,7 @@
 //! Sidecars and mutual TLS: who has a sidecar, what a pod accepts, what its callers send.
 
+use std::net::IpAddr;
+
 use serde_json::Value;
 
 use crate::check::cluster::mistake::Mistake;
@@ -26,7 +28,7 @@ pub(super) fn mistakes(path: &Path<'_>) -> Vec<Mistake> {
     let any = path.hops.iter().flat_map(|hop| &hop.pods).any(|pod| has_sidecar(pod));
     for hop in path.hops.iter().filter(|_| any) {
         out.extend(injection(path, hop).map(|mistake| mistake.hop(hop)));
-        out.extend(excluded(hop).into_iter().map(|mistake| mistake.hop(hop)));
+        out.extend(excluded(path, hop).into_iter().map(|mistake| mistake.hop(hop)));
     }
     for hop in &path.hops {
         out.extend(mtls(path, hop).into_iter().map(|mistake| mistake.seam(path, hop)));
@@ -75,11 +77,12 @@ fn injection(path: &Path<'_>, hop: &Hop<'_>) -> Option<Mistake> {
 }
 
 /// Ports that the sidecar does not see.
-fn excluded(hop: &Hop<'_>) -> Vec<Mistake> {
+fn excluded(path: &Path<'_>, hop: &Hop<'_>) -> Vec<Mistake> {
     let explains = &[Proxies, Identity, Spans, Headers, Answer];
     let ports = |value: &str| value.split(',').filter_map(|port| port.trim().parse::<u64>().ok()).collect::<Vec<_>>();
     let listens = hop.target_port();
-    // Every hop of this chain is called at port 80 of a Service unless its caller says otherwise.
+    let called: Vec<IpAddr> = path.called_by(hop).flat_map(addresses).collect();
+    let within = |value: &str, address: &IpAddr| value.split(',').any(|range| has(range.trim(), *address));
     let mut out = Vec::new();
     let objects = hop.deployments.iter().map(|deployment| (*deployment, "spec.template.metadata.annotations"));
     let pods = hop.pods.iter().filter(|_| hop.deployments.is_empty()).map(|pod| (*pod, "metadata.annotations"));
@@ -91,9 +94,9 @@ fn excluded(hop: &Hop<'_>) -> Vec<Mistake> {
             let hits = match what {
                 "excludeInboundPorts" => listens.is_some_and(|port| ports(value).contains(&port)),
                 "includeInboundPorts" => value != "*" && listens.is_some_and(|port| !ports(value).contains(&port)),
-                "excludeOutboundPorts" => ports(value).iter().any(|port| matches!(port, 80 | 8080)),
-                "excludeOutboundIPRanges" => !value.is_empty(),
-                "includeOutboundIPRanges" => value != "*",
+                "excludeOutboundPorts" => path.called_ports(hop).any(|port| ports(value).contains(&port)),
+                "excludeOutboundIPRanges" => called.iter().any(|address| within(value, address)),
+                "includeOutboundIPRanges" => value != "*" && called.iter().any(|address| !within(value, address)),
                 _ => false,
             };
             if hits {
@@ -115,6 +118,26 @@ fn excluded(hop: &Hop<'_>) -> Vec<Mistake> {
         }
     }
     out
+}
+
+/// Where a hop's callers connect to: the address of its Service, else those of its pods.
+fn addresses(hop: &Hop<'_>) -> Vec<IpAddr> {
+    let own: Vec<IpAddr> = hop.service.into_iter().filter_map(|service| service.text("/spec/clusterIP").parse().ok()).collect();
+    let pods = || hop.pods.iter().filter_map(|pod| pod.text("/status/podIP").parse().ok()).collect();
+    if own.is_empty() { pods() } else { own }
+}
+
+/// Whether a range such as `10.0.0.0/8`, or a single address, has this one.
+fn has(range: &str, address: IpAddr) -> bool {
+    let bits = |address: IpAddr| match address {
+        IpAddr::V4(address) => (u128::from(u32::from(address)) << 96, 32),
+        IpAddr::V6(address) => (u128::from(address), 128),
+    };
+    let (first, length) = range.split_once('/').map_or((range, None), |(first, length)| (first, length.parse::<u32>().ok()));
+    let Ok(first) = first.parse::<IpAddr>() else { return false };
+    let ((first, most), (own, other)) = (bits(first), bits(address));
+    let length = length.unwrap_or(most);
+    most == other && length <= most && (length == 0 || (first ^ own) >> (128 - length) == 0)
 }
 
 /// What a pod accepts on a port, and the object that says so: its own policy, the namespace's, the mesh's.

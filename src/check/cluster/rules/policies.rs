@@ -56,8 +56,7 @@ fn holding<'a>(path: &Path<'a>, kind: &str, pod: &Object) -> Vec<&'a Object> {
     let holds = |policy: &&Object| {
         (policy.namespace() == pod.namespace() || policy.namespace() == ROOT_NAMESPACE)
             && pod.is_selected_by(policy.at("/spec/selector/matchLabels"))
-            && policy.list("/spec/targetRefs").is_empty()
-            && policy.at("/spec/targetRef").is_null()
+            && pod.is_targeted_by(policy)
     };
     path.snapshot.all(kind).into_iter().filter(holds).collect()
 }

@@ -2,13 +2,15 @@
 
 use serde_json::Value;
 
+use crate::check::cluster::front::{Front, bare_host};
 use crate::check::cluster::mistake::Mistake;
 use crate::check::cluster::mistake::Symptom::{
     Answer, Headers, Identity, NotFound, Redirect, Retries, Sampling, Slow, Spans, Split,
 };
 use crate::check::cluster::object::{Object, at, covers, full_host, list, number, seconds, text, texts};
-use crate::check::cluster::path::{Front, Hop, Path, bare_host, is_of_chain, rewritten};
-use crate::check::cluster::routing::{Choice, is_bound, is_visible, names_host};
+use crate::check::cluster::path::{Hop, Path, is_of_chain, rewritten};
+use crate::check::cluster::routing::{Call, Choice, is_bound, is_visible, names_host, takes};
+use crate::check::cluster::rules::ours::leads_here;
 
 pub(super) fn mistakes(path: &Path<'_>) -> Vec<Mistake> {
     let mut out = Vec::new();
@@ -36,7 +38,9 @@ fn unrouted(path: &Path<'_>, front: &Front<'_>) -> Vec<Mistake> {
     let gateways: Vec<String> =
         front.servers.iter().map(|(gateway, ..)| format!("{}/{}", gateway.namespace(), gateway.name())).collect();
     let namespace = front.pods.first().map_or("", |pod| pod.namespace());
-    let all = path.snapshot.all("VirtualService");
+    // Others serve somebody else, under the same name at another gateway or under another name at this one.
+    let mut all = path.snapshot.all("VirtualService");
+    all.retain(|service| leads_here(path, service));
     let named: Vec<&Object> = all.iter().copied().filter(|service| names_host(service, &path.host)).collect();
     let mut out = Vec::new();
     for service in &named {
@@ -57,13 +61,21 @@ fn unrouted(path: &Path<'_>, front: &Front<'_>) -> Vec<Mistake> {
         }
     }
     if named.is_empty() {
-        let bound = all.into_iter().filter(|service| is_bound(service, &gateways));
-        out.extend(bound.map(|service| {
+        let mut bound: Vec<&Object> = all.into_iter().filter(|service| is_bound(service, &gateways)).collect();
+        let first = path.hops.first().map(Hop::full_name).unwrap_or_default();
+        bound.sort_by_key(|service| !leads_to(service, &first));
+        out.extend(bound.into_iter().map(|service| {
             let hosts = service.texts("/spec/hosts").join(", ");
             Mistake::new(service, "spec.hosts", format!("is {hosts}, and the request asks for {}", path.host), &[Answer])
         }));
     }
     out
+}
+
+/// Whether a rule of a VirtualService sends requests to this host.
+fn leads_to(service: &Object, host: &str) -> bool {
+    let mut routes = service.list("/spec/http").iter().flat_map(|rule| list(rule, "/route"));
+    routes.any(|route| full_host(text(route, "/destination/host"), service.namespace()) == host)
 }
 
 fn unbound(path: &Path<'_>, service: &Object, gateways: &[String]) -> Mistake {
@@ -320,7 +332,14 @@ fn rivals(path: &Path<'_>, hop: &Hop<'_>) -> Option<Mistake> {
         let hosts = service.texts("/spec/hosts");
         hosts.iter().any(|name| full_host(name, service.namespace()) == host)
     };
-    let rivals: Vec<&&Object> = hop.routes.iter().filter(exact).collect();
+    // At a gateway the rules of both hold, and only one that takes the same request is in the way.
+    let asked = Call { path: path.path.clone(), ..hop.call.clone() };
+    let labels = path.calling_pods(hop).first().map_or(&Value::Null, |pod| pod.at("/metadata/labels"));
+    let is_in_the_way = |service: &&&Object| {
+        let mut rules = service.list("/spec/http").iter();
+        hop.caller.is_some() || rules.any(|rule| takes(rule, &asked, labels, path.calling_namespace(hop)))
+    };
+    let rivals: Vec<&&Object> = hop.routes.iter().filter(exact).filter(is_in_the_way).collect();
     let other = rivals.iter().find(|service| service.title() != choice.object.title())?;
     let (what, fix) = match hop.caller {
         Some(_) => ("only the oldest of them counts in the mesh", "its rules hold and the other's do not"),

@@ -1,5 +1,7 @@
 //! What a caller's proxy knows: Sidecars, exports of Services, and what happens to calls to what it does not know.
 
+use serde_json::Value;
+
 use crate::check::cluster::mistake::Symptom::{Answer, Headers, Identity, Proxies, Spans};
 use crate::check::cluster::mistake::{EVERYTHING, Mistake};
 use crate::check::cluster::object::{Object, at, covers, is_exported, number, text, texts};
@@ -57,15 +59,17 @@ fn egress(path: &Path<'_>, hop: &Hop<'_>) -> Option<Mistake> {
     let rules = sidecar.list("/spec/egress");
     let knows = |pattern: &str| {
         let (namespace, host) = pattern.split_once('/').unwrap_or(("*", pattern));
-        let own = namespace == "." && service.namespace() == sidecar.namespace();
+        let own = namespace == "." && service.namespace() == caller.namespace();
         (namespace == "*" || namespace == service.namespace() || own) && covers(host, &hop.full_name())
     };
-    let named = |rule| texts(rule, "/hosts").iter().any(|pattern| knows(pattern));
+    let named = |rule: &Value| texts(rule, "/hosts").iter().any(|pattern| knows(pattern));
     if rules.is_empty() {
         return None;
     }
-    if let Some((index, rule)) = rules.iter().enumerate().find(|(_, rule)| named(rule)) {
-        let port = number(at(rule, "/port/number")).filter(|port| Some(*port) != hop.call.port)?;
+    let naming: Vec<(usize, &Value)> = rules.iter().enumerate().filter(|(_, rule)| named(rule)).collect();
+    if let Some((index, rule)) = naming.first() {
+        let is_open = |rule: &Value| number(at(rule, "/port/number")).is_none_or(|port| Some(port) == hop.call.port);
+        let port = number(at(rule, "/port/number")).filter(|_| !naming.iter().any(|(_, rule)| is_open(rule)))?;
         let says = format!("is {port}, and {} is called at {}", hop.name, hop.call.port.unwrap_or_default());
         return Some(Mistake::new(sidecar, format!("spec.egress[{index}].port.number"), says, EVERYTHING));
     }

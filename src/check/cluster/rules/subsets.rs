@@ -7,6 +7,7 @@ use crate::check::cluster::mistake::Symptom::{Answer, Lanes, NoPod, Retries, Spl
 use crate::check::cluster::object::{Object, at, covers, full_host, is_selected, labels_text, number, service_of, text, texts};
 use crate::check::cluster::path::{Hop, Path, selects};
 use crate::check::cluster::routing::{Choice, Destination, destination_rules, is_visible, subset};
+use crate::check::cluster::snapshot::ROOT_NAMESPACE;
 
 pub(super) fn mistakes(path: &Path<'_>) -> Vec<Mistake> {
     let mut out = Vec::new();
@@ -113,7 +114,11 @@ fn no_subset(path: &Path<'_>, hop: &Hop<'_>, choice: &Choice<'_>, to: &Destinati
     let namespace = path.calling_namespace(hop);
     let having: Vec<&Object> =
         path.snapshot.all("DestinationRule").into_iter().filter(|rule| subset(&[*rule], name).is_some()).collect();
-    let own = |rule: &&&Object| covers(&full_host(rule.text("/spec/host"), rule.namespace()), &to.host);
+    // Only those of the caller's namespace, of the Service's and of the mesh's count.
+    let places = [namespace, to.host.split('.').nth(1).unwrap_or_default(), ROOT_NAMESPACE];
+    let own = |rule: &&&Object| {
+        places.contains(&rule.namespace()) && covers(&full_host(rule.text("/spec/host"), rule.namespace()), &to.host)
+    };
     // The subset is there, and this caller does not see it.
     if let Some(hidden) = having.iter().find(own) {
         let exported = hidden.texts("/spec/exportTo").join(", ");
@@ -141,7 +146,10 @@ fn no_subset(path: &Path<'_>, hop: &Hop<'_>, choice: &Choice<'_>, to: &Destinati
     // It is in a rule for a host that nobody has, while this host has none.
     let astray = having.iter().find(|rule| {
         let host = full_host(rule.text("/spec/host"), rule.namespace());
+        let mut entries = path.snapshot.all("ServiceEntry").into_iter().flat_map(|entry| entry.texts("/spec/hosts"));
         rules.is_empty()
+            && path.is_ours(rule.namespace())
+            && !entries.any(|entry| covers(entry, &host))
             && service_of(&host, "").is_none_or(|(name, namespace)| {
                 path.snapshot.service(name, namespace).is_none() || !host.ends_with("cluster.local")
             })

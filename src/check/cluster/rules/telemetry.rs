@@ -35,7 +35,8 @@ pub(super) fn mistakes(path: &Path<'_>) -> Vec<Mistake> {
 
 /// The Telemetry objects that hold for a pod, the nearest first.
 fn holding<'a>(path: &Path<'a>, pod: &Object) -> Vec<&'a Object> {
-    let all = path.snapshot.all("Telemetry");
+    let mut all = path.snapshot.all("Telemetry");
+    all.retain(|object| pod.is_targeted_by(object));
     let selects = |object: &Object| object.at("/spec/selector/matchLabels").as_object().is_some_and(|labels| !labels.is_empty());
     let own = all.iter().filter(|object| {
         selects(object) && object.namespace() == pod.namespace() && pod.is_selected_by(object.at("/spec/selector/matchLabels"))
@@ -99,7 +100,11 @@ fn of(telemetry: &Object, providers: Option<&[String]>) -> Vec<Mistake> {
 fn missing(path: &Path<'_>, pod: &Object) -> impl Iterator<Item = Mistake> {
     let namespace = pod.namespace();
     // Where others trace, one that would fit is named: its selector, or its namespace.
-    let others = path.snapshot.all("Telemetry").into_iter().filter(|telemetry| !telemetry.list("/spec/tracing").is_empty());
+    let of_hops: Vec<&Object> = path.hops.iter().filter_map(|hop| hop.pods.first()).flat_map(|pod| holding(path, pod)).collect();
+    let others = path.snapshot.all("Telemetry").into_iter().filter(|telemetry| {
+        let is_near = telemetry.namespace() == namespace || of_hops.contains(telemetry);
+        is_near && !telemetry.list("/spec/tracing").is_empty()
+    });
     let mut near: Vec<&Object> = others.collect();
     near.sort_by_key(|telemetry| telemetry.namespace() != namespace);
     near.into_iter()

@@ -3,6 +3,7 @@
 mod gateways;
 mod mesh;
 mod routes;
+mod strangers;
 mod workloads;
 
 use serde_json::{Value, json};
@@ -226,19 +227,27 @@ fn explained(found: &[Mistake], finding: &Finding) -> Option<(String, String)> {
     found.iter().find(|mistake| mistake.explains(finding)).map(|mistake| (mistake.object.clone(), mistake.field.clone()))
 }
 
-/// A rule is right when it gives the finding that its mistake brings about that object and field.
+/// A rule is right when it gives the finding that its mistake brings about that object and field, also in a cluster with others.
 fn assert_names(rows: Vec<(Vec<Change>, Finding, &str, &str)>) {
     for (changes, finding, object, field) in rows {
-        let found = found(changes);
         let wanted = Some((object.to_owned(), field.to_owned()));
-        assert_eq!(explained(&found, &finding), wanted, "{finding:?}\n{found:#?}");
+        let objects = changed(changes);
+        for objects in [objects.clone(), strangers::beside(objects)] {
+            let found = found_in(objects, vec![secret(Some("kubernetes.io/tls"), "istio-system")]);
+            assert_eq!(explained(&found, &finding), wanted, "{finding:?}\n{found:#?}");
+        }
     }
 }
 
 /// Every symptom at every place of a healthy cluster: nothing but what is there by design may be given as a cause.
 #[test]
 fn a_healthy_cluster_explains_nothing() {
-    let found = found(Vec::new());
+    explains_nothing(cluster());
+    explains_nothing(strangers::beside(cluster()));
+}
+
+fn explains_nothing(objects: Vec<Value>) {
+    let found = found_in(objects, vec![secret(Some("kubernetes.io/tls"), "istio-system")]);
     assert!(found.iter().all(|mistake| !mistake.stands), "{found:#?}");
     let plain = "an answer without a reply";
     let findings = [
@@ -254,8 +263,18 @@ fn a_healthy_cluster_explains_nothing() {
         call(1, "403 RBAC"),
         call(1, "overflow"),
         call(2, "no healthy upstream"),
+        call(1, "timed out"),
+        call(2, "429 local_rate_limited"),
+        front("404"),
+        front("401"),
+        fail(CheckId::ReachTcp, "refused"),
+        fail(CheckId::TracesSampling, "1 %"),
+        fail(CheckId::TracesProxies, "no spans").hop("service2"),
+        fail(CheckId::PropagationSidecar, "no sidecar").hop("service2"),
+        fail(CheckId::PropagationCoverage, "bytes").seam("service1", "service2", None),
+        fail(CheckId::TrafficTimes, "slower").seam("service1", "service2", None),
     ];
     for finding in findings {
-        assert_eq!(explained(&found, &finding), None, "{finding:?}");
+        assert_eq!(explained(&found, &finding), None, "{finding:?}\n{found:#?}");
     }
 }

@@ -93,8 +93,18 @@ fn routes() -> Vec<Value> {
     let to = |host: &str| json!([{"route": [{"destination": {"host": host}}], "timeout": "1ms", "fault": {"abort": {"httpStatus": 503}}}]);
     let second = "service2.shop.svc.cluster.local";
     vec![
-        net_of("other", "VirtualService", "door", json!({"gateways": ["door"], "hosts": ["shop.example.com"], "http": to("app")})),
-        net_of("other", "VirtualService", "near", json!({"gateways": ["near"], "hosts": ["app.other.example"], "http": to("app")})),
+        net_of(
+            "other",
+            "VirtualService",
+            "door",
+            json!({"gateways": ["door"], "hosts": ["shop.example.com"], "http": to("app")}),
+        ),
+        net_of(
+            "other",
+            "VirtualService",
+            "near",
+            json!({"gateways": ["near"], "hosts": ["app.other.example"], "http": to("app")}),
+        ),
         net_of("other", "VirtualService", "service2", json!({"hosts": ["service2"], "http": to("app")})),
         net_of("other", "VirtualService", "hidden", json!({"exportTo": ["."], "hosts": [second], "http": to("app")})),
         net_of("shop", "VirtualService", "egress", json!({"gateways": ["other/door"], "hosts": [second], "http": to(second)})),
@@ -104,7 +114,12 @@ fn routes() -> Vec<Value> {
             "service2",
             json!({"host": second, "trafficPolicy": {"tls": {"mode": "DISABLE"}, "connectionPool": {"tcp": {"maxConnections": 1}}}, "subsets": [{"name": "base", "labels": {"version": "v9"}}]}),
         ),
-        net_of("other", "DestinationRule", "api", json!({"host": "api.example.com", "subsets": [{"name": "base"}, {"name": "bass"}]})),
+        net_of(
+            "other",
+            "DestinationRule",
+            "api",
+            json!({"host": "api.example.com", "subsets": [{"name": "base"}, {"name": "bass"}]}),
+        ),
         net_of("other", "DestinationRule", "lost", json!({"host": "nobody", "subsets": [{"name": "base"}, {"name": "bass"}]})),
         net_of("other", "ServiceEntry", "api", json!({"hosts": ["api.example.com"], "endpoints": [{"address": "192.0.2.7"}]})),
         net_of(
@@ -121,23 +136,47 @@ fn policies() -> Vec<Value> {
     let app = json!({"matchLabels": {"app": "other"}});
     let tracing = json!([{"providers": [{"name": "nobody"}], "disableSpanReporting": true, "randomSamplingPercentage": 0}]);
     let waypoint = json!([{"kind": "Gateway", "group": "gateway.networking.k8s.io", "name": "waypoint"}]);
-    let telemetry = |namespace: &str, name: &str, spec: Value| other("telemetry.istio.io/v1", "Telemetry", namespace, name, json!({"spec": spec}));
+    let telemetry = |namespace: &str, name: &str, spec: Value| {
+        other("telemetry.istio.io/v1", "Telemetry", namespace, name, json!({"spec": spec}))
+    };
     let deny = json!([{"from": [{"source": {"principals": ["*"]}}]}, {}]);
     vec![
         secured("other", "PeerAuthentication", "default", json!({"mtls": {"mode": "STRICT"}})),
         secured("shop", "PeerAuthentication", "other", json!({"selector": app, "mtls": {"mode": "DISABLE"}})),
         secured("other", "AuthorizationPolicy", "nobody", json!({})),
         secured("shop", "AuthorizationPolicy", "other", json!({"selector": app, "action": "DENY", "rules": deny})),
-        secured("istio-system", "AuthorizationPolicy", "waypoint", json!({"targetRefs": waypoint, "action": "DENY", "rules": deny})),
+        secured(
+            "istio-system",
+            "AuthorizationPolicy",
+            "waypoint",
+            json!({"targetRefs": waypoint, "action": "DENY", "rules": deny}),
+        ),
         secured("other", "RequestAuthentication", "token", json!({"jwtRules": [{"issuer": "x"}]})),
         secured("shop", "RequestAuthentication", "token", json!({"selector": app, "jwtRules": [{"issuer": "x"}]})),
         telemetry("other", "other", json!({"tracing": tracing})),
         telemetry("shop", "other", json!({"selector": app, "tracing": tracing})),
         telemetry("shop", "waypoint", json!({"targetRefs": waypoint, "tracing": tracing})),
-        other("networking.k8s.io/v1", "NetworkPolicy", "other", "none", json!({"spec": {"podSelector": {}, "policyTypes": ["Ingress"]}})),
-        other("networking.k8s.io/v1", "NetworkPolicy", "shop", "other", json!({"spec": {"podSelector": app, "policyTypes": ["Ingress"]}})),
+        other(
+            "networking.k8s.io/v1",
+            "NetworkPolicy",
+            "other",
+            "none",
+            json!({"spec": {"podSelector": {}, "policyTypes": ["Ingress"]}}),
+        ),
+        other(
+            "networking.k8s.io/v1",
+            "NetworkPolicy",
+            "shop",
+            "other",
+            json!({"spec": {"podSelector": app, "policyTypes": ["Ingress"]}}),
+        ),
         net_of("other", "Sidecar", "default", json!({"egress": [{"hosts": ["./*"]}]})),
-        net_of("shop", "Sidecar", "other", json!({"workloadSelector": {"labels": {"app": "other"}}, "egress": [{"hosts": ["~/*"]}]})),
+        net_of(
+            "shop",
+            "Sidecar",
+            "other",
+            json!({"workloadSelector": {"labels": {"app": "other"}}, "egress": [{"hosts": ["~/*"]}]}),
+        ),
     ]
 }
 
@@ -146,14 +185,24 @@ fn filters() -> Vec<Value> {
         let all = json!({"code": "remove(\"traceparent\")", "name": "envoy.filters.http.local_ratelimit envoy.filters.http.rbac filters.http.fault"});
         json!([{"applyTo": "HTTP_FILTER", "match": matched, "patch": {"operation": "INSERT_BEFORE", "value": all}}])
     };
-    let filter = |namespace: &str, name: &str, spec: Value| other("networking.istio.io/v1alpha3", "EnvoyFilter", namespace, name, json!({"spec": spec}));
+    let filter = |namespace: &str, name: &str, spec: Value| {
+        other("networking.istio.io/v1alpha3", "EnvoyFilter", namespace, name, json!({"spec": spec}))
+    };
     let inbound = json!({"context": "SIDECAR_INBOUND"});
     let another = json!({"context": "SIDECAR_INBOUND", "listener": {"portNumber": 9999}});
     let waypoint = json!([{"kind": "Gateway", "group": "gateway.networking.k8s.io", "name": "waypoint"}]);
     vec![
         filter("other", "strip", json!({"configPatches": patches(inbound.clone())})),
-        filter("shop", "other", json!({"workloadSelector": {"labels": {"app": "other"}}, "configPatches": patches(inbound.clone())})),
-        filter("istio-system", "egress", json!({"workloadSelector": {"labels": {"istio": "egressgateway"}}, "configPatches": patches(json!({}))})),
+        filter(
+            "shop",
+            "other",
+            json!({"workloadSelector": {"labels": {"app": "other"}}, "configPatches": patches(inbound.clone())}),
+        ),
+        filter(
+            "istio-system",
+            "egress",
+            json!({"workloadSelector": {"labels": {"istio": "egressgateway"}}, "configPatches": patches(json!({}))}),
+        ),
         filter("istio-system", "waypoint", json!({"targetRefs": waypoint, "configPatches": patches(json!({}))})),
         filter("shop", "port", json!({"configPatches": patches(another)})),
         other("extensions.istio.io/v1alpha1", "WasmPlugin", "other", "code", json!({"spec": {"url": "oci://other"}})),
@@ -162,13 +211,32 @@ fn filters() -> Vec<Value> {
 
 fn workloads() -> Vec<Value> {
     let app = json!({"app": "other"});
-    let slice = json!({"metadata": {"labels": {"kubernetes.io/service-name": "service2"}}, "endpoints": [{"addresses": ["192.0.2.7"]}]});
+    let slice =
+        json!({"metadata": {"labels": {"kubernetes.io/service-name": "service2"}}, "endpoints": [{"addresses": ["192.0.2.7"]}]});
     let pod = json!({"metadata": {"labels": {"app": "service2"}}, "spec": {"containers": [{"name": "app"}]}});
     vec![
         other("v1", "Namespace", "", "other", json!({})),
-        other("v1", "Service", "other", "service2", json!({"spec": {"selector": {"app": "service2"}, "ports": [{"name": "tcp", "port": 9, "targetPort": 9}]}})),
-        other("apps/v1", "Deployment", "other", "service2", json!({"spec": {"replicas": 0, "template": {"metadata": {"labels": {"app": "service2"}}}}})),
-        other("apps/v1", "Deployment", "shop", "other", json!({"spec": {"replicas": 0, "selector": {"matchLabels": app}, "template": {"metadata": {"labels": app}}}})),
+        other(
+            "v1",
+            "Service",
+            "other",
+            "service2",
+            json!({"spec": {"selector": {"app": "service2"}, "ports": [{"name": "tcp", "port": 9, "targetPort": 9}]}}),
+        ),
+        other(
+            "apps/v1",
+            "Deployment",
+            "other",
+            "service2",
+            json!({"spec": {"replicas": 0, "template": {"metadata": {"labels": {"app": "service2"}}}}}),
+        ),
+        other(
+            "apps/v1",
+            "Deployment",
+            "shop",
+            "other",
+            json!({"spec": {"replicas": 0, "selector": {"matchLabels": app}, "template": {"metadata": {"labels": app}}}}),
+        ),
         other("v1", "Pod", "other", "service2-x", pod),
         other("discovery.k8s.io/v1", "EndpointSlice", "other", "service2", slice),
         net_of("other", "WorkloadEntry", "service2", json!({"address": "192.0.2.7", "labels": {"app": "service2"}})),
@@ -205,7 +273,12 @@ fn what_is_excluded_from_a_sidecar_matters_where_it_is_called() {
 fn a_second_virtual_service_of_the_host_is_in_the_way_where_it_takes_the_request() {
     for (path, is_named) in [("/stock", false), ("/http/", true)] {
         let rule = json!({"match": [{"uri": {"prefix": path}}], "route": [{"destination": {"host": "service1"}}]});
-        let rival = net_of("shop", "VirtualService", "rival", json!({"gateways": ["door"], "hosts": ["shop.example.com"], "http": [rule]}));
+        let rival = net_of(
+            "shop",
+            "VirtualService",
+            "rival",
+            json!({"gateways": ["door"], "hosts": ["shop.example.com"], "http": [rule]}),
+        );
         let found = found(vec![Add(rival)]);
         let named = explained(&found, &front("502")).map(|(object, field)| (object.ends_with("/rival"), field));
         assert_eq!(named.is_some(), is_named, "{path}: {named:?}");
@@ -227,11 +300,16 @@ fn by_gateway_api() -> Vec<Value> {
     let listener = json!({"name": "https", "port": 443, "hostname": "*.example.com"});
     let rule = |path: &str, port: u64| json!({"matches": [{"path": {"type": "Exact", "value": path}}], "backendRefs": [{"name": "service1", "port": port}]});
     let between = |port: u64| json!({"parentRefs": [{"group": "", "kind": "Service", "name": "service2", "port": 80}], "rules": [{"backendRefs": [{"name": "service2", "port": port}]}]});
-    let api = |kind: &str, name: &str, spec: Value| object("gateway.networking.k8s.io/v1", kind, "shop", name, json!({"spec": spec}));
+    let api =
+        |kind: &str, name: &str, spec: Value| object("gateway.networking.k8s.io/v1", kind, "shop", name, json!({"spec": spec}));
     let mut objects = changed(vec![Remove("Gateway door"), Remove("VirtualService door"), Remove("VirtualService service2")]);
     objects.push(api("Gateway", "door", json!({"gatewayClassName": "istio", "listeners": [listener]})));
     let rules = json!([rule("/http/service0", 80), rule("/hello", 80)]);
-    objects.push(api("HTTPRoute", "door", json!({"hostnames": ["shop.example.com"], "parentRefs": [{"name": "door"}], "rules": rules})));
+    objects.push(api(
+        "HTTPRoute",
+        "door",
+        json!({"hostnames": ["shop.example.com"], "parentRefs": [{"name": "door"}], "rules": rules}),
+    ));
     objects.push(api("HTTPRoute", "service2", between(80)));
     objects
 }
@@ -240,15 +318,31 @@ fn by_gateway_api() -> Vec<Value> {
 fn a_backend_that_is_not_there_is_named_with_the_rule_that_takes_the_request() {
     let set = |name: &str, pointer: &str, value: Value| {
         let mut objects = by_gateway_api();
-        let route = objects.iter_mut().find(|object| object["kind"] == "HTTPRoute" && object["metadata"]["name"] == name).unwrap();
+        let route =
+            objects.iter_mut().find(|object| object["kind"] == "HTTPRoute" && object["metadata"]["name"] == name).unwrap();
         *route.pointer_mut(pointer).unwrap() = value;
         objects
     };
     let first = "/spec/rules/0/backendRefs/0";
     for (objects, finding, object, field) in [
-        (set("door", &format!("{first}/port"), json!(8080)), front("500"), "HTTPRoute shop/door", "spec.rules[0].backendRefs[0].port"),
-        (set("door", &format!("{first}/name"), json!("servce1")), front("500"), "HTTPRoute shop/door", "spec.rules[0].backendRefs[0].name"),
-        (set("service2", &format!("{first}/port"), json!(8080)), call(1, "500"), "HTTPRoute shop/service2", "spec.rules[0].backendRefs[0].port"),
+        (
+            set("door", &format!("{first}/port"), json!(8080)),
+            front("500"),
+            "HTTPRoute shop/door",
+            "spec.rules[0].backendRefs[0].port",
+        ),
+        (
+            set("door", &format!("{first}/name"), json!("servce1")),
+            front("500"),
+            "HTTPRoute shop/door",
+            "spec.rules[0].backendRefs[0].name",
+        ),
+        (
+            set("service2", &format!("{first}/port"), json!(8080)),
+            call(1, "500"),
+            "HTTPRoute shop/service2",
+            "spec.rules[0].backendRefs[0].port",
+        ),
     ] {
         for objects in [objects.clone(), beside(objects)] {
             let found = found_in(objects, Vec::new());
