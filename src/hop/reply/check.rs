@@ -1,20 +1,16 @@
 //! The validation of a next hop's answer before it is nested.
 
-use std::borrow::Cow;
-use std::sync::LazyLock;
-
-use memchr::memmem::Finder;
 use serde::de::{self, Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::compact::skip_object;
+use super::layout::is_usual;
 use super::{MAX_HOPS, Reply, Representation};
 
 /// A hop nests its next hop's reply three JSON levels deeper: in an object, in an array, in the reply. The last reply's calls may
 /// have no reply, and nest two levels deeper than its own headers: the headers that were sent.
 const MAX_DEPTH: usize = 3 * (MAX_HOPS as usize - 1) + 2;
 
-/// How deep a nested reply may be to be skipped without counting the depth of the whole answer.
+/// How deep a nested reply may be where the depth of the whole answer is not counted.
 const NESTED_DEPTH: usize = MAX_DEPTH / 2;
 
 /// The text of a valid reply, to be written verbatim.
@@ -44,10 +40,18 @@ impl<'a> NestedReply<'a> {
     pub(crate) fn check(answer: &'a [u8]) -> Result<Self, NotNested> {
         // Validated here once, so that serde_json need not validate each string.
         let text = std::str::from_utf8(answer).map_err(|_| NotNested::NotAReply)?;
-        let own = without_nested(text);
-        serde_json::from_str::<Reply<Checked>>(&own).map_err(|_| NotNested::NotAReply)?;
-        let is_shallow = !nests_deeper(&own, MAX_DEPTH - NESTED_DEPTH);
-        if is_shallow || !nests_deeper(text, MAX_DEPTH) { Ok(Self::unpadded(text)) } else { Err(NotNested::TooDeep) }
+        let nested = Self::unpadded(text);
+        if nested.is_usual() {
+            return Ok(nested);
+        }
+        serde_json::from_str::<Reply<Checked>>(text).map_err(|_| NotNested::NotAReply)?;
+        if nests_deeper(text, MAX_DEPTH) { Err(NotNested::TooDeep) } else { Ok(nested) }
+    }
+
+    /// Whether it is a reply that needs no parser to be recognised.
+    fn is_usual(self) -> bool {
+        let but_brace = if self.is_open { Some(self.text) } else { self.text.strip_suffix('}') };
+        but_brace.is_some_and(|text| is_usual(text, NESTED_DEPTH))
     }
 
     fn unpadded(text: &'a str) -> Self {
@@ -86,33 +90,10 @@ pub(crate) fn pad(json: &mut Vec<u8>, size: usize) {
     }
 }
 
-/// The text with an empty object in place of each nested reply that is compact JSON: it is valid if and only if the whole is.
-///
-/// In valid JSON a value follows the key wherever it is found: its last quote ends a name.
-fn without_nested(text: &str) -> Cow<'_, str> {
-    const KEY: &str = "\"reply\":{";
-    static FINDER: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(KEY));
-    let (mut own, mut rest) = (String::new(), text);
-    while let Some(key) = FINDER.find(rest.as_bytes()) {
-        let (before, nested) = rest.split_at(key + KEY.len() - 1);
-        // After one that is not skipped nothing is: each attempt may cost as much as the whole text.
-        let Some(after) = skip_object(nested.as_bytes(), NESTED_DEPTH) else { return Cow::Borrowed(text) };
-        own.reserve(before.len() + 64);
-        own.push_str(before);
-        own.push_str("{}");
-        rest = &nested[nested.len() - after.len()..];
-    }
-    if own.is_empty() {
-        return Cow::Borrowed(text);
-    }
-    own.push_str(rest);
-    Cow::Owned(own)
-}
-
 /// Whether arrays and objects of a valid JSON text nest deeper than `limit`.
 fn nests_deeper(text: &str, limit: usize) -> bool {
-    // A text does not nest deeper than it has brackets that open. For a hop's own part of a reply this bound, counted in pieces
-    // that the compiler vectorises, is the whole answer.
+    // A text does not nest deeper than it has brackets that open. For a short chain this bound, counted in pieces that the
+    // compiler vectorises, is the whole answer.
     let opening = |piece: &[u8]| usize::from(piece.iter().map(|byte| u8::from(byte & !0x20 == b'[')).sum::<u8>());
     if text.as_bytes().chunks(128).map(opening).sum::<usize>() <= limit {
         return false;
@@ -281,7 +262,7 @@ mod tests {
         (1..hops).fold(leaf.clone(), |below, _| {
             let call = |reply: &str| {
                 format!(
-                    r#"{{"url":"http://a","status":200,"duration_ms":1.0,"error":null,"sent":{{"b3":["0"]}},"reply":{reply}}}"#
+                    r#"{{"url":"http://a","protocol":null,"status":200,"duration_ms":1.0,"error":null,"sent":{{"b3":["0"]}},"reply":{reply}}}"#
                 )
             };
             leaf.replacen("\"upstreams\":[]", &format!("\"upstreams\":[{},{}]", call(&below), call(&leaf)), 1)
@@ -289,17 +270,29 @@ mod tests {
     }
 
     #[test]
-    fn nested_replies_are_skipped_and_judged_as_serde_would() {
+    fn replies_are_recognised_and_judged_as_serde_would() {
         let serde = |text: &str| serde_json::from_str::<Reply<Checked>>(text).is_ok();
-        let whole = compact(2);
-        let own = without_nested(&whole);
-        assert!(is_reply(&whole) && own.len() < whole.len() / 2, "{own}");
-        assert_eq!(own.matches("\"reply\":{}").count(), 2, "{own}");
+        let is_usual = |text: &str| NestedReply::unpadded(text).is_usual();
+        let numbered = compact(2);
+        let whole = numbered.replace("\\u001b[31m", "\\\"\\n");
+        assert!(is_reply(&numbered) && !is_usual(&numbered), "{numbered}");
+        assert!(is_reply(&whole) && is_usual(&whole), "{whole}");
         // Whatever becomes of a single byte, the verdict is that of serde.
         for at in 0..whole.len() {
-            for byte in ["", "\"", "]", " "] {
+            for byte in ["", "\"", "]", " ", "\\", "0", "-"] {
                 let text = [&whole[..at], byte, &whole[at + 1..]].concat();
                 assert_eq!(is_reply(&text), serde(&text), "{byte:?} at {at}");
+            }
+        }
+        // Values of every type, and of every size, in every field.
+        let values =
+            ["null", "true", "0", "00", "-1", "1.5", "9999", "65536", "4294967296", "99999999999999999999", "1e9", "1e999"];
+        let texts = r#""forward" "\ud800" "\/" "\x" [] {} [{}] {"b3":[]} {"b3":[1]} {"delay_ms":1} {"delay_ms":"1"}"#.split(' ');
+        let leaf: serde_json::Value = serde_json::from_str(LEAF).unwrap();
+        for (field, value) in leaf.as_object().unwrap() {
+            for other in values.into_iter().chain(texts.clone()) {
+                let text = whole.replacen(&format!("{field:?}:{value}"), &format!("{field:?}:{other}"), 1);
+                assert_eq!(is_reply(&text), serde(&text), "{field}: {other}");
             }
         }
         // A name or a text that looks like the begin of a nested reply.

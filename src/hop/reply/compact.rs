@@ -1,7 +1,7 @@
 //! A validator of compact JSON: what hops write, which has no whitespace between its tokens.
 //!
 //! A hop finds the end of the replies that its next hop nested, and whether they are JSON, with it: `serde_json` takes 2.5 times
-//! as many instructions, and a reply is read once by each hop above it. `ARCHITECTURE.md` has the price.
+//! as many instructions, and a reply is read once by each hop above it. `ARCHITECTURE.md` has the price. `layout` uses its parts.
 
 /// What stands behind the JSON object that `text` begins with. `None` when it is not JSON, is not compact, or when its objects
 /// and arrays nest deeper than `limit`.
@@ -19,7 +19,7 @@ fn members(mut rest: &[u8], limit: usize) -> Option<&[u8]> {
     }
     loop {
         let [b'"', name @ ..] = rest else { return None };
-        let [b':', text @ ..] = string(name)? else { return None };
+        let [b':', text @ ..] = string::<true>(name)? else { return None };
         match value(text, limit)? {
             [b',', after @ ..] => rest = after,
             [b'}', after @ ..] => return Some(after),
@@ -42,14 +42,14 @@ fn elements(mut rest: &[u8], limit: usize) -> Option<&[u8]> {
 #[inline(always)]
 fn value(text: &[u8], limit: usize) -> Option<&[u8]> {
     match text {
-        [b'"', inside @ ..] => string(inside),
+        [b'"', inside @ ..] => string::<true>(inside),
         [b'{', inside @ ..] => members(inside, limit.checked_sub(1)?),
         [b'[', inside @ ..] => {
             let limit = limit.checked_sub(1)?;
             match inside {
                 [b']', after @ ..] => Some(after),
                 // The values of a header: nearly always one.
-                [b'"', text @ ..] => match string(text)? {
+                [b'"', text @ ..] => match string::<true>(text)? {
                     [b']', after @ ..] => Some(after),
                     [b',', after @ ..] => elements(after, limit),
                     _ => None,
@@ -64,9 +64,9 @@ fn value(text: &[u8], limit: usize) -> Option<&[u8]> {
     }
 }
 
-/// Skips the rest of a string whose first quote was read.
+/// Skips the rest of a string whose first quote was read. `NUMBERED`: characters may be escaped by their number.
 #[inline(always)]
-fn string(mut rest: &[u8]) -> Option<&[u8]> {
+pub(super) fn string<const NUMBERED: bool>(mut rest: &[u8]) -> Option<&[u8]> {
     const EACH: u64 = u64::MAX / 0xff;
     const HIGH_BITS: u64 = EACH << 7;
     loop {
@@ -85,6 +85,7 @@ fn string(mut rest: &[u8]) -> Option<&[u8]> {
         }
         rest = match rest {
             [b'"', after @ ..] => return Some(after),
+            [b'\\', b'u', ..] if !NUMBERED => return None,
             [b'\\', escape @ ..] => escaped(escape)?,
             [byte, after @ ..] if *byte >= b' ' => after,
             _ => return None,
@@ -101,7 +102,7 @@ fn escaped(text: &[u8]) -> Option<&[u8]> {
     }
 }
 
-fn number(text: &[u8]) -> Option<&[u8]> {
+pub(super) fn number(text: &[u8]) -> Option<&[u8]> {
     let mut rest = match text.strip_prefix(b"-").unwrap_or(text) {
         [b'0', after @ ..] => after,
         whole => digits(whole)?,

@@ -2,16 +2,17 @@
 //!
 //! The values of a [`Reply`] depend on its use, a [`Representation`]: owned in a [`Tree`], which `check`, `demo` and the text form
 //! read; borrowed when a hop writes its own reply (`Written`); without content where a reply arrives and is only validated
-//! (`check.rs`). What the next hop answered is nested verbatim: a hop neither parses nor writes what stands further down, and
-//! makes sure that it is JSON (`compact.rs`).
+//! (`check.rs`, and `layout.rs` for the layout in which hops write). What the next hop answered is nested verbatim: a hop neither
+//! parses nor writes what stands further down, and makes sure that it is JSON (`compact.rs`).
 //!
-//! A new field is a line in [`Reply`], one in `write.rs` (a test compares it with the derived `Serialize`) and its value in
-//! `hop/chain.rs`.
+//! A new field is a line in [`Reply`], one in `write.rs` (a test compares it with the derived `Serialize`), one in `layout.rs`
+//! (a test compares it with what is written) and its value in `hop/chain.rs`.
 
 mod check;
 mod compact;
 mod embedded;
 mod failure;
+mod layout;
 mod message;
 mod read;
 mod text;

@@ -402,6 +402,7 @@ mod tests {
     use serde_json::value::RawValue;
 
     use super::*;
+    use crate::hop::reply::layout::is_usual;
     use crate::hop::reply::{Client, Injected, Tree, Writable};
     use crate::trace_context::{Carried, HeaderPairs, Propagator, Propagators};
 
@@ -532,6 +533,31 @@ mod tests {
             assert_eq!((value(&json), names(&json)), (value(&derived), names(&derived)));
             assert_eq!(serde_json::to_value(Tree::parse(&json).unwrap()).unwrap(), value(&json));
             assert!(NestedReply::check(&json).is_ok() && !String::from_utf8(json).unwrap().contains('\u{202e}'));
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_recognised_without_a_parser() {
+        let (carried, outgoing) = (Carried::default(), HeaderPairs::new());
+        let plain = || Reply { path: Text::Borrowed("/service1"), ..least(&carried) };
+        let (mut leaf, mut middle) = (plain(), plain());
+        leaf.injected = Some(Injected { delay_ms: Some(2000), error: Some("\u{1b}".to_owned()), ..Injected::default() });
+        let leaf = leaf.to_json();
+        for (status, error, reply) in [(Some(200), None, NestedReply::check(&leaf).ok()), (None, Some("timed out"), None)] {
+            middle.upstreams.push(Call {
+                url: Text::Borrowed("http://service2/service2"),
+                protocol: status.map(|_| Text::Borrowed("http/2")),
+                status,
+                duration_ms: 9.5,
+                error: error.map(Text::Borrowed),
+                sent: HeaderList::Own(RedactedHeaders::sent(&outgoing)),
+                reply: reply.map(Nested::Json),
+                embedded: Vec::new(),
+            });
+        }
+        for json in [plain().to_json(), leaf.clone(), middle.to_json()] {
+            let text = std::str::from_utf8(&json).unwrap();
+            assert!(is_usual(text.strip_suffix('}').unwrap(), 10), "{text}");
         }
     }
 }
