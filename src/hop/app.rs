@@ -14,7 +14,7 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use crate::hop::admin::{self, Admin};
-use crate::hop::capacity::{held_budgets, max_streams};
+use crate::hop::capacity::{held_budgets, max_spare, max_streams};
 use crate::hop::config::HopConfig;
 use crate::hop::fault::{FaultConfig, Faults};
 use crate::hop::limits::RequestLimits;
@@ -181,6 +181,7 @@ impl App {
         if config.request_faults != RequestFaults::Off {
             forward_headers.extend([X_FAULT, X_FAULT_TOKEN].map(http::HeaderName::from_static));
         }
+        let spare = if config.upstreams.is_empty() { 0 } else { max_spare(config.max_concurrency) };
         let node = Node {
             version_header: http::HeaderValue::from_str(&identity.version)
                 .map_err(|error| BindError::Version(identity.version.clone(), error))?,
@@ -209,6 +210,7 @@ impl App {
             max_hops: config.max_hops,
             max_calls: config.max_calls,
             permits: Semaphore::new(config.max_concurrency.min(Semaphore::MAX_PERMITS)),
+            spare_permits: Semaphore::new(spare),
             streams: Arc::new(Semaphore::new(max_streams(config.max_concurrency))),
             phase: Phase::default(),
             watch: std::sync::OnceLock::new(),

@@ -44,6 +44,8 @@ const MAX_HELD: u64 = 256 * MIB;
 const FEWEST: u64 = 16;
 /// For so many requests there is one stream.
 const STREAMS_SHARE: u64 = 8;
+/// For so many requests there is one spare place.
+const SPARE_SHARE: u64 = 8;
 /// Descriptors for neither side: standard streams, the runtime's, the listener, exporters, scrapes, certificates, and connections
 /// that are accepted before the one that makes room for them is closed.
 const RESERVED_DESCRIPTORS: u64 = 64;
@@ -57,6 +59,11 @@ pub(crate) fn held_budgets(held_bytes: usize) -> [usize; 4] {
 /// How many streams there may be beside `max_concurrency` requests: they cannot take the places of those.
 pub(crate) fn max_streams(max_concurrency: usize) -> usize {
     (max_concurrency / STREAMS_SHARE as usize).clamp(1, Semaphore::MAX_PERMITS)
+}
+
+/// How many requests that call nobody may be in flight beside `max_concurrency` requests that wait for next hops.
+pub(crate) fn max_spare(max_concurrency: usize) -> usize {
+    (max_concurrency / SPARE_SHARE as usize).min(Semaphore::MAX_PERMITS)
 }
 
 /// What the process may use.
@@ -99,7 +106,8 @@ impl Capacity {
         let free = resources.memory.unwrap_or(u64::MAX).saturating_sub(BASE + SPANS + LINES + METRICS);
         let free_descriptors = resources.descriptors.saturating_sub(RESERVED_DESCRIPTORS);
         let held = (free / 4).min(MAX_HELD);
-        let request = REQUEST + calls * CALL + STREAM / STREAMS_SHARE;
+        let spare = if calls > 0 { REQUEST / SPARE_SHARE } else { 0 };
+        let request = REQUEST + calls * CALL + STREAM / STREAMS_SHARE + spare;
         // A quarter of the connections is in no request then: one of them can be closed for a new one, whose request gets an answer.
         let by_descriptors =
             (free_descriptors / 2).checked_div(calls).unwrap_or(u64::MAX).min(free_descriptors * 3 / (3 * calls + 4));
@@ -123,7 +131,8 @@ impl Capacity {
         let connections = self.max_connections as u64 * CONNECTION;
         let requests = self.max_concurrency as u64 * (REQUEST + calls as u64 * CALL);
         let streams = max_streams(self.max_concurrency) as u64 * STREAM;
-        BASE + SPANS + LINES + METRICS + connections + requests + streams + self.held_bytes as u64
+        let spare = if calls > 0 { max_spare(self.max_concurrency) as u64 * REQUEST } else { 0 };
+        BASE + SPANS + LINES + METRICS + connections + requests + streams + spare + self.held_bytes as u64
     }
 }
 

@@ -15,7 +15,7 @@ use http::header::{CONTENT_TYPE, EXPECT};
 use http_body::Body as _;
 use http_body_util::{BodyExt as _, LengthLimitError};
 use percent_encoding::percent_decode_str;
-use tokio::sync::{OwnedSemaphorePermit, SemaphorePermit};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 use tower::{Layer, Service};
 use tower_http::timeout::TimeoutError;
 
@@ -24,6 +24,7 @@ use crate::hop::error::{Error, ShedReason};
 use crate::hop::exchange::Exchange;
 use crate::hop::fault::FaultDecision;
 use crate::hop::response;
+use crate::hop::state::Node;
 use crate::system::held::{Exhausted, Held, HeldBudgets, HeldKind};
 use crate::upstream::RequestBody;
 use crate::values::service_number;
@@ -146,6 +147,16 @@ impl EndpointKind {
         matches!(self, Self::Stream | Self::StreamCall)
     }
 
+    /// Where a request may have its place, in this order. Only one that calls nobody may have a spare one: next hops that hang fill
+    /// the others, and so do those whose requests wait for them.
+    fn places(self, node: &Node) -> [&Semaphore; 2] {
+        match self {
+            Self::Stream | Self::StreamCall => [&node.streams; 2],
+            Self::Chain | Self::Call => [&node.permits; 2],
+            _ => [&node.permits, &node.spare_permits],
+        }
+    }
+
     /// Counts the answer's bytes until it was sent. One that is too much is replaced.
     fn hold(self, exchange: &Exchange, response: Response) -> Response {
         let bytes = response.body().size_hint().lower() as usize;
@@ -186,10 +197,11 @@ impl EndpointKind {
             return Err(Error::NotGrpc);
         }
         let node = &exchange.node;
-        let permits = if self.is_stream() { &node.streams } else { &node.permits };
+        let places = self.places(node);
         if self != Self::Reflection && !request.body().is_end_stream() {
             // Whoever waits for `100 Continue` is not asked for a body that changes nothing (RFC 9110, 10.1.1).
-            let will_fail = || is_refusal || will_fail(self, exchange) || (is_limited && permits.available_permits() == 0);
+            let is_full = || is_limited && places.iter().all(|places| places.available_permits() == 0);
+            let will_fail = || is_refusal || will_fail(self, exchange) || is_full();
             let is_unwanted = request.headers().contains_key(EXPECT) && will_fail();
             if !is_unwanted {
                 let is_kept = is_grpc || self == Self::Chain && node.forward_body;
@@ -202,7 +214,8 @@ impl EndpointKind {
             request.extensions_mut().insert::<StreamPlace>(Arc::new(place));
             None
         } else if is_limited {
-            Some(permits.try_acquire().map_err(|_| exchange.shed(ShedReason::Concurrency))?)
+            let place = places[0].try_acquire().or_else(|_| places[1].try_acquire());
+            Some(place.map_err(|_| exchange.shed(ShedReason::Concurrency))?)
         } else {
             None
         };

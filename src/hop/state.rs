@@ -49,6 +49,8 @@ pub(crate) struct Node {
     pub(crate) max_calls: u32,
     /// As many as `--max-concurrency`.
     pub(crate) permits: Semaphore,
+    /// Places beside them for requests that call nobody.
+    pub(crate) spare_permits: Semaphore,
     /// Places of streams, which are no requests in flight: they last too long.
     pub(crate) streams: Arc<Semaphore>,
     pub(crate) phase: Phase,

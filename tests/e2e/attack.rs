@@ -174,9 +174,9 @@ impl Seen {
 }
 
 /// A request every 20 ms, each on a new connection, until it is stopped.
-async fn behaves(target: Target, path: &'static str, stop: Arc<AtomicBool>) -> Seen {
+async fn behaves(target: Target, stop: Arc<AtomicBool>) -> Seen {
     let mut seen = Seen::default();
-    let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
+    let request = b"GET /hello HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
     let target = Target { tls: target.tls.map(|(connector, _)| (without_h2(&connector), "http/1.1")), ..target };
     while !stop.load(Ordering::Relaxed) {
         let begun = Instant::now();
@@ -190,7 +190,7 @@ async fn behaves(target: Target, path: &'static str, stop: Arc<AtomicBool>) -> S
                 }
             };
             let mut answer = Vec::new();
-            stream.write_all(request.as_bytes()).await.map_err(|error| format!("write: {error}"))?;
+            stream.write_all(request).await.map_err(|error| format!("write: {error}"))?;
             while stream.read_buf(&mut answer).await.map_err(|error| format!("read: {error}"))? > 0 {}
             let is_ok = answer.starts_with(b"HTTP/1.1 200 ");
             if is_ok { Ok(()) } else { Err(String::from_utf8_lossy(&answer).lines().next().unwrap_or("nothing").to_owned()) }
@@ -237,12 +237,11 @@ struct Attack {
     tls: Option<&'static str>,
     flags: Vec<String>,
     env: Vec<(&'static str, String)>,
-    good_path: &'static str,
 }
 
 impl Attack {
     fn new(name: &'static str, start: impl FnOnce(Target) -> BoxFuture<'static, Held> + Send + 'static) -> Self {
-        Self { name, start: Box::new(start), tls: None, flags: Vec::new(), env: Vec::new(), good_path: "/hello" }
+        Self { name, start: Box::new(start), tls: None, flags: Vec::new(), env: Vec::new() }
     }
 
     fn flood(name: &'static str, flood: Flood) -> Self {
@@ -264,7 +263,7 @@ impl Attack {
         let tls = secure.as_ref().zip(self.tls).map(|(secure, alpn)| (secure.connector(&[alpn.as_bytes()], None), alpn));
         let target = Target { addr: hop.addr, tls, share: variable("ATTACK_SHARE", 1.0) };
         let before = (resident(hop.pid()), sockets());
-        let watch = |stop: &Arc<AtomicBool>| tokio::spawn(behaves(target.clone(), self.good_path, stop.clone()));
+        let watch = |stop: &Arc<AtomicBool>| tokio::spawn(behaves(target.clone(), stop.clone()));
 
         let stop = Arc::new(AtomicBool::new(false));
         let quiet = watch(&stop);
@@ -466,8 +465,6 @@ async fn neighbour_attacks() -> Vec<Attack> {
         Attack { env: otlp.into(), ..calls("collector hangs", "/hello", 64) },
         Attack {
             flags: ["--addr".to_owned(), itself.to_string()].into_iter().chain(upstreams).collect(),
-            // Whatever calls itself takes every place, and then requests are shed.
-            good_path: "/healthz",
             ..calls("a hop that calls itself ten times", "/service1", 16)
         },
         Attack::new("all at once", |target| {

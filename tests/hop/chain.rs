@@ -697,6 +697,36 @@ async fn overload_is_refused_at_once_and_probes_are_exempt() {
 }
 
 #[tokio::test]
+async fn next_hops_that_hang_take_no_place_from_requests_that_call_nobody() {
+    let hanging = Upstream::start(|_| vec![Act::Hang]).await;
+    let flags = ["--max-concurrency", "16", "--upstream", &hanging.url(), "--upstream-timeout", "60s"];
+    let hop = Arc::new(Hop::start(&flags, &[]));
+    for _ in 0..16 {
+        let hop = hop.clone();
+        tokio::spawn(async move { hop.get("/service1", &[]).await });
+    }
+    eventually("every place is taken", || async { (hanging.heads().len() == 16).then_some(()) }).await;
+    hop.get("/service1", &[]).await.assert_problem(503);
+    for path in ["/hello", "/", "/hello/x", "/headers"] {
+        assert_eq!(hop.get(path, &[]).await.status, 200, "{path}");
+    }
+    hop.get("/nothing", &[]).await.assert_problem(404);
+
+    // Their own places are limited as well: an eighth of the others.
+    let slow = ["--max-concurrency", "16", "--latency", "1h", "--upstream", "http://127.0.0.1:9"];
+    let slow = Arc::new(Hop::start(&slow, &[]));
+    for _ in 0..18 {
+        let hop = slow.clone();
+        tokio::spawn(async move { hop.get("/hello", &[]).await });
+    }
+    eventually("all wait", || async { (slow.metrics().await.sum("http_server_active_requests", &[]) >= 19.0).then_some(()) })
+        .await;
+    for path in ["/hello", "/headers", "/service1"] {
+        slow.get(path, &[]).await.assert_problem(503);
+    }
+}
+
+#[tokio::test]
 async fn no_request_header_is_copied_into_an_answer() {
     let hop = Hop::start(&[], &[]);
     let mine =
