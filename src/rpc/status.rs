@@ -16,16 +16,24 @@ const ERROR_TYPE: &str = "type.googleapis.com/google.rpc.ErrorInfo";
 /// The reason of an [`ErrorInfo`]: the chain calls itself, 508.
 const LOOP: &str = "LOOP_DETECTED";
 
-/// The status of trailers, or of a head. Details that are no base64 count as absent: at them `Status::from_header_map` panics.
-pub(crate) fn of_headers(headers: &HeaderMap) -> Option<Status> {
-    const DETAILS: &str = "grpc-status-details-bin";
-    let Some(details) = headers.get(DETAILS) else { return Status::from_header_map(headers) };
+const DETAILS: &str = "grpc-status-details-bin";
+
+/// Removes details that are no base64: at them `Status::from_header_map` panics.
+pub(crate) fn drop_unreadable_details(headers: &mut HeaderMap) {
+    let Some(details) = headers.get(DETAILS) else { return };
     let only = HeaderMap::from_iter([(HeaderName::from_static(DETAILS), details.clone())]);
-    if MetadataMap::from_headers(only).get_bin(DETAILS).is_some_and(|details| details.to_bytes().is_ok()) {
+    if MetadataMap::from_headers(only).get_bin(DETAILS).is_none_or(|details| details.to_bytes().is_err()) {
+        headers.remove(DETAILS);
+    }
+}
+
+/// The status of trailers, or of a head. Details that are no base64 count as absent.
+pub(crate) fn of_headers(headers: &HeaderMap) -> Option<Status> {
+    if !headers.contains_key(DETAILS) {
         return Status::from_header_map(headers);
     }
     let mut readable = headers.clone();
-    readable.remove(DETAILS);
+    drop_unreadable_details(&mut readable);
     Status::from_header_map(&readable)
 }
 
@@ -201,5 +209,20 @@ mod tests {
         assert!(with_reply(Code::Unavailable, "m", &reply).is_none());
         assert_eq!(read(&loop_detected("m")).0, StatusCode::LOOP_DETECTED);
         assert_eq!(read(&Status::with_details(Code::Aborted, "", Bytes::from_static(b"\xff\xff"))).0.as_u16(), 409);
+    }
+
+    #[test]
+    fn details_that_are_no_base64_are_dropped() {
+        for (text, stays) in [("AAEC", true), ("AAE", true), ("AAE=", true), ("A", false), ("%%%%", false), ("A\u{fc}", false)] {
+            let mut headers = HeaderMap::from_iter([(
+                HeaderName::from_static(DETAILS),
+                http::HeaderValue::from_bytes(text.as_bytes()).unwrap(),
+            )]);
+            headers.insert("grpc-status", http::HeaderValue::from_static("14"));
+            assert_eq!(of_headers(&headers).unwrap().code(), Code::Unavailable);
+            drop_unreadable_details(&mut headers);
+            assert_eq!(Status::from_header_map(&headers).unwrap().code(), Code::Unavailable);
+            assert_eq!(headers.len() == 2, stays, "{text}");
+        }
     }
 }

@@ -39,14 +39,18 @@ pub fn ok(message: &[u8]) -> Response {
     response(Body::new(http_body_util::StreamBody::new(futures_util::stream::iter(frames))))
 }
 
-/// A status without a message; `details` as they are written in the header.
-pub fn failed(code: u16, message: &str, details: Option<&str>) -> Response {
-    let mut response = response(Body::empty());
-    response.headers_mut().insert("grpc-status", HeaderValue::from(code));
-    response.headers_mut().insert("grpc-message", HeaderValue::from_str(message).unwrap());
-    if let Some(details) = details {
-        response.headers_mut().insert("grpc-status-details-bin", HeaderValue::from_str(details).unwrap());
+/// A status without a message, in the head or in trailers; `details` as they are written in the header.
+pub fn failed(code: u16, message: &str, details: Option<&str>, is_late: bool) -> Response {
+    let fields = [("grpc-status", code.to_string()), ("grpc-message", message.to_owned())];
+    let details = details.map(|details| ("grpc-status-details-bin", details.to_owned()));
+    let fields = fields.into_iter().chain(details);
+    let status: HeaderMap = fields.map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect();
+    if is_late {
+        let frame = Ok::<_, std::io::Error>(hyper::body::Frame::trailers(status));
+        return response(Body::new(http_body_util::StreamBody::new(futures_util::stream::iter([frame]))));
     }
+    let mut response = response(Body::empty());
+    response.headers_mut().extend(status);
     response
 }
 

@@ -550,6 +550,8 @@ pub enum Mood {
     Dies,
     /// gRPC: answers this code, with these details (base64 of a `google.rpc.Status`), and keeps nothing.
     Fails(u16, Option<&'static str>),
+    /// The same, in trailers.
+    FailsLate(u16, Option<&'static str>),
 }
 
 #[derive(Debug)]
@@ -756,8 +758,9 @@ async fn take(
             return (status(302), [("location", format!("http://u:s3cret@{to}/login?code=s3cret"))]).into_response();
         }
         Mood::Rejects(spans, why) => (rejected, message) = (spans, why),
-        Mood::Fails(code, details) if is_grpc => return grpc::failed(code, "no room", details),
-        Mood::Fails(..) => return status(503).into_response(),
+        Mood::Fails(code, details) if is_grpc => return grpc::failed(code, "no room", details, false),
+        Mood::FailsLate(code, details) if is_grpc => return grpc::failed(code, "no room", details, true),
+        Mood::Fails(..) | Mood::FailsLate(..) => return status(503).into_response(),
         Mood::Dies if is_grpc => return grpc::dies(),
         Mood::Dies => {
             let broken = http_body_util::StreamBody::new(futures_util::stream::iter([

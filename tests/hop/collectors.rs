@@ -360,9 +360,11 @@ async fn codes_of_grpc_are_retried_or_not_as_the_protocol_has_it() {
     let rejected = [2, 3, 5, 6, 7, 8, 9, 12, 13, 16].map(|code| (code, None, false));
     // Exhausted resources, with a word about when; and details that are no base64.
     let others = [(8, Some(RETRY_IN_1500_MS), true), (14, Some("%%%"), true), (3, Some("%%%"), false)];
-    let cases = retried.into_iter().chain(rejected).chain(others).map(|(code, details, is_retried)| async move {
+    let in_head = retried.into_iter().chain(rejected).chain(others).map(|case| (case, Mood::Fails(case.0, case.1)));
+    let cases = in_head.chain(others.map(|case| (case, Mood::FailsLate(case.0, case.1))));
+    let cases = cases.map(|((code, details, is_retried), mood)| async move {
         let sink = Sink::grpc().await;
-        sink.set(Mood::Fails(code, details));
+        sink.set(mood);
         let hop = Hop::start(&[], &sink.env());
         hop.get("/hello", &[]).await;
         if is_retried {

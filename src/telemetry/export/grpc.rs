@@ -9,7 +9,7 @@ use bytes::Bytes;
 use futures_util::future::{BoxFuture, FutureExt as _};
 use http::header::{CONTENT_TYPE, HeaderMap};
 use http::uri::PathAndQuery;
-use http::{HeaderName, Request, Response, StatusCode, Uri};
+use http::{Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt as _, Limited};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
@@ -26,7 +26,7 @@ use super::http::{MAX_ANSWER, advice, shown};
 use super::{ExportError, ExporterError, OtlpOptions, Protocol, Signal};
 use crate::net::grpc::BytesCodec;
 use crate::net::hosts::redacted_url;
-use crate::rpc::status::code_of_answer;
+use crate::rpc::status::{code_of_answer, drop_unreadable_details, name};
 use crate::text::causes;
 
 /// Where one signal is sent to.
@@ -141,18 +141,6 @@ impl GrpcCollector {
     }
 }
 
-/// A code as the specification writes it: `RESOURCE_EXHAUSTED`.
-fn name(code: Code) -> String {
-    let mut name = String::new();
-    for letter in format!("{code:?}").chars() {
-        if letter.is_ascii_uppercase() && !name.is_empty() {
-            name.push('_');
-        }
-        name.push(letter.to_ascii_uppercase());
-    }
-    name
-}
-
 /// How long to wait, as a `google.rpc.RetryInfo` among the details of a `google.rpc.Status` says.
 fn retry_info(details: &[u8]) -> Option<Duration> {
     #[derive(prost::Message)]
@@ -245,16 +233,6 @@ fn no_grpc(status: StatusCode) -> Status {
     Status::new(code_of_answer(status), format!("HTTP {status}, which is no answer of gRPC"))
 }
 
-/// tonic panics at details that are not base64.
-fn drop_unreadable_details(headers: &mut HeaderMap) {
-    const DETAILS: &str = "grpc-status-details-bin";
-    let Some(details) = headers.get(DETAILS) else { return };
-    let details = MetadataMap::from_headers(HeaderMap::from_iter([(HeaderName::from_static(DETAILS), details.clone())]));
-    if details.get_bin(DETAILS).is_none_or(|details| details.to_bytes().is_err()) {
-        headers.remove(DETAILS);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -275,24 +253,5 @@ mod tests {
         assert_eq!(retry_info(&[any("DebugInfo", b""), info.clone()].concat()), Some(Duration::from_millis(1500)));
         assert_eq!(retry_info(&any("RetryInfo", b"")), Some(Duration::ZERO));
         assert_eq!([retry_info(&any("DebugInfo", b"")), retry_info(b""), retry_info(&info[..9])], [None; 3]);
-    }
-
-    #[test]
-    fn details_that_are_no_base64_are_dropped() {
-        for (text, stays) in [("AAEC", true), ("AAE", true), ("AAE=", true), ("A", false), ("%%%%", false), ("A\u{fc}", false)] {
-            let mut headers = HeaderMap::from_iter([(
-                HeaderName::from_static("grpc-status-details-bin"),
-                http::HeaderValue::from_bytes(text.as_bytes()).unwrap(),
-            )]);
-            headers.insert("grpc-status", http::HeaderValue::from_static("14"));
-            drop_unreadable_details(&mut headers);
-            assert_eq!(Status::from_header_map(&headers).unwrap().code(), Code::Unavailable);
-            assert_eq!(headers.len() == 2, stays, "{text}");
-        }
-    }
-
-    #[test]
-    fn codes_have_their_names() {
-        assert_eq!([Code::Ok, Code::DataLoss, Code::ResourceExhausted].map(name), ["OK", "DATA_LOSS", "RESOURCE_EXHAUSTED"]);
     }
 }

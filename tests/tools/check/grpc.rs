@@ -93,7 +93,7 @@ fn reply(pod: &str, request: &Request) -> axum::response::Response {
     let header = |name: &str, value: &str| messages::Header { name: name.to_owned(), values: vec![value.to_owned()] };
     let received = request.headers().iter().filter(|(name, _)| crate::common::CARRIED.contains(&name.as_str()));
     if !request.headers().contains_key("x-request-id") && request.uri().path() != "/httpserver.v1.Chain/Call" {
-        return failed(12, "no such method", None);
+        return failed(12, "no such method", None, false);
     }
     let reply = messages::Reply {
         service: "service2".to_owned(),
