@@ -7,7 +7,7 @@ use http::header::{self, HeaderMap, HeaderValue};
 use http::request::Parts;
 
 use crate::hop::error::{Error, ShedReason};
-use crate::hop::exchange::Exchange;
+use crate::hop::exchange::{Exchange, VERSION};
 use crate::hop::limits::MAX_RESPONSE;
 use crate::hop::reply::{
     Call, Client, HeaderList, Injected, MAX_HOPS, MessageReply, Nested, NestedReply, NotNested, Propagation, Reply, Text, Tree,
@@ -19,7 +19,7 @@ use crate::system::held::Exhausted;
 use crate::telemetry::ids;
 use crate::telemetry::metrics::known_method;
 use crate::text::causes;
-use crate::trace_context::{RedactedHeaders, Sampling};
+use crate::trace_context::{RedactedHeaders, Sampling, X_REQUEST_ID};
 use crate::upstream::CallContext;
 use crate::upstream::foreign_response::ForeignResponse;
 use crate::upstream::outcome::{CallError, CallOutcome};
@@ -114,8 +114,11 @@ fn call_context<'a>(node: &'a Node, exchange: &'a Exchange, n: u16) -> CallConte
 
 /// Whether an answer lacks every header that a hop's answer has: an app of another make answers with what a hop told it.
 fn is_retold(headers: &HeaderMap) -> bool {
-    let is_grpc = headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
-    !is_grpc && ["version", "x-request-id", "x-content-type-options"].into_iter().all(|name| !headers.contains_key(name))
+    let is_grpc = || headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
+    !headers.contains_key(&VERSION)
+        && !headers.contains_key(&X_REQUEST_ID)
+        && !headers.contains_key(header::X_CONTENT_TYPE_OPTIONS)
+        && !is_grpc()
 }
 
 /// A call whose answer was validated.

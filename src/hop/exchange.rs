@@ -37,7 +37,8 @@ use crate::telemetry::metrics::{known_method, protocol_name, scheme};
 use crate::trace_context::{Carried, Context, X_REQUEST_ID, traceresponse};
 use crate::upstream::RequestBody;
 
-static VERSION: HeaderName = HeaderName::from_static("version");
+/// The header of every answer that has the hop's version label.
+pub(crate) static VERSION: HeaderName = HeaderName::from_static("version");
 static TRACERESPONSE: HeaderName = HeaderName::from_static("traceresponse");
 
 /// nginx's code for a request that was not answered to the end.

@@ -2,6 +2,7 @@
 //! never reads or writes trace headers.
 
 use std::convert::Infallible;
+use std::future::{Ready, ready};
 use std::sync::Arc;
 
 use axum::body::Body;
@@ -11,6 +12,7 @@ use axum::handler::Handler;
 use axum::response::Response;
 use axum::routing::{MethodFilter, MethodRouter, on, on_service};
 use axum::{Extension, Router};
+use bytes::Bytes;
 use http::StatusCode;
 use http::header::{HeaderMap, HeaderValue, VARY};
 use serde::ser::SerializeMap;
@@ -43,9 +45,10 @@ pub(crate) fn router(node: Arc<Node>) -> Router {
     let chain = ChainServer::new(ChainService);
     let streams = chain.clone();
     let health = HealthServer::new(HealthService::new(node.phase.clone()));
+    let who = &node.identity;
     let router = Router::new()
-        .route("/", endpoint(Text, root))
-        .route("/hello", endpoint(Text, hello))
+        .route("/", endpoint(Text, constant(format!("You've hit {} {}\n", who.version, who.hostname))))
+        .route("/hello", endpoint(Text, constant(format!("Hello from {} {} ({})\n", who.name, who.version, who.hostname))))
         .route(HELLO_WHO, endpoint(Text, hello_who))
         .route("/service{n}", endpoint(Chain, service))
         .route("/hello/service{n}", endpoint(Chain, hello_service))
@@ -112,14 +115,10 @@ async fn method_not_allowed() -> Error {
     Error::MethodNotAllowed
 }
 
-async fn root(State(node): State<Arc<Node>>) -> Response {
-    let who = &node.identity;
-    text(["You've hit ", &who.version, " ", &who.hostname, "\n"].concat())
-}
-
-async fn hello(State(node): State<Arc<Node>>) -> Response {
-    let who = &node.identity;
-    text(["Hello from ", &who.name, " ", &who.version, " (", &who.hostname, ")\n"].concat())
+/// A handler that always answers this text.
+fn constant(body: String) -> impl Fn() -> Ready<Response> + Clone + Send + Sync + 'static {
+    let body = Bytes::from(body);
+    move || ready(text(body.clone()))
 }
 
 /// The value of the only path parameter. What does not decode to text names nothing.

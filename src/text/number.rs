@@ -4,9 +4,34 @@ use std::io::Write as _;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use http::HeaderValue;
+
 /// Appends an unsigned number.
 pub(crate) fn push_number(out: &mut Vec<u8>, number: u64) {
     out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
+}
+
+/// The numbers below 1,000, each with three digits.
+static DIGITS: [u8; 3000] = {
+    let mut digits = [b'0'; 3000];
+    let mut at = 0;
+    while at < 3000 {
+        let n = at / 3;
+        (digits[at], digits[at + 1], digits[at + 2]) =
+            (b'0' + (n / 100) as u8, b'0' + (n / 10 % 10) as u8, b'0' + (n % 10) as u8);
+        at += 3;
+    }
+    digits
+};
+
+/// A number as the value of a header. One below 1,000 needs no memory of its own, and so none of four allocations.
+pub(crate) fn header_value(number: u32) -> HeaderValue {
+    let place = number as usize * 3;
+    let leading = usize::from(number < 100) + usize::from(number < 10);
+    match DIGITS.get(place + leading..place + 3).map(str::from_utf8) {
+        Some(Ok(digits)) => HeaderValue::from_static(digits),
+        _ => number.into(),
+    }
 }
 
 /// Appends milliseconds with three decimals.
@@ -48,6 +73,9 @@ mod tests {
         };
         for number in [0, 1, 9, 10, 99, 100, 12_345, u64::MAX] {
             assert_eq!(written(&|out| push_number(out, number)), number.to_string());
+        }
+        for number in (0..1010).chain([12_345, u32::MAX]) {
+            assert_eq!(header_value(number), number.to_string());
         }
         for (micros, text) in [(0, "0.000"), (12_345, "12.345"), (1_000_007, "1000.007")] {
             assert_eq!(written(&|out| push_milliseconds(out, Duration::from_micros(micros))), text);

@@ -83,7 +83,12 @@ pub fn carried_names() -> impl Iterator<Item = &'static str> {
 
 /// The line of a header in the table.
 pub(super) fn find(name: &str) -> Option<&'static CarriedHeader> {
-    TABLE.iter().find(|line| line.text == name)
+    TABLE.iter().find(|line| is_same(line.text, name))
+}
+
+/// Names of one length often differ in their last byte; a call to compare the others costs more than the rest.
+fn is_same(a: &str, b: &str) -> bool {
+    a.len() == b.len() && a.as_bytes().last() == b.as_bytes().last() && a == b
 }
 
 /// The role of a header that is carried.
@@ -179,8 +184,6 @@ impl<'a> RedactedHeaders<'a> {
 
     /// Appends the object.
     pub(crate) fn push_json(&self, out: &mut Vec<u8>) {
-        // Names of one length often differ in their last byte; a call to compare the others costs more than the rest.
-        let is_same = |a: &str, b: &str| a.len() == b.len() && a.as_bytes().last() == b.as_bytes().last() && a == b;
         out.push(b'{');
         for (i, (name, _)) in self.0.iter().enumerate() {
             let text = name.as_str();

@@ -35,6 +35,7 @@ use crate::telemetry::ids;
 use crate::telemetry::metrics::{CallLabels, Metrics, protocol_name, protocol_version};
 use crate::telemetry::span_queue::{FinishedSpan, SpanKind};
 use crate::telemetry::tracer::Tracer;
+use crate::text::number::header_value;
 use crate::trace_context::{
     BreakInput, BreakKind, Carried, Context, HeaderPairs, Propagator, X_CALL_BUDGET, X_HOP_COUNT, break_headers,
 };
@@ -249,7 +250,7 @@ impl Upstreams {
         let request = || {
             let mut request = self.request(target, path.clone(), &content, &sent, [context.hop_count.saturating_add(1), budget]);
             if attempt > 1 {
-                request.headers_mut().insert("x-envoy-attempt-count", HeaderValue::from(attempt));
+                request.headers_mut().insert("x-envoy-attempt-count", header_value(attempt));
             }
             if target.is_grpc() {
                 add_grpc_headers(request.headers_mut(), timeout.saturating_sub(start.elapsed()));
@@ -307,8 +308,8 @@ impl Upstreams {
         headers.insert(header::HOST, target.authority.clone());
         headers.insert(header::ACCEPT, HeaderValue::from_static("application/json"));
         headers.insert(header::USER_AGENT, self.user_agent.clone());
-        headers.insert(X_HOP_COUNT.clone(), HeaderValue::from(hop_count));
-        headers.insert(X_CALL_BUDGET.clone(), HeaderValue::from(call_budget));
+        headers.insert(X_HOP_COUNT.clone(), header_value(hop_count));
+        headers.insert(X_CALL_BUDGET.clone(), header_value(call_budget));
         if let Some(content_type) = &content.content_type {
             headers.insert(header::CONTENT_TYPE, content_type.clone());
         }

@@ -176,31 +176,47 @@ const fn key(number: u8) -> u8 {
 
 fn push_field(out: &mut Vec<u8>, number: u8, message: &[u8]) {
     out.push(key(number));
-    let _ = prost::encode_length_delimiter(message.len(), out);
+    push_length(out, message.len());
     out.extend_from_slice(message);
+}
+
+/// Nearly every length is one byte.
+fn push_length(out: &mut Vec<u8>, length: usize) {
+    if length < 128 {
+        out.push(length as u8);
+    } else {
+        let _ = prost::encode_length_delimiter(length, out);
+    }
 }
 
 /// Appends an attribute to an encoded message, as its field `number`. As messages, three deep, their lengths would be counted again
 /// at each level.
 fn push_attribute(out: &mut Vec<u8>, scratch: &mut Vec<u8>, number: u8, name: &str, value: AttributeValue<'_>) {
     scratch.clear();
-    match value {
-        AttributeValue::Text(text) => push_field(scratch, field::ANY_VALUE_STRING, text.as_bytes()),
+    let field_len = |content: usize| 1 + prost::length_delimiter_len(content) + content;
+    let value_len = match value {
+        AttributeValue::Text(text) => field_len(text.len()),
         AttributeValue::Int(number) => {
             int64::encode(field::ANY_VALUE_INT.into(), &i64::try_from(number).unwrap_or(i64::MAX), scratch);
+            scratch.len()
         }
         AttributeValue::Address(address) => {
             // Less than 128 bytes: its length is one.
             scratch.extend_from_slice(&[key(field::ANY_VALUE_STRING), 0]);
             push_address(scratch, address);
             scratch[1] = (scratch.len() - 2) as u8;
+            scratch.len()
         }
-    }
-    let field_len = |content: usize| 1 + prost::length_delimiter_len(content) + content;
+    };
     out.push(key(number));
-    let _ = prost::encode_length_delimiter(field_len(name.len()) + field_len(scratch.len()), out);
+    push_length(out, field_len(name.len()) + field_len(value_len));
     push_field(out, field::KEY_VALUE_KEY, name.as_bytes());
-    push_field(out, field::KEY_VALUE_VALUE, scratch);
+    out.push(key(field::KEY_VALUE_VALUE));
+    push_length(out, value_len);
+    match value {
+        AttributeValue::Text(text) => push_field(out, field::ANY_VALUE_STRING, text.as_bytes()),
+        AttributeValue::Int(_) | AttributeValue::Address(_) => out.extend_from_slice(scratch),
+    }
 }
 
 fn nanoseconds(duration: Duration) -> u64 {
