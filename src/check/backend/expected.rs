@@ -111,8 +111,11 @@ impl Walk<'_> {
                 tags,
             ));
         }
+        let received = HeaderFamily::read_all(&tree.received);
         for call in &tree.upstreams {
             let written = HeaderFamily::ALL.into_iter().find_map(|family| family.read(&call.sent));
+            // A span id that the hop only passes on is none of its own.
+            let written = written.filter(|own| !received.iter().any(|(_, context)| context.span_id == own.span_id));
             if let (Some((_, server)), Some(context)) = (server, written) {
                 // The status of a call without a reply is not always the one that its code came from.
                 let is_grpc = call.protocol.as_deref() == Some("grpc");

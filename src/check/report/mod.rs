@@ -185,8 +185,8 @@ impl Finding {
         if is_object || ((&self.cause, &self.seam) == (&cause.cause, &cause.seam) && self.hop == cause.hop) {
             return true;
         }
-        let place = |seam: &Seam| (seam.from.clone(), seam.to.clone());
-        let same_seam = self.seam.is_some() && self.seam.as_ref().map(place) == cause.seam.as_ref().map(place);
+        let same_seam =
+            self.seam.as_ref().zip(cause.seam.as_ref()).is_some_and(|(own, of)| (&own.from, &own.to) == (&of.from, &of.to));
         let also = |hop: &str| {
             let hops = cause.data.iter().filter_map(|data| data["hops"].as_array()).flatten();
             hops.into_iter().any(|other| other == hop)
@@ -261,7 +261,7 @@ static CONSEQUENCES: &[(CheckId, &[CheckId])] = {
         (Id::PropagationBare, CONTEXT),
         (Id::PropagationSampled, &[Id::PropagationRequestId]),
         (Id::TracesCalls, &[Id::ChainAddress, Id::PropagationSidecar, Id::PropagationCoverage]),
-        (Id::TracesServices, &[Id::PropagationRequestId, Id::PropagationSidecar, Id::PropagationCoverage]),
+        (Id::TracesServices, &[Id::PropagationRequestId, Id::PropagationTrace, Id::PropagationSidecar, Id::PropagationCoverage]),
         (Id::TracesSampling, &[Id::PropagationRequestId, Id::PropagationSampled]),
         (Id::TrafficSuccess, &[Id::ChainHops]),
         (
@@ -274,10 +274,13 @@ static CONSEQUENCES: &[(CheckId, &[CheckId])] = {
     ]
 };
 
-/// The same where the place does not matter: a context that is lost anywhere makes two traces of one, and a failure anywhere below a
-/// hop is why a proxy calls that hop again.
+/// The same where the place does not matter: a context that is lost anywhere makes two traces of one, or hangs spans in the wrong
+/// place; a hop that decides about sampling by itself decides about each request; a failure anywhere below a hop is why a proxy calls
+/// that hop again.
 static ANYWHERE: &[(CheckId, &[CheckId])] = &[
     (CheckId::TracesOne, CONTEXT),
+    (CheckId::TracesParents, CONTEXT),
+    (CheckId::TracesSampling, &[CheckId::PropagationSampled]),
     (CheckId::TrafficRetries, &[CheckId::ChainHops, CheckId::ReachHttp, CheckId::TrafficSuccess]),
 ];
 

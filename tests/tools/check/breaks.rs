@@ -115,7 +115,56 @@ fn every_break_is_found_beside_the_traces_of_a_backend() {
         for case in BREAKS.into_iter().chain([STALE]) {
             let hop = reporting(&demo.store);
             let store = &demo.store;
-            scope.spawn(move || is_named(&broken(&hop, case.0, &["--traces", store, "--traces-wait", "2s"]), case));
+            scope.spawn(move || {
+                let run = broken(&hop, case.0, &["--traces", store, "--traces-wait", "2s"]);
+                is_named(&run, case);
+                assert_eq!(run.failed().len(), 1, "one cause, one failure of {}: {:#}", case.0, run.json);
+                assert!(!run.json.to_string().contains("never arrived"), "every span was reported: {:#}", run.json);
+            });
+        }
+    });
+}
+
+/// A hop that decides about sampling by itself does so for each request.
+#[test]
+fn a_sampler_that_follows_no_parent_is_one_failure() {
+    let demo = Demo::start();
+    std::thread::scope(|scope| {
+        for at in 0..2 {
+            let store = &demo.store;
+            scope.spawn(move || {
+                let mut hops = vec![reporting(store); 3];
+                hops[at] = hops[at].clone().var("OTEL_TRACES_SAMPLER", "always_off");
+                let chain = Chain::start(&hops);
+                let run = check(&chain.url(), &[&FEW[..], &["--traces", store, "--traces-wait", "2s"]].concat());
+                let (from, to) = (format!("service{}", at + 1), format!("service{}", at + 2));
+                run.breaks_at("propagation.sampled", &from, &to, Some("hop"), &["OTEL_TRACES_SAMPLER"]);
+                assert_eq!(run.failed().len(), 1, "{:#}", run.json);
+            });
+        }
+    });
+}
+
+/// A hop that lacks what its callers speak: one setting, one failure.
+#[test]
+fn propagators_that_do_not_fit_are_one_failure_at_their_hop() {
+    std::thread::scope(|scope| {
+        for (value, is_broken) in [("none", true), ("baggage", true), ("b3", true), ("b3multi,baggage", false)] {
+            scope.spawn(move || {
+                let hop = traced().var("OTEL_PROPAGATORS", value);
+                let chain = Chain::start(&[traced(), hop, traced(), traced()]);
+                let run = check(&chain.url(), &FEW);
+                assert_eq!(run.failed().len(), usize::from(is_broken), "{value}: {:#}", run.json);
+                if is_broken {
+                    run.breaks_at(
+                        "propagation.trace",
+                        "service1",
+                        "service2",
+                        Some("new-trace"),
+                        &["OTEL_PROPAGATORS at service2"],
+                    );
+                }
+            });
         }
     });
 }
