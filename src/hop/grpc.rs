@@ -18,7 +18,7 @@ use crate::hop::chain::answered;
 use crate::hop::error::{Error, ShedReason};
 use crate::hop::exchange::Exchange;
 use crate::hop::layers::StreamPlace;
-use crate::hop::limits::MAX_RESPONSE;
+use crate::hop::limits::{MAX_BODY, MAX_RESPONSE};
 use crate::hop::reply::{self, Tree, Written};
 use crate::hop::streams::{Pace, replies};
 use crate::rpc::chain::chain_server::{Chain, SERVICE_NAME};
@@ -44,6 +44,9 @@ impl Chain for ChainService {
         let n = n.ok_or_else(|| Status::invalid_argument("service is the N of /service<N>, from 0 to 9999"))?;
         let wanted = usize::try_from(response_bytes).ok().filter(|bytes| *bytes <= MAX_RESPONSE);
         let wanted = wanted.ok_or_else(|| Status::invalid_argument("response_bytes is at most 1048576"))?;
+        if body.len() > MAX_BODY {
+            return Err(Error::ContentTooLarge.status());
+        }
         let size = body.len() as u64;
         let kept = held.filter(|_| exchange.node.forward_body);
         exchange.set_body(size, kept.map(|held| RequestBody { bytes: body, content_type: None, _held: held }));

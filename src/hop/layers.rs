@@ -16,6 +16,7 @@ use http_body::Body as _;
 use http_body_util::{BodyExt as _, LengthLimitError};
 use percent_encoding::percent_decode_str;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
+use tokio::time::Instant;
 use tower::{Layer, Service};
 use tower_http::timeout::TimeoutError;
 
@@ -187,6 +188,9 @@ impl EndpointKind {
     ) -> Result<Option<SemaphorePermit<'a>>, Error> {
         if !matches!(self, Self::Probe | Self::Health) {
             exchange.require_certificate()?;
+        }
+        if exchange.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+            return Err(Error::DeadlineExceeded);
         }
         let is_grpc = matches!(self, Self::Call | Self::StreamCall | Self::Health | Self::Reflection);
         let is_limited = !matches!(self, Self::Probe | Self::Scrape | Self::Health);

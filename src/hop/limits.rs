@@ -17,9 +17,15 @@ pub struct RequestLimits {
 
 impl Default for RequestLimits {
     fn default() -> Self {
-        Self { head_bytes: 32 << 10, head_fields: 100, body_bytes: 64 << 10, body_timeout: Duration::from_secs(10) }
+        Self { head_bytes: 32 << 10, head_fields: 100, body_bytes: MAX_BODY, body_timeout: Duration::from_secs(10) }
     }
 }
+
+/// The largest body of a request.
+pub(crate) const MAX_BODY: usize = 64 << 10;
+
+/// What a call of gRPC has around its body: a prefix, keys and lengths, and the other fields of its message.
+pub(crate) const CALL_OVERHEAD: usize = 64;
 
 /// The largest answer that is asked for by `--response-size` or `?bytes=`: a caller reads no larger one.
 pub const MAX_RESPONSE: usize = 1 << 20;

@@ -27,7 +27,7 @@ use tower_http::timeout::RequestBodyDeadlineLayer;
 
 use crate::hop::error::Error;
 use crate::hop::exchange::{Exchange, ObservedBody};
-use crate::hop::limits::RequestLimits;
+use crate::hop::limits::{CALL_OVERHEAD, RequestLimits};
 use crate::hop::state::Node;
 
 type BoxError = Box<dyn StdError + Send + Sync>;
@@ -49,10 +49,13 @@ where
     B: HttpBody<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
 {
     let mut routed = CatchPanicLayer::custom(panicked).layer(router);
-    let mut limited = ServiceBuilder::new()
-        .layer(RequestBodyDeadlineLayer::new(limits.body_timeout))
-        .layer(RequestBodyLimitLayer::new(limits.body_bytes))
-        .service(routed.clone());
+    let limited = |bytes| {
+        ServiceBuilder::new()
+            .layer(RequestBodyDeadlineLayer::new(limits.body_timeout))
+            .layer(RequestBodyLimitLayer::new(bytes))
+            .service(routed.clone())
+    };
+    let (mut limited, mut limited_call) = (limited(limits.body_bytes), limited(limits.body_bytes + CALL_OVERHEAD));
     service_fn(move |mut request: Request<B>| {
         let exchange = Exchange::begin(&node, &mut request);
         // Futures that wrap each other are polled in place: an `async` block would move the call at each level. The rare ways
@@ -68,7 +71,8 @@ where
             } else {
                 let exchange = exchange.clone();
                 let may_wait = request.headers().contains_key(EXPECT);
-                let limited = limited.call(request).map_ok(move |response| {
+                let limited = if exchange.is_grpc { limited_call.call(request) } else { limited.call(request) };
+                let limited = limited.map_ok(move |response| {
                     // The body limit answers in words of its own what it refuses before the router sees it.
                     if !exchange.is_routed() {
                         return Error::ContentTooLarge.response().map(Either::Left);

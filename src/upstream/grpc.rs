@@ -12,7 +12,7 @@ use crate::upstream::foreign_response::quoted;
 use crate::upstream::outcome::{Answer, CallError, RpcAnswer};
 
 /// A flag for compression and the length.
-const PREFIX: usize = 5;
+pub(super) const PREFIX: usize = 5;
 
 /// The body of a call.
 pub(crate) fn request(service: u16, body: Bytes) -> Bytes {

@@ -376,7 +376,7 @@ async fn send_and_read(
     progress.version = Some(answer.version());
     progress.peer = connection.peer();
     let (head, body) = answer.into_parts();
-    let (body, trailers) = read_whole(body, &mut held).await?;
+    let (body, trailers) = read_whole(body, &mut held, if is_grpc { MAX_ANSWER + grpc::PREFIX } else { MAX_ANSWER }).await?;
     connection.release();
     let mut answer = Answer { status: head.status, headers: head.headers, body, rpc: None, held };
     if is_grpc && answer.status == StatusCode::OK {
@@ -387,7 +387,7 @@ async fn send_and_read(
 }
 
 /// Joins the frames as they come: a frame of one byte takes the memory of fifty until they are joined.
-async fn read_whole(mut body: Incoming, held: &mut Held) -> Result<(Bytes, Option<HeaderMap>), CallError> {
+async fn read_whole(mut body: Incoming, held: &mut Held, most: usize) -> Result<(Bytes, Option<HeaderMap>), CallError> {
     let (mut first, mut joined, mut trailers) = (Bytes::new(), Vec::new(), None);
     while let Some(frame) = body.frame().await {
         let data = match frame.map_err(|error| CallError::Broken(error.into()))?.into_data() {
@@ -397,7 +397,7 @@ async fn read_whole(mut body: Incoming, held: &mut Held) -> Result<(Bytes, Optio
                 continue;
             }
         };
-        if held.bytes() + data.len() > MAX_ANSWER {
+        if held.bytes() + data.len() > most {
             return Err(CallError::TooLarge);
         }
         held.add(data.len()).map_err(CallError::Exhausted)?;

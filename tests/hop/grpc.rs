@@ -235,6 +235,36 @@ async fn answering(message: Vec<u8>) -> String {
 }
 
 #[tokio::test]
+async fn what_fits_over_http_fits_over_grpc() {
+    // Around a body and around an answer a message has its own bytes.
+    let last = Hop::start(&["--name", "service2", "--response-size", "1MiB"], &[]);
+    let upstream = format!("grpc://{}", last.addr);
+    let padding = Hop::start(&["--upstream", &upstream, "--request-size", "64KiB"], &[]);
+    let (status, reply) = padding.json("/service1", &[]).await;
+    assert_eq!((status, &reply["upstreams"][0]["reply"]["request_bytes"]), (200, &json!(64 << 10)), "{reply}");
+    let passing = Hop::start(&["--upstream", &upstream, "--forward-body"], &[]);
+    let request = CallRequest { body: Bytes::from(vec![b'x'; 64 << 10]), ..CallRequest::default() };
+    let reply = send(&passing, CALL, &[], framed(&request), true).await.reply();
+    let below = Reply::decode(reply.upstreams[0].reply.clone().unwrap()).unwrap();
+    assert_eq!((below.request_bytes, below.padding.len()), (64 << 10, 0));
+}
+
+#[tokio::test]
+async fn a_wide_tree_of_a_failed_call_is_shortened_and_marked() {
+    let leaf = Hop::start(&["--fault", "abort=503"], &[]);
+    let upstreams = vec![format!("grpc://{}", leaf.addr); 100].join(",");
+    let wide = Hop::start(&[], &[("UPSTREAM", &upstreams)]);
+    let called = call(&wide, &[("baggage", &"a".repeat(9000))]).await;
+    let reply = called.detail();
+    assert_eq!((called.status.code(), reply.status), (Code::Unavailable, 502));
+    let last = reply.upstreams.last().unwrap().error.as_ref().unwrap();
+    assert!(last.contains(&format!("{} more calls are left out", 100 - reply.upstreams.len())), "{last}");
+    let above = Hop::start(&["--upstream", &format!("grpc://{}", wide.addr)], &[]);
+    let (_, reply) = above.json("/service1", &[]).await;
+    assert_eq!((&reply["upstreams"][0]["status"], &reply["upstreams"][0]["reply"]["status"]), (&json!(502), &json!(502)));
+}
+
+#[tokio::test]
 async fn a_message_that_would_become_huge_is_refused_before_it_is_read() {
     let calls = |count| {
         let mut message = Reply { propagation: "forward".to_owned(), ..Reply::default() }.encode_to_vec();
@@ -300,6 +330,15 @@ async fn what_is_refused_is_refused_with_a_status() {
         let called = send(&quick, path, &[], body, true).await;
         assert_eq!(called.status.code(), code, "{path}: {:?}", called.status);
         assert!(called.head.contains_key("x-request-id"));
+    }
+    // The largest body, and a deadline that has passed.
+    let largest = CallRequest { body: Bytes::from(vec![b'x'; 64 << 10]), service: Some(9999), response_bytes: 1 << 20 };
+    let reply = send(&quick, CALL, &[], framed(&largest), true).await.reply();
+    assert_eq!(reply.request_bytes, 64 << 10);
+    let larger = CallRequest { body: Bytes::from(vec![b'x'; (64 << 10) + 1]), ..CallRequest::default() };
+    assert_eq!(send(&quick, CALL, &[], framed(&larger), true).await.status.code(), Code::ResourceExhausted);
+    for passed in ["0S", "1n"] {
+        assert_eq!(call(&quick, &[("grpc-timeout", passed)]).await.status.code(), Code::DeadlineExceeded, "{passed}");
     }
     let busy = call(&hop, &[("grpc-timeout", "1H")]);
     let shed = async {

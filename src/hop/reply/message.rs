@@ -216,20 +216,31 @@ impl Tree {
             tree.cut(depth);
             with_reply(code, message, &tree.into_message())
         };
-        let (mut least, mut most) = (1, self.depth());
-        let mut status = of_depth(most);
-        if status.is_some() {
-            least = most;
+        let whole = largest(self.depth(), of_depth);
+        whole.or_else(|| self.narrowed(code, message)).unwrap_or_else(|| Status::new(code, message))
+    }
+
+    /// The same of a reply that has no room alone: without what is long in headers, and without calls.
+    fn narrowed(mut self, code: Code, message: &str) -> Option<Status> {
+        const MAX_VALUE: usize = 64;
+        self.cut(1);
+        let headers = self.upstreams.iter_mut().map(|call| &mut call.sent).chain([&mut self.received]);
+        for value in
+            headers.flat_map(|headers| &mut headers.0).flat_map(|(_, values)| values).filter(|value| value.len() > MAX_VALUE)
+        {
+            value.truncate(value.floor_char_boundary(MAX_VALUE));
+            value.push('…');
         }
-        // The deepest that has room.
-        while least < most {
-            let depth = usize::midpoint(least, most);
-            match of_depth(depth) {
-                Some(shortened) => (status, least) = (Some(shortened), depth + 1),
-                None => most = depth,
+        // Those that failed say why.
+        self.upstreams.sort_by_key(|call| call.error.is_none());
+        largest(self.upstreams.len(), |count| {
+            let mut tree = self.clone();
+            let more = tree.upstreams.split_off(count).len();
+            if let Some(last) = tree.upstreams.last_mut().filter(|_| more > 0) {
+                last.note(&format!("{more} more calls are left out: the details of a gRPC status have no room for them"));
             }
-        }
-        status.unwrap_or_else(|| Status::new(code, message))
+            with_reply(code, message, &tree.into_message())
+        })
     }
 
     fn depth(&self) -> usize {
@@ -252,14 +263,34 @@ impl Tree {
             match &mut call.reply {
                 Some(_) if depth == 1 => {
                     call.reply = None;
-                    call.error =
-                        Some(call.error.take().map_or_else(|| SHORTENED.into(), |error| format!("{error}; {SHORTENED}")));
+                    call.note(SHORTENED);
                 }
                 Some(reply) => reply.cut(depth - 1),
                 None => {}
             }
         }
     }
+}
+
+impl Call {
+    fn note(&mut self, text: &str) {
+        self.error = Some(self.error.take().map_or_else(|| text.to_owned(), |error| format!("{error}; {text}")));
+    }
+}
+
+/// What the largest number up to `most` has, where all below one that has something have something.
+fn largest<T>(most: usize, of: impl Fn(usize) -> Option<T>) -> Option<T> {
+    // Nearly always the whole has room.
+    let mut found = of(most);
+    let (mut least, mut most) = (1, if found.is_some() { 1 } else { most });
+    while least < most {
+        let middle = usize::midpoint(least, most);
+        match of(middle) {
+            Some(one) => (found, least) = (Some(one), middle + 1),
+            None => most = middle,
+        }
+    }
+    found
 }
 
 fn to_pairs(headers: impl Into<Headers>) -> Vec<Header> {
@@ -364,6 +395,20 @@ mod tests {
             let is_marked = last.upstreams.first().is_some_and(|call| call.error.as_ref().unwrap().ends_with(SHORTENED));
             assert_eq!(is_marked, !whole, "{hops}");
         }
+        // Wide, and with long headers.
+        let mut wide = chain(2);
+        wide.upstreams[0].sent.0[0].1 = vec!["ä".repeat(4_000)];
+        wide.received.0.push(("baggage".into(), vec!["a".repeat(8_000), "b".into()]));
+        wide.upstreams = vec![wide.upstreams[0].clone(); 100];
+        wide.upstreams[0].error = None;
+        let (http, reply) = status::read(&wide.into_status("m"));
+        let tree = parse(reply.unwrap());
+        let left_out = 100 - tree.upstreams.len();
+        assert!(http.as_u16() == 502 && (1..95).contains(&left_out), "{left_out}");
+        assert!(tree.upstreams.iter().all(|call| call.error.is_some()), "{tree:?}");
+        let last = tree.upstreams.last().unwrap().error.as_ref().unwrap();
+        assert!(last.contains(&format!("; {left_out} more calls are left out")), "{last}");
+        assert_eq!(tree.received.get("baggage"), ["a".repeat(64) + "…", "b".to_owned()]);
         let mut large = chain(1);
         (large.status, large.message) = (503, "x".repeat(10_000));
         let status = large.into_status("m");
