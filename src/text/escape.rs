@@ -5,8 +5,15 @@ use std::io::Write as _;
 
 /// Whether every byte is printable ASCII and neither quote nor backslash. Nearly all text is.
 fn is_plain(text: &[u8]) -> bool {
+    is_printable_without(text, *b"\"\\")
+}
+
+/// Whether every byte is printable ASCII and none of these.
+pub(crate) fn is_printable_without<const OTHERS: usize>(text: &[u8], others: [u8; OTHERS]) -> bool {
     // Branch-free on pieces of a fixed size, so that the compiler vectorises it.
-    let odd = |byte: u8| u8::from(byte.wrapping_sub(b' ') > b'~' - b' ') | u8::from(byte == b'"') | u8::from(byte == b'\\');
+    let odd = |byte: u8| {
+        others.iter().fold(u8::from(byte.wrapping_sub(b' ') > b'~' - b' '), |odd, other| odd | u8::from(byte == *other))
+    };
     fn any<const N: usize>(bytes: &[u8; N], odd: impl Fn(u8) -> u8) -> u8 {
         bytes.iter().fold(0, |any, byte| any | odd(*byte))
     }
@@ -89,6 +96,7 @@ mod tests {
                     text[place] = byte;
                     let plain = matches!(byte, b' '..=b'~') && byte != b'"' && byte != b'\\';
                     assert_eq!(is_plain(&text), plain, "{byte:#x} at {place} of {length}");
+                    assert_eq!(is_printable_without(&text, *b"\"\\@."), plain && !b"@.".contains(&byte), "{byte:#x} at {place}");
                 }
             }
         }

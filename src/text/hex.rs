@@ -15,3 +15,43 @@ pub(crate) fn push_hex(out: &mut Vec<u8>, bytes: &[u8]) {
     out.resize(start + 2 * bytes.len(), 0);
     encode(bytes, &mut out[start..]);
 }
+
+/// The number of 16 digits of either case.
+pub(crate) fn parse(digits: &[u8; 16]) -> Option<u64> {
+    /// What no digit is worth.
+    const NONE: u8 = 16;
+    static VALUES: [u8; 256] = {
+        let mut values = [NONE; 256];
+        let mut value = 0;
+        while value < 16 {
+            let digit = b"0123456789abcdef"[value as usize];
+            values[digit as usize] = value;
+            values[digit.to_ascii_uppercase() as usize] = value;
+            value += 1;
+        }
+        values
+    };
+    let (mut number, mut all) = (0_u64, 0);
+    for digit in digits {
+        let value = VALUES[usize::from(*digit)];
+        (number, all) = (number << 4 | u64::from(value), all | value);
+    }
+    (all < NONE).then_some(number)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_is_sixteen_digits_of_either_case_and_nothing_else() {
+        for byte in 0..=u8::MAX {
+            for place in 0..16 {
+                let mut digits = *b"0123456789abCDEF";
+                digits[place] = byte;
+                let expected = str::from_utf8(&digits).ok().filter(|text| text.bytes().all(|digit| digit.is_ascii_hexdigit()));
+                assert_eq!(parse(&digits), expected.map(|text| u64::from_str_radix(text, 16).unwrap()), "{byte:#x} at {place}");
+            }
+        }
+    }
+}

@@ -6,7 +6,7 @@ use http::{HeaderName, HeaderValue};
 
 use super::context::HeaderSource;
 use super::secrets::{MASK, without_queries};
-use crate::text::escape::push_text;
+use crate::text::escape::{is_printable_without, push_text};
 
 /// The header that carries the request's id.
 pub(crate) static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -199,7 +199,7 @@ impl<'a> RedactedHeaders<'a> {
             let mut separator = b'[';
             for (_, value) in self.0[i..].iter().filter(|(at, _)| is_same(at.as_str(), text)) {
                 out.push(separator);
-                push_text(out, &shown(value));
+                push_value(out, value);
                 separator = b',';
             }
             out.push(b']');
@@ -219,6 +219,19 @@ impl<'a> RedactedHeaders<'a> {
         }
         pairs
     }
+}
+
+/// Appends what is shown of a value as a JSON string.
+fn push_value(out: &mut Vec<u8>, value: &HeaderValue) {
+    let bytes = value.as_bytes();
+    if value.is_sensitive() || !is_printable_without(bytes, *b"\"\\?#") {
+        return push_text(out, &shown(value));
+    }
+    // Nearly every value has neither a query nor what is escaped.
+    out.reserve(bytes.len() + 2);
+    out.push(b'"');
+    out.extend_from_slice(bytes);
+    out.push(b'"');
 }
 
 fn shown(value: &HeaderValue) -> Cow<'_, [u8]> {

@@ -100,8 +100,7 @@ impl HeaderSource for http::HeaderMap {
 
 /// A number from 16 hex digits of either case.
 fn parse_hex(digits: &[u8]) -> Option<u64> {
-    let digits: &[u8; 16] = digits.try_into().ok()?;
-    digits.iter().try_fold(0, |value, digit| Some(value << 4 | u64::from(char::from(*digit).to_digit(16)?)))
+    hex::parse(digits.try_into().ok()?)
 }
 
 /// A trace id from 16 or 32 hex digits of either case, not all zeros.

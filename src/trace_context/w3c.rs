@@ -20,7 +20,7 @@ pub(super) fn parse_traceparent(value: &[u8]) -> Option<Context> {
     };
     let is_form = known[2] == b'-' && known[35] == b'-' && known[52] == b'-' && is_hex(&known[53..]);
     // The parsers of ids accept upper case, which B3 allows.
-    if !fits || !is_form || known.iter().any(u8::is_ascii_uppercase) {
+    if !fits || !is_form || known.iter().fold(false, |any, byte| any | byte.is_ascii_uppercase()) {
         return None;
     }
     let flags = hex_digit(known[54]);

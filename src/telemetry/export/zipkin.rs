@@ -71,7 +71,7 @@ impl EncodedResource {
 }
 
 pub(crate) fn encode(resource: &EncodedResource, batch: &SpanBatch, spans: &[QueuedSpan]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(2 + spans.len() * 640);
+    let mut out = Vec::with_capacity(2 + spans.len() * (640 + resource.local_endpoint.len() + resource.tags.len()));
     out.push(b'[');
     for (i, span) in spans.iter().enumerate() {
         if i > 0 {
