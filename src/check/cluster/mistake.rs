@@ -213,6 +213,14 @@ impl Mistake {
     }
 }
 
+/// Which of these explains a finding: what is certain before what may be, and for repeated calls what makes calls fail before what
+/// repeats them.
+pub(crate) fn cause_of<'a>(mistakes: impl Iterator<Item = &'a Mistake>, finding: &Finding) -> Option<usize> {
+    let is_of_repeats = |mistake: &Mistake| finding.id == CheckId::TrafficRetries && !mistake.explains.contains(&Answer);
+    let fitting = mistakes.enumerate().filter(|(_, mistake)| mistake.explains(finding));
+    fitting.min_by_key(|(at, mistake)| (is_of_repeats(mistake), !mistake.stands, *at)).map(|(at, _)| at)
+}
+
 /// The command that shows a field, and what it prints.
 fn show(object: &Object, field: &str) -> String {
     let group = object.text("/apiVersion").split_once('/').map_or("", |(group, _)| group);

@@ -27,7 +27,7 @@ use crate::check::report::{CheckId, Finding, Hint, Status};
 use crate::hop::reply::Tree;
 use crate::text::counted;
 use command::{CommandError, Tool};
-use mistake::Mistake;
+use mistake::{Mistake, cause_of};
 use object::{is_label, is_subdomain};
 use path::Path;
 pub(crate) use path::Subject;
@@ -131,10 +131,8 @@ impl Cluster {
         let known = self.known.clone();
         move |finding| {
             let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
-            // What is certain comes before what may be.
-            let fits =
-                |stands: bool| known.iter().position(|(mistake, _)| (mistake.stands || !stands) && mistake.explains(finding));
-            if let Some((mistake, used)) = fits(true).or_else(|| fits(false)).map(|at| &mut known[at]) {
+            let found = cause_of(known.iter().map(|(mistake, _)| mistake), finding);
+            if let Some((mistake, used)) = found.map(|at| &mut known[at]) {
                 *used = true;
                 mistake.give(finding);
             }

@@ -223,14 +223,11 @@ fn times(choice: &Choice<'_>) -> Vec<Mistake> {
     let mut out = Vec::new();
     for (pointer, field) in [("/timeout", "timeout"), ("/retries/perTryTimeout", "retries.perTryTimeout")] {
         let value = text(rule, pointer);
-        if seconds(value).is_some_and(|seconds| seconds > 0.0) {
+        if let Some(limit) = seconds(value).filter(|seconds| *seconds > 0.0) {
             let says = format!("is {value}: shorter than the answer takes");
-            out.push(Mistake::new(
-                object,
-                choice.field(field),
-                says,
-                if field == "timeout" { &[Slow] } else { &[Slow, Retries] },
-            ));
+            // Where a second is not enough, the answers are slow, and that shows.
+            let explains: &[_] = if field == "timeout" || limit >= 1.0 { &[Slow] } else { &[Slow, Retries] };
+            out.push(Mistake::new(object, choice.field(field), says, explains));
         }
     }
     out.sort_by(|a, b| shortest(choice, &a.field).total_cmp(&shortest(choice, &b.field)));

@@ -8,7 +8,7 @@ mod workloads;
 
 use serde_json::{Value, json};
 
-use crate::check::cluster::mistake::Mistake;
+use crate::check::cluster::mistake::{Mistake, cause_of};
 use crate::check::cluster::path::{Path, Subject};
 use crate::check::cluster::rules::mistakes;
 use crate::check::cluster::snapshot::{SecretSeen, Snapshot};
@@ -224,7 +224,7 @@ fn front(text: &str) -> Finding {
 
 /// The object and field that explain a finding.
 fn explained(found: &[Mistake], finding: &Finding) -> Option<(String, String)> {
-    found.iter().find(|mistake| mistake.explains(finding)).map(|mistake| (mistake.object.clone(), mistake.field.clone()))
+    cause_of(found.iter(), finding).map(|at| (found[at].object.clone(), found[at].field.clone()))
 }
 
 /// A rule is right when it gives the finding that its mistake brings about that object and field, also in a cluster with others.
