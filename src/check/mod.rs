@@ -15,7 +15,7 @@ mod args;
 pub(crate) mod backend;
 pub mod chain;
 pub mod cluster;
-mod envoy;
+pub(crate) mod envoy;
 pub(crate) mod propagation;
 pub(crate) mod reachability;
 pub(crate) mod report;

@@ -5,7 +5,9 @@ use std::net::SocketAddr;
 
 use http::HeaderMap;
 
+use crate::check::envoy::suggestions::quoted;
 use crate::check::report::{CheckId, Finding, Hint};
+use crate::net::hosts::redacted_url;
 use crate::probe::ProbeArgs;
 use crate::probe::caller::Outcome;
 use crate::probe::fate::{self, Decision, Fate, Format, Sent};
@@ -94,22 +96,28 @@ pub(super) fn reached(args: &ProbeArgs, outcome: &Outcome, status: u16) -> Findi
 }
 
 /// Why an app that answers so calls nobody.
-fn calls_nobody(outcome: &Outcome, addresses: &str) -> Hint {
+fn calls_nobody(args: &ProbeArgs, outcome: &Outcome, addresses: &str) -> Hint {
     let setting = format!(
         "set the app's next hop to http://{addresses} and see that it can connect: in a container this host is not 127.0.0.1"
     );
+    let url = quoted(&redacted_url(args.app_url.as_str()));
+    let asked = format!("curl -sv -X {} {url}  # look for what the answer says", args.method);
     match (&outcome.status, &outcome.location) {
-        (Ok(300..=399), Some(location)) => Hint::new(format!(
-            "the app redirects to {location} (a login page, https, a path with / at its end), and probe follows no redirect"
-        ))
-        .run("probe the URL of the redirect, with the session or token that it asks for (-H)"),
+        (Ok(300..=399), Some(location)) => {
+            let next = args.app_url.join(location).map_or_else(|_| location.clone(), |next| redacted_url(next.as_str()));
+            Hint::new(format!(
+                "the app redirects to {location} (a login page, https, a path with / at its end), and probe follows no redirect: a session or a token may be missing (-H)"
+            ))
+            .run(format!("httpserver probe {} --downstream {}", quoted(&next), addresses.replace(", ", " --downstream ")))
+        }
         (Ok(status @ 400..=499), _) => Hint::new(format!(
             "the app refuses the request with {status} before it calls: another path or method (-X), a token (-H) or a body (--body) is needed"
         ))
-        .run(setting),
+        .run(asked),
         (Ok(status @ 500..), _) => Hint::new(format!(
             "the app fails with {status} before its call comes here: it cannot connect to its next hop, whose setting does not point at this address, or an error of its own, which its log names"
         ))
+        .run(asked)
         .run(setting),
         _ => Hint::new(
             "the app's setting for its next hop does not point at this address, this URL makes no call, or the app answers from a cache",
@@ -133,7 +141,7 @@ pub(super) fn calls(args: &ProbeArgs, addresses: &[SocketAddr], outcomes: &[Outc
             args.app_url,
             outcomes.len()
         );
-        let last = outcomes.last().map_or_else(Hint::default, |outcome| calls_nobody(outcome, &addresses));
+        let last = outcomes.last().map_or_else(Hint::default, |outcome| calls_nobody(args, outcome, &addresses));
         return vec![Finding::fail(CheckId::ProbeCalls, text, last)];
     };
     let (least, most) = (counts.iter().min().unwrap_or(&0), counts.iter().max().unwrap_or(&0));

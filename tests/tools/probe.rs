@@ -374,6 +374,11 @@ fn an_app_that_never_calls_is_said_to_do_so() {
         assert!(text_of(&report, "probe.calls").contains(&format!(" with {status} and calls nobody")), "{report:#}");
         let check = report["checks"].as_array().unwrap().iter().find(|check| check["id"] == "probe.calls").unwrap();
         assert!(check["cause"].as_str().unwrap().contains(cause), "{check:#}");
+        let next = check["next"][0].as_str().unwrap();
+        assert!(
+            next.starts_with("httpserver probe http://127.0.0.1:") || next.starts_with("curl -sv -X GET http://127.0.0.1:"),
+            "{next}"
+        );
     }
     let nobody = format!("http://{}/", ports::free_addr());
     let ran = run(&["probe", &nobody, "--downstream", "127.0.0.1:0"], &[]);
