@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use axum::body::Body;
 use axum::response::Response;
 use bytes::Bytes;
-use http::HeaderValue;
 use http::header::RETRY_AFTER;
+use http::{HeaderValue, StatusCode};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::time::Sleep;
 
@@ -82,30 +82,36 @@ fn processor_time() -> Option<Duration> {
     text.split_whitespace().next()?.parse().ok().map(Duration::from_nanos)
 }
 
-/// What the faults do to the answer.
+/// What the faults do to the answer. Of a WebSocket they strike the first message (`websocket`).
 pub(crate) fn to_answer(exchange: &Arc<Exchange>, struck: &Struck, mut response: Response) -> Response {
     if let Some(limited) = struck.limited {
         write_limit(response.headers_mut(), limited);
     }
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        return response;
+    }
+    if struck.faults.contains(&FaultKind::Close) {
+        exchange.close_at_next_request();
+    }
+    response.map(|body| to_body(exchange, struck, body))
+}
+
+/// What the faults do to what is sent.
+pub(crate) fn to_body(exchange: &Arc<Exchange>, struck: &Struck, mut body: Body) -> Body {
     for fault in &struck.faults {
         let (ending, pace) = match fault {
             FaultKind::Reset => (Some(Ending::Reset), None),
             FaultKind::Truncate => (Some(Ending::Early), None),
             FaultKind::Hang => (Some(Ending::Nothing), None),
             FaultKind::SlowBody(rate) => (None, Some(*rate)),
-            FaultKind::Close => {
-                exchange.close_at_next_request();
-                continue;
-            }
             _ => continue,
         };
         if ending == Some(Ending::Reset) {
             exchange.reset_on_close();
         }
-        let exchange = exchange.clone();
-        response = response.map(|body| Body::new(FaultyBody::new(body, ending, pace, exchange)));
+        body = Body::new(FaultyBody::new(body, ending, pace, exchange.clone()));
     }
-    response
+    body
 }
 
 /// `Retry-After`, and the fields of the IETF's draft "RateLimit header fields for HTTP".
@@ -166,7 +172,8 @@ impl FaultyBody {
     fn end(&mut self) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         self.exchange.cut_by_fault();
         match self.ending {
-            Some(Ending::Early) => Poll::Ready(None),
+            // Without a length the end would look like that of the whole; over gRPC the status is missing.
+            Some(Ending::Early) if self.left.is_some() || self.exchange.is_grpc => Poll::Ready(None),
             _ => Poll::Ready(Some(Err("cut by an injected fault".into()))),
         }
     }

@@ -11,18 +11,23 @@ use bytes::Bytes;
 use futures_util::{SinkExt as _, StreamExt as _};
 use http::header::{HOST, HeaderMap, ORIGIN};
 use http::{StatusCode, Uri};
+use http_body_util::BodyExt as _;
+use tokio::io::AsyncWriteExt as _;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::error::{CapacityError, ProtocolError};
 use tokio_tungstenite::tungstenite::handshake::server::create_response;
-use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::frame::Frame;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::{CloseCode, Data, OpCode};
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error as SocketError, Message};
 
 use crate::hop::capacity::MAX_MESSAGE;
 use crate::hop::chain::own_reply;
+use crate::hop::effects;
 use crate::hop::error::Error;
 use crate::hop::exchange::Exchange;
+use crate::hop::fault::FaultKind;
 use crate::hop::layers::StreamPlace;
 use crate::hop::streams::{LONGEST, MAX_MESSAGES};
 use crate::server::answer::Account as _;
@@ -84,6 +89,10 @@ pub(crate) fn config() -> WebSocketConfig {
 
 async fn serve(io: &mut dyn UpgradedIo, read: Bytes, exchange: Arc<Exchange>) {
     let end = Instant::now() + LONGEST;
+    if timeout_at(end, begin(io, &exchange)).await != Ok(true) {
+        exchange.cut(None);
+        return;
+    }
     let socket = WebSocketStream::from_partially_read(io, read.into(), Role::Server, Some(config())).await;
     let mut socket = Socket { socket, exchange, is_closed: false };
     let close = match timeout_at(end, socket.echo()).await {
@@ -96,6 +105,38 @@ async fn serve(io: &mut dyn UpgradedIo, read: Bytes, exchange: Arc<Exchange>) {
     }
 }
 
+/// Whether the connection is reset under the caller's next message.
+fn closes_under_message(exchange: &Exchange) -> bool {
+    exchange.struck().is_some_and(|struck| struck.faults.contains(&FaultKind::Close))
+}
+
+/// Sends the reply as the first message, as faults have it. Returns whether the whole was sent.
+async fn begin(io: &mut dyn UpgradedIo, exchange: &Arc<Exchange>) -> bool {
+    let mut message = Vec::new();
+    let reply = own_reply(exchange, StatusCode::SWITCHING_PROTOCOLS).to_json();
+    if Frame::message(reply, OpCode::Data(Data::Text), true).format(&mut message).is_err() {
+        return false;
+    }
+    let mut left = message.len();
+    let mut body = Body::from(message);
+    if let Some(struck) = exchange.struck() {
+        if closes_under_message(exchange) {
+            // Known at the socket before the last write.
+            exchange.reset_on_close();
+        }
+        body = effects::to_body(exchange, struck, body);
+    }
+    while let Some(Ok(part)) = body.frame().await {
+        let Ok(part) = part.into_data() else { continue };
+        if io.write_all(&part).await.is_err() || io.flush().await.is_err() {
+            return false;
+        }
+        exchange.sent(part.len());
+        left -= part.len();
+    }
+    left == 0
+}
+
 impl Socket<'_> {
     async fn send(&mut self, message: Message) -> Result<(), SocketError> {
         let bytes = message.len();
@@ -104,17 +145,20 @@ impl Socket<'_> {
         Ok(())
     }
 
-    /// Sends the reply, and then back what comes. What came before the hop stops accepting is still answered.
+    /// Sends back what comes. What came before the hop stops accepting is still answered.
     async fn echo(&mut self) -> Result<(CloseCode, &'static str), SocketError> {
-        let reply = own_reply(&self.exchange, StatusCode::SWITCHING_PROTOCOLS).to_json();
-        self.send(Message::text(String::from_utf8(reply).unwrap_or_default())).await?;
         let node = self.exchange.node.clone();
+        let closes = closes_under_message(&self.exchange);
         for _ in 0..MAX_MESSAGES {
             let message = tokio::select! {
                 biased;
                 message = self.socket.next() => message.unwrap_or(Err(SocketError::ConnectionClosed))?,
                 _ = node.phase.closing() => return Ok((CloseCode::Away, "draining")),
             };
+            if closes {
+                self.exchange.cut_by_fault();
+                return Err(SocketError::AlreadyClosed);
+            }
             // tungstenite answers the others.
             if matches!(message, Message::Text(_) | Message::Binary(_)) {
                 self.send(message).await?;

@@ -172,6 +172,9 @@ impl<S: HttpService> Protocols<S> {
         let mut io = io.into_inner().reads_any();
         if let Some((upgrade, _active)) = upgraded.into_inner().filter(|_| ended.is_ok()) {
             upgrade.run(&mut io, read_buf).await;
+            if self.connection.resets() {
+                return Ok(());
+            }
             let _ = io.shutdown().await;
         }
         self.connection.begin(ConnectionState::Lingering);

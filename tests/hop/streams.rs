@@ -374,6 +374,124 @@ async fn latency_and_faults_act_at_the_beginning_of_a_stream() {
     assert_eq!(Replies::of(&slow, &[("grpc-timeout", "50m")], 1, 0).await.rest().await.1.code(), Code::DeadlineExceeded);
 }
 
+/// What comes of an event stream until its connection ends, and how it ends.
+async fn whole_events(addr: std::net::SocketAddr) -> (String, std::io::Result<usize>) {
+    let mut stream = TcpStream::connect(addr).await.unwrap();
+    stream.write_all(b"GET /stream?count=3&interval=0 HTTP/1.1\r\nhost: hop\r\n\r\n").await.unwrap();
+    let mut bytes = Vec::new();
+    let ended = timeout(PATIENCE, stream.read_to_end(&mut bytes)).await.expect("the connection ends");
+    (String::from_utf8(bytes).unwrap(), ended)
+}
+
+#[tokio::test]
+async fn a_limit_refuses_a_stream_before_it_begins() {
+    let limited = || Hop::start(&["--fault", "limit=1/m"], &[]);
+    let hop = limited();
+    assert_eq!(hop.get("/stream?count=1&interval=0", &[]).await.status, 200);
+    let refused = hop.get("/stream?count=1&interval=0", &[]).await;
+    assert_eq!((refused.status, refused.header("retry-after")), (429, Some("60")));
+    let hop = limited();
+    text(&mut websocket(&hop, &[]).await.unwrap()).await;
+    match websocket(&hop, &[]).await {
+        Err(SocketError::Http(answer)) => assert_eq!(answer.status(), 429),
+        other => panic!("{other:?}"),
+    }
+    let hop = limited();
+    assert_eq!(Replies::of(&hop, &[], 1, 0).await.rest().await.1.code(), Code::Ok);
+    assert_eq!(Replies::of(&hop, &[], 1, 0).await.rest().await.1.code(), Code::ResourceExhausted);
+}
+
+#[tokio::test]
+async fn a_reset_and_a_truncated_answer_cut_the_first_message_of_a_stream() {
+    for (fault, is_reset) in [("reset", true), ("truncate", false)] {
+        let hop = Hop::start(&["--fault", fault], &[]);
+        let (events, ended) = whole_events(hop.addr).await;
+        assert!(events.contains("200 OK") && events.contains("id: 1"), "{fault}: {events}");
+        assert!(!events.contains("event: end") && !events.ends_with("\r\n0\r\n\r\n"), "{fault}: it looks whole: {events}");
+        let kind = ended.as_ref().err().map(std::io::Error::kind);
+        assert_eq!(kind, is_reset.then_some(std::io::ErrorKind::ConnectionReset), "{fault}: {ended:?}");
+        let mut socket = websocket(&hop, &[("x-request-id", "r-ws")]).await.expect("the handshake is answered");
+        let first = timeout(PATIENCE, socket.next()).await.expect("the socket ends");
+        let error = match first {
+            Some(Err(SocketError::Io(error))) => Some(error.kind()),
+            Some(Err(SocketError::Protocol(_))) | None => None,
+            other => panic!("{fault}: {other:?}"),
+        };
+        assert_eq!(error, is_reset.then_some(std::io::ErrorKind::ConnectionReset), "{fault}");
+        assert!(hop.access_line("r-ws").await.contains("\"GET /ws\" 499"), "{fault}");
+        let mut replies = Replies::of(&hop, &[], 3, 0).await;
+        let ended = loop {
+            match timeout(PATIENCE, replies.body.data()).await.expect("the call ends") {
+                Some(Ok(data)) => replies.body.flow_control().release_capacity(data.len()).unwrap(),
+                Some(Err(error)) => break Err(error),
+                None => break replies.body.trailers().await,
+            }
+        };
+        assert!(if is_reset { ended.is_err() } else { matches!(ended, Ok(None)) }, "{fault}: {ended:?}");
+        let cut = [("error_type", "injected_fault")];
+        eventually("all three are counted", async || {
+            (hop.metrics().await.sum("http_server_request_duration_seconds_count", &cut) >= 2.0).then_some(())
+        })
+        .await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_hangs_never_begins_and_one_that_is_slow_begins_slowly() {
+    const HOUR: Duration = Duration::from_secs(3600);
+    let faulty = async |fault: &str| {
+        let fault = fault.parse().unwrap();
+        InProcess::start(|config| config.faults.faults = vec![fault]).await
+    };
+    let hop = faulty("hang").await;
+    for path in ["/stream", "/ws"] {
+        let mut stream = hop.connect().await;
+        let upgrade = "connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\n";
+        stream.write_all(format!("GET {path} HTTP/1.1\r\nhost: hop\r\n{upgrade}\r\n").as_bytes()).await.unwrap();
+        let begun = Instant::now();
+        let mut first = [0];
+        let _ = timeout(2 * HOUR, stream.read(&mut first)).await.expect("a place is not kept for ever");
+        assert!(begun.elapsed() >= HOUR, "{path}: {:?}", begun.elapsed());
+    }
+    let hop = faulty("slow-body=100B/s").await;
+    let begun = Instant::now();
+    let (mut socket, _) = client_async(format!("ws://{}/ws", hop.addr), hop.connect().await).await.unwrap();
+    let first = socket.next().await.unwrap().unwrap();
+    let (length, took) = (first.len() as f64, begun.elapsed().as_secs_f64());
+    assert!((length / 150.0..length / 50.0).contains(&took), "{length} bytes took {took} s");
+}
+
+#[tokio::test]
+async fn a_close_comes_under_the_next_message_of_a_websocket() {
+    let hop = Hop::start(&["--fault", "close"], &[]);
+    let mut socket = websocket(&hop, &[]).await.unwrap();
+    assert_eq!(text(&mut socket).await["status"], 101);
+    socket.send(Message::text("next")).await.unwrap();
+    let ended = timeout(PATIENCE, socket.get_mut().read(&mut [0])).await.expect("the connection ends");
+    assert_eq!(ended.map_err(|error| error.kind()), Err(std::io::ErrorKind::ConnectionReset));
+}
+
+#[tokio::test]
+async fn a_stream_brings_its_own_faults() {
+    let hop = Hop::start(&["--name", "service1", "--request-faults", "on"], &[]);
+    let (fault, delay) = (("x-fault", "service1:abort=418"), ("x-fault", "service1:delay=1ms"));
+    assert_eq!(hop.get("/stream", &[fault]).await.status, 418);
+    match websocket(&hop, &[fault]).await {
+        Err(SocketError::Http(answer)) => assert_eq!(answer.status(), 418),
+        other => panic!("{other:?}"),
+    }
+    assert_ne!(Replies::of(&hop, &[fault], 1, 0).await.rest().await.1.code(), Code::Ok);
+    // What struck it is in its replies.
+    let struck = json!({"delay_ms": 1});
+    assert_eq!(text(&mut websocket(&hop, &[delay]).await.unwrap()).await["injected"], struck);
+    let streamed = hop.get("/stream?count=1&interval=0", &[delay]).await;
+    assert_eq!(events(&streamed.text())[0].2["injected"], struck);
+    let (replies, status) = Replies::of(&hop, &[delay], 1, 0).await.rest().await;
+    assert_eq!(status.code(), Code::Ok);
+    assert_eq!(replies[0].injected.as_ref().and_then(|injected| injected.delay_ms), Some(1));
+    assert_eq!(hop.get("/stream?count=1&interval=0", &[]).await.status, 200);
+}
+
 #[tokio::test]
 async fn a_drain_ends_every_stream_in_its_own_words() {
     let mut hop = Hop::start(&["--drain-delay", "0"], &[]);
