@@ -292,14 +292,13 @@ impl<'a> Run<'a> {
         self.trace(&client).await;
         let client = Arc::new(client);
         let context = self.context.clone();
-        let series = |lane: Option<&str>| Series {
-            client: client.clone(),
-            context: context.clone(),
-            headers: traffic::lane_check::headers(lane),
-        };
+        let series = |lane: Option<&str>| Series::new(client.clone(), context.clone(), traffic::lane_check::headers(lane));
         // The requests of the statistics bring no trace context, so they also show the mesh's own sampling rate.
+        let has_traces = self.args.traces.is_none() && xray.is_some_and(Xray::is_untraced);
         let samples = if self.args.count > 0 && !*self.stop.borrow() {
-            series(None).run(self.args.count, Duration::MAX, &mut self.stop, &self.progress, "requests").await
+            Series { has_traces, ..series(None) }
+                .run(self.args.count, Duration::MAX, &mut self.stop, &self.progress, "requests")
+                .await
         } else {
             Vec::new()
         };

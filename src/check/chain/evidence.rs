@@ -295,6 +295,11 @@ impl Xray {
         HeaderFamily::ALL.into_iter().any(|format| self.mesh_speaks(format))
     }
 
+    /// Whether there is nobody who could begin a trace where a request brings none.
+    pub(crate) fn is_untraced(&self) -> bool {
+        self.rows.iter().all(|row| row.mode == Propagation::Forward && !row.proxy.is_seen())
+    }
+
     /// Adds what went wrong on one side of a seam.
     pub(crate) fn fault(&mut self, from: &HopRef, to: &HopRef, side: Side, mode: Option<Propagation>, effects: Vec<Effect>) {
         if effects.is_empty() {

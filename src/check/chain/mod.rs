@@ -201,6 +201,25 @@ fn is_ok(status: u16) -> bool {
     (200..300).contains(&status)
 }
 
+fn has_failed(call: &Call) -> bool {
+    call.error.is_some() || !call.status.is_some_and(is_ok)
+}
+
+/// The calls of a hop by URL, in a row, and whether they are attempts of one call (`--retries`): all but the last failed. A proxy in
+/// between overwrites the number of an attempt, so it does not say so.
+pub(crate) fn attempts(tree: &Tree) -> impl Iterator<Item = (&[Call], bool)> {
+    tree.upstreams.chunk_by(|a, b| a.url == b.url).map(|row| {
+        let (last, before) = row.split_last().map_or((None, row), |(last, before)| (Some(last), before));
+        let is_over = last.is_some_and(|last| has_failed(last) || is_ok(tree.status));
+        (row, !before.is_empty() && is_over && before.iter().all(has_failed))
+    })
+}
+
+/// The calls that count: of several attempts the last.
+fn settled(tree: &Tree) -> impl Iterator<Item = &Call> {
+    attempts(tree).flat_map(|(row, is_one)| &row[if is_one { row.len() - 1 } else { 0 }..])
+}
+
 /// Every deepest point at which this request broke; empty when it did not.
 pub(crate) fn breaks(tree: &Tree, url: &str) -> Vec<Break> {
     let caller = HopRef { name: CALLER.to_owned(), hostname: String::new(), url: String::new() };
@@ -218,8 +237,8 @@ fn walk(caller: &HopRef, tree: &Tree, url: &str, above: &mut Vec<String>, out: &
     }
     let before = out.len();
     above.push(tree.service.clone());
-    for call in &tree.upstreams {
-        let failed = call.error.is_some() || !call.status.is_some_and(is_ok);
+    for call in settled(tree) {
+        let failed = has_failed(call);
         match &call.reply {
             Some(reply) if above.contains(&reply.service) && (tree.status == 508 || call.status == Some(508)) => {
                 out.push(Break { from: hop.clone(), to: HopRef::of(reply, &call.url), cause: FailureCause::Loop });
@@ -430,8 +449,10 @@ fn compare(expect: &Expect, caller: &HopRef, tree: &Tree, url: &str, hints: &Hin
     if tree.injected.as_ref().is_some_and(|injected| injected.abort_status.is_some()) {
         return;
     }
+    let has_more = tree.upstreams.len() > expect.below.len();
+    let calls: Vec<&Call> = if has_more { settled(tree).collect() } else { tree.upstreams.iter().collect() };
     for (index, below) in expect.below.iter().enumerate() {
-        match tree.upstreams.get(index) {
+        match calls.get(index).copied() {
             None => {
                 let text = format!("{} does not call {}", tree.service, below.name);
                 let cause = format!("UPSTREAM of {} is not set, or lacks {}", tree.service, below.name);
@@ -454,7 +475,7 @@ fn compare(expect: &Expect, caller: &HopRef, tree: &Tree, url: &str, hints: &Hin
             Some(_) => {}
         }
     }
-    for call in tree.upstreams.iter().skip(expect.below.len()) {
+    for call in calls.into_iter().skip(expect.below.len()) {
         let text = format!("{} also calls {}, which is not expected", tree.service, call.url);
         let cause = format!("UPSTREAM of {} names more hops than --expect, or --expect is too short", tree.service);
         out.push(Finding::fail(CheckId::ChainOrder, text, Hint::new(cause).run(hints.settings(&hop))).seam(

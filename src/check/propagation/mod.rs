@@ -10,14 +10,15 @@ mod table;
 
 use crate::check::chain::evidence::{Effect, HopEvidence, SeamFault, Withheld, Xray};
 use crate::check::chain::probe::Probe;
+use crate::check::chain::xray::examine_behind;
 use crate::check::envoy::suggestions::HintContext;
 use crate::check::report::{CheckId, Finding, Side};
 use crate::hop::reply::{Propagation, Tree};
 use crate::trace_context::{HeaderFamily, is_trace_context};
 
 use bare::FixedId;
-pub(crate) use fault::sentence;
-use fault::{finding, is_about_id, is_order, said};
+pub(crate) use fault::{finding, sentence};
+use fault::{is_about_id, is_order, said};
 use sidecars::{coverage, missing_sidecars};
 use table::table;
 
@@ -78,6 +79,13 @@ fn unread(fault: &SeamFault, xray: &Xray) -> Option<CheckId> {
     let by_hop = fault.side == Side::Hop && fault.mode == Some(Propagation::Continue) && fault.effects.iter().all(is_lost);
     let cause = xray.faults.iter().find(|known| by_hop && known.side == Side::NewTrace && known.to == fault.from)?;
     Some(fault::id(cause))
+}
+
+/// Where the trace or the headers of one request of many broke.
+pub(crate) fn damage(probe: &Probe, tree: &Tree, hints: &HintContext) -> Vec<Finding> {
+    const SHOWN: usize = 10;
+    let xray = examine_behind(hints.evidence.is_front_foreign, probe, tree, &hints.url);
+    xray.faults.iter().take(SHOWN).map(|fault| finding(fault, &xray, hints)).collect()
 }
 
 /// What an app of another make leaves out is its own business as long as the trace goes on.

@@ -129,6 +129,7 @@ check_ids! {
     LanesCarry Lanes "lanes.carry"
     TrafficSuccess Traffic "traffic.success"
     TrafficLatency Traffic "traffic.latency"
+    TrafficPropagation Traffic "traffic.propagation"
     TrafficVersions Traffic "traffic.versions"
     TrafficSplit Traffic "traffic.split"
     TrafficRetries Traffic "traffic.retries"

@@ -4,6 +4,7 @@
 
 pub(crate) mod identity;
 pub(crate) mod lane_check;
+mod rates;
 pub(crate) mod sample;
 pub(crate) mod sampling;
 pub(crate) mod split;
@@ -50,12 +51,14 @@ pub(crate) fn findings(
     if hops.is_empty() {
         return out;
     }
+    out.extend(rates::findings(samples, xray, hints));
     out.push(versions(&hops));
     out.extend(expected.splits.iter().flat_map(|split| split::findings(&hops, split, hints)));
     out.push(retries(samples, expected.retries, hints));
     out.extend(expected.latencies.iter().map(|limit| limited(samples, &hops, limit, hints)));
     out.extend(sticky::findings(&hops, expected.kept, xray, expected.pods, hints));
     out.extend(times::findings(samples, &hops, hints));
+    out.extend(by_version(&hops));
     out.extend(xray.map(|xray| identity::finding(&hops, xray, hints)));
     out.extend(expected.principals.iter().map(|principal| identity::expected(&hops, principal, hints)));
     out
@@ -88,8 +91,11 @@ pub(crate) fn failures(samples: &[Sample], id: CheckId, hints: &HintContext) -> 
                 count("front: another status than the first hop's".to_owned(), true, Finding::fail(id, text, hint));
             }
             Outcome::Broke(breaks) => breaks.iter().for_each(|broken| {
-                let on_purpose = matches!(broken.cause, FailureCause::Injected(_));
-                count(broken.key(), on_purpose, broken.finding(id, hints));
+                let finding = broken.finding(id, hints);
+                // A circuit breaker that opens is no matter of a rollout either.
+                let is_overflow =
+                    matches!(&broken.cause, FailureCause::Answered(_, answer) if answer.to_string().contains("overflow"));
+                count(broken.key(), is_overflow || finding.own_cause.is_some(), finding);
             }),
             Outcome::Foreign { status, text, hint } => {
                 count(format!("front: {status}"), true, Finding::fail(id, text.as_str(), hint.clone()));
@@ -162,12 +168,35 @@ fn latency(samples: &[Sample]) -> Option<Finding> {
         let own = sorted(hop.answers.iter().map(|answer| answer.own_ms));
         Some((stats::percentile(&own, 0.5)?, hop.name.to_owned()))
     };
-    let slowest = by_hop(samples).into_iter().filter_map(median).max_by(|a, b| a.0.total_cmp(&b.0));
+    let hops = by_hop(samples);
+    let on_purpose =
+        hops.iter().flat_map(|hop| rates::on_purpose(hop).into_iter().map(move |what| format!("{:<20} {what}", hop.name)));
+    let on_purpose: Vec<String> = on_purpose.collect();
+    let slowest = hops.into_iter().filter_map(median).max_by(|a, b| a.0.total_cmp(&b.0));
     let slowest =
         slowest.map_or_else(String::new, |(ms, name)| format!("; the slowest hop is {name}, p50 {ms:.1} ms of its own"));
     let text = format!("Latency p50 {p50:.1} ms, p90 {p90:.1} ms, p99 {p99:.1} ms, longest {max:.1} ms{slowest}");
     let data = serde_json::json!({"p50_ms": p50, "p90_ms": p90, "p99_ms": p99, "max_ms": max});
-    Some(Finding::pass(CheckId::TrafficLatency, text).data(data))
+    Some(Finding::pass(CheckId::TrafficLatency, text).lines(on_purpose).data(data))
+}
+
+/// How long each version of a hop that has several takes by itself: what is slow only at p99 does not show in the whole.
+fn by_version(hops: &[HopSamples<'_>]) -> Option<Finding> {
+    let mut lines = Vec::new();
+    for hop in hops {
+        let versions = hop.tally(|answer| &answer.version);
+        for version in versions.keys().filter(|_| versions.len() > 1) {
+            let own = sorted(hop.answers.iter().filter(|answer| answer.version == **version).map(|answer| answer.own_ms));
+            let at = |q: f64| stats::percentile(&own, q).unwrap_or_default();
+            let (p50, p90, p99, all) = (at(0.5), at(0.9), at(0.99), own.len());
+            lines.push(format!(
+                "{:<20} {version:<8} p50 {p50:.0} ms, p90 {p90:.0} ms, p99 {p99:.0} ms of {all} answers",
+                hop.name
+            ));
+        }
+    }
+    let text = "How long each version takes by itself";
+    (!lines.is_empty()).then(|| Finding::pass(CheckId::TrafficLatency, text).lines(lines))
 }
 
 fn sorted(values: impl Iterator<Item = f64>) -> Vec<f64> {
@@ -260,8 +289,10 @@ fn limited(samples: &[Sample], hops: &[HopSamples<'_>], limit: &LatencyLimit, hi
         };
         let slowest = hops.iter().filter_map(own).max_by(|a, b| a.0.total_cmp(&b.0));
         let (ms, slowest) = slowest.unwrap_or_default();
+        let on_purpose = hops.iter().find(|hop| hop.name == slowest).map(rates::on_purpose).unwrap_or_default();
+        let on_purpose = if on_purpose.is_empty() { String::new() } else { format!(" (on purpose: {})", on_purpose.join(", ")) };
         let hint = Hint::new(format!(
-            "The slowest hop by itself is {slowest}, with {ms:.0} ms at p{}; --expect-latency says what is meant",
+            "The slowest hop by itself is {slowest}, with {ms:.0} ms at p{}{on_purpose}; --expect-latency says what is meant",
             limit.percent
         ))
         .run(format!("kubectl set env deploy/{slowest} --list -n {} | grep -E 'LATENCY|FAULT'", hints.namespace));
@@ -281,8 +312,7 @@ mod tests {
 
     fn sample(outcome: Outcome, attempt: u32) -> Sample {
         let answer = HopSample { attempt, calls: attempt, ..HopSample::for_tests("service1", "service1-0") };
-        let (at, took) = (Duration::ZERO, Duration::ZERO);
-        Sample { at, took, outcome, hops: vec![answer], sampled: None, ends: None, gaps: Vec::new() }
+        Sample { hops: vec![answer], ..Sample::new(Duration::ZERO, Duration::ZERO, outcome) }
     }
 
     #[test]

@@ -9,14 +9,16 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::hop::reply::{Call, Headers, Tree};
+use crate::hop::reply::{Call, Headers, Injected, Tree};
 
 use crate::check::chain::evidence::CALLER;
+use crate::check::chain::probe::Probe;
 use crate::check::chain::{self, Break};
 use crate::check::envoy::gateway;
 use crate::check::envoy::suggestions::{HintContext, HopRef};
+use crate::check::propagation;
 use crate::check::reachability::client::{CheckClient, FrontAnswer, RequestFailure};
-use crate::check::report::{Hint, ProgressLine};
+use crate::check::report::{Finding, Hint, ProgressLine};
 
 /// One hop in one request.
 #[derive(Debug, Clone)]
@@ -34,6 +36,8 @@ pub(crate) struct HopSample {
     pub(crate) own_ms: f64,
     /// Milliseconds that it took with them.
     pub(crate) took_ms: f64,
+    /// What slowed it or bound it on purpose, as its reply says.
+    pub(crate) injected: Vec<String>,
     /// How many calls of its hop this answer stands for: those that a proxy repeated are not in the reply, and neither are the
     /// calls that each of them made in turn.
     pub(crate) calls: u32,
@@ -53,6 +57,7 @@ impl HopSample {
             identity: None,
             own_ms: 1.0,
             took_ms: 1.0,
+            injected: Vec::new(),
             calls: 1,
         }
     }
@@ -85,9 +90,17 @@ pub(crate) struct Sample {
     pub(crate) ends: Option<(String, String)>,
     /// Between the call of a hop and the answer of the one that it called: both, and milliseconds.
     pub(crate) gaps: Vec<(String, String, f64)>,
+    /// Where its trace or its headers broke.
+    pub(crate) damage: Vec<Finding>,
 }
 
 impl Sample {
+    /// Nothing is known yet of the hops.
+    pub(crate) fn new(at: Duration, took: Duration, outcome: Outcome) -> Self {
+        let (hops, gaps, damage) = (Vec::new(), Vec::new(), Vec::new());
+        Self { at, took, outcome, hops, sampled: None, ends: None, gaps, damage }
+    }
+
     pub(crate) fn is_fine(&self) -> bool {
         matches!(self.outcome, Outcome::Fine)
     }
@@ -107,9 +120,15 @@ pub(crate) struct Series {
     pub(crate) context: HintContext,
     /// Sent with every request.
     pub(crate) headers: Headers,
+    /// Each request brings a trace of its own: where nobody else begins one, no break of it would show.
+    pub(crate) has_traces: bool,
 }
 
 impl Series {
+    pub(crate) fn new(client: Arc<CheckClient>, context: HintContext, headers: Headers) -> Self {
+        Self { client, context, headers, has_traces: false }
+    }
+
     /// Sends `all` requests at the client's rate, those within `span`, each on time whether or not the ones before were
     /// answered. Ends early when `stop` turns true, with what came until then.
     pub(crate) async fn run(
@@ -197,7 +216,8 @@ impl Series {
             let (at, sent) = (start.elapsed(), Instant::now());
             let result = connection.call(front, &self.headers).await;
             let has_failed = result.is_err();
-            samples.push(digest(result, at, sent.elapsed(), Duration::ZERO, &self.context));
+            let probe = Probe { headers: self.headers.clone() };
+            samples.push(digest(result, &probe, at, sent.elapsed(), Duration::ZERO, &self.context));
             if has_failed {
                 break;
             }
@@ -207,9 +227,13 @@ impl Series {
 
     async fn one(&self, start: Instant, starved: &Starvation) -> Sample {
         let at = start.elapsed();
+        let mut probe = Probe { headers: self.headers.clone() };
+        if self.has_traces {
+            probe.headers.0.extend(Probe::ordinary().headers.0.into_iter().filter(|(name, _)| name != "x-lane"));
+        }
         let (sent, before) = (Instant::now(), starved.so_far());
-        let result = self.client.send(self.client.url.clone(), &self.headers).await;
-        digest(result, at, sent.elapsed(), starved.so_far().saturating_sub(before), &self.context)
+        let result = self.client.send(self.client.url.clone(), &probe.headers).await;
+        digest(result, &probe, at, sent.elapsed(), starved.so_far().saturating_sub(before), &self.context)
     }
 }
 
@@ -257,12 +281,13 @@ impl Starvation {
 /// `starved`: of the time that it took, what this process lost by itself.
 fn digest(
     result: Result<FrontAnswer, RequestFailure>,
+    probe: &Probe,
     at: Duration,
     took: Duration,
     starved: Duration,
     hints: &HintContext,
 ) -> Sample {
-    let mut sample = Sample { at, took, outcome: Outcome::Fine, hops: Vec::new(), sampled: None, ends: None, gaps: Vec::new() };
+    let mut sample = Sample::new(at, took, Outcome::Fine);
     match result {
         Err(failure) => sample.outcome = Outcome::Failed(failure),
         Ok(answer) => match answer.tree() {
@@ -273,6 +298,7 @@ fn digest(
             Some(tree) => {
                 sample.sampled = tree.sampled;
                 sample.ends = sampling_ends(&tree);
+                sample.damage = propagation::damage(probe, &tree, hints);
                 if !hints.evidence.is_front_foreign {
                     sample.gap(CALLER, &tree, answer.waited.saturating_sub(starved).as_secs_f64() * 1000.0);
                 }
@@ -302,12 +328,16 @@ fn walk(tree: &Tree, url: &str, caller: &HopRef, calls: u32, sample: &mut Sample
     let own = hop.hop.clone();
     sample.hops.push(hop);
     let mut before: Option<(&str, u32)> = None;
-    for (call, reply) in tree.upstreams.iter().filter_map(|call| Some((call, call.reply.as_deref()?))) {
+    let numbered = chain::attempts(tree)
+        .flat_map(|(row, is_one)| (1_u32..).zip(row).map(move |(n, call)| (call, if is_one { n } else { 1 })));
+    for (call, attempt, reply) in numbered.filter_map(|(call, attempt)| Some((call, attempt, call.reply.as_deref()?))) {
         sample.gap(&tree.service, reply, call.duration_ms);
         // A hop shows each of its own attempts, a proxy the last.
         let shown = before.filter(|(url, attempt)| *url == call.url && *attempt < reply.attempt).map_or(0, |(_, shown)| shown);
         before = Some((&call.url, reply.attempt));
+        let at = sample.hops.len();
         walk(reply, &call.url, &own, calls.saturating_mul(attempts(reply) - shown), sample);
+        sample.hops[at].attempt = sample.hops[at].attempt.max(attempt);
     }
     let embedded = tree.upstreams.iter().flat_map(|call| &call.embedded);
     embedded.for_each(|reply| walk(reply, "", &HopRef::default(), calls.saturating_mul(attempts(reply)), sample));
@@ -340,9 +370,16 @@ fn hop_sample(tree: &Tree, url: &str, caller: &HopRef, calls: u32) -> HopSample 
         attempt: tree.attempt,
         identity: tree.client.identity.as_deref().map(str::to_owned),
         took_ms: tree.duration_ms,
+        injected: tree.injected.as_ref().map(slowed).unwrap_or_default(),
         calls,
         own_ms: (tree.duration_ms - below).max(0.0),
     }
+}
+
+/// What a hop did on purpose that is no failure and breaks no trace.
+fn slowed(injected: &Injected) -> Vec<String> {
+    let delay = injected.delay_ms.map(|ms| format!("a delay of {ms} ms"));
+    delay.into_iter().chain(injected.faults.iter().cloned()).collect()
 }
 
 /// Every answer of the hops of one name.

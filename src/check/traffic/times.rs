@@ -153,15 +153,7 @@ mod tests {
         };
         let mut samples = Vec::new();
         for n in 0..100 {
-            let mut sample = Sample {
-                at: Duration::from_millis(20) * n,
-                took: Duration::ZERO,
-                outcome: Outcome::Fine,
-                hops: vec![],
-                sampled: None,
-                ends: None,
-                gaps: vec![],
-            };
+            let mut sample = Sample::new(Duration::from_millis(20) * n, Duration::ZERO, Outcome::Fine);
             for hop in 1..=3 {
                 let host = (n + hop) % 2;
                 let slow = if hop == 2 && host == 0 { instance_ms } else { 0.0 };
@@ -195,7 +187,7 @@ mod tests {
             let wait = Duration::from_millis(if still { 1000 } else { u64::from(n) * 20 + 500 }).saturating_sub(at);
             let gap = |from: &str, to: &str, ms| (from.to_owned(), to.to_owned(), ms);
             let gaps = vec![gap("check", "service1", wait.as_secs_f64() * 1000.0), gap("service1", "service2", 1.0)];
-            Sample { at, took: wait, outcome: Outcome::Fine, hops: vec![], sampled: None, ends: None, gaps }
+            Sample { gaps, ..Sample::new(at, wait, Outcome::Fine) }
         };
         let still: Vec<Sample> = (0..60).map(|n| sample(n, true)).collect();
         assert!(slow_seams(&by_seam(&still), &[], &hints).is_empty());

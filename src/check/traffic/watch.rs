@@ -1,4 +1,5 @@
-//! Constant load while a Deployment restarts: every failure with its hop and instance, and the longest gap.
+//! Constant load while a Deployment restarts or an instance is sick: every failure with its hop and instance, the longest gap, and for
+//! how long callers left out an instance.
 
 use std::time::Duration;
 
@@ -27,6 +28,51 @@ struct Instance {
     first: Duration,
     last: Duration,
     answers: usize,
+    /// Answers of the others since its last one.
+    others: usize,
+    /// Its failures since it was left out.
+    failed: usize,
+    silences: Vec<Silence>,
+}
+
+/// A time in which an instance had no request while the others had so many that this is no chance.
+struct Silence {
+    from: Duration,
+    to: Duration,
+    /// The failures there before it.
+    failed: usize,
+}
+
+impl Instance {
+    /// Of the silences.
+    const KEPT: usize = 20;
+
+    fn new(host: String, at: Duration) -> Self {
+        Self { host, first: at, last: at, answers: 0, others: 0, failed: 0, silences: Vec::new() }
+    }
+
+    /// It answers; `siblings`: how many other hosts there are.
+    fn answered(&mut self, at: Duration, siblings: usize, has_failed: bool) {
+        // Drawn evenly, so many answers pass by an instance once in a million; one that has few requests is compared with itself.
+        const OTHERS: usize = 20;
+        const USUAL: u32 = 10;
+        let silent: Duration = self.silences.iter().map(|silence| silence.to - silence.from).sum();
+        let spans = self.answers.saturating_sub(1 + self.silences.len());
+        let usual = self.last.saturating_sub(self.first + silent).checked_div(u32::try_from(spans).unwrap_or(u32::MAX));
+        let from = self.last;
+        if siblings > 0
+            && self.others >= OTHERS * siblings
+            && usual.is_some_and(|usual| at.saturating_sub(from) > usual * USUAL)
+            && self.silences.len() < Self::KEPT
+        {
+            self.silences.push(Silence { from, to: at, failed: std::mem::take(&mut self.failed) });
+        }
+        self.others = 0;
+        self.first = self.first.min(at);
+        self.last = self.last.max(at);
+        self.answers += 1;
+        self.failed += usize::from(has_failed);
+    }
 }
 
 impl Watched {
@@ -44,7 +90,7 @@ impl Watched {
             self.last = self.last.max(end);
         }
         for answer in &sample.hops {
-            self.answered(&answer.hop, sample.at);
+            self.answered(&answer.hop, &sample);
         }
         if !sample.is_fine() {
             self.failed += 1;
@@ -54,23 +100,26 @@ impl Watched {
         }
     }
 
-    fn answered(&mut self, hop: &HopRef, at: Duration) {
+    fn answered(&mut self, hop: &HopRef, sample: &Sample) {
         let place = self.instances.iter().position(|(name, _)| *name == hop.name).unwrap_or_else(|| {
             self.instances.push((hop.name.clone(), Vec::new()));
             self.instances.len() - 1
         });
         let hosts = &mut self.instances[place].1;
-        match hosts.iter().position(|instance| instance.host == hop.hostname) {
-            Some(place) => {
-                let instance = &mut hosts[place];
-                instance.first = instance.first.min(at);
-                instance.last = instance.last.max(at);
-                instance.answers += 1;
+        if hosts.len() < Self::HOSTS && !hosts.iter().any(|instance| instance.host == hop.hostname) {
+            hosts.push(Instance::new(hop.hostname.clone(), sample.at));
+        }
+        let has_failed = match &sample.outcome {
+            Outcome::Broke(breaks) => breaks.iter().any(|broken| broken.to.hostname == hop.hostname),
+            _ => false,
+        };
+        let siblings = hosts.len().saturating_sub(1);
+        for instance in hosts {
+            if instance.host == hop.hostname {
+                instance.answered(sample.at, siblings, has_failed);
+            } else {
+                instance.others += 1;
             }
-            None if hosts.len() < Self::HOSTS => {
-                hosts.push(Instance { host: hop.hostname.clone(), first: at, last: at, answers: 1 })
-            }
-            None => {}
         }
     }
 
@@ -135,21 +184,32 @@ fn rollout_hint(hints: &HintContext) -> Hint {
         .run(format!("kubectl get events -n {namespace} --sort-by=.lastTimestamp | tail -20"))
 }
 
-/// Who answered when: a rollout shows as one instance after another.
+/// Who answered when: a rollout shows as one instance after another, outlier detection as silence.
 fn instances(hops: &[(String, Vec<Instance>)]) -> Option<Finding> {
     const SHOWN: usize = 6;
-    let shown = hops.iter().flat_map(|(name, hosts)| hosts.iter().take(SHOWN).map(move |instance| (name, instance)));
-    let lines: Vec<_> = shown
-        .map(|(name, Instance { host, first, last, answers })| {
-            format!("{name:<12} {host:<30} {:>6.1} to {:>6.1} s  {answers:>6} answers", first.as_secs_f64(), last.as_secs_f64())
-        })
-        .collect();
-    (!lines.is_empty()).then(|| Finding::pass(CheckId::WatchInstances, "Instances that answered, and when").lines(lines))
+    let (mut lines, mut data) = (Vec::new(), Vec::new());
+    for (name, instance) in hops.iter().flat_map(|(name, hosts)| hosts.iter().take(SHOWN).map(move |instance| (name, instance))) {
+        let Instance { host, first, last, answers, silences, .. } = instance;
+        let (first, last) = (first.as_secs_f64(), last.as_secs_f64());
+        lines.push(format!("{name:<12} {host:<30} {first:>6.1} to {last:>6.1} s  {answers:>6} answers"));
+        let mut silent = Vec::new();
+        for Silence { from, to, failed } in silences {
+            let (from, to) = (from.as_secs_f64(), to.as_secs_f64());
+            let plural = if *failed == 1 { "failure" } else { "failures" };
+            let after = if *failed > 0 { format!(", after {failed} {plural}") } else { String::new() };
+            lines.push(format!("{:<12} left out for {:.1} s, from {from:.1} to {to:.1} s{after}", "", to - from));
+            silent.push(serde_json::json!({"from_s": from, "to_s": to, "failed_before": failed}));
+        }
+        data.push(serde_json::json!({"hop": name, "host": host, "answers": answers, "left_out": silent}));
+    }
+    let text = "Instances that answered, and when";
+    (!lines.is_empty()).then(|| Finding::pass(CheckId::WatchInstances, text).lines(lines).data(data.into()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::check::chain::{Break, FailureCause};
     use crate::check::report::Status;
     use crate::check::traffic::sample::HopSample;
 
@@ -157,7 +217,7 @@ mod tests {
     fn sample(at: u64, outcome: Outcome, host: &str) -> Sample {
         let answer = HopSample::for_tests("service1", host);
         let took = Duration::from_millis(100);
-        Sample { at: Duration::from_secs(at), took, outcome, hops: vec![answer], sampled: None, ends: None, gaps: Vec::new() }
+        Sample { hops: vec![answer], ..Sample::new(Duration::from_secs(at), took, outcome) }
     }
 
     #[test]
@@ -185,6 +245,38 @@ mod tests {
         assert_eq!(gap(&[4], 6), 4100);
         assert_eq!(gap(&[0, 1], 6), 4900);
         assert_eq!(gap(&[0, 3, 5], 6), 3000);
+    }
+
+    /// Two instances in turn, of which `sick` has no request from 10 to 30 s.
+    #[test]
+    fn an_instance_that_is_left_out_is_shown_with_its_failures_before() {
+        let to = |host: &str| HopRef { name: "service1".to_owned(), hostname: host.to_owned(), url: String::new() };
+        let mut watched = Watched::default();
+        for at in 0..50 {
+            let is_sick = at % 2 == 0 && !(10..30).contains(&at);
+            let broken = Break { from: HopRef::default(), to: to("sick"), cause: FailureCause::Injected(503) };
+            let outcome = if is_sick && at > 2 { Outcome::Broke(vec![broken]) } else { Outcome::Fine };
+            watched.add(sample(at, outcome, if is_sick { "sick" } else { "well" }));
+        }
+        let found = watched.findings(Duration::from_secs(50), &HintContext::for_tests());
+        let instances = found.last().unwrap();
+        let left_out: Vec<&str> =
+            instances.detail.iter().map(|line| line.trim()).filter(|line| line.starts_with("left")).collect();
+        assert_eq!(left_out, ["left out for 22.0 s, from 8.0 to 30.0 s, after 3 failures"], "{instances:#?}");
+        let data = instances.data.as_ref().unwrap();
+        assert_eq!(data[0]["left_out"], serde_json::json!([{"from_s": 8.0, "to_s": 30.0, "failed_before": 3}]));
+        assert_eq!(data[1]["left_out"], serde_json::json!([]));
+    }
+
+    /// A canary with a hundredth of the requests is not left out between them.
+    #[test]
+    fn an_instance_with_few_requests_is_not_left_out() {
+        let mut watched = Watched::default();
+        for at in 0..2000 {
+            watched.add(sample(at, Outcome::Fine, if at % 100 == 0 { "few" } else { "many" }));
+        }
+        let found = watched.findings(Duration::from_secs(2000), &HintContext::for_tests());
+        assert!(!found[1].detail.iter().any(|line| line.contains("left out")), "{:#?}", found[1]);
     }
 
     #[test]

@@ -177,3 +177,77 @@ fn what_breaks_nothing_is_no_finding() {
     }
     broken(&traced(), "new-trace@0%", &[]).fine();
 }
+
+/// The share of the requests that `check` says were struck, from what it says of that in words and in figures.
+fn struck(run: &Run, says: &str) -> f64 {
+    let all = run.json["checks"].as_array().unwrap();
+    let found = all.iter().find(|check| check["id"] == "traffic.propagation");
+    let found = found.unwrap_or_else(|| panic!("no traffic.propagation in {:#}", run.json));
+    let (text, data) = (found["text"].as_str().unwrap(), &found["data"]);
+    assert!(
+        text.starts_with(&format!("In {} of {} requests: ", data["struck"], data["requests"])) && text.contains(says),
+        "{text}"
+    );
+    // Where the probe met it, too, its own failure has the cause.
+    let cause = found["cause"].as_str().map(str::to_owned);
+    let cause = cause.unwrap_or_else(|| run.check(found["follows"].as_str().unwrap())["cause"].as_str().unwrap().to_owned());
+    assert!(cause.starts_with("service2 breaks the trace on purpose: "), "{cause}");
+    data["percent"].as_f64().unwrap()
+}
+
+#[test]
+fn a_break_with_a_rate_is_found_with_its_rate() {
+    let (count, five_sigma) = ("200", 5.0 * (0.3_f64 * 0.7 / 200.0).sqrt() * 100.0);
+    std::thread::scope(|scope| {
+        for hop in [plain(), traced()] {
+            for (kind, says) in [
+                ("new-trace", "Trace broke between service2 and service3"),
+                ("cross-talk", "Trace broke between service2 and service3"),
+                ("new-request-id", "The request id broke between service2 and service3"),
+                ("shorten-b3", "shortened to 64 bits"),
+            ] {
+                let hop = hop.clone();
+                scope.spawn(move || {
+                    let rated = format!("{kind}@30%");
+                    let chain = Chain::start(&[hop.clone(), hop.clone().arg("--break", &rated), hop.clone()]);
+                    let run = check(&chain.url(), &["--count", count, "--rate", "200"]);
+                    assert_eq!(run.code, Some(1), "{rated}");
+                    let percent = struck(&run, says);
+                    assert!((percent - 30.0).abs() < five_sigma, "{rated}: {percent} %");
+                });
+            }
+        }
+    });
+}
+
+#[test]
+fn what_only_takes_time_is_named_with_its_rate() {
+    let chain = Chain::start(&[plain(), plain().arg("--fault", "delay=30ms@20%").arg("--fault", "cpu=1ms@50%"), plain()]);
+    let run = check(&chain.url(), &["--count", "200", "--rate", "200"]);
+    run.fine();
+    let latency = run.check("traffic.latency").to_string();
+    assert!(latency.contains("service2") && latency.contains("a delay of 30 ms in "), "{latency}");
+    assert!(latency.contains("cpu=1ms in ") && latency.contains(" of 200 answers"), "{latency}");
+    let run = check(&chain.url(), &["--count", "200", "--rate", "200", "--expect-latency", "service2:p99=20ms"]);
+    run.fails("traffic.latency", &["The slowest hop by itself is service2", "on purpose: ", "a delay of 30 ms in "]);
+}
+
+/// Each of a hop's own attempts stands in its reply: they are one call.
+#[test]
+fn repeated_calls_count_once_and_are_expected() {
+    let order = ["--expect", "service1,service2,service3", "--count", "20", "--rate", "100"];
+    let chain = |fault: &str, retries: &str| {
+        Chain::start(&[plain().arg("--retries", retries), plain().arg("--retries", retries), plain().arg("--fault", fault)])
+    };
+    let failing = chain("abort=503", "2");
+    let run = check(&failing.url(), &order);
+    let failed = run.failed();
+    assert_eq!(failed.len(), 1, "one cause, one failure: {:#}", run.json);
+    run.follows("traffic.success", "chain.hops", &["20 of 20 requests failed. service3 answered 503"]);
+    assert!(run.check("traffic.retries").to_string().contains("service3 received 9 calls for 1 request"), "{:#}", run.json);
+    // What retries hid is no failure of the request.
+    let hidden = chain("abort=503@50%", "9");
+    let run = check(&hidden.url(), &order);
+    run.fails("traffic.retries", &["Retries seen at 1 hop"]);
+    assert!(run.check("traffic.success")["text"] == "All 20 requests succeeded", "{:#}", run.json);
+}
