@@ -4,7 +4,7 @@
 #
 #   scripts/e2e-cluster.sh [--only PART,...] [--restarts N] [--keep]
 #
-#   --only PART,...  of: tutorials, traces, check, strangers, security, lanes, scenarios, restarts, components, gateway-api; default: all of them, in this order
+#   --only PART,...  of: tutorials, traces, check, strangers, security, lanes, scenarios, lessons, restarts, components, gateway-api; default: all of them, in this order
 #   --restarts N     of each Deployment, in the part restarts; default: 1
 #   --keep           leave everything standing at the end
 #
@@ -17,11 +17,11 @@ set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "$0")/lib.sh"
 
-only=tutorials,traces,check,strangers,security,lanes,scenarios,restarts,components,gateway-api keep=no restarts=1
+only=tutorials,traces,check,strangers,security,lanes,scenarios,lessons,restarts,components,gateway-api keep=no restarts=1
 parse "only restarts" keep "$@"
 [[ $restarts =~ ^[1-9][0-9]*$ ]] || usage_error "--restarts needs a number from 1"
 for part in ${only//,/ }; do
-  [[ $part =~ ^(tutorials|traces|check|strangers|security|lanes|scenarios|restarts|components|gateway-api)$ ]] || usage_error "no part $part"
+  [[ $part =~ ^(tutorials|traces|check|strangers|security|lanes|scenarios|lessons|restarts|components|gateway-api)$ ]] || usage_error "no part $part"
 done
 need kubectl curl openssl python3
 cd "$top"
@@ -68,11 +68,12 @@ retry() {
   done
   printf '%s\n' "$out"
 }
-# forwarded TARGET COMMAND...: the command, with the URL of the target's port 8080 behind it
+# forwarded TARGET[:PORT] COMMAND...: the command, with the URL of the target's port behind it; 8080 where none is named
 forwarded() {
-  local port pid status=0
+  local port pid status=0 there=8080
+  [[ $1 != *:* ]] || there=${1##*:}
   port=$(free_ports 1)
-  kubectl -n httpserver port-forward --address 127.0.0.1 "$1" "$port:8080" >/dev/null 2>&1 &
+  kubectl -n httpserver port-forward --address 127.0.0.1 "${1%:*}" "$port:$there" >/dev/null 2>&1 &
   pid=$!
   eventually 20 "the port of $1" curl -s "http://127.0.0.1:$port/healthz"
   "${@:2}" "http://127.0.0.1:$port" || status=$?
@@ -743,6 +744,8 @@ gateway_api() {
 . scripts/e2e-cluster-check.sh
 # shellcheck source=scripts/e2e-cluster-strangers.sh
 . scripts/e2e-cluster-strangers.sh
+# shellcheck source=scripts/e2e-cluster-lessons.sh
+. scripts/e2e-cluster-lessons.sh
 
 for part in ${only//,/ }; do
   case $part in

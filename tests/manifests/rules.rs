@@ -579,6 +579,10 @@ fn images_carry_the_release(set: &Set) -> Vec<String> {
 
 fn retries_only_at_the_gateway(set: &Set) -> Vec<String> {
     let mut findings = Vec::new();
+    // It shows what the rule is for.
+    if set.name == "istio/scenarios/retries-multiply.yaml" {
+        return findings;
+    }
     for doc in set.all("VirtualService") {
         for route in items(&doc.value, "/spec/http").filter(|route| route.get("delegate").is_none()) {
             // A delegate of a mesh route has no hosts; unlike the gateway's delegates it matches no path.
