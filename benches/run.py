@@ -294,6 +294,13 @@ class Bench:
             command.append(f"--backend-url={backend}")
         return Server(self, name, command, {"OTEL_EXPORTER_OTLP_ENDPOINT": sink.url()})
 
+    def fake_service(self, path, name, sink, upstream):
+        port = free_port()
+        # Without keep-alive, its default, connections would be most of the cost.
+        env = {"LISTEN_ADDR": f"127.0.0.1:{port}", "NAME": name, "TRACING_ZIPKIN": sink.url(), "UPSTREAM_URIS": upstream,
+               "HTTP_SERVER_KEEP_ALIVES": "true", "HTTP_CLIENT_KEEP_ALIVES": "true"}
+        return Server(self, name, [path], env, port=port, ready="/health")
+
     def three_hops(self, sink):
         bind = "127.0.0.1:{port}"
         bare = self.chain(
@@ -317,17 +324,27 @@ class Bench:
         off = self.own_chain("off", None, binary=self.off)
         rows.append(Contender("httpserver, telemetry off", off, off[0].url("/service1"),
                               job="metrics, request id, the reply tree", leaves_out=self.off_keeps))
-        obvious = self.chain(
-            "obvious",
-            lambda name, n, up: Server(
-                self,
-                name,
-                [self.contenders, "obvious", bind, f"service{n}", sink.url("/v1/traces")]
-                + ([up.url(f"/service{n + 1}")] if up else []),
-            ),
-        )
-        rows.append(Contender("obvious composition", obvious, obvious[0].url("/service1"), 5, sink=sink, logs=True,
-                              job="as above, reqwest", leaves_out="metrics, request id, the reply tree"))
+        for kind, name, job in (("obvious", "obvious composition", "as above, reqwest"),
+                                ("obvious-grpc", "obvious composition over gRPC", "as above, tonic")):
+            obvious = self.chain(
+                kind,
+                lambda name, n, up, kind=kind: Server(
+                    self,
+                    name,
+                    [self.contenders, kind, bind, f"service{n}", sink.url("/v1/traces")]
+                    + ([up.url(f"/service{n + 1}" if kind == "obvious" else "")] if up else []),
+                ),
+            )
+            rows.append(Contender(name, obvious, obvious[0].url("/service1"), 5, sink=sink, logs=True, job=job,
+                                  leaves_out="metrics, request id, the reply tree"))
+        if path := self.go("fake-service", "chain of three"):
+            for kind, name in (("http", "fake-service, HTTP"), ("grpc", "fake-service, gRPC")):
+                fake = self.chain(
+                    f"fake-{kind}",
+                    lambda name, n, up, kind=kind: self.fake_service(path, name, sink, up.url().replace("http", kind) if up else ""),
+                )
+                rows.append(Contender(name, fake, fake[0].url("/"), None, sink=sink, logs=True,
+                                      job="Zipkin spans, log at info, a reply tree", leaves_out="metrics, request id"))
         if path := self.go("podinfo", "chain of three"):
             info = self.chain("podinfo", lambda name, n, up: self.podinfo(path, name, sink, up.url("/echo") if up else None))
             rows.append(Contender("podinfo, traced", info, info[0].url("/echo"), None, sink=sink,
@@ -549,15 +566,18 @@ class Bench:
                     server.stop()
         if "chain" in parts or "latency" in parts or "half" in parts:
             chain = self.three_hops(sink)
+            for row in [row for row in chain if args.rows and not any(name in row.name for name in args.rows.split(","))]:
+                chain.remove(row)
+                for server in row.servers:
+                    server.stop()
         if "chain" in parts:
             self.rotate("chain of three", chain, rounds, seconds)
         if "latency" in parts:
             self.latency(chain[:2] if args.quick else chain, rounds, seconds)
         if "half" in parts and not args.quick:
             results["half_load"] = self.half_load(chain[1])
-        for row in chain:
-            for server in row.servers:
-                server.stop()
+        for server in (server for row in chain for server in row.servers):
+            server.stop()
         if "start" in parts:
             results["start_us"] = self.start_time(5 if args.quick else 40)
         results["binary_bytes"] = self.product.stat().st_size
@@ -660,7 +680,7 @@ def targets(results):
                 find(chain, "httpserver, everything on (OTLP"), us)
     compare("a middle hop, everything on, against telemetry off", 1.2, own, find(chain, "httpserver, telemetry off"),
             lambda on, off: on["us_by_hop"][1] / off["us_by_hop"][1])
-    compare("the chain, everything on, against the obvious composition", 0.5, own, find(chain, "obvious"), us)
+    compare("the chain, everything on, against the obvious composition", 0.5, own, find(chain, "obvious composition"), us)
     compare("the chain, everything on, against podinfo, traced", 0.125, own, find(chain, "podinfo"), us)
     if own and bare and "p50_us" in own and "p50_us" in bare:
         for field, limit in (("p50_us", 1.3), ("p99_us", 2.0)):
@@ -780,6 +800,7 @@ def main():
     parser.add_argument("--quick", action="store_true", help="the main rows, 3 short rounds")
     parser.add_argument("--rounds", type=int, help="rounds in rotation (11, quick 3)")
     parser.add_argument("--only", help="parts, comma separated: one-hop, chain, latency, start, memory, slow, half, curves")
+    parser.add_argument("--rows", help="of the chain only the contenders with one of these in their name, comma separated")
     parser.add_argument("--server", type=Path, default=built("httpserver"), help="the product's binary")
     parser.add_argument("--out", type=Path, default=ROOT / "target/bench", help="where results are written")
     args = parser.parse_args()

@@ -22,6 +22,15 @@ build() { # what, command…: a contender that does not build is a row that says
   "$@" > "$out/build-$what.log" 2>&1 || { echo "bench: $what does not build, see $out/build-$what.log" >&2; return 1; }
 }
 
+# Its module lacks the web page that it embeds, which its own Makefile builds with Docker: an empty one takes its place.
+fake_service() {
+  local module source=$PWD/$out/fake-service
+  module=$(go mod download -json github.com/nicholasjackson/fake-service@v0.26.2 | sed -n 's/.*"Dir": "\(.*\)".*/\1/p')
+  rm -rf "$source" && cp -r "$module" "$source" && chmod -R u+w "$source"
+  mkdir -p "$source/ui/build" && echo fake-service >"$source/ui/build/index.html"
+  (cd "$source" && go build -o "../go/fake-service" .)
+}
+
 # As the Dockerfile builds what users run, with its flags. The target is named although it is the host's own: without a
 # name the flags would also hit build scripts and macros, which cannot be static. Every Rust contender is built the same way.
 target=$(rustc -vV | sed -n 's/^host: //p')
@@ -39,5 +48,6 @@ unset RUSTFLAGS CARGO_BUILD_TARGET
 if command -v go > /dev/null; then
   GOBIN="$PWD/$out/go" build podinfo go install github.com/stefanprodan/podinfo/cmd/podinfo@latest || true
   GOBIN="$PWD/$out/go" build go-httpbin go install github.com/mccutchen/go-httpbin/v2/cmd/go-httpbin@latest || true
+  build fake-service fake_service || true
 fi
 exec python3 benches/run.py --out "$out" "$@"

@@ -1,11 +1,12 @@
 //! What `httpserver` is measured against, each brought to the same job, and the tools that measure.
 //!
-//! `contenders bare-hyper ADDR` · `bare-chain ADDR [UPSTREAM]` · `obvious ADDR NAME COLLECTOR [UPSTREAM]` ·
+//! `contenders bare-hyper ADDR` · `bare-chain ADDR [UPSTREAM]` · `obvious ADDR NAME COLLECTOR [UPSTREAM]` · `obvious-grpc …` ·
 //! `span-sink ADDR [DELAY_MS]` · `first-200 ADDR PATH -- COMMAND…` · `connections ADDR PATH COUNT`
 
 mod bare_chain;
 mod bare_hyper;
 mod obvious;
+mod obvious_grpc;
 mod span_sink;
 mod tools;
 
@@ -32,6 +33,8 @@ fn main() -> ExitCode {
         ["bare-chain", addr, upstream] => bare_chain::run(addr, Some(upstream)),
         ["obvious", addr, name, collector] => obvious::run(addr, name, collector, None),
         ["obvious", addr, name, collector, upstream] => obvious::run(addr, name, collector, Some(upstream)),
+        ["obvious-grpc", addr, name, collector] => obvious_grpc::run(addr, name, collector, None),
+        ["obvious-grpc", addr, name, collector, upstream] => obvious_grpc::run(addr, name, collector, Some(upstream)),
         ["span-sink", addr] => span_sink::run(addr, 0),
         ["span-sink", addr, delay_ms] => span_sink::run(addr, delay_ms.parse().expect("milliseconds")),
         ["first-200", addr, path, "--", command @ ..] => tools::first_200(addr, path, command),

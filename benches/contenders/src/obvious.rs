@@ -33,6 +33,19 @@ struct Hop {
 }
 
 pub fn run(addr: &str, name: &str, collector: &str, upstream: Option<&str>) {
+    traced(name, collector, || {
+        serve(addr, || {
+            let client = reqwest::Client::builder().no_proxy().build().expect("a client");
+            Router::new()
+                .route("/hello", get(async || "Hello from service1 v1 (localhost)\n"))
+                .route("/service{n}", get(service))
+                .with_state(Hop { client, upstream: upstream.map(str::to_owned) })
+        });
+    });
+}
+
+/// Sends what `work` traces to a collector, and logs it as JSON.
+pub fn traced(name: &str, collector: &str, work: impl FnOnce()) {
     // The blocking client of the exporter must be made outside the runtime.
     let exporter = opentelemetry_otlp::SpanExporter::builder()
         .with_http()
@@ -55,13 +68,13 @@ pub fn run(addr: &str, name: &str, collector: &str, upstream: Option<&str>) {
         .with(tracing_subscriber::fmt::layer().json())
         .with(otel)
         .init();
-    serve(addr, upstream.map(str::to_owned));
+    work();
     drop(provider);
 }
 
+/// Serves the routes, each request in a span that continues the caller's trace.
 #[tokio::main]
-async fn serve(addr: &str, upstream: Option<String>) {
-    let client = reqwest::Client::builder().no_proxy().build().expect("a client");
+pub async fn serve(addr: &str, routes: impl FnOnce() -> Router) {
     let trace = TraceLayer::new_for_http()
         .make_span_with(|request: &Request| {
             let span = info_span!(
@@ -85,11 +98,7 @@ async fn serve(addr: &str, upstream: Option<String>) {
                 span,
             );
         });
-    let app = Router::new()
-        .route("/hello", get(async || "Hello from service1 v1 (localhost)\n"))
-        .route("/service{n}", get(service))
-        .layer(trace)
-        .with_state(Hop { client, upstream });
+    let app = routes().layer(trace);
     let listener = tokio::net::TcpListener::bind(addr).await.expect("the address is free");
     axum::serve(axum::serve::ListenerExt::tap_io(listener, |stream| drop(stream.set_nodelay(true))), app)
         .await
@@ -107,6 +116,12 @@ async fn service(State(hop): State<Hop>, Path(n): Path<u16>, headers: HeaderMap)
 
 async fn call(client: &reqwest::Client, upstream: &str, headers: &HeaderMap) -> Result<Value, reqwest::Error> {
     let span = info_span!("call", otel.name = "GET", otel.kind = "client", http.request.method = "GET", url.full = upstream);
+    let carried = outgoing(headers, &span);
+    async { client.get(upstream).headers(carried).send().await?.error_for_status()?.json().await }.instrument(span).await
+}
+
+/// The headers of a call: those that are carried, and the trace.
+pub fn outgoing(headers: &HeaderMap, span: &Span) -> HeaderMap {
     let mut carried = HeaderMap::new();
     for name in CARRIED.map(HeaderName::from_static) {
         for value in headers.get_all(&name) {
@@ -114,5 +129,5 @@ async fn call(client: &reqwest::Client, upstream: &str, headers: &HeaderMap) -> 
         }
     }
     global::get_text_map_propagator(|propagator| propagator.inject_context(&span.context(), &mut HeaderInjector(&mut carried)));
-    async { client.get(upstream).headers(carried).send().await?.error_for_status()?.json().await }.instrument(span).await
+    carried
 }
