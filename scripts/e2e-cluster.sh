@@ -32,6 +32,8 @@ for namespace in httpserver tracing sticky; do
 done
 
 work=$top/target/e2e-cluster
+# Where scripts/e2e-grpc.sh --install puts grpcurl.
+PATH=$PATH:$top/target/e2e/grpc/bin
 rm -rf "$work" && mkdir -p "$work"
 jaeger_is_ours=no forward=""
 
@@ -51,6 +53,17 @@ code() { request "$@" -o /dev/null -w '%{http_code}'; }
 statuses() { local path; for path in "${@:2}"; do code "$1" "$path"; echo; done | paste -sd' '; }
 # between LOW HIGH ACTUAL
 between() { [ "$3" -ge "$1" ] && [ "$3" -le "$2" ] || { printf 'wanted: %s to %s\ngot:    %s\n' "$1" "$2" "$3"; return 1; }; echo "$3"; }
+# rpc HOST: Chain/Call through the HTTPS gateway; the code of its status, and its traceresponse
+rpc() {
+  grpcurl_call "$1" -v 2>&1 | awk '$1 == "traceresponse:" {trace = $2} $1 == "Code:" {code = $2} /^Response trailers received/ {ended = 1}
+    END {print (code != "" ? code : ended ? "OK" : "none"), trace}'
+}
+rpc_code() { rpc "$1" | cut -d' ' -f1; }
+# grpcurl_call HOST [grpcurl arguments]: as the manifests say
+grpcurl_call() {
+  grpcurl -max-time 30 -cacert "$work/certs/ca.crt" -authority "$1" -import-path proto -proto httpserver/v1/chain.proto -d '{"service": 1}' "${@:2}" \
+    "$INGRESS_HOST:$SECURE_INGRESS_PORT" httpserver.v1.Chain/Call
+}
 # codes COUNT HOST PATH [curl arguments]: "200 x 17, 503 x 3"
 codes() {
   local i
@@ -79,6 +92,13 @@ forwarded() {
   "${@:2}" "http://127.0.0.1:$port" || status=$?
   kill $pid
   return $status
+}
+
+# can_grpc: whether there is a client; said once where there is none
+can_grpc() {
+  command -v grpcurl >/dev/null && return 0
+  [[ " ${not_run[*]-} " == *grpcurl* ]] || not_run+=("gRPC through the gateways: no grpcurl in PATH (scripts/e2e-grpc.sh --install)")
+  return 1
 }
 
 # settled: every Deployment of ours has the pods it wants, and no pod is still going
@@ -456,10 +476,11 @@ scenarios() {
   on wrong-port-name; k set env deployment/service1 UPSTREAM=grpc://service2/service2 >/dev/null; settled
   claim "wrong-port-name: gRPC at a port that is named for HTTP/1.1 is 502" soon 30 502 code service1.cncamp.io /hello/service1
   on mixed
+  let_grpc_in
   # A sidecar drains connections of the port's earlier protocol for 45 seconds.
   claim "mixed: HTTP/2 to service1, gRPC to service2, HTTP/1.1 to service3" soon 90 "http/2 grpc http/1.1" protocols
   claim "mixed: one trace of 12 spans" trace 12 1
-  k set env deployment/service1 UPSTREAM=http://service2/service2 >/dev/null; kubectl apply -k k8s >/dev/null; settled
+  k set env deployment/service1 UPSTREAM=http://service2/service2 >/dev/null; kubectl apply -k k8s >/dev/null; settled; keep_grpc_out
   claim "mixed undone" base_again
 
   on sticky
@@ -579,17 +600,20 @@ mtls_refused() { ! request mtls.cncamp.io /hello/golang >/dev/null; }
 
 # ---------------------------------------------------------------- restarts under load
 
-# load FILE: a request after the other, four at a time, until FILE.stop is there; a line each: status, trace id, span id and flags
+# load FILE COMMAND...: one after the other, four at a time, until FILE.stop is there; a line each: status, trace id, span id and flags
 load() {
   local i
   for i in 1 2 3 4; do
     while [ ! -e "$1.stop" ]; do
-      request service1.cncamp.io /hello/service1 -o /dev/null -w '%{http_code} %header{traceresponse}\n' || true
+      "${@:2}" || true
     done >"$1.$i" &
   done
   wait
   cat "$1".[1-4] >"$1"
 }
+one_request() { request service1.cncamp.io /hello/service1 -o /dev/null -w '%{http_code} %header{traceresponse}\n'; }
+# OK is 200 here.
+one_rpc() { rpc service1.cncamp.io | sed 's/^OK /200 /'; }
 # whole_traces FILE: of 200 requests from all over that load, each has the five spans of the apps, those of ended pods, too
 whole_traces() {
   local id asked=0
@@ -601,13 +625,13 @@ whole_traces() {
   [ $asked -gt 0 ]
 }
 app_spans() { curl -sf "$jaeger/api/traces/$1" | py 'sum(("component", "proxy") not in {(t["key"], str(t["value"])) for t in s["tags"]} for d in r["data"] for s in d["spans"])'; }
-restarted() { # DEPLOYMENT
-  local file=$work/load-$1 i total failed ended codes traces watcher loader
+restarted() { # DEPLOYMENT COMMAND, for load
+  local file=$work/load-$1-$2 i total failed ended codes traces watcher loader
   rm -f "$file.stop"
   # What a container ended with is told in an event before its pod is gone.
   kubectl -n httpserver get pods -l "app=$1" --watch -o 'jsonpath={.metadata.name} {.status.containerStatuses[?(@.name=="httpserver")].state.terminated.exitCode}{"\n"}' >"$file.ended" 2>/dev/null &
   watcher=$!
-  load "$file" &
+  load "$file" "$2" &
   loader=$!
   sleep 2
   for ((i = 0; i < restarts; i++)); do
@@ -632,8 +656,33 @@ restarts() {
   part "rolling restarts under load"
   local name
   for name in service1 service2 service3; do
-    claim "rolling restart of $name under constant load through the gateway: no request fails, no span is lost, exit code 0" restarted "$name"
+    claim "rolling restart of $name under constant load through the gateway: no request fails, no span is lost, exit code 0" restarted "$name" one_request
   done
+  can_grpc || return 0
+  grpc_on
+  for name in service1 service2 service3; do
+    claim "rolling restart of $name under constant gRPC calls through the gateway, gRPC from hop to hop: no call fails, no span is lost, exit code 0" restarted "$name" one_rpc
+  done
+  grpc_off
+}
+# Where an earlier part has applied istio/security, gRPC needs rules of its own; where nothing is forbidden, they would forbid the rest.
+is_secured() { k get authorizationpolicy service2 >/dev/null 2>&1; }
+let_grpc_in() { ! is_secured || kubectl apply -f istio/security/grpc.yaml >/dev/null; }
+keep_grpc_out() { kubectl delete --ignore-not-found -f istio/security/grpc.yaml >/dev/null; }
+# gRPC at every seam, from the gateway on. Proxies drain the connections of the ports' earlier protocol.
+grpc_on() {
+  deploy sidecar grpc
+  on grpc
+  let_grpc_in
+  soon 90 OK rpc_code service1.cncamp.io >/dev/null || true
+  soon 90 "http/2 grpc grpc" protocols >/dev/null || true
+  inbound_drained
+}
+grpc_off() {
+  off grpc
+  keep_grpc_out
+  deploy sidecar
+  inbound_drained
 }
 
 # ---------------------------------------------------------------- overlays and components
@@ -658,6 +707,8 @@ components() {
   not_run+=("the HPA's scaling: needs a metrics server and load")
   deploy sidecar slow-hops
   claim "slow-hops: a request takes up to 6 s; the slowest of 10 took more than 1.5 s" slow_seen
+  deploy sidecar
+  grpc_component
   deploy sidecar image-pull-secret
   claim "image-pull-secret: every ServiceAccount names it" is "registry-credentials registry-credentials registry-credentials" \
     "$(k get serviceaccount service1 service2 service3 -o jsonpath='{.items[*].imagePullSecrets[0].name}')"
@@ -667,8 +718,50 @@ components() {
   claim "plain with pod-security: six pods without sidecars in a namespace that enforces restricted" pods_are 6 1/1
   claim "pod-security: a pod outside the profile is refused" refused_by_profile
   claim "plain: the chain answers, and reports its own 5 spans as one trace" plain_trace
+  deploy plain pod-security grpc
+  claim "grpc without sidecars: kubelet's own gRPC probes start six pods and find them ready" grpc_probed 1/1
+  claim "grpc without sidecars: gRPC from hop to hop, 5 spans as one trace" plain_trace
   not_run+=("ambient: no ztunnel here; its manifests are built and checked against the schemas")
   not_run+=("Pod Security enforce beside sidecars: needs Istio CNI")
+}
+grpc_component() {
+  can_grpc || return 0
+  grpc_on
+  claim "grpc: the pods' gRPC probes start six pods and find them ready" grpc_probed 2/2
+  claim "grpc: HTTP through the gateway to service1, gRPC to service2 and service3" soon 90 "http/2 grpc grpc" protocols
+  claim "grpc: one trace of 12 spans" trace 12 1
+  claim "scenario grpc: Chain/Call through the HTTPS gateway" soon 30 OK rpc_code service1.cncamp.io
+  claim "scenario grpc: the reply has three hops" is "service1 service2 service3" "$(rpc_hops service1.cncamp.io)"
+  local was_secured=yes
+  is_secured || was_secured=no
+  kubectl apply -k istio/security >/dev/null
+  keep_grpc_out
+  claim "grpc with istio/security alone: PERMISSION_DENIED" soon 60 PermissionDenied rpc_code service1.cncamp.io
+  kubectl apply -f istio/security/grpc.yaml >/dev/null
+  claim "grpc with istio/security/grpc.yaml: Chain/Call through three hops" soon 60 OK rpc_code service1.cncamp.io
+  analyze "grpc with istio/security"
+  keep_grpc_out
+  [ $was_secured = yes ] || kubectl delete -k istio/security >/dev/null
+  grpc_off
+  claim "grpc undone" base_again
+}
+# grpc_probed READY: six such pods, whose containers are probed over gRPC and were never restarted
+grpc_probed() {
+  pods_are 6 "$1" >/dev/null || { k get pods; return 1; }
+  is "service1 8080 httpserver.v1.Chain service2 8080 httpserver.v1.Chain service3 8080 httpserver.v1.Chain restarts 0" \
+    "$(k get deployment -o jsonpath='{range .items[*]}{.metadata.name} {.spec.template.spec.containers[0].startupProbe.grpc.port} {.spec.template.spec.containers[0].readinessProbe.grpc.service} {end}')restarts $(
+      k get pods -o jsonpath='{.items[*].status.containerStatuses[?(@.name=="httpserver")].restartCount}' | tr ' ' '\n' | awk '{n += $1} END {print n + 0}')"
+}
+# rpc_hops HOST: the services of a reply; each nested one is a message of its own
+rpc_hops() {
+  grpcurl_call "$1" >"$work/reply.json" || return 1
+  python3 - "$work/reply.json" <<'PY'
+import base64, json, re, sys
+reply = json.load(open(sys.argv[1]))
+# service is the first field of a Reply.
+below = b"".join(base64.b64decode(call.get("reply", "")) for call in reply.get("upstreams", []))
+print(" ".join([reply["service"], *(name.decode() for name in re.findall(rb"\x0a\x08(service\d)\x12", below))]))
+PY
 }
 merged_metrics() {
   local pod
@@ -738,7 +831,20 @@ gateway_api() {
   fi
   kubectl delete -f istio/gateway-api/lanes/gray.yaml -f istio/gateway-api/lanes/blue.yaml >/dev/null
   claim "lanes closed again" soon 30 "base base base" gray_of
+  can_grpc || return 0
+  if ! kubectl get crd grpcroutes.gateway.networking.k8s.io >/dev/null 2>&1; then
+    not_run+=("GRPCRoute: its CRD is not in this cluster (config/crd/standard of the Gateway API's release)")
+    return
+  fi
+  deploy sidecar lane-gray lane-blue grpc
+  kubectl apply -f istio/gateway-api/grpc.yaml -f istio/security/grpc.yaml >/dev/null
+  claim "GRPCRoute: accepted beside the HTTPRoutes" soon 30 True grpc_route_accepted
+  claim "GRPCRoute: Chain/Call through the HTTPS gateway" soon 90 OK rpc_code grpc.cncamp.io
+  claim "GRPCRoute: the reply has three hops" is "service1 service2 service3" "$(rpc_hops grpc.cncamp.io)"
+  claim "GRPCRoute: other hosts take no calls, and HTTP goes on" is "Unimplemented 200" "$(rpc_code service1.cncamp.io) $(code service1.cncamp.io /hello/service1)"
 }
+
+grpc_route_accepted() { k get grpcroute grpc -o jsonpath='{.status.parents[0].conditions[?(@.type=="Accepted")].status}'; }
 
 # shellcheck source=scripts/e2e-cluster-check.sh
 . scripts/e2e-cluster-check.sh
