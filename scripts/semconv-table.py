@@ -21,6 +21,10 @@ GROUPS = [
     "metric.http.server.request.duration",
     "metric.http.server.active_requests",
     "metric.http.client.request.duration",
+    "span.rpc.grpc.call.server",
+    "span.rpc.grpc.call.client",
+    "metric.rpc.server.call.duration",
+    "metric.rpc.client.call.duration",
 ]
 
 

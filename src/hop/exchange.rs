@@ -67,6 +67,7 @@ pub(crate) struct Exchange {
     pub(crate) hops: u32,
     /// How many calls this hop and those below it may make for the request.
     pub(crate) call_budget: u32,
+    /// Of the original request, as reported, else of this one; only a valid one.
     host: Option<HeaderValue>,
     /// The scheme of the original request, as reported, else of this one.
     is_https: bool,
@@ -121,7 +122,7 @@ impl Exchange {
             connection: None,
         };
         let connection = request.extensions_mut().remove().unwrap_or(unknown);
-        let mut head = RequestHead { is_traced: node.tracer.is_some(), ..RequestHead::default() };
+        let mut head = RequestHead::new(node.tracer.is_some());
         let mut head_bytes = request.uri().path_and_query().map_or(0, |path| path.as_str().len());
         for (name, value) in request.headers() {
             head_bytes += name.as_str().len() + value.len() + 4;
@@ -132,10 +133,7 @@ impl Exchange {
             }
         }
         let is_target_valid = target::is_valid(request.uri(), request.version(), head.host.as_ref(), head.hosts);
-        // In HTTP/2 and in absolute form the target names the host, and `Host` is ignored (RFC 9112, 3.2.2).
-        if let Some(authority) = request.uri().authority() {
-            head.host = HeaderValue::from_str(authority.as_str()).ok();
-        }
+        let host = head.original_host(request.uri(), is_target_valid);
         let path = request.uri().path_and_query().cloned();
         let incoming = node.propagator.extract(&head.carried);
         let (context, new_trace) = match &node.tracer {
@@ -147,9 +145,9 @@ impl Exchange {
         };
         let request_id = head.carried.request_id().cloned().unwrap_or_else(ids::request_id);
         let is_grpc = head.is_grpc && request.version() == Version::HTTP_2;
+        let (client, is_https) = (head.client().unwrap_or(connection.peer.ip()), head.is_https().unwrap_or(connection.is_tls));
         let presented = connection.certificate.identity.clone().map(|name| ("tls", name));
         let identity = presented.or_else(|| Some(("xfcc", head.identity?.into())));
-        let is_https = head.is_https.unwrap_or(connection.is_tls);
         node.metrics.active_requests(known_method(request.method()), scheme(is_https)).inc();
         let hops = head.hops.unwrap_or(0);
         Arc::new(Self {
@@ -160,7 +158,7 @@ impl Exchange {
             method: request.method().clone(),
             version: request.version(),
             path,
-            client: canonical(head.real_ip.or(head.forwarded_for).or(head.forwarded).unwrap_or(connection.peer.ip())),
+            client: canonical(client),
             is_https,
             connection,
             identity,
@@ -168,7 +166,7 @@ impl Exchange {
             hops,
             call_budget: head.call_budget.map_or(node.max_calls, |budget| budget.min(node.max_calls)),
             is_ambiguous: head.odd_encoding || !is_target_valid,
-            host: head.host,
+            host,
             user_agent: head.user_agent,
             head_bytes,
             head_fields: request.headers().len(),

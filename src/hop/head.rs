@@ -3,9 +3,11 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use http::Uri;
 use http::header::{HeaderName, HeaderValue};
 
-use crate::net::addresses;
+use crate::net::addresses::{self, Forwarded, first_forwarded};
+use crate::net::hosts::is_host_and_port;
 use crate::rpc;
 use crate::trace_context::{Carried, X_CALL_BUDGET, X_HOP_COUNT};
 
@@ -13,17 +15,19 @@ use crate::trace_context::{Carried, X_CALL_BUDGET, X_HOP_COUNT};
 #[derive(Default)]
 pub(crate) struct RequestHead {
     /// There will be a span.
-    pub(crate) is_traced: bool,
+    is_traced: bool,
     pub(crate) carried: Carried,
     pub(crate) user_agent: Option<HeaderValue>,
-    pub(crate) is_https: Option<bool>,
+    is_https: Option<bool>,
+    /// Only kept for a span.
+    forwarded_host: Option<HeaderValue>,
     pub(crate) host: Option<HeaderValue>,
     pub(crate) hosts: usize,
     /// A transfer encoding that is not just `chunked`.
     pub(crate) odd_encoding: bool,
-    pub(crate) real_ip: Option<IpAddr>,
-    pub(crate) forwarded_for: Option<IpAddr>,
-    pub(crate) forwarded: Option<IpAddr>,
+    real_ip: Option<IpAddr>,
+    forwarded_for: Option<IpAddr>,
+    forwarded: Option<Box<Forwarded>>,
     pub(crate) identity: Option<String>,
     pub(crate) attempt: Option<u32>,
     pub(crate) hops: Option<u32>,
@@ -34,6 +38,10 @@ pub(crate) struct RequestHead {
 }
 
 impl RequestHead {
+    pub(crate) fn new(is_traced: bool) -> Self {
+        Self { is_traced, ..Self::default() }
+    }
+
     pub(crate) fn read(&mut self, name: &HeaderName, value: &HeaderValue) {
         let text = || value.to_str().ok();
         match name.as_str() {
@@ -42,13 +50,16 @@ impl RequestHead {
                 self.hosts += 1;
             }
             "user-agent" if self.is_traced => self.user_agent = Some(value.clone()),
-            "x-forwarded-proto" => self.is_https = Some(value.as_bytes().eq_ignore_ascii_case(b"https")),
+            "x-forwarded-proto" => self.is_https = self.is_https.or_else(|| is_https(addresses::first(text()?))),
+            "x-forwarded-host" if self.is_traced && self.forwarded_host.is_none() => {
+                self.forwarded_host = text().and_then(|list| host(addresses::first(list)));
+            }
             "transfer-encoding" => self.odd_encoding |= !value.as_bytes().eq_ignore_ascii_case(b"chunked"),
             "x-real-ip" => self.real_ip = self.real_ip.or_else(|| addresses::parse(text()?)),
             "x-forwarded-for" => {
-                self.forwarded_for = self.forwarded_for.or_else(|| addresses::first_forwarded_for(text()?));
+                self.forwarded_for = self.forwarded_for.or_else(|| addresses::parse(addresses::first(text()?)));
             }
-            "forwarded" => self.forwarded = self.forwarded.or_else(|| addresses::first_forwarded(text()?)),
+            "forwarded" if self.forwarded.is_none() => self.forwarded = text().map(|list| first_forwarded(list).into()),
             "x-forwarded-client-cert" => self.identity = text().and_then(caller_uri),
             "content-type" => self.is_grpc = rpc::is_grpc(value.as_bytes()),
             "grpc-timeout" => self.grpc_timeout = text().and_then(rpc::timeout::parse),
@@ -61,6 +72,38 @@ impl RequestHead {
             _ => {}
         }
     }
+
+    /// The client, as proxies report it.
+    pub(crate) fn client(&self) -> Option<IpAddr> {
+        let forwarded = || addresses::parse(self.forwarded.as_ref()?.client.as_deref()?);
+        self.real_ip.or(self.forwarded_for).or_else(forwarded)
+    }
+
+    /// Whether the original request came by TLS, as proxies report it.
+    pub(crate) fn is_https(&self) -> Option<bool> {
+        self.is_https.or_else(|| is_https(self.forwarded.as_ref()?.scheme.as_deref()?))
+    }
+
+    /// The host of the original request, as proxies report it, else of this one. What is no valid host may have a password in
+    /// it, and is none.
+    pub(crate) fn original_host(&mut self, uri: &Uri, is_valid: bool) -> Option<HeaderValue> {
+        // In HTTP/2 and in absolute form the target names the host, and `Host` is ignored (RFC 9112, 3.2.2).
+        let mut own = || match uri.authority() {
+            Some(authority) => HeaderValue::from_str(authority.as_str()).ok(),
+            None => self.host.take().filter(|host| !host.is_empty()),
+        };
+        let forwarded = || host(self.forwarded.as_ref()?.host.as_deref()?);
+        self.forwarded_host.take().or_else(forwarded).or_else(|| if is_valid { own() } else { None })
+    }
+}
+
+fn is_https(scheme: &str) -> Option<bool> {
+    (!scheme.is_empty()).then(|| scheme.eq_ignore_ascii_case("https"))
+}
+
+/// A valid host that a proxy reports.
+fn host(text: &str) -> Option<HeaderValue> {
+    HeaderValue::from_str(text).ok().filter(|host| is_host_and_port(host.as_bytes()))
 }
 
 /// The caller's URI from `x-forwarded-client-cert`: of the last element, which the nearest proxy added.

@@ -30,16 +30,61 @@ fn is_port(text: &str) -> bool {
     text.strip_prefix(':').is_some_and(|port| port.parse::<u16>().is_ok())
 }
 
-/// The client in `x-forwarded-for`: the first element.
-pub(crate) fn first_forwarded_for(value: &str) -> Option<IpAddr> {
-    parse(value.split(',').next()?)
+/// The first element of a list in a header; empty ones are none (RFC 9110, 5.6.1).
+pub(crate) fn first(list: &str) -> &str {
+    list.split(',').map(str::trim).find(|element| !element.is_empty()).unwrap_or_default()
 }
 
-/// The client in `forwarded` (RFC 7239): `for` of the first element. Obfuscated identifiers and `unknown` are no address.
-pub(crate) fn first_forwarded(value: &str) -> Option<IpAddr> {
-    let mut pairs = value.split(',').next()?.split(';').filter_map(|pair| pair.split_once('='));
-    let (_, node) = pairs.find(|(name, _)| name.trim().eq_ignore_ascii_case("for"))?;
-    parse(node.trim().trim_matches('"'))
+/// What the first element of `forwarded` (RFC 7239) says.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Forwarded {
+    /// `for`: an obfuscated identifier and `unknown` are no address.
+    pub(crate) client: Option<String>,
+    pub(crate) host: Option<String>,
+    /// `proto`.
+    pub(crate) scheme: Option<String>,
+}
+
+/// Reads the first element of a `forwarded`.
+pub(crate) fn first_forwarded(value: &str) -> Forwarded {
+    let (mut said, mut rest) = (Forwarded::default(), value.trim_start_matches([' ', '\t', ',']));
+    while let Some((name, after)) = rest.split_once('=') {
+        let (value, after) = match after.strip_prefix('"') {
+            Some(quoted) => unquoted(quoted),
+            None => {
+                let (value, after) = after.split_at(after.find([',', ';']).unwrap_or(after.len()));
+                (value.trim().to_owned(), after)
+            }
+        };
+        match name.trim() {
+            name if name.eq_ignore_ascii_case("for") => said.client = Some(value),
+            name if name.eq_ignore_ascii_case("host") => said.host = Some(value),
+            name if name.eq_ignore_ascii_case("proto") => said.scheme = Some(value),
+            _ => {}
+        }
+        match after.trim_start().strip_prefix(';') {
+            Some(next) => rest = next,
+            None => break,
+        }
+    }
+    said
+}
+
+/// A quoted string whose first quote was read, and what is behind it.
+fn unquoted(quoted: &str) -> (String, &str) {
+    let (mut value, mut is_escaped) = (String::new(), false);
+    for (at, letter) in quoted.char_indices() {
+        match letter {
+            '"' if !is_escaped => return (value, &quoted[at + 1..]),
+            '\\' if !is_escaped => {
+                is_escaped = true;
+                continue;
+            }
+            _ => value.push(letter),
+        }
+        is_escaped = false;
+    }
+    (String::new(), "")
 }
 
 /// An address that can be called: what listens on every address is called on loopback.
@@ -84,14 +129,35 @@ mod tests {
     #[test]
     fn the_client_is_the_first_element_of_either_header() {
         let client = Some("203.0.113.7".parse().unwrap());
-        assert_eq!(first_forwarded_for("203.0.113.7, 10.0.0.1"), client);
-        assert_eq!(first_forwarded_for("203.0.113.7:4711,10.0.0.1"), client);
-        assert_eq!(first_forwarded_for("unknown, 203.0.113.7"), None);
-        assert_eq!(first_forwarded("for=203.0.113.7;proto=https, for=10.0.0.1"), client);
-        assert_eq!(first_forwarded("proto=https; For=\"203.0.113.7:4711\""), client);
-        assert_eq!(first_forwarded("for=\"[2001:db8::1]:4711\""), Some("2001:db8::1".parse().unwrap()));
-        for none in ["", "for", "for=_hidden", "for=unknown, for=203.0.113.7", "by=203.0.113.7"] {
-            assert_eq!(first_forwarded(none), None, "{none}");
+        assert_eq!(parse(first("203.0.113.7, 10.0.0.1")), client);
+        assert_eq!(parse(first("203.0.113.7:4711,10.0.0.1")), client);
+        assert_eq!(parse(first(" , ,203.0.113.7, 10.0.0.1")), client, "empty elements are none");
+        assert_eq!(parse(first("unknown, 203.0.113.7")), None);
+        let of = |value: &str| parse(&first_forwarded(value).client?);
+        assert_eq!(of("for=203.0.113.7;proto=https, for=10.0.0.1"), client);
+        assert_eq!(of("proto=https; For=\"203.0.113.7:4711\""), client);
+        assert_eq!(of("for=\"[2001:db8::1]:4711\""), Some("2001:db8::1".parse().unwrap()));
+        for quoted in [
+            "by=\"x;for=6.6.6.6\";for=203.0.113.7",
+            "secret=\"a,b\";for=\"203.0.113.7\"",
+            "by=\"a\\\"b;for=6.6.6.6\" ; for=203.0.113.7",
+            ", for=203.0.113.7",
+        ] {
+            assert_eq!(of(quoted), client, "{quoted}");
         }
+        for none in [
+            "",
+            "for",
+            "for=_hidden",
+            "for=unknown, for=203.0.113.7",
+            "by=203.0.113.7",
+            "by=a, for=203.0.113.7",
+            "by=\"open;for=203.0.113.7",
+            "by=\"a\"for=203.0.113.7",
+        ] {
+            assert_eq!(of(none), None, "{none}");
+        }
+        let said = first_forwarded("for=_a;host=\"a.example:8443\";Proto=https, host=b");
+        assert_eq!((said.host.as_deref(), said.scheme.as_deref()), (Some("a.example:8443"), Some("https")));
     }
 }

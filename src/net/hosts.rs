@@ -6,13 +6,14 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use http::Uri;
 
-/// `host:port`, `host` or `[::1]:port`; the port is the scheme's when it is not given.
+/// `host:port`, `host` or `[::1]:port`, an address without its brackets; the port is the scheme's when it is not given.
 pub(crate) fn host_and_port<'a>(host: &'a str, scheme: &str) -> (&'a str, u16) {
     let usual = if scheme == "https" { 443 } else { 80 };
-    match host.rsplit_once(':') {
+    let (name, port) = match host.rsplit_once(':') {
         Some((name, port)) if !name.contains(':') || name.ends_with(']') => (name, port.parse().unwrap_or(usual)),
         _ => (host, usual),
-    }
+    };
+    (name.trim_matches(['[', ']']), port)
 }
 
 /// Whether a text is `uri-host [":" port]` (RFC 9110, 7.2): a name or an address, no user, and a port that exists.
@@ -157,7 +158,8 @@ mod tests {
     fn a_host_is_split_from_its_port() {
         assert_eq!(host_and_port("service2", "http"), ("service2", 80));
         assert_eq!(host_and_port("service2:8080", "https"), ("service2", 8080));
-        assert_eq!(host_and_port("[::1]:8080", "http"), ("[::1]", 8080));
+        assert_eq!(host_and_port("[::1]:8080", "http"), ("::1", 8080));
+        assert_eq!(host_and_port("[::1]", "http"), ("::1", 80));
         assert_eq!(host_and_port("::1", "https"), ("::1", 443));
     }
 

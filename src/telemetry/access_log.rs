@@ -150,6 +150,7 @@ mod tests {
             known_method: "GET",
             path,
             status: 200,
+            answered: 200,
             bytes: 512,
             request_id: b"r-1",
             trace,

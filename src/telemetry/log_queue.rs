@@ -29,6 +29,8 @@ pub(crate) struct AccessEntry<'a> {
     /// Without the query, which may hold secrets.
     pub(crate) path: &'a str,
     pub(crate) status: u16,
+    /// The status that was sent, also when the answer was cut; 0 without one.
+    pub(crate) answered: u16,
     pub(crate) bytes: u64,
     pub(crate) request_id: &'a [u8],
     pub(crate) trace: Option<&'a Context>,
@@ -111,7 +113,9 @@ impl LogBatch {
                 visit("log.iostream", AttributeValue::Text("stdout"));
                 visit(key::HTTP_REQUEST_METHOD, AttributeValue::Text(method));
                 visit(key::URL_PATH, AttributeValue::Text(self.texts.get(*path)));
-                visit(key::HTTP_RESPONSE_STATUS_CODE, AttributeValue::Int(u64::from(*status)));
+                if *status != 0 {
+                    visit(key::HTTP_RESPONSE_STATUS_CODE, AttributeValue::Int(u64::from(*status)));
+                }
                 visit("http.response.body.size", AttributeValue::Int(*bytes));
                 visit(key::CLIENT_ADDRESS, AttributeValue::Address(*client));
                 visit("request.id", AttributeValue::Text(self.texts.get(*request_id)));
@@ -135,7 +139,7 @@ impl LogBatch {
             source: Source::Request {
                 method: entry.known_method,
                 path: self.texts.copy(entry.path, MAX_TEXT),
-                status: entry.status,
+                status: entry.answered,
                 client: entry.client,
                 bytes: entry.bytes,
                 request_id: copy(&mut self.texts, entry.request_id, MAX_TEXT),

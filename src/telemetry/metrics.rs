@@ -119,7 +119,7 @@ fn registered<C: prometheus::core::Collector + Clone + 'static>(registry: &Regis
 pub(crate) struct RequestLabels<'a> {
     /// A template.
     pub(crate) route: &'a str,
-    /// Three digits.
+    /// Three digits; empty without an answer.
     pub(crate) status: &'a str,
     pub(crate) method: &'static str,
     pub(crate) scheme: &'static str,
@@ -339,8 +339,11 @@ fn rpc_durations() -> (DurationHistogram, DurationHistogram) {
     (server, client)
 }
 
+/// The route of a request that matched none, as a label; as an attribute there is none.
+pub(crate) const UNMATCHED: &str = "unmatched";
+
 /// What [`known_method`] returns.
-const METHODS: [&str; 10] = ["_OTHER", "GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "CONNECT"];
+const METHODS: [&str; 11] = ["_OTHER", "GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "CONNECT", "QUERY"];
 
 /// A method as a label or attribute: `_OTHER` unless it is a registered one.
 pub(crate) fn known_method(method: &Method) -> &'static str {
@@ -354,6 +357,7 @@ pub(crate) fn known_method(method: &Method) -> &'static str {
         Method::PATCH => "PATCH",
         Method::TRACE => "TRACE",
         Method::CONNECT => "CONNECT",
+        Method::QUERY => "QUERY",
         _ => "_OTHER",
     }
 }

@@ -41,7 +41,7 @@ pub(crate) struct FinishedSpan<'a> {
     pub(crate) base_url: &'a str,
     /// The route template; empty when no route matched and on client spans.
     pub(crate) route: &'a str,
-    /// 0 when there was no answer.
+    /// 0 when there was no answer; else what was sent, also when it was cut.
     pub(crate) status: u16,
     /// `error.type` where the status is not the reason.
     pub(crate) error: Option<&'static str>,
@@ -262,8 +262,8 @@ impl SpanBatch {
     /// that is not registered (semantic conventions for HTTP).
     pub(crate) fn name(&self, span: &QueuedSpan) -> (&'static str, &str) {
         if span.rpc_code.is_some() {
-            // Its method (semantic conventions for RPC).
-            return (span.method, "");
+            // Its method, if it is known (semantic conventions for RPC).
+            return (if span.method == "_OTHER" { "grpc" } else { span.method }, "");
         }
         (if span.method == "_OTHER" { "HTTP" } else { span.method }, self.text(span.route))
     }
@@ -298,6 +298,7 @@ impl SpanBatch {
         if let Some(code) = span.rpc_code {
             text("rpc.system.name", "grpc");
             text("rpc.method", span.method);
+            text("rpc.method_original", self.text(span.original_method));
             text("rpc.response.status_code", rpc::status::name(code));
         } else {
             text(key::HTTP_REQUEST_METHOD, span.method);

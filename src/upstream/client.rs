@@ -109,7 +109,16 @@ fn lock(idle: &Mutex<Idle>) -> MutexGuard<'_, Idle> {
 /// A connection in use. [`PooledConnection::release`] returns it to its pool; dropped, it is closed. One of HTTP/2 stays open.
 pub(crate) enum PooledConnection {
     Http1 { connection: Connection, idle: Weak<Mutex<Idle>> },
-    Http2(Lease),
+    Http2(#[expect(dead_code, reason = "its place is free when it is dropped")] Lease),
+}
+
+/// What is known of a call as soon as it is sent.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Sent {
+    /// `http.request.resend_count`. The reply shows a request that the pool sent again as one call.
+    pub(crate) resend_count: u32,
+    /// The other end of the socket.
+    pub(crate) peer: Option<SocketAddr>,
 }
 
 /// A new connection: ALPN decides what it speaks.
@@ -133,8 +142,8 @@ impl Pool {
     ///
     /// A server may close a connection just when a request is on its way. So a request on a reused connection that died before
     /// a byte of an answer is sent once more, on a new connection, if it is a GET or was not written; nothing else is.
-    /// Over HTTP/2 whatever the server says that it did not process is sent once more. `resend_count` then becomes 1, if the first
-    /// attempt may have been written.
+    /// Over HTTP/2 whatever the server says that it did not process is sent once more. `resend_count` then counts one more, if the
+    /// first attempt may have been written.
     ///
     /// # Errors
     ///
@@ -142,17 +151,18 @@ impl Pool {
     pub(crate) async fn send(
         &self,
         request: impl Fn() -> Request<Full<Bytes>>,
-        resend_count: &mut u32,
+        sent: &mut Sent,
     ) -> Result<(Response<Incoming>, PooledConnection), CallError> {
         if self.multiplexed.is_used() {
             // Boxed, because its size would be every call's.
-            return Box::pin(self.send_multiplexed(&request, resend_count)).await;
+            return Box::pin(self.send_multiplexed(&request, sent)).await;
         }
         while let Some(mut connection) = self.unused() {
             if connection.sender.ready().await.is_err() {
                 continue;
             }
             connection.answer_begun.reset();
+            sent.peer = connection.peer;
             let request = request();
             let is_repeatable = request.method() == Method::GET;
             match connection.sender.try_send_request(request).await {
@@ -162,7 +172,7 @@ impl Pool {
                     if was_written && (connection.answer_begun.get() || !is_repeatable) {
                         return Err(CallError::Broken(error.into_error().into()));
                     }
-                    *resend_count = u32::from(was_written);
+                    sent.resend_count += u32::from(was_written);
                     break;
                 }
             }
@@ -170,8 +180,8 @@ impl Pool {
         // Boxed, because its size would be every call's.
         Box::pin(async {
             match self.connect().await? {
-                Connected::Http1(connection) => self.send_first(connection, request()).await,
-                Connected::Http2(lease) => self.send_on(lease, &request, resend_count).await,
+                Connected::Http1(connection) => self.send_first(connection, request(), sent).await,
+                Connected::Http2(lease) => self.send_on(lease, &request, sent).await,
             }
         })
         .await
@@ -182,7 +192,9 @@ impl Pool {
         &self,
         mut connection: Connection,
         request: Request<Full<Bytes>>,
+        sent: &mut Sent,
     ) -> Result<(Response<Incoming>, PooledConnection), CallError> {
+        sent.peer = connection.peer;
         let response = connection.sender.send_request(request).await;
         Ok((response.map_err(|error| CallError::Broken(error.into()))?, self.in_use(connection)))
     }
@@ -190,11 +202,11 @@ impl Pool {
     async fn send_multiplexed(
         &self,
         request: &impl Fn() -> Request<Full<Bytes>>,
-        resend_count: &mut u32,
+        sent: &mut Sent,
     ) -> Result<(Response<Incoming>, PooledConnection), CallError> {
         match self.lease().await? {
-            Connected::Http1(connection) => self.send_first(connection, request()).await,
-            Connected::Http2(lease) => self.send_on(lease, request, resend_count).await,
+            Connected::Http1(connection) => self.send_first(connection, request(), sent).await,
+            Connected::Http2(lease) => self.send_on(lease, request, sent).await,
         }
     }
 
@@ -202,8 +214,9 @@ impl Pool {
         &self,
         mut lease: Lease,
         request: &impl Fn() -> Request<Full<Bytes>>,
-        resend_count: &mut u32,
+        sent: &mut Sent,
     ) -> Result<(Response<Incoming>, PooledConnection), CallError> {
+        sent.peer = lease.peer();
         let first = request();
         let is_get = first.method() == Method::GET;
         let unanswered = match lease.send(first, &self.target).await {
@@ -214,11 +227,12 @@ impl Pool {
         if !unanswered.is_unprocessed && !died {
             return Err(unanswered.error);
         }
-        *resend_count = u32::from(unanswered.was_written);
+        sent.resend_count += u32::from(unanswered.was_written);
         drop(lease);
         match self.lease().await? {
-            Connected::Http1(connection) => self.send_first(connection, request()).await,
+            Connected::Http1(connection) => self.send_first(connection, request(), sent).await,
             Connected::Http2(mut lease) => {
+                sent.peer = lease.peer();
                 let response = lease.send(request(), &self.target).await.map_err(|unanswered| unanswered.error)?;
                 Ok((response, PooledConnection::Http2(lease)))
             }
@@ -285,14 +299,6 @@ impl Pool {
 }
 
 impl PooledConnection {
-    /// The other end of the socket.
-    pub(crate) fn peer(&self) -> Option<SocketAddr> {
-        match self {
-            Self::Http1 { connection, .. } => connection.peer,
-            Self::Http2(lease) => lease.peer(),
-        }
-    }
-
     /// Returns the connection to its pool, after the answer was read to its end. Its task may not have processed that end yet; the
     /// next call waits for it, which is cheaper than a task that waits here.
     pub(crate) fn release(self) {
@@ -461,11 +467,11 @@ mod tests {
 
     /// The body, and how often the request was sent again.
     async fn try_get(pool: &Pool) -> Result<(String, u32), CallError> {
-        let mut resend_count = 0;
-        let (response, connection) = pool.send(request, &mut resend_count).await?;
+        let mut sent = Sent::default();
+        let (response, connection) = pool.send(request, &mut sent).await?;
         let body = response.into_body().collect().await.map_err(|error| CallError::Broken(error.into()))?;
         connection.release();
-        Ok((String::from_utf8(body.to_bytes().into()).unwrap(), resend_count))
+        Ok((String::from_utf8(body.to_bytes().into()).unwrap(), sent.resend_count))
     }
 
     async fn get(pool: &Pool) -> String {
@@ -533,7 +539,7 @@ mod tests {
     async fn an_answer_that_was_not_read_to_its_end_costs_its_connection() {
         let server = Server::start(|_| Act::Answer).await;
         let pool = pool(&server);
-        drop(pool.send(request, &mut 0).await.unwrap());
+        drop(pool.send(request, &mut Sent::default()).await.unwrap());
         until("it is closed", || count(&server.open) == 0).await;
         assert_eq!(get(&pool).await, "127.0.0.1");
         assert_eq!(count(&server.accepted), 2);

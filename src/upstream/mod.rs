@@ -14,7 +14,6 @@ pub(crate) mod outcome;
 pub(crate) mod resolver;
 pub(crate) mod target;
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -39,7 +38,7 @@ use crate::text::number::header_value;
 use crate::trace_context::{
     BreakInput, BreakKind, Carried, Context, HeaderPairs, Propagator, X_CALL_BUDGET, X_HOP_COUNT, break_headers,
 };
-use crate::upstream::client::{ConnectionLimits, Pool, connector};
+use crate::upstream::client::{ConnectionLimits, Pool, Sent, connector};
 use crate::upstream::fan_out::divided;
 use crate::upstream::outcome::{Answer, CallError, CallOutcome};
 use crate::upstream::resolver::RotatingResolver;
@@ -241,7 +240,7 @@ impl Upstreams {
             path: path.clone(),
             start: Instant::now(),
             started_at: SystemTime::now(),
-            progress: Progress::default(),
+            progress: Progress { sent: Sent { resend_count: attempt - 1, peer: None }, ..Progress::default() },
             error: Some("cancelled"),
             rpc_code: target.is_grpc().then_some(Code::Cancelled),
             duration: None,
@@ -357,9 +356,7 @@ fn add_grpc_headers(headers: &mut HeaderMap, timeout: Duration) {
 struct Progress {
     status: Option<StatusCode>,
     version: Option<Version>,
-    peer: Option<SocketAddr>,
-    /// `http.request.resend_count`: 0 or 1. The reply shows one call either way.
-    resend_count: u32,
+    sent: Sent,
 }
 
 /// Sends a request and reads its whole answer.
@@ -370,11 +367,10 @@ async fn send_and_read(
     progress: &mut Progress,
     mut held: Held,
 ) -> Result<Answer, CallError> {
-    let (answer, connection) = pool.send(request, &mut progress.resend_count).await?;
+    let (answer, connection) = pool.send(request, &mut progress.sent).await?;
     // The status of a gRPC call comes last.
     progress.status = Some(answer.status()).filter(|status| !is_grpc || *status != StatusCode::OK);
     progress.version = Some(answer.version());
-    progress.peer = connection.peer();
     let (head, body) = answer.into_parts();
     let (body, trailers) = read_whole(body, &mut held, if is_grpc { MAX_ANSWER + grpc::PREFIX } else { MAX_ANSWER }).await?;
     connection.release();
@@ -472,10 +468,10 @@ impl Drop for ClientSpanGuard<'_> {
                 query: self.path.query(),
                 client: None,
                 server: Some((&self.target.host, self.target.port)),
-                peer: self.progress.peer,
+                peer: self.progress.sent.peer,
                 protocol: self.progress.version.map_or("", protocol_version),
                 user_agent: "",
-                resend_count: self.progress.resend_count,
+                resend_count: self.progress.sent.resend_count,
                 trace_state: self.context.propagator.trace_state(self.context.carried, context),
                 request_id: self.context.request_id.to_str().unwrap_or_default(),
             });

@@ -24,6 +24,7 @@ pub struct Target {
     has_path: bool,
     /// The N of a path `/service<N>`.
     service: Option<u16>,
+    /// An address without its brackets.
     pub(super) host: String,
     pub(super) port: u16,
     /// As a label.
@@ -136,24 +137,24 @@ impl FromStr for Target {
         if protocol == Protocol::Grpc && has_path && (service.is_none() || uri.query().is_some()) {
             return Err(TargetError::GrpcPath);
         }
-        let host = uri.host().unwrap_or_default().to_owned();
+        let host = uri.host().unwrap_or_default();
         let usual = if uri.scheme_str() == Some("https") { 443 } else { 80 };
         let port = uri.port_u16().unwrap_or(usual);
-        let authority = if port == usual { host.clone() } else { format!("{host}:{port}") };
+        let authority = if port == usual { host.to_owned() } else { format!("{host}:{port}") };
         let base_url = format!("{}://{authority}", uri.scheme_str().unwrap_or_default());
         let authority = HeaderValue::from_str(&authority).map_err(TargetError::Host)?;
         Ok(Self {
             protocol,
             service,
             url: redacted_url(url),
-            uri,
             has_path,
-            host,
+            host: host.trim_matches(['[', ']']).to_owned(),
             port,
             port_text: port.to_string(),
             base_url,
             authority,
             share,
+            uri,
         })
     }
 }

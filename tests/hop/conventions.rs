@@ -4,6 +4,10 @@
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+use crate::common::http2::{self, Http2};
 use crate::common::{Act, Hop, Sink, Span, Upstream, answer, eventually, exchange};
 
 const T: &str = "463ac35c9f6413ad48485a3953bb6124";
@@ -20,13 +24,15 @@ pub(crate) fn table(group: &str) -> BTreeMap<&'static str, &'static str> {
     table
 }
 
-/// What the hop adds to the conventions.
-const OWN: [&str; 2] = ["request.id", "url.path"];
+/// What the hop adds to the conventions; those of HTTP that a call of gRPC has, too, are among them.
+const OWN: [&str; 6] =
+    ["request.id", "url.path", "rpc.system.name", "client.address", "network.protocol.version", "user_agent.original"];
 
 /// Holds the attributes of a span to its table. `given` says of an attribute that is required on a condition, or recommended,
 /// whether its condition holds.
-fn judge(span: &Span, given: impl Fn(&str) -> bool) {
-    let known = table(&format!("span.http.{}", span.kind.to_lowercase()));
+pub(crate) fn judge(span: &Span, given: impl Fn(&str) -> bool) {
+    let protocol = if span.attributes.contains_key("rpc.system.name") { "rpc.grpc.call" } else { "http" };
+    let known = table(&format!("span.{protocol}.{}", span.kind.to_lowercase()));
     for (name, level) in &known {
         let expected = match *level {
             "required" => true,
@@ -135,16 +141,90 @@ async fn server_address_and_port_are_of_the_request_as_its_client_made_it() {
         ("/hello/1", "a.example", "", "a.example", "80", "http"),
         ("/hello/2", "a.example:8443", "x-forwarded-proto: HTTPS\r\n", "a.example", "8443", "https"),
         ("/hello/3", "a.example", "x-forwarded-proto: https\r\n", "a.example", "443", "https"),
-        ("/hello/4", "[::1]:81", "", "[::1]", "81", "http"),
+        ("/hello/4", "[::1]:81", "", "::1", "81", "http"),
         ("http://b.example:82/hello/5", "a.example", "", "b.example", "82", "http"),
+        // What the client asked of the first proxy.
+        ("/hello/6", "a.example", "x-forwarded-host: c.example:8443, d\r\n", "c.example", "8443", "http"),
+        ("/hello/7", "a.example", "forwarded: for=_x;host=\"c.example\";proto=https, host=d\r\n", "c.example", "443", "https"),
+        ("/hello/8", "a.example", "x-forwarded-proto: https, http\r\n", "a.example", "443", "https"),
+        ("/hello/9", "a.example", "forwarded: host=f\r\nx-forwarded-host: e\r\n", "e", "80", "http"),
+        ("http://b.example/hello/10", "b.example", "x-forwarded-host: [2001:db8::1]:81\r\n", "2001:db8::1", "81", "http"),
+        // None of these is a host, and their passwords are nobody's.
+        (
+            "/hello/11",
+            "a.example",
+            "x-forwarded-host: u:s3cret@b\r\nforwarded: host=\"u:s3cret@b\"\r\n",
+            "a.example",
+            "80",
+            "http",
+        ),
+        ("/hello/12", "", "", "", "", "http"),
+        ("/hello/13", "u:s3cret@a:81", "", "", "", "http"),
+        ("http://u:s3cret@a:81/hello/14", "a:81", "", "", "", "http"),
     ] {
         let head = format!("GET {target} HTTP/1.1\r\nhost: {host}\r\n{more}connection: close\r\n\r\n");
-        assert_eq!(exchange(hop.addr, head.as_bytes()).await.status, 200, "{target}");
+        let is_refused = format!("{target}{host}").contains("s3cret");
+        assert_eq!(exchange(hop.addr, head.as_bytes()).await.status, if is_refused { 400 } else { 200 }, "{target}");
         let path = &target[target.find("/hello").unwrap()..];
         let span =
             eventually("the span arrives", || async { sink.spans().into_iter().find(|span| of(span, "url.path") == path) }).await;
         let seen = (of(&span, "server.address"), of(&span, "server.port"), of(&span, "url.scheme"));
         assert_eq!(seen, (address, port, scheme), "{target}");
+    }
+    let mut http2 = Http2::open(TcpStream::connect(hop.addr).await.unwrap(), &[]).await;
+    let head = [http2::GET, &http2::literal(":path", "/hello/15"), &http2::literal(":authority", "u:s3cret@a")].concat();
+    http2.head(1, &head).await;
+    assert_eq!(http2.answer(1).await.0, 400);
+    let spans = eventually("its span arrives", || async {
+        Some(sink.spans()).filter(|spans| spans.iter().any(|span| of(span, "url.path") == "/hello/15"))
+    })
+    .await;
+    assert!(!format!("{spans:?}").contains("s3cret"), "{spans:#?}");
+}
+
+#[tokio::test]
+async fn a_call_that_is_repeated_says_which_attempt_it_is() {
+    let sink = Sink::otlp().await;
+    let upstream = Upstream::answering(answer("503 Down", "", "")).await;
+    let front = Hop::start(&["--retries", "2", "--upstream", &upstream.url()], &sink.env());
+    assert_eq!(front.json("/service1", &[]).await.0, 502);
+    let mut clients = eventually("each attempt arrives", || async {
+        let clients: Vec<_> = sink.spans().into_iter().filter(|span| span.kind == "CLIENT").collect();
+        (clients.len() == 3).then_some(clients)
+    })
+    .await;
+    clients.sort_by_key(|span| span.start_us);
+    assert_eq!(clients.iter().map(|span| of(span, "http.request.resend_count")).collect::<Vec<_>>(), ["", "1", "2"]);
+}
+
+#[tokio::test]
+async fn a_call_without_an_answer_says_whom_it_reached() {
+    let sink = Sink::otlp().await;
+    let upstream = Upstream::start(|_| vec![Act::Close]).await;
+    let front = Hop::start(&["--upstream", &upstream.url()], &sink.env());
+    assert_eq!(front.json("/service1", &[]).await.0, 502);
+    let client = only(&sink, "CLIENT").await;
+    let peer = (of(&client, "network.peer.address"), of(&client, "network.peer.port"));
+    assert_eq!(peer, ("127.0.0.1", &*upstream.addr.port().to_string()), "{client:#?}");
+}
+
+#[tokio::test]
+async fn a_cut_answer_has_the_status_that_was_sent_and_what_cut_it() {
+    let sink = Sink::otlp().await;
+    let hop = Hop::start(&["--latency", "0ms"], &sink.env());
+    let slow = Hop::start(&["--latency", "1h"], &sink.env());
+    for (addr, target, status) in [(hop.addr, "/stream?count=100&interval=100ms", "200"), (slow.addr, "/hello", "")] {
+        let mut caller = TcpStream::connect(addr).await.unwrap();
+        caller.write_all(format!("GET {target} HTTP/1.1\r\nhost: a\r\n\r\n").as_bytes()).await.unwrap();
+        if !status.is_empty() {
+            assert!(caller.read(&mut [0; 1024]).await.unwrap() > 0);
+        }
+        drop(caller);
+        let path = target.split('?').next().unwrap();
+        let span =
+            eventually("the span arrives", || async { sink.spans().into_iter().find(|span| of(span, "url.path") == path) }).await;
+        let seen = (of(&span, "http.response.status_code"), of(&span, "error.type"), span.failed);
+        assert_eq!(seen, (status, "client_closed_request", true), "{target}");
     }
 }
 

@@ -8,6 +8,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tonic::{Code, Status};
 
 use crate::common::{Hop, Sink, Upstream, answer, chain_over, eventually};
+use crate::conventions::judge;
 
 #[allow(clippy::all, dead_code, unreachable_pub, rust_2018_idioms, reason = "generated")]
 pub(crate) mod messages {
@@ -417,4 +418,42 @@ async fn spans_and_metrics_follow_the_conventions_for_rpc() {
         hops[0].metrics().await.sum("http_server_request_duration_seconds_count", &[("http_request_method", "POST")]),
         0.0
     );
+}
+
+/// The attributes of RPC spans that a successful call of a known method does not have.
+const CONDITIONAL: [&str; 2] = ["error.type", "rpc.method_original"];
+
+#[tokio::test]
+async fn spans_of_rpc_have_what_the_conventions_ask_for_and_of_an_unknown_method_the_original() {
+    let sink = Sink::otlp().await;
+    let hops = grpc_chain(2, &[], &sink.env());
+    let reply = call(&hops[0], &[]).await.reply();
+    for span in sink.trace(reply.trace_id.as_deref().unwrap(), 3).await {
+        judge(&span, |name| !CONDITIONAL.contains(&name));
+    }
+    assert_eq!(send(&hops[0], "/no.such.Svc/Meth", &[], Bytes::new(), true).await.status.code(), Code::Unimplemented);
+    let unknown = eventually("its span arrives", || async { sink.spans().into_iter().find(|span| span.name == "grpc") }).await;
+    judge(&unknown, |_| true);
+    let seen = (&*unknown.attributes["rpc.method"], &*unknown.attributes["rpc.method_original"], unknown.failed);
+    assert_eq!(seen, ("_OTHER", "no.such.Svc/Meth", true), "UNIMPLEMENTED is a server's failure");
+}
+
+#[tokio::test]
+async fn a_call_that_its_client_cancels_is_no_failure_of_the_server() {
+    let sink = Sink::otlp().await;
+    let slow = Hop::start(&["--latency", "1h"], &sink.env());
+    let stream = TcpStream::connect(slow.addr).await.unwrap();
+    let (mut client, connection) = h2::client::handshake(stream).await.unwrap();
+    tokio::spawn(connection);
+    let request = Request::post(format!("http://{}{CALL}", slow.addr)).header("content-type", "application/grpc");
+    let (_response, mut sending) = client.send_request(request.body(()).unwrap(), false).unwrap();
+    sending.send_data(framed(&CallRequest::default()), true).unwrap();
+    let in_flight = || async { slow.metrics().await.sum("http_server_active_requests", &[("http_request_method", "POST")]) };
+    eventually("the call is under way", || async { (in_flight().await == 1.0).then_some(()) }).await;
+    sending.send_reset(h2::Reason::CANCEL);
+    let span = eventually("its span arrives", || async { sink.spans().pop() }).await;
+    judge(&span, |name| !CONDITIONAL.contains(&name));
+    assert_eq!((&*span.attributes["rpc.response.status_code"], span.failed), ("CANCELLED", false), "{span:#?}");
+    let labels = [("rpc_response_status_code", "CANCELLED"), ("error_type", "")];
+    assert_eq!(slow.metrics().await.sum("rpc_server_call_duration_seconds_count", &labels), 1.0);
 }

@@ -290,7 +290,7 @@ async fn every_request_is_one_line_whatever_it_holds() {
 }
 
 #[tokio::test]
-async fn a_caller_who_hangs_up_is_counted_and_logged_as_499() {
+async fn a_caller_who_hangs_up_is_counted_as_cut_and_logged_as_499() {
     let hanging = Upstream::start(|_| vec![Act::Hang]).await;
     let hop = Hop::start(&["--upstream", &hanging.url(), "--upstream-timeout", "60s"], &[]);
     let mut caller = tokio::net::TcpStream::connect(hop.addr).await.unwrap();
@@ -301,7 +301,8 @@ async fn a_caller_who_hangs_up_is_counted_and_logged_as_499() {
     let line = hop.access_line("r-gone").await;
     assert!(line.contains("\"GET /service1\" 499 ") && line.contains(" 0B "), "{line}");
     let samples = hop.metrics().await;
-    assert_eq!(samples.sum(&format!("{SERVER}_count"), &[("http_response_status_code", "499")]), 1.0);
+    let cut = [("http_response_status_code", ""), ("error_type", "client_closed_request")];
+    assert_eq!(samples.sum(&format!("{SERVER}_count"), &cut), 1.0, "no status: none was sent");
     assert_eq!(samples.sum(&format!("{CLIENT}_count"), &[("http_response_status_code", "")]), 1.0, "the call too");
     assert_eq!(samples.sum("http_server_active_requests", &[]), 1.0);
 }
@@ -329,9 +330,12 @@ async fn an_answer_whose_reader_hangs_up_in_the_middle_is_logged_with_what_was_s
     let sent = format!(" {WINDOW}B ");
     assert!(line.contains("\"GET /headers\" 499 ") && line.contains(&sent), "{line}");
     assert!(line.ends_with(" error=client_closed_request"), "{line}");
-    let counted = |samples: &Samples, status| samples.sum(&format!("{SERVER}_count"), &[("http_response_status_code", status)]);
     let samples = hop.metrics().await;
-    assert_eq!((counted(&samples, "499"), counted(&samples, "200")), (1.0, 0.0));
+    let counted = |error| {
+        let labels = [("http_route", "/headers"), ("http_response_status_code", "200"), ("error_type", error)];
+        samples.sum(&format!("{SERVER}_count"), &labels)
+    };
+    assert_eq!((counted("client_closed_request"), counted("")), (1.0, 0.0), "the status that was sent, and that it failed");
     assert_eq!(hop.metrics().await.sum("http_server_active_requests", &[]), 1.0);
 }
 
@@ -402,5 +406,5 @@ async fn over_http_1_a_reader_that_hangs_up_in_the_middle_is_no_200_either() {
     assert!(bytes(&cut) < 30 << 10 && cut.ends_with(" error=client_closed_request"), "{cut}");
     let whole: Vec<_> = hop.stdout().into_iter().filter(|line| line.contains(" 200 ")).collect();
     assert!(!whole.is_empty() && whole.iter().all(|line| bytes(line) > 30 << 10), "{whole:?}");
-    assert_eq!(hop.metrics().await.sum(&format!("{SERVER}_count"), &[("http_response_status_code", "499")]), 1.0);
+    assert_eq!(hop.metrics().await.sum(&format!("{SERVER}_count"), &[("error_type", "client_closed_request")]), 1.0);
 }

@@ -14,12 +14,12 @@ use crate::net::hosts::host_and_port;
 use crate::rpc;
 use crate::server::Cut;
 use crate::telemetry::log_queue::AccessEntry;
-use crate::telemetry::metrics::{RequestLabels, RpcLabels, known_method, protocol_version, scheme};
+use crate::telemetry::metrics::{RequestLabels, RpcLabels, UNMATCHED, known_method, protocol_version, scheme};
 use crate::telemetry::span_queue::{FinishedSpan, SpanKind};
 use crate::trace_context::RedactedHeaders;
 
 impl Exchange {
-    /// Counts a request that ended.
+    /// Counts a request that ended; `status` is 0 without an answer.
     fn count(&self, status: u16, code: Option<Code>, error: Option<&'static str>, duration: Duration) {
         let (method, scheme) = (known_method(&self.method), scheme(self.is_https));
         let trace = self.context().filter(|context| context.sampling.is_sampled());
@@ -29,15 +29,15 @@ impl Exchange {
             return self.node.metrics.rpc_request(&labels, duration, trace);
         }
         let template = self.template();
-        let label = if template.is_empty() { "unmatched" } else { template };
-        let digits = StatusCode::from_u16(status).unwrap_or_default();
+        let answered = StatusCode::from_u16(status).ok();
+        let digits = answered.as_ref().map_or("", StatusCode::as_str);
         let labels = RequestLabels {
-            route: label,
-            status: digits.as_str(),
+            route: if template.is_empty() { UNMATCHED } else { template },
+            status: digits,
             method,
             scheme,
             protocol: protocol_version(self.version),
-            error: error.unwrap_or(if status >= 500 { digits.as_str() } else { "" }),
+            error: error.unwrap_or(if status >= 500 { digits } else { "" }),
         };
         self.node.metrics.request(&labels, duration, trace);
     }
@@ -59,7 +59,7 @@ impl Exchange {
         }
     }
 
-    fn log(&self, status: u16, code: Option<Code>, cut: Option<Cut>, duration: Duration) {
+    fn log(&self, status: u16, answered: u16, code: Option<Code>, cut: Option<Cut>, duration: Duration) {
         let node = &*self.node;
         if let Some(log) = &node.access_log {
             log.write(&AccessEntry {
@@ -70,6 +70,7 @@ impl Exchange {
                 known_method: known_method(&self.method),
                 path: self.path(),
                 status,
+                answered,
                 bytes: self.sent_bytes.load(Ordering::Relaxed),
                 request_id: self.request_id.as_bytes(),
                 trace: self.context(),
@@ -87,14 +88,16 @@ impl Drop for Exchange {
     fn drop(&mut self) {
         let node = &*self.node;
         let duration = self.begun.elapsed();
-        let cut = match self.status.load(Ordering::Relaxed) {
+        let answered = self.status.load(Ordering::Relaxed);
+        let cut = match answered {
             0 => Some(self.connection.cut()),
             _ => self.cut.get().copied(),
         };
-        let status = if cut.is_some() { CUT_OFF } else { self.status.load(Ordering::Relaxed) };
+        let status = if cut.is_some() { CUT_OFF } else { answered };
         let (method, scheme) = (known_method(&self.method), scheme(self.is_https));
         node.metrics.active_requests(method, scheme).dec();
         let code = self.is_grpc.then(|| match cut {
+            Some(Cut::DrainTimeout | Cut::Fault) => Code::Unavailable,
             Some(_) => Code::Cancelled,
             None => Code::from_i32(self.grpc_code.load(Ordering::Relaxed).into()),
         });
@@ -109,22 +112,27 @@ impl Drop for Exchange {
         }
         let template = self.template();
         let sampled = self.context().filter(|context| context.sampling.is_sampled());
-        let error =
-            cut.map(Cut::as_str).or_else(|| code.filter(|code| rpc::status::is_server_error(*code)).map(rpc::status::name));
-        self.count(status, code, error, duration);
+        let error = match code {
+            // What the client ends is no failure of the server's (semantic conventions for gRPC).
+            Some(code) => rpc::status::is_server_error(code).then(|| cut.map_or(rpc::status::name(code), Cut::as_str)),
+            None => cut.map(Cut::as_str),
+        };
+        self.count(answered, code, error, duration);
         if let Some((tracer, context)) = node.tracer.as_ref().zip(sampled) {
+            let known = if self.is_grpc { rpc::known_method(self.path()) } else { method };
+            let original = if self.is_grpc { self.path().trim_start_matches('/') } else { self.method.as_str() };
             tracer.record(&FinishedSpan {
                 kind: SpanKind::Server,
                 context,
                 start: self.started_at,
                 duration,
-                method: if self.is_grpc { rpc::known_method(self.path()) } else { method },
+                method: known,
                 rpc_code: code,
-                original_method: if method == self.method.as_str() { "" } else { self.method.as_str() },
+                original_method: if known == original { "" } else { original },
                 scheme,
                 base_url: "",
                 route: template,
-                status: if cut.is_some() { 0 } else { status },
+                status: answered,
                 error,
                 path: self.path(),
                 query: self.path.as_ref().and_then(PathAndQuery::query),
@@ -138,7 +146,7 @@ impl Drop for Exchange {
                 trace_state: node.propagator.trace_state(&self.carried, context),
             });
         }
-        self.log(status, code, cut, duration);
+        self.log(status, answered, code, cut, duration);
     }
 }
 

@@ -100,6 +100,7 @@ mod tests {
             known_method: "GET",
             path: "/service1",
             status: 502,
+            answered: 502,
             bytes: 1 << 33,
             request_id: b"r-1",
             trace: Some(&context),

@@ -16,6 +16,7 @@ use prost::Message as _;
 use super::{Envelope, attribute, nanoseconds, push_item};
 use crate::telemetry::duration_histogram::{DurationHistogram, Exemplar};
 use crate::telemetry::export::{ResourceOptions, Temporality};
+use crate::telemetry::metrics::UNMATCHED;
 use crate::telemetry::openmetrics::exemplar_of;
 use crate::telemetry::queue::Latest;
 
@@ -249,9 +250,10 @@ fn described_metric(family: &MetricFamily, name: String, unit: &str, data: Data)
     OtlpMetric { name, description: family.help().to_owned(), unit: unit.to_owned(), data: Some(data), ..Default::default() }
 }
 
-/// Labels as attributes, by the names that they were made from; an empty label is none.
+/// Labels as attributes, by the names that they were made from; an empty label is none, and so is the route of a request that matched none.
 fn attributes(labels: &[LabelPair]) -> Vec<KeyValue> {
-    let labels = labels.iter().filter(|label| !label.value().is_empty());
+    let is_none = |label: &LabelPair| label.value().is_empty() || (label.name(), label.value()) == ("http_route", UNMATCHED);
+    let labels = labels.iter().filter(|label| !is_none(label));
     let attribute = |label: &LabelPair| {
         let name = label.name().replace('_', ".").replace("status.code", "status_code");
         let number = label.value().parse().ok().filter(|_| matches!(&*name, "http.response.status_code" | "server.port"));
