@@ -114,7 +114,7 @@ impl<S: AsyncRead + Unpin> TrackedIo<S> {
         }
         let before = buf.filled().len();
         if self.end.is_none() {
-            ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
+            ready!(read(&mut self.stream, cx, buf))?;
             if buf.filled().len() > before || buf.remaining() == 0 || matches!(self.input, Input::Opaque) {
                 return Poll::Ready(Ok(()));
             }
@@ -137,9 +137,18 @@ impl<S: AsyncRead + Unpin> TrackedIo<S> {
         }
         while self.connection.awaits_answer() && Instant::now() < end.deadline {
             ready!(end.poll.poll_tick(cx));
-            ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
+            ready!(read(&mut self.stream, cx, buf))?;
         }
         Poll::Ready(Ok(()))
+    }
+}
+
+/// Reads; a client that closes TLS without `close_notify` has sent all that it will. Of what it sent, whole requests are answered as
+/// they would be without TLS, and one that is not whole cannot become so.
+fn read<S: AsyncRead + Unpin>(stream: &mut S, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    match ready!(Pin::new(stream).poll_read(cx, buf)) {
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Poll::Ready(Ok(())),
+        read => Poll::Ready(read),
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use tokio::sync::Semaphore;
+
 /// How many connections there may be, and how long each of their states may last.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConnectionOptions {
@@ -25,7 +27,7 @@ impl ConnectionOptions {
     /// 32 KiB and 8 KiB of its answer, and what is reserved for a connection has room for half of that beside its own buffers.
     pub(crate) fn max_streams(&self) -> usize {
         const FEWEST: usize = 100;
-        (self.max_connections / 2).max(FEWEST)
+        (self.max_connections / 2).clamp(FEWEST, Semaphore::MAX_PERMITS)
     }
 
     /// How many connections with slow readers are too many: what is left has room for all requests that are worked on by default.
