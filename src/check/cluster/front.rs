@@ -72,8 +72,13 @@ impl<'a> Front<'a> {
         let servers = gateways.iter().flat_map(|gateway| {
             gateway.list("/spec/servers").iter().enumerate().map(|(index, server)| (*gateway, index, server))
         });
-        let on_port: Vec<Server<'a>> =
-            servers.filter(|(_, _, server)| number(at(server, "/port/number")) == Some(port)).collect();
+        // A number that the Service lacks is the port at which the gateway's pods listen.
+        let target = ports().find(|own| number(at(own, "/port")) == Some(port)).and_then(|own| number(at(own, "/targetPort")));
+        let is_open = |server: &Value| {
+            let opened = number(at(server, "/port/number"));
+            opened == Some(port) || (opened.is_some() && opened == target)
+        };
+        let on_port: Vec<Server<'a>> = servers.filter(|(_, _, server)| is_open(server)).collect();
         let mut servers: Vec<Server<'a>> =
             on_port.iter().copied().filter(|(_, _, server)| serves(server, arrival.host)).collect();
         if arrival.is_https {

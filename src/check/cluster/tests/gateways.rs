@@ -19,7 +19,7 @@ fn gateways_are_named_with_their_field() {
             "spec.servers[0].hosts",
         ),
         (
-            vec![Set("Gateway door", "/spec/servers/0/port/number", json!(8443))],
+            vec![Set("Gateway door", "/spec/servers/0/port/number", json!(9443))],
             fail(CheckId::ReachTcp, "refused"),
             gateway,
             "spec.servers[0].port.number",
@@ -61,6 +61,9 @@ fn gateways_are_named_with_their_field() {
             "spec.servers[0].hosts",
         ),
     ]);
+    // The port of the pods behind the Service's is as good.
+    let by_target = found(vec![Set("Gateway door", "/spec/servers/0/port/number", json!(8443))]);
+    assert_eq!(explained(&by_target, &fail(CheckId::ReachTcp, "refused")), None, "{by_target:#?}");
     let named = |secrets| explained(&found_in(cluster(), secrets), &fail(CheckId::ReachTls, "reset"));
     let field = "spec.servers[0].tls.credentialName".to_owned();
     assert_eq!(
