@@ -334,9 +334,9 @@ envoy_flags! {
     // What istiod makes of a reference that it cannot resolve.
     "" when |answer| answer.status == 500 && answer.is_bare();
         at_gateway "The gateway has a route for this host and path that leads nowhere (500 with an empty body from Envoy)"
-            because "An HTTPRoute refers to a backend that is not there: the name or the port of a Service in backendRefs, or a Service of another namespace without a ReferenceGrant. The route's own status says which (condition ResolvedRefs)"
+            because "An HTTPRoute refers to a backend that is not there: the name or the port of a Service in backendRefs, or a Service of another namespace without a ReferenceGrant. The route's own status names a missing Service (condition ResolvedRefs), and no missing port"
             next [ROUTE_STATUS, "kubectl get service -n {namespace}"];
-        between_hops because "The route from {caller} to {called} leads nowhere (500 with an empty body from Envoy): an HTTPRoute whose parent is the Service refers to a backend that is not there, by the name or the port in backendRefs. The route's own status says which (condition ResolvedRefs)",
+        between_hops because "The route from {caller} to {called} leads nowhere (500 with an empty body from Envoy): an HTTPRoute whose parent is the Service refers to a backend that is not there, by the name or the port in backendRefs. The route's own status names a missing Service (condition ResolvedRefs), and no missing port",
             next [ROUTE_STATUS, "kubectl get service -n {namespace}"];
 
     "" when |answer| (500..600).contains(&answer.status);
