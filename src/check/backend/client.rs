@@ -20,8 +20,11 @@ use crate::traces::{Span, Trace, TraceId, decode, decode_traces, jaeger};
 
 /// Spans of one trace that are read at most.
 const MAX_SPANS: usize = 100_000;
-/// Traces that one answer has at most, and the shortest time that is asked for.
+/// Traces that one answer has at most, and the shortest time that is asked for. Where their spans are too long for an answer, fewer are
+/// asked for.
 const WINDOW_TRACES: usize = 200;
+/// Spans that are kept of all answers.
+const MAX_RECENT: usize = 1_000_000;
 const SHORTEST_WINDOW: Duration = Duration::from_secs(1);
 /// However soon a trace has to arrive, the backend may take this long to answer.
 const SHORTEST_WAIT: Duration = Duration::from_secs(5);
@@ -270,7 +273,7 @@ impl Backend {
     }
 
     /// The spans of the last `limit` traces within `lookback`, of one service or of all. Reads a time window at a time, the
-    /// youngest first; a window with more traces than one answer has is halved.
+    /// youngest first; a window with more traces, or longer ones, than one answer has is halved.
     ///
     /// # Errors
     ///
@@ -287,14 +290,20 @@ impl Backend {
         for service in services {
             let mut windows = vec![(now.saturating_sub(lookback), now)];
             let mut of_service = 0;
-            while let Some((from, to)) = windows.pop().filter(|_| of_service < limit) {
-                let found = self.window(service.as_deref(), from, to).await?;
-                let ids: HashSet<TraceId> = found.iter().map(|span| span.trace_id).collect();
-                if ids.len() >= WINDOW_TRACES && to - from > SHORTEST_WINDOW {
+            while let Some((from, to)) = windows.pop().filter(|_| of_service < limit && spans.len() < MAX_RECENT) {
+                let is_short = to - from <= SHORTEST_WINDOW;
+                let found = match self.window(service.as_deref(), (from, to), WINDOW_TRACES).await {
+                    Err(Refusal::TooLong) if is_short => Some(self.fewer(service.as_deref(), (from, to)).await?),
+                    Err(Refusal::TooLong) => None,
+                    found => Some(found?),
+                };
+                let ids = |found: &Vec<Span>| found.iter().map(|span| span.trace_id).collect::<HashSet<TraceId>>();
+                let found = found.map(|found| (ids(&found), found)).filter(|(ids, _)| ids.len() < WINDOW_TRACES || is_short);
+                let Some((ids, found)) = found else {
                     let middle = from + (to - from) / 2;
                     windows.extend([(from, middle), (middle, to)]);
                     continue;
-                }
+                };
                 of_service += ids.len();
                 spans.extend(found.into_iter().filter(|span| !traces.contains(&span.trace_id)));
                 traces.extend(ids);
@@ -303,8 +312,18 @@ impl Backend {
         Ok(spans)
     }
 
-    async fn window(&self, service: Option<&str>, from: Duration, to: Duration) -> Result<Vec<Span>, Refusal> {
-        let limit = WINDOW_TRACES.to_string();
+    /// Some traces of a time window whose traces are too long for one answer together.
+    async fn fewer(&self, service: Option<&str>, window: (Duration, Duration)) -> Result<Vec<Span>, Refusal> {
+        let mut limit = WINDOW_TRACES / 2;
+        loop {
+            match self.window(service, window, limit).await {
+                Err(Refusal::TooLong) if limit > 1 => limit /= 2,
+                found => return found,
+            }
+        }
+    }
+
+    async fn window(&self, service: Option<&str>, (from, to): (Duration, Duration), limit: usize) -> Result<Vec<Span>, Refusal> {
         let (path, mut pairs) = match self.api {
             Api::Zipkin => {
                 let pairs = [("endTs", to.as_millis().to_string()), ("lookback", (to - from).as_millis().max(1).to_string())];
@@ -315,7 +334,7 @@ impl Backend {
                 ("/api/traces", Vec::from(pairs))
             }
         };
-        pairs.push(("limit", limit));
+        pairs.push(("limit", limit.to_string()));
         if let Some(service) = service {
             let key = if self.api == Api::Zipkin { "serviceName" } else { "service" };
             pairs.push((key, service.to_owned()));
@@ -339,11 +358,11 @@ impl Backend {
     /// The spans of every service of a time window, by the backend's own word of when they began.
     pub(crate) async fn between(&self, from: Duration, to: Duration) -> Result<Vec<Span>, Refusal> {
         if self.api == Api::Zipkin {
-            return self.window(None, from, to).await;
+            return self.window(None, (from, to), WINDOW_TRACES).await;
         }
         let mut spans = Vec::new();
         for service in self.services().await? {
-            spans.extend(self.window(Some(&service), from, to).await?);
+            spans.extend(self.window(Some(&service), (from, to), WINDOW_TRACES).await?);
         }
         Ok(spans)
     }

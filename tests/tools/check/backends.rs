@@ -1,7 +1,7 @@
 //! Trace backends that refuse, are slow, stand below a path, or are something else.
 
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde_json::json;
 
@@ -209,5 +209,44 @@ fn what_a_proxy_does_to_a_header_has_its_own_name() {
             run.breaks_at(id, "service1", "service2", Some("between"), &[&sent, says, "A proxy between service1 and service2"]);
             assert_eq!(run.failed().len(), 1, "{header} {says}: {:#}", run.json);
         }
+    }
+}
+
+/// More than 16 MiB in one answer: `doctor` asks for shorter times, and in the shortest for fewer traces.
+#[test]
+fn doctor_reads_long_traces_in_smaller_pieces() {
+    const TRACES: u64 = 10;
+    let long = "x".repeat(2 << 20);
+    // Apart from each other, and so close that no window divides them.
+    for (apart_us, ago_us, lookback, least) in [(120_000_000, 1_500_000_000, "1h", TRACES), (1, 2_000_000, "20s", 5)] {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_micros() as u64;
+        let (begin, long) = (now - ago_us, long.clone());
+        let backend = fake(move |request| {
+            let number = |key: &str| {
+                let value = request.path.split(['?', '&']).find_map(|pair| pair.strip_prefix(key)?.strip_prefix('='));
+                value.map_or(0, |value| value.parse::<u64>().unwrap())
+            };
+            match request.path.split('?').next().unwrap() {
+                "/api/v2/services" => (200, vec![], r#"["a"]"#.into()),
+                "/api/v2/traces" => {
+                    let (to, lookback) = (number("endTs") * 1_000, number("lookback") * 1_000);
+                    let within = |n: &u64| (to - lookback..to).contains(&(begin + n * apart_us));
+                    let span = |n: u64| {
+                        let (id, start) = (n + 1, begin + n * apart_us);
+                        format!(
+                            r#"[{{"traceId":"{id:016x}","id":"{id:016x}","kind":"SERVER","timestamp":{start},"duration":5,"localEndpoint":{{"serviceName":"a"}},"tags":{{"long":"{long}"}}}}]"#
+                        )
+                    };
+                    let traces: Vec<String> = (0..TRACES).filter(within).take(number("limit") as usize).map(span).collect();
+                    (200, vec![], format!("[{}]", traces.join(",")))
+                }
+                _ => (404, vec![], String::new()),
+            }
+        });
+        let flags = ["--lookback", lookback, "--output", "json"];
+        let ran = crate::common::run(&[&["doctor", "--traces", &format!("http://{backend}")][..], &flags].concat(), &[]);
+        let report: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap_or_else(|_| panic!("{ran:?}"));
+        let read = report["traces"].as_u64().unwrap();
+        assert!((least..=TRACES).contains(&read), "{read} of {TRACES}, {apart_us} us apart");
     }
 }
