@@ -1,9 +1,10 @@
-//! What single calls give away: clocks that differ, times and kinds that cannot be, contexts passed on as they came.
+//! What single calls show: clocks that differ, times and kinds that cannot be.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use crate::doctor::finding::{Finding, FindingId, Level, level};
 use crate::doctor::system::{System, Tracer};
+use crate::doctor::timing::median;
 use crate::traces::Kind;
 
 /// A difference of clocks that is worth a note, microseconds.
@@ -29,8 +30,8 @@ pub(super) fn skews(system: &System) -> HashMap<(usize, usize), i64> {
         }
     }
     let mut skews = HashMap::new();
-    for ((caller, callee), (mut low, mut high)) in bounds.into_iter().filter(|(_, (low, _))| low.len() >= 3) {
-        let (low, high) = (median(&mut low), median(&mut high));
+    for ((caller, callee), (low, high)) in bounds.into_iter().filter(|(_, (low, _))| low.len() >= 3) {
+        let (Some(low), Some(high)) = (median(low), median(high)) else { continue };
         let skew = if low > 0 || high < 0 { i64::midpoint(low, high) } else { 0 };
         skews.insert((caller, callee), skew);
         skews.entry((callee, caller)).or_insert(-skew);
@@ -64,21 +65,13 @@ fn through_others(services: usize, skews: &mut HashMap<(usize, usize), i64>) {
     }
 }
 
-fn median(values: &mut [i64]) -> i64 {
-    values.sort_unstable();
-    values[values.len() / 2]
-}
-
 /// A note for each service whose clock differs from most of those that it can be compared with.
 pub(super) fn clock_notes(system: &System, skews: &HashMap<(usize, usize), i64>) -> Vec<Finding> {
     let note = |service: usize| {
-        let mut others: Vec<i64> = (0..system.names.len()).filter_map(|other| skews.get(&(other, service)).copied()).collect();
-        if others.is_empty() {
-            return None;
-        }
+        let others: Vec<i64> = (0..system.names.len()).filter_map(|other| skews.get(&(other, service)).copied()).collect();
         // Two services have nobody to decide between them: the one that is called gets the note.
         let alone = others.len() == 1 && system.spans.iter().any(|span| span.service == service && span.is_root());
-        let skew = median(&mut others);
+        let skew = median(others)?;
         if skew.abs() < NOTABLE_US || alone {
             return None;
         }
@@ -166,50 +159,6 @@ pub(super) fn impossible(system: &System) -> (Vec<Finding>, HashSet<usize>) {
         }
     });
     (longer.chain(kinds).collect(), services)
-}
-
-/// Services that pass on the context that they received beside spans of their own: what they call hangs beside them.
-pub(super) fn stale_contexts(system: &System, skews: &HashMap<(usize, usize), i64>) -> Vec<Finding> {
-    let mut found: BTreeMap<(usize, usize), Vec<usize>> = BTreeMap::new();
-    let mut entries: BTreeMap<usize, usize> = BTreeMap::new();
-    for (at, span) in system.spans.iter().enumerate() {
-        if system.is_entry(at) {
-            *entries.entry(span.service).or_default() += 1;
-        }
-        if !span.is(Kind::Client) {
-            continue;
-        }
-        let servers: Vec<usize> = span.children.iter().copied().filter(|child| system.spans[*child].is(Kind::Server)).collect();
-        // The longest is the one that the caller called; what it called itself cannot last longer.
-        let Some(&outer) = servers.iter().max_by_key(|at| system.spans[**at].end - system.spans[**at].start) else { continue };
-        let host = &system.spans[outer];
-        for &inner in servers.iter().filter(|inner| **inner != outer) {
-            let guest = &system.spans[inner];
-            let skew = skews.get(&(host.service, guest.service)).copied().unwrap_or(0);
-            // Where clocks differ, their difference is not known well enough to compare the ends.
-            let inside = skew != 0 || host.start <= guest.start && guest.end <= host.end;
-            if host.service != guest.service && inside {
-                found.entry((host.service, guest.service)).or_default().push(inner);
-            }
-        }
-    }
-    let stale = found.into_iter().filter_map(|((service, callee), spans)| {
-        let (name, to) = (system.name(service), system.name(callee));
-        let (count, of) = (spans.len(), entries.get(&service).copied().unwrap_or(spans.len()).max(spans.len()));
-        (level(count, of) == Level::Fault).then(|| Finding {
-            id: FindingId::ContextStale,
-            level: Level::Fault,
-            service: name.to_owned(),
-            peer: Some(to.to_owned()),
-            text: format!("{count} of {of} requests: {to} hangs beside it instead of below it, for it passes on the context that it received instead of its own"),
-            cause: "it copies the trace headers of the request by hand although its tracer makes spans of its own".to_owned(),
-            next: format!("let the tracer of {name} inject the headers, and copy only x-request-id and the like"),
-            count,
-            of,
-            traces: system.examples(spans),
-        })
-    });
-    stale.collect()
 }
 
 /// Consumers that begin traces: right for a queue, and worth knowing.

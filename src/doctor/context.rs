@@ -44,8 +44,9 @@ pub(super) struct Lost {
 }
 
 /// Finds the services that drop or ignore contexts. `skews`: how far the clock of the second service is ahead of the first's.
-pub(super) fn lost_contexts(system: &System, skews: &HashMap<(usize, usize), i64>) -> Lost {
-    let mut search = Search { system, skews, edges: joined(system), used: HashSet::new(), explained: HashSet::new() };
+/// `aliases`: other names of services, in lower case.
+pub(super) fn lost_contexts(system: &System, skews: &HashMap<(usize, usize), i64>, aliases: &BTreeMap<String, usize>) -> Lost {
+    let mut search = Search { system, skews, aliases, edges: joined(system), used: HashSet::new(), explained: HashSet::new() };
     search.calls_that_begin_traces();
     search.entries_below_own_proxy();
     search.entries_below_open_calls();
@@ -68,6 +69,7 @@ fn joined(system: &System) -> BTreeMap<(usize, usize), Edge> {
 struct Search<'a> {
     system: &'a System,
     skews: &'a HashMap<(usize, usize), i64>,
+    aliases: &'a BTreeMap<String, usize>,
     edges: BTreeMap<(usize, usize), Edge>,
     /// Roots that were given a place.
     used: HashSet<usize>,
@@ -170,7 +172,14 @@ impl Search<'_> {
         let mut open: BTreeMap<Remote, Open> = BTreeMap::new();
         for (at, span) in system.spans.iter().enumerate() {
             if system.is_outer_client(at) && system.answered_by(at).is_none() {
-                open.entry(system.remote(at)).or_default().entry(span.service).or_default().push(at);
+                let remote = match system.remote(at) {
+                    Remote::Silent(name) => match self.aliases.get(&name.to_lowercase()) {
+                        Some(service) => Remote::Reports(*service),
+                        None => Remote::Silent(name),
+                    },
+                    remote => remote,
+                };
+                open.entry(remote).or_default().entry(span.service).or_default().push(at);
             }
         }
         for (callee, mut roots) in self.roots(|kind| kind == Some(Kind::Server)) {
@@ -226,7 +235,10 @@ impl Search<'_> {
             let mut found = Vec::new();
             for (n, caller) in candidates.filter(|(_, caller)| *caller != callee) {
                 let entries = self.without_call(caller, Some(callee));
-                let Matches { pairs, chance } = self.inside(&roots, &entries, false);
+                let Matches { mut pairs, chance } = self.inside(&roots, &entries, false);
+                if n < known && !self.at_usual_time(caller, callee, &pairs) {
+                    pairs.clear();
+                }
                 let hosts: BTreeSet<usize> = pairs.iter().map(|(_, outer)| *outer).collect();
                 // Nothing but time speaks for it where no call was ever seen: then most spans of both have to fit, or there has
                 // to be so little traffic that chance is out of the question.
@@ -237,6 +249,26 @@ impl Search<'_> {
             }
             self.take_nearest(callee, found);
         }
+    }
+
+    /// Whether roots begin as long after the spans around them as calls that are continued do: another timer of the same period
+    /// begins at a time of its own. Clocks that differ move both alike.
+    fn at_usual_time(&self, caller: usize, callee: usize, pairs: &[Pair]) -> bool {
+        const LEAST_US: i64 = 2_000;
+        let spans = &self.system.spans;
+        let mut delays = Vec::new();
+        for (entry, _) in self.system.entries(caller).iter().filter(|(_, callees)| callees.contains(&callee)) {
+            let answers = self.system.answers_below(*entry).filter(|at| spans[*at].service == callee);
+            delays.extend(answers.map(|at| spans[at].start - spans[*entry].start));
+        }
+        delays.sort_unstable();
+        if delays.len() < 10 {
+            return true;
+        }
+        let (low, high) = (delays[delays.len() / 20], delays[delays.len() * 19 / 20]);
+        let more = LEAST_US.max((high - low) / 4);
+        let is_usual = |(root, outer): &&Pair| (low - more..=high + more).contains(&(spans[*root].start - spans[*outer].start));
+        pairs.iter().filter(is_usual).count() * 5 >= pairs.len() * 4
     }
 
     /// Whether a client span is below a server span in its service.

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use crate::doctor::finding::{Finding, FindingId, Level, MIN_SHARE, level};
 use crate::doctor::system::{Remote, Seen, System};
+use crate::doctor::timing::median;
 use crate::traces::{Kind, SpanId};
 
 /// Who should have reported the parent of some orphans.
@@ -19,9 +20,8 @@ enum Suspect {
     Unknown,
 }
 
-/// Spans whose parent nobody reported, by who should have; and calls whose answer is missing. `explained`: calls and pairs of
-/// services that another finding explains.
-pub(super) fn missing_spans(system: &System, explained: &Explained) -> Vec<Finding> {
+/// Spans whose parent nobody reported, by who should have; and calls whose answer is missing.
+pub(super) fn missing_spans(system: &System, explained: Explained) -> Vec<Finding> {
     let callers = usual_callers(system);
     let mut groups: BTreeMap<(Suspect, usize), Vec<usize>> = BTreeMap::new();
     for at in (0..system.spans.len()).filter(|at| system.spans[*at].is_orphan) {
@@ -168,39 +168,37 @@ pub(super) struct Explained {
     pub(super) pairs: HashSet<(usize, usize)>,
     /// Services whose spans have the wrong kind.
     pub(super) kinds: HashSet<usize>,
+    /// Callers with calls that name nobody, and which belong to somebody who reports nothing.
+    pub(super) unclear: HashSet<usize>,
 }
 
 /// Calls to a service that reports, with nothing of it below: it decided not to sample, or its spans were lost.
-fn unanswered(system: &System, explained: &Explained, torn: &HashSet<usize>) -> Vec<Finding> {
+fn unanswered(system: &System, mut explained: Explained, torn: &HashSet<usize>) -> Vec<Finding> {
     let mut open: BTreeMap<(usize, usize), Vec<usize>> = BTreeMap::new();
-    let mut answered: BTreeMap<(usize, usize), usize> = BTreeMap::new();
+    let mut answered: BTreeMap<(usize, usize), Vec<usize>> = BTreeMap::new();
     let mut unnamed: Vec<usize> = Vec::new();
-    // Callers with calls whose callee is not known, and which belong to somebody who reports nothing.
-    let mut unclear: HashSet<usize> = HashSet::new();
     for (at, span) in system.spans.iter().enumerate() {
         if !system.is_outer_client(at) || explained.calls.contains(&at) || span.span.is_error() || span.span.timestamp.is_none() {
             continue;
         }
         match (system.answered_by(at), system.named_remote(at)) {
-            (Some(answer), _) => *answered.entry((span.service, system.spans[answer].service)).or_default() += 1,
+            (Some(answer), _) => answered.entry((span.service, system.spans[answer].service)).or_default().push(at),
             (None, Remote::Reports(callee)) if !torn.contains(&span.trace) => {
                 open.entry((span.service, callee)).or_default().push(at);
             }
             (None, Remote::Unnamed) if torn.contains(&span.trace) => {
-                unclear.insert(span.service);
+                explained.unclear.insert(span.service);
             }
             (None, Remote::Unnamed) => unnamed.push(at),
             _ => {}
         }
     }
-    for at in unnamed.into_iter().filter(|at| !unclear.contains(&system.spans[*at].service)) {
-        if let Some(callee) = by_exclusion(system, at, &answered) {
-            open.entry((system.spans[at].service, callee)).or_default().push(at);
-        }
+    for (pair, calls) in guessed(system, unnamed, &answered, &explained.unclear) {
+        open.entry(pair).or_default().extend(calls);
     }
     let known = |pair: &(usize, usize)| explained.pairs.contains(pair) || explained.kinds.contains(&pair.0);
     let finding = |((caller, callee), calls): ((usize, usize), Vec<usize>)| {
-        let joined = answered.get(&(caller, callee)).copied().unwrap_or(0);
+        let joined = answered.get(&(caller, callee)).map_or(0, Vec::len);
         let (count, of) = (calls.len(), calls.len() + joined);
         let (from, name) = (system.name(caller), system.name(callee));
         // Where no call was ever answered, whether that service takes part in traces at all is not known.
@@ -221,8 +219,39 @@ fn unanswered(system: &System, explained: &Explained, torn: &HashSet<usize>) -> 
     open.into_iter().filter(|(pair, _)| !known(pair)).filter_map(finding).collect()
 }
 
+/// Caller, callee, and the calls between them.
+type Calls = BTreeMap<(usize, usize), Vec<usize>>;
+
+/// To whom calls go that name nobody and have no answer: to the one service that is missing beside them, where that is called without
+/// a name at other times, too.
+fn guessed(system: &System, unnamed: Vec<usize>, answered: &Calls, unclear: &HashSet<usize>) -> Calls {
+    let mut guessed = Calls::new();
+    // Some callers always call somebody who never reports.
+    let mut elsewhere: HashMap<usize, usize> = HashMap::new();
+    for at in unnamed.into_iter().filter(|at| !unclear.contains(&system.spans[*at].service)) {
+        let service = system.spans[at].service;
+        let is_alike = |call: &&usize| {
+            system.spans[**call].span.name == system.spans[at].span.name && system.named_remote(**call) == Remote::Unnamed
+        };
+        match by_exclusion(system, at, answered) {
+            Some(callee) if answered[&(service, callee)].iter().take(16).any(|call| is_alike(&call)) => {
+                guessed.entry((service, callee)).or_default().push(at);
+            }
+            Some(_) => {}
+            None => *elsewhere.entry(service).or_default() += 1,
+        }
+    }
+    // Where the callee worked they take as long as others; else somebody in between did not call it.
+    let typical = |calls: &[usize]| median(calls.iter().map(|at| system.spans[*at].took()).collect()).unwrap_or(0);
+    guessed.retain(|pair, calls| {
+        let others = elsewhere.get(&pair.0).copied().unwrap_or(0);
+        others * 5 <= calls.len() && typical(calls) * 4 >= typical(&answered[pair]) * 3
+    });
+    guessed
+}
+
 /// The one service that is called at other times and has no answer beside this call.
-fn by_exclusion(system: &System, call: usize, answered: &BTreeMap<(usize, usize), usize>) -> Option<usize> {
+fn by_exclusion(system: &System, call: usize, answered: &Calls) -> Option<usize> {
     let service = system.spans[call].service;
     let above = std::iter::successors(Some(call), |at| system.spans[*at].parent).find(|at| system.is_entry(*at))?;
     let entries = system.entries(service);

@@ -1,16 +1,20 @@
 //! `httpserver doctor`: reads a mesh's traces and reports which services break them. Nothing is sent to the mesh.
 //!
 //! ```text
-//!  load ─► system ─► context, missing, clocks ─► findings ─► report ─► text, JSON
-//!                      └ timing: what lies inside what, and whether that is chance
+//!  load ─► system ─► context, forwarded, silent, missing, clocks ─► findings ─► report ─► text, JSON
+//!             │         └ timing: what lies inside what, and whether that is chance
+//!             └ peers: the names that calls have for the called
 //! ```
 
 mod clocks;
 mod context;
 mod finding;
+mod forwarded;
 mod load;
 mod missing;
+mod peers;
 mod report;
+mod silent;
 mod system;
 mod timing;
 
@@ -100,12 +104,18 @@ pub async fn run(args: DoctorArgs) -> u8 {
 fn diagnose(traces: &[Trace], source: String) -> Report {
     let system = System::new(traces);
     let skews = clocks::skews(&system);
-    let lost = context::lost_contexts(&system, &skews);
+    let calls = forwarded::calls(&system);
+    let stale = forwarded::stale_contexts(&system, &calls, &skews);
+    let silent = silent::silent_services(&system, &calls, &stale);
+    let lost = context::lost_contexts(&system, &skews, &silent.aliases);
     let (impossible, kinds) = clocks::impossible(&system);
-    let explained = Explained { calls: lost.calls, pairs: lost.pairs, kinds };
+    let mut explained = Explained { calls: lost.calls, pairs: lost.pairs, kinds, unclear: silent.unclear };
+    explained.calls.extend(stale.calls);
+    explained.pairs.extend(silent.pairs);
     let mut findings = lost.findings;
-    findings.extend(missing::missing_spans(&system, &explained));
-    findings.extend(clocks::stale_contexts(&system, &skews));
+    findings.extend(missing::missing_spans(&system, explained));
+    findings.extend(stale.findings);
+    findings.extend(silent.findings);
     findings.extend(impossible);
     findings.extend(clocks::clock_notes(&system, &skews));
     findings.extend(clocks::cut_by_queues(&system));

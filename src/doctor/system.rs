@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
+use crate::doctor::peers::{Names, peer_names};
 use crate::traces::{Kind, Span, Trace, TraceId};
 
 /// Who made a span, from the marks that tracers leave.
@@ -81,6 +82,11 @@ impl Seen {
         self.parent.is_none() && !self.is_orphan
     }
 
+    /// Microseconds.
+    pub(super) fn took(&self) -> i64 {
+        self.end - self.start
+    }
+
     pub(super) fn request_id(&self) -> Option<&str> {
         self.span.tag("guid:x-request-id").or_else(|| self.span.tag("request.id"))
     }
@@ -91,8 +97,7 @@ pub(super) struct System {
     pub(super) ids: Vec<TraceId>,
     pub(super) spans: Vec<Seen>,
     pub(super) names: Vec<Box<str>>,
-    /// Lower-case names and their services.
-    indices: HashMap<String, usize>,
+    pub(super) by_name: Names,
     tracers: Vec<Tracer>,
     /// The server spans with which requests enter each service, with the services that are called below.
     entries: Vec<Vec<(usize, BTreeSet<usize>)>>,
@@ -144,8 +149,8 @@ impl System {
         let ids = traces.iter().map(Trace::id).collect();
         let (entries, open, tracers) =
             (vec![Vec::new(); names.len()], vec![Vec::new(); traces.len()], tracers(&spans, names.len()));
-        let indices = names.iter().enumerate().map(|(at, name)| (name.to_lowercase(), at)).collect();
-        let mut system = Self { ids, spans, names, indices, tracers, entries, open, usual: HashMap::new() };
+        let by_name = Names::new(&names);
+        let mut system = Self { ids, spans, names, by_name, tracers, entries, open, usual: HashMap::new() };
         system.usual = system.usual_callees();
         for at in 0..system.spans.len() {
             let (service, trace) = (system.spans[at].service, system.spans[at].trace);
@@ -182,10 +187,6 @@ impl System {
         &self.names[service]
     }
 
-    pub(super) fn service_named(&self, name: &str) -> Option<usize> {
-        self.indices.get(&name.to_lowercase()).copied()
-    }
-
     /// The first span of another service below a client span; `None` when nothing of the called service is below.
     pub(super) fn answered_by(&self, client: usize) -> Option<usize> {
         let mut next = vec![client];
@@ -215,11 +216,15 @@ impl System {
         self.is_outermost(at, Kind::Server)
     }
 
+    /// Not a question to a database.
+    pub(super) fn is_call(&self, at: usize) -> bool {
+        !self.spans[at].span.tags.keys().any(|key| key.starts_with("db.") || key.starts_with("sql."))
+    }
+
     fn is_outermost(&self, at: usize, kind: Kind) -> bool {
         let span = &self.spans[at];
         let above = span.parent.map(|parent| &self.spans[parent]);
-        let is_call = kind != Kind::Client || !span.span.tags.keys().any(|key| key.starts_with("db.") || key.starts_with("sql."));
-        is_call
+        (kind != Kind::Client || self.is_call(at))
             && span.is(kind)
             && !above.is_some_and(|above| above.is(kind) && above.service == span.service && above.tracer != span.tracer)
     }
@@ -237,26 +242,12 @@ impl System {
     /// Whom a client span calls, from its attributes.
     pub(super) fn named_remote(&self, client: usize) -> Remote {
         let seen = &self.spans[client];
-        let span = &seen.span;
-        let cluster = span.tag("upstream_cluster").and_then(|cluster| cluster.rsplit('|').next());
-        let address = ["peer.service", "server.address", "net.peer.name", "http.host", "peer.hostname"];
-        let urls = ["url.full", "http.url"].into_iter().filter_map(|key| host(span.tag(key)?));
-        let named = span.remote_service().into_iter().chain(cluster);
-        let named = named.chain(address.into_iter().filter_map(|key| span.tag(key))).chain(urls);
-        let mut silent = None;
-        for name in named.map(|name| name.split(':').next().unwrap_or(name)).filter(|name| !name.is_empty()) {
-            let known = self.service_named(name).or_else(|| {
-                let mut labels = name.splitn(3, '.');
-                let (app, namespace) = (labels.next()?, labels.next());
-                let in_namespace = namespace.and_then(|namespace| self.service_named(&format!("{app}.{namespace}")));
-                in_namespace.or_else(|| self.service_named(app))
-            });
-            if let Some(service) = known.filter(|service| *service != seen.service) {
-                return Remote::Reports(service);
-            }
-            let is_address = name.parse::<std::net::IpAddr>().is_ok() || name == "localhost";
-            if silent.is_none() && known.is_none() && !is_address {
-                silent = Some(name.split('.').next().unwrap_or(name).into());
+        let (mut silent, names) = (None, peer_names(&seen.span));
+        for name in names {
+            match self.by_name.find(name) {
+                Some(service) if service != seen.service => return Remote::Reports(service),
+                Some(_) => {}
+                None => silent = silent.or_else(|| Some(name.label().into())),
             }
         }
         silent.map_or(Remote::Unnamed, Remote::Silent)
@@ -273,18 +264,21 @@ impl System {
     }
 
     fn callees(&self, entry: usize) -> BTreeSet<usize> {
-        let service = self.spans[entry].service;
-        let (mut found, mut next) = (BTreeSet::new(), vec![entry]);
-        while let Some(at) = next.pop() {
-            for &child in &self.spans[at].children {
-                if self.spans[child].service == service {
-                    next.push(child);
-                } else {
-                    found.insert(self.spans[child].service);
+        self.answers_below(entry).map(|at| self.spans[at].service).collect()
+    }
+
+    /// The first spans of other services below one.
+    pub(super) fn answers_below(&self, entry: usize) -> impl Iterator<Item = usize> {
+        let mut next = vec![entry];
+        std::iter::from_fn(move || {
+            loop {
+                let at = next.pop()?;
+                if self.spans[at].service != self.spans[entry].service {
+                    return Some(at);
                 }
+                next.extend(&self.spans[at].children);
             }
-        }
-        found
+        })
     }
 
     /// The service that a root or orphan client span leads to.
@@ -323,9 +317,4 @@ fn tracers(spans: &[Seen], services: usize) -> Vec<Tracer> {
     }
     let most = |counts: BTreeMap<Tracer, usize>| counts.into_iter().max_by_key(|(_, count)| *count);
     counts.into_iter().map(|counts| most(counts).map_or(Tracer::None, |(tracer, _)| tracer)).collect()
-}
-
-fn host(url: &str) -> Option<&str> {
-    let rest = url.split_once("://")?.1;
-    rest.split(['/', ':', '?']).next()
 }

@@ -49,18 +49,21 @@ impl Timeline {
         self.intervals.len()
     }
 
-    /// The interval that begins last of those that contain this one.
-    fn around(&self, (start, end): Interval) -> Option<usize> {
+    /// The interval that begins last of those that contain this one, and whether it is as long.
+    fn around(&self, (start, end): Interval) -> Option<(usize, bool)> {
         let after = self.intervals.partition_point(|(outer, ..)| *outer <= start + TOLERANCE_US);
         let near = self.intervals[..after].iter().rev().take(LOOK_BACK);
         near.take_while(|(outer, ..)| *outer >= start - self.longest - TOLERANCE_US)
             .find(|(_, outer_end, _)| end <= outer_end + TOLERANCE_US)
-            .map(|(.., at)| *at)
+            .map(|(outer, outer_end, at)| (*at, end - start <= outer_end - outer))
     }
 
-    fn contained(&self, inner: &[(usize, Interval)], skew: i64) -> Vec<Pair> {
-        let moved = |(start, end): Interval| (start - skew, end - skew);
-        inner.iter().filter_map(|(at, interval)| Some((*at, self.around(moved(*interval))?))).collect()
+    fn contained(&self, inner: &[(usize, Interval)], skew: i64) -> Vec<(Pair, bool)> {
+        let within = |(at, (start, end)): &(usize, Interval)| {
+            let (outer, fits) = self.around((start - skew, end - skew))?;
+            Some(((*at, outer), fits))
+        };
+        inner.iter().filter_map(within).collect()
     }
 
     /// How many of `inner` begin shortly before one of these, and inside none.
@@ -73,11 +76,20 @@ impl Timeline {
         inner.iter().filter(before).count()
     }
 
-    /// The share of `inner` that lies inside by chance, from where it would lie a little earlier and later.
+    /// The share of `inner` that lies inside by chance, from where it would lie a little earlier and later. Before the first and after
+    /// the last of these nothing can be inside.
     fn chance(&self, inner: &[(usize, Interval)], skew: i64) -> f64 {
-        let hits: usize =
-            SHIFTS.iter().map(|shift| self.contained(inner, skew + (shift * self.typical as f64) as i64).len()).sum();
-        (hits as f64 + 0.5) / ((inner.len() * SHIFTS.len()) as f64 + 1.0)
+        let first = self.intervals.first().map_or(0, |(start, ..)| *start);
+        let last = self.intervals.iter().map(|(_, end, _)| *end).max().unwrap_or(0);
+        let (mut hits, mut tried) = (0.0, 0.0);
+        for shift in SHIFTS {
+            let skew = skew + (shift * self.typical as f64) as i64;
+            for (_, (start, end)) in inner.iter().filter(|(_, (start, end))| start - skew >= first && end - skew <= last) {
+                tried += 1.0;
+                hits += f64::from(u8::from(self.around((start - skew, end - skew)).is_some()));
+            }
+        }
+        (hits + 0.5) / (tried + 1.0)
     }
 
     /// Which of `inner` lie inside, when that is no chance. `skew` is how far the clock of `inner` is ahead.
@@ -86,11 +98,15 @@ impl Timeline {
         if inner.is_empty() || self.intervals.is_empty() {
             return None;
         }
-        let pairs = self.contained(&inner, skew);
+        let mut pairs = self.contained(&inner, skew);
         let chance = self.chance(&inner, skew);
-        // Two timers that strike together begin in either order; a cause never begins second.
+        // Two timers that strike together begin in either order, and either lasts longer; a cause never begins second.
         let either_order = chance < 0.3 && self.just_before(&inner, skew) * 3 > pairs.len();
-        (pairs.len() >= 3 && !either_order && evidence(pairs.len(), inner.len(), chance) >= EVIDENCE)
+        let all = pairs.len();
+        pairs.retain(|(_, fits)| *fits);
+        let pairs: Vec<Pair> = pairs.into_iter().map(|(pair, _)| pair).collect();
+        let either_length = (all - pairs.len()) * 5 > all;
+        (pairs.len() >= 3 && !either_order && !either_length && evidence(pairs.len(), inner.len(), chance) >= EVIDENCE)
             .then_some(Matches { pairs, chance })
     }
 
@@ -140,6 +156,40 @@ pub(super) fn contains(outer: Interval, inner: Interval) -> bool {
     outer.0 <= inner.0 + TOLERANCE_US && inner.1 <= outer.1 + TOLERANCE_US
 }
 
+/// How many inner intervals lie inside one of their outer ones: clocks being equal or, with `any_skew`, at the one difference at which
+/// most do.
+pub(super) fn nested(pairs: &[(Interval, Vec<Interval>)], any_skew: bool) -> usize {
+    let inside = |skew: i64| {
+        let at = |(inner, outers): &&(Interval, Vec<Interval>)| {
+            outers.iter().any(|outer| contains(*outer, (inner.0 - skew, inner.1 - skew)))
+        };
+        pairs.iter().filter(at).count()
+    };
+    if !any_skew {
+        return inside(0);
+    }
+    // For each pair the differences at which it nests.
+    let mut ends = Vec::new();
+    for (inner, outers) in pairs {
+        for outer in outers.iter().filter(|outer| inner.1 - inner.0 <= outer.1 - outer.0 + 2 * TOLERANCE_US) {
+            ends.extend([(inner.1 - outer.1 - TOLERANCE_US, -1), (inner.0 - outer.0 + TOLERANCE_US, 1)]);
+        }
+    }
+    ends.sort_unstable();
+    let (mut depth, mut best) = (0, (0, 0));
+    for (skew, end) in ends {
+        depth -= end;
+        best = best.max((depth, skew));
+    }
+    inside(best.1).max(inside(0))
+}
+
+/// The middle one of these values.
+pub(super) fn median(mut values: Vec<i64>) -> Option<i64> {
+    values.sort_unstable();
+    values.get(values.len() / 2).copied()
+}
+
 /// The interval of a span.
 pub(super) fn interval(span: &Seen) -> Interval {
     (span.start, span.end)
@@ -172,5 +222,17 @@ mod tests {
         assert!(outer.matches(&inner, 0).is_none_or(|found| found.pairs.len() < 10));
         let found = outer.matches_at_any_skew(&inner).unwrap().pairs;
         assert!(found.len() >= 38 && found.iter().all(|(inner, outer)| inner == outer), "{found:?}");
+    }
+
+    #[test]
+    fn spans_nest_at_one_difference_of_clocks_or_not_at_all() {
+        let at = |n: i64, inner: (i64, i64), skew: i64| {
+            let outer = 1_000_000_000 + n * 1_000_000;
+            ((outer + inner.0 + skew, outer + inner.1 + skew), vec![(outer, outer + 10_000)])
+        };
+        let all = |skew: &dyn Fn(i64) -> i64| (0..20).map(|n| at(n, (2_000 + n, 8_000), skew(n))).collect::<Vec<_>>();
+        assert_eq!(nested(&all(&|_| 0), false), 20);
+        assert_eq!((nested(&all(&|_| 400_000), false), nested(&all(&|_| 400_000), true)), (0, 20));
+        assert!(nested(&all(&|n| n * n * 3_000), true) < 4, "no difference of clocks explains it: they come later");
     }
 }

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use serde_json::{Value, json};
 
 use crate::common::{Demo, Ran, run, wait_until};
-use systems::{Fault, System};
+use systems::{Fault, NAMINGS, System};
 
 /// Systems of each sort; the published figures are from 200.
 fn sample() -> u64 {
@@ -63,11 +63,12 @@ fn planted_faults_are_found_at_their_service() {
         let name = &system.names[service];
         let faults = faults(&report(&system.spans(seed, 200)));
         let is = |text: &str| text.split('.').next() == Some(name);
+        let is_host = |text: &str| system.host(service).starts_with(text);
         let names = |[_, service, peer, text]: &[String; 4]| match fault {
             // Whether the caller does not write or the callee does not read cannot be known when they have only each other.
             Fault::Ignores => is(service) || is(peer),
-            // Nobody names it: its place is all that can be known.
-            Fault::Silent => is(service) || text.starts_with("a service stands there"),
+            // Its callers know it by the name of its host; where nobody names it, its place is all that can be known.
+            Fault::Silent => is(service) || is_host(service) || text.starts_with("a service stands there"),
             _ => is(service),
         };
         let (at, elsewhere): (Vec<_>, Vec<_>) = faults.into_iter().partition(names);
@@ -82,6 +83,40 @@ fn planted_faults_are_found_at_their_service() {
     missed.iter().for_each(|line| println!("missed {line:?}"));
     wrong.iter().for_each(|line| println!("wrong {line:?}"));
     assert!(found * 100 >= sample() * 95 && (wrong.len() as u64) * 20 <= sample());
+}
+
+/// A service that copies the headers which it received to its calls and reports nothing: at any clock nobody else is named, and it is found
+/// wherever the spans of its callers name it. Where nobody names it, its place is all that can be known.
+#[test]
+fn a_service_that_forwards_headers_and_reports_nothing_is_found() {
+    let (mut named, mut found, mut unnamed, mut placed) = (0, 0, 0, 0);
+    let mut wrong = Vec::new();
+    for seed in 0..sample() {
+        let n = seed as usize;
+        let rate = [1.0, 0.3, 0.1][n % 3];
+        let skew = [0, 3_000, 30_000, 400_000, 2_000_000][n % 5];
+        let system = System::forwarding(5_000 + seed, rate, skew, NAMINGS[n % NAMINGS.len()]);
+        let name = &system.names[system.faulty.unwrap().0];
+        let faults = faults(&report(&system.spans(seed, 200)));
+        let (at, elsewhere): (Vec<_>, Vec<_>) = faults.into_iter().partition(|[_, service, _, text]| {
+            service.split('.').next() == Some(name) || text.starts_with("a service stands there")
+        });
+        let is_found = !at.is_empty();
+        if system.is_named() {
+            named += 1;
+            found += u64::from(is_found);
+            if !is_found {
+                println!("missed {seed} {name} {rate} {skew} {:?}", NAMINGS[n % NAMINGS.len()]);
+            }
+        } else {
+            unnamed += 1;
+            placed += u64::from(is_found);
+        }
+        wrong.extend(elsewhere.into_iter().map(|finding| (seed, name.clone(), rate, skew, finding)));
+    }
+    println!("{found} of {named} that are named found; {placed} of {unnamed} others");
+    assert!(wrong.is_empty(), "{wrong:?}");
+    assert!(found * 100 >= named * 95, "{found} of {named}");
 }
 
 fn system_of_two(seed: u64) -> Vec<Value> {

@@ -43,8 +43,10 @@ pub(super) enum Fault {
     Drops { spans: bool, rate: f64 },
     /// It begins a trace whatever it receives.
     Ignores,
-    /// It passes contexts on and reports nothing.
+    /// It continues contexts and reports nothing.
     Silent,
+    /// It copies the headers that it received to its calls, untouched, and reports nothing.
+    Forwards { rate: f64 },
     /// It loses some of its server spans.
     Loses { rate: f64 },
     /// It decides about sampling by itself.
@@ -54,6 +56,32 @@ pub(super) enum Fault {
     /// Its server spans are marked as client spans.
     Kind,
 }
+
+/// How a caller's tracer names whom it calls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Naming {
+    Nobody,
+    /// Zipkin's remote endpoint.
+    Endpoint,
+    /// This attribute has the name of the host.
+    Attribute(&'static str),
+    /// This attribute has the URL.
+    Url(&'static str),
+    /// This attribute has the name of the host with namespace and domain of the cluster.
+    Domain(&'static str),
+}
+
+pub(super) const NAMINGS: [Naming; 9] = [
+    Naming::Endpoint,
+    Naming::Attribute("peer.service"),
+    Naming::Attribute("server.address"),
+    Naming::Attribute("net.peer.name"),
+    Naming::Attribute("http.host"),
+    Naming::Url("url.full"),
+    Naming::Url("http.url"),
+    Naming::Domain("server.address"),
+    Naming::Nobody,
+];
 
 pub(super) struct System {
     pub(super) names: Vec<String>,
@@ -65,7 +93,9 @@ pub(super) struct System {
     pub(super) faulty: Option<(usize, Fault)>,
     /// Between two requests on average, microseconds.
     gap: f64,
-    names_peers: bool,
+    naming: Naming,
+    /// The host under which each service is called, and what a load balancer there takes, microseconds.
+    hosts: Vec<(String, i64)>,
 }
 
 #[derive(Clone, Copy)]
@@ -108,12 +138,72 @@ impl System {
         let skewed = r.chance(0.4);
         let skews = (0..n).map(|_| if skewed && r.chance(0.4) { r.below(3_000_000) as i64 - 1_500_000 } else { 0 }).collect();
         let gap = [20_000.0, 200_000.0, 2_000_000.0, 15_000_000.0][r.below(4) as usize];
-        let names_peers = r.chance(0.6);
-        let mut system = Self { names, tracers, calls, entries, skews, faulty: None, gap, names_peers };
+        let naming = if r.chance(0.6) { NAMINGS[r.below(8) as usize] } else { Naming::Nobody };
+        let aliased = r.chance(0.4);
+        let hosts =
+            names.iter().map(|name| if aliased && r.chance(0.4) { alias(&mut r, name) } else { (name.clone(), 0) }).collect();
+        let mut system = Self { names, tracers, calls, entries, skews, faulty: None, gap, naming, hosts };
         if fault {
             system.plant(&mut r);
         }
         system
+    }
+
+    /// A system in which one service forwards headers in this share of its requests; hosts' clocks differ by `skew` microseconds.
+    pub(super) fn forwarding(seed: u64, rate: f64, skew: i64, naming: Naming) -> Self {
+        let mut system = Self::random(seed, false);
+        let mut r = Random::new(seed ^ 0xf0f0);
+        let inner: Vec<usize> = (1..system.names.len()).filter(|i| !system.entries.contains(i)).collect();
+        let through: Vec<usize> = inner.iter().copied().filter(|i| !system.calls[*i].is_empty()).collect();
+        let service = *through.get(r.below(through.len().max(1) as u64) as usize).unwrap_or(&inner[0]);
+        if through.is_empty() {
+            let last = system.names.len() - 1;
+            let callee = if service == last { last - 1 } else { last };
+            system.calls[service].push((callee.max(1), 1.0));
+            system.calls[callee].retain(|(called, _)| *called != service);
+        }
+        system.skews.iter_mut().for_each(|of| *of = [0, skew, -skew][r.below(3) as usize]);
+        system.naming = naming;
+        system.hosts[service] = (system.names[service].clone(), 0);
+        system.faulty = Some((service, Fault::Forwards { rate }));
+        system
+    }
+
+    /// Whether each caller's spans name the faulty service.
+    pub(super) fn is_named(&self) -> bool {
+        let service = self.faulty.unwrap().0;
+        let calls = |caller: &usize| self.calls[*caller].iter().any(|(callee, _)| *callee == service);
+        self.naming != Naming::Nobody || (0..self.names.len()).filter(calls).all(|caller| self.tracers[caller] == Tracer::Envoy)
+    }
+
+    /// The name under which others reach a service.
+    pub(super) fn host(&self, service: usize) -> &str {
+        &self.hosts[service].0
+    }
+
+    /// The attributes of a call, and the name of its remote endpoint.
+    fn peer(&self, caller: usize, callee: usize) -> (Vec<(&'static str, String)>, Option<String>) {
+        let host = self.hosts[callee].0.clone();
+        let is_address = host.parse::<std::net::IpAddr>().is_ok();
+        let mut tags = match self.tracers[caller] {
+            Tracer::Envoy => {
+                // The mesh knows the name behind an address.
+                let host = if is_address { &self.names[callee] } else { &host };
+                let cluster = format!("outbound|80||{host}.shop.svc.cluster.local");
+                return (vec![("component", "proxy".to_owned()), ("upstream_cluster", cluster)], None);
+            }
+            Tracer::OpenTelemetry => vec![("otel.scope.name", "http".to_owned())],
+            Tracer::Zipkin => vec![],
+        };
+        match self.naming {
+            Naming::Nobody => {}
+            Naming::Endpoint => return (tags, Some(host)),
+            Naming::Attribute(key) => tags.push((key, host)),
+            Naming::Url(key) => tags.push((key, format!("http://{host}:8080/x"))),
+            Naming::Domain(key) if is_address => tags.push((key, host)),
+            Naming::Domain(key) => tags.push((key, format!("{host}.shop.svc.cluster.local"))),
+        }
+        (tags, None)
     }
 
     fn plant(&mut self, r: &mut Random) {
@@ -158,10 +248,24 @@ impl System {
                 made.entry(callee, at);
             } else {
                 let id = made.r.next() | 1;
-                made.push(id, id, None, "nightly-timer", "CLIENT", "job", at, 900, &[], 0);
+                made.push(id, id, None, "nightly-timer", "CLIENT", "job", at, 900, (&[], None), 0);
             }
         }
         made.spans
+    }
+}
+
+/// Another name under which a service is reached, and what stands there takes.
+fn alias(r: &mut Random, name: &str) -> (String, i64) {
+    let n = r.below(200);
+    match r.below(8) {
+        0 => (format!("{name}-svc"), 0),
+        1 => (format!("{name}-7c9d5b8f6d-x2k4q"), 0),
+        2 => (format!("{name}service"), 0),
+        3 | 4 => (format!("10.1.2.{n}"), 0),
+        5 => (["atlas", "hermes", "titan", "juno"][r.below(4) as usize].to_owned(), 0),
+        6 => (format!("lb-{n}"), 100 + r.below(1_000) as i64),
+        _ => (format!("vip{n}"), 100 + r.below(1_000) as i64),
     }
 }
 
@@ -183,7 +287,7 @@ impl Made<'_> {
         name: &str,
         start: i64,
         took: i64,
-        tags: &[(&str, String)],
+        (tags, remote): (&[(&str, String)], Option<String>),
         skew: i64,
     ) {
         let tags: serde_json::Map<String, Value> = tags.iter().map(|(k, v)| ((*k).to_owned(), json!(v))).collect();
@@ -191,6 +295,9 @@ impl Made<'_> {
             "timestamp": start + skew, "duration": took.max(1), "localEndpoint": {"serviceName": service}, "tags": tags});
         if let Some(parent) = parent {
             span["parentId"] = json!(format!("{parent:016x}"));
+        }
+        if let Some(remote) = remote {
+            span["remoteEndpoint"] = json!({"serviceName": remote});
         }
         self.spans.push(span);
     }
@@ -212,7 +319,8 @@ impl Made<'_> {
         if let Some(Fault::Samples { rate }) = fault {
             context.sampled &= !self.r.chance(rate);
         }
-        let reports = context.sampled && fault != Some(Fault::Silent);
+        let forwards = matches!(fault, Some(Fault::Forwards { rate }) if self.r.chance(rate));
+        let reports = context.sampled && fault != Some(Fault::Silent) && !forwards;
         let lost = matches!(fault, Some(Fault::Loses { rate }) if self.r.chance(rate));
         let drops = matches!(fault, Some(Fault::Drops { rate, .. }) if self.r.chance(rate));
         let mut took = 300 + self.r.below(4_000) as i64;
@@ -236,30 +344,16 @@ impl Made<'_> {
             let goes_on = match fault {
                 Some(Fault::Drops { .. }) if drops && !envoy => None,
                 Some(Fault::Stale) => Some(received.unwrap_or(sent)),
+                _ if forwards => received,
                 _ => Some(sent),
             };
-            let wire = 200 + self.r.below(800) as i64;
+            let wire = 200 + self.r.below(800) as i64 + system.hosts[callee].1;
             let inner = self.serve(callee, goes_on, call_at + wire, depth + 1);
             let waited = inner + 2 * wire;
             if reported {
                 let name = &system.names[service];
                 let service_name = if envoy { format!("{name}.shop") } else { name.clone() };
-                let peer = &system.names[callee];
-                let mut tags = vec![];
-                match system.tracers[service] {
-                    Tracer::Envoy => tags.extend([
-                        ("component", "proxy".to_owned()),
-                        ("upstream_cluster", format!("outbound|80||{peer}.shop.svc.cluster.local")),
-                    ]),
-                    Tracer::OpenTelemetry => {
-                        tags.push(("otel.scope.name", "http".to_owned()));
-                        if system.names_peers {
-                            tags.push(("server.address", peer.clone()));
-                        }
-                    }
-                    Tracer::Zipkin if system.names_peers => tags.push(("http.url", format!("http://{peer}:80/x"))),
-                    Tracer::Zipkin => {}
-                }
+                let (tags, remote) = system.peer(service, callee);
                 self.push(
                     sent.trace,
                     call,
@@ -269,7 +363,7 @@ impl Made<'_> {
                     "GET",
                     call_at,
                     waited,
-                    &tags,
+                    (&tags, remote),
                     system.skews[service],
                 );
             }
@@ -285,7 +379,7 @@ impl Made<'_> {
             };
             let parent = received.map(|c| c.span).filter(|_| !begun);
             let kind = if fault == Some(Fault::Kind) { "CLIENT" } else { "SERVER" };
-            self.push(context.trace, own, parent, &service_name, kind, "GET /x", at, took, &tags, system.skews[service]);
+            self.push(context.trace, own, parent, &service_name, kind, "GET /x", at, took, (&tags, None), system.skews[service]);
         }
         took
     }
