@@ -45,7 +45,11 @@ pub(super) struct Lost {
 
 /// Finds the services that drop or ignore contexts. `skews`: how far the clock of the second service is ahead of the first's.
 /// `aliases`: other names of services, in lower case.
-pub(super) fn lost_contexts(system: &System, skews: &HashMap<(usize, usize), i64>, aliases: &BTreeMap<String, usize>) -> Lost {
+pub(super) fn lost_contexts(
+    system: &System,
+    skews: &HashMap<(usize, usize), i64>,
+    aliases: &BTreeMap<String, Option<usize>>,
+) -> Lost {
     let mut search = Search { system, skews, aliases, edges: joined(system), used: HashSet::new(), explained: HashSet::new() };
     search.calls_that_begin_traces();
     search.entries_below_own_proxy();
@@ -69,7 +73,7 @@ fn joined(system: &System) -> BTreeMap<(usize, usize), Edge> {
 struct Search<'a> {
     system: &'a System,
     skews: &'a HashMap<(usize, usize), i64>,
-    aliases: &'a BTreeMap<String, usize>,
+    aliases: &'a BTreeMap<String, Option<usize>>,
     edges: BTreeMap<(usize, usize), Edge>,
     /// Roots that were given a place.
     used: HashSet<usize>,
@@ -174,8 +178,8 @@ impl Search<'_> {
             if system.is_outer_client(at) && system.answered_by(at).is_none() {
                 let remote = match system.remote(at) {
                     Remote::Silent(name) => match self.aliases.get(&name.to_lowercase()) {
-                        Some(service) => Remote::Reports(*service),
-                        None => Remote::Silent(name),
+                        Some(Some(service)) => Remote::Reports(*service),
+                        _ => Remote::Silent(name),
                     },
                     remote => remote,
                 };
@@ -190,7 +194,11 @@ impl Search<'_> {
                 for (remote, callers) in group {
                     for (&caller, calls) in callers.iter().filter(|(caller, _)| **caller != callee) {
                         let any_skew = !self.skews.contains_key(&(caller, callee)) && matches!(remote, Remote::Reports(_));
-                        let silent = if let Remote::Silent(name) = remote { Some(&**name) } else { None };
+                        // A load balancer in front of several that report is not who loses the context.
+                        let silent = match remote {
+                            Remote::Silent(name) if !self.aliases.contains_key(&name.to_lowercase()) => Some(&**name),
+                            _ => None,
+                        };
                         found.push((caller, silent, self.inside(&roots, calls, any_skew).pairs));
                     }
                 }

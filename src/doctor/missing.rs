@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use crate::doctor::finding::{Finding, FindingId, Level, MIN_SHARE, level};
+use crate::doctor::peers::peer_names;
 use crate::doctor::system::{Remote, Seen, System};
 use crate::doctor::timing::median;
 use crate::traces::{Kind, SpanId};
@@ -23,9 +24,11 @@ enum Suspect {
 /// Spans whose parent nobody reported, by who should have; and calls whose answer is missing.
 pub(super) fn missing_spans(system: &System, explained: Explained) -> Vec<Finding> {
     let callers = usual_callers(system);
+    let edge = |span: &Seen| Some((system.spans[span.parent?].service, span.service));
+    let edges = system.spans.iter().filter(|span| span.is(Kind::Server)).filter_map(edge).collect();
     let mut groups: BTreeMap<(Suspect, usize), Vec<usize>> = BTreeMap::new();
     for at in (0..system.spans.len()).filter(|at| system.spans[*at].is_orphan) {
-        let suspect = suspect(system, at, &callers);
+        let suspect = suspect(system, at, &callers, &edges);
         groups.entry((suspect, system.spans[at].service)).or_default().push(at);
     }
     let mut findings: Vec<Finding> =
@@ -55,7 +58,7 @@ fn usual_callers(system: &System) -> HashMap<usize, usize> {
     most.into_iter().map(|(callee, (_, caller))| (callee, caller)).collect()
 }
 
-fn suspect(system: &System, orphan: usize, callers: &HashMap<usize, usize>) -> Suspect {
+fn suspect(system: &System, orphan: usize, callers: &HashMap<usize, usize>, edges: &HashSet<(usize, usize)>) -> Suspect {
     let span = &system.spans[orphan];
     // What is no server span hangs below a span of its own service.
     if !matches!(span.span.kind, Some(Kind::Server | Kind::Consumer)) {
@@ -63,11 +66,20 @@ fn suspect(system: &System, orphan: usize, callers: &HashMap<usize, usize>) -> S
     }
     let within = |outer: &Seen| outer.start <= span.start + 1_000 && span.end <= outer.end + 1_000;
     let open = system.open_calls(span.trace);
-    // Inside it in time at first; clocks may differ, and then any open call to somebody who never reports explains it.
+    let is_usual =
+        |at: &usize| matches!(system.remote(*at), Remote::Reports(service) if edges.contains(&(service, span.service)));
+    // Nobody behind a name of the public DNS calls back into the mesh.
+    let is_outside = |at: &usize| {
+        let names = peer_names(&system.spans[*at].span);
+        !names.is_empty() && names.iter().all(|name| name.is_public()) && matches!(system.remote(*at), Remote::Silent(_))
+    };
+    // To somebody who calls there at other times, else inside it in time; clocks may differ, and then any open call to somebody who
+    // never reports explains it.
     let fit = |at: &usize| {
         let (within, remote) = (within(&system.spans[*at]), system.remote(*at));
         let silent = matches!(remote, Remote::Silent(_));
         (
+            is_usual(at),
             within && silent,
             silent,
             within && remote == Remote::Unnamed,
@@ -76,10 +88,10 @@ fn suspect(system: &System, orphan: usize, callers: &HashMap<usize, usize>) -> S
             system.spans[*at].start,
         )
     };
-    let around = open.filter(|at| system.spans[*at].service != span.service).max_by_key(fit);
+    let around = open.filter(|at| system.spans[*at].service != span.service && !is_outside(at)).max_by_key(fit);
     match around.map(|at| (at, system.remote(at))) {
         Some((_, Remote::Silent(name))) => return Suspect::Silent(name),
-        Some((at, Remote::Reports(service))) if service != span.service && within(&system.spans[at]) => {
+        Some((at, Remote::Reports(service))) if service != span.service && (is_usual(&at) || within(&system.spans[at])) => {
             return Suspect::Service(service);
         }
         Some((at, Remote::Unnamed)) => return Suspect::Behind(system.spans[at].service),

@@ -45,8 +45,8 @@ pub(super) struct Silent {
     pub(super) unclear: HashSet<usize>,
     /// Caller and silent service.
     pub(super) pairs: HashSet<(usize, usize)>,
-    /// Other names of services: all calls to them are answered by that one.
-    pub(super) aliases: BTreeMap<String, usize>,
+    /// Other names of services, in lower case: all calls to them are answered by that one, or by several (`None`).
+    pub(super) aliases: BTreeMap<String, Option<usize>>,
 }
 
 struct Search<'a> {
@@ -71,8 +71,9 @@ pub(super) fn silent_services(system: &System, calls: &[Call<'_>], stale: &Stale
             Between::Behind(caller) => search.unnamed(*caller, group),
         };
         let Some(found) = found else {
-            if let (Between::Name(name), [only]) = (between, &*group.answering(system).into_iter().collect::<Vec<_>>()) {
-                silent.aliases.insert(name.clone(), *only);
+            let mut answering = group.answering(system).into_iter();
+            if let (Between::Name(name), Some(first)) = (between, answering.next()) {
+                silent.aliases.insert(name.clone(), answering.next().is_none().then_some(first));
             }
             continue;
         };
