@@ -1,4 +1,4 @@
-//! The layout of `src/`: which module may import which, and how long files and functions may be.
+//! The layout of `src/`: which module may import which, how long files and functions may be, and that a type's name is its own.
 //!
 //! `ARCHITECTURE.md` has the picture; [`FLOORS`] is the same order as data. Every `crate::` and `super::` path counts, wherever it stands:
 //! in a `use`, in a type, in an expression, in a macro's arguments. Code under `#[cfg(test)]` is left out: a test may look from anywhere.
@@ -40,12 +40,16 @@ struct Source {
     paths: Vec<(Vec<String>, usize)>,
     /// Name, first line and number of lines of each function.
     functions: Vec<(String, usize, usize)>,
+    /// Name and line of each type, trait and alias outside functions and `impl` blocks.
+    types: Vec<(String, usize)>,
 }
 
 /// Collects what a file says of other modules.
 struct Reader {
     /// The module that the tokens belong to.
     module: Vec<String>,
+    /// How many groups stand around the tokens, modules aside.
+    depth: usize,
     source: Source,
 }
 
@@ -59,8 +63,15 @@ impl Reader {
             module.pop();
         }
         let lines = text.lines().count();
-        let source = Source { path: path.to_owned(), module: module.clone(), lines, paths: Vec::new(), functions: Vec::new() };
-        let mut reader = Self { module, source };
+        let source = Source {
+            path: path.to_owned(),
+            module: module.clone(),
+            lines,
+            paths: Vec::new(),
+            functions: Vec::new(),
+            types: Vec::new(),
+        };
+        let mut reader = Self { module, depth: 0, source };
         reader.tokens(tokens);
         reader.source
     }
@@ -98,7 +109,18 @@ impl Reader {
                     }
                 }
                 TokenTree::Ident(ident) if *ident == "fn" => self.function(&tokens[at..]),
-                TokenTree::Group(group) => self.tokens(group.stream()),
+                TokenTree::Ident(ident)
+                    if self.depth == 0 && ["struct", "enum", "trait", "type"].iter().any(|kind| ident == kind) =>
+                {
+                    if let Some(TokenTree::Ident(name)) = tokens.get(at + 1) {
+                        self.source.types.push((name.to_string(), name.span().start().line));
+                    }
+                }
+                TokenTree::Group(group) => {
+                    self.depth += 1;
+                    self.tokens(group.stream());
+                    self.depth -= 1;
+                }
                 _ => {}
             }
             at += 1;
@@ -256,6 +278,20 @@ fn files_and_functions_can_be_read_in_a_sitting() {
         }
     }
     assert!(long.is_empty(), "{}", long.join("\n"));
+}
+
+#[test]
+fn no_two_types_have_one_name() {
+    let mut places: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for source in sources() {
+        for (name, line) in &source.types {
+            places.entry(name.clone()).or_default().push(format!("{}:{line}", source.path.display()));
+        }
+    }
+    assert!(places.len() > 300, "{} types: is this the source?", places.len());
+    let shared: Vec<_> =
+        places.iter().filter(|(_, at)| at.len() > 1).map(|(name, at)| format!("{name}: {}", at.join(", "))).collect();
+    assert!(shared.is_empty(), "one name for several types:\n{}", shared.join("\n"));
 }
 
 #[test]

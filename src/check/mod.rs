@@ -45,7 +45,7 @@ pub use backend::trace::{TraceArgs, TraceOutput, run as run_trace};
 use chain::evidence::Xray;
 use chain::probe::{Probe, deepest};
 pub use cluster::ClusterArgs;
-use cluster::{Cluster, Subject};
+use cluster::{Cluster, ClusterSubject};
 use envoy::suggestions::{HintContext, HopRef};
 use reachability::client::{CheckClient, FrontAnswer, RequestFailure};
 use reachability::tls::Trust;
@@ -76,7 +76,7 @@ pub async fn run(args: CheckArgs) -> u8 {
     let mut report =
         Report::new(redacted_url(args.url.as_str()), args.output, args.skip.clone(), color, Box::new(std::io::stdout()));
     let deadline = args.deadline();
-    let Ending { stop, mut left, is_over } = match Ending::listen(deadline) {
+    let RunEnd { stop, mut left, is_over } = match RunEnd::listen(deadline) {
         Ok(ending) => ending,
         Err(error) => {
             eprintln!("httpserver: cannot listen for signals: {error}");
@@ -140,14 +140,14 @@ fn hints(args: &CheckArgs) -> HintContext {
 const GRACE: Duration = Duration::from_millis(500);
 
 /// How a run ends before it is complete: by a signal, or by its deadline.
-struct Ending {
+struct RunEnd {
     stop: signal::Receiver<bool>,
     /// [`GRACE`] later.
     left: signal::Receiver<bool>,
     is_over: Arc<AtomicBool>,
 }
 
-impl Ending {
+impl RunEnd {
     /// Listens on a thread of its own: a peer that sends interim answers without end can make every worker of the runtime read
     /// them, and then neither its timers nor its signals are noticed.
     fn listen(deadline: Duration) -> std::io::Result<Self> {
@@ -235,9 +235,9 @@ impl<'a> Run<'a> {
         }
     }
 
-    fn subject(&self) -> Subject<'a> {
+    fn subject(&self) -> ClusterSubject<'a> {
         let CheckArgs { url, resolve, expect, namespace, gateway_namespace, .. } = self.args;
-        Subject { url, resolve, expect: expect.as_ref(), namespace, gateway_namespace }
+        ClusterSubject { url, resolve, expect: expect.as_ref(), namespace, gateway_namespace }
     }
 
     /// Reads the cluster before the first request, so that each finding can name its object.
@@ -330,7 +330,7 @@ impl<'a> Run<'a> {
             None => {}
             Some(Ok((backend, finding))) => {
                 self.report.add(finding.clone());
-                let request = backend::Request {
+                let request = backend::CheckedRequest {
                     client,
                     expect: self.args.expect.as_ref(),
                     trace_id: self.args.trace_id.as_ref(),

@@ -9,7 +9,7 @@ use http::HeaderName;
 use crate::config::fan_out::FanOutParser;
 use crate::config::page::PageArgs;
 use crate::hop::latency::Latency;
-use crate::hop::request_faults::AtHop as Fault;
+use crate::hop::request_faults::AddressedFault as Fault;
 use crate::trace_context::carried_names;
 use crate::upstream::FanOut;
 use crate::values::{header_name, service_number};

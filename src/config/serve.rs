@@ -13,7 +13,7 @@ use crate::config::otel::{self, Environment, ExporterName};
 use crate::hop::capacity::{Capacity, Resources};
 use crate::hop::config::{AdminOptions, HopConfig};
 use crate::hop::fault::{Fault, FaultConfig};
-use crate::hop::identity::Place;
+use crate::hop::identity::Locality;
 use crate::hop::latency::Latency;
 use crate::hop::limits::MAX_RESPONSE;
 use crate::hop::reply::MAX_HOPS;
@@ -212,7 +212,7 @@ impl HopConfig {
         config.identity.version = args.service_version;
         config.identity.lane = args.lane;
         config.export.resource.service_name = service_name.or(in_attributes).unwrap_or(name);
-        config.identity.place = Place::of(&attributes);
+        config.identity.place = Locality::of(&attributes);
         config.export.resource.attributes = config.identity.attributes();
         for (key, value) in attributes.into_iter().filter(|(key, _)| key != "service.name") {
             config.export.resource.attributes.retain(|(own, _)| *own != key);

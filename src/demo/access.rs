@@ -31,7 +31,7 @@ const OPEN_PATHS: [&str; 4] =
 pub(crate) const ORDERS_PATH: &str = "/demo/control";
 
 /// Why a request is refused: the status, and a sentence for whoever tries it by hand.
-pub(crate) type Refusal = (StatusCode, &'static str);
+pub(crate) type AccessRefusal = (StatusCode, &'static str);
 
 /// Who may read and who may give orders. Clones share it.
 #[derive(Debug, Clone)]
@@ -45,19 +45,19 @@ struct Rules {
     allowed: Vec<String>,
     /// `--allow-remote-control`.
     remote: bool,
-    key: Key,
+    key: AccessKey,
 }
 
 /// The access key: new for each start.
-struct Key(String);
+struct AccessKey(String);
 
-impl fmt::Debug for Key {
+impl fmt::Debug for AccessKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Key(***)")
     }
 }
 
-impl Key {
+impl AccessKey {
     /// # Errors
     ///
     /// The system has no random numbers.
@@ -80,7 +80,7 @@ impl Access {
     ///
     /// The system has no random numbers for the key.
     pub(crate) fn new(addr: SocketAddr, allowed: Vec<String>, remote: bool) -> Result<Self, String> {
-        Ok(Self(Arc::new(Rules { addr, allowed, remote, key: Key::random()? })))
+        Ok(Self(Arc::new(Rules { addr, allowed, remote, key: AccessKey::random()? })))
     }
 
     /// Where store and page can be reached.
@@ -110,7 +110,7 @@ impl Access {
 
     /// The answer to a request that does not reach the router.
     fn answer(&self, head: &Parts) -> Option<Response> {
-        let refused = |(status, why): Refusal| Some(text(status, why));
+        let refused = |(status, why): AccessRefusal| Some(text(status, why));
         if OPEN_PATHS.contains(&head.uri.path()) && (head.method == Method::POST || head.uri.path() == "/health") {
             let from_page = head.headers.contains_key(header::ORIGIN);
             return from_page
@@ -149,7 +149,7 @@ impl Access {
         response
     }
 
-    fn may_read(&self, head: &Parts) -> Result<(), Refusal> {
+    fn may_read(&self, head: &Parts) -> Result<(), AccessRefusal> {
         let forbidden = |why| Err((StatusCode::FORBIDDEN, why));
         let host = host_of(head);
         if !self.has_key(head) && !host.as_ref().is_some_and(|host| self.is_readable_under(host)) {
@@ -188,7 +188,7 @@ impl Access {
     /// # Errors
     ///
     /// Why this is not an order from our own page.
-    pub(crate) fn may_order(&self, head: &Parts) -> Result<(), Refusal> {
+    pub(crate) fn may_order(&self, head: &Parts) -> Result<(), AccessRefusal> {
         if let Some(why) = self.watching_only(head) {
             return Err((StatusCode::FORBIDDEN, why));
         }

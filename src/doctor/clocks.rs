@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use crate::doctor::finding::{Finding, FindingId, Level, level};
-use crate::doctor::system::{System, Tracer};
+use crate::doctor::finding::{FindingId, Level, ServiceFinding, level};
+use crate::doctor::system::{System, TracerKind};
 use crate::doctor::timing::median;
 use crate::traces::Kind;
 
@@ -66,7 +66,7 @@ fn through_others(services: usize, skews: &mut HashMap<(usize, usize), i64>) {
 }
 
 /// A note for each service whose clock differs from most of those that it can be compared with.
-pub(super) fn clock_notes(system: &System, skews: &HashMap<(usize, usize), i64>) -> Vec<Finding> {
+pub(super) fn clock_notes(system: &System, skews: &HashMap<(usize, usize), i64>) -> Vec<ServiceFinding> {
     let note = |service: usize| {
         let others: Vec<i64> = (0..system.names.len()).filter_map(|other| skews.get(&(other, service)).copied()).collect();
         // Two services have nobody to decide between them: the one that is called gets the note.
@@ -77,7 +77,7 @@ pub(super) fn clock_notes(system: &System, skews: &HashMap<(usize, usize), i64>)
         }
         let direction = if skew > 0 { "ahead of" } else { "behind" };
         let spans: Vec<usize> = system.entries(service).iter().map(|(at, _)| *at).collect();
-        Some(Finding {
+        Some(ServiceFinding {
             id: FindingId::ClockSkew,
             level: Level::Note,
             service: system.name(service).to_owned(),
@@ -101,7 +101,7 @@ fn milliseconds(us: i64) -> String {
 }
 
 /// Calls that take longer than their caller waited, and callees that report themselves as callers; the latter's services, too.
-pub(super) fn impossible(system: &System) -> (Vec<Finding>, HashSet<usize>) {
+pub(super) fn impossible(system: &System) -> (Vec<ServiceFinding>, HashSet<usize>) {
     let mut longer: BTreeMap<(usize, usize), (Vec<usize>, usize)> = BTreeMap::new();
     let mut kinds: BTreeMap<(usize, usize), (Vec<usize>, usize)> = BTreeMap::new();
     for (at, span) in system.spans.iter().enumerate() {
@@ -112,7 +112,7 @@ pub(super) fn impossible(system: &System) -> (Vec<Finding>, HashSet<usize>) {
         let key = (caller.service, span.service);
         let (wrong, of) = kinds.entry(key).or_default();
         *of += 1;
-        if span.is(Kind::Client) && span.tracer != Tracer::Envoy && caller.tracer != Tracer::Envoy {
+        if span.is(Kind::Client) && span.tracer != TracerKind::Envoy && caller.tracer != TracerKind::Envoy {
             wrong.push(at);
         }
         let (wrong, of) = longer.entry(key).or_default();
@@ -125,7 +125,7 @@ pub(super) fn impossible(system: &System) -> (Vec<Finding>, HashSet<usize>) {
     let longer = longer.into_iter().filter(|(_, (wrong, of))| level(wrong.len(), *of) == Level::Fault);
     let longer = longer.map(|((caller, callee), (wrong, of))| {
         let (from, to) = (system.name(caller), system.name(callee));
-        Finding {
+        ServiceFinding {
             id: FindingId::SpansDuration,
             level: Level::Note,
             service: to.to_owned(),
@@ -142,7 +142,7 @@ pub(super) fn impossible(system: &System) -> (Vec<Finding>, HashSet<usize>) {
     let services = kinds.keys().map(|(_, callee)| *callee).collect();
     let kinds = kinds.into_iter().map(|((caller, callee), (wrong, of))| {
         let (from, to) = (system.name(caller), system.name(callee));
-        Finding {
+        ServiceFinding {
             id: FindingId::SpansKind,
             level: Level::Fault,
             service: to.to_owned(),
@@ -162,12 +162,12 @@ pub(super) fn impossible(system: &System) -> (Vec<Finding>, HashSet<usize>) {
 }
 
 /// Consumers that begin traces: right for a queue, and worth knowing.
-pub(super) fn cut_by_queues(system: &System) -> Vec<Finding> {
+pub(super) fn cut_by_queues(system: &System) -> Vec<ServiceFinding> {
     let mut cut: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
     for (at, span) in system.spans.iter().enumerate().filter(|(_, span)| span.is_root() && span.is(Kind::Consumer)) {
         cut.entry(span.service).or_default().push(at);
     }
-    let note = |(service, spans): (usize, Vec<usize>)| Finding {
+    let note = |(service, spans): (usize, Vec<usize>)| ServiceFinding {
         id: FindingId::MessagingCut,
         level: Level::Note,
         service: system.name(service).to_owned(),

@@ -6,8 +6,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use crate::doctor::clocks::MAX_COMPARED;
-use crate::doctor::finding::{Finding, FindingId, Level, MIN_COUNT, MIN_SHARE, level, lost_context};
-use crate::doctor::system::{Remote, System, Tracer};
+use crate::doctor::finding::{FindingId, Level, MIN_COUNT, MIN_SHARE, ServiceFinding, level, lost_context};
+use crate::doctor::system::{Remote, System, TracerKind};
 use crate::doctor::timing::{Matches, Pair, Timeline, contains, interval};
 use crate::traces::Kind;
 
@@ -35,8 +35,8 @@ impl Edge {
 }
 
 /// What the rule about contexts found.
-pub(super) struct Lost {
-    pub(super) findings: Vec<Finding>,
+pub(super) struct ContextFindings {
+    pub(super) findings: Vec<ServiceFinding>,
     /// Client spans whose answer was found in another trace.
     pub(super) calls: HashSet<usize>,
     /// Caller and callee between which contexts are lost.
@@ -49,7 +49,7 @@ pub(super) fn lost_contexts(
     system: &System,
     skews: &HashMap<(usize, usize), i64>,
     aliases: &BTreeMap<String, Option<usize>>,
-) -> Lost {
+) -> ContextFindings {
     let mut search = Search { system, skews, aliases, edges: joined(system), used: HashSet::new(), explained: HashSet::new() };
     search.calls_that_begin_traces();
     search.entries_below_own_proxy();
@@ -57,7 +57,7 @@ pub(super) fn lost_contexts(
     search.entries_inside_callers();
     let calls = std::mem::take(&mut search.explained);
     let pairs = search.edges.iter().filter(|(_, edge)| !edge.lost.is_empty()).map(|(pair, _)| *pair).collect();
-    Lost { findings: findings(system, search.edges), calls, pairs }
+    ContextFindings { findings: findings(system, search.edges), calls, pairs }
 }
 
 fn joined(system: &System) -> BTreeMap<(usize, usize), Edge> {
@@ -158,11 +158,12 @@ impl Search<'_> {
     /// An app's server span without a parent inside its own proxy's: the two speak different formats.
     fn entries_below_own_proxy(&mut self) {
         for (service, roots) in self.roots(|kind| kind == Some(Kind::Server)) {
-            let (apps, _): (Vec<_>, Vec<_>) = roots.into_iter().partition(|at| self.system.spans[*at].tracer != Tracer::Envoy);
+            let (apps, _): (Vec<_>, Vec<_>) =
+                roots.into_iter().partition(|at| self.system.spans[*at].tracer != TracerKind::Envoy);
             let proxies = |at: &usize| {
                 let span = &self.system.spans[*at];
                 let app_below = || span.children.iter().any(|child| self.system.spans[*child].is(Kind::Server));
-                span.service == service && span.tracer == Tracer::Envoy && span.is(Kind::Server) && !app_below()
+                span.service == service && span.tracer == TracerKind::Envoy && span.is(Kind::Server) && !app_below()
             };
             let proxies: Vec<usize> = (0..self.system.spans.len()).filter(proxies).collect();
             let pairs = self.inside(&apps, &proxies, false).pairs;
@@ -306,7 +307,7 @@ fn by_request_id(system: &System, inner: &[usize], outer: &[usize], skew: i64) -
 }
 
 /// One finding a service: whom it calls without a context, or whose contexts it ignores.
-fn findings(system: &System, edges: BTreeMap<(usize, usize), Edge>) -> Vec<Finding> {
+fn findings(system: &System, edges: BTreeMap<(usize, usize), Edge>) -> Vec<ServiceFinding> {
     let is_lost = |edge: &Edge| level(edge.lost.len(), edge.all()) == Level::Fault;
     let mut drops: BTreeMap<usize, Vec<(usize, &Edge)>> = BTreeMap::new();
     let mut findings = Vec::new();
@@ -337,7 +338,7 @@ fn ignores(edges: &BTreeMap<(usize, usize), Edge>, caller: usize, callee: usize,
     edge.with_client_span * 2 > edge.lost.len() && caller_is_fine && !callee_reads_others
 }
 
-fn dropped(system: &System, service: usize, edges: &[(usize, &Edge)]) -> Finding {
+fn dropped(system: &System, service: usize, edges: &[(usize, &Edge)]) -> ServiceFinding {
     let lost: usize = edges.iter().map(|(_, edge)| edge.lost.len()).sum();
     let of = edges.iter().map(|(_, edge)| edge.all()).sum::<usize>();
     let callees: Vec<&str> =
@@ -351,7 +352,7 @@ fn dropped(system: &System, service: usize, edges: &[(usize, &Edge)]) -> Finding
         "each time the callee began a new trace while it waited"
     };
     let (cause, next) = lost_context(system, service);
-    Finding {
+    ServiceFinding {
         id: FindingId::ContextDropped,
         level: level(lost, of),
         service: system.name(service).to_owned(),
@@ -365,10 +366,10 @@ fn dropped(system: &System, service: usize, edges: &[(usize, &Edge)]) -> Finding
     }
 }
 
-fn ignored(system: &System, caller: usize, callee: usize, edge: &Edge) -> Finding {
+fn ignored(system: &System, caller: usize, callee: usize, edge: &Edge) -> ServiceFinding {
     let (lost, of) = (edge.lost.len(), edge.all());
     let (from, name) = (system.name(caller), system.name(callee));
-    Finding {
+    ServiceFinding {
         id: FindingId::ContextIgnored,
         level: level(lost, of),
         service: name.to_owned(),
@@ -388,9 +389,9 @@ fn ignored(system: &System, caller: usize, callee: usize, edge: &Edge) -> Findin
     }
 }
 
-fn apart_from_proxy(system: &System, service: usize, edge: &Edge) -> Finding {
+fn apart_from_proxy(system: &System, service: usize, edge: &Edge) -> ServiceFinding {
     let (lost, name) = (edge.lost.len(), system.name(service));
-    Finding {
+    ServiceFinding {
         id: FindingId::ContextIgnored,
         level: Level::Fault,
         service: name.to_owned(),
@@ -409,10 +410,10 @@ fn apart_from_proxy(system: &System, service: usize, edge: &Edge) -> Finding {
     }
 }
 
-fn silent_and_dropping(system: &System, caller: usize, callee: usize, silent: &str, edge: &Edge) -> Finding {
+fn silent_and_dropping(system: &System, caller: usize, callee: usize, silent: &str, edge: &Edge) -> ServiceFinding {
     let (lost, of) = (edge.lost.len(), edge.all());
     let (from, to) = (system.name(caller), system.name(callee));
-    Finding {
+    ServiceFinding {
         id: FindingId::ContextDropped,
         level: level(lost, of),
         service: silent.to_owned(),

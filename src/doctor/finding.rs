@@ -3,7 +3,7 @@
 use serde::Serialize;
 use serde::Serializer;
 
-use crate::doctor::system::{System, Tracer};
+use crate::doctor::system::{System, TracerKind};
 use crate::traces::TraceId;
 use crate::traces::ids::zipkin_id;
 
@@ -54,7 +54,7 @@ pub(super) enum Level {
 
 /// One finding.
 #[derive(Debug, Clone, Serialize)]
-pub(super) struct Finding {
+pub(super) struct ServiceFinding {
     pub(super) id: FindingId,
     pub(super) level: Level,
     /// The service that is to be changed.
@@ -92,19 +92,19 @@ pub(super) fn level(count: usize, of: usize) -> Level {
 pub(super) fn lost_context(system: &System, service: usize) -> (String, String) {
     let name = system.name(service);
     let cause = match system.tracer(service) {
-        Tracer::Envoy => {
+        TracerKind::Envoy => {
             "only its proxy reports, and a proxy cannot know which incoming request a call belongs to: the app has to copy \
              traceparent, the b3 headers and x-request-id from the request that it serves to the calls that it makes"
         }
-        Tracer::OpenTelemetry => {
+        TracerKind::OpenTelemetry => {
             "its OpenTelemetry SDK does not inject the context: the HTTP client is not instrumented or was made before the \
              instrumentation, the work goes on in another thread or task without the context, or OTEL_PROPAGATORS names no \
              format that the callee reads"
         }
-        Tracer::Jaeger => {
+        TracerKind::Jaeger => {
             "its Jaeger client writes uber-trace-id, which the callee does not read, or the HTTP client is not instrumented"
         }
-        Tracer::Zipkin | Tracer::None => {
+        TracerKind::Zipkin | TracerKind::None => {
             "its HTTP client is not instrumented, the work goes on in another thread without the context, or it writes a \
              format that the callee does not read"
         }

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-use crate::doctor::finding::{Finding, FindingId, Level, level};
+use crate::doctor::finding::{FindingId, Level, ServiceFinding, level};
 use crate::doctor::peers::{PeerName, peer_names, stem};
 use crate::doctor::system::{Remote, System};
 use crate::doctor::timing::{Interval, interval, nested};
@@ -114,7 +114,7 @@ pub(super) fn services(system: &System, spans: &[usize]) -> BTreeSet<usize> {
 /// Services that pass on the context that they received although they report spans.
 #[derive(Default)]
 pub(super) struct Stale {
-    pub(super) findings: Vec<Finding>,
+    pub(super) findings: Vec<ServiceFinding>,
     /// The spans that hang beside the service that called them.
     pub(super) beside: HashSet<usize>,
     /// The calls that these spans answer.
@@ -204,9 +204,9 @@ impl Known<'_> {
     }
 }
 
-fn finding(system: &System, (service, callee): (usize, usize), besides: &[Beside], of: usize) -> Finding {
+fn finding(system: &System, (service, callee): (usize, usize), besides: &[Beside], of: usize) -> ServiceFinding {
     let (name, to, count) = (system.name(service), system.name(callee), besides.len());
-    Finding {
+    ServiceFinding {
         id: FindingId::ContextStale,
         level: Level::Fault,
         service: name.to_owned(),

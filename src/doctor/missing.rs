@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use crate::doctor::finding::{Finding, FindingId, Level, MIN_SHARE, level};
+use crate::doctor::finding::{FindingId, Level, MIN_SHARE, ServiceFinding, level};
 use crate::doctor::peers::peer_names;
-use crate::doctor::system::{Remote, Seen, System};
+use crate::doctor::system::{Remote, System, SystemSpan};
 use crate::doctor::timing::median;
 use crate::traces::{Kind, SpanId};
 
@@ -22,16 +22,16 @@ enum Suspect {
 }
 
 /// Spans whose parent nobody reported, by who should have; and calls whose answer is missing.
-pub(super) fn missing_spans(system: &System, explained: Explained) -> Vec<Finding> {
+pub(super) fn missing_spans(system: &System, explained: Explained) -> Vec<ServiceFinding> {
     let callers = usual_callers(system);
-    let edge = |span: &Seen| Some((system.spans[span.parent?].service, span.service));
+    let edge = |span: &SystemSpan| Some((system.spans[span.parent?].service, span.service));
     let edges = system.spans.iter().filter(|span| span.is(Kind::Server)).filter_map(edge).collect();
     let mut groups: BTreeMap<(Suspect, usize), Vec<usize>> = BTreeMap::new();
     for at in (0..system.spans.len()).filter(|at| system.spans[*at].is_orphan) {
         let suspect = suspect(system, at, &callers, &edges);
         groups.entry((suspect, system.spans[at].service)).or_default().push(at);
     }
-    let mut findings: Vec<Finding> =
+    let mut findings: Vec<ServiceFinding> =
         groups.iter().map(|((suspect, service), orphans)| orphaned(system, suspect, *service, orphans)).collect();
     let torn: HashSet<usize> = groups.values().flatten().map(|at| system.spans[*at].trace).collect();
     findings.extend(unanswered(system, explained, &torn));
@@ -64,7 +64,7 @@ fn suspect(system: &System, orphan: usize, callers: &HashMap<usize, usize>, edge
     if !matches!(span.span.kind, Some(Kind::Server | Kind::Consumer)) {
         return Suspect::Service(span.service);
     }
-    let within = |outer: &Seen| outer.start <= span.start + 1_000 && span.end <= outer.end + 1_000;
+    let within = |outer: &SystemSpan| outer.start <= span.start + 1_000 && span.end <= outer.end + 1_000;
     let open = system.open_calls(span.trace);
     let is_usual =
         |at: &usize| matches!(system.remote(*at), Remote::Reports(service) if edges.contains(&(service, span.service)));
@@ -100,7 +100,7 @@ fn suspect(system: &System, orphan: usize, callers: &HashMap<usize, usize>, edge
     callers.get(&span.service).map_or(Suspect::Unknown, |caller| Suspect::Service(*caller))
 }
 
-fn orphaned(system: &System, suspect: &Suspect, service: usize, orphans: &[usize]) -> Finding {
+fn orphaned(system: &System, suspect: &Suspect, service: usize, orphans: &[usize]) -> ServiceFinding {
     const LOST: &str = "the exporter drops spans (queue full, collector away), reports to another backend, or the process ended before its last batch was sent";
     let name = system.name(service);
     let calls = system.spans.iter().filter(|span| span.service == service && span.is(Kind::Server)).count();
@@ -157,7 +157,7 @@ fn orphaned(system: &System, suspect: &Suspect, service: usize, orphans: &[usize
             format!("find who calls {name}: its access log has the address and the user agent"),
         ),
     };
-    Finding {
+    ServiceFinding {
         id,
         level: level(count, of),
         peer: (suspected != name).then(|| name.to_owned()),
@@ -185,7 +185,7 @@ pub(super) struct Explained {
 }
 
 /// Calls to a service that reports, with nothing of it below: it decided not to sample, or its spans were lost.
-fn unanswered(system: &System, mut explained: Explained, torn: &HashSet<usize>) -> Vec<Finding> {
+fn unanswered(system: &System, mut explained: Explained, torn: &HashSet<usize>) -> Vec<ServiceFinding> {
     let mut open: BTreeMap<(usize, usize), Vec<usize>> = BTreeMap::new();
     let mut answered: BTreeMap<(usize, usize), Vec<usize>> = BTreeMap::new();
     let mut unnamed: Vec<usize> = Vec::new();
@@ -215,7 +215,7 @@ fn unanswered(system: &System, mut explained: Explained, torn: &HashSet<usize>) 
         let (from, name) = (system.name(caller), system.name(callee));
         // Where no call was ever answered, whether that service takes part in traces at all is not known.
         let level = if joined == 0 { Level::Note } else { level(count, of) };
-        (count as f64 >= MIN_SHARE * of as f64).then(|| Finding {
+        (count as f64 >= MIN_SHARE * of as f64).then(|| ServiceFinding {
             id: FindingId::SamplingDiffers,
             level,
             service: name.to_owned(),

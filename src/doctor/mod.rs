@@ -27,9 +27,9 @@ use reqwest::Url;
 use crate::check::backend::SecretHeader;
 use crate::traces::Trace;
 use crate::values;
-use finding::{Finding, Level};
+use finding::{Level, ServiceFinding};
 use missing::Explained;
-use report::Report;
+use report::DoctorReport;
 use system::System;
 
 /// Options of `httpserver doctor`.
@@ -101,7 +101,7 @@ pub async fn run(args: DoctorArgs) -> u8 {
     u8::from(args.fail_under.is_some_and(|least| report.lowest_score() < u32::from(least)))
 }
 
-fn diagnose(traces: &[Trace], source: String) -> Report {
+fn diagnose(traces: &[Trace], source: String) -> DoctorReport {
     let system = System::new(traces);
     let skews = clocks::skews(&system);
     let calls = forwarded::calls(&system);
@@ -119,7 +119,7 @@ fn diagnose(traces: &[Trace], source: String) -> Report {
     findings.extend(impossible);
     findings.extend(clocks::clock_notes(&system, &skews));
     findings.extend(clocks::cut_by_queues(&system));
-    let order = |finding: &Finding| (finding.level == Level::Note, finding.id, std::cmp::Reverse(finding.count));
+    let order = |finding: &ServiceFinding| (finding.level == Level::Note, finding.id, std::cmp::Reverse(finding.count));
     findings.sort_by_key(order);
-    Report::new(&system, source, traces.len(), findings)
+    DoctorReport::new(&system, source, traces.len(), findings)
 }

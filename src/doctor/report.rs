@@ -6,8 +6,8 @@ use std::fmt::Write as _;
 use anstyle::{AnsiColor, Style};
 use serde::Serialize;
 
-use crate::doctor::finding::{Finding, Level};
-use crate::doctor::system::{System, Tracer};
+use crate::doctor::finding::{Level, ServiceFinding};
+use crate::doctor::system::{System, TracerKind};
 use crate::text::{counted, plain};
 use crate::traces::Kind;
 use crate::traces::ids::zipkin_id;
@@ -16,7 +16,7 @@ use crate::traces::ids::zipkin_id;
 #[derive(Debug, Serialize)]
 struct ServiceRow {
     service: String,
-    tracer: Tracer,
+    tracer: TracerKind,
     spans: usize,
     calls_in: usize,
     calls_out: usize,
@@ -26,18 +26,18 @@ struct ServiceRow {
 
 /// What `doctor` found.
 #[derive(Debug, Serialize)]
-pub(super) struct Report {
+pub(super) struct DoctorReport {
     source: String,
     traces: usize,
     spans: usize,
     /// No fault was found.
     ok: bool,
     services: Vec<ServiceRow>,
-    findings: Vec<Finding>,
+    findings: Vec<ServiceFinding>,
 }
 
-impl Report {
-    pub(super) fn new(system: &System, source: String, traces: usize, findings: Vec<Finding>) -> Self {
+impl DoctorReport {
+    pub(super) fn new(system: &System, source: String, traces: usize, findings: Vec<ServiceFinding>) -> Self {
         let mut rows: Vec<ServiceRow> = (0..system.names.len())
             .map(|service| ServiceRow {
                 service: system.name(service).to_owned(),
@@ -63,7 +63,8 @@ impl Report {
         }
         for name in worst.keys().filter(|name| rows.iter().all(|row| row.service != **name)).copied().collect::<Vec<_>>() {
             let score = score(name);
-            let row = ServiceRow { service: name.to_owned(), tracer: Tracer::None, spans: 0, calls_in: 0, calls_out: 0, score };
+            let row =
+                ServiceRow { service: name.to_owned(), tracer: TracerKind::None, spans: 0, calls_in: 0, calls_out: 0, score };
             rows.push(row);
         }
         rows.sort_by(|a, b| a.score.cmp(&b.score).then_with(|| a.service.cmp(&b.service)));
@@ -98,7 +99,7 @@ impl Report {
             let _ = writeln!(out, "  {name:widest$}  {score}  {:8}  {:9}  {}", row.calls_in, row.calls_out, row.tracer.as_str());
         }
         for (level, title) in [(Level::Fault, "What breaks the picture"), (Level::Note, "Worth knowing")] {
-            let findings: Vec<&Finding> = self.findings.iter().filter(|finding| finding.level == level).collect();
+            let findings: Vec<&ServiceFinding> = self.findings.iter().filter(|finding| finding.level == level).collect();
             if findings.is_empty() {
                 continue;
             }
@@ -121,7 +122,7 @@ impl Report {
     }
 }
 
-fn finding_text(finding: &Finding, mark: &str) -> String {
+fn finding_text(finding: &ServiceFinding, mark: &str) -> String {
     const WIDTH: usize = 80;
     let wrapped = |first: &str, rest: &str, text: &str| {
         let text = plain(text);

@@ -5,10 +5,10 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
-use crate::doctor::finding::{Finding, FindingId, Level, MIN_COUNT, level};
+use crate::doctor::finding::{FindingId, Level, MIN_COUNT, ServiceFinding, level};
 use crate::doctor::forwarded::{Call, Callee, MIN_TIMED, Stale, services};
 use crate::doctor::peers::{PeerName, stem};
-use crate::doctor::system::{Seen, System};
+use crate::doctor::system::{System, SystemSpan};
 use crate::doctor::timing::{Interval, interval, median, nested};
 use crate::traces::{Kind, Span};
 
@@ -40,7 +40,7 @@ struct Group<'a> {
 /// What was found.
 #[derive(Default)]
 pub(super) struct Silent {
-    pub(super) findings: Vec<Finding>,
+    pub(super) findings: Vec<ServiceFinding>,
     /// Services whose calls are partly those of somebody who reports nothing, and do not name them.
     pub(super) unclear: HashSet<usize>,
     /// Caller and silent service.
@@ -148,7 +148,7 @@ impl<'a> Search<'a> {
                 group.passed.push((call.at, answers));
             }
         }
-        let edge = |span: &Seen| Some((system.spans[span.parent?].service, span.service));
+        let edge = |span: &SystemSpan| Some((system.spans[span.parent?].service, span.service));
         let edges = system.spans.iter().filter(|span| span.is(Kind::Server)).filter_map(edge).collect();
         let torn = system.spans.iter().filter(|span| span.is_orphan).map(|span| span.trace).collect();
         let is_name = |(between, group): &(&Between, &Group<'_>)| matches!(between, Between::Name(_)) && !group.passed.is_empty();
@@ -158,7 +158,7 @@ impl<'a> Search<'a> {
     }
 
     /// A service that reports at other times.
-    fn sometimes(&self, service: usize, group: &Group<'_>) -> Option<Finding> {
+    fn sometimes(&self, service: usize, group: &Group<'_>) -> Option<ServiceFinding> {
         let system = self.system;
         // Its timers and health checks are seen, and no request.
         if system.entries(service).iter().all(|(at, _)| system.spans[*at].is_root()) {
@@ -173,13 +173,13 @@ impl<'a> Search<'a> {
     }
 
     /// A name of which no span comes.
-    fn named(&self, group: &Group<'_>) -> Option<Finding> {
+    fn named(&self, group: &Group<'_>) -> Option<ServiceFinding> {
         let name = group.name?;
         let prior = i32::from(name.is_service) + self.convention - 2 * i32::from(name.is_public());
         self.never(group, name.label(), prior)
     }
 
-    fn never(&self, group: &Group<'_>, name: &str, prior: i32) -> Option<Finding> {
+    fn never(&self, group: &Group<'_>, name: &str, prior: i32) -> Option<ServiceFinding> {
         let several = group.several(self.system).count();
         let is_one_of_many = several >= MIN_COUNT && several * 20 >= group.passed.len() && group.is_waited_for(self.system);
         (is_one_of_many || self.alone(group, name, prior)).then(|| self.finding(name, group, None))
@@ -236,7 +236,7 @@ impl<'a> Search<'a> {
     }
 
     /// Several services below calls that name nobody.
-    fn unnamed(&self, caller: usize, group: &Group<'_>) -> Option<Finding> {
+    fn unnamed(&self, caller: usize, group: &Group<'_>) -> Option<ServiceFinding> {
         let system = self.system;
         let several = Group {
             name: None,
@@ -292,7 +292,7 @@ impl<'a> Search<'a> {
         group.answering(self.system).into_iter().map(|service| self.system.name(service)).collect()
     }
 
-    fn finding(&self, name: &str, group: &Group<'_>, reports: Option<usize>) -> Finding {
+    fn finding(&self, name: &str, group: &Group<'_>, reports: Option<usize>) -> ServiceFinding {
         let system = self.system;
         let (count, of, answering) = (group.passed.len(), group.calls, self.names(group));
         let callers: BTreeSet<&str> = group.passed.iter().map(|(call, _)| system.name(system.spans[*call].service)).collect();
@@ -318,7 +318,7 @@ impl<'a> Search<'a> {
                 ),
             )
         };
-        Finding {
+        ServiceFinding {
             id: FindingId::ServiceSilent,
             level: Level::Fault,
             service: name.to_owned(),

@@ -9,7 +9,7 @@ use crate::traces::{Kind, Span, Trace, TraceId};
 /// Who made a span, from the marks that tracers leave.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
-pub(super) enum Tracer {
+pub(super) enum TracerKind {
     /// Envoy, as a sidecar, waypoint or gateway.
     Envoy,
     /// An OpenTelemetry SDK.
@@ -22,7 +22,7 @@ pub(super) enum Tracer {
     None,
 }
 
-impl Tracer {
+impl TracerKind {
     pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::Envoy => "Envoy",
@@ -60,11 +60,11 @@ pub(super) enum Remote {
 
 /// A span in its place. Times are microseconds since 1970-01-01 UTC; a span without a time begins at 0.
 #[derive(Debug)]
-pub(super) struct Seen {
+pub(super) struct SystemSpan {
     pub(super) trace: usize,
     pub(super) span: Arc<Span>,
     pub(super) service: usize,
-    pub(super) tracer: Tracer,
+    pub(super) tracer: TracerKind,
     pub(super) parent: Option<usize>,
     pub(super) is_orphan: bool,
     pub(super) children: Vec<usize>,
@@ -72,7 +72,7 @@ pub(super) struct Seen {
     pub(super) end: i64,
 }
 
-impl Seen {
+impl SystemSpan {
     pub(super) fn is(&self, kind: Kind) -> bool {
         self.span.kind == Some(kind)
     }
@@ -95,10 +95,10 @@ impl Seen {
 /// All spans, the names of the services, and who is called by whom.
 pub(super) struct System {
     pub(super) ids: Vec<TraceId>,
-    pub(super) spans: Vec<Seen>,
+    pub(super) spans: Vec<SystemSpan>,
     pub(super) names: Vec<Box<str>>,
     pub(super) by_name: Names,
-    tracers: Vec<Tracer>,
+    tracers: Vec<TracerKind>,
     /// The server spans with which requests enter each service, with the services that are called below.
     entries: Vec<Vec<(usize, BTreeSet<usize>)>>,
     /// The calls of each trace that have no answer below.
@@ -114,7 +114,7 @@ impl System {
         let apps: BTreeSet<String> = traces
             .iter()
             .flat_map(Trace::rows)
-            .filter(|row| Tracer::of(&row.span) != Tracer::Envoy)
+            .filter(|row| TracerKind::of(&row.span) != TracerKind::Envoy)
             .map(|row| named(&row.span))
             .collect();
         let mut indices: BTreeMap<String, usize> = BTreeMap::new();
@@ -122,10 +122,10 @@ impl System {
         for (trace, of) in traces.iter().enumerate() {
             let first = spans.len();
             for row in of.rows() {
-                let tracer = Tracer::of(&row.span);
+                let tracer = TracerKind::of(&row.span);
                 let mut name = named(&row.span);
                 // Istio's proxies name themselves `app.namespace`; beside an app of that name they are one service.
-                if tracer == Tracer::Envoy
+                if tracer == TracerKind::Envoy
                     && let Some(app) = name.split('.').next().filter(|app| apps.contains(*app))
                 {
                     name = app.to_owned();
@@ -138,7 +138,7 @@ impl System {
                 let took = row.span.duration.unwrap_or(0).try_into().unwrap_or(i64::MAX / 4);
                 let (parent, is_orphan) = (row.parent.map(|parent| first + parent), row.missing_parent.is_some());
                 let (span, children, end) = (row.span.clone(), Vec::new(), start + took);
-                spans.push(Seen { trace, span, service, tracer, parent, is_orphan, children, start, end });
+                spans.push(SystemSpan { trace, span, service, tracer, parent, is_orphan, children, start, end });
             }
         }
         for at in 0..spans.len() {
@@ -305,16 +305,16 @@ impl System {
     }
 
     /// What makes most of a service's spans.
-    pub(super) fn tracer(&self, service: usize) -> Tracer {
+    pub(super) fn tracer(&self, service: usize) -> TracerKind {
         self.tracers[service]
     }
 }
 
-fn tracers(spans: &[Seen], services: usize) -> Vec<Tracer> {
-    let mut counts: Vec<BTreeMap<Tracer, usize>> = vec![BTreeMap::new(); services];
+fn tracers(spans: &[SystemSpan], services: usize) -> Vec<TracerKind> {
+    let mut counts: Vec<BTreeMap<TracerKind, usize>> = vec![BTreeMap::new(); services];
     for span in spans {
         *counts[span.service].entry(span.tracer).or_default() += 1;
     }
-    let most = |counts: BTreeMap<Tracer, usize>| counts.into_iter().max_by_key(|(_, count)| *count);
-    counts.into_iter().map(|counts| most(counts).map_or(Tracer::None, |(tracer, _)| tracer)).collect()
+    let most = |counts: BTreeMap<TracerKind, usize>| counts.into_iter().max_by_key(|(_, count)| *count);
+    counts.into_iter().map(|counts| most(counts).map_or(TracerKind::None, |(tracer, _)| tracer)).collect()
 }

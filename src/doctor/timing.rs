@@ -1,6 +1,6 @@
 //! Which spans lie inside which others in time, and whether that can be chance.
 
-use crate::doctor::system::Seen;
+use crate::doctor::system::SystemSpan;
 
 /// Clocks of one host are read at slightly different moments, and some tracers cut microseconds off.
 const TOLERANCE_US: i64 = 1_000;
@@ -191,7 +191,7 @@ pub(super) fn median(mut values: Vec<i64>) -> Option<i64> {
 }
 
 /// The interval of a span.
-pub(super) fn interval(span: &Seen) -> Interval {
+pub(super) fn interval(span: &SystemSpan) -> Interval {
     (span.start, span.end)
 }
 

@@ -32,7 +32,7 @@ const MAX_DRAWN: usize = 1 << 20;
 pub(crate) async fn chain(exchange: &Exchange, n: u16, wish: Wish) -> Result<Response, Error> {
     let (status, mut json) = answered(exchange, n, |reply| reply.to_json()).await?;
     // The text form is drawn from the parsed tree, which takes ten times the memory of its JSON.
-    let is_drawn = wish.form == Form::Text && json.len() <= MAX_DRAWN;
+    let is_drawn = wish.form == ReplyFormat::Text && json.len() <= MAX_DRAWN;
     let tree = if is_drawn { Tree::parse(&json).ok() } else { None };
     let size = wish.bytes.or_else(|| Some(exchange.node.response_size?.at(ids::unit())));
     let mut response = match tree {
@@ -253,7 +253,7 @@ fn reply<'a>(
 
 /// How a reply is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Form {
+pub(crate) enum ReplyFormat {
     Json,
     /// The tree for people.
     Text,
@@ -262,7 +262,7 @@ pub(crate) enum Form {
 /// What a caller asks for: by its query, else by `Accept`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Wish {
-    form: Form,
+    form: ReplyFormat,
     /// How large the answer is at least.
     bytes: Option<usize>,
 }
@@ -272,14 +272,14 @@ impl Wish {
         let (mut form, mut bytes) = (None, None);
         for (name, value) in query.into_iter().flat_map(|query| query.split('&')).filter_map(|pair| pair.split_once('=')) {
             match (name, value) {
-                ("format", "json") => form = Some(Form::Json),
-                ("format", "text") => form = Some(Form::Text),
+                ("format", "json") => form = Some(ReplyFormat::Json),
+                ("format", "text") => form = Some(ReplyFormat::Text),
                 ("bytes", size) => bytes = Some(parse_size(size).filter(|size| *size <= MAX_RESPONSE).ok_or(Error::BadQuery)?),
                 ("format", _) => return Err(Error::BadQuery),
                 _ => {}
             }
         }
-        let form = form.unwrap_or_else(|| if prefers_json(headers) { Form::Json } else { Form::Text });
+        let form = form.unwrap_or_else(|| if prefers_json(headers) { ReplyFormat::Json } else { ReplyFormat::Text });
         Ok(Self { form, bytes })
     }
 }
@@ -361,9 +361,9 @@ mod tests {
     #[test]
     fn the_query_wins_over_accept_and_what_it_cannot_mean_is_refused() {
         let wish = |query: &str| Wish::read(Some(query), &HeaderMap::new());
-        assert_eq!(wish("a=b&format=json"), Ok(Wish { form: Form::Json, bytes: None }));
-        assert_eq!(wish("format=text&bytes=1MiB"), Ok(Wish { form: Form::Text, bytes: Some(1 << 20) }));
-        assert_eq!(wish("bytes=0&format"), Ok(Wish { form: Form::Text, bytes: Some(0) }));
+        assert_eq!(wish("a=b&format=json"), Ok(Wish { form: ReplyFormat::Json, bytes: None }));
+        assert_eq!(wish("format=text&bytes=1MiB"), Ok(Wish { form: ReplyFormat::Text, bytes: Some(1 << 20) }));
+        assert_eq!(wish("bytes=0&format"), Ok(Wish { form: ReplyFormat::Text, bytes: Some(0) }));
         for bad in ["format=xml", "format=", "bytes=", "bytes=-1", "bytes=2MiB", "bytes=1048577", "format=json&bytes=x"] {
             assert_eq!(wish(bad), Err(Error::BadQuery), "{bad}");
         }

@@ -7,7 +7,7 @@ use http::HeaderName;
 
 use crate::hop::capacity::{Capacity, Resources};
 use crate::hop::fault::FaultConfig;
-use crate::hop::identity::{Identity, Place};
+use crate::hop::identity::{Identity, Locality};
 use crate::hop::limits::{MAX_RESPONSE, RequestLimits};
 use crate::hop::request_faults::RequestFaults;
 use crate::net::tls::Roots;
@@ -109,7 +109,7 @@ impl HopConfig {
             version: "v1".to_owned(),
             lane: "base".to_owned(),
             hostname: hostname(),
-            place: Place::default(),
+            place: Locality::default(),
         };
         let capacity = Capacity::of(Resources::of_process(), 0, None, None);
         Self {

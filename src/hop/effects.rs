@@ -1,6 +1,5 @@
 //! What faults do to a request beside waiting and aborting: before the work, and to the answer.
 
-use std::error::Error as StdError;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,13 +13,12 @@ use http::header::RETRY_AFTER;
 use http::{HeaderValue, StatusCode};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::time::Sleep;
+use tower::BoxError;
 
 use crate::hop::error::{Error, ShedReason};
 use crate::hop::exchange::Exchange;
 use crate::hop::fault::{FaultKind, Limited, MAX_HANG, Struck};
 use crate::system::held::{Exhausted, HeldKind};
-
-type BoxError = Box<dyn StdError + Send + Sync>;
 
 /// What comes before the work, as in a service that is busy, bloated or stuck.
 ///
@@ -100,13 +98,13 @@ pub(crate) fn to_answer(exchange: &Arc<Exchange>, struck: &Struck, mut response:
 pub(crate) fn to_body(exchange: &Arc<Exchange>, struck: &Struck, mut body: Body) -> Body {
     for fault in &struck.faults {
         let (ending, pace) = match fault {
-            FaultKind::Reset => (Some(Ending::Reset), None),
-            FaultKind::Truncate => (Some(Ending::Early), None),
-            FaultKind::Hang => (Some(Ending::Nothing), None),
+            FaultKind::Reset => (Some(AnswerEnd::Reset), None),
+            FaultKind::Truncate => (Some(AnswerEnd::Early), None),
+            FaultKind::Hang => (Some(AnswerEnd::Nothing), None),
             FaultKind::SlowBody(rate) => (None, Some(*rate)),
             _ => continue,
         };
-        if ending == Some(Ending::Reset) {
+        if ending == Some(AnswerEnd::Reset) {
             exchange.reset_on_close();
         }
         body = Body::new(FaultyBody::new(body, ending, pace, exchange.clone()));
@@ -128,7 +126,7 @@ fn write_limit(headers: &mut http::HeaderMap, Limited { limit, retry_after }: Li
 
 /// How an answer ends that does not end as it should.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Ending {
+enum AnswerEnd {
     /// In the middle, with an error: the connection (or the stream) is reset.
     Reset,
     /// In the middle, as if that were all.
@@ -145,7 +143,7 @@ const TICK: Duration = Duration::from_millis(100);
 /// The body of an answer that is slow, or does not end as it should. It claims the length of the whole.
 struct FaultyBody {
     body: Body,
-    ending: Option<Ending>,
+    ending: Option<AnswerEnd>,
     /// Bytes per second.
     pace: Option<usize>,
     /// Bytes that the whole still has, where that is known.
@@ -159,10 +157,10 @@ struct FaultyBody {
 }
 
 impl FaultyBody {
-    fn new(body: Body, ending: Option<Ending>, pace: Option<usize>, exchange: Arc<Exchange>) -> Self {
+    fn new(body: Body, ending: Option<AnswerEnd>, pace: Option<usize>, exchange: Arc<Exchange>) -> Self {
         let left = body.size_hint().exact();
         let until_end = match ending {
-            Some(Ending::Nothing) => Some(0),
+            Some(AnswerEnd::Nothing) => Some(0),
             Some(_) => left.map(|left| (left / 2) as usize),
             None => Some(usize::MAX),
         };
@@ -173,7 +171,7 @@ impl FaultyBody {
         self.exchange.cut_by_fault();
         match self.ending {
             // Without a length the end would look like that of the whole; over gRPC the status is missing.
-            Some(Ending::Early) if self.left.is_some() || self.exchange.is_grpc => Poll::Ready(None),
+            Some(AnswerEnd::Early) if self.left.is_some() || self.exchange.is_grpc => Poll::Ready(None),
             _ => Poll::Ready(Some(Err("cut by an injected fault".into()))),
         }
     }

@@ -6,7 +6,7 @@ use http::{HeaderValue, Response, StatusCode, header};
 use http_body_util::Full;
 use tonic::{Code, Status};
 
-use crate::hop::observed_body::AnswerBody;
+use crate::hop::observed_body::HopBody;
 use crate::rpc::status::{code_of, loop_detected};
 use crate::rpc::{CONTENT_TYPE, is_grpc};
 use crate::system::held::HeldKind;
@@ -179,7 +179,7 @@ impl Error {
 }
 
 /// The answer to a call of gRPC, and its status: what is no answer of gRPC becomes a status alone.
-pub(crate) fn grpc_answer<B>(response: Response<AnswerBody<B>>) -> (Response<AnswerBody<B>>, Code) {
+pub(crate) fn grpc_answer<B>(response: Response<HopBody<B>>) -> (Response<HopBody<B>>, Code) {
     let content_type = response.headers().get(header::CONTENT_TYPE);
     if content_type.is_some_and(|content_type| is_grpc(content_type.as_bytes())) {
         // Without it in the head, it comes in the trailers: those of a call that went well.
@@ -191,7 +191,7 @@ pub(crate) fn grpc_answer<B>(response: Response<AnswerBody<B>>) -> (Response<Ans
         Some(error) => error.status(),
         None => Status::new(code_of(response.status()), response.status().canonical_reason().unwrap_or_default()),
     };
-    let mut response = Response::new(AnswerBody::Left(Full::default()));
+    let mut response = Response::new(HopBody::Left(Full::default()));
     let _ = status.add_header(response.headers_mut());
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(CONTENT_TYPE));
     (response, status.code())

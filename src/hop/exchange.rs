@@ -24,7 +24,7 @@ use crate::hop::error::{Error, ShedReason, grpc_answer};
 use crate::hop::fault::Struck;
 use crate::hop::head::RequestHead;
 use crate::hop::limits::RequestLimits;
-use crate::hop::observed_body::{self, AnswerBody};
+use crate::hop::observed_body::{self, HopBody};
 use crate::hop::state::Node;
 use crate::hop::target;
 use crate::hop::watch::AnswerCopy;
@@ -35,7 +35,7 @@ use crate::telemetry::draws::Draws;
 use crate::telemetry::ids;
 use crate::telemetry::metrics::{known_method, protocol_name, scheme};
 use crate::trace_context::{Carried, Context, X_REQUEST_ID, traceresponse};
-use crate::upstream::RequestBody;
+use crate::upstream::ForwardedBody;
 
 /// The header of every answer that has the hop's version label.
 pub(crate) static VERSION: HeaderName = HeaderName::from_static("version");
@@ -107,7 +107,7 @@ pub(crate) struct Exchange {
     pub(crate) deadline: Option<Instant>,
     request_bytes: AtomicU64,
     /// Set when it goes on to the next hops.
-    body: OnceLock<RequestBody>,
+    body: OnceLock<ForwardedBody>,
     /// For the node's watcher, if it keeps this request.
     pub(crate) copy: Option<AnswerCopy>,
 }
@@ -317,7 +317,7 @@ impl Exchange {
     }
 
     /// Records the request's body after it was read.
-    pub(crate) fn set_body(&self, bytes: u64, kept: Option<RequestBody>) {
+    pub(crate) fn set_body(&self, bytes: u64, kept: Option<ForwardedBody>) {
         self.request_bytes.store(bytes, Ordering::Relaxed);
         if let Some(kept) = kept {
             let _ = self.body.set(kept);
@@ -329,7 +329,7 @@ impl Exchange {
     }
 
     /// The request's body, if it goes on to the next hops.
-    pub(crate) fn body(&self) -> Option<&RequestBody> {
+    pub(crate) fn body(&self) -> Option<&ForwardedBody> {
         self.body.get()
     }
 
@@ -344,9 +344,9 @@ impl Exchange {
     }
 
     /// Adds the headers that every answer carries, and the body that ends the exchange when it was written.
-    pub(crate) fn answer<B>(self: Arc<Self>, mut response: Response<AnswerBody<B>>) -> Response<ObservedBody<B>>
+    pub(crate) fn answer<B>(self: Arc<Self>, mut response: Response<HopBody<B>>) -> Response<ExchangeBody<B>>
     where
-        AnswerBody<B>: HttpBody<Data = Bytes>,
+        HopBody<B>: HttpBody<Data = Bytes>,
     {
         if self.is_grpc {
             let (answer, code) = grpc_answer(response);
@@ -364,7 +364,7 @@ impl Exchange {
         let is_last = self.node.phase.is_draining() && response.status() != StatusCode::SWITCHING_PROTOCOLS;
         self.write_headers(response.headers_mut(), is_last);
         let copy = self.copy.clone();
-        response.map(|body| ObservedBody::new(body, self, copy))
+        response.map(|body| ExchangeBody::new(body, self, copy))
     }
 
     fn write_headers(&self, headers: &mut HeaderMap, is_last: bool) {
@@ -381,7 +381,7 @@ impl Exchange {
 }
 
 /// The body of an answer, with the exchange that ends when it was written.
-pub(crate) type ObservedBody<B> = observed_body::ObservedBody<B, Arc<Exchange>>;
+pub(crate) type ExchangeBody<B> = observed_body::ObservedBody<B, Arc<Exchange>>;
 
 impl answer::Account for Arc<Exchange> {
     fn sent(&self, bytes: usize) {

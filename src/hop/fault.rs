@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use crate::hop::latency::{Latency, MAX_DELAY, parse_delay};
 use crate::hop::reply::Injected;
 use crate::system::held::Held;
-use crate::telemetry::draws::{Draws, Place};
+use crate::telemetry::draws::{DrawPlace, Draws};
 use crate::trace_context::{Break, BreakKind, Context};
 use crate::values::{Form, Rated, examples, parse_size, positive_duration};
 
@@ -259,10 +259,10 @@ impl Struck {
 
 /// The handle where latency, faults and breaks can change while the hop runs. Clones share them.
 #[derive(Debug, Clone)]
-pub struct Faults(Arc<Shared>);
+pub struct Faults(Arc<FaultState>);
 
 #[derive(Debug)]
-struct Shared {
+struct FaultState {
     config: RwLock<FaultConfig>,
     /// When the bucket of each limit is empty again: the theoretical arrival time of GCRA.
     limits: Mutex<HashMap<RateLimit, Instant>>,
@@ -276,7 +276,7 @@ impl Faults {
     /// Starts with `config`.
     pub fn new(config: FaultConfig) -> Self {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
-        Self(Arc::new(Shared {
+        Self(Arc::new(FaultState {
             config: RwLock::new(config),
             limits: Mutex::default(),
             last: Mutex::default(),
@@ -334,13 +334,13 @@ impl Faults {
         let config = self.0.config.read().unwrap_or_else(PoisonError::into_inner);
         let mut decision = FaultDecision { wait: config.latency.sample(draws), struck: None };
         for (at, fault) in config.faults.iter().enumerate() {
-            if draws.unit(Place::Fault, at) < fault.share {
+            if draws.unit(DrawPlace::Fault, at) < fault.share {
                 self.strike(&mut decision, &fault.kind);
             }
         }
         if !config.breaks.is_empty() {
             for (at, broken) in config.breaks.iter().enumerate() {
-                if draws.unit(Place::Break, at) < broken.share {
+                if draws.unit(DrawPlace::Break, at) < broken.share {
                     decision.struck.get_or_insert_default().breaks.push(broken.kind.clone());
                 }
             }
@@ -349,7 +349,7 @@ impl Faults {
         match asked {
             Some(Ok(injections)) => {
                 for (at, injection) in injections.iter().enumerate() {
-                    let drawn = draws.unit(Place::Request, at);
+                    let drawn = draws.unit(DrawPlace::Request, at);
                     match injection {
                         Injection::Fault(fault) if drawn < fault.share => self.strike(&mut decision, &fault.kind),
                         Injection::Break(broken) if drawn < broken.share => {

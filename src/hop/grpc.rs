@@ -26,7 +26,7 @@ use crate::rpc::chain::{CallRequest, Reply, StreamRequest};
 use crate::server::shutdown::Phase;
 use crate::system::held::{Exhausted, Held, HeldKind};
 use crate::telemetry::ids;
-use crate::upstream::RequestBody;
+use crate::upstream::ForwardedBody;
 
 /// The longest message of a failed call, in bytes.
 const MAX_MESSAGE: usize = 400;
@@ -49,7 +49,7 @@ impl Chain for ChainService {
         }
         let size = body.len() as u64;
         let kept = held.filter(|_| exchange.node.forward_body);
-        exchange.set_body(size, kept.map(|held| RequestBody { bytes: body, content_type: None, _held: held }));
+        exchange.set_body(size, kept.map(|held| ForwardedBody { bytes: body, content_type: None, _held: held }));
         // What a failed call has in its details may have to be shortened hop by hop.
         let write = |reply: reply::Reply<Written<'_>>| {
             if (200..300).contains(&reply.status) { Ok(reply.into_message()) } else { Err(reply.to_json()) }

@@ -12,12 +12,12 @@ pub struct Identity {
     /// The host's name; in Kubernetes the pod's.
     pub hostname: String,
     /// Where it runs.
-    pub place: Place,
+    pub place: Locality,
 }
 
 /// Where a hop runs, as far as the resource attributes name it.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Place {
+pub struct Locality {
     /// `k8s.node.name`.
     pub node: Option<String>,
     /// `cloud.availability_zone`.
@@ -28,7 +28,7 @@ pub struct Place {
     pub cluster: Option<String>,
 }
 
-impl Place {
+impl Locality {
     /// From `OTEL_RESOURCE_ATTRIBUTES`.
     pub(crate) fn of(attributes: &[(String, String)]) -> Self {
         let value =

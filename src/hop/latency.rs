@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use crate::telemetry::draws::{Draws, Place};
+use crate::telemetry::draws::{DrawPlace, Draws};
 use crate::values::parse_duration;
 
 /// The longest delay that is accepted: a typing error must not delay requests for days.
@@ -34,8 +34,8 @@ impl Latency {
         match self {
             Self::None => Duration::ZERO,
             Self::Fixed(delay) => *delay,
-            Self::Uniform(low, high) => *low + (*high - *low).mul_f64(draws.unit(Place::Latency, 0)),
-            Self::Quantiles(quantiles) => quantiles.at(draws.unit(Place::Latency, 0)),
+            Self::Uniform(low, high) => *low + (*high - *low).mul_f64(draws.unit(DrawPlace::Latency, 0)),
+            Self::Quantiles(quantiles) => quantiles.at(draws.unit(DrawPlace::Latency, 0)),
         }
     }
 }

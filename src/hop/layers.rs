@@ -27,7 +27,7 @@ use crate::hop::fault::FaultDecision;
 use crate::hop::response;
 use crate::hop::state::Node;
 use crate::system::held::{Exhausted, Held, HeldBudgets, HeldKind};
-use crate::upstream::RequestBody;
+use crate::upstream::ForwardedBody;
 use crate::values::service_number;
 
 /// What an endpoint is for, and with it what its requests pass.
@@ -56,34 +56,34 @@ pub(crate) enum EndpointKind {
 }
 
 impl<S> Layer<S> for EndpointKind {
-    type Service = Endpoint<S>;
+    type Service = EndpointService<S>;
 
-    fn layer(&self, handler: S) -> Endpoint<S> {
-        Endpoint { kind: *self, is_refusal: false, handler }
+    fn layer(&self, handler: S) -> EndpointService<S> {
+        EndpointService { kind: *self, is_refusal: false, handler }
     }
 }
 
 /// The layer of a handler that answers 404 or 405 to every request.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Refusal(pub(crate) EndpointKind);
+pub(crate) struct RefusalLayer(pub(crate) EndpointKind);
 
-impl<S> Layer<S> for Refusal {
-    type Service = Endpoint<S>;
+impl<S> Layer<S> for RefusalLayer {
+    type Service = EndpointService<S>;
 
-    fn layer(&self, handler: S) -> Endpoint<S> {
-        Endpoint { is_refusal: true, ..self.0.layer(handler) }
+    fn layer(&self, handler: S) -> EndpointService<S> {
+        EndpointService { is_refusal: true, ..self.0.layer(handler) }
     }
 }
 
 /// A handler with its layer.
 #[derive(Debug, Clone)]
-pub(crate) struct Endpoint<S> {
+pub(crate) struct EndpointService<S> {
     kind: EndpointKind,
     is_refusal: bool,
     handler: S,
 }
 
-impl<S> Service<Request> for Endpoint<S>
+impl<S> Service<Request> for EndpointService<S>
 where
     S: Service<Request, Response = Response, Error = Infallible, Future: Send> + Clone + Send + 'static,
 {
@@ -109,7 +109,7 @@ where
     }
 }
 
-impl<S> Endpoint<S>
+impl<S> EndpointService<S>
 where
     S: Service<Request, Response = Response, Error = Infallible>,
 {
@@ -302,7 +302,7 @@ async fn read_body(request: &mut Request, exchange: &Exchange, mut held: Option<
         return Ok(());
     }
     let content_type = request.headers().get(CONTENT_TYPE).cloned();
-    exchange.set_body(count, held.map(|held| RequestBody { bytes: bytes.into(), content_type, _held: held }));
+    exchange.set_body(count, held.map(|held| ForwardedBody { bytes: bytes.into(), content_type, _held: held }));
     Ok(())
 }
 

@@ -12,17 +12,17 @@ use crate::hop::watch::AnswerCopy;
 use crate::server::answer;
 
 /// The body of an answer: a problem document from outside the router, or what the router answered.
-pub(crate) type AnswerBody<B> = Either<Full<Bytes>, B>;
+pub(crate) type HopBody<B> = Either<Full<Bytes>, B>;
 
 /// The body of an answer, with what counts its bytes until it was written.
 pub(crate) struct ObservedBody<B, A> {
-    body: AnswerBody<B>,
+    body: HopBody<B>,
     account: Option<A>,
     copy: Option<AnswerCopy>,
 }
 
 impl<B, A> ObservedBody<B, A> {
-    pub(crate) fn new(body: AnswerBody<B>, account: A, copy: Option<AnswerCopy>) -> Self {
+    pub(crate) fn new(body: HopBody<B>, account: A, copy: Option<AnswerCopy>) -> Self {
         Self { body, account: Some(account), copy }
     }
 }

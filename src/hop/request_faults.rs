@@ -69,7 +69,7 @@ impl RequestFaults {
 }
 
 /// Reads every value of the header: faults with a semicolon between them.
-fn parse<'a>(values: impl Iterator<Item = &'a [u8]>) -> Result<Vec<AtHop>, String> {
+fn parse<'a>(values: impl Iterator<Item = &'a [u8]>) -> Result<Vec<AddressedFault>, String> {
     let text = values.map(|value| std::str::from_utf8(value).map_err(|_| format!("{X_FAULT} is no text")));
     let text = text.collect::<Result<Vec<_>, _>>()?.join(";");
     if text.len() > MAX_BYTES {
@@ -80,7 +80,7 @@ fn parse<'a>(values: impl Iterator<Item = &'a [u8]>) -> Result<Vec<AtHop>, Strin
         return Err(format!("{X_FAULT} has {} faults; up to {MAX_FAULTS} are accepted", faults.len()));
     }
     let bounded = |text: &str| {
-        let at: AtHop = text.parse()?;
+        let at: AddressedFault = text.parse()?;
         match &at.what {
             Injection::Fault(fault) => match fault.kind {
                 FaultKind::Delay(time) | FaultKind::Cpu(time) if time.as_secs_f64() > MAX_SECONDS as f64 => {
@@ -96,7 +96,7 @@ fn parse<'a>(values: impl Iterator<Item = &'a [u8]>) -> Result<Vec<AtHop>, Strin
 
 /// A fault or a break at the hops that it names: `service3:abort=503@50%`.
 #[derive(Debug, Clone, PartialEq)]
-pub struct AtHop {
+pub struct AddressedFault {
     /// `None`: every hop.
     name: Option<String>,
     /// A version, or a host's name: one instance.
@@ -105,7 +105,7 @@ pub struct AtHop {
     pub what: Injection,
 }
 
-impl AtHop {
+impl AddressedFault {
     /// Whether it names this hop.
     pub(crate) fn is_for(&self, who: &Identity) -> bool {
         self.name.as_ref().is_none_or(|name| *name == who.name)
@@ -118,7 +118,7 @@ impl AtHop {
     }
 }
 
-impl FromStr for AtHop {
+impl FromStr for AddressedFault {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -138,7 +138,7 @@ mod tests {
     use http::{HeaderName, HeaderValue};
 
     use super::*;
-    use crate::hop::identity::Place;
+    use crate::hop::identity::Locality;
     use crate::trace_context::Propagator;
 
     fn who() -> Identity {
@@ -148,7 +148,7 @@ mod tests {
             version: text("v2"),
             lane: text("base"),
             hostname: text("pod-1"),
-            place: Place::default(),
+            place: Locality::default(),
         }
     }
 

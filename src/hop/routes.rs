@@ -28,7 +28,7 @@ use crate::hop::grpc::{ChainService, HealthService};
 use crate::hop::layers::EndpointKind::{
     self, Call, Chain, Health, Information, Probe, Reflection, Scrape, Stream, StreamCall, Text,
 };
-use crate::hop::layers::{Refusal, aborted};
+use crate::hop::layers::{RefusalLayer, aborted};
 use crate::hop::response::{text, typed};
 use crate::hop::state::Node;
 use crate::hop::{streams, websocket};
@@ -62,7 +62,7 @@ pub(crate) fn router(node: Arc<Node>) -> Router {
         .route(STREAM, method(StreamCall, streams))
         .route("/grpc.health.v1.Health/Check", method(Health, health.clone()))
         .route("/grpc.health.v1.Health/Watch", method(Health, health))
-        .fallback(not_found.layer(Refusal(Information)));
+        .fallback(not_found.layer(RefusalLayer(Information)));
     if node.grpc_reflection { with_reflection(router) } else { router }.with_state(node)
 }
 
@@ -76,7 +76,7 @@ where
         Chain => MethodFilter::GET.or(MethodFilter::POST).or(MethodFilter::PUT).or(MethodFilter::PATCH).or(MethodFilter::DELETE),
         _ => MethodFilter::GET,
     };
-    on(methods, handler.layer(kind)).fallback(method_not_allowed.layer(Refusal(kind)))
+    on(methods, handler.layer(kind)).fallback(method_not_allowed.layer(RefusalLayer(kind)))
 }
 
 /// A method of gRPC.
@@ -89,7 +89,7 @@ where
         + 'static,
 {
     let service = service.map_response(|response: http::Response<tonic::body::Body>| response.map(Body::new));
-    on_service(MethodFilter::POST, kind.layer(service)).fallback(method_not_allowed.layer(Refusal(kind)))
+    on_service(MethodFilter::POST, kind.layer(service)).fallback(method_not_allowed.layer(RefusalLayer(kind)))
 }
 
 /// Both versions: clients still ask for the older one.

@@ -8,7 +8,6 @@
 
 use std::any::Any;
 use std::convert::Infallible;
-use std::error::Error as StdError;
 use std::sync::Arc;
 
 use axum::Router;
@@ -19,6 +18,7 @@ use futures_util::future::{self, Either as EitherFuture, FutureExt as _, TryFutu
 use http::header::{CONNECTION, EXPECT, HeaderValue};
 use http::{Request, Response};
 use http_body_util::Either;
+use tower::BoxError;
 use tower::{Layer as _, Service, ServiceBuilder, service_fn};
 use tower_http::body::UnsyncBoxBody;
 use tower_http::catch_panic::CatchPanicLayer;
@@ -26,11 +26,9 @@ use tower_http::limit::{RequestBodyLimitLayer, ResponseBody};
 use tower_http::timeout::RequestBodyDeadlineLayer;
 
 use crate::hop::error::Error;
-use crate::hop::exchange::{Exchange, ObservedBody};
+use crate::hop::exchange::{Exchange, ExchangeBody};
 use crate::hop::limits::{CALL_OVERHEAD, RequestLimits};
 use crate::hop::state::Node;
-
-type BoxError = Box<dyn StdError + Send + Sync>;
 
 /// The body of what the router answers, as the layers around it pass it on.
 pub(crate) type RouterBody = Either<UnsyncBoxBody<Bytes, BoxError>, ResponseBody<UnsyncBoxBody<Bytes, BoxError>>>;
@@ -40,7 +38,7 @@ pub(crate) fn service<B>(
     router: Router,
     node: Arc<Node>,
     limits: RequestLimits,
-) -> impl Service<Request<B>, Response = Response<ObservedBody<RouterBody>>, Error = Infallible, Future: Send + 'static>
+) -> impl Service<Request<B>, Response = Response<ExchangeBody<RouterBody>>, Error = Infallible, Future: Send + 'static>
 + Clone
 + Send
 + Sync
@@ -152,9 +150,9 @@ mod tests {
         text.lines().any(|line| is_it(line) && line.contains("status_code=\"200\""))
     }
 
-    async fn problem<B>(response: Response<ObservedBody<B>>) -> u64
+    async fn problem<B>(response: Response<ExchangeBody<B>>) -> u64
     where
-        ObservedBody<B>: HttpBody<Data = Bytes, Error: std::fmt::Debug>,
+        ExchangeBody<B>: HttpBody<Data = Bytes, Error: std::fmt::Debug>,
     {
         assert_eq!(response.headers()["content-type"], "application/problem+json");
         assert!(response.headers().contains_key("x-request-id"));

@@ -68,7 +68,7 @@ impl<S: Sync> FromRequestParts<S> for Pace {
 
 /// Why a stream ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum End {
+enum StreamEnd {
     Complete,
     Draining,
     /// The caller's `grpc-timeout`.
@@ -77,7 +77,7 @@ enum End {
     TooLong,
 }
 
-impl End {
+impl StreamEnd {
     fn as_str(self) -> &'static str {
         match self {
             Self::Complete => "complete",
@@ -108,11 +108,11 @@ impl Ticks {
 
     /// Waits for the next message. When the hop no longer accepts, a stream whose messages all fit the time that is left goes on,
     /// and any other ends at once, so that its caller can ask another instance.
-    async fn next(&mut self) -> Result<(), End> {
+    async fn next(&mut self) -> Result<(), StreamEnd> {
         /// What is left for the last message to arrive.
         const MARGIN: Duration = Duration::from_secs(1);
         if self.sent == self.pace.count {
-            return Err(End::Complete);
+            return Err(StreamEnd::Complete);
         }
         let (due, last) = (self.due(self.sent), self.due(self.pace.count - 1));
         let end = self.begun + LONGEST;
@@ -131,15 +131,15 @@ impl Ticks {
                     self.sent += 1;
                     return Ok(());
                 }
-                () = draining => return Err(End::Draining),
+                () = draining => return Err(StreamEnd::Draining),
                 () = sleep_until(deadline) => {}
             }
         }
-        Err(if deadline < end { End::Deadline } else { End::TooLong })
+        Err(if deadline < end { StreamEnd::Deadline } else { StreamEnd::TooLong })
     }
 
     /// How it ended, for a reader.
-    fn told(&self, end: End) -> String {
+    fn told(&self, end: StreamEnd) -> String {
         let Self { sent, pace, .. } = self;
         format!("{}: {sent} of {} replies were sent", end.as_str(), pace.count)
     }
@@ -182,8 +182,8 @@ pub(crate) fn replies(
                 let reply = own_reply(&ticks.exchange, StatusCode::OK).into_message();
                 return Some((Ok(reply), Some(ticks)));
             }
-            Err(End::Complete) => return None,
-            Err(end @ End::Draining) => Status::unavailable(ticks.told(end)),
+            Err(StreamEnd::Complete) => return None,
+            Err(end @ StreamEnd::Draining) => Status::unavailable(ticks.told(end)),
             Err(end) => Status::deadline_exceeded(ticks.told(end)),
         };
         ticks.exchange.set_grpc_code(status.code());

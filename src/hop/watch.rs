@@ -18,12 +18,12 @@ pub trait Watch: fmt::Debug + Send + Sync {
     /// Whether a request that has passed so many hops is to be copied.
     fn keeps(&self, hops: u32) -> bool;
     /// Takes the copy of a request when it has ended; never one of a probe or a scrape.
-    fn keep(&self, seen: Seen);
+    fn keep(&self, seen: WatchedRequest);
 }
 
 /// A request with its answer.
 #[derive(Debug, Clone, Default)]
-pub struct Seen {
+pub struct WatchedRequest {
     /// The method as it arrived.
     pub method: String,
     /// The path without the query.
@@ -41,12 +41,12 @@ pub struct Seen {
     /// The carried headers, as JSON, with secrets masked.
     pub received: Vec<u8>,
     /// What the hop answered.
-    pub answer: Answer,
+    pub answer: WatchedAnswer,
 }
 
 /// What a hop answered.
 #[derive(Debug, Clone, Default)]
-pub struct Answer {
+pub struct WatchedAnswer {
     /// The reply as JSON, also where the answer is a text or a message drawn from it; empty without one.
     pub reply: Vec<u8>,
     /// The body as it was sent.
@@ -57,10 +57,10 @@ pub struct Answer {
 
 /// The copy of an answer while it is made. Clones share it.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct AnswerCopy(Arc<Mutex<Answer>>);
+pub(crate) struct AnswerCopy(Arc<Mutex<WatchedAnswer>>);
 
 impl AnswerCopy {
-    fn lock(&self) -> MutexGuard<'_, Answer> {
+    fn lock(&self) -> MutexGuard<'_, WatchedAnswer> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -76,7 +76,7 @@ impl AnswerCopy {
         answer.body.extend_from_slice(&part[..part.len().min(room)]);
     }
 
-    pub(crate) fn take(&self) -> Answer {
+    pub(crate) fn take(&self) -> WatchedAnswer {
         std::mem::take(&mut self.lock())
     }
 }

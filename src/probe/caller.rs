@@ -8,7 +8,7 @@ use reqwest::redirect::Policy;
 
 use crate::check::reachability::tls::Trust;
 use crate::probe::ProbeArgs;
-use crate::probe::listener::{Call, Downstream};
+use crate::probe::listener::{AppCall, Downstream};
 use crate::telemetry::ids;
 use crate::text::causes;
 
@@ -22,7 +22,7 @@ const POLL: Duration = Duration::from_millis(10);
 const MAX_ANSWER: usize = 1 << 20;
 
 /// A client of the app.
-pub(super) struct Caller {
+pub(super) struct AppClient {
     http: reqwest::Client,
     url: Url,
     method: Method,
@@ -32,18 +32,18 @@ pub(super) struct Caller {
 
 /// What one request led to.
 #[derive(Debug)]
-pub(super) struct Outcome {
+pub(super) struct AppOutcome {
     /// The status of the app's answer, or why there is none.
     pub(super) status: Result<u16, String>,
     /// Where a redirect points.
     pub(super) location: Option<String>,
-    pub(super) calls: Vec<Call>,
+    pub(super) calls: Vec<AppCall>,
     pub(super) took: Duration,
     /// How long after the answer the last call came.
     pub(super) late: Duration,
 }
 
-impl Caller {
+impl AppClient {
     /// Errors: a usage error in words.
     pub(super) fn new(args: &ProbeArgs, trust: &Trust) -> Result<Self, String> {
         let tls = trust.config().map_err(|error| format!("--cacert: {error}"))?.0;
@@ -65,7 +65,7 @@ impl Caller {
     }
 
     /// Sends one request. Does not wait for calls.
-    pub(super) async fn send(&self, headers: &HeaderMap, nonce: &str) -> Outcome {
+    pub(super) async fn send(&self, headers: &HeaderMap, nonce: &str) -> AppOutcome {
         let started = Instant::now();
         let url = self.url.as_str().replace("%7Bnonce%7D", nonce).replace("{nonce}", nonce);
         let mut request = self.http.request(self.method.clone(), url).headers(self.headers.clone());
@@ -92,11 +92,11 @@ impl Caller {
             }
             Err(error) => Err(causes(&error.without_url())),
         };
-        Outcome { status, location, calls: Vec::new(), took: started.elapsed(), late: Duration::ZERO }
+        AppOutcome { status, location, calls: Vec::new(), took: started.elapsed(), late: Duration::ZERO }
     }
 
     /// Sends one request and waits until the calls that it led to are there.
-    pub(super) async fn ask(&self, downstream: &Downstream, headers: &HeaderMap, wait: Wait) -> Outcome {
+    pub(super) async fn ask(&self, downstream: &Downstream, headers: &HeaderMap, wait: Wait) -> AppOutcome {
         downstream.take();
         let nonce = ids::span_id().to_string();
         let mut outcome = self.send(headers, &nonce).await;

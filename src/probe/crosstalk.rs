@@ -7,9 +7,9 @@ use futures_util::stream::{self, StreamExt as _};
 use http::HeaderMap;
 
 use crate::check::report::{CheckId, Finding, Hint};
-use crate::probe::caller::Outcome;
-use crate::probe::fate::{self, Format, Sent, sampled};
-use crate::probe::listener::Call;
+use crate::probe::caller::AppOutcome;
+use crate::probe::fate::{self, Format, WrittenIds, sampled};
+use crate::probe::listener::AppCall;
 use crate::probe::session::Session;
 use crate::telemetry::ids;
 use crate::text::counted;
@@ -21,11 +21,11 @@ const BACKGROUND: Duration = Duration::from_secs(2);
 const NONCE: &str = "put {nonce} into the URL or --body where the app passes it on";
 
 /// One request, recognisable by everything that it sent.
-struct Request {
-    context: Sent,
+struct CrosstalkRequest {
+    context: WrittenIds,
     request_id: String,
     nonce: String,
-    outcome: Outcome,
+    outcome: AppOutcome,
 }
 
 /// Whose calls carried what.
@@ -53,18 +53,18 @@ pub(super) async fn run(session: &Session<'_>) -> Finding {
     }
     session.downstream.take();
     let send = |_| async {
-        let (context, nonce) = (Sent::fresh(), ids::span_id().to_string());
+        let (context, nonce) = (WrittenIds::fresh(), ids::span_id().to_string());
         // An app that passes none of them may still mix them up under load.
         let formats = if has_context { &session.passing[..] } else { &Format::ALL };
-        let formats: Vec<(Format, &Sent)> = formats.iter().map(|format| (*format, &context)).collect();
+        let formats: Vec<(Format, &WrittenIds)> = formats.iter().map(|format| (*format, &context)).collect();
         let mut headers: HeaderMap = sampled(&formats);
         let request_id = ids::request_id();
         headers.insert("x-request-id", request_id.clone());
         let outcome = session.caller.send(&headers, &nonce).await;
         let request_id = String::from_utf8_lossy(request_id.as_bytes()).into_owned();
-        Request { context, request_id, nonce, outcome }
+        CrosstalkRequest { context, request_id, nonce, outcome }
     };
-    let requests: Vec<Request> =
+    let requests: Vec<CrosstalkRequest> =
         stream::iter(0..count).map(send).buffer_unordered(session.args.concurrency as usize).collect().await;
     let due = session.calls.unwrap_or(1) * count;
     let (mut seen, mut since) = (session.downstream.count(), Instant::now());
@@ -81,8 +81,8 @@ pub(super) async fn run(session: &Session<'_>) -> Finding {
     finding(session, count, failed, &tally)
 }
 
-fn tally(requests: &[Request], calls: &[Call], session: &Session<'_>) -> Tally {
-    let index = |key: fn(&Request) -> &str| -> HashMap<&str, usize> {
+fn tally(requests: &[CrosstalkRequest], calls: &[AppCall], session: &Session<'_>) -> Tally {
+    let index = |key: fn(&CrosstalkRequest) -> &str| -> HashMap<&str, usize> {
         requests.iter().enumerate().map(|(n, request)| (key(request), n)).collect()
     };
     let by_trace = index(|request| &request.context.trace);
@@ -116,7 +116,7 @@ fn tally(requests: &[Request], calls: &[Call], session: &Session<'_>) -> Tally {
     tally
 }
 
-fn trace_of(call: &Call) -> Option<String> {
+fn trace_of(call: &AppCall) -> Option<String> {
     let ids = |format: Format| {
         let value = fate::values(&call.headers, format.header()).pop()?;
         fate::ids_of(format, value.trim(), &call.headers).map(|(trace, _)| trace)
@@ -125,7 +125,7 @@ fn trace_of(call: &Call) -> Option<String> {
 }
 
 /// The nonce in the path, the query or the body of a call: 16 hex digits.
-fn nonce_of(call: &Call, known: &HashMap<&str, usize>) -> Option<usize> {
+fn nonce_of(call: &AppCall, known: &HashMap<&str, usize>) -> Option<usize> {
     let uri = call.uri.to_string();
     let body = String::from_utf8_lossy(&call.body);
     let words = |text: &str| -> Option<usize> {

@@ -4,10 +4,10 @@ use http::HeaderMap;
 
 use crate::check::report::{CheckId, Finding, Hint, Report};
 use crate::probe::ProbeArgs;
-use crate::probe::caller::{BACKGROUND, Caller, Wait};
+use crate::probe::caller::{AppClient, BACKGROUND, Wait};
 use crate::probe::crosstalk;
-use crate::probe::fate::{self, Decision, Fate, Format, Sent, sampled};
-use crate::probe::findings::{self, Seen};
+use crate::probe::fate::{self, Decision, Fate, Format, WrittenIds, sampled};
+use crate::probe::findings::{self, FateCounts};
 use crate::probe::listener::{Downstream, Mood};
 use crate::probe::session::Session;
 use crate::telemetry::ids;
@@ -17,7 +17,7 @@ use crate::trace_context::{carried_names, is_foreign_tracer};
 const REPEATS: usize = 3;
 
 /// Runs all experiments and adds their findings to the report.
-pub(super) async fn run(args: &ProbeArgs, caller: &Caller, downstream: &Downstream, report: &mut Report) {
+pub(super) async fn run(args: &ProbeArgs, caller: &AppClient, downstream: &Downstream, report: &mut Report) {
     let (passing, calls) = (Vec::new(), None);
     let mut session = Session { args, caller, downstream, calls, patience: BACKGROUND, status: 0, passing, request_id: false };
     if !session.reach(report).await {
@@ -63,9 +63,9 @@ impl Session<'_> {
     async fn formats(&mut self, report: &mut Report) {
         let mut results = Vec::new();
         for format in Format::ALL {
-            let mut seen = Seen::default();
+            let mut seen = FateCounts::default();
             for _ in 0..REPEATS {
-                let sent = Sent::fresh();
+                let sent = WrittenIds::fresh();
                 for call in self.ask(&sampled(&[(format, &sent)])).await.calls {
                     let fate = fate::of_context(format, &sent, &call.headers);
                     let others = Format::ALL.into_iter().filter(|other| *other != format);
@@ -89,7 +89,7 @@ impl Session<'_> {
     async fn short_ids(&self) -> Finding {
         let mut seen = Vec::new();
         for &format in self.passing.iter().filter(|format| **format != Format::W3c) {
-            let mut sent = Sent::fresh();
+            let mut sent = WrittenIds::fresh();
             sent.trace.replace_range(..16, "");
             for call in self.ask(&sampled(&[(format, &sent)])).await.calls {
                 seen.push((format, fate::of_short_id(format, &sent, &call.headers)));
@@ -102,9 +102,9 @@ impl Session<'_> {
     async fn headers(&mut self, report: &mut Report) {
         let others: Vec<&str> = carried_names().filter(|name| is_foreign_tracer(name) || *name == "x-lane").collect();
         let names: Vec<&str> = ["x-request-id", "baggage", "tracestate"].into_iter().chain(others.iter().copied()).collect();
-        let mut seen: Vec<Seen> = names.iter().map(|_| Seen::default()).collect();
+        let mut seen: Vec<FateCounts> = names.iter().map(|_| FateCounts::default()).collect();
         for _ in 0..REPEATS {
-            let (context, id) = (Sent::fresh(), ids::span_id());
+            let (context, id) = (WrittenIds::fresh(), ids::span_id());
             let mut headers = sampled(&[(Format::W3c, &context)]);
             let values: Vec<String> = names.iter().map(|name| value_for(name, &context, &id.to_string())).collect();
             for (name, value) in names.iter().zip(&values) {
@@ -138,7 +138,7 @@ impl Session<'_> {
             for &decision in decisions {
                 let (mut kept, mut of) = (0, 0);
                 for _ in 0..2 {
-                    let sent = Sent::fresh();
+                    let sent = WrittenIds::fresh();
                     let mut headers = HeaderMap::new();
                     sent.write(format, decision, &mut headers);
                     for call in self.ask(&headers).await.calls {
@@ -161,10 +161,10 @@ impl Session<'_> {
 
     /// All formats in one request: with one trace, and with three that disagree.
     async fn precedence(&mut self, report: &mut Report) {
-        let one = Sent::fresh();
+        let one = WrittenIds::fresh();
         let together = self.ask(&sampled(&Format::ALL.map(|format| (format, &one)))).await;
         report.add(findings::together(&one, &together.calls));
-        let several = Format::ALL.map(|format| (format, Sent::fresh()));
+        let several = Format::ALL.map(|format| (format, WrittenIds::fresh()));
         let headers = sampled(&[(several[0].0, &several[0].1), (several[1].0, &several[1].1), (several[2].0, &several[2].1)]);
         let outcome = self.ask(&headers).await;
         report.add(findings::precedence(&several, &outcome.calls));
@@ -195,7 +195,7 @@ impl Session<'_> {
 }
 
 /// A value that a tracer of that kind would accept.
-fn value_for(name: &str, context: &Sent, id: &str) -> String {
+fn value_for(name: &str, context: &WrittenIds, id: &str) -> String {
     match name {
         "x-request-id" => String::from_utf8_lossy(ids::request_id().as_bytes()).into_owned(),
         "baggage" | "tracestate" => format!("probe={id}"),

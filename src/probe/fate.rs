@@ -56,12 +56,12 @@ pub(super) enum Decision {
 
 /// Ids as they are written into headers.
 #[derive(Debug, Clone)]
-pub(super) struct Sent {
+pub(super) struct WrittenIds {
     pub(super) trace: String,
     pub(super) span: String,
 }
 
-impl Sent {
+impl WrittenIds {
     pub(super) fn fresh() -> Self {
         Self { trace: crate::telemetry::ids::trace_id().to_string(), span: crate::telemetry::ids::span_id().to_string() }
     }
@@ -96,7 +96,7 @@ impl Sent {
 }
 
 /// The headers of a request: a context in each of these formats, sampled.
-pub(super) fn sampled(contexts: &[(Format, &Sent)]) -> HeaderMap {
+pub(super) fn sampled(contexts: &[(Format, &WrittenIds)]) -> HeaderMap {
     let mut headers = HeaderMap::new();
     contexts.iter().for_each(|(format, sent)| sent.write(*format, Decision::Sampled, &mut headers));
     headers
@@ -123,7 +123,7 @@ pub(super) fn values(headers: &HeaderMap, name: &str) -> Vec<String> {
 }
 
 /// What became of a context that was sent in `format`.
-pub(super) fn of_context(format: Format, sent: &Sent, call: &HeaderMap) -> Fate {
+pub(super) fn of_context(format: Format, sent: &WrittenIds, call: &HeaderMap) -> Fate {
     let found = values(call, format.header());
     let value = match found.as_slice() {
         [] => return Fate::Dropped,
@@ -172,8 +172,8 @@ fn of_commas(value: &str) -> Option<Mangling> {
 
 /// What became of a context with a trace id of 64 bits. A tracer whose ids have 128 bits puts zeros in front, and goes on with spans of
 /// its own: in W3C it has no other way. Whoever forwards the caller's span leaves its trace id alone.
-pub(super) fn of_short_id(format: Format, sent: &Sent, call: &HeaderMap) -> Fate {
-    let padded = Sent { trace: format!("{:0>32}", sent.trace), span: sent.span.clone() };
+pub(super) fn of_short_id(format: Format, sent: &WrittenIds, call: &HeaderMap) -> Fate {
+    let padded = WrittenIds { trace: format!("{:0>32}", sent.trace), span: sent.span.clone() };
     let shapes = Format::ALL.into_iter().filter(|other| *other == format || values(call, format.header()).is_empty());
     let fates = shapes.map(|shape| match of_context(shape, &padded, call) {
         Fate::Untouched => Fate::Mangled(Mangling::Padded),
@@ -276,7 +276,7 @@ mod tests {
 
     #[test]
     fn each_fate_of_a_context_has_its_name() {
-        let sent = Sent { trace: "463ac35c9f6413ad48485a3953bb6124".into(), span: "a2fb4a1d1a96d312".into() };
+        let sent = WrittenIds { trace: "463ac35c9f6413ad48485a3953bb6124".into(), span: "a2fb4a1d1a96d312".into() };
         let same = "00-463ac35c9f6413ad48485a3953bb6124-a2fb4a1d1a96d312-01";
         let upper = same.to_uppercase();
         for (format, headers, fate) in [
@@ -366,7 +366,7 @@ mod tests {
 
     #[test]
     fn a_trace_id_of_64_bits_may_be_padded_by_a_tracer_alone() {
-        let sent = Sent { trace: "48485a3953bb6124".into(), span: "a2fb4a1d1a96d312".into() };
+        let sent = WrittenIds { trace: "48485a3953bb6124".into(), span: "a2fb4a1d1a96d312".into() };
         let padded = "000000000000000048485a3953bb6124";
         for (headers, fate) in [
             (vec![("b3", "48485a3953bb6124-a2fb4a1d1a96d312-1".to_owned())], Fate::Untouched),

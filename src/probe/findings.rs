@@ -9,9 +9,9 @@ use crate::check::envoy::suggestions::quoted;
 use crate::check::report::{CheckId, Finding, Hint};
 use crate::net::hosts::redacted_url;
 use crate::probe::ProbeArgs;
-use crate::probe::caller::Outcome;
-use crate::probe::fate::{self, Decision, Fate, Format, Sent};
-use crate::probe::listener::{Call, Mood};
+use crate::probe::caller::AppOutcome;
+use crate::probe::fate::{self, Decision, Fate, Format, WrittenIds};
+use crate::probe::listener::{AppCall, Mood};
 use crate::probe::session::Session;
 use crate::text::counted;
 use crate::trace_context::HeaderFamily;
@@ -19,7 +19,7 @@ use crate::trace_context::Mangling;
 
 /// What became of one header in all calls of an experiment.
 #[derive(Debug, Default)]
-pub(super) struct Seen {
+pub(super) struct FateCounts {
     fates: BTreeMap<Fate, usize>,
     /// The same for each address that was called.
     by_address: BTreeMap<SocketAddr, BTreeMap<Fate, usize>>,
@@ -27,7 +27,7 @@ pub(super) struct Seen {
     pub(super) converted: BTreeSet<Format>,
 }
 
-impl Seen {
+impl FateCounts {
     pub(super) fn add(&mut self, to: SocketAddr, fate: Fate) {
         *self.by_address.entry(to).or_default().entry(fate.clone()).or_default() += 1;
         *self.fates.entry(fate).or_default() += 1;
@@ -82,7 +82,7 @@ fn word(fate: &Fate) -> &'static str {
     }
 }
 
-pub(super) fn reached(args: &ProbeArgs, outcome: &Outcome, status: u16) -> Finding {
+pub(super) fn reached(args: &ProbeArgs, outcome: &AppOutcome, status: u16) -> Finding {
     let text = format!("{} {} answers {status} in {} ms", args.method, args.app_url, outcome.took.as_millis());
     let finding = Finding::pass(CheckId::ProbeReach, text);
     match (&outcome.location, status) {
@@ -96,7 +96,7 @@ pub(super) fn reached(args: &ProbeArgs, outcome: &Outcome, status: u16) -> Findi
 }
 
 /// Why an app that answers so calls nobody.
-fn calls_nobody(args: &ProbeArgs, outcome: &Outcome, addresses: &str) -> Hint {
+fn calls_nobody(args: &ProbeArgs, outcome: &AppOutcome, addresses: &str) -> Hint {
     let setting = format!(
         "set the app's next hop to http://{addresses} and see that it can connect: in a container this host is not 127.0.0.1"
     );
@@ -127,7 +127,7 @@ fn calls_nobody(args: &ProbeArgs, outcome: &Outcome, addresses: &str) -> Hint {
 }
 
 /// Whether the app calls, and whom.
-pub(super) fn calls(args: &ProbeArgs, addresses: &[SocketAddr], outcomes: &[Outcome]) -> Vec<Finding> {
+pub(super) fn calls(args: &ProbeArgs, addresses: &[SocketAddr], outcomes: &[AppOutcome]) -> Vec<Finding> {
     // The first request may lead to more calls than the others, or to none: connections, caches, tokens.
     let (cold, usual) = (outcomes[0].calls.len(), outcomes.get(1..).filter(|more| !more.is_empty()).unwrap_or(outcomes));
     let counts: Vec<usize> = usual.iter().map(|outcome| outcome.calls.len()).collect();
@@ -165,7 +165,7 @@ pub(super) fn calls(args: &ProbeArgs, addresses: &[SocketAddr], outcomes: &[Outc
 }
 
 /// One format. That none of them passes is a finding of its own.
-pub(super) fn format(session: &Session<'_>, format: Format, seen: &Seen) -> Finding {
+pub(super) fn format(session: &Session<'_>, format: Format, seen: &FateCounts) -> Finding {
     let id = match format {
         Format::W3c => CheckId::ProbeW3c,
         Format::B3 => CheckId::ProbeB3,
@@ -235,7 +235,7 @@ pub(super) fn short_ids(seen: &[(Format, Fate)]) -> Finding {
 }
 
 /// Whether a trace goes on at all.
-pub(super) fn context(session: &Session<'_>, results: &[(Format, Seen)]) -> Finding {
+pub(super) fn context(session: &Session<'_>, results: &[(Format, FateCounts)]) -> Finding {
     if session.passing.is_empty() {
         let anew = results.iter().any(|(_, seen)| seen.count(&Fate::Anew) > 0);
         let damaged = results.iter().any(|(_, seen)| seen.mangling().is_some());
@@ -257,7 +257,7 @@ pub(super) fn context(session: &Session<'_>, results: &[(Format, Seen)]) -> Find
 }
 
 /// A header without ids of spans.
-pub(super) fn header(session: &Session<'_>, id: CheckId, name: &str, seen: &Seen) -> Finding {
+pub(super) fn header(session: &Session<'_>, id: CheckId, name: &str, seen: &FateCounts) -> Finding {
     let calls = seen.calls();
     if let Some(how) = seen.mangling() {
         return Finding::fail(id, format!("{name}: the app {} ({calls} calls)", how.text()), Hint::new(mangled_by(how)));
@@ -278,12 +278,12 @@ pub(super) fn header(session: &Session<'_>, id: CheckId, name: &str, seen: &Seen
 }
 
 /// The other headers of the table, in one finding.
-pub(super) fn carried(session: &Session<'_>, names: &[&str], seen: &[Seen]) -> Finding {
-    let of = |wanted: fn(&Seen) -> bool| -> Vec<&str> {
+pub(super) fn carried(session: &Session<'_>, names: &[&str], seen: &[FateCounts]) -> Finding {
+    let of = |wanted: fn(&FateCounts) -> bool| -> Vec<&str> {
         names.iter().zip(seen).filter(|(_, seen)| wanted(seen)).map(|(name, _)| *name).collect()
     };
     let damaged = of(|seen| seen.mangling().is_some());
-    let forwarded = of(Seen::passes);
+    let forwarded = of(FateCounts::passes);
     let missed: Vec<&str> = names.iter().copied().filter(|name| session.expects(name) && !forwarded.contains(name)).collect();
     if !damaged.is_empty() {
         let text = format!("Other headers: the app damages {}", damaged.join(", "));
@@ -344,7 +344,7 @@ fn traces_of(call: &HeaderMap) -> Vec<(Format, String, String)> {
 }
 
 /// All formats with one trace: what the call has must agree.
-pub(super) fn together(sent: &Sent, calls: &[Call]) -> Finding {
+pub(super) fn together(sent: &WrittenIds, calls: &[AppCall]) -> Finding {
     let id = CheckId::ProbeAgreement;
     let found: Vec<Vec<(Format, String, String)>> = calls.iter().map(|call| traces_of(&call.headers)).collect();
     if found.iter().all(Vec::is_empty) {
@@ -373,7 +373,7 @@ pub(super) fn together(sent: &Sent, calls: &[Call]) -> Finding {
 }
 
 /// Three formats with three traces: which one does the app follow?
-pub(super) fn precedence(sent: &[(Format, Sent); 3], calls: &[Call]) -> Finding {
+pub(super) fn precedence(sent: &[(Format, WrittenIds); 3], calls: &[AppCall]) -> Finding {
     let id = CheckId::ProbePrecedence;
     let Some(call) = calls.first() else { return Finding::skip(id, "When formats disagree: not checked, no call came") };
     let contexts = traces_of(&call.headers);
@@ -399,9 +399,9 @@ pub(super) fn precedence(sent: &[(Format, Sent); 3], calls: &[Call]) -> Finding 
 }
 
 /// Contexts that are not valid must harm nobody.
-pub(super) fn invalid(session: &Session<'_>, results: &[(&'static str, HeaderMap, Outcome)]) -> Finding {
+pub(super) fn invalid(session: &Session<'_>, results: &[(&'static str, HeaderMap, AppOutcome)]) -> Finding {
     let id = CheckId::ProbeInvalid;
-    let failed = |outcome: &Outcome| outcome.status.as_ref().map_or(true, |status| *status >= 500 && session.status < 500);
+    let failed = |outcome: &AppOutcome| outcome.status.as_ref().map_or(true, |status| *status >= 500 && session.status < 500);
     let broken: Vec<&str> = results.iter().filter(|(.., outcome)| failed(outcome)).map(|(name, ..)| *name).collect();
     let mut fates: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for (name, headers, outcome) in results {
@@ -434,7 +434,7 @@ pub(super) fn invalid(session: &Session<'_>, results: &[(&'static str, HeaderMap
 }
 
 /// What a failing next hop does to the answer; nothing in it is right or wrong by itself.
-pub(super) fn failures(session: &Session<'_>, results: &[(Mood, Outcome)]) -> Finding {
+pub(super) fn failures(session: &Session<'_>, results: &[(Mood, AppOutcome)]) -> Finding {
     let lines = results.iter().map(|(mood, outcome)| {
         let what = match mood {
             Mood::Answer => "answers",

@@ -32,7 +32,7 @@ const MAX_CALLS: usize = 200_000;
 
 /// A call of the app.
 #[derive(Debug, Clone)]
-pub(super) struct Call {
+pub(super) struct AppCall {
     pub(super) method: Method,
     pub(super) uri: Uri,
     pub(super) headers: HeaderMap,
@@ -55,8 +55,8 @@ pub(super) enum Mood {
     Reset,
 }
 
-struct Shared {
-    calls: Mutex<Vec<Call>>,
+struct ListenerState {
+    calls: Mutex<Vec<AppCall>>,
     mood: Mutex<Mood>,
     status: StatusCode,
     reply: Bytes,
@@ -66,7 +66,7 @@ struct Shared {
 
 /// The listening addresses.
 pub(super) struct Downstream {
-    shared: Arc<Shared>,
+    shared: Arc<ListenerState>,
     /// Where it listens.
     pub(super) addresses: Vec<SocketAddr>,
     servers: Vec<JoinHandle<usize>>,
@@ -89,7 +89,7 @@ impl Downstream {
         // Without a file it is empty, which every message may be.
         let message = framed(if args.downstream_reply.is_some() { &reply } else { &[] });
         let (calls, mood) = (Mutex::default(), Mutex::new(Mood::Answer));
-        let shared = Arc::new(Shared { calls, mood, status: args.downstream_status, reply, message });
+        let shared = Arc::new(ListenerState { calls, mood, status: args.downstream_status, reply, message });
         let (stop, _) = watch::channel(false);
         let (mut addresses, mut servers) = (Vec::new(), Vec::new());
         for address in &args.downstream {
@@ -116,7 +116,7 @@ impl Downstream {
     }
 
     /// The calls since the last time.
-    pub(super) fn take(&self) -> Vec<Call> {
+    pub(super) fn take(&self) -> Vec<AppCall> {
         std::mem::take(&mut lock(&self.shared.calls))
     }
 
@@ -159,7 +159,7 @@ fn grpc_answer(status: StatusCode, message: Bytes) -> Response {
 }
 
 async fn answer(
-    State((shared, to)): State<(Arc<Shared>, SocketAddr)>,
+    State((shared, to)): State<(Arc<ListenerState>, SocketAddr)>,
     method: Method,
     uri: Uri,
     headers: HeaderMap,
@@ -169,7 +169,7 @@ async fn answer(
     {
         let mut calls = lock(&shared.calls);
         if calls.len() < MAX_CALLS {
-            calls.push(Call { method, uri, headers, body, at: Instant::now(), to });
+            calls.push(AppCall { method, uri, headers, body, at: Instant::now(), to });
         }
     }
     let mood = *lock(&shared.mood);

@@ -26,7 +26,7 @@ use crate::check::listen_for_signals;
 use crate::check::reachability::tls::Trust;
 use crate::check::report::{self, CheckId, Group, OutputFormat, Report};
 use crate::values;
-use caller::Caller;
+use caller::AppClient;
 use listener::Downstream;
 use session::Expected;
 
@@ -129,7 +129,7 @@ pub async fn run(args: ProbeArgs) -> u8 {
 }
 
 /// Reads what the options name and takes the addresses. Errors: the exit code and a line.
-async fn prepare(args: &ProbeArgs) -> Result<(Caller, Downstream), (u8, String)> {
+async fn prepare(args: &ProbeArgs) -> Result<(AppClient, Downstream), (u8, String)> {
     if args.method != Method::GET && args.count.is_none() {
         let why = "each request may change something, and about 60 are sent before the test for cross-talk";
         return Err((2, format!("--method {}: {why}; accepted: this method with --count N, 0 for no such test", args.method)));
@@ -143,6 +143,6 @@ async fn prepare(args: &ProbeArgs) -> Result<(Caller, Downstream), (u8, String)>
         (2, format!("--cacert {path}: {why}; accepted: a PEM file with at least one certificate"))
     })?;
     let downstream = Downstream::bind(args).await?;
-    let caller = Caller::new(args, &trust).map_err(|why| (2, why))?;
+    let caller = AppClient::new(args, &trust).map_err(|why| (2, why))?;
     Ok((caller, downstream))
 }

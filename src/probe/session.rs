@@ -6,7 +6,7 @@ use std::time::Duration;
 use http::HeaderMap;
 
 use crate::probe::ProbeArgs;
-use crate::probe::caller::{Caller, Outcome, Wait};
+use crate::probe::caller::{AppClient, AppOutcome, Wait};
 use crate::probe::fate::Format;
 use crate::probe::listener::Downstream;
 use crate::trace_context::carried_names;
@@ -30,7 +30,7 @@ impl FromStr for Expected {
 /// One run against one app.
 pub(super) struct Session<'a> {
     pub(super) args: &'a ProbeArgs,
-    pub(super) caller: &'a Caller,
+    pub(super) caller: &'a AppClient,
     pub(super) downstream: &'a Downstream,
     /// Calls that each request leads to, where it is always the same number.
     pub(super) calls: Option<usize>,
@@ -46,7 +46,7 @@ pub(super) struct Session<'a> {
 
 impl Session<'_> {
     /// Sends one request and waits for its calls. Where it is known how many come, a late one ends the wait, so that it may be long.
-    pub(super) async fn ask(&self, headers: &HeaderMap) -> Outcome {
+    pub(super) async fn ask(&self, headers: &HeaderMap) -> AppOutcome {
         let wait = Wait::For { calls: self.calls, patience: self.patience, usual: self.status };
         self.caller.ask(self.downstream, headers, wait).await
     }

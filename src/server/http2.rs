@@ -43,7 +43,7 @@ const MAX_ANSWERS: usize = 512 << 10;
 const STREAM_WINDOW: u32 = 64 << 10;
 const CONNECTION_WINDOW: u32 = 512 << 10;
 
-type Sender = SendStream<Chunk<Arc<Unsent>>>;
+type StreamSender = SendStream<Chunk<Arc<Unsent>>>;
 
 impl<S: HttpService> Protocols<S> {
     pub(crate) async fn http2(
@@ -215,7 +215,8 @@ impl<S: HttpService> Stream<S> {
             Err(_) => Err(None),
             Ok(_) if is_empty => Ok(()),
             Ok(stream) => {
-                let sending = Sending { stream, connection: &connection, unsent: &unsent, account: &mut account, wait: None };
+                let sending =
+                    StreamAnswer { stream, connection: &connection, unsent: &unsent, account: &mut account, wait: None };
                 sending.send(body).await
             }
         };
@@ -252,8 +253,8 @@ impl Guard for Arc<Unsent> {
 }
 
 /// The answer of one stream.
-struct Sending<'a, A> {
-    stream: Sender,
+struct StreamAnswer<'a, A> {
+    stream: StreamSender,
     connection: &'a Arc<Connection>,
     unsent: &'a Arc<Unsent>,
     account: &'a mut Option<A>,
@@ -261,7 +262,7 @@ struct Sending<'a, A> {
     wait: Option<WindowWait>,
 }
 
-impl<A: Account> Sending<'_, A> {
+impl<A: Account> StreamAnswer<'_, A> {
     /// Resolves when the last byte was written to the connection.
     ///
     /// # Errors

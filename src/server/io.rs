@@ -35,7 +35,7 @@ pub(crate) struct TrackedIo<S> {
     /// A write has waited.
     was_blocked: bool,
     /// The peer closed its side.
-    end: Option<Box<End>>,
+    end: Option<Box<WriteDeadline>>,
 }
 
 /// What the bytes that arrive are.
@@ -48,7 +48,7 @@ enum Input {
 }
 
 #[derive(Debug)]
-struct End {
+struct WriteDeadline {
     deadline: Instant,
     poll: Interval,
 }
@@ -125,7 +125,7 @@ impl<S: AsyncRead + Unpin> TrackedIo<S> {
     /// The end of the input is passed on when what came before it was answered: hyper and h2 drop every request at the end.
     fn poll_end(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let is_first = self.end.is_none();
-        let new = || Box::new(End { deadline: Instant::now() + HALF_CLOSED, poll: interval(RESET_POLL) });
+        let new = || Box::new(WriteDeadline { deadline: Instant::now() + HALF_CLOSED, poll: interval(RESET_POLL) });
         let end = self.end.get_or_insert_with(new);
         if is_first {
             self.connection.set_half_closed();

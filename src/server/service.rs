@@ -1,7 +1,6 @@
 //! What the server calls: a tower service, with what it knows of the connection beside each request.
 
 use std::convert::Infallible;
-use std::error::Error;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -12,13 +11,12 @@ use h2::RecvStream;
 use http::{Request, Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
+use tower::BoxError;
 use tower_service::Service;
 
 use crate::server::activity::active::BodyWait;
 use crate::server::activity::{Connection, Cut};
 use crate::server::answer::AnswerBody;
-
-type BoxError = Box<dyn Error + Send + Sync>;
 
 /// A request's connection: an extension of every request that the service receives.
 #[derive(Debug, Clone)]

@@ -9,10 +9,10 @@ use tokio::time::Instant;
 
 /// Where a hop is in its life. Clones share it.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Phase(Arc<Shared>);
+pub(crate) struct Phase(Arc<PhaseState>);
 
 #[derive(Debug, Default)]
-struct Shared {
+struct PhaseState {
     phase: AtomicU8,
     /// Set when the hop no longer accepts: until when what is in flight has time.
     closing: watch::Sender<Option<Instant>>,

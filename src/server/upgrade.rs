@@ -13,11 +13,11 @@ pub(crate) trait UpgradedIo: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> UpgradedIo for T {}
 
-type Protocol = dyn for<'a> FnOnce(&'a mut dyn UpgradedIo, Bytes) -> BoxFuture<'a, ()> + Send;
+type UpgradedProtocol = dyn for<'a> FnOnce(&'a mut dyn UpgradedIo, Bytes) -> BoxFuture<'a, ()> + Send;
 
 /// An extension of an answer with the status 101: what is then spoken on the connection, of which some bytes were read already.
 #[derive(Clone)]
-pub(crate) struct Upgrade(Arc<Mutex<Option<Box<Protocol>>>>);
+pub(crate) struct Upgrade(Arc<Mutex<Option<Box<UpgradedProtocol>>>>);
 
 impl Upgrade {
     pub(crate) fn new(

@@ -5,7 +5,7 @@ use crate::telemetry::ids;
 /// What is drawn for. The numbers are part of what makes a run repeatable: a new place takes the next one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u64)]
-pub(crate) enum Place {
+pub(crate) enum DrawPlace {
     /// `--latency`.
     Latency = 1,
     /// The fault of this index.
@@ -38,7 +38,7 @@ impl Draws {
     }
 
     /// A number from 0 (included) to 1 (excluded), uniform.
-    pub(crate) fn unit(self, place: Place, index: usize) -> f64 {
+    pub(crate) fn unit(self, place: DrawPlace, index: usize) -> f64 {
         let Some(state) = self.0 else { return ids::unit() };
         let place = (place as u64) << 32 | index as u64;
         (mixed(state ^ mixed(place)) >> 11) as f64 / (1_u64 << 53) as f64
@@ -60,15 +60,15 @@ mod tests {
     #[test]
     fn the_same_seed_and_id_draw_the_same_everywhere_and_for_ever() {
         let draw = |seed, id: u128, hop, attempt, place, at| Draws::seeded(seed, &id.to_be_bytes(), hop, attempt).unit(place, at);
-        let one = draw(1, 7, "service2", 1, Place::Fault, 0);
-        assert_eq!(one, draw(1, 7, "service2", 1, Place::Fault, 0));
+        let one = draw(1, 7, "service2", 1, DrawPlace::Fault, 0);
+        assert_eq!(one, draw(1, 7, "service2", 1, DrawPlace::Fault, 0));
         for other in [
-            draw(2, 7, "service2", 1, Place::Fault, 0),
-            draw(1, 8, "service2", 1, Place::Fault, 0),
-            draw(1, 7, "service3", 1, Place::Fault, 0),
-            draw(1, 7, "service2", 2, Place::Fault, 0),
-            draw(1, 7, "service2", 1, Place::Break, 0),
-            draw(1, 7, "service2", 1, Place::Fault, 1),
+            draw(2, 7, "service2", 1, DrawPlace::Fault, 0),
+            draw(1, 8, "service2", 1, DrawPlace::Fault, 0),
+            draw(1, 7, "service3", 1, DrawPlace::Fault, 0),
+            draw(1, 7, "service2", 2, DrawPlace::Fault, 0),
+            draw(1, 7, "service2", 1, DrawPlace::Break, 0),
+            draw(1, 7, "service2", 1, DrawPlace::Fault, 1),
         ] {
             assert_ne!(one, other);
         }
@@ -83,7 +83,7 @@ mod tests {
         for ids in [&counted as &dyn Fn(u32) -> Vec<u8>, &random, &texts] {
             for share in [0.001, 0.05, 0.3, 0.5, 0.99] {
                 for place in 0..3 {
-                    let drawn = |n: u32| Draws::seeded(42, &ids(n), "service2", 1).unit(Place::Fault, place);
+                    let drawn = |n: u32| Draws::seeded(42, &ids(n), "service2", 1).unit(DrawPlace::Fault, place);
                     let struck = (0..IDS).filter(|n| drawn(*n) < share).count() as f64;
                     let six_sigma = 6.0 * (f64::from(IDS) * share * (1.0 - share)).sqrt();
                     assert!((struck - f64::from(IDS) * share).abs() <= six_sigma, "{share}: {struck}");
@@ -93,7 +93,7 @@ mod tests {
         // Two places are independent: both strike as often as the product says.
         let both = (0..IDS).filter(|n| {
             let draws = Draws::seeded(42, &counted(*n), "service2", 1);
-            draws.unit(Place::Fault, 0) < 0.5 && draws.unit(Place::Fault, 1) < 0.5
+            draws.unit(DrawPlace::Fault, 0) < 0.5 && draws.unit(DrawPlace::Fault, 1) < 0.5
         });
         let both = both.count() as f64;
         assert!((both - 25_000.0).abs() < 6.0 * 137.0, "{both}");

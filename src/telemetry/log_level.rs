@@ -3,11 +3,11 @@
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
-type Change = dyn Fn(&str) -> Result<(), String> + Send + Sync;
+type LevelChange = dyn Fn(&str) -> Result<(), String> + Send + Sync;
 
 /// The handle to the level. Clones share it.
 #[derive(Clone, Default)]
-pub struct LogLevel(Arc<OnceLock<Box<Change>>>);
+pub struct LogLevel(Arc<OnceLock<Box<LevelChange>>>);
 
 impl fmt::Debug for LogLevel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -67,7 +67,7 @@ impl Texts {
 
 /// What became of items that were recorded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Fate {
+pub(crate) enum ExportFate {
     /// The collector accepted them.
     Exported,
     /// The collector did not accept them, and would not later.
@@ -137,14 +137,14 @@ impl Counts {
 /// The bounded queue between the request path and an exporter.
 #[derive(Debug)]
 pub(crate) struct Queue<B> {
-    waiting: Mutex<Waiting<B>>,
+    waiting: Mutex<WaitingItems<B>>,
     /// The most items that may wait.
     max: usize,
     half_full: Notify,
 }
 
 #[derive(Debug, Default)]
-struct Waiting<B> {
+struct WaitingItems<B> {
     batch: B,
     counts: Counts,
 }
@@ -154,7 +154,7 @@ impl<B: Batch> Queue<B> {
         Self { waiting: Mutex::default(), max, half_full: Notify::new() }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Waiting<B>> {
+    fn lock(&self) -> MutexGuard<'_, WaitingItems<B>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -193,15 +193,15 @@ impl<B: Batch> Queue<B> {
     }
 
     /// Counts what became of items that were queued; `latest` is the last of them, where it is known.
-    pub(crate) fn settle(&self, items: usize, fate: Fate, latest: Counted) {
+    pub(crate) fn settle(&self, items: usize, fate: ExportFate, latest: Counted) {
         let counts = &mut self.lock().counts;
         let items = (items as u64).min(counts.queued);
         counts.queued -= items;
         let (count, exemplar) = match fate {
-            Fate::Exported => (&mut counts.exported, &mut counts.latest.exported),
-            Fate::Rejected => (&mut counts.rejected, &mut counts.latest.rejected),
-            Fate::Unreachable => (&mut counts.unreachable, &mut counts.latest.unreachable),
-            Fate::Shutdown => (&mut counts.shutdown, &mut counts.latest.shutdown),
+            ExportFate::Exported => (&mut counts.exported, &mut counts.latest.exported),
+            ExportFate::Rejected => (&mut counts.rejected, &mut counts.latest.rejected),
+            ExportFate::Unreachable => (&mut counts.unreachable, &mut counts.latest.unreachable),
+            ExportFate::Shutdown => (&mut counts.shutdown, &mut counts.latest.shutdown),
         };
         *count += items;
         if latest.is_some() && items > 0 {

@@ -348,7 +348,7 @@ impl SpanQueue {
 mod tests {
     use super::*;
     use crate::telemetry::ids;
-    use crate::telemetry::queue::{Counts, Fate, Latest, TEXT_OF_AN_ITEM};
+    use crate::telemetry::queue::{Counts, ExportFate, Latest, TEXT_OF_AN_ITEM};
     use crate::trace_context::Sampling;
     use opentelemetry::trace::SpanId;
 
@@ -377,8 +377,8 @@ mod tests {
         let paths: Vec<_> = batch.spans.iter().map(|span| batch.text(span.path)).collect();
         assert_eq!(paths, ["/a", "/b"]);
         assert_eq!(queue.counts(), counts, "what was taken is queued until it is settled");
-        queue.settle(1, Fate::Exported, batch.counted(1));
-        queue.settle(1, Fate::Rejected, None);
+        queue.settle(1, ExportFate::Exported, batch.counted(1));
+        queue.settle(1, ExportFate::Rejected, None);
         let latest = Latest { exported: last, ..latest };
         assert_eq!(queue.counts(), Counts { queued: 0, exported: 1, rejected: 1, latest, ..counts });
     }

@@ -9,10 +9,10 @@ use super::carried::HeaderPairs;
 
 /// The headers that a hop loses. Clones share them.
 #[derive(Debug, Clone, Default)]
-pub struct Dropped(Arc<Shared>);
+pub struct Dropped(Arc<DroppedState>);
 
 #[derive(Debug, Default)]
-struct Shared {
+struct DroppedState {
     /// A hop that loses none takes no lock.
     any: AtomicBool,
     names: RwLock<Vec<HeaderName>>,

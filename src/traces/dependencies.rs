@@ -11,7 +11,7 @@ use crate::traces::trace::{Parent, parents};
 /// How often one service called another.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Link {
+pub struct DependencyLink {
     /// The caller.
     pub parent: Box<str>,
     /// The one called.
@@ -63,8 +63,8 @@ impl Dependencies {
     }
 
     /// The links so far.
-    pub fn into_links(self) -> Vec<Link> {
-        let link = |((parent, child), calls): ((_, _), Calls)| Link {
+    pub fn into_links(self) -> Vec<DependencyLink> {
+        let link = |((parent, child), calls): ((_, _), Calls)| DependencyLink {
             parent,
             child,
             call_count: calls.count,

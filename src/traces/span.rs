@@ -296,7 +296,7 @@ impl std::error::Error for DecodeError {}
 pub fn decode(body: &[u8], max: usize) -> Result<Vec<Span>, DecodeError> {
     let mut reader = serde_json::Deserializer::from_slice(body);
     let mut track = serde_path_to_error::Track::new();
-    let mut batch = Batch { max, overflow: false };
+    let mut batch = BoundedSpans { max, overflow: false };
     let read = serde_path_to_error::Deserializer::new(&mut reader, &mut track).deserialize_seq(&mut batch);
     read.and_then(|spans| reader.end().map(|()| spans)).map_err(|error| {
         if batch.overflow {
@@ -326,12 +326,12 @@ pub fn decode_traces(body: &[u8], max: usize) -> Result<Vec<Span>, DecodeError> 
 }
 
 /// A bounded array of spans.
-struct Batch {
+struct BoundedSpans {
     max: usize,
     overflow: bool,
 }
 
-impl<'de> Visitor<'de> for &mut Batch {
+impl<'de> Visitor<'de> for &mut BoundedSpans {
     type Value = Vec<Span>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -92,7 +92,7 @@ impl fmt::Debug for Pool {
 }
 
 /// A connection on which one request at a time is sent.
-pub(crate) struct Connection {
+pub(crate) struct Http1Connection {
     sender: SendRequest<Full<Bytes>>,
     answer_begun: AnswerBegun,
     expires_at: Instant,
@@ -100,7 +100,7 @@ pub(crate) struct Connection {
 }
 
 /// The unused connections, and since when they are: the latest at the end.
-pub(crate) type Idle = Vec<(Instant, Connection)>;
+pub(crate) type Idle = Vec<(Instant, Http1Connection)>;
 
 fn lock(idle: &Mutex<Idle>) -> MutexGuard<'_, Idle> {
     idle.lock().unwrap_or_else(PoisonError::into_inner)
@@ -108,7 +108,7 @@ fn lock(idle: &Mutex<Idle>) -> MutexGuard<'_, Idle> {
 
 /// A connection in use. [`PooledConnection::release`] returns it to its pool; dropped, it is closed. One of HTTP/2 stays open.
 pub(crate) enum PooledConnection {
-    Http1 { connection: Connection, idle: Weak<Mutex<Idle>> },
+    Http1 { connection: Http1Connection, idle: Weak<Mutex<Idle>> },
     Http2(#[expect(dead_code, reason = "its place is free when it is dropped")] Lease),
 }
 
@@ -123,7 +123,7 @@ pub(crate) struct Sent {
 
 /// A new connection: ALPN decides what it speaks.
 enum Connected {
-    Http1(Connection),
+    Http1(Http1Connection),
     Http2(Lease),
 }
 
@@ -190,7 +190,7 @@ impl Pool {
     /// Sends a request on a new connection.
     async fn send_first(
         &self,
-        mut connection: Connection,
+        mut connection: Http1Connection,
         request: Request<Full<Bytes>>,
         sent: &mut Sent,
     ) -> Result<(Response<Incoming>, PooledConnection), CallError> {
@@ -252,7 +252,7 @@ impl Pool {
     }
 
     /// The connection that was used last: the others grow old and are closed.
-    fn unused(&self) -> Option<Connection> {
+    fn unused(&self) -> Option<Http1Connection> {
         let now = Instant::now();
         let mut idle = lock(&self.idle);
         loop {
@@ -263,7 +263,7 @@ impl Pool {
         }
     }
 
-    fn in_use(&self, connection: Connection) -> PooledConnection {
+    fn in_use(&self, connection: Http1Connection) -> PooledConnection {
         PooledConnection::Http1 { connection, idle: Arc::downgrade(&self.idle) }
     }
 
@@ -294,7 +294,7 @@ impl Pool {
             // An error also reaches the call that waits for an answer; without one the connection just closed.
             let _ = connection.await;
         });
-        Ok(Connected::Http1(Connection { sender, answer_begun, expires_at, peer }))
+        Ok(Connected::Http1(Http1Connection { sender, answer_begun, expires_at, peer }))
     }
 }
 

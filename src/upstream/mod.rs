@@ -29,7 +29,7 @@ use tonic::Code;
 
 use crate::rpc::{self, CALL, CONTENT_TYPE};
 use crate::system::held::{Held, HeldBudgets, HeldKind};
-use crate::telemetry::draws::{Draws, Place};
+use crate::telemetry::draws::{DrawPlace, Draws};
 use crate::telemetry::ids;
 use crate::telemetry::metrics::{CallLabels, Metrics, protocol_name, protocol_version};
 use crate::telemetry::span_queue::{FinishedSpan, SpanKind};
@@ -83,7 +83,7 @@ pub(crate) struct CallContext<'a> {
     /// The request's method.
     pub(crate) method: &'static str,
     /// The request's body, if it goes on.
-    pub(crate) body: Option<&'a RequestBody>,
+    pub(crate) body: Option<&'a ForwardedBody>,
     /// Ways in which the trace is broken on purpose, and the context of another request for that.
     pub(crate) breaks: Option<(&'a [BreakKind], Option<Context>)>,
     pub(crate) draws: Draws,
@@ -91,7 +91,7 @@ pub(crate) struct CallContext<'a> {
 
 /// The body of a request, which goes on to the next hops.
 #[derive(Debug)]
-pub(crate) struct RequestBody {
+pub(crate) struct ForwardedBody {
     pub(crate) bytes: Bytes,
     pub(crate) content_type: Option<HeaderValue>,
     /// The bytes count until they are dropped.
@@ -166,7 +166,7 @@ impl Upstreams {
 
     /// Calls the next hops that the draws choose, so many at once, and repeats what fails.
     async fn call_some(&self, context: &CallContext<'_>) -> Vec<CallOutcome<'_>> {
-        let is_drawn = |at: usize, share: f64| share >= 1.0 || context.draws.unit(Place::Upstream, at) < share;
+        let is_drawn = |at: usize, share: f64| share >= 1.0 || context.draws.unit(DrawPlace::Upstream, at) < share;
         let chosen = self.targets.iter().enumerate().filter(|(at, (target, _))| is_drawn(*at, target.share));
         let chosen: Vec<_> = chosen.map(|(_, called)| called).collect();
         let at_once = match self.options.fan_out {
@@ -278,7 +278,7 @@ impl Upstreams {
     fn content(&self, context: &CallContext<'_>) -> Content {
         static PADDING: [u8; MAX_REQUEST] = [b'x'; MAX_REQUEST];
         let size = || Some(self.options.request_size?.at(ids::unit())).filter(|size| *size > 0);
-        if let Some(RequestBody { bytes, content_type, .. }) = context.body.filter(|body| !body.bytes.is_empty()) {
+        if let Some(ForwardedBody { bytes, content_type, .. }) = context.body.filter(|body| !body.bytes.is_empty()) {
             let method = if matches!(context.method, "GET" | "HEAD") { "POST" } else { context.method };
             Content { method, body: bytes.clone(), content_type: content_type.clone() }
         } else if let Some(size) = size() {

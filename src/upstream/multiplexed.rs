@@ -26,14 +26,14 @@ const CONNECTION_WINDOW: u32 = 512 << 10;
 /// The connections.
 #[derive(Default)]
 pub(super) struct Multiplexed {
-    open: Mutex<Vec<Arc<Connection>>>,
+    open: Mutex<Vec<Arc<Http2Connection>>>,
     /// One call connects at a time: those that come meanwhile share its connection.
     pub(super) connecting: tokio::sync::Mutex<()>,
     /// The next hop speaks HTTP/2, as far as is known.
     is_used: AtomicBool,
 }
 
-struct Connection {
+struct Http2Connection {
     sender: SendRequest<Full<Bytes>>,
     expires_at: Instant,
     peer: Option<SocketAddr>,
@@ -44,7 +44,7 @@ struct Connection {
 /// One call's place on a connection.
 pub(crate) struct Lease {
     pool: Arc<Multiplexed>,
-    connection: Arc<Connection>,
+    connection: Arc<Http2Connection>,
     /// Other calls were made on it before.
     pub(super) is_reused: bool,
     is_answered: bool,
@@ -102,7 +102,7 @@ impl Multiplexed {
             let _ = serving.await;
         });
         let idle_since = Mutex::new(Instant::now());
-        let connection = Arc::new(Connection { sender, expires_at, peer, calls: AtomicUsize::new(0), idle_since });
+        let connection = Arc::new(Http2Connection { sender, expires_at, peer, calls: AtomicUsize::new(0), idle_since });
         lock(&self.open).push(connection.clone());
         self.set_used(true);
         Ok(Lease::new(self.clone(), connection, false))
@@ -117,13 +117,13 @@ impl Multiplexed {
         });
     }
 
-    fn retire(&self, connection: &Arc<Connection>) {
+    fn retire(&self, connection: &Arc<Http2Connection>) {
         lock(&self.open).retain(|open| !Arc::ptr_eq(open, connection));
     }
 }
 
 impl Lease {
-    fn new(pool: Arc<Multiplexed>, connection: Arc<Connection>, is_reused: bool) -> Self {
+    fn new(pool: Arc<Multiplexed>, connection: Arc<Http2Connection>, is_reused: bool) -> Self {
         connection.calls.fetch_add(1, Ordering::Relaxed);
         Self { pool, connection, is_reused, is_answered: false }
     }

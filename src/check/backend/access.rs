@@ -48,7 +48,7 @@ impl SecretHeader {
 
 /// Why the backend gives no traces. Each reads on from "the backend".
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Refusal {
+pub(crate) enum BackendRefusal {
     Status(u16),
     /// Not followed: it would lead to a login page, or to a host that nobody named.
     Redirect(u16, String),
@@ -61,7 +61,7 @@ pub(crate) enum Refusal {
     Unreadable(String),
 }
 
-impl std::fmt::Display for Refusal {
+impl std::fmt::Display for BackendRefusal {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Status(401) => f.write_str("answers 401: it asks for credentials"),
@@ -79,7 +79,7 @@ impl std::fmt::Display for Refusal {
     }
 }
 
-impl Refusal {
+impl BackendRefusal {
     /// How much it tells, where several were met.
     pub(super) fn rank(&self) -> u8 {
         match self {
@@ -149,23 +149,23 @@ impl Http {
     }
 
     /// The body at a URL; `None` where there is nothing (404).
-    pub(super) async fn fetch(&self, url: &str) -> Result<Option<Bytes>, Refusal> {
+    pub(super) async fn fetch(&self, url: &str) -> Result<Option<Bytes>, BackendRefusal> {
         let mut request = self.client.get(url).header(http::header::ACCEPT, "application/json");
         if let Some((user, password)) = &self.user {
             request = request.basic_auth(user, password.as_ref());
         }
-        let mut answer = request.headers(self.headers.clone()).send().await.map_err(|error| Refusal::of(&error))?;
+        let mut answer = request.headers(self.headers.clone()).send().await.map_err(|error| BackendRefusal::of(&error))?;
         let status = answer.status();
         if let Some(to) = answer.headers().get(http::header::LOCATION).filter(|_| status.is_redirection()) {
             let to = redacted_url(&String::from_utf8_lossy(to.as_bytes()));
-            return Err(Refusal::Redirect(status.as_u16(), to.escape_debug().to_string()));
+            return Err(BackendRefusal::Redirect(status.as_u16(), to.escape_debug().to_string()));
         }
         if status == http::StatusCode::NOT_FOUND {
             return Ok(None);
         }
         if !status.is_success() {
-            return Err(Refusal::Status(status.as_u16()));
+            return Err(BackendRefusal::Status(status.as_u16()));
         }
-        body(&mut answer).await.map_err(|error| Refusal::of(&error))?.map(Some).ok_or(Refusal::TooLong)
+        body(&mut answer).await.map_err(|error| BackendRefusal::of(&error))?.map(Some).ok_or(BackendRefusal::TooLong)
     }
 }

@@ -10,7 +10,7 @@ use http::HeaderMap;
 use reqwest::Url;
 use serde_json::Value;
 
-use crate::check::backend::access::{Http, Refusal};
+use crate::check::backend::access::{BackendRefusal, Http};
 use crate::check::envoy::suggestions::quoted;
 use crate::check::reachability::tls::Trust;
 use crate::check::report::{CheckId, Finding, Hint};
@@ -77,8 +77,9 @@ pub(crate) async fn open(
     wait: Duration,
 ) -> Result<(Backend, Finding), Box<Finding>> {
     let (shown, wait) = (redacted_url(url.as_str()), wait.max(SHORTEST_WAIT));
-    let http = Http::new(url, trust, headers, wait).map_err(|why| Box::new(no_backend(&shown, &Refusal::Unreachable(why))))?;
-    let mut worst = Refusal::Status(404);
+    let http =
+        Http::new(url, trust, headers, wait).map_err(|why| Box::new(no_backend(&shown, &BackendRefusal::Unreachable(why))))?;
+    let mut worst = BackendRefusal::Status(404);
     let search = async {
         for base in bases(url) {
             let http = &http;
@@ -91,10 +92,10 @@ pub(crate) async fn open(
                 match answer {
                     Ok(Some(body)) if api.answers_with(&body) => match errors(&body) {
                         None => return Some((api, base)),
-                        Some(why) => worst = Refusal::Errors(why),
+                        Some(why) => worst = BackendRefusal::Errors(why),
                     },
                     Ok(_) => {}
-                    Err(refusal) if refusal.rank() > worst.rank() || worst == Refusal::Status(404) => worst = refusal,
+                    Err(refusal) if refusal.rank() > worst.rank() || worst == BackendRefusal::Status(404) => worst = refusal,
                     Err(_) => {}
                 }
             }
@@ -107,7 +108,7 @@ pub(crate) async fn open(
             return Ok((Backend { http, base, api }, finding));
         }
         Ok(None) => {}
-        Err(_) if worst.rank() < 3 => worst = Refusal::TimedOut,
+        Err(_) if worst.rank() < 3 => worst = BackendRefusal::TimedOut,
         Err(_) => {}
     }
     let finding = match other_product(&http, url).await {
@@ -117,12 +118,12 @@ pub(crate) async fn open(
     Err(Box::new(finding))
 }
 
-fn no_backend(shown: &str, refusal: &Refusal) -> Finding {
+fn no_backend(shown: &str, refusal: &BackendRefusal) -> Finding {
     let hint = Hint::new(refusal.cause());
     let (text, hint) = match refusal {
-        Refusal::Status(404) => (format!("No trace backend at {shown}: no API answers"), hint),
-        Refusal::Unreachable(why) => (format!("No trace backend at {shown}: {why}"), hint),
-        Refusal::Redirect(..) | Refusal::TimedOut => (format!("No trace backend at {shown}: it {refusal}"), hint),
+        BackendRefusal::Status(404) => (format!("No trace backend at {shown}: no API answers"), hint),
+        BackendRefusal::Unreachable(why) => (format!("No trace backend at {shown}: {why}"), hint),
+        BackendRefusal::Redirect(..) | BackendRefusal::TimedOut => (format!("No trace backend at {shown}: it {refusal}"), hint),
         _ => return Finding::fail(CheckId::TracesBackend, format!("The trace backend at {shown} {refusal}"), hint),
     };
     let hint = hint
@@ -201,7 +202,7 @@ fn bases(url: &Url) -> Vec<String> {
 
 impl Backend {
     /// The tree of a trace; `None` while no span of it has arrived.
-    pub(crate) async fn trace(&self, id: TraceId) -> Result<Option<Trace>, Refusal> {
+    pub(crate) async fn trace(&self, id: TraceId) -> Result<Option<Trace>, BackendRefusal> {
         let path = match self.api {
             Api::Zipkin => "/api/v2/trace/",
             Api::Jaeger => "/api/traces/",
@@ -211,21 +212,21 @@ impl Backend {
             Api::Zipkin => decode(&body, MAX_SPANS).map_err(|error| error.to_string()),
             Api::Jaeger => jaeger::decode(&body),
         };
-        let spans: Vec<Span> = spans.map_err(Refusal::Unreadable)?;
+        let spans: Vec<Span> = spans.map_err(BackendRefusal::Unreadable)?;
         Ok(Trace::new(spans.into_iter().map(Arc::new).collect()))
     }
 
     /// The body at a URL of the API; `None` where there is nothing.
-    async fn fetch(&self, url: &str) -> Result<Option<Bytes>, Refusal> {
+    async fn fetch(&self, url: &str) -> Result<Option<Bytes>, BackendRefusal> {
         let body = self.http.fetch(url).await?;
         match body.as_deref().filter(|_| self.api == Api::Jaeger).and_then(errors) {
-            Some(why) => Err(Refusal::Errors(why)),
+            Some(why) => Err(BackendRefusal::Errors(why)),
             None => Ok(body),
         }
     }
 
     /// The traces in which a span of the last hour has this request id.
-    pub(crate) async fn traces_of(&self, request_id: &str) -> Result<Vec<TraceId>, Refusal> {
+    pub(crate) async fn traces_of(&self, request_id: &str) -> Result<Vec<TraceId>, BackendRefusal> {
         let mut ids = Vec::new();
         for query in self.queries(request_id).await? {
             let answer = self.fetch(query.as_str()).await?.map(|body| serde_json::from_slice::<Value>(&body));
@@ -243,10 +244,10 @@ impl Backend {
         Ok(ids)
     }
 
-    async fn queries(&self, request_id: &str) -> Result<Vec<Url>, Refusal> {
+    async fn queries(&self, request_id: &str) -> Result<Vec<Url>, BackendRefusal> {
         let url = |path: &str, pairs: &[(&str, &str)]| {
             let url = Url::parse_with_params(&format!("{}{path}", self.base), pairs);
-            url.map_err(|error| Refusal::Unreachable(error.to_string()))
+            url.map_err(|error| BackendRefusal::Unreachable(error.to_string()))
         };
         match self.api {
             Api::Zipkin => {
@@ -278,7 +279,12 @@ impl Backend {
     /// # Errors
     ///
     /// The backend's failure, in words.
-    pub(crate) async fn recent(&self, service: Option<&str>, lookback: Duration, limit: usize) -> Result<Vec<Span>, Refusal> {
+    pub(crate) async fn recent(
+        &self,
+        service: Option<&str>,
+        lookback: Duration,
+        limit: usize,
+    ) -> Result<Vec<Span>, BackendRefusal> {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let services = match (self.api, service) {
             (_, Some(name)) => vec![Some(name.to_owned())],
@@ -293,8 +299,8 @@ impl Backend {
             while let Some((from, to)) = windows.pop().filter(|_| of_service < limit && spans.len() < MAX_RECENT) {
                 let is_short = to - from <= SHORTEST_WINDOW;
                 let found = match self.window(service.as_deref(), (from, to), WINDOW_TRACES).await {
-                    Err(Refusal::TooLong) if is_short => Some(self.fewer(service.as_deref(), (from, to)).await?),
-                    Err(Refusal::TooLong) => None,
+                    Err(BackendRefusal::TooLong) if is_short => Some(self.fewer(service.as_deref(), (from, to)).await?),
+                    Err(BackendRefusal::TooLong) => None,
                     found => Some(found?),
                 };
                 let ids = |found: &Vec<Span>| found.iter().map(|span| span.trace_id).collect::<HashSet<TraceId>>();
@@ -313,17 +319,22 @@ impl Backend {
     }
 
     /// Some traces of a time window whose traces are too long for one answer together.
-    async fn fewer(&self, service: Option<&str>, window: (Duration, Duration)) -> Result<Vec<Span>, Refusal> {
+    async fn fewer(&self, service: Option<&str>, window: (Duration, Duration)) -> Result<Vec<Span>, BackendRefusal> {
         let mut limit = WINDOW_TRACES / 2;
         loop {
             match self.window(service, window, limit).await {
-                Err(Refusal::TooLong) if limit > 1 => limit /= 2,
+                Err(BackendRefusal::TooLong) if limit > 1 => limit /= 2,
                 found => return found,
             }
         }
     }
 
-    async fn window(&self, service: Option<&str>, (from, to): (Duration, Duration), limit: usize) -> Result<Vec<Span>, Refusal> {
+    async fn window(
+        &self,
+        service: Option<&str>,
+        (from, to): (Duration, Duration),
+        limit: usize,
+    ) -> Result<Vec<Span>, BackendRefusal> {
         let (path, mut pairs) = match self.api {
             Api::Zipkin => {
                 let pairs = [("endTs", to.as_millis().to_string()), ("lookback", (to - from).as_millis().max(1).to_string())];
@@ -340,23 +351,23 @@ impl Backend {
             pairs.push((key, service.to_owned()));
         }
         let url = Url::parse_with_params(&format!("{}{path}", self.base), &pairs);
-        let url = url.map_err(|error| Refusal::Unreachable(error.to_string()))?;
-        let body = self.fetch(url.as_str()).await?.ok_or(Refusal::Status(404))?;
+        let url = url.map_err(|error| BackendRefusal::Unreachable(error.to_string()))?;
+        let body = self.fetch(url.as_str()).await?.ok_or(BackendRefusal::Status(404))?;
         let spans = match self.api {
             Api::Zipkin => decode_traces(&body, MAX_SPANS).map_err(|error| error.to_string()),
             Api::Jaeger => jaeger::decode(&body),
         };
-        spans.map_err(Refusal::Unreadable)
+        spans.map_err(BackendRefusal::Unreadable)
     }
 
-    async fn services(&self) -> Result<Vec<String>, Refusal> {
+    async fn services(&self) -> Result<Vec<String>, BackendRefusal> {
         let body = self.fetch(&format!("{}{}", self.base, self.api.services_path())).await?.unwrap_or_default();
         let services: Value = serde_json::from_slice(&body).unwrap_or_default();
         Ok(list(&services["data"]).iter().filter_map(Value::as_str).map(str::to_owned).collect())
     }
 
     /// The spans of every service of a time window, by the backend's own word of when they began.
-    pub(crate) async fn between(&self, from: Duration, to: Duration) -> Result<Vec<Span>, Refusal> {
+    pub(crate) async fn between(&self, from: Duration, to: Duration) -> Result<Vec<Span>, BackendRefusal> {
         if self.api == Api::Zipkin {
             return self.window(None, (from, to), WINDOW_TRACES).await;
         }
@@ -368,7 +379,7 @@ impl Backend {
     }
 
     /// The finding that it answers, and not with traces.
-    pub(crate) fn refuses(&self, refusal: &Refusal) -> Finding {
+    pub(crate) fn refuses(&self, refusal: &BackendRefusal) -> Finding {
         let text = format!("The {} {refusal}", self.name());
         Finding::fail(CheckId::TracesBackend, text, Hint::new(refusal.cause()))
     }

@@ -31,7 +31,7 @@ use crate::hop::reply::{Headers, Tree};
 use crate::trace_context::HeaderFamily;
 use crate::traces::{Caller, ExpectedTrace, Trace, TraceId, Verdict};
 
-use access::Refusal;
+use access::BackendRefusal;
 pub use access::SecretHeader;
 pub(crate) use client::{Backend, open, open_traces};
 use expected::{HopSpan, expected_spans, trace_ids};
@@ -41,7 +41,7 @@ use strangers::judge;
 pub(crate) use strangers::{Judged, unseen_names};
 
 /// Where the request goes, and what is expected of it.
-pub(crate) struct Request<'a> {
+pub(crate) struct CheckedRequest<'a> {
     pub(crate) client: &'a CheckClient,
     pub(crate) expect: Option<&'a Expect>,
     /// Of the request.
@@ -52,12 +52,12 @@ pub(crate) struct Request<'a> {
 /// Sends an ordinary request and compares its trace with its reply.
 pub(crate) async fn follow(
     backend: &Backend,
-    request: &Request<'_>,
+    request: &CheckedRequest<'_>,
     wait: Duration,
     stop: &mut watch::Receiver<bool>,
     progress: &ProgressLine,
 ) -> Judged {
-    let &Request { client, trace_id, hints, .. } = request;
+    let &CheckedRequest { client, trace_id, hints, .. } = request;
     let only = |finding: Finding| Judged { findings: vec![finding], ..Judged::default() };
     let Some((probe, tree)) = chosen_or_deepest(client, trace_id).await else {
         return only(Finding::skip(CheckId::TracesArrived, "Trace: skipped, because no request brought the chain's reply"));
@@ -90,7 +90,7 @@ pub(crate) async fn follow(
 /// The trace in which the request begins.
 async fn one_trace(
     backend: &Backend,
-    &Request { expect, hints, .. }: &Request<'_>,
+    &CheckedRequest { expect, hints, .. }: &CheckedRequest<'_>,
     (probe, tree): (&Probe, &Tree),
     (xray, expected, ids): (&Xray, Vec<HopSpan>, &[TraceId]),
     wait: Duration,
@@ -222,7 +222,7 @@ async fn arrival(
     wait: Duration,
     stop: &mut watch::Receiver<bool>,
     progress: &ProgressLine,
-) -> (Option<Trace>, Verdict, Option<Refusal>) {
+) -> (Option<Trace>, Verdict, Option<BackendRefusal>) {
     const POLL: Duration = Duration::from_millis(500);
     let started = Instant::now();
     let (mut trace, mut trouble) = (None, None);

@@ -15,7 +15,7 @@ const MAX_HOPS: usize = 256;
 
 /// A span of a proxy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Report {
+enum ProxyReport {
     Came,
     /// Its id was written into the headers, and nobody reported it.
     Lost,
@@ -25,7 +25,7 @@ enum Report {
 
 /// A side of an app, as its sidecar sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Side {
+enum ProxySide {
     Received,
     Made,
 }
@@ -34,13 +34,13 @@ enum Side {
 struct HopProxies {
     hop: HopRef,
     has_sidecar: bool,
-    inbound: Option<Report>,
+    inbound: Option<ProxyReport>,
     /// To each hop that answered.
-    outbound: Vec<(HopRef, Option<Report>, CallSpans)>,
+    outbound: Vec<(HopRef, Option<ProxyReport>, CallSpans)>,
 }
 
 impl HopProxies {
-    fn count(&self, report: Report) -> usize {
+    fn count(&self, report: ProxyReport) -> usize {
         let outbound = self.outbound.iter().filter_map(|(_, report, _)| *report);
         self.inbound.into_iter().chain(outbound).filter(|known| *known == report).count()
     }
@@ -51,7 +51,7 @@ pub(super) struct Proxies<'a> {
     spans: RequestSpans<'a>,
     hops: Vec<HopProxies>,
     /// The gateway's; `None` where no gateway is seen.
-    gateway: Option<Report>,
+    gateway: Option<ProxyReport>,
     front: CallSpans,
     /// Apps of another make that put span ids into the headers and reported no span under them, with the ids.
     lost_strangers: Vec<(Stranger, SpanId)>,
@@ -82,9 +82,9 @@ impl<'a> Proxies<'a> {
         let inbound = match in_front {
             // It may be the span of the app that called.
             Some(span) if is_behind_stranger && !is_proxy(span) => None,
-            Some(span) if is_proxy(span) && span.kind == Some(Kind::Server) => Some(Report::Came),
-            Some(_) => has_sidecar.then_some(Report::Bypassed),
-            None => (traced && tree.sampled != Some(false)).then_some(Report::Lost),
+            Some(span) if is_proxy(span) && span.kind == Some(Kind::Server) => Some(ProxyReport::Came),
+            Some(_) => has_sidecar.then_some(ProxyReport::Bypassed),
+            None => (traced && tree.sampled != Some(false)).then_some(ProxyReport::Lost),
         };
         let at = self.hops.len();
         self.hops.push(HopProxies { hop: HopRef::of(tree, url), has_sidecar, inbound, outbound: Vec::new() });
@@ -94,7 +94,7 @@ impl<'a> Proxies<'a> {
             let next = self.in_front(reply);
             let is_server = |span: &&Span| is_proxy(span) && span.kind == Some(Kind::Server);
             let report = match (spans.client.is_some(), next.filter(is_server)) {
-                (true, _) => Some(Report::Came),
+                (true, _) => Some(ProxyReport::Came),
                 (false, Some(server)) => self.report_above(server, &call.sent),
                 (false, None) => None,
             };
@@ -125,12 +125,12 @@ impl<'a> Proxies<'a> {
     }
 
     /// What became of the span that a proxy should have put above `server`, when the call was sent with these headers.
-    fn report_above(&self, server: &Span, sent: &Headers) -> Option<Report> {
+    fn report_above(&self, server: &Span, sent: &Headers) -> Option<ProxyReport> {
         let parent = server.parent_id?;
         if HeaderFamily::read_all(sent).iter().any(|(_, context)| context.span_id == parent) {
-            return Some(Report::Bypassed);
+            return Some(ProxyReport::Bypassed);
         }
-        Some(if self.spans.get(parent).is_some() { Report::Came } else { Report::Lost })
+        Some(if self.spans.get(parent).is_some() { ProxyReport::Came } else { ProxyReport::Lost })
     }
 
     /// Spans that are due of proxies, and how many of them came.
@@ -138,14 +138,14 @@ impl<'a> Proxies<'a> {
         // A gateway has a span for the request and one for its call.
         let gateway = |report| if self.gateway == Some(report) { 2 } else { 0 };
         let of = |report| self.hops.iter().map(|hop| hop.count(report)).sum::<usize>() + gateway(report);
-        (of(Report::Came) + of(Report::Lost), of(Report::Came))
+        (of(ProxyReport::Came) + of(ProxyReport::Lost), of(ProxyReport::Came))
     }
 
     /// Whose spans are the ids that nobody reported: for orphans.
     pub(super) fn has_lost(&self) -> bool {
-        self.gateway == Some(Report::Lost)
+        self.gateway == Some(ProxyReport::Lost)
             || !self.lost_strangers.is_empty()
-            || self.hops.iter().any(|hop| hop.count(Report::Lost) > 0)
+            || self.hops.iter().any(|hop| hop.count(ProxyReport::Lost) > 0)
     }
 
     /// Who wrote span ids and reported none, and who does not trace at all.
@@ -155,12 +155,13 @@ impl<'a> Proxies<'a> {
         let gateway = &hints.gateway_namespace;
         let one_sided = self.one_sided();
         // A gateway counts as a client: where those are not traced, it is not.
-        let is_no_client = one_sided == Some(Side::Made) && self.gateway == Some(Report::Bypassed);
-        if matches!(self.gateway, Some(Report::Lost | Report::Bypassed))
+        let is_no_client = one_sided == Some(ProxySide::Made) && self.gateway == Some(ProxyReport::Bypassed);
+        if matches!(self.gateway, Some(ProxyReport::Lost | ProxyReport::Bypassed))
             && !is_no_client
-            && self.hops.iter().any(|hop| hop.count(Report::Came) > 0)
+            && self.hops.iter().any(|hop| hop.count(ProxyReport::Came) > 0)
         {
-            let how = if self.gateway == Some(Report::Lost) { "writes span ids and reports no span" } else { "does not trace" };
+            let how =
+                if self.gateway == Some(ProxyReport::Lost) { "writes span ids and reports no span" } else { "does not trace" };
             let hint = Hint::new(format!(
                 "No Telemetry resource with tracing covers the gateway's namespace ({gateway}), or disableSpanReporting is set for it"
             ))
@@ -169,10 +170,10 @@ impl<'a> Proxies<'a> {
             out.push(Finding::fail(ID, format!("No span of the gateway arrived: it {how}"), hint));
         }
         for hop in self.hops.iter().take(MAX_HOPS) {
-            let (lost, came) = (hop.count(Report::Lost), hop.count(Report::Came));
+            let (lost, came) = (hop.count(ProxyReport::Lost), hop.count(ProxyReport::Came));
             let name = &hop.hop.name;
             // The last hop makes no call: where no side that receives is traced, nothing is known of its sidecar.
-            let untraced = one_sided.is_none() && hop.has_sidecar && came == 0 && hop.count(Report::Bypassed) > 0;
+            let untraced = one_sided.is_none() && hop.has_sidecar && came == 0 && hop.count(ProxyReport::Bypassed) > 0;
             if lost == 0 && !untraced {
                 continue;
             }
@@ -229,8 +230,8 @@ impl<'a> Proxies<'a> {
         let one_sided = self.one_sided();
         if let Some(side) = one_sided {
             let (silent, reported, mode) = match side {
-                Side::Received => ("that its app receives", "makes", "CLIENT"),
-                Side::Made => ("that its app makes", "receives", "SERVER"),
+                ProxySide::Received => ("that its app receives", "makes", "CLIENT"),
+                ProxySide::Made => ("that its app makes", "receives", "SERVER"),
             };
             let hint = Hint::new(format!(
                 "A Telemetry resource traces with match.mode {mode} alone, or the ports of all of them are excluded from the sidecars"
@@ -262,7 +263,8 @@ impl<'a> Proxies<'a> {
                         ),
                         hint,
                     )
-                } else if one_sided.is_none() && *report == Some(Report::Bypassed) && hop.inbound == Some(Report::Came) {
+                } else if one_sided.is_none() && *report == Some(ProxyReport::Bypassed) && hop.inbound == Some(ProxyReport::Came)
+                {
                     let hint = Hint::new(format!("The port is excluded from the sidecar of {caller} (traffic.sidecar.istio.io/excludeOutboundPorts), or UPSTREAM names an address: no route, no policy and no mTLS of the mesh applies to the call"))
                         .run(format!("kubectl get pods -n {namespace} -l app={caller} -o yaml | grep -i exclude"))
                         .run(hints.settings(from));
@@ -274,8 +276,8 @@ impl<'a> Proxies<'a> {
             }
             // Its sidecar works where it calls.
             if one_sided.is_none()
-                && hop.inbound == Some(Report::Bypassed)
-                && hop.outbound.iter().any(|(_, report, _)| *report == Some(Report::Came))
+                && hop.inbound == Some(ProxyReport::Bypassed)
+                && hop.outbound.iter().any(|(_, report, _)| *report == Some(ProxyReport::Came))
             {
                 let name = &from.name;
                 let hint = Hint::new(format!(
@@ -293,15 +295,15 @@ impl<'a> Proxies<'a> {
 
     /// Which side of the apps no sidecar traces at all: that is a setting of the tracing. One hop alone, or one beside others that
     /// are traced on both sides, is told by its ports.
-    fn one_sided(&self) -> Option<Side> {
+    fn one_sided(&self) -> Option<ProxySide> {
         let inbound = || self.hops.iter().filter_map(|hop| hop.inbound);
         let outbound = || self.hops.iter().flat_map(|hop| hop.outbound.iter().filter_map(|(_, report, _)| *report));
-        let count = |reports: &mut dyn Iterator<Item = Report>, wanted| reports.filter(|report| *report == wanted).count();
-        let (received, missed) = (count(&mut inbound(), Report::Came), count(&mut inbound(), Report::Bypassed));
-        let (made, passed) = (count(&mut outbound(), Report::Came), count(&mut outbound(), Report::Bypassed));
+        let count = |reports: &mut dyn Iterator<Item = ProxyReport>, wanted| reports.filter(|report| *report == wanted).count();
+        let (received, missed) = (count(&mut inbound(), ProxyReport::Came), count(&mut inbound(), ProxyReport::Bypassed));
+        let (made, passed) = (count(&mut outbound(), ProxyReport::Came), count(&mut outbound(), ProxyReport::Bypassed));
         match (received, made) {
-            (0, 1..) if missed > 1 && passed == 0 => Some(Side::Received),
-            (1.., 0) if passed > 1 && missed == 0 => Some(Side::Made),
+            (0, 1..) if missed > 1 && passed == 0 => Some(ProxySide::Received),
+            (1.., 0) if passed > 1 && missed == 0 => Some(ProxySide::Made),
             _ => None,
         }
     }
@@ -315,11 +317,11 @@ impl<'a> Proxies<'a> {
             let server = self.spans.below(id).into_iter().find(|span| is_proxy(span) && span.kind == Some(Kind::Server))?;
             let service = server.service().unwrap_or_default();
             let caller = self.hops.iter().find(|hop| {
-                hop.outbound.iter().any(|(to, report, _)| *report == Some(Report::Lost) && service.starts_with(&to.name))
+                hop.outbound.iter().any(|(to, report, _)| *report == Some(ProxyReport::Lost) && service.starts_with(&to.name))
             });
             caller
                 .map(|hop| hop.hop.name.clone())
-                .or_else(|| (self.gateway == Some(Report::Lost)).then(|| "the gateway".to_owned()))
+                .or_else(|| (self.gateway == Some(ProxyReport::Lost)).then(|| "the gateway".to_owned()))
         })
     }
 }

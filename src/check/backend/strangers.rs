@@ -10,8 +10,8 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::check::backend::Request;
-use crate::check::backend::access::Refusal;
+use crate::check::backend::CheckedRequest;
+use crate::check::backend::access::BackendRefusal;
 use crate::check::backend::client::Backend;
 use crate::check::chain::evidence::Stranger;
 use crate::check::chain::expect::is_named;
@@ -70,7 +70,7 @@ pub(crate) fn unseen_names(tree: &Tree) -> Vec<String> {
 }
 
 /// What the backend has of one app.
-enum Evidence {
+enum AppEvidence {
     /// This service reports below the call, behind the app.
     GoesOn(String),
     /// Another trace, which this service begins, with the request's own id.
@@ -80,12 +80,12 @@ enum Evidence {
 }
 
 /// One request and its traces.
-struct Sent {
+struct TracedRequest {
     tree: Tree,
     ids: Vec<TraceId>,
 }
 
-impl Sent {
+impl TracedRequest {
     fn of(probe: &Probe, tree: Tree) -> Self {
         let mut ids: Vec<TraceId> = HeaderFamily::read_all(&probe.headers).iter().map(|(_, context)| context.trace_id).collect();
         visit(&tree, "", 0, &mut |hop, _, _| {
@@ -109,7 +109,7 @@ pub(crate) struct Judged {
 /// Judges the apps of another make of one request, whose reply is `tree`.
 pub(super) async fn judge(
     backend: &Backend,
-    request: &Request<'_>,
+    request: &CheckedRequest<'_>,
     (probe, tree): (&Probe, &Tree),
     wait: Duration,
     stop: &mut watch::Receiver<bool>,
@@ -120,13 +120,13 @@ pub(super) async fn judge(
     if calls.is_empty() || *stop.borrow() {
         return judged;
     }
-    let first = Sent::of(probe, tree.clone());
+    let first = TracedRequest::of(probe, tree.clone());
     let more = tokio::select! {
         more = ask_again(request, tree) => more,
         _ = stop.wait_for(|stop| *stop) => return judged,
     };
     let started = Instant::now();
-    let mut evidence: Vec<Option<Evidence>> = calls.iter().map(|_| None).collect();
+    let mut evidence: Vec<Option<AppEvidence>> = calls.iter().map(|_| None).collect();
     let limit = wait.min(REPORTED);
     let trouble = loop {
         let trouble = tokio::select! {
@@ -160,13 +160,13 @@ pub(super) async fn judge(
 }
 
 /// Sends the request a few times, with pauses in which others may begin traces.
-async fn ask_again(request: &Request<'_>, tree: &Tree) -> Vec<Sent> {
+async fn ask_again(request: &CheckedRequest<'_>, tree: &Tree) -> Vec<TracedRequest> {
     let pause = Duration::from_secs_f64((3.0 * tree.duration_ms / 1e3).clamp(0.1, 1.0));
     let mut sent = Vec::new();
     for _ in 0..REQUESTS {
         let probe = Probe::ordinary();
         if let Some(tree) = request.client.get(&probe.headers).await.ok().and_then(|answer| answer.tree()) {
-            sent.push(Sent::of(&probe, tree));
+            sent.push(TracedRequest::of(&probe, tree));
         }
         tokio::time::sleep(pause).await;
     }
@@ -177,16 +177,16 @@ async fn ask_again(request: &Request<'_>, tree: &Tree) -> Vec<Sent> {
 async fn look(
     backend: &Backend,
     calls: &[Unseen],
-    first: &Sent,
-    more: &[Sent],
-    evidence: &mut [Option<Evidence>],
-) -> Result<(), Refusal> {
+    first: &TracedRequest,
+    more: &[TracedRequest],
+    evidence: &mut [Option<AppEvidence>],
+) -> Result<(), BackendRefusal> {
     let mut own = Vec::new();
     for id in first.ids.iter().collect::<HashSet<_>>() {
         own.extend(backend.trace(*id).await?);
     }
     for (call, found) in calls.iter().zip(&mut *evidence).filter(|(_, found)| found.is_none()) {
-        *found = goes_on(&own, call, &first.tree).map(Evidence::GoesOn);
+        *found = goes_on(&own, call, &first.tree).map(AppEvidence::GoesOn);
         if found.is_none() {
             *found = same_request(backend, call, first).await?;
         }
@@ -251,7 +251,7 @@ fn goes_on(traces: &[Trace], call: &Unseen, tree: &Tree) -> Option<String> {
 }
 
 /// Another trace in which a span has the request id that was sent to the app.
-async fn same_request(backend: &Backend, call: &Unseen, first: &Sent) -> Result<Option<Evidence>, Refusal> {
+async fn same_request(backend: &Backend, call: &Unseen, first: &TracedRequest) -> Result<Option<AppEvidence>, BackendRefusal> {
     let Some(id) = call.sent.first("x-request-id") else { return Ok(None) };
     for other in backend.traces_of(id).await? {
         if first.ids.contains(&other) {
@@ -259,7 +259,7 @@ async fn same_request(backend: &Backend, call: &Unseen, first: &Sent) -> Result<
         }
         let service = backend.trace(other).await?.and_then(|trace| beginner(trace.rows().iter().map(|row| &*row.span)));
         if let Some((service, _)) = service {
-            return Ok(Some(Evidence::SameRequest(service, other)));
+            return Ok(Some(AppEvidence::SameRequest(service, other)));
         }
     }
     Ok(None)
@@ -274,9 +274,9 @@ fn beginner<'a>(spans: impl Iterator<Item = &'a Span>) -> Option<(String, Durati
 /// When which service began a trace that is none of the requests', while they were sent.
 async fn begun_by_others(
     backend: &Backend,
-    first: &Sent,
-    more: &[Sent],
-) -> Result<BTreeMap<String, Vec<(Duration, TraceId)>>, Refusal> {
+    first: &TracedRequest,
+    more: &[TracedRequest],
+) -> Result<BTreeMap<String, Vec<(Duration, TraceId)>>, BackendRefusal> {
     const MARGIN: Duration = Duration::from_secs(1);
     let times: Vec<(Duration, Duration)> =
         more.iter().flat_map(|sent| unseen(&sent.tree)).map(|call| (call.from, call.to)).collect();
@@ -302,7 +302,7 @@ async fn begun_by_others(
 }
 
 /// A service that begins a trace in the time of each call, and hardly at other times.
-fn same_time(begun: &BTreeMap<String, Vec<(Duration, TraceId)>>, call: &Unseen, more: &[Sent]) -> Option<Evidence> {
+fn same_time(begun: &BTreeMap<String, Vec<(Duration, TraceId)>>, call: &Unseen, more: &[TracedRequest]) -> Option<AppEvidence> {
     let same = |other: &Unseen| other.caller == call.caller && other.stranger == call.stranger;
     let windows: Vec<Unseen> = more.iter().filter_map(|sent| unseen(&sent.tree).into_iter().find(same)).collect();
     if windows.len() < REQUESTS {
@@ -324,14 +324,14 @@ fn same_time(begun: &BTreeMap<String, Vec<(Duration, TraceId)>>, call: &Unseen, 
     });
     // Of several the first one is where the trace broke.
     let (_, service, hits) = candidates.min_by_key(|(first, ..)| *first)?;
-    Some(Evidence::SameTime(service, hits))
+    Some(AppEvidence::SameTime(service, hits))
 }
 
-fn finding(backend: &Backend, call: &Unseen, evidence: Option<Evidence>, trouble: Option<&Refusal>) -> Finding {
+fn finding(backend: &Backend, call: &Unseen, evidence: Option<AppEvidence>, trouble: Option<&BackendRefusal>) -> Finding {
     const ID: CheckId = CheckId::TracesStranger;
     let (name, caller) = (&call.stranger.name, &call.caller);
     let (text, pages, service) = match evidence {
-        Some(Evidence::GoesOn(service)) => {
+        Some(AppEvidence::GoesOn(service)) => {
             let text = format!("{name} is no hop of this chain, and passes the trace on: {service} reports below it");
             return Finding::pass(ID, text).hop(name);
         }
@@ -342,7 +342,7 @@ fn finding(backend: &Backend, call: &Unseen, evidence: Option<Evidence>, trouble
             };
             return Finding::skip(ID, format!("What is behind {name}: not checked, because {why}")).hop(name);
         }
-        Some(Evidence::SameRequest(service, id)) => (
+        Some(AppEvidence::SameRequest(service, id)) => (
             format!(
                 "Trace broke behind {name}: {service} begins another trace, {}, for the same request id",
                 short(&id.to_string())
@@ -350,7 +350,7 @@ fn finding(backend: &Backend, call: &Unseen, evidence: Option<Evidence>, trouble
             vec![id],
             service,
         ),
-        Some(Evidence::SameTime(service, ids)) => (
+        Some(AppEvidence::SameTime(service, ids)) => (
             format!(
                 "Trace broke behind {name}: {service} begins a trace of its own in the time of each of {} requests, while {caller} waits for {name}",
                 ids.len()

@@ -8,7 +8,7 @@ use std::time::Duration;
 use reqwest::Url;
 use tokio::time::Instant;
 
-use crate::check::backend::access::{Refusal, SecretHeader};
+use crate::check::backend::access::{BackendRefusal, SecretHeader};
 use crate::check::backend::client::{Backend, open};
 use crate::check::backend::expected::{expected_spans, trace_ids};
 use crate::check::reachability::tls::Trust;
@@ -139,7 +139,7 @@ fn succeeded(tree: &Tree) -> bool {
 }
 
 /// The traces that the reply names, and those in which a span has its request id.
-async fn load(backend: &Backend, tree: &Tree) -> Result<Vec<Trace>, Refusal> {
+async fn load(backend: &Backend, tree: &Tree) -> Result<Vec<Trace>, BackendRefusal> {
     let mut ids = trace_ids(&expected_spans(tree, "", None));
     crate::check::chain::visit(tree, "", 0, &mut |hop, _, _| {
         ids.extend(hop.trace_id.as_deref().and_then(|id| parse_trace_id(id).ok()));

@@ -46,13 +46,13 @@ pub(crate) enum FailureCause {
 
 /// Where a request broke: the deepest point that the tree shows.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Break {
+pub(crate) struct BreakPoint {
     pub(crate) from: HopRef,
     pub(crate) to: HopRef,
     pub(crate) cause: FailureCause,
 }
 
-impl Break {
+impl BreakPoint {
     /// What happened, as one sentence.
     pub(crate) fn text(&self) -> String {
         let (from, to) = (&self.from.name, &self.to.name);
@@ -221,7 +221,7 @@ fn settled(tree: &Tree) -> impl Iterator<Item = &Call> {
 }
 
 /// Every deepest point at which this request broke; empty when it did not.
-pub(crate) fn breaks(tree: &Tree, url: &str) -> Vec<Break> {
+pub(crate) fn breaks(tree: &Tree, url: &str) -> Vec<BreakPoint> {
     let caller = HopRef { name: CALLER.to_owned(), hostname: String::new(), url: String::new() };
     let mut out = Vec::new();
     walk(&caller, tree, url, &mut vec![], &mut out);
@@ -229,10 +229,10 @@ pub(crate) fn breaks(tree: &Tree, url: &str) -> Vec<Break> {
     out
 }
 
-fn walk(caller: &HopRef, tree: &Tree, url: &str, above: &mut Vec<String>, out: &mut Vec<Break>) {
+fn walk(caller: &HopRef, tree: &Tree, url: &str, above: &mut Vec<String>, out: &mut Vec<BreakPoint>) {
     let hop = HopRef::of(tree, url);
     if let Some(status) = tree.injected.as_ref().and_then(|injected| injected.abort_status) {
-        out.push(Break { from: caller.clone(), to: hop, cause: FailureCause::Injected(status) });
+        out.push(BreakPoint { from: caller.clone(), to: hop, cause: FailureCause::Injected(status) });
         return;
     }
     let before = out.len();
@@ -241,13 +241,13 @@ fn walk(caller: &HopRef, tree: &Tree, url: &str, above: &mut Vec<String>, out: &
         let failed = has_failed(call);
         match &call.reply {
             Some(reply) if above.contains(&reply.service) && (tree.status == 508 || call.status == Some(508)) => {
-                out.push(Break { from: hop.clone(), to: HopRef::of(reply, &call.url), cause: FailureCause::Loop });
+                out.push(BreakPoint { from: hop.clone(), to: HopRef::of(reply, &call.url), cause: FailureCause::Loop });
             }
             Some(reply) => walk(&hop, reply, &call.url, above, out),
             None if failed => {
                 let to = HopRef { name: name_of(&call.url), hostname: String::new(), url: call.url.clone() };
                 let cause = if call.status == Some(508) && above.contains(&to.name) { FailureCause::Loop } else { cause(call) };
-                out.push(Break { from: hop.clone(), to, cause });
+                out.push(BreakPoint { from: hop.clone(), to, cause });
             }
             None => {
                 let stranger = HopRef { name: name_of(&call.url), hostname: String::new(), url: call.url.clone() };
@@ -259,12 +259,12 @@ fn walk(caller: &HopRef, tree: &Tree, url: &str, above: &mut Vec<String>, out: &
             && out.len() == before
             && let Some(reply) = &call.reply
         {
-            out.push(Break { from: hop.clone(), to: HopRef::of(reply, &call.url), cause: cause(call) });
+            out.push(BreakPoint { from: hop.clone(), to: HopRef::of(reply, &call.url), cause: cause(call) });
         }
     }
     above.pop();
     if !is_ok(tree.status) && out.len() == before {
-        out.push(Break { from: caller.clone(), to: hop, cause: FailureCause::Itself(tree.status) });
+        out.push(BreakPoint { from: caller.clone(), to: hop, cause: FailureCause::Itself(tree.status) });
     }
 }
 

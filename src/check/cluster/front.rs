@@ -6,7 +6,7 @@ use crate::check::cluster::object::{Object, at, covers, list, number, service_of
 use crate::check::cluster::snapshot::Snapshot;
 
 /// A server of a Gateway: which of `spec.servers` it is.
-pub(crate) type Server<'a> = (&'a Object, usize, &'a Value);
+pub(crate) type GatewayServer<'a> = (&'a Object, usize, &'a Value);
 
 /// The gateway as the request meets it.
 #[derive(Debug, Default)]
@@ -21,9 +21,9 @@ pub(crate) struct Front<'a> {
     /// The Gateways whose selector finds these pods.
     pub(crate) gateways: Vec<&'a Object>,
     /// Their servers on the port.
-    pub(crate) on_port: Vec<Server<'a>>,
+    pub(crate) on_port: Vec<GatewayServer<'a>>,
     /// Those of them that name the host.
-    pub(crate) servers: Vec<Server<'a>>,
+    pub(crate) servers: Vec<GatewayServer<'a>>,
 }
 
 /// The request as it comes to the gateway.
@@ -78,8 +78,8 @@ impl<'a> Front<'a> {
             let opened = number(at(server, "/port/number"));
             opened == Some(port) || (opened.is_some() && opened == target)
         };
-        let on_port: Vec<Server<'a>> = servers.filter(|(_, _, server)| is_open(server)).collect();
-        let mut servers: Vec<Server<'a>> =
+        let on_port: Vec<GatewayServer<'a>> = servers.filter(|(_, _, server)| is_open(server)).collect();
+        let mut servers: Vec<GatewayServer<'a>> =
             on_port.iter().copied().filter(|(_, _, server)| serves(server, arrival.host)).collect();
         if arrival.is_https {
             // Of the servers with TLS the one with the nearest name alone is shown to the client.

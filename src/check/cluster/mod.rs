@@ -29,8 +29,8 @@ use crate::text::counted;
 use command::{CommandError, Tool};
 use mistake::{Mistake, cause_of};
 use object::{is_label, is_subdomain};
+pub(crate) use path::ClusterSubject;
 use path::Path;
-pub(crate) use path::Subject;
 use snapshot::Snapshot;
 
 /// The options that name a cluster.
@@ -65,7 +65,7 @@ pub(crate) struct Cluster {
 
 impl Cluster {
     /// Reads the cluster and looks for mistakes on the way of the request.
-    pub(crate) async fn read(args: &ClusterArgs, subject: &Subject<'_>) -> Self {
+    pub(crate) async fn read(args: &ClusterArgs, subject: &ClusterSubject<'_>) -> Self {
         let tool = Tool::new("kubectl", args);
         let namespaces = subject.namespaces();
         let mut snapshot = Snapshot::read(&tool, &namespaces).await;
@@ -90,7 +90,7 @@ impl Cluster {
     }
 
     /// The first reply: it names the pods, and pods of other namespaces are read now.
-    pub(crate) async fn saw(&mut self, tree: &Tree, subject: &Subject<'_>) {
+    pub(crate) async fn saw(&mut self, tree: &Tree, subject: &ClusterSubject<'_>) {
         const MOST: usize = 4;
         if let Ok(snapshot) = &mut self.snapshot {
             let mut names = Vec::new();
@@ -107,7 +107,7 @@ impl Cluster {
     }
 
     /// Finds the mistakes anew, and keeps what is known of those that were there before.
-    fn diagnose(&self, subject: &Subject<'_>) {
+    fn diagnose(&self, subject: &ClusterSubject<'_>) {
         let Some(path) = self.path(subject) else { return };
         let found = rules::mistakes(&path);
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
@@ -121,7 +121,7 @@ impl Cluster {
             .collect();
     }
 
-    fn path(&self, subject: &Subject<'_>) -> Option<Path<'_>> {
+    fn path(&self, subject: &ClusterSubject<'_>) -> Option<Path<'_>> {
         let snapshot = self.snapshot.as_ref().ok()?;
         Some(Path::new(snapshot, subject, self.tree.as_ref()))
     }
@@ -140,7 +140,7 @@ impl Cluster {
     }
 
     /// What was read, what carries the requests, and mistakes that no other finding shows.
-    pub(crate) async fn findings(&self, subject: &Subject<'_>, xray: Option<&Xray>) -> Vec<Finding> {
+    pub(crate) async fn findings(&self, subject: &ClusterSubject<'_>, xray: Option<&Xray>) -> Vec<Finding> {
         let snapshot = match &self.snapshot {
             Ok(snapshot) => snapshot,
             Err(error) => return vec![unread(&self.tool, error)],

@@ -9,7 +9,7 @@ use crate::check::chain::evidence::CALLER;
 use crate::check::chain::expect::{Expect, Resolve, is_tls, port_of};
 use crate::check::cluster::front::{Arrival, Front, is_name, is_router};
 use crate::check::cluster::object::{Object, at, is_label, is_selected, list, number, service_host, service_of, text};
-use crate::check::cluster::routing::{Call, Choice, Destination, choose, destinations, virtual_services};
+use crate::check::cluster::routing::{Choice, Destination, SeamCall, choose, destinations, virtual_services};
 use crate::check::cluster::snapshot::{ROOT_NAMESPACE, Snapshot};
 use crate::check::envoy::suggestions::name_of;
 use crate::hop::reply::Tree;
@@ -24,7 +24,7 @@ pub(crate) struct Hop<'a> {
     /// Which hop calls it; `None`: the gateway, or the caller outside.
     pub(crate) caller: Option<usize>,
     /// How the caller's app calls it.
-    pub(crate) call: Call,
+    pub(crate) call: SeamCall,
     pub(crate) service: Option<&'a Object>,
     /// The pods that the Service selects, and those that answered.
     pub(crate) pods: Vec<&'a Object>,
@@ -55,7 +55,7 @@ pub(crate) struct Path<'a> {
 
 /// What is checked, for the objects on its way.
 #[derive(Debug)]
-pub(crate) struct Subject<'a> {
+pub(crate) struct ClusterSubject<'a> {
     pub(crate) url: &'a Url,
     pub(crate) resolve: &'a [Resolve],
     pub(crate) expect: Option<&'a Expect>,
@@ -63,7 +63,7 @@ pub(crate) struct Subject<'a> {
     pub(crate) gateway_namespace: &'a str,
 }
 
-impl Subject<'_> {
+impl ClusterSubject<'_> {
     /// Where `--resolve` leads, else the URL's own host.
     fn address(&self) -> &str {
         let host = self.url.host_str().unwrap_or_default();
@@ -123,7 +123,7 @@ pub(crate) fn named_port(spec: &Value, name: &str) -> Option<u64> {
 }
 
 impl<'a> Path<'a> {
-    pub(crate) fn new(snapshot: &'a Snapshot, subject: &Subject<'_>, tree: Option<&Tree>) -> Self {
+    pub(crate) fn new(snapshot: &'a Snapshot, subject: &ClusterSubject<'_>, tree: Option<&Tree>) -> Self {
         let url = subject.url;
         let mut path = Self {
             snapshot,
@@ -147,7 +147,7 @@ impl<'a> Path<'a> {
     }
 
     /// Whether the address is a pod's or a Service's own.
-    fn is_past_gateways(&self, subject: &Subject<'_>) -> bool {
+    fn is_past_gateways(&self, subject: &ClusterSubject<'_>) -> bool {
         let address = subject.address();
         let is = |value: &str| !value.is_empty() && value == address;
         let is_pod = self.snapshot.all("Pod").into_iter().any(|pod| is(pod.text("/status/podIP")) && !is_router(pod));
@@ -158,13 +158,13 @@ impl<'a> Path<'a> {
     }
 
     /// The first hop, and from it all others.
-    fn first_hop(&mut self, subject: &Subject<'_>, tree: Option<&Tree>) {
+    fn first_hop(&mut self, subject: &ClusterSubject<'_>, tree: Option<&Tree>) {
         let gateway = self.front.as_ref();
         let gateways = gateway.map_or_else(Vec::new, |front| {
             let names = front.servers.iter().map(|(gateway, ..)| format!("{}/{}", gateway.namespace(), gateway.name()));
             names.collect()
         });
-        let call = Call { host: self.host.clone(), port: gateway.map(|front| front.port), path: self.path.clone(), gateways };
+        let call = SeamCall { host: self.host.clone(), port: gateway.map(|front| front.port), path: self.path.clone(), gateways };
         let labels = gateway.and_then(|front| front.pods.first()).map_or(&Value::Null, |pod| pod.at("/metadata/labels"));
         let routes = match gateway {
             Some(_) => virtual_services(self.snapshot, &call, subject.gateway_namespace),
@@ -194,7 +194,7 @@ impl<'a> Path<'a> {
             name,
             namespace,
             caller: None,
-            call: Call { port: to, path: rewritten, ..call },
+            call: SeamCall { port: to, path: rewritten, ..call },
             service,
             pods: pod.into_iter().collect(),
             deployments: Vec::new(),
@@ -284,7 +284,7 @@ impl<'a> Path<'a> {
             .unwrap_or(from)
             .to_owned();
         let full = service.map_or_else(|| host.clone(), |service| service_host(service.name(), service.namespace()));
-        let call = Call { host: full.clone(), port: Some(port), path, gateways: vec!["mesh".to_owned()] };
+        let call = SeamCall { host: full.clone(), port: Some(port), path, gateways: vec!["mesh".to_owned()] };
         let routes = virtual_services(self.snapshot, &call, from);
         let choice = choose(self.snapshot, &routes, &call, labels, from);
         let mut to = choice.as_ref().map(destinations).unwrap_or_default();
@@ -295,7 +295,7 @@ impl<'a> Path<'a> {
             name: reply.map_or_else(|| name_of(url), |tree| tree.service.clone()),
             namespace,
             caller: Some(caller),
-            call: Call { host, ..call },
+            call: SeamCall { host, ..call },
             service,
             pods: pod.into_iter().collect(),
             deployments: Vec::new(),

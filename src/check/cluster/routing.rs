@@ -7,7 +7,7 @@ use crate::check::cluster::snapshot::{ROOT_NAMESPACE, Snapshot};
 
 /// The request at one seam, as far as a route may ask for it.
 #[derive(Debug, Clone)]
-pub(crate) struct Call {
+pub(crate) struct SeamCall {
     pub(crate) host: String,
     pub(crate) port: Option<u64>,
     pub(crate) path: String,
@@ -63,7 +63,7 @@ pub(crate) fn is_visible(object: &Object, namespace: &str) -> bool {
 }
 
 /// The VirtualServices that a client in `namespace` obeys for this call: those with the most specific host, oldest first.
-pub(crate) fn virtual_services<'a>(snapshot: &'a Snapshot, call: &Call, namespace: &str) -> Vec<&'a Object> {
+pub(crate) fn virtual_services<'a>(snapshot: &'a Snapshot, call: &SeamCall, namespace: &str) -> Vec<&'a Object> {
     let mut found: Vec<&Object> = snapshot
         .all("VirtualService")
         .into_iter()
@@ -82,7 +82,7 @@ pub(crate) fn virtual_services<'a>(snapshot: &'a Snapshot, call: &Call, namespac
 pub(crate) fn choose<'a>(
     snapshot: &'a Snapshot,
     services: &[&'a Object],
-    call: &Call,
+    call: &SeamCall,
     client: &Value,
     namespace: &str,
 ) -> Option<Choice<'a>> {
@@ -97,7 +97,13 @@ pub(crate) fn choose<'a>(
 }
 
 /// The rule of the VirtualService that a rule delegates to.
-fn delegated<'a>(snapshot: &'a Snapshot, choice: Choice<'a>, call: &Call, client: &Value, namespace: &str) -> Option<Choice<'a>> {
+fn delegated<'a>(
+    snapshot: &'a Snapshot,
+    choice: Choice<'a>,
+    call: &SeamCall,
+    client: &Value,
+    namespace: &str,
+) -> Option<Choice<'a>> {
     let delegate = choice.rule.get("delegate")?;
     let own = choice.object.namespace();
     let of = Some(text(delegate, "/namespace")).filter(|name| !name.is_empty()).unwrap_or(own);
@@ -107,13 +113,13 @@ fn delegated<'a>(snapshot: &'a Snapshot, choice: Choice<'a>, call: &Call, client
 }
 
 /// Whether a rule takes the call. `client`: the labels of the caller's pods.
-pub(crate) fn takes(rule: &Value, call: &Call, client: &Value, namespace: &str) -> bool {
+pub(crate) fn takes(rule: &Value, call: &SeamCall, client: &Value, namespace: &str) -> bool {
     let matches = list(rule, "/match");
     matches.is_empty() || matches.iter().any(|one| meets(one, call, client, namespace))
 }
 
 /// `check` sends GET, and none of the headers and parameters that routes ask for.
-fn meets(one: &Value, call: &Call, client: &Value, namespace: &str) -> bool {
+fn meets(one: &Value, call: &SeamCall, client: &Value, namespace: &str) -> bool {
     let string = |pointer: &str, value: &str| {
         let wanted = at(one, pointer);
         // What a regular expression accepts is not worked out here: it is taken to match.

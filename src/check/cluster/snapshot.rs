@@ -11,12 +11,12 @@ use crate::check::cluster::object::{Object, is_label, is_subdomain, text};
 struct KindToRead {
     /// As kubectl has it, with the group, so that no other kind of this name is meant.
     resource: &'static str,
-    scope: Scope,
+    scope: KindScope,
 }
 
 /// Where objects of a kind matter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Scope {
+enum KindScope {
     /// Everywhere: an object of any namespace may concern the request. Without permission, in the namespaces of the run.
     All,
     /// In the namespaces of the run: too many elsewhere.
@@ -26,7 +26,7 @@ enum Scope {
 }
 
 macro_rules! kinds {
-    ($($scope:ident $resource:literal)*) => { &[$(KindToRead { resource: $resource, scope: Scope::$scope }),*] };
+    ($($scope:ident $resource:literal)*) => { &[$(KindToRead { resource: $resource, scope: KindScope::$scope }),*] };
 }
 
 const KINDS: &[KindToRead] = kinds! {
@@ -132,7 +132,7 @@ impl Snapshot {
 
     /// Reads what is read in the namespaces of the run, in one more.
     pub(crate) async fn read_namespace(&mut self, tool: &Tool, namespace: &str) {
-        for kind in KINDS.iter().filter(|kind| kind.scope == Scope::Ours) {
+        for kind in KINDS.iter().filter(|kind| kind.scope == KindScope::Ours) {
             self.add(read_kind(tool, kind, &[namespace]).await);
         }
     }
@@ -250,11 +250,11 @@ async fn read_kind(tool: &Tool, kind: &KindToRead, namespaces: &[&str]) -> Vec<(
         (Ran { line: tool.line(&words), resource: kind.resource, result }, objects)
     };
     let mut out = Vec::new();
-    if kind.scope != Scope::Ours {
-        let everywhere: &[&str] = if kind.scope == Scope::All { &["-A"] } else { &[] };
+    if kind.scope != KindScope::Ours {
+        let everywhere: &[&str] = if kind.scope == KindScope::All { &["-A"] } else { &[] };
         let read = run([&["get", kind.resource], everywhere, &["-o", "json"]].concat()).await;
         let is_refused = matches!(read.0.result, Err(CommandError::Forbidden | CommandError::TooLarge | CommandError::TimedOut));
-        if !is_refused || kind.scope == Scope::Cluster {
+        if !is_refused || kind.scope == KindScope::Cluster {
             return vec![read];
         }
     }

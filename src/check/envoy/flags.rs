@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use crate::check::envoy::spans::{CallSpans, Destination, ProxySpan};
+use crate::check::envoy::spans::{CallSpans, ProxySpan, UpstreamCluster};
 use crate::check::report::Hint;
 
 /// A connection that is refused, or TLS that fails, takes milliseconds.
@@ -53,7 +53,7 @@ impl Signs<'_> {
     }
 
     /// The route leads nowhere, to a destination for which this holds, given the called host and port.
-    fn leads(&self, holds: impl Fn(Destination<'_>, &str, &str) -> bool) -> bool {
+    fn leads(&self, holds: impl Fn(UpstreamCluster<'_>, &str, &str) -> bool) -> bool {
         let uri = self.url.parse::<http::Uri>().unwrap_or_default();
         let port = uri.port_u16().unwrap_or(if uri.scheme_str() == Some("https") { 443 } else { 80 }).to_string();
         let host = uri.host().unwrap_or_default();

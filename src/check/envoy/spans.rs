@@ -26,7 +26,7 @@ pub(crate) struct ProxySpan {
 
 /// Where a route leads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Destination<'a> {
+pub(crate) struct UpstreamCluster<'a> {
     pub(crate) host: &'a str,
     pub(crate) port: &'a str,
     /// Empty without one, and where the proxy found no cluster.
@@ -74,15 +74,15 @@ impl ProxySpan {
     }
 
     /// Where the route leads, by its cluster, else by the name that Istio gives the operation.
-    pub(crate) fn destination(&self) -> Option<Destination<'_>> {
+    pub(crate) fn destination(&self) -> Option<UpstreamCluster<'_>> {
         if let Some(cluster) = self.cluster.strip_prefix("outbound|") {
             let mut parts = cluster.splitn(3, '|');
             let (port, subset, host) = (parts.next()?, parts.next()?, parts.next()?);
-            return Some(Destination { host, port, subset });
+            return Some(UpstreamCluster { host, port, subset });
         }
         let (host, rest) = self.operation.split_once(':')?;
         let port = rest.split('/').next().filter(|port| !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit()))?;
-        Some(Destination { host, port, subset: "" })
+        Some(UpstreamCluster { host, port, subset: "" })
     }
 }
 

@@ -13,7 +13,7 @@ use crate::hop::reply::{Call, Headers, Injected, Tree};
 
 use crate::check::chain::evidence::CALLER;
 use crate::check::chain::probe::Probe;
-use crate::check::chain::{self, Break};
+use crate::check::chain::{self, BreakPoint};
 use crate::check::envoy::gateway;
 use crate::check::envoy::suggestions::{HintContext, HopRef};
 use crate::check::propagation;
@@ -69,7 +69,7 @@ pub(crate) enum Outcome {
     /// 2xx with the chain's reply, and nothing broke.
     Fine,
     /// The tree shows where it broke.
-    Broke(Vec<Break>),
+    Broke(Vec<BreakPoint>),
     /// Something answered that is no hop.
     Foreign { status: u16, text: String, hint: Hint },
     /// No answer.

@@ -209,7 +209,7 @@ fn instances(hops: &[(String, Vec<Instance>)]) -> Option<Finding> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::check::chain::{Break, FailureCause};
+    use crate::check::chain::{BreakPoint, FailureCause};
     use crate::check::report::Status;
     use crate::check::traffic::sample::HopSample;
 
@@ -254,7 +254,7 @@ mod tests {
         let mut watched = Watched::default();
         for at in 0..50 {
             let is_sick = at % 2 == 0 && !(10..30).contains(&at);
-            let broken = Break { from: HopRef::default(), to: to("sick"), cause: FailureCause::Injected(503) };
+            let broken = BreakPoint { from: HopRef::default(), to: to("sick"), cause: FailureCause::Injected(503) };
             let outcome = if is_sick && at > 2 { Outcome::Broke(vec![broken]) } else { Outcome::Fine };
             watched.add(sample(at, outcome, if is_sick { "sick" } else { "well" }));
         }

@@ -9,9 +9,9 @@ use memchr::memmem;
 use serde::Serialize;
 
 use crate::demo::control::live::Gauge;
-use crate::demo::control::seams::{Seam, seams};
+use crate::demo::control::seams::{BrokenSeam, seams};
 use crate::hop::reply::{Headers, Tree, milliseconds};
-use crate::hop::watch::{Seen, Watch};
+use crate::hop::watch::{Watch, WatchedRequest};
 use crate::trace_context::HeaderFamily;
 use crate::traces::ids::{parse_span_id, parse_trace_id, zipkin_id};
 use crate::traces::{SpanId, TraceId};
@@ -23,7 +23,7 @@ const EXCHANGE_BYTES: usize = 16 << 20;
 /// Who had a request sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub(crate) enum Sender {
+pub(crate) enum RequestSender {
     /// The demo, its first one.
     Demo,
     /// Somebody at the page.
@@ -34,8 +34,8 @@ pub(crate) enum Sender {
 
 /// One request as it was sent or as it arrived, and its answer.
 #[derive(Debug, Clone)]
-pub(crate) struct Exchange {
-    pub(crate) sender: Sender,
+pub(crate) struct RecordedExchange {
+    pub(crate) sender: RequestSender,
     /// The hop that answered.
     pub(crate) service: String,
     pub(crate) method: String,
@@ -59,7 +59,7 @@ pub(crate) struct Exchange {
     pub(crate) reply: Bytes,
 }
 
-impl Exchange {
+impl RecordedExchange {
     fn weight(&self) -> usize {
         let sent: usize = self.sent.iter().map(|(name, value)| name.len() + value.len()).sum();
         let shared = if self.reply.as_ptr() == self.body.as_ptr() { 0 } else { self.reply.len() };
@@ -105,7 +105,7 @@ impl Exchange {
 
 #[derive(Serialize)]
 struct View<'a> {
-    sender: Sender,
+    sender: RequestSender,
     service: &'a str,
     trace_id: Option<String>,
     span_id: Option<String>,
@@ -118,7 +118,7 @@ struct View<'a> {
     error: Option<&'a str>,
     /// The ids in each `traceparent` and `b3` that was sent, as a hop reads them; what no hop would read is not here.
     contexts: BTreeMap<String, Ids>,
-    seams: Vec<Seam>,
+    seams: Vec<BrokenSeam>,
     /// Null for one that is no text.
     body: Option<&'a str>,
     body_bytes: usize,
@@ -171,7 +171,7 @@ pub(crate) struct Exchanges(Mutex<Ring>);
 
 #[derive(Debug, Default)]
 struct Ring {
-    kept: VecDeque<Arc<Exchange>>,
+    kept: VecDeque<Arc<RecordedExchange>>,
     bytes: usize,
 }
 
@@ -181,12 +181,12 @@ impl Exchanges {
     }
 
     /// Keeps a request. The demo's own is also seen by the hop that answers it: what the demo knows of it stays.
-    pub(crate) fn keep(&self, exchange: Exchange) {
+    pub(crate) fn keep(&self, exchange: RecordedExchange) {
         let mut ring = self.ring();
         let key = exchange.span_id.map(|span| (exchange.trace_id, span));
         let known = ring.kept.iter().rposition(|known| key.is_some() && known.span_id.map(|span| (known.trace_id, span)) == key);
         match known {
-            Some(_) if exchange.sender == Sender::Other => return,
+            Some(_) if exchange.sender == RequestSender::Other => return,
             Some(at) => {
                 let old = ring.kept.remove(at);
                 ring.bytes -= old.map_or(0, |old| old.weight());
@@ -202,7 +202,7 @@ impl Exchanges {
     }
 
     /// The newest request that was in this trace; with `first`, the one whose first hop made that span.
-    pub(crate) fn of(&self, trace: TraceId, first: Option<SpanId>) -> Option<Arc<Exchange>> {
+    pub(crate) fn of(&self, trace: TraceId, first: Option<SpanId>) -> Option<Arc<RecordedExchange>> {
         let kept = self.ring().kept.clone();
         let mut newest = kept.into_iter().rev().filter(|exchange| exchange.is_in(trace));
         newest.find(|exchange| first.is_none() || exchange.span_id == first)
@@ -233,11 +233,11 @@ impl Watch for HopWatch {
         self.is_front || hops == 0
     }
 
-    fn keep(&self, seen: Seen) {
+    fn keep(&self, seen: WatchedRequest) {
         let body = Bytes::from(seen.answer.body);
         let reply = if seen.answer.reply == body { body.clone() } else { seen.answer.reply.into() };
-        self.exchanges.keep(Exchange {
-            sender: Sender::Other,
+        self.exchanges.keep(RecordedExchange {
+            sender: RequestSender::Other,
             service: self.service.clone(),
             method: seen.method,
             url: seen.path,
@@ -259,8 +259,8 @@ impl Watch for HopWatch {
 mod tests {
     use super::*;
 
-    fn exchange(sender: Sender, trace: &str, span: &str, body: usize) -> Exchange {
-        Exchange {
+    fn exchange(sender: RequestSender, trace: &str, span: &str, body: usize) -> RecordedExchange {
+        RecordedExchange {
             sender,
             service: "service1".into(),
             method: "GET".into(),
@@ -285,15 +285,18 @@ mod tests {
             exchanges.of(parse_trace_id(trace).unwrap(), first.map(|span| parse_span_id(span).unwrap())).map(|found| found.sender)
         };
         // The hop and the demo's own client both know of it, in either order.
-        exchanges.keep(exchange(Sender::Other, "a", "1", 10));
-        exchanges.keep(exchange(Sender::Page, "a", "1", 10));
-        exchanges.keep(exchange(Sender::Other, "a", "1", 10));
-        assert_eq!((of("a", None), exchanges.ring().kept.len()), (Some(Sender::Page), 1));
+        exchanges.keep(exchange(RequestSender::Other, "a", "1", 10));
+        exchanges.keep(exchange(RequestSender::Page, "a", "1", 10));
+        exchanges.keep(exchange(RequestSender::Other, "a", "1", 10));
+        assert_eq!((of("a", None), exchanges.ring().kept.len()), (Some(RequestSender::Page), 1));
         // The same trace id again is another request.
-        exchanges.keep(exchange(Sender::Other, "a", "2", 10));
-        assert_eq!((of("a", None), of("a", Some("1")), of("a", Some("3"))), (Some(Sender::Other), Some(Sender::Page), None));
+        exchanges.keep(exchange(RequestSender::Other, "a", "2", 10));
+        assert_eq!(
+            (of("a", None), of("a", Some("1")), of("a", Some("3"))),
+            (Some(RequestSender::Other), Some(RequestSender::Page), None)
+        );
         for n in 0..40 {
-            exchanges.keep(exchange(Sender::Other, "b", &format!("{:x}", n + 10), 1 << 20));
+            exchanges.keep(exchange(RequestSender::Other, "b", &format!("{:x}", n + 10), 1 << 20));
         }
         assert_eq!(of("a", None), None);
         let ring = exchanges.ring();

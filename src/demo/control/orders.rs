@@ -12,7 +12,7 @@ use http_body_util::{BodyExt as _, Limited};
 use serde::Deserialize;
 
 use crate::demo::access::{Access, text};
-use crate::demo::control::exchanges::Sender;
+use crate::demo::control::exchanges::RequestSender;
 use crate::demo::control::plan::{MAX_DELAY, PlanForm};
 use crate::demo::control::state::DemoState;
 use crate::hop::fault::{FaultConfig, FaultsForm};
@@ -95,7 +95,7 @@ async fn follow(state: &DemoState, order: Order) -> Result<Response, String> {
     let handle =
         |hop: usize| hop.checked_sub(1).and_then(|at| state.hops.get(at)).ok_or_else(|| format!("there is no service{hop}"));
     match order {
-        Order::Send { headers } => Ok(json(state.send(Sender::Page, header_map(headers)?).await.json)),
+        Order::Send { headers } => Ok(json(state.send(RequestSender::Page, header_map(headers)?).await.json)),
         Order::Plan { hop, plan } => {
             let faults = handle(hop)?.faults();
             faults.set(plan.plan(&faults.config())?);

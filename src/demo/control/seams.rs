@@ -11,7 +11,7 @@ use crate::trace_context::{HeaderFamily, TraceBreak};
 
 /// What went wrong with the headers between a caller and the hop that it called.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(crate) struct Seam {
+pub(crate) struct BrokenSeam {
     /// The caller.
     from: String,
     /// Whom it called.
@@ -25,27 +25,27 @@ pub(crate) struct Seam {
 }
 
 /// Everything that went wrong with the headers of one request, broken seams first.
-pub(crate) fn seams(tree: &Tree) -> Vec<Seam> {
+pub(crate) fn seams(tree: &Tree) -> Vec<BrokenSeam> {
     let probe = Probe { headers: tree.received.clone() };
     let mut xray = examine(&probe, tree, &tree.path);
     xray.settle(|_| None);
     let mut broken = Vec::new();
     visit(tree, &mut broken);
     let is_broken = |from: &str, to: &str| broken.iter().any(|(caller, callee, _)| caller == from && callee == to);
-    let mut found: Vec<Seam> = xray
+    let mut found: Vec<BrokenSeam> = xray
         .faults
         .iter()
         .map(|fault| {
             let name = |name: &str| if name == CALLER { "the caller".to_owned() } else { name.to_owned() };
             let broken = is_broken(&fault.from.name, &fault.to.name) || is_new_trace(fault);
             let headers = fault.effects.iter().filter_map(Effect::header).collect();
-            Seam { from: name(&fault.from.name), to: fault.to.name.clone(), broken, headers, text: sentence(fault) + "." }
+            BrokenSeam { from: name(&fault.from.name), to: fault.to.name.clone(), broken, headers, text: sentence(fault) + "." }
         })
         .collect();
     for (from, to, text) in broken {
         if !found.iter().any(|seam| seam.from == from && seam.to == to) {
             let headers = HeaderFamily::ALL.into_iter().map(|family| family.header().to_owned()).collect();
-            found.push(Seam { from, to, broken: true, headers, text });
+            found.push(BrokenSeam { from, to, broken: true, headers, text });
         }
     }
     found.sort_by_key(|seam| !seam.broken);
@@ -113,7 +113,7 @@ mod tests {
             "injected": null, "upstreams": upstreams})
     }
 
-    fn found(front: &str, below: &str, sent: &serde_json::Value, received: &serde_json::Value) -> Vec<Seam> {
+    fn found(front: &str, below: &str, sent: &serde_json::Value, received: &serde_json::Value) -> Vec<BrokenSeam> {
         let below = hop("service2", below, received, &serde_json::json!([]));
         let calls = serde_json::json!([{"url": "http://service2", "status": 200, "duration_ms": 1.0, "error": null,
             "sent": sent, "reply": below}]);

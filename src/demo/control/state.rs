@@ -12,7 +12,7 @@ use serde::{Serialize, Serializer};
 use tokio::sync::{Notify, watch};
 
 use crate::config::PageArgs;
-use crate::demo::control::exchanges::{Exchange, Exchanges, Sender, hops_of};
+use crate::demo::control::exchanges::{Exchanges, RecordedExchange, RequestSender, hops_of};
 use crate::demo::control::live::{Figures, Gauge, Passed};
 use crate::demo::control::plan::PlanForm;
 use crate::demo::control::seams::seams;
@@ -111,7 +111,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// What came of a request of the demo's own.
 #[derive(Debug)]
-pub(crate) struct Sent {
+pub(crate) struct SentRequest {
     pub(crate) url: String,
     /// `None` when there was no answer.
     pub(crate) status: Option<u16>,
@@ -167,7 +167,7 @@ pub(crate) struct Chain<'a> {
     version: &'a str,
     /// Null for a chain.
     fan_out: Option<String>,
-    hops: Vec<Hop<'a>>,
+    hops: Vec<HopSnapshot<'a>>,
     links: &'a Links,
     /// What may be ordered of a hop.
     fault_kinds: &'a [Form],
@@ -179,7 +179,7 @@ pub(crate) struct Chain<'a> {
 }
 
 #[derive(Serialize)]
-struct Hop<'a> {
+struct HopSnapshot<'a> {
     name: &'a str,
     version: &'a str,
     lane: &'a str,
@@ -236,7 +236,7 @@ impl DemoState {
     /// `watching_only`: why the viewer may change nothing.
     pub(crate) fn chain<'a>(&'a self, watching_only: Option<&'a str>) -> Chain<'a> {
         let configs: Vec<_> = self.hops.iter().map(|hop| hop.faults().config()).collect();
-        let hops = self.hops.iter().zip(&configs).map(|(hop, config)| Hop {
+        let hops = self.hops.iter().zip(&configs).map(|(hop, config)| HopSnapshot {
             name: &hop.name,
             version: &hop.version,
             lane: &hop.lane,
@@ -309,13 +309,13 @@ impl DemoState {
     }
 
     /// Sends a request to the first hop and keeps it.
-    pub(crate) async fn send(&self, sender: Sender, headers: HeaderMap) -> Sent {
+    pub(crate) async fn send(&self, sender: RequestSender, headers: HeaderMap) -> SentRequest {
         let url = self.front();
         let text = |value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
         let sent = headers.iter().map(|(name, value): (&HeaderName, _)| (name.as_str().to_owned(), text(value))).collect();
         let begun = Instant::now();
         let request = self.client.get(&url).headers(headers).header(header::ACCEPT, "application/json");
-        let mut exchange = Exchange {
+        let mut exchange = RecordedExchange {
             sender,
             service: self.hops[0].name.clone(),
             method: "GET".to_owned(),
@@ -357,7 +357,7 @@ impl DemoState {
         if exchange.status.is_some() {
             self.exchanges.keep(exchange);
         }
-        Sent { url, status, error, reply, json }
+        SentRequest { url, status, error, reply, json }
     }
 
     /// The kept request that this trace is of, as JSON; with `first`, the one whose first hop made that span.

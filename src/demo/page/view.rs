@@ -88,13 +88,13 @@ pub(super) struct JudgedTrace<'a> {
     start_us: u64,
     duration_us: u64,
     /// The requests that used the trace's id, to choose from; empty for one.
-    used_by: Vec<Request>,
+    used_by: Vec<ListedRequest>,
     rows: Vec<Row<'a>>,
 }
 
 /// One of several requests that used the same trace id.
 #[derive(Serialize)]
-struct Request {
+struct ListedRequest {
     /// The span of its first service.
     #[serde(with = "span_id")]
     span: SpanId,
@@ -131,7 +131,7 @@ impl<'a> JudgedTrace<'a> {
         });
         let first = |row: &&crate::traces::PlacedSpan| trace.is_like_first(row);
         let requests = trace.tops().filter(first).take(if trace.requests() > 1 { MAX_REQUESTS } else { 0 });
-        let used_by = requests.map(|row| Request {
+        let used_by = requests.map(|row| ListedRequest {
             span: row.span.id,
             start_us: row.span.timestamp.unwrap_or_default(),
             duration_us: row.span.duration.unwrap_or_default(),

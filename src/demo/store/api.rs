@@ -18,7 +18,7 @@ use serde::Deserialize;
 
 use crate::demo::access::text;
 use crate::demo::store::query::{TraceQuery, Window, begin_us, same};
-use crate::demo::store::receive::{Refusal, posted, receive, refusal};
+use crate::demo::store::receive::{BatchRefusal, posted, receive, refusal};
 use crate::demo::store::{Store, grpc, otlp};
 use crate::traces::dependencies::Dependencies;
 use crate::traces::ids::{parse_trace_id, zipkin_id};
@@ -65,7 +65,7 @@ async fn post_spans(State(store): State<Store>, request: Request) -> Response {
     }
 }
 
-async fn accept(store: &Store, request: Request) -> Result<u64, Refusal> {
+async fn accept(store: &Store, request: Request) -> Result<u64, BatchRefusal> {
     let (head, body) = request.into_parts();
     let (body, _place) = receive(store, &head.headers, body).await?;
     require_json(&head.headers)?;
@@ -80,7 +80,7 @@ async fn accept(store: &Store, request: Request) -> Result<u64, Refusal> {
 
 /// Refuses the encodings that Zipkin servers take and this store does not. Anything else is tried as JSON, as in Zipkin:
 /// `curl -d` sends a form's type, and some reporters send none.
-fn require_json(headers: &HeaderMap) -> Result<(), Refusal> {
+fn require_json(headers: &HeaderMap) -> Result<(), BatchRefusal> {
     let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default().to_ascii_lowercase();
     for (format, hint) in [
         ("protobuf", "set the reporter's encoding to JSON, or send OTLP to /v1/traces"),

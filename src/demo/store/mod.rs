@@ -72,13 +72,13 @@ pub struct Stats {
 /// A handle to the store. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Store {
-    shared: Arc<Shared>,
+    shared: Arc<StoreState>,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct StoreState {
     // A std mutex: it is never held across an await, and what is done under it is short.
-    held: Mutex<Held>,
+    held: Mutex<StoredSpans>,
     limits: Limits,
     arrivals: broadcast::Sender<TraceId>,
     posts: Semaphore,
@@ -88,7 +88,7 @@ struct Shared {
 }
 
 #[derive(Debug, Default)]
-struct Held {
+struct StoredSpans {
     traces: HashMap<TraceId, Entry>,
     /// The ids of `traces`, oldest arrival first.
     order: VecDeque<TraceId>,
@@ -101,14 +101,14 @@ struct Held {
 #[derive(Debug, Default)]
 struct Entry {
     spans: Vec<Arc<Span>>,
-    index: HashMap<Key, usize>,
+    index: HashMap<TraceKey, usize>,
     bytes: usize,
     dropped: u64,
 }
 
 /// What makes two reports the same span: its id, its side of the call, and a hash of who reported it. Both halves of a call
 /// may have one id, so the id alone does not do; the hash has a random key, so that nobody can prepare a collision.
-type Key = (SpanId, Option<Kind>, u64);
+type TraceKey = (SpanId, Option<Kind>, u64);
 
 impl Default for Store {
     fn default() -> Self {
@@ -125,7 +125,7 @@ impl Store {
     /// An empty store with limits of its own.
     pub fn with_limits(limits: Limits) -> Self {
         Self {
-            shared: Arc::new(Shared {
+            shared: Arc::new(StoreState {
                 held: Mutex::default(),
                 limits,
                 arrivals: broadcast::Sender::new(NOTIFICATIONS),
@@ -136,7 +136,7 @@ impl Store {
         }
     }
 
-    fn held(&self) -> MutexGuard<'_, Held> {
+    fn held(&self) -> MutexGuard<'_, StoredSpans> {
         // A panic under the lock could at worst leave the counts off by one batch; a demo goes on.
         self.shared.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -238,7 +238,7 @@ impl Store {
     }
 }
 
-impl Held {
+impl StoredSpans {
     /// Returns whether the span is now part of its trace.
     fn insert(&mut self, span: Span, service: u64, limits: &Limits) -> bool {
         let id = span.trace_id;
@@ -302,7 +302,7 @@ impl Held {
 impl Entry {
     /// The earlier report of the same span. A report without a kind goes with the one that has it: tracers that report a
     /// span in parts may leave the kind out of one of them.
-    fn find(&self, span: &Span, service: u64) -> Option<(Key, usize)> {
+    fn find(&self, span: &Span, service: u64) -> Option<(TraceKey, usize)> {
         const ANY: [Option<Kind>; 5] = [None, Some(Kind::Client), Some(Kind::Server), Some(Kind::Producer), Some(Kind::Consumer)];
         let exact = [span.kind, None];
         let candidates: &[Option<Kind>] = if span.kind.is_none() { &ANY } else { &exact };

@@ -9,16 +9,16 @@ use serde_json::json;
 
 use crate::demo::access::text;
 use crate::demo::store::Store;
-use crate::demo::store::receive::{Refusal, receive, refusal};
+use crate::demo::store::receive::{BatchRefusal, receive, refusal};
 use crate::traces::otlp::{OtlpSpans, decode_json, decode_protobuf};
 
 #[derive(Clone, Copy, PartialEq)]
-enum Form {
+enum OtlpEncoding {
     Protobuf,
     Json,
 }
 
-impl Form {
+impl OtlpEncoding {
     fn of(headers: &HeaderMap) -> Option<Self> {
         let kind = headers.get(header::CONTENT_TYPE)?.to_str().ok()?.split(';').next()?.trim().to_ascii_lowercase();
         match kind.as_str() {
@@ -39,7 +39,7 @@ impl Form {
 
 /// `google.rpc.Status`, as far as an exporter reads it.
 #[derive(Clone, PartialEq, Message)]
-struct Status {
+struct OtlpRefusal {
     #[prost(int32, tag = "1")]
     code: i32,
     #[prost(string, tag = "2")]
@@ -49,7 +49,7 @@ struct Status {
 pub(super) async fn post_traces(State(store): State<Store>, request: Request) -> Response {
     /// `INVALID_ARGUMENT` of gRPC.
     const INVALID: i32 = 3;
-    let Some(form) = Form::of(request.headers()) else {
+    let Some(form) = OtlpEncoding::of(request.headers()) else {
         let why = "OTLP is taken as application/x-protobuf and as application/json";
         return text(StatusCode::UNSUPPORTED_MEDIA_TYPE, why);
     };
@@ -62,21 +62,21 @@ pub(super) async fn post_traces(State(store): State<Store>, request: Request) ->
         }
         Err((status, message)) => {
             let json = json!({"code": INVALID, "message": message});
-            form.answer(status, &Status { code: INVALID, message }, &json)
+            form.answer(status, &OtlpRefusal { code: INVALID, message }, &json)
         }
     }
 }
 
-async fn accept(store: &Store, form: Form, request: Request) -> Result<Option<ExportTracePartialSuccess>, Refusal> {
+async fn accept(store: &Store, form: OtlpEncoding, request: Request) -> Result<Option<ExportTracePartialSuccess>, BatchRefusal> {
     let (head, body) = request.into_parts();
     let (body, _place) = receive(store, &head.headers, body).await?;
     let _turn = store.turn_to_decode().await;
     let max = store.limits().spans;
     let batch = match form {
-        Form::Protobuf => {
+        OtlpEncoding::Protobuf => {
             decode_protobuf(&body, max).map_err(|error| refusal(&error, "an ExportTraceServiceRequest in protobuf"))?
         }
-        Form::Json => decode_json(&body, max).map_err(|error| refusal(&error, "an ExportTraceServiceRequest in JSON"))?,
+        OtlpEncoding::Json => decode_json(&body, max).map_err(|error| refusal(&error, "an ExportTraceServiceRequest in JSON"))?,
     };
     Ok(keep(store, batch))
 }

@@ -25,7 +25,7 @@ pub const MAX_POSTS: usize = 16;
 pub(super) const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why a batch is refused.
-pub(super) type Refusal = (StatusCode, String);
+pub(super) type BatchRefusal = (StatusCode, String);
 
 /// Decompresses what is posted. A body in another encoding reaches the handler as it is, which refuses it in words.
 pub(super) fn posted(route: MethodRouter<Store>) -> MethodRouter<Store> {
@@ -51,7 +51,7 @@ pub(super) async fn receive<'a>(
     store: &'a Store,
     headers: &HeaderMap,
     body: Body,
-) -> Result<(Vec<u8>, SemaphorePermit<'a>), Refusal> {
+) -> Result<(Vec<u8>, SemaphorePermit<'a>), BatchRefusal> {
     let place = store.post_permit().await.ok_or((StatusCode::SERVICE_UNAVAILABLE, "closed".into()))?;
     let late = |_| (StatusCode::REQUEST_TIMEOUT, format!("the body did not arrive within {} s", BODY_TIMEOUT.as_secs()));
     let body = tokio::time::timeout(BODY_TIMEOUT, read(body)).await.map_err(late)??;
@@ -60,7 +60,7 @@ pub(super) async fn receive<'a>(
 }
 
 /// Why a body was not decoded. `what` was expected.
-pub(super) fn refusal(error: &DecodeError, what: &str) -> Refusal {
+pub(super) fn refusal(error: &DecodeError, what: &str) -> BatchRefusal {
     match error {
         DecodeError::TooMany(_) | DecodeError::TooLarge => {
             (StatusCode::PAYLOAD_TOO_LARGE, format!("a batch has {error}; send several smaller ones"))
@@ -71,7 +71,7 @@ pub(super) fn refusal(error: &DecodeError, what: &str) -> Refusal {
 
 /// The whole decompressed body. `RequestBodyLimitLayer` would answer at once and close the connection on a sender that is still
 /// writing, which loses it the answer; so the rest of a body that is too large is read for a while and discarded.
-async fn read(mut body: Body) -> Result<Vec<u8>, Refusal> {
+async fn read(mut body: Body) -> Result<Vec<u8>, BatchRefusal> {
     let (mut kept, mut length) = (Vec::new(), 0_usize);
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| (StatusCode::BAD_REQUEST, format!("the body cannot be read: {error}")))?;
@@ -93,7 +93,7 @@ async fn read(mut body: Body) -> Result<Vec<u8>, Refusal> {
 }
 
 /// Refuses an encoding that was not decompressed on the way here.
-fn require_plain(headers: &HeaderMap) -> Result<(), Refusal> {
+fn require_plain(headers: &HeaderMap) -> Result<(), BatchRefusal> {
     match headers.get(header::CONTENT_ENCODING).map(HeaderValue::as_bytes) {
         None | Some(b"" | b"identity") => Ok(()),
         Some(_) => {

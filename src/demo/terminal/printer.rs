@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 use tokio::sync::broadcast;
 
 use crate::demo::access::Access;
-use crate::demo::control::exchanges::Sender;
+use crate::demo::control::exchanges::RequestSender;
 use crate::demo::control::seams::seams;
-use crate::demo::control::state::{DemoState, Sent, trace_ids};
+use crate::demo::control::state::{DemoState, SentRequest, trace_ids};
 use crate::demo::store::Limits;
 use crate::demo::terminal::{Style, render, render_rows, render_verdict, sent_headers};
 use crate::net::addresses::reachable;
@@ -84,16 +84,16 @@ impl Printer {
     }
 
     /// Sends the demo's own request, and says what has to arrive. With `--report-spans` it begins the trace.
-    async fn first_request(&self) -> (Sent, ExpectedTrace) {
+    async fn first_request(&self) -> (SentRequest, ExpectedTrace) {
         let Some(tracer) = &self.tracer else {
-            return (self.state.send(Sender::Demo, http::HeaderMap::new()).await, self.expected.clone());
+            return (self.state.send(RequestSender::Demo, http::HeaderMap::new()).await, self.expected.clone());
         };
         let (trace_id, span_id) = (ids::trace_id(), ids::span_id());
         let context =
             Context { trace_id, short_trace_id: false, random: false, span_id, parent_id: None, sampling: Sampling::Sample };
         let headers = HeaderFamily::ALL.into_iter().flat_map(|family| family.write(&context)).collect();
         let span = tracer.begin(&context, &self.state.front());
-        let exchange = self.state.send(Sender::Demo, headers).await;
+        let exchange = self.state.send(RequestSender::Demo, headers).await;
         match exchange.status {
             Some(status) => span.answered(status),
             None => span.failed("no_answer"),

@@ -9,7 +9,7 @@ use http::{StatusCode, Version};
 use tonic::Code;
 
 use crate::hop::exchange::{CUT_OFF, Exchange};
-use crate::hop::watch::{AnswerCopy, Seen};
+use crate::hop::watch::{AnswerCopy, WatchedRequest};
 use crate::net::hosts::host_and_port;
 use crate::rpc;
 use crate::server::Cut;
@@ -43,10 +43,10 @@ impl Exchange {
     }
 
     /// The copy of this request for the node's watcher.
-    fn seen(&self, copy: &AnswerCopy, status: u16, duration: Duration) -> Seen {
+    fn seen(&self, copy: &AnswerCopy, status: u16, duration: Duration) -> WatchedRequest {
         let mut received = Vec::new();
         RedactedHeaders::received(&self.carried).push_json(&mut received);
-        Seen {
+        WatchedRequest {
             method: self.method.as_str().to_owned(),
             path: self.path().to_owned(),
             protocol: self.protocol(),

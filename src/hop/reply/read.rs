@@ -19,13 +19,13 @@ impl<'a> Representation for OneHop<'a> {
 /// A nested reply that is still to be read.
 struct Unread<'a> {
     text: &'a RawValue,
-    call: Place,
+    call: NestedAt,
     depth: u32,
 }
 
 /// Where a nested reply stands.
 #[derive(Debug, Clone, Copy)]
-struct Place {
+struct NestedAt {
     /// The caller's index among the hops that were read.
     caller: usize,
     /// The call's index among the caller's.
@@ -63,7 +63,7 @@ impl Tree {
             hops[call.caller].upstreams[call.call].error.get_or_insert(error);
         }
         // A hop stands behind its caller, so from the last one on each is complete when it is moved.
-        for Place { caller, call, is_embedded } in calls.into_iter().rev() {
+        for NestedAt { caller, call, is_embedded } in calls.into_iter().rev() {
             let tree = hops.pop().map(Box::new);
             let call = &mut hops[caller].upstreams[call];
             if is_embedded {
@@ -80,7 +80,7 @@ impl Tree {
 /// The hop without what it nests, which goes to `unread`.
 fn one_hop<'a>(reply: Reply<OneHop<'a>>, index: usize, depth: u32, unread: &mut Vec<Unread<'a>>) -> Tree {
     let calls = reply.upstreams.into_iter().enumerate().map(|(i, call)| {
-        let place = |is_embedded| Place { caller: index, call: i, is_embedded };
+        let place = |is_embedded| NestedAt { caller: index, call: i, is_embedded };
         unread.extend(call.reply.map(|text| Unread { text, call: place(false), depth: depth + 1 }));
         unread.extend(call.embedded.into_iter().map(|text| Unread { text, call: place(true), depth: depth + 1 }));
         Call {

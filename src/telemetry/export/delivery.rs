@@ -7,7 +7,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{Accepted, ExportError, Signal};
 use crate::telemetry::ids;
-use crate::telemetry::queue::Fate;
+use crate::telemetry::queue::ExportFate;
 
 /// The first pause before a retry; each further one is twice as long, up to [`MAX_BACKOFF`], with a fifth of jitter.
 const MIN_BACKOFF: Duration = Duration::from_millis(250);
@@ -44,7 +44,7 @@ impl Delivery {
         &mut self,
         items: usize,
         send: impl Fn() -> F,
-    ) -> Result<Accepted, Fate> {
+    ) -> Result<Accepted, ExportFate> {
         let (collector, what) = (self.signal.collector(), self.signal.items());
         let mut backoff = MIN_BACKOFF;
         for attempt in 1.. {
@@ -59,7 +59,7 @@ impl Delivery {
                 if self.complains_anew(&error.reason) {
                     tracing::warn!(items, reason = error.reason, "the {collector} rejected {what}; they are dropped");
                 }
-                return Err(Fate::Rejected);
+                return Err(ExportFate::Rejected);
             }
             if self.complains_anew(&error.reason) {
                 tracing::warn!(reason = error.reason, "the {collector} is unavailable; retrying");
@@ -72,7 +72,7 @@ impl Delivery {
             backoff = (backoff * 2).min(MAX_BACKOFF);
         }
         tracing::warn!(items, attempts = MAX_ATTEMPTS, "the {collector} stays unavailable; {what} are dropped");
-        Err(Fate::Unreachable)
+        Err(ExportFate::Unreachable)
     }
 
     /// Waits before the next attempt: as long as the collector asks for, and for the backoff, which a stop ends.

@@ -20,10 +20,11 @@ use tonic::body::Body;
 use tonic::codec::CompressionEncoding;
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Status};
+use tower::BoxError;
 use tower_service::Service;
 
 use super::http::{MAX_ANSWER, advice, shown};
-use super::{ExportError, ExporterError, OtlpOptions, Protocol, Signal};
+use super::{ExportError, ExportProtocol, ExporterError, OtlpOptions, Signal};
 use crate::net::grpc::BytesCodec;
 use crate::net::hosts::redacted_url;
 use crate::rpc::status::{code_of_answer, drop_unreadable_details, name};
@@ -132,7 +133,7 @@ impl GrpcCollector {
 
     fn advice(&self, status: Option<u16>, cause: &str) -> String {
         let usual = if self.origin.scheme_str() == Some("https") { 443 } else { 80 };
-        advice(Protocol::OtlpGrpc(self.signal), self.origin.port_u16().unwrap_or(usual), "", status, cause)
+        advice(ExportProtocol::OtlpGrpc(self.signal), self.origin.port_u16().unwrap_or(usual), "", status, cause)
     }
 
     /// The service is the signal's, and not of interest.
@@ -194,8 +195,6 @@ impl std::error::Error for Unreachable {}
 
 /// The client as tonic needs it: answers that tonic would misread, or panic at, do not reach it.
 struct Channel(Http2Client);
-
-type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 impl Service<Request<Body>> for Channel {
     type Response = Response<Body>;

@@ -19,7 +19,7 @@ const MAX_SHOWN: usize = 200;
 
 /// Whose rules an export follows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Protocol {
+pub(crate) enum ExportProtocol {
     Zipkin,
     OtlpHttp(Signal),
     OtlpGrpc(Signal),
@@ -60,7 +60,7 @@ pub(crate) struct Collector {
     client: reqwest::Client,
     url: Url,
     headers: HeaderMap,
-    protocol: Protocol,
+    protocol: ExportProtocol,
 }
 
 impl Collector {
@@ -68,7 +68,7 @@ impl Collector {
     ///
     /// The client cannot be built, or the endpoint is no URL.
     pub(crate) fn new(
-        protocol: Protocol,
+        protocol: ExportProtocol,
         endpoint: &str,
         headers: HeaderMap,
         timeout: Duration,
@@ -91,12 +91,12 @@ impl Collector {
             return Err(self.rejected(&format!("answered {status} with a page; no collector does"), status, ""));
         }
         match (self.protocol, body) {
-            (Protocol::OtlpHttp(_), Ok(body)) if body.len() > MAX_ANSWER => {
+            (ExportProtocol::OtlpHttp(_), Ok(body)) if body.len() > MAX_ANSWER => {
                 Err(self.rejected(&format!("answered {status} with more than {MAX_ANSWER} bytes"), status, ""))
             }
             (_, Ok(body)) => Ok(body),
             // The status says all.
-            (Protocol::Zipkin, Err(_)) => Ok(Vec::new()),
+            (ExportProtocol::Zipkin, Err(_)) => Ok(Vec::new()),
             (_, Err(error)) => Err(self.unreachable(error)),
         }
     }
@@ -138,8 +138,8 @@ impl Collector {
 }
 
 /// The likely mistake behind a failure, after `; `; empty when none is known.
-pub(super) fn advice(protocol: Protocol, port: u16, path: &str, status: Option<u16>, cause: &str) -> String {
-    use Protocol::{OtlpGrpc, OtlpHttp, Zipkin};
+pub(super) fn advice(protocol: ExportProtocol, port: u16, path: &str, status: Option<u16>, cause: &str) -> String {
+    use ExportProtocol::{OtlpGrpc, OtlpHttp, Zipkin};
 
     let is_otlp = protocol != Zipkin;
     let advice = match (protocol, port, status) {
@@ -175,7 +175,7 @@ pub(super) fn advice(protocol: Protocol, port: u16, path: &str, status: Option<u
     if advice.is_empty() { String::new() } else { format!("; {advice}") }
 }
 
-impl Protocol {
+impl ExportProtocol {
     /// Whether a collector that answered with `status` may accept the same spans later. OTLP's specification names the four;
     /// Zipkin's has no rule, and whatever the server's side says of itself may pass.
     fn is_retryable(self, status: StatusCode) -> bool {

@@ -11,7 +11,7 @@ use super::otlp::{MetricEncoder, OtlpCollector};
 use super::task::ExportTask;
 use super::{Accepted, ExporterError, MetricOptions, ResourceOptions, Signal};
 use crate::telemetry::metrics::Metrics;
-use crate::telemetry::queue::{Fate, Queue};
+use crate::telemetry::queue::{ExportFate, Queue};
 
 /// The running exporter of metrics.
 #[derive(Debug)]
@@ -26,7 +26,7 @@ impl MetricPipeline {
     /// [`ExporterError`] when the endpoint or a header cannot be used.
     pub(super) fn start(options: MetricOptions, resource: ResourceOptions, metrics: Arc<Metrics>) -> Result<Self, ExporterError> {
         let counts = Arc::new(Queue::new(0));
-        let exporter = Exporter {
+        let exporter = MetricExporter {
             collector: OtlpCollector::new(Signal::Metrics, options.otlp)?,
             encoder: MetricEncoder::new(resource, options.temporality, options.exemplars),
             metrics,
@@ -47,7 +47,7 @@ impl MetricPipeline {
     }
 }
 
-struct Exporter {
+struct MetricExporter {
     collector: OtlpCollector,
     encoder: MetricEncoder,
     metrics: Arc<Metrics>,
@@ -55,7 +55,7 @@ struct Exporter {
     timeout: Duration,
 }
 
-impl Exporter {
+impl MetricExporter {
     async fn run(mut self, interval: Duration, stopped: watch::Receiver<bool>) {
         let mut delivery = Delivery::new(Signal::Metrics, stopped);
         let mut ticks = interval_at(Instant::now() + interval, interval);
@@ -79,11 +79,11 @@ impl Exporter {
         let points = request.points;
         self.counts.record(points);
         let send = delivery.deliver(points, || self.collector.export(request.body.clone()));
-        match timeout(self.timeout, send).await.unwrap_or(Err(Fate::Unreachable)) {
+        match timeout(self.timeout, send).await.unwrap_or(Err(ExportFate::Unreachable)) {
             Ok(Accepted { rejected, .. }) => {
                 let rejected = rejected.min(points);
-                self.counts.settle(rejected, Fate::Rejected, None);
-                self.counts.settle(points - rejected, Fate::Exported, None);
+                self.counts.settle(rejected, ExportFate::Rejected, None);
+                self.counts.settle(points - rejected, ExportFate::Exported, None);
                 self.encoder.accepted(request);
             }
             // Differences are taken from what was accepted last, so the next export has them.

@@ -14,7 +14,7 @@ use std::error::Error;
 use std::fmt;
 use std::time::Duration;
 
-pub(crate) use self::http::{Collector, ExportError, Protocol};
+pub(crate) use self::http::{Collector, ExportError, ExportProtocol};
 pub(crate) use otlp::OtlpCollector;
 pub(crate) use pipeline::{Lost, Pipelines};
 

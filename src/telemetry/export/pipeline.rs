@@ -18,21 +18,21 @@ use super::{Accepted, ExportError, ExportOptions, ExporterError, Signal, SpanSin
 use crate::telemetry::line_writer::LineWriter;
 use crate::telemetry::log_queue::{LogBatch, LogQueue};
 use crate::telemetry::metrics::Metrics;
-use crate::telemetry::queue::{Batch, Fate, Queue};
+use crate::telemetry::queue::{Batch, ExportFate, Queue};
 use crate::telemetry::span_queue::{SpanBatch, SpanQueue};
 
 /// How many items one request carries at most.
 const CHUNK: usize = 512;
 
 /// Where the items of a queue go.
-trait Sink: Send + Sync + 'static {
+trait ExportSink: Send + Sync + 'static {
     type Batch: Batch;
     const SIGNAL: Signal;
 
     fn send(&self, batch: &Self::Batch, items: Range<usize>) -> impl Future<Output = Result<Accepted, ExportError>> + Send;
 }
 
-impl Sink for SpanSink {
+impl ExportSink for SpanSink {
     type Batch = SpanBatch;
     const SIGNAL: Signal = Signal::Traces;
 
@@ -47,7 +47,7 @@ struct LogSink {
     encoder: LogEncoder,
 }
 
-impl Sink for LogSink {
+impl ExportSink for LogSink {
     type Batch = LogBatch;
     const SIGNAL: Signal = Signal::Logs;
 
@@ -65,7 +65,7 @@ struct Pipeline<B> {
 
 impl<B: Batch> Pipeline<B> {
     /// Starts the task that exports from `queue`, at least every `schedule_delay`.
-    fn start(sink: impl Sink<Batch = B>, queue: Arc<Queue<B>>, schedule_delay: Duration) -> Self {
+    fn start(sink: impl ExportSink<Batch = B>, queue: Arc<Queue<B>>, schedule_delay: Duration) -> Self {
         let exported = queue.clone();
         let task = ExportTask::spawn(|stopped| drain(sink, exported, stopped, schedule_delay));
         Self { queue, task }
@@ -78,7 +78,7 @@ impl<B: Batch> Pipeline<B> {
 }
 
 /// Exports what is queued until the stop.
-async fn drain<S: Sink>(sink: S, queue: Arc<Queue<S::Batch>>, stopped: watch::Receiver<bool>, schedule_delay: Duration) {
+async fn drain<S: ExportSink>(sink: S, queue: Arc<Queue<S::Batch>>, stopped: watch::Receiver<bool>, schedule_delay: Duration) {
     let mut delivery = Delivery::new(S::SIGNAL, stopped);
     let mut spare = S::Batch::default();
     loop {
@@ -96,8 +96,8 @@ async fn drain<S: Sink>(sink: S, queue: Arc<Queue<S::Batch>>, stopped: watch::Re
                 Ok(accepted) => {
                     let rejected = accepted.rejected.min(items);
                     // Which of them were rejected is not known.
-                    queue.settle(rejected, Fate::Rejected, last.filter(|_| rejected == items));
-                    queue.settle(items - rejected, Fate::Exported, last.filter(|_| rejected == 0));
+                    queue.settle(rejected, ExportFate::Rejected, last.filter(|_| rejected == items));
+                    queue.settle(items - rejected, ExportFate::Exported, last.filter(|_| rejected == 0));
                 }
                 Err(fate) => queue.settle(items, fate, last),
             }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::telemetry::queue::{Batch, Fate, Queue};
+use crate::telemetry::queue::{Batch, ExportFate, Queue};
 
 /// The task of a running exporter.
 #[derive(Debug)]
@@ -30,7 +30,7 @@ impl ExportTask {
             let _ = self.task.await;
         }
         let left = usize::try_from(queue.counts().queued).unwrap_or(usize::MAX);
-        queue.settle(left, Fate::Shutdown, None);
+        queue.settle(left, ExportFate::Shutdown, None);
         usize::try_from(queue.counts().lost() - before).unwrap_or(usize::MAX)
     }
 }

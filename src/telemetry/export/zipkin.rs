@@ -8,7 +8,7 @@ use http::HeaderValue;
 use http::header::{CONTENT_TYPE, HeaderMap};
 use opentelemetry_semantic_conventions::attribute::ERROR_TYPE;
 
-use super::{Accepted, Collector, ExportError, ExporterError, Protocol, ResourceOptions, TIMEOUT};
+use super::{Accepted, Collector, ExportError, ExportProtocol, ExporterError, ResourceOptions, TIMEOUT};
 use crate::net::tls::ClientTls;
 use crate::telemetry::span_queue::{AttributeValue, QueuedSpan, SpanBatch, SpanKind};
 use crate::text::escape::{push_escaped, push_text};
@@ -39,7 +39,7 @@ pub(crate) struct EncodedResource {
 /// [`ExporterError`] when the endpoint cannot be used.
 pub(crate) fn collector(endpoint: &str) -> Result<Collector, ExporterError> {
     let headers = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static("application/json"))]);
-    Collector::new(Protocol::Zipkin, endpoint, headers, TIMEOUT, ClientTls::default())
+    Collector::new(ExportProtocol::Zipkin, endpoint, headers, TIMEOUT, ClientTls::default())
 }
 
 impl ZipkinSink {

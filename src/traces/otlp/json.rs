@@ -12,7 +12,7 @@ use crate::traces::lenient::{hex, integer, list, string};
 /// `ExportTraceServiceRequest`.
 #[derive(Deserialize, Default)]
 #[serde(rename_all = "camelCase", default)]
-pub(super) struct Request {
+pub(super) struct JsonExport {
     #[serde(deserialize_with = "list")]
     resource_spans: Vec<ResourceSpans>,
 }
@@ -35,14 +35,14 @@ struct Resource {
 #[derive(Deserialize, Default)]
 #[serde(default)]
 struct ScopeSpans {
-    scope: Option<Scope>,
+    scope: Option<JsonScope>,
     #[serde(deserialize_with = "list")]
-    spans: Vec<Span>,
+    spans: Vec<JsonSpan>,
 }
 
 #[derive(Deserialize, Default)]
 #[serde(default)]
-struct Scope {
+struct JsonScope {
     #[serde(deserialize_with = "string")]
     name: String,
     #[serde(deserialize_with = "string")]
@@ -51,7 +51,7 @@ struct Scope {
 
 #[derive(Deserialize, Default)]
 #[serde(rename_all = "camelCase", default)]
-struct Span {
+struct JsonSpan {
     #[serde(deserialize_with = "hex")]
     trace_id: Vec<u8>,
     #[serde(deserialize_with = "hex")]
@@ -73,8 +73,8 @@ struct Span {
     #[serde(deserialize_with = "list")]
     events: Vec<Event>,
     #[serde(deserialize_with = "list")]
-    links: Vec<Link>,
-    status: Option<Status>,
+    links: Vec<JsonLink>,
+    status: Option<JsonStatus>,
 }
 
 #[derive(Deserialize, Default)]
@@ -90,7 +90,7 @@ struct Event {
 
 #[derive(Deserialize, Default)]
 #[serde(rename_all = "camelCase", default)]
-struct Link {
+struct JsonLink {
     #[serde(deserialize_with = "hex")]
     trace_id: Vec<u8>,
     #[serde(deserialize_with = "hex")]
@@ -101,7 +101,7 @@ struct Link {
 
 #[derive(Deserialize, Default)]
 #[serde(default)]
-struct Status {
+struct JsonStatus {
     #[serde(deserialize_with = "integer")]
     code: i32,
     #[serde(deserialize_with = "string")]
@@ -142,8 +142,8 @@ fn all<T, U: From<T>>(list: Vec<T>) -> Vec<U> {
     list.into_iter().map(U::from).collect()
 }
 
-impl From<Request> for ExportTraceServiceRequest {
-    fn from(json: Request) -> Self {
+impl From<JsonExport> for ExportTraceServiceRequest {
+    fn from(json: JsonExport) -> Self {
         Self { resource_spans: all(json.resource_spans) }
     }
 }
@@ -158,13 +158,13 @@ impl From<ResourceSpans> for trace::ResourceSpans {
 impl From<ScopeSpans> for trace::ScopeSpans {
     fn from(json: ScopeSpans) -> Self {
         let scope =
-            json.scope.map(|Scope { name, version }| common::InstrumentationScope { name, version, ..Default::default() });
+            json.scope.map(|JsonScope { name, version }| common::InstrumentationScope { name, version, ..Default::default() });
         Self { scope, spans: all(json.spans), ..Self::default() }
     }
 }
 
-impl From<Span> for trace::Span {
-    fn from(json: Span) -> Self {
+impl From<JsonSpan> for trace::Span {
+    fn from(json: JsonSpan) -> Self {
         Self {
             trace_id: json.trace_id,
             span_id: json.span_id,
@@ -177,7 +177,7 @@ impl From<Span> for trace::Span {
             attributes: all(json.attributes),
             events: all(json.events),
             links: all(json.links),
-            status: json.status.map(|Status { code, message }| trace::Status { code, message }),
+            status: json.status.map(|JsonStatus { code, message }| trace::Status { code, message }),
             ..Self::default()
         }
     }
@@ -189,8 +189,8 @@ impl From<Event> for trace::span::Event {
     }
 }
 
-impl From<Link> for trace::span::Link {
-    fn from(json: Link) -> Self {
+impl From<JsonLink> for trace::span::Link {
+    fn from(json: JsonLink) -> Self {
         Self { trace_id: json.trace_id, span_id: json.span_id, attributes: all(json.attributes), ..Self::default() }
     }
 }

@@ -54,7 +54,7 @@ pub fn decode_json(body: &[u8], max: usize) -> Result<OtlpSpans, DecodeError> {
         return Err(DecodeError::TooLarge);
     }
     let mut reader = serde_json::Deserializer::from_slice(body);
-    let read = serde_path_to_error::deserialize::<_, json::Request>(&mut reader).map_err(|error| error.to_string());
+    let read = serde_path_to_error::deserialize::<_, json::JsonExport>(&mut reader).map_err(|error| error.to_string());
     let read = read.and_then(|request| reader.end().map(|()| request).map_err(|error| error.to_string()));
     convert(read.map_err(|error| DecodeError::Invalid(shorten(&error, 240)))?.into(), max)
 }
@@ -276,7 +276,7 @@ mod tests {
         });
         assert_eq!(serde_json::to_value(&batch.spans[0]).unwrap(), expected);
         assert!(batch.spans[0].is_error());
-        let mut message = ExportTraceServiceRequest::from(serde_json::from_value::<json::Request>(request()).unwrap());
+        let mut message = ExportTraceServiceRequest::from(serde_json::from_value::<json::JsonExport>(request()).unwrap());
         let bytes = &mut message.resource_spans[0].scope_spans[0].spans[0].attributes[5];
         assert_eq!(
             (bytes.key.as_str(), base64(b""), base64(b"abc"), base64(b"a")),

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::check::cluster::front::{Front, Server, bare_host};
+use crate::check::cluster::front::{Front, GatewayServer, bare_host};
 use crate::check::cluster::mistake::Mistake;
 use crate::check::cluster::mistake::Symptom::{self, Answer, Certificate, Connection, Redirect};
 use crate::check::cluster::object::{Object, at, covers, is_selected, labels_text, list, number, text, texts};
@@ -75,7 +75,7 @@ fn ports_and_hosts(path: &Path<'_>, front: &Front<'_>) -> Vec<Mistake> {
     let (host, port) = (&path.host, front.port);
     let meant: Vec<String> = meant(path, &front.gateways).into_iter().map(Object::title).collect();
     let is_meant = |gateway: &Object| meant.contains(&gateway.title());
-    let on_port: Vec<&Server<'_>> = front.on_port.iter().filter(|(gateway, ..)| is_meant(gateway)).collect();
+    let on_port: Vec<&GatewayServer<'_>> = front.on_port.iter().filter(|(gateway, ..)| is_meant(gateway)).collect();
     if on_port.is_empty() {
         let near = front.gateways.iter().filter(|gateway| is_meant(gateway) && names(gateway, host));
         return near
@@ -101,7 +101,7 @@ fn is_tls(server: &Value) -> bool {
     matches!(text(server, "/port/protocol").to_ascii_uppercase().as_str(), "HTTPS" | "TLS")
 }
 
-fn tls(path: &Path<'_>, front: &Front<'_>, (gateway, index, server): Server<'_>) -> Vec<Mistake> {
+fn tls(path: &Path<'_>, front: &Front<'_>, (gateway, index, server): GatewayServer<'_>) -> Vec<Mistake> {
     let field = |rest: &str| format!("spec.servers[{index}].{rest}");
     let mode = text(server, "/tls/mode");
     let mut out = Vec::new();
@@ -167,7 +167,7 @@ fn tls(path: &Path<'_>, front: &Front<'_>, (gateway, index, server): Server<'_>)
 }
 
 /// The Secret of a server: that it is there, in the right place, and of a type that Istio reads.
-fn secret(path: &Path<'_>, front: &Front<'_>, (gateway, index, server): Server<'_>) -> Vec<Mistake> {
+fn secret(path: &Path<'_>, front: &Front<'_>, (gateway, index, server): GatewayServer<'_>) -> Vec<Mistake> {
     let field = format!("spec.servers[{index}].tls.credentialName");
     let name = text(server, "/tls/credentialName");
     let namespace = front.pods.first().map_or("", |pod| pod.namespace());

@@ -9,7 +9,7 @@ use crate::check::cluster::mistake::Symptom::{
 };
 use crate::check::cluster::object::{Object, at, covers, full_host, list, number, seconds, text, texts};
 use crate::check::cluster::path::{Hop, Path, is_of_chain, rewritten};
-use crate::check::cluster::routing::{Call, Choice, is_bound, is_visible, names_host, takes};
+use crate::check::cluster::routing::{Choice, SeamCall, is_bound, is_visible, names_host, takes};
 use crate::check::cluster::rules::ours::leads_here;
 
 pub(super) fn mistakes(path: &Path<'_>) -> Vec<Mistake> {
@@ -330,7 +330,7 @@ fn rivals(path: &Path<'_>, hop: &Hop<'_>) -> Option<Mistake> {
         hosts.iter().any(|name| full_host(name, service.namespace()) == host)
     };
     // At a gateway the rules of both hold, and only one that takes the same request is in the way.
-    let asked = Call { path: path.path.clone(), ..hop.call.clone() };
+    let asked = SeamCall { path: path.path.clone(), ..hop.call.clone() };
     let labels = path.calling_pods(hop).first().map_or(&Value::Null, |pod| pod.at("/metadata/labels"));
     let is_in_the_way = |service: &&&Object| {
         let mut rules = service.list("/spec/http").iter();

@@ -9,7 +9,7 @@ mod workloads;
 use serde_json::{Value, json};
 
 use crate::check::cluster::mistake::{Mistake, cause_of};
-use crate::check::cluster::path::{Path, Subject};
+use crate::check::cluster::path::{ClusterSubject, Path};
 use crate::check::cluster::rules::mistakes;
 use crate::check::cluster::snapshot::{SecretSeen, Snapshot};
 use crate::check::report::{CheckId, Finding, Hint};
@@ -198,8 +198,13 @@ fn found_after(objects: Vec<Value>, secrets: Vec<SecretSeen>, tree: Option<&Tree
     let url = "https://shop.example.com:30443/http/service0".parse().unwrap();
     let expect = "service1,service2,service3".parse().unwrap();
     let resolve = ["shop.example.com:30443:192.0.2.1".parse().unwrap()];
-    let subject =
-        Subject { url: &url, resolve: &resolve, expect: Some(&expect), namespace: "shop", gateway_namespace: "istio-system" };
+    let subject = ClusterSubject {
+        url: &url,
+        resolve: &resolve,
+        expect: Some(&expect),
+        namespace: "shop",
+        gateway_namespace: "istio-system",
+    };
     mistakes(&Path::new(&snapshot, &subject, tree))
 }
 

@@ -22,25 +22,25 @@ use crate::telemetry::queue::Latest;
 
 /// What the names of the registry's families do not say: the name in the conventions, the unit, and how values are added up. Whatever
 /// is not here has its own name, in which a counter's `_total` is left out and `httpserver_` is `httpserver.`.
-const KNOWN: [(&str, &str, &str, Kind); 13] = [
-    ("http_server_request_duration_seconds", "http.server.request.duration", "s", Kind::Measured),
-    ("http_client_request_duration_seconds", "http.client.request.duration", "s", Kind::Measured),
-    ("rpc_server_call_duration_seconds", "rpc.server.call.duration", "s", Kind::Measured),
-    ("rpc_client_call_duration_seconds", "rpc.client.call.duration", "s", Kind::Measured),
-    ("http_server_active_requests", "http.server.active_requests", "{request}", Kind::UpDown),
-    ("httpserver_requests_shed_total", "httpserver.requests_shed", "{request}", Kind::Measured),
-    ("httpserver_held_bytes", "httpserver.held_bytes", "By", Kind::UpDown),
-    ("process_cpu_seconds_total", "process.cpu.time", "s", Kind::Observed),
-    ("process_resident_memory_bytes", "process.memory.usage", "By", Kind::UpDown),
-    ("process_virtual_memory_bytes", "process.memory.virtual", "By", Kind::UpDown),
-    ("process_open_fds", "process.unix.file_descriptor.count", "{file_descriptor}", Kind::UpDown),
-    ("process_threads", "process.thread.count", "{thread}", Kind::UpDown),
-    ("process_start_time_seconds", "process_start_time", "s", Kind::Gauge),
+const KNOWN: [(&str, &str, &str, InstrumentKind); 13] = [
+    ("http_server_request_duration_seconds", "http.server.request.duration", "s", InstrumentKind::Measured),
+    ("http_client_request_duration_seconds", "http.client.request.duration", "s", InstrumentKind::Measured),
+    ("rpc_server_call_duration_seconds", "rpc.server.call.duration", "s", InstrumentKind::Measured),
+    ("rpc_client_call_duration_seconds", "rpc.client.call.duration", "s", InstrumentKind::Measured),
+    ("http_server_active_requests", "http.server.active_requests", "{request}", InstrumentKind::UpDown),
+    ("httpserver_requests_shed_total", "httpserver.requests_shed", "{request}", InstrumentKind::Measured),
+    ("httpserver_held_bytes", "httpserver.held_bytes", "By", InstrumentKind::UpDown),
+    ("process_cpu_seconds_total", "process.cpu.time", "s", InstrumentKind::Observed),
+    ("process_resident_memory_bytes", "process.memory.usage", "By", InstrumentKind::UpDown),
+    ("process_virtual_memory_bytes", "process.memory.virtual", "By", InstrumentKind::UpDown),
+    ("process_open_fds", "process.unix.file_descriptor.count", "{file_descriptor}", InstrumentKind::UpDown),
+    ("process_threads", "process.thread.count", "{thread}", InstrumentKind::UpDown),
+    ("process_start_time_seconds", "process_start_time", "s", InstrumentKind::Gauge),
 ];
 
 /// How an instrument is called in OpenTelemetry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
+enum InstrumentKind {
     /// A counter or histogram that each event adds to.
     Measured,
     /// A counter whose value is read from elsewhere.
@@ -58,7 +58,7 @@ pub(crate) struct MetricEncoder {
     /// When counting began.
     start: SystemTime,
     /// The values that were accepted last, from which differences are taken; by family and labels.
-    accepted: HashMap<String, Sample>,
+    accepted: HashMap<String, MetricSample>,
     accepted_at: SystemTime,
 }
 
@@ -68,13 +68,13 @@ pub(crate) struct MetricRequest {
     pub(crate) body: Vec<u8>,
     /// How many data points it has.
     pub(crate) points: usize,
-    values: HashMap<String, Sample>,
+    values: HashMap<String, MetricSample>,
     at: SystemTime,
 }
 
 /// The value of a counter, or the sum, the count and the buckets of a histogram.
 #[derive(Debug, Clone, Default)]
-struct Sample {
+struct MetricSample {
     value: f64,
     count: u64,
     buckets: Vec<u64>,
@@ -120,11 +120,11 @@ impl MetricEncoder {
     }
 
     /// Whether differences are sent of this kind.
-    fn is_delta(&self, kind: Kind) -> bool {
+    fn is_delta(&self, kind: InstrumentKind) -> bool {
         match self.temporality {
             Temporality::Cumulative => false,
-            Temporality::Delta => matches!(kind, Kind::Measured | Kind::Observed),
-            Temporality::LowMemory => kind == Kind::Measured,
+            Temporality::Delta => matches!(kind, InstrumentKind::Measured | InstrumentKind::Observed),
+            Temporality::LowMemory => kind == InstrumentKind::Measured,
         }
     }
 
@@ -142,7 +142,7 @@ impl MetricEncoder {
         for metric in family.get_metric() {
             let mut value = if is_counter { metric.get_counter().get_value() } else { metric.get_gauge().get_value() };
             if is_delta {
-                let sample = Sample { value, ..Sample::default() };
+                let sample = MetricSample { value, ..MetricSample::default() };
                 value -= self.before(family, metric, sample, request).value;
                 if value == 0.0 {
                     continue;
@@ -151,7 +151,7 @@ impl MetricEncoder {
             let exemplar = exemplar_of(family.name(), metric, latest).filter(|exemplar| self.is_new(exemplar));
             data_points.push(NumberDataPoint {
                 attributes: attributes(metric.get_label()),
-                start_time_unix_nano: if kind == Kind::Gauge { 0 } else { start },
+                start_time_unix_nano: if kind == InstrumentKind::Gauge { 0 } else { start },
                 time_unix_nano: now,
                 value: Some(number(value, unit)),
                 exemplars: exemplar.into_iter().map(otlp_exemplar).collect(),
@@ -161,7 +161,7 @@ impl MetricEncoder {
         request.points += data_points.len();
         let is_empty = data_points.is_empty();
         let data = match kind {
-            Kind::Gauge => Data::Gauge(Gauge { data_points }),
+            InstrumentKind::Gauge => Data::Gauge(Gauge { data_points }),
             _ => Data::Sum(Sum { data_points, aggregation_temporality: temporality(is_delta), is_monotonic: is_counter }),
         };
         (!is_empty).then(|| described_metric(family, name, unit, data))
@@ -183,8 +183,11 @@ impl MetricEncoder {
             let mut below = 0;
             let cumulative = histogram.get_bucket().iter().map(|bucket| bucket.cumulative_count());
             let buckets = cumulative.chain([histogram.get_sample_count()]).map(|upto| upto - std::mem::replace(&mut below, upto));
-            let mut sample =
-                Sample { value: histogram.get_sample_sum(), count: histogram.get_sample_count(), buckets: buckets.collect() };
+            let mut sample = MetricSample {
+                value: histogram.get_sample_sum(),
+                count: histogram.get_sample_count(),
+                buckets: buckets.collect(),
+            };
             if is_delta {
                 let before = self.before(family, metric, sample.clone(), request);
                 sample.value -= before.value;
@@ -215,7 +218,7 @@ impl MetricEncoder {
     }
 
     /// The sample that was accepted last of this series; `now` is what the next difference is taken from.
-    fn before(&self, family: &MetricFamily, metric: &Metric, now: Sample, request: &mut MetricRequest) -> Sample {
+    fn before(&self, family: &MetricFamily, metric: &Metric, now: MetricSample, request: &mut MetricRequest) -> MetricSample {
         let mut series = family.name().to_owned();
         for label in metric.get_label() {
             series.extend(["\0", label.name(), "\0", label.value()]);
@@ -232,18 +235,18 @@ impl MetricEncoder {
 }
 
 /// Name, unit and kind of a family.
-fn described(family: &str, is_counter: bool) -> (String, &'static str, Kind) {
+fn described(family: &str, is_counter: bool) -> (String, &'static str, InstrumentKind) {
     if let Some((_, name, unit, kind)) = KNOWN.iter().find(|(known, ..)| *known == family) {
         return ((*name).to_owned(), unit, *kind);
     }
     let name = family.strip_suffix("_total").unwrap_or(family);
     let name = name.strip_prefix("httpserver_").map_or_else(|| name.to_owned(), |own| format!("httpserver.{own}"));
     let kind = match (is_counter, family.ends_with("_queued")) {
-        (true, _) => Kind::Observed,
-        (false, true) => Kind::UpDown,
-        (false, false) => Kind::Gauge,
+        (true, _) => InstrumentKind::Observed,
+        (false, true) => InstrumentKind::UpDown,
+        (false, false) => InstrumentKind::Gauge,
     };
-    (name, if is_counter || kind == Kind::UpDown { "{item}" } else { "1" }, kind)
+    (name, if is_counter || kind == InstrumentKind::UpDown { "{item}" } else { "1" }, kind)
 }
 
 fn described_metric(family: &MetricFamily, name: String, unit: &str, data: Data) -> OtlpMetric {

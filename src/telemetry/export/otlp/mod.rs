@@ -27,7 +27,9 @@ use prost::encoding::int64;
 
 use super::grpc::GrpcCollector;
 use super::http::shown;
-use super::{Accepted, Collector, ExportError, ExporterError, OtlpOptions, OtlpProtocol, Protocol, ResourceOptions, Signal};
+use super::{
+    Accepted, Collector, ExportError, ExportProtocol, ExporterError, OtlpOptions, OtlpProtocol, ResourceOptions, Signal,
+};
 use crate::telemetry::span_queue::AttributeValue;
 use crate::text::number::push_address;
 
@@ -62,7 +64,7 @@ impl OtlpCollector {
                 if gzip {
                     headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
                 }
-                let protocol = Protocol::OtlpHttp(signal);
+                let protocol = ExportProtocol::OtlpHttp(signal);
                 let collector = Collector::new(protocol, &options.endpoint, headers, options.timeout, options.tls)?;
                 Transport::Http { collector, gzip }
             }
