@@ -33,7 +33,7 @@ pub(super) enum Callee<'a> {
 
 /// A call, and the spans directly below it.
 #[derive(Debug)]
-pub(super) struct Call<'a> {
+pub(super) struct ForwardedCall<'a> {
     pub(super) at: usize,
     pub(super) callee: Callee<'a>,
     /// The server spans of other services, without those of failed attempts.
@@ -43,14 +43,14 @@ pub(super) struct Call<'a> {
 }
 
 /// Every call that is answered by a server span directly below it, or by nobody.
-pub(super) fn calls(system: &System) -> Vec<Call<'_>> {
+pub(super) fn calls(system: &System) -> Vec<ForwardedCall<'_>> {
     let is_request =
         |span: &Span| !span.tags.keys().any(|key| ["messaging.", "message_bus.", "kafka."].iter().any(|of| key.starts_with(of)));
     let of = |at: usize| {
         let seen = &system.spans[at];
         let (answers, others) = answers(system, at);
         let is_open = !others && !seen.span.is_error() && system.is_outer_client(at) && system.answered_by(at).is_none();
-        (others || is_open).then(|| Call { at, callee: callee(system, at), answers, is_open })
+        (others || is_open).then(|| ForwardedCall { at, callee: callee(system, at), answers, is_open })
     };
     let clients = (0..system.spans.len()).filter(|at| system.spans[*at].is(Kind::Client));
     clients.filter(|at| system.is_call(*at) && is_request(&system.spans[*at].span)).filter_map(of).collect()
@@ -128,7 +128,7 @@ struct Beside {
     is_named: bool,
 }
 
-pub(super) fn stale_contexts(system: &System, calls: &[Call<'_>], skews: &HashMap<(usize, usize), i64>) -> Stale {
+pub(super) fn stale_contexts(system: &System, calls: &[ForwardedCall<'_>], skews: &HashMap<(usize, usize), i64>) -> Stale {
     let mut pairs: BTreeMap<(usize, usize), Vec<Beside>> = BTreeMap::new();
     for call in calls.iter().filter(|call| call.answers.len() > 1 && services(system, &call.answers).len() > 1) {
         for &host in &call.answers {
@@ -146,7 +146,7 @@ pub(super) fn stale_contexts(system: &System, calls: &[Call<'_>], skews: &HashMa
         for beside in &besides {
             open.entry(beside.host).or_insert_with(|| open_calls(system, beside.host));
         }
-        let known = Known {
+        let known = KnownNames {
             system,
             open: &open,
             differs: skews.get(&(service, callee)).is_some_and(|skew| *skew != 0),
@@ -169,7 +169,7 @@ fn open_calls(system: &System, host: usize) -> Vec<usize> {
 }
 
 /// What is known of a service beside whose spans others stand.
-struct Known<'a> {
+struct KnownNames<'a> {
     system: &'a System,
     /// The calls below each of its spans that nobody answers below them.
     open: &'a HashMap<usize, Vec<usize>>,
@@ -178,7 +178,7 @@ struct Known<'a> {
     reports_calls: bool,
 }
 
-impl Known<'_> {
+impl KnownNames<'_> {
     /// Whether the hosts made the calls that their guests answer: they report calls to the guests' service without an answer, or the
     /// guests lie inside such calls. Of a service that reports no calls at all the caller's name for it has to say so.
     fn passes_on(&self, callee: usize, besides: &[Beside]) -> bool {

@@ -232,12 +232,12 @@ fn unanswered(system: &System, mut explained: Explained, torn: &HashSet<usize>) 
 }
 
 /// Caller, callee, and the calls between them.
-type Calls = BTreeMap<(usize, usize), Vec<usize>>;
+type CallsBetween = BTreeMap<(usize, usize), Vec<usize>>;
 
 /// To whom calls go that name nobody and have no answer: to the one service that is missing beside them, where that is called without
 /// a name at other times, too.
-fn guessed(system: &System, unnamed: Vec<usize>, answered: &Calls, unclear: &HashSet<usize>) -> Calls {
-    let mut guessed = Calls::new();
+fn guessed(system: &System, unnamed: Vec<usize>, answered: &CallsBetween, unclear: &HashSet<usize>) -> CallsBetween {
+    let mut guessed = CallsBetween::new();
     // Some callers always call somebody who never reports.
     let mut elsewhere: HashMap<usize, usize> = HashMap::new();
     for at in unnamed.into_iter().filter(|at| !unclear.contains(&system.spans[*at].service)) {
@@ -263,7 +263,7 @@ fn guessed(system: &System, unnamed: Vec<usize>, answered: &Calls, unclear: &Has
 }
 
 /// The one service that is called at other times and has no answer beside this call.
-fn by_exclusion(system: &System, call: usize, answered: &Calls) -> Option<usize> {
+fn by_exclusion(system: &System, call: usize, answered: &CallsBetween) -> Option<usize> {
     let service = system.spans[call].service;
     let above = std::iter::successors(Some(call), |at| system.spans[*at].parent).find(|at| system.is_entry(*at))?;
     let entries = system.entries(service);

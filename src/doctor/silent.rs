@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use crate::doctor::finding::{FindingId, Level, MIN_COUNT, ServiceFinding, level};
-use crate::doctor::forwarded::{Call, Callee, MIN_TIMED, Stale, services};
+use crate::doctor::forwarded::{Callee, ForwardedCall, MIN_TIMED, Stale, services};
 use crate::doctor::peers::{PeerName, stem};
 use crate::doctor::system::{System, SystemSpan};
 use crate::doctor::timing::{Interval, interval, median, nested};
@@ -28,7 +28,7 @@ enum Between {
 
 /// The calls to one name.
 #[derive(Default)]
-struct Group<'a> {
+struct SilentGroup<'a> {
     name: Option<PeerName<'a>>,
     calls: usize,
     /// Answered by nobody.
@@ -49,9 +49,9 @@ pub(super) struct Silent {
     pub(super) aliases: BTreeMap<String, Option<usize>>,
 }
 
-struct Search<'a> {
+struct SilentSearch<'a> {
     system: &'a System,
-    groups: BTreeMap<Between, Group<'a>>,
+    groups: BTreeMap<Between, SilentGroup<'a>>,
     /// Who calls whom.
     edges: HashSet<(usize, usize)>,
     /// Microseconds that a call takes longer than its answer, where the name of the call is that of the answer.
@@ -61,8 +61,8 @@ struct Search<'a> {
     torn: HashSet<usize>,
 }
 
-pub(super) fn silent_services(system: &System, calls: &[Call<'_>], stale: &Stale) -> Silent {
-    let search = Search::new(system, calls, stale);
+pub(super) fn silent_services(system: &System, calls: &[ForwardedCall<'_>], stale: &Stale) -> Silent {
+    let search = SilentSearch::new(system, calls, stale);
     let mut silent = Silent::default();
     for (between, group) in &search.groups {
         let found = match between {
@@ -88,7 +88,7 @@ pub(super) fn silent_services(system: &System, calls: &[Call<'_>], stale: &Stale
     silent
 }
 
-impl Group<'_> {
+impl SilentGroup<'_> {
     fn answering(&self, system: &System) -> BTreeSet<usize> {
         self.passed.iter().flat_map(|(_, answers)| answers).map(|at| system.spans[*at].service).collect()
     }
@@ -117,9 +117,9 @@ impl Group<'_> {
     }
 }
 
-impl<'a> Search<'a> {
-    fn new(system: &'a System, calls: &[Call<'a>], stale: &Stale) -> Self {
-        let mut groups: BTreeMap<Between, Group<'a>> = BTreeMap::new();
+impl<'a> SilentSearch<'a> {
+    fn new(system: &'a System, calls: &[ForwardedCall<'a>], stale: &Stale) -> Self {
+        let mut groups: BTreeMap<Between, SilentGroup<'a>> = BTreeMap::new();
         let (mut overheads, mut known) = (Vec::new(), HashSet::new());
         for call in calls.iter().filter(|call| !stale.calls.contains(&call.at)) {
             let seen = &system.spans[call.at];
@@ -151,14 +151,15 @@ impl<'a> Search<'a> {
         let edge = |span: &SystemSpan| Some((system.spans[span.parent?].service, span.service));
         let edges = system.spans.iter().filter(|span| span.is(Kind::Server)).filter_map(edge).collect();
         let torn = system.spans.iter().filter(|span| span.is_orphan).map(|span| span.trace).collect();
-        let is_name = |(between, group): &(&Between, &Group<'_>)| matches!(between, Between::Name(_)) && !group.passed.is_empty();
+        let is_name =
+            |(between, group): &(&Between, &SilentGroup<'_>)| matches!(between, Between::Name(_)) && !group.passed.is_empty();
         let (known, other) = (known.len(), groups.iter().filter(is_name).count());
         let convention = i32::from(known >= other.max(1)) + i32::from(known >= 2 && other == 1);
         Self { system, groups, edges, overhead: median(overheads), convention, torn }
     }
 
     /// A service that reports at other times.
-    fn sometimes(&self, service: usize, group: &Group<'_>) -> Option<ServiceFinding> {
+    fn sometimes(&self, service: usize, group: &SilentGroup<'_>) -> Option<ServiceFinding> {
         let system = self.system;
         // Its timers and health checks are seen, and no request.
         if system.entries(service).iter().all(|(at, _)| system.spans[*at].is_root()) {
@@ -167,19 +168,19 @@ impl<'a> Search<'a> {
         let calls = |at: &usize| self.edges.contains(&(service, system.spans[*at].service));
         let is_between = |answers: &[usize]| services(system, answers).len() > 1 || answers.iter().any(calls);
         let passed: Vec<_> = group.passed.iter().filter(|(_, answers)| is_between(answers)).cloned().collect();
-        let group = Group { name: None, calls: group.calls, open: Vec::new(), passed };
+        let group = SilentGroup { name: None, calls: group.calls, open: Vec::new(), passed };
         let is_fault = level(group.passed.len(), group.calls) == Level::Fault && group.is_waited_for(system);
         is_fault.then(|| self.finding(system.name(service), &group, Some(service)))
     }
 
     /// A name of which no span comes.
-    fn named(&self, group: &Group<'_>) -> Option<ServiceFinding> {
+    fn named(&self, group: &SilentGroup<'_>) -> Option<ServiceFinding> {
         let name = group.name?;
         let prior = i32::from(name.is_service) + self.convention - 2 * i32::from(name.is_public());
         self.never(group, name.label(), prior)
     }
 
-    fn never(&self, group: &Group<'_>, name: &str, prior: i32) -> Option<ServiceFinding> {
+    fn never(&self, group: &SilentGroup<'_>, name: &str, prior: i32) -> Option<ServiceFinding> {
         let several = group.several(self.system).count();
         let is_one_of_many = several >= MIN_COUNT && several * 20 >= group.passed.len() && group.is_waited_for(self.system);
         (is_one_of_many || self.alone(group, name, prior)).then(|| self.finding(name, group, None))
@@ -187,7 +188,7 @@ impl<'a> Search<'a> {
 
     /// Whether calls to this name that one service answers each time show that somebody worked in between. `prior`: how surely it is
     /// the name of a service and not of a host.
-    fn alone(&self, group: &Group<'_>, name: &str, prior: i32) -> bool {
+    fn alone(&self, group: &SilentGroup<'_>, name: &str, prior: i32) -> bool {
         let system = self.system;
         let answering = group.answering(system);
         if group.passed.len() < MIN_ALONE || !group.is_waited_for(system) {
@@ -207,7 +208,7 @@ impl<'a> Search<'a> {
     }
 
     /// How much longer than others these calls take beside their answers.
-    fn work(&self, group: &Group<'_>) -> i32 {
+    fn work(&self, group: &SilentGroup<'_>) -> i32 {
         let took = |at: &usize| self.system.spans[*at].took();
         let beside = |(call, answers): &(usize, Vec<usize>)| took(call) - answers.iter().map(took).sum::<i64>();
         let (Some(usual), Some(here)) = (self.overhead, median(group.passed.iter().map(beside).collect())) else { return 0 };
@@ -216,7 +217,7 @@ impl<'a> Search<'a> {
     }
 
     /// Whether some of these calls have no answer and took less time for it.
-    fn skips(&self, group: &Group<'_>) -> bool {
+    fn skips(&self, group: &SilentGroup<'_>) -> bool {
         let took = |at: &usize| self.system.spans[*at].took();
         let whole = |at: &&usize| !self.torn.contains(&self.system.spans[**at].trace);
         let open: Vec<i64> = group.open.iter().filter(whole).map(took).collect();
@@ -226,7 +227,7 @@ impl<'a> Search<'a> {
     }
 
     /// Whether the callee serves another path than the caller calls.
-    fn other_path(&self, group: &Group<'_>) -> bool {
+    fn other_path(&self, group: &SilentGroup<'_>) -> bool {
         let other = |(call, answers): &&(usize, Vec<usize>)| {
             let called = path(&self.system.spans[*call].span);
             let served = answers.first().and_then(|answer| path(&self.system.spans[*answer].span));
@@ -236,9 +237,9 @@ impl<'a> Search<'a> {
     }
 
     /// Several services below calls that name nobody.
-    fn unnamed(&self, caller: usize, group: &Group<'_>) -> Option<ServiceFinding> {
+    fn unnamed(&self, caller: usize, group: &SilentGroup<'_>) -> Option<ServiceFinding> {
         let system = self.system;
-        let several = Group {
+        let several = SilentGroup {
             name: None,
             calls: group.calls,
             open: Vec::new(),
@@ -272,7 +273,7 @@ impl<'a> Search<'a> {
     }
 
     /// The one service that this caller calls at other times, that calls all who answer, and that has no span in these traces.
-    fn usual_callee(&self, caller: usize, group: &Group<'_>) -> Option<usize> {
+    fn usual_callee(&self, caller: usize, group: &SilentGroup<'_>) -> Option<usize> {
         let system = self.system;
         let answering = group.answering(system);
         let traces: HashSet<usize> = group.passed.iter().map(|(call, _)| system.spans[*call].trace).collect();
@@ -288,11 +289,11 @@ impl<'a> Search<'a> {
         found.next().is_none().then_some(only)
     }
 
-    fn names(&self, group: &Group<'_>) -> Vec<&'a str> {
+    fn names(&self, group: &SilentGroup<'_>) -> Vec<&'a str> {
         group.answering(self.system).into_iter().map(|service| self.system.name(service)).collect()
     }
 
-    fn finding(&self, name: &str, group: &Group<'_>, reports: Option<usize>) -> ServiceFinding {
+    fn finding(&self, name: &str, group: &SilentGroup<'_>, reports: Option<usize>) -> ServiceFinding {
         let system = self.system;
         let (count, of, answering) = (group.passed.len(), group.calls, self.names(group));
         let callers: BTreeSet<&str> = group.passed.iter().map(|(call, _)| system.name(system.spans[*call].service)).collect();

@@ -8,7 +8,7 @@ use super::compact::{number, skip_object, string};
 
 /// What the value of a field is.
 #[derive(Debug, Clone, Copy)]
-enum Kind {
+enum FieldKind {
     Text,
     OptionalText,
     /// An unsigned number of so many digits at most.
@@ -24,45 +24,45 @@ enum Kind {
     Nested,
 }
 
-const REPLY: [(&str, Kind); 28] = [
-    ("{\"service\":", Kind::Text),
-    (",\"version\":", Kind::Text),
-    (",\"lane\":", Kind::Text),
-    (",\"hostname\":", Kind::Text),
-    (",\"message\":", Kind::Text),
-    (",\"path\":", Kind::Text),
-    (",\"status\":", Kind::Number(4)),
-    (",\"started_at\":", Kind::Text),
-    (",\"duration_ms\":", Kind::Milliseconds),
-    (",\"request_id\":", Kind::Text),
-    (",\"trace_id\":", Kind::OptionalText),
-    (",\"span_id\":", Kind::OptionalText),
-    (",\"parent_span_id\":", Kind::OptionalText),
-    (",\"sampled\":", Kind::OptionalBool),
-    (",\"propagation\":", Kind::Propagation),
-    (",\"received\":", Kind::Headers),
-    (",\"client\":{\"ip\":", Kind::Text),
-    (",\"identity\":", Kind::OptionalText),
-    (",\"identity_source\":", Kind::OptionalText),
-    ("},\"protocol\":", Kind::OptionalText),
-    (",\"request_bytes\":", Kind::Number(19)),
-    (",\"node\":", Kind::OptionalText),
-    (",\"zone\":", Kind::OptionalText),
-    (",\"region\":", Kind::OptionalText),
-    (",\"cluster\":", Kind::OptionalText),
-    (",\"attempt\":", Kind::Number(9)),
-    (",\"injected\":", Kind::Injected),
-    (",\"upstreams\":[", Kind::Calls),
+const REPLY: [(&str, FieldKind); 28] = [
+    ("{\"service\":", FieldKind::Text),
+    (",\"version\":", FieldKind::Text),
+    (",\"lane\":", FieldKind::Text),
+    (",\"hostname\":", FieldKind::Text),
+    (",\"message\":", FieldKind::Text),
+    (",\"path\":", FieldKind::Text),
+    (",\"status\":", FieldKind::Number(4)),
+    (",\"started_at\":", FieldKind::Text),
+    (",\"duration_ms\":", FieldKind::Milliseconds),
+    (",\"request_id\":", FieldKind::Text),
+    (",\"trace_id\":", FieldKind::OptionalText),
+    (",\"span_id\":", FieldKind::OptionalText),
+    (",\"parent_span_id\":", FieldKind::OptionalText),
+    (",\"sampled\":", FieldKind::OptionalBool),
+    (",\"propagation\":", FieldKind::Propagation),
+    (",\"received\":", FieldKind::Headers),
+    (",\"client\":{\"ip\":", FieldKind::Text),
+    (",\"identity\":", FieldKind::OptionalText),
+    (",\"identity_source\":", FieldKind::OptionalText),
+    ("},\"protocol\":", FieldKind::OptionalText),
+    (",\"request_bytes\":", FieldKind::Number(19)),
+    (",\"node\":", FieldKind::OptionalText),
+    (",\"zone\":", FieldKind::OptionalText),
+    (",\"region\":", FieldKind::OptionalText),
+    (",\"cluster\":", FieldKind::OptionalText),
+    (",\"attempt\":", FieldKind::Number(9)),
+    (",\"injected\":", FieldKind::Injected),
+    (",\"upstreams\":[", FieldKind::Calls),
 ];
 
-const CALL: [(&str, Kind); 7] = [
-    ("{\"url\":", Kind::Text),
-    (",\"protocol\":", Kind::OptionalText),
-    (",\"status\":", Kind::OptionalStatus),
-    (",\"duration_ms\":", Kind::Milliseconds),
-    (",\"error\":", Kind::OptionalText),
-    (",\"sent\":", Kind::Headers),
-    (",\"reply\":", Kind::Nested),
+const CALL: [(&str, FieldKind); 7] = [
+    ("{\"url\":", FieldKind::Text),
+    (",\"protocol\":", FieldKind::OptionalText),
+    (",\"status\":", FieldKind::OptionalStatus),
+    (",\"duration_ms\":", FieldKind::Milliseconds),
+    (",\"error\":", FieldKind::OptionalText),
+    (",\"sent\":", FieldKind::Headers),
+    (",\"reply\":", FieldKind::Nested),
 ];
 
 /// Whether this is a reply as hops write it, up to its last brace, in which no reply nests deeper than `limit`. `false` says nothing.
@@ -71,27 +71,27 @@ pub(super) fn is_usual(text: &str, limit: usize) -> bool {
 }
 
 /// Skips the fields, each with its value.
-fn fields<'a>(mut rest: &'a [u8], layout: &[(&str, Kind)], limit: usize) -> Option<&'a [u8]> {
+fn fields<'a>(mut rest: &'a [u8], layout: &[(&str, FieldKind)], limit: usize) -> Option<&'a [u8]> {
     for (key, kind) in layout {
         rest = value(rest.strip_prefix(key.as_bytes())?, *kind, limit)?;
     }
     Some(rest)
 }
 
-fn value(rest: &[u8], kind: Kind, limit: usize) -> Option<&[u8]> {
+fn value(rest: &[u8], kind: FieldKind, limit: usize) -> Option<&[u8]> {
     let or_null = |otherwise: fn(&[u8]) -> Option<&[u8]>| rest.strip_prefix(b"null").or_else(|| otherwise(rest));
     match kind {
-        Kind::Text => text(rest),
-        Kind::OptionalText => or_null(text),
-        Kind::Number(most) => unsigned(rest, most),
-        Kind::OptionalStatus => or_null(|rest| unsigned(rest, 4)),
-        Kind::Milliseconds => milliseconds(rest),
-        Kind::OptionalBool => or_null(|rest| rest.strip_prefix(b"true").or_else(|| rest.strip_prefix(b"false"))),
-        Kind::Propagation => rest.strip_prefix(b"\"forward\"").or_else(|| rest.strip_prefix(b"\"continue\"")),
-        Kind::Headers => headers(rest.strip_prefix(b"{")?),
-        Kind::Injected => or_null(injected),
-        Kind::Calls => calls(rest, limit),
-        Kind::Nested => rest.strip_prefix(b"null").or_else(|| skip_object(rest, limit)),
+        FieldKind::Text => text(rest),
+        FieldKind::OptionalText => or_null(text),
+        FieldKind::Number(most) => unsigned(rest, most),
+        FieldKind::OptionalStatus => or_null(|rest| unsigned(rest, 4)),
+        FieldKind::Milliseconds => milliseconds(rest),
+        FieldKind::OptionalBool => or_null(|rest| rest.strip_prefix(b"true").or_else(|| rest.strip_prefix(b"false"))),
+        FieldKind::Propagation => rest.strip_prefix(b"\"forward\"").or_else(|| rest.strip_prefix(b"\"continue\"")),
+        FieldKind::Headers => headers(rest.strip_prefix(b"{")?),
+        FieldKind::Injected => or_null(injected),
+        FieldKind::Calls => calls(rest, limit),
+        FieldKind::Nested => rest.strip_prefix(b"null").or_else(|| skip_object(rest, limit)),
     }
 }
 

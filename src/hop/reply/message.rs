@@ -150,19 +150,19 @@ impl From<chain::Injected> for Injected {
 /// How many bytes a message takes at most when it is read and written as JSON, with every reply below it, beside its own: a few bytes can be
 /// a call without a field, which takes hundreds.
 pub(crate) fn expanded_size(message: &[u8]) -> usize {
-    expanded(Kind::Reply, message, MAX_HOPS)
+    expanded(MessageField::Reply, message, MAX_HOPS)
 }
 
 /// The messages that have repeated fields.
 #[derive(Debug, Clone, Copy)]
-enum Kind {
+enum MessageField {
     Reply,
     Upstream,
     Header,
     Injected,
 }
 
-fn expanded(kind: Kind, mut rest: &[u8], depth: u32) -> usize {
+fn expanded(kind: MessageField, mut rest: &[u8], depth: u32) -> usize {
     /// A string and its place in a vector.
     const FIELD: usize = 32;
     /// A call as it is read, and all its names in JSON.
@@ -179,10 +179,10 @@ fn expanded(kind: Kind, mut rest: &[u8], depth: u32) -> usize {
             2 => varint(after).and_then(|(length, after)| {
                 let (field, after) = after.split_at_checked(usize::try_from(length).ok()?)?;
                 size += match (kind, key >> 3) {
-                    (Kind::Reply, 16) | (Kind::Upstream, 6) => expanded(Kind::Header, field, depth),
-                    (Kind::Reply, 25) => expanded(Kind::Injected, field, depth),
-                    (Kind::Reply, 26) => CALL + expanded(Kind::Upstream, field, depth),
-                    (Kind::Upstream, 7 | 8) if depth > 1 => REPLY + expanded(Kind::Reply, field, depth - 1),
+                    (MessageField::Reply, 16) | (MessageField::Upstream, 6) => expanded(MessageField::Header, field, depth),
+                    (MessageField::Reply, 25) => expanded(MessageField::Injected, field, depth),
+                    (MessageField::Reply, 26) => CALL + expanded(MessageField::Upstream, field, depth),
+                    (MessageField::Upstream, 7 | 8) if depth > 1 => REPLY + expanded(MessageField::Reply, field, depth - 1),
                     _ => 0,
                 };
                 Some(after)
