@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use crate::common::{Act, Hop, InProcess, Process, Upstream, answer, binary, eventually, read_answer, run};
+use crate::common::{Act, Hop, InProcess, PATIENCE, Process, Upstream, answer, binary, eventually, read_answer, run};
 
 /// A hop with these soft and hard limits of open files, and what it says that it takes.
 struct Limited {
@@ -145,10 +145,10 @@ async fn answers_of_next_hops_beyond_the_budget_are_shed_and_small_ones_are_not(
 async fn a_burst_of_connections_waits_in_the_queue_and_not_for_a_second_syn() {
     let longest: usize = std::fs::read_to_string("/proc/sys/net/core/somaxconn").map_or(128, |text| text.trim().parse().unwrap());
     let hop = Hop::start(&[], &[]);
-    // Nobody accepts while the process is stopped: what connects is in the queue.
+    // Nobody accepts while the process is stopped: what connects is in the queue, and what finds no place there never connects.
     hop.signal("STOP");
     let burst = longest.min(1500);
-    let connects = (0..burst).map(|_| tokio::time::timeout(Duration::from_millis(900), TcpStream::connect(hop.addr)));
+    let connects = (0..burst).map(|_| tokio::time::timeout(PATIENCE, TcpStream::connect(hop.addr)));
     let connected = futures_util::future::join_all(connects).await;
     hop.signal("CONT");
     let missing = connected.iter().filter(|connect| !matches!(connect, Ok(Ok(_)))).count();
