@@ -59,7 +59,8 @@ fn symptoms(finding: &Finding) -> Vec<Symptom> {
     let words = format!("{} {} {}", finding.text, finding.cause.as_deref().unwrap_or_default(), finding.detail.join(" "));
     let says = |parts: &[&str]| parts.iter().any(|part| words.contains(part));
     let mut out = match finding.id.name() {
-        "reach.dns" => Vec::new(),
+        // Neither is a matter of objects on the way of the request.
+        "reach.dns" | "traces.backend" => Vec::new(),
         "reach.tcp" | "reach.tls" => vec![Connection],
         "reach.certificate" => vec![Certificate],
         "reach.redirect" | "reach.hsts" => vec![Redirect],

@@ -142,6 +142,9 @@ fn telemetry_and_filters_are_named_with_their_field() {
             "spec.configPatches[0].patch.value",
         ),
     ]);
+    let refused = fail(CheckId::TracesBackend, "No trace backend at http://10.0.0.1/jaeger: Connection refused");
+    let sampled = found(set("/spec/tracing/0/randomSamplingPercentage", json!(0)));
+    assert_eq!(explained(&sampled, &refused), None, "whoever collects the spans is no matter of who makes them: {sampled:#?}");
     let found = found(set("/spec/tracing/0/providers/0/name", json!("jeager")));
     let standing = found.iter().find(|mistake| mistake.stands).expect("reported without a symptom, too");
     assert!(standing.sentence().ends_with("is jeager, and the mesh has jaeger, zipkin"), "{}", standing.sentence());
