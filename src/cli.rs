@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
-use tracing_subscriber::filter::Targets;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::reload;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -360,6 +360,12 @@ fn diagnostics(verbosity: Verbosity, output: &Output) -> Result<(), ConfigError>
     let lines = tracing_subscriber::fmt::layer().with_ansi(false).with_writer(move || writer.clone());
     let (filter, handle) = reload::Layer::new(filter);
     output.log_level.changes_by(move |text| {
+        // A word that is no level would be a module, and everything else silent.
+        let is_level = |one: &str| !one.is_empty() && one.parse::<LevelFilter>().is_ok();
+        let is_directive = |one: &str| one.contains('=') || is_level(one.trim());
+        if !text.split(',').all(is_directive) {
+            return Err(format!("'{text}' is no level; {LEVELS}"));
+        }
         let filter: Targets = text.parse().map_err(|error| format!("'{text}': {error}; {LEVELS}"))?;
         handle.reload(filter).map_err(|error| error.to_string())
     });

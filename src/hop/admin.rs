@@ -46,6 +46,7 @@ pub(crate) fn router(admin: Arc<Admin>) -> Router {
         .route("/faults", get(faults).put(set_faults).delete(reset_faults))
         .route("/ready", put(set_ready))
         .route("/log-level", put(set_log_level))
+        .method_not_allowed_fallback(|| async { problem(StatusCode::METHOD_NOT_ALLOWED, "Allow names the methods of this path") })
         .fallback(|| async { problem(StatusCode::NOT_FOUND, "the paths are /config, /faults, /ready and /log-level") })
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .layer(middleware::from_fn_with_state(admin.clone(), guard))

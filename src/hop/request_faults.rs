@@ -123,7 +123,7 @@ impl FromStr for AddressedFault {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let form = || format!("'{text}' names no hop; it is written service2:abort=503@10%, service2/v2:… or *:…");
-        let (hop, what) = text.trim().split_once(':').ok_or_else(form)?;
+        let (hop, what) = text.split_once(':').map(|(hop, what)| (hop.trim(), what.trim())).ok_or_else(form)?;
         let (name, instance) = hop.split_once('/').map_or((hop, None), |(name, instance)| (name, Some(instance)));
         if name.is_empty() || instance.is_some_and(str::is_empty) {
             return Err(form());
@@ -171,6 +171,10 @@ mod tests {
         let all = "service3:abort=503@50%; service2:delay=400ms;service3/v2:reset ; service3/v1:hang;service3/pod-1:break=new-trace;*:cpu=1ms;";
         let mine = ["abort=503@50%", "reset", "break=new-trace", "cpu=1ms"].map(str::to_owned).to_vec();
         assert_eq!(read(&RequestFaults::On, &[(X_FAULT, all)]), Some(Ok(mine)));
+        assert_eq!(
+            read(&RequestFaults::On, &[(X_FAULT, " service3 : abort=503 ; * : close ")]).unwrap().unwrap(),
+            ["abort=503", "close"]
+        );
         let two = [(X_FAULT, "service3:reset"), (X_FAULT, "*:close")];
         assert_eq!(read(&RequestFaults::On, &two).unwrap().unwrap(), ["reset", "close"]);
         assert_eq!(read(&RequestFaults::Off, &[(X_FAULT, all)]), None);

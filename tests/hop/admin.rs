@@ -95,9 +95,12 @@ async fn readiness_and_the_level_of_the_log_change_by_order() {
     })
     .await;
     assert_eq!(readiness(), 2, "{:?}", hop.stderr());
-    let refused = send(at, "PUT", "/log-level", &[], "loud=er=s").await;
-    assert_refused(&refused, 400);
-    assert!(refused.text().contains("accepted: error, warn"), "{}", refused.text());
+    for bad in ["loud=er=s", "loud", "", "info,"] {
+        let refused = send(at, "PUT", "/log-level", &[], bad).await;
+        assert_refused(&refused, 400);
+        assert!(refused.text().contains("accepted: error, warn"), "{bad}: {}", refused.text());
+    }
+    assert_refused(&send(at, "POST", "/log-level", &[], "info").await, 405);
 }
 
 #[tokio::test]
