@@ -7,6 +7,7 @@
 #   zipkin       a Zipkin server: one whole trace for each request                     tests/e2e/backends.rs
 #   jaeger       a Jaeger 2, by OTLP and in Zipkin's format: the same                  tests/e2e/backends.rs
 #   collector    an OpenTelemetry Collector: traces, metrics and logs, both transports    tests/e2e/collector.rs
+#                and tail sampling, as lesson 20 of the course has it                  tests/docs/course.rs
 #   prometheus   a Prometheus scrapes the hops: histograms, labels, exemplars          tests/e2e/prometheus.rs
 #   page         the demo's page in a real Chromium, as a person uses it               scripts/e2e-page.sh
 #   envoy        the chain behind a gateway and sidecars: tracers, lanes, restarts     tests/e2e/envoy.rs
@@ -48,6 +49,7 @@ run() {
   case $1 in
     page) scripts/e2e-page.sh ;;
     zipkin | jaeger) cargo_e2e 1 "backends::$1" ;;
+    collector) cargo_e2e 1 collector:: && cargo test --quiet --locked --test docs collector -- --ignored ;;
     envoy) cargo_e2e 3 envoy:: ;;
     reliability) cargo_e2e 1 restarts:: overload:: ;;
     *) cargo_e2e 1 "$1::" ;;

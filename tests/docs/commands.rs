@@ -5,8 +5,13 @@ use std::process::Command;
 
 use crate::{BINARY, blocks, guides, root};
 
-/// What `scripts/gateway-address.sh` sets.
-const GATEWAY: [(&str, &str); 3] = [("INGRESS_HOST", "192.0.2.1"), ("INGRESS_PORT", "80"), ("SECURE_INGRESS_PORT", "443")];
+/// What `scripts/gateway-address.sh` sets, and what lines of lessons set before.
+const SET: [(&str, &str); 4] = [
+    ("INGRESS_HOST", "192.0.2.1"),
+    ("INGRESS_PORT", "80"),
+    ("SECURE_INGRESS_PORT", "443"),
+    ("id", "4bf92f3577b34da6a3ce929d0e0e4736"),
+];
 
 /// The command lines in the shell blocks of a text, continued lines joined.
 fn lines(text: &str) -> Vec<String> {
@@ -35,7 +40,7 @@ fn every_command_line_is_accepted() {
             // clap reads what is left of `--help` first, and stops there.
             let script = format!("\"$0\" {line} --help >/dev/null");
             let mut bash = Command::new("bash");
-            bash.args(["-c", &script, BINARY]).current_dir(root()).envs(GATEWAY);
+            bash.args(["-c", &script, BINARY]).current_dir(root()).envs(SET);
             let output = bash.output().unwrap();
             if !output.status.success() {
                 wrong.push(format!("{}: httpserver {line}\n{}", file.display(), String::from_utf8_lossy(&output.stderr)));

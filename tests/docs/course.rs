@@ -2,7 +2,7 @@
 //!
 //! A lesson whose first lines have [`ALONE`] needs nothing but this program, and each `cargo test` runs it. One with [`IN_MESH`] needs a
 //! cluster that kubectl reaches, with Istio and the image in it; but for the sixth, the chain is there, and its certificate in `certs`:
-//! `LESSONS=07,08 cargo test --test docs mesh -- --ignored`. A lesson's `sh` blocks run one after the other in one bash; a `text` block behind one is its
+//! `LESSONS=07,08 cargo test --test docs mesh -- --ignored`. One with [`WITH_COLLECTOR`] needs an `otelcol` with tail sampling beside this program: `scripts/e2e.sh collector`. A lesson's `sh` blocks run one after the other in one bash; a `text` block behind one is its
 //! output. A block `sh terminal=2` runs beside the others until the next such block, and counts as started when its ports can be
 //! connected to. Ids, times and bars are different each time: [`masked`] leaves them out of the comparison. In a block `text about` numbers
 //! are chance, too. A line `…` of a block stands for any number of lines: [`alike`].
@@ -17,6 +17,7 @@ use crate::{BINARY, Block, blocks, expect, root};
 
 const ALONE: &str = "<!-- run by tests/docs -->";
 const IN_MESH: &str = "<!-- run by tests/docs on a cluster -->";
+const WITH_COLLECTOR: &str = "<!-- run by tests/docs with an OpenTelemetry Collector -->";
 
 /// The ports that lessons name. Each run takes others of as many digits, so that texts wrap as they do in the lesson.
 const PORTS: [u16; 6] = [8080, 8081, 8082, 8083, 9000, 9411];
@@ -86,8 +87,9 @@ impl Shell {
     }
 
     fn start(prelude: &str, ports: Option<Ports>) -> Self {
-        let directory = Path::new(BINARY).parent().unwrap();
-        let path = format!("{}:{}", directory.display(), std::env::var("PATH").unwrap());
+        let collector = std::env::var("OTELCOL_BIN").unwrap_or_default();
+        let directories = [BINARY, &collector].map(|binary| Path::new(binary).parent().unwrap_or(Path::new("")).display());
+        let path = format!("{}:{}:{}", directories[0], std::env::var("PATH").unwrap(), directories[1]);
         let mut bash = Command::new("bash");
         bash.env("PATH", path).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = bash.spawn().expect("bash");
@@ -271,6 +273,17 @@ fn lesson(text: &str, shell: &mut Shell) -> String {
 #[test]
 fn every_lesson_prints_what_it_says() {
     let lessons = lessons(ALONE);
+    assert!(!lessons.is_empty());
+    for (i, path) in lessons.iter().enumerate() {
+        let text = fs::read_to_string(path).unwrap();
+        expect(path, &lesson(&text, &mut Shell::new(i)), masked);
+    }
+}
+
+#[test]
+#[ignore = "needs an OpenTelemetry Collector: scripts/e2e.sh collector"]
+fn every_lesson_with_a_collector_prints_what_it_says() {
+    let lessons = lessons(WITH_COLLECTOR);
     assert!(!lessons.is_empty());
     for (i, path) in lessons.iter().enumerate() {
         let text = fs::read_to_string(path).unwrap();
