@@ -48,7 +48,35 @@ Variables of OpenTelemetry, with their standard meanings; a value that is unknow
   OTEL_BSP_SCHEDULE_DELAY              milliseconds between exports [default: 1000]";
 
 /// Variables that the specification defines and that are warned about because they have no effect here.
-const UNSUPPORTED: [&str; 2] = ["OTEL_CONFIG_FILE", "OTEL_EXPERIMENTAL_CONFIG_FILE"];
+const UNSUPPORTED: [(&str, &str); 19] = [
+    ("OTEL_CONFIG_FILE", DECLARATIVE),
+    ("OTEL_EXPERIMENTAL_CONFIG_FILE", DECLARATIVE),
+    ("OTEL_BSP_EXPORT_TIMEOUT", "not supported; OTEL_EXPORTER_OTLP_TIMEOUT is"),
+    ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", FIXED_BATCH),
+    ("OTEL_BLRP_EXPORT_TIMEOUT", "not supported; OTEL_EXPORTER_OTLP_TIMEOUT is"),
+    ("OTEL_BLRP_MAX_EXPORT_BATCH_SIZE", FIXED_BATCH),
+    ("OTEL_EXPORTER_ZIPKIN_TIMEOUT", "not supported; it is 10 seconds"),
+    ("OTEL_LOG_LEVEL", "not supported; RUST_LOG is"),
+    ("OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT", FIXED_LIMIT),
+    ("OTEL_ATTRIBUTE_COUNT_LIMIT", FIXED_LIMIT),
+    ("OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT", FIXED_LIMIT),
+    ("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", FIXED_LIMIT),
+    ("OTEL_LOGRECORD_ATTRIBUTE_VALUE_LENGTH_LIMIT", FIXED_LIMIT),
+    ("OTEL_LOGRECORD_ATTRIBUTE_COUNT_LIMIT", FIXED_LIMIT),
+    ("OTEL_EVENT_ATTRIBUTE_COUNT_LIMIT", FIXED_LIMIT),
+    ("OTEL_LINK_ATTRIBUTE_COUNT_LIMIT", FIXED_LIMIT),
+    ("OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION", "not supported; buckets are explicit"),
+    ("OTEL_EXPORTER_PROMETHEUS_HOST", SCRAPED),
+    ("OTEL_EXPORTER_PROMETHEUS_PORT", SCRAPED),
+];
+const DECLARATIVE: &str = "declarative configuration is not supported; variables and flags are";
+const FIXED_BATCH: &str = "not supported; a request has at most 512 items";
+const FIXED_LIMIT: &str = "not supported; a value has at most 1024 bytes";
+const SCRAPED: &str = "not supported; /metrics is at the address of --addr (ADDR)";
+
+/// Headers of an export that the transport depends on.
+const OWN_HEADERS: [&str; 7] =
+    ["content-length", "content-encoding", "content-type", "transfer-encoding", "host", "connection", "te"];
 
 /// A kind of exporter, as `--trace-exporter` names it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -81,7 +109,7 @@ pub(super) fn known_names() -> impl Iterator<Item = String> {
     let of_otlp = [Signal::Traces, Signal::Metrics, Signal::Logs]
         .into_iter()
         .flat_map(|signal| SUFFIXES.map(|suffix| otlp_names(signal, suffix)));
-    let others = UNSUPPORTED.into_iter().chain([workers::VARIABLE, "RUST_LOG"]);
+    let others = UNSUPPORTED.into_iter().map(|(name, _)| name).chain([workers::VARIABLE, "RUST_LOG"]);
     in_help.chain(others).map(str::to_owned).chain(of_otlp.flatten())
 }
 
@@ -165,7 +193,10 @@ impl<'a> Variables<'a> {
     }
 
     pub(super) fn resource_attributes(&self) -> Vec<(String, String)> {
-        self.read("OTEL_RESOURCE_ATTRIBUTES", pairs).unwrap_or_default()
+        let all = self.read("OTEL_RESOURCE_ATTRIBUTES", attributes).unwrap_or_default();
+        // Of several with one key the last wins.
+        let is_last = |at: &usize| !all[at + 1..].iter().any(|(key, _)| *key == all[*at].0);
+        (0..all.len()).filter(is_last).map(|at| all[at].clone()).collect()
     }
 
     /// Propagators, sampler and span queue.
@@ -207,9 +238,9 @@ impl<'a> Variables<'a> {
 
     /// Warns of what the specification defines and this program does not have: nothing is ignored silently.
     fn warn_of_unsupported(&self) {
-        for name in UNSUPPORTED {
-            if let Some(file) = self.get(name) {
-                self.ignored(name, &file, "declarative configuration is not supported; variables and flags are");
+        for (name, reason) in UNSUPPORTED {
+            if let Some(value) = self.get(name) {
+                self.ignored(name, &value, reason);
             }
         }
     }
@@ -335,7 +366,11 @@ impl<'a> Variables<'a> {
             OtlpProtocol::Grpc => self.grpc_endpoint(signal, text),
             OtlpProtocol::HttpProtobuf if name == otlp_names(signal, "ENDPOINT")[0] => url(text),
             // The general endpoint is a base: the signal's path is added.
-            OtlpProtocol::HttpProtobuf => Ok(format!("{}{}", url(text)?.trim_end_matches('/'), signal.path())),
+            OtlpProtocol::HttpProtobuf => {
+                let base = url(text)?;
+                let (base, query) = base.split_at(base.find(['?', '#']).unwrap_or(base.len()));
+                Ok(format!("{}{}{query}", base.trim_end_matches('/'), signal.path()))
+            }
         });
         let gzip = self.otlp(signal, "COMPRESSION", |_, text| match text.to_ascii_lowercase().as_str() {
             "gzip" => Ok(true),
@@ -368,7 +403,13 @@ impl<'a> Variables<'a> {
             HeaderName::from_bytes(name.as_bytes()).is_ok() && HeaderValue::from_str(value).is_ok()
         };
         otlp_names(signal, "HEADERS").iter().find_map(|name| match pairs(&self.get(name)?) {
-            Ok(headers) if headers.iter().all(fits) => Some(headers),
+            Ok(mut headers) if headers.iter().all(fits) => {
+                let is_own = |(header, _): &(String, String)| OWN_HEADERS.iter().any(|own| own.eq_ignore_ascii_case(header));
+                for own in headers.extract_if(.., |header| is_own(header)) {
+                    self.ignored(name, &own.0, "the exporter sets this header itself");
+                }
+                Some(headers)
+            }
             Ok(_) => {
                 self.ignored(name, "(not shown)", "accepted: name=value,name=value; one is no HTTP header");
                 None
@@ -428,6 +469,19 @@ fn url(text: &str) -> Result<String, String> {
 fn milliseconds(text: &str) -> Result<Duration, String> {
     let number = text.parse::<u64>().ok().filter(|ms| *ms > 0).map(Duration::from_millis);
     number.ok_or_else(|| "accepted: a number of milliseconds from 1 on".to_owned())
+}
+
+/// [`pairs`], keys percent-encoded, too. Whatever is malformed discards the whole (OpenTelemetry, "Resource SDK").
+fn attributes(text: &str) -> Result<Vec<(String, String)>, String> {
+    let escapes = text.split('%').skip(1);
+    if !escapes.into_iter().all(|rest| rest.len() >= 2 && rest.bytes().take(2).all(|digit| digit.is_ascii_hexdigit())) {
+        return Err("a % is not the begin of a percent-encoded byte".to_owned());
+    }
+    let decoded = pairs(text)?.into_iter().map(|(key, value)| {
+        let key = percent_decode_str(&key).decode_utf8().map_err(|_| "a key is not percent-encoded UTF-8")?.into_owned();
+        if key.is_empty() { Err("accepted: key=value,key=value; a key is empty".to_owned()) } else { Ok((key, value)) }
+    });
+    decoded.collect()
 }
 
 /// `key=value,key=value`, values percent-encoded (W3C Baggage's octet encoding).

@@ -216,12 +216,12 @@ impl CallerExporter {
         let sent = match self {
             Self::Otlp(collector, resource) => {
                 let request = ExportTraceServiceRequest { resource_spans: group_spans_by_resource_and_scope(spans, resource) };
-                collector.export(request.encode_to_vec()).await
+                collector.export(request.encode_to_vec(), Duration::MAX).await
             }
             Self::Zipkin(collector) => {
                 let spans: Vec<Span> = spans.iter().map(zipkin_span).collect();
                 let body = serde_json::to_vec(&spans).map_err(|error| error.to_string())?;
-                collector.post(body).await.map(|_| Accepted::default())
+                collector.post(body, Duration::MAX).await.map(|_| Accepted::default())
             }
         };
         sent.map_err(|error| error.reason)

@@ -116,14 +116,24 @@ impl Propagator {
     pub fn extract(&self, carried: &Carried) -> Incoming {
         let mut alone = Sampling::Deferred;
         for found in self.propagators.formats.iter().filter_map(|format| format.parse(carried)) {
-            if found.context.is_some() {
-                return found;
+            if let Some(context) = &found.context {
+                return if self.is_debugged(carried, context) { debugged(*context) } else { found };
             }
             if alone == Sampling::Deferred {
                 alone = found.sampling;
             }
         }
         Incoming { context: None, sampling: alone }
+    }
+
+    /// Whether B3 beside the context that is read has the debug flag for the same trace: W3C cannot carry it.
+    fn is_debugged(&self, carried: &Carried, context: &Context) -> bool {
+        let b3 = self.propagators.formats.iter().filter(|format| **format != WireFormat::TraceContext);
+        let has_flag = |value: Option<&[u8]>| value.is_some_and(|value| matches!(value, b"1" | b"d") || value.contains(&b'd'));
+        (has_flag(carried.first("x-b3-flags")) || has_flag(carried.first("b3")) || carried.first("x-b3-sampled") == Some(b"d"))
+            && b3.filter_map(|format| format.parse(carried)).any(|other| {
+                other.sampling == Sampling::Debug && other.context.is_none_or(|other| other.trace_id == context.trace_id)
+            })
     }
 
     /// The headers of a call to the next hop. `context` is the hop's own client span; without one (no exporter) every trace
@@ -184,6 +194,10 @@ impl Propagator {
                 .and_then(|w3c| w3c.context)
                 .is_some_and(|w3c| w3c.trace_id == context.trace_id)
     }
+}
+
+fn debugged(context: Context) -> Incoming {
+    Context { sampling: Sampling::Debug, ..context }.into()
 }
 
 #[cfg(test)]
@@ -364,5 +378,22 @@ mod tests {
         let (propagators, unknown) = Propagators::from_names(["tracecontext", "jaeger"]);
         assert_eq!((propagators.formats, unknown), (vec![WireFormat::TraceContext], vec!["jaeger"]));
         assert_eq!(Propagators::from_names(["none"]), (Propagators { formats: vec![], baggage: false }, vec![]));
+    }
+
+    #[test]
+    fn the_debug_flag_of_b3_is_read_beside_a_traceparent_of_the_same_trace() {
+        let traceparent = format!("00-{T}-{S}-00");
+        let other = T.replace('4', "5");
+        let single = format!("{T}-{S}-d");
+        for (b3, sampling) in [
+            (&[("x-b3-traceid", T), ("x-b3-spanid", S), ("x-b3-flags", "1")][..], Sampling::Debug),
+            (&[("x-b3-flags", "1")], Sampling::Debug),
+            (&[("b3", &single)], Sampling::Debug),
+            (&[("x-b3-traceid", &other), ("x-b3-spanid", S), ("x-b3-flags", "1")], Sampling::Drop),
+            (&[("x-b3-traceid", T), ("x-b3-spanid", S), ("x-b3-sampled", "1")], Sampling::Drop),
+        ] {
+            let incoming = extract(&[&[("traceparent", traceparent.as_str())], b3].concat());
+            assert_eq!(incoming.context.unwrap().sampling, sampling, "{b3:?}");
+        }
     }
 }

@@ -113,6 +113,11 @@ async fn variables_of_opentelemetry_that_cannot_be_used_are_warned_about_and_the
         (&[("OTEL_BSP_MAX_QUEUE_SIZE", "0")], "from 1 on"),
         (&[("OTEL_BSP_SCHEDULE_DELAY", "1s")], "milliseconds"),
         (&[("OTEL_RESOURCE_ATTRIBUTES", "nothing")], "key=value"),
+        (&[("OTEL_RESOURCE_ATTRIBUTES", "a=1,=x")], "a key is empty"),
+        (&[("OTEL_RESOURCE_ATTRIBUTES", "a=1,b=%zz")], "percent-encoded"),
+        (&[("OTEL_BSP_EXPORT_TIMEOUT", "1000")], "not supported"),
+        (&[("OTEL_LOG_LEVEL", "debug")], "RUST_LOG"),
+        (&[("OTEL_EXPORTER_PROMETHEUS_PORT", "9464")], "/metrics"),
         (&[otlp, ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json")], "http/protobuf, grpc"),
         (&[grpc, otlp, ("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:x")], "http://"),
         (&[("OTEL_METRICS_EXPORTER", "console")], "otlp, prometheus"),
@@ -136,6 +141,9 @@ async fn variables_of_opentelemetry_that_cannot_be_used_are_warned_about_and_the
         assert_eq!(hop.stderr().iter().filter(|line| names_all(line) && line.contains("WARN")).count(), 1, "{:#?}", hop.stderr());
         assert_eq!(hop.get("/hello", &[]).await.status, 200);
     }
+    let env = [otlp, ("OTEL_EXPORTER_OTLP_HEADERS", "Content-Length=1,x-tenant=a")];
+    let lines = Hop::start(&[], &env).stderr();
+    assert!(lines.iter().any(|line| line.contains("Content-Length") && line.contains("sets this header")), "{lines:#?}");
     // A secret is not repeated, also in what is no header of HTTP.
     for headers in ["s3cret", "two words=s3cret"] {
         let hop = Hop::start(&[], &[otlp, ("OTEL_EXPORTER_OTLP_HEADERS", headers)]);

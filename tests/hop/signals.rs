@@ -376,3 +376,20 @@ async fn each_signal_has_its_own_transport_and_is_off_unless_it_is_asked_for() {
         assert_eq!(http.requests().len() + grpc.records().len(), before, "{off:?}");
     }
 }
+
+#[tokio::test]
+async fn an_export_of_metrics_that_takes_too_long_is_warned_about_and_the_next_one_arrives() {
+    for transport in TRANSPORTS {
+        let sink = Sink::any(transport).await;
+        sink.set(Mood::Hangs);
+        let short = [("OTEL_METRIC_EXPORT_TIMEOUT", "200"), ("OTEL_EXPORTER_OTLP_TIMEOUT", "60000")];
+        let hop = Hop::start(&[], &[&sink.env()[..], &BOTH, &short].concat());
+        hop.get("/hello", &[]).await;
+        let lines = || hop.stderr().into_iter().find(|line| line.contains("metric collector") && line.contains("WARN"));
+        eventually("it is logged", || async { lines() }).await;
+        let lost = || async { dropped(&hop.metrics().await, "data_points", "unreachable") };
+        eventually("the loss is counted", || async { (lost().await > 0.0).then_some(()) }).await;
+        sink.set(Mood::Takes);
+        eventually("the next one arrives", || async { durations(&sink.metrics(), "/hello").pop() }).await;
+    }
+}

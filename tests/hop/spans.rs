@@ -347,3 +347,24 @@ async fn a_caller_who_hangs_up_leaves_a_span_that_says_so() {
     let error = |kind: &str| spans.iter().find(|span| span.kind == kind).unwrap().tags["error.type"].clone();
     assert_eq!((error("SERVER").as_str(), error("CLIENT").as_str()), ("client_closed_request", "cancelled"));
 }
+
+#[tokio::test]
+async fn a_collector_that_is_named_twice_gets_each_span_once_and_its_query_stays_behind_the_path() {
+    let sink = Sink::otlp().await;
+    let endpoint = format!("http://{}/?key=1", sink.addr);
+    let env = [
+        ("OTEL_TRACES_EXPORTER", "otlp,otlp"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", &*endpoint),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "content-length=1,x-tenant=a"),
+        ("OTEL_RESOURCE_ATTRIBUTES", "a%20b=1,a%20b=2"),
+        ("OTEL_BSP_SCHEDULE_DELAY", "20"),
+    ];
+    let hop = Hop::start(&[], &env);
+    hop.get("/hello", &[]).await;
+    eventually("it is exported", || async { (exported(&hop).await >= 1.0).then_some(()) }).await;
+    let serving = hop.stderr().into_iter().find(|line| line.contains("serving")).unwrap();
+    assert_eq!(serving.matches("otlp http/protobuf").count(), 1, "{serving}");
+    let span = &sink.spans()[0];
+    assert_eq!(span.resource["a b"], "2", "the last of several");
+    assert_eq!(sink.requests()[0]["x-tenant"], "a");
+}

@@ -39,16 +39,20 @@ impl Delivery {
         let _ = self.stopped.wait_for(|stopped| *stopped).await;
     }
 
-    /// Sends a request of so many items, with retries. The error is what became of all of them.
+    /// Sends a request of so many items, with retries, for at most `limit`; `send` gets what is left of it. The error is what
+    /// became of all of them.
     pub(super) async fn deliver<F: Future<Output = Result<Accepted, ExportError>>>(
         &mut self,
         items: usize,
-        send: impl Fn() -> F,
+        limit: Duration,
+        send: impl Fn(Duration) -> F,
     ) -> Result<Accepted, ExportFate> {
         let (collector, what) = (self.signal.collector(), self.signal.items());
-        let mut backoff = MIN_BACKOFF;
-        for attempt in 1.. {
-            let error = match send().await {
+        let (mut backoff, begun) = (MIN_BACKOFF, Instant::now());
+        let mut attempts = 0;
+        loop {
+            attempts += 1;
+            let error = match send(limit.saturating_sub(begun.elapsed())).await {
                 Ok(accepted) => {
                     self.log_accepted(&accepted);
                     return Ok(accepted);
@@ -65,13 +69,15 @@ impl Delivery {
                 tracing::warn!(reason = error.reason, "the {collector} is unavailable; retrying");
             }
             // The flush has a deadline of its own.
-            if attempt >= MAX_ATTEMPTS && !self.is_stopping() {
+            let wait = error.retry_after.unwrap_or_default().max(backoff);
+            let is_last = attempts >= MAX_ATTEMPTS && !self.is_stopping();
+            if is_last || wait >= limit.saturating_sub(begun.elapsed()) {
                 break;
             }
             self.pause(backoff, &error).await;
             backoff = (backoff * 2).min(MAX_BACKOFF);
         }
-        tracing::warn!(items, attempts = MAX_ATTEMPTS, "the {collector} stays unavailable; {what} are dropped");
+        tracing::warn!(items, attempts, "the {collector} stays unavailable; {what} are dropped");
         Err(ExportFate::Unreachable)
     }
 

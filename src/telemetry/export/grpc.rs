@@ -73,8 +73,10 @@ impl GrpcCollector {
         })
     }
 
-    /// Sends `body` and returns the message of the answer.
-    pub(super) async fn export(&self, body: Vec<u8>) -> Result<Bytes, ExportError> {
+    /// Sends `body` and returns the message of the answer, in at most `limit` or the own timeout: the shorter of the two, so that
+    /// a dead connection is replaced.
+    pub(super) async fn export(&self, body: Vec<u8>, limit: Duration) -> Result<Bytes, ExportError> {
+        let timeout = limit.min(self.timeout);
         let channel = Channel(self.client.lock().unwrap_or_else(PoisonError::into_inner).clone());
         let mut client = tonic::client::Grpc::with_origin(channel, self.origin.clone())
             .max_decoding_message_size(MAX_ANSWER)
@@ -84,14 +86,14 @@ impl GrpcCollector {
         }
         let mut request = tonic::Request::new(Bytes::from(body));
         *request.metadata_mut() = self.metadata.clone();
-        request.set_timeout(self.timeout);
-        match tokio::time::timeout(self.timeout, client.unary(request, self.path.clone(), BytesCodec)).await {
+        request.set_timeout(timeout);
+        match tokio::time::timeout(timeout, client.unary(request, self.path.clone(), BytesCodec)).await {
             Ok(Ok(answer)) => Ok(answer.into_inner()),
             Ok(Err(status)) => Err(self.error(&status)),
             Err(_) => {
                 // The connection may be dead without a sign of it: the next attempt is not made on it.
                 *self.client.lock().unwrap_or_else(PoisonError::into_inner) = http2_client(self.connector.clone());
-                Err(self.unreachable(&format!("no answer in {:?}", self.timeout)))
+                Err(self.unreachable(&format!("no answer in {timeout:?}")))
             }
         }
     }

@@ -43,13 +43,12 @@ impl ExportError {
 
 /// The client for exports. It ignores the environment's proxy, because collectors are inside the cluster, and follows no redirect:
 /// the POST would become a GET whose 200 says nothing about spans, and headers with keys would go to another host.
-fn http_client(timeout: Duration, tls: ClientTls) -> Result<reqwest::Client, ExporterError> {
+fn http_client(tls: ClientTls) -> Result<reqwest::Client, ExporterError> {
     reqwest::Client::builder()
         .no_proxy()
         .redirect(reqwest::redirect::Policy::none())
         .tls_backend_preconfigured(tls.config())
         .pool_max_idle_per_host(1)
-        .timeout(timeout)
         .build()
         .map_err(ExporterError::HttpClient)
 }
@@ -61,6 +60,7 @@ pub(crate) struct Collector {
     url: Url,
     headers: HeaderMap,
     protocol: ExportProtocol,
+    timeout: Duration,
 }
 
 impl Collector {
@@ -75,12 +75,13 @@ impl Collector {
         tls: ClientTls,
     ) -> Result<Self, ExporterError> {
         let url = Url::parse(endpoint).map_err(|_| ExporterError::Endpoint(redacted_url(endpoint)))?;
-        Ok(Self { client: http_client(timeout, tls)?, url, headers, protocol })
+        Ok(Self { client: http_client(tls)?, url, headers, protocol, timeout })
     }
 
-    /// Posts `body` and returns the body of the answer.
-    pub(crate) async fn post(&self, body: Vec<u8>) -> Result<Vec<u8>, ExportError> {
-        let request = self.client.post(self.url.clone()).headers(self.headers.clone()).body(body);
+    /// Posts `body` and returns the body of the answer, in at most `limit` or the own timeout.
+    pub(crate) async fn post(&self, body: Vec<u8>, limit: Duration) -> Result<Vec<u8>, ExportError> {
+        let request =
+            self.client.post(self.url.clone()).headers(self.headers.clone()).body(body).timeout(limit.min(self.timeout));
         let response = request.send().await.map_err(|error| self.unreachable(error))?;
         let (status, headers) = (response.status(), response.headers().clone());
         let body = read_body(response).await;
@@ -252,7 +253,7 @@ mod tests {
                 stream.write_all(format!("HTTP/1.1 {answer}\r\ncontent-length: 2\r\n\r\nok").as_bytes()).await.unwrap();
             };
             let collector = zipkin::collector(&url).unwrap();
-            let (result, ()) = tokio::join!(collector.post(Vec::new()), server);
+            let (result, ()) = tokio::join!(collector.post(Vec::new(), Duration::MAX), server);
             match (result, expected) {
                 (Ok(body), None) => assert_eq!(body, b"ok"),
                 (Err(error), Some((is_retryable, seconds))) => {
@@ -276,7 +277,7 @@ mod tests {
         nobody.bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let addr = nobody.local_addr().unwrap();
         let url = format!("http://u:s3cret@{addr}/api/v2/spans?token=s3cret");
-        let error = zipkin::collector(&url).unwrap().post(Vec::new()).await.unwrap_err();
+        let error = zipkin::collector(&url).unwrap().post(Vec::new(), Duration::MAX).await.unwrap_err();
         assert!(error.reason.contains(&format!("http://{addr}/api/v2/spans")), "{}", error.reason);
         assert!(error.is_retryable && error.reason.contains("refused") && !error.reason.contains("s3cret"), "{}", error.reason);
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::watch;
-use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
 use super::delivery::Delivery;
 use super::otlp::{MetricEncoder, OtlpCollector};
@@ -78,8 +78,8 @@ impl MetricExporter {
         let request = self.encoder.encode(&families, &self.metrics.histograms(), &latest, SystemTime::now());
         let points = request.points;
         self.counts.record(points);
-        let send = delivery.deliver(points, || self.collector.export(request.body.clone()));
-        match timeout(self.timeout, send).await.unwrap_or(Err(ExportFate::Unreachable)) {
+        let send = |left| self.collector.export(request.body.clone(), left);
+        match delivery.deliver(points, self.timeout, send).await {
             Ok(Accepted { rejected, .. }) => {
                 let rejected = rejected.min(points);
                 self.counts.settle(rejected, ExportFate::Rejected, None);

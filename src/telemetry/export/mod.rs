@@ -318,7 +318,7 @@ impl SpanSink {
     async fn export(&self, batch: &SpanBatch, spans: &[QueuedSpan]) -> Result<Accepted, ExportError> {
         match self {
             Self::Zipkin(sink) => sink.send(batch, spans).await,
-            Self::Otlp { collector, encoder } => collector.export(encoder.encode(batch, spans)).await,
+            Self::Otlp { collector, encoder } => collector.export(encoder.encode(batch, spans), Duration::MAX).await,
             Self::Console(sink) => {
                 sink.send(batch, spans);
                 Ok(Accepted::default())

@@ -52,7 +52,7 @@ impl ExportSink for LogSink {
     const SIGNAL: Signal = Signal::Logs;
 
     async fn send(&self, batch: &LogBatch, items: Range<usize>) -> Result<Accepted, ExportError> {
-        self.collector.export(self.encoder.encode(batch, items)).await
+        self.collector.export(self.encoder.encode(batch, items), Duration::MAX).await
     }
 }
 
@@ -92,7 +92,7 @@ async fn drain<S: ExportSink>(sink: S, queue: Arc<Queue<S::Batch>>, stopped: wat
         let mut batch = queue.take(spare);
         for range in batch.chunks(CHUNK) {
             let (items, last) = (range.len(), batch.counted(range.end - 1));
-            match delivery.deliver(items, || sink.send(&batch, range.clone())).await {
+            match delivery.deliver(items, Duration::MAX, |_| sink.send(&batch, range.clone())).await {
                 Ok(accepted) => {
                     let rejected = accepted.rejected.min(items);
                     // Which of them were rejected is not known.

@@ -48,7 +48,7 @@ impl ZipkinSink {
     }
 
     pub(super) async fn send(&self, batch: &SpanBatch, spans: &[QueuedSpan]) -> Result<Accepted, ExportError> {
-        self.collector.post(encode(&self.resource, batch, spans)).await.map(|_| Accepted::default())
+        self.collector.post(encode(&self.resource, batch, spans), Duration::MAX).await.map(|_| Accepted::default())
     }
 }
 

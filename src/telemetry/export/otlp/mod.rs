@@ -71,15 +71,15 @@ impl OtlpCollector {
         }))
     }
 
-    /// Sends an encoded request.
-    pub(crate) async fn export(&self, body: Vec<u8>) -> Result<Accepted, ExportError> {
+    /// Sends an encoded request, in at most `limit` if that is less than the exporter's own timeout.
+    pub(crate) async fn export(&self, body: Vec<u8>, limit: Duration) -> Result<Accepted, ExportError> {
         Ok(match &self.0 {
-            Transport::Http { collector, gzip: false } => accepted(&collector.post(body).await?),
+            Transport::Http { collector, gzip: false } => accepted(&collector.post(body, limit).await?),
             Transport::Http { collector, gzip: true } => {
                 let body = gzip(&body).map_err(|error| ExportError::rejected(error.to_string()))?;
-                accepted(&collector.post(body).await?)
+                accepted(&collector.post(body, limit).await?)
             }
-            Transport::Grpc(collector) => accepted(&collector.export(body).await?),
+            Transport::Grpc(collector) => accepted(&collector.export(body, limit).await?),
         })
     }
 }
