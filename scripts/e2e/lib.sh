@@ -118,8 +118,8 @@ get() {
 provide() {
   local what text
   text=$(lacking "$@")
-  [ -n "$text" ] || return 0
-  [ $install = yes ] || { printf '%s: missing; --install gets all but a toolchain:\n%s\n' "${0##*/}" "$text" >&2; exit 2; }
+  [ -z "$text" ] || [ $install = yes ] || { printf '%s: missing; --install gets all but a toolchain:\n%s\n' "${0##*/}" "$text" >&2; exit 2; }
+  # Also where nothing is lacking: what `have` finds it exports, and `lacking` asked it in a subshell.
   for what; do
     have "$what" && continue
     say "getting $what"
