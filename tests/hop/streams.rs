@@ -346,11 +346,10 @@ async fn streams_have_places_of_their_own() {
     // Nor do requests take the places of streams.
     let busy = Hop::start(&["--max-concurrency", "1", "--latency", "1h"], &[]);
     let addr = busy.addr;
-    let waits = tokio::spawn(async move { exchange(addr, b"GET /hello HTTP/1.1\r\nhost: hop\r\n\r\n").await });
-    // A request that took the place to find out would be in the way of the one that is to have it.
-    let is_taken = || async { (busy.metrics().await.sum("http_server_active_requests", &[]) >= 1.0).then_some(()) };
-    eventually("the only place is taken", is_taken).await;
-    assert_eq!(busy.get("/headers", &[]).await.status, 503);
+    // Until it has the place: a request that asks whether the place is taken may have it at that moment.
+    let waits =
+        tokio::spawn(async move { while exchange(addr, b"GET /hello HTTP/1.1\r\nhost: hop\r\n\r\n").await.status == 503 {} });
+    eventually("the only place is taken", || async { (busy.get("/headers", &[]).await.status == 503).then_some(()) }).await;
     let (_, status) = Replies::of(&busy, &[("grpc-timeout", "50m")], 1, 0).await.rest().await;
     assert_eq!(status.code(), Code::DeadlineExceeded, "it waits for the latency: {status:?}");
     waits.abort();
