@@ -1,11 +1,9 @@
 #!/usr/bin/env bash
 # Tries the demo's page in a real Chromium, as a person would.
 #
-#   scripts/e2e-page.sh [--install] [--everywhere] [--pictures] [NAME]
+#   scripts/e2e-page.sh [--install] [--pictures] [NAME]
 #
 #   --install    get what is missing: Debian's chromium, nodejs and npm, two npm packages into target/e2e/page
-#   --everywhere every feature at 1280, 800 and 390 pixels, in light and in dark each; without it a feature is tried at each width once, in light and
-#                dark by turns
 #   --pictures   instead of the tests, make the pictures of the README in docs/images, each below 150 KB
 #   NAME         only the tests whose name contains it
 #
@@ -17,13 +15,13 @@ set -euo pipefail
 # shellcheck source=scripts/e2e/lib.sh
 . "$(dirname "$0")/e2e/lib.sh"
 
-pictures=no everywhere=no
-parse ... "install everywhere pictures" "$@"
+pictures=no
+parse ... "install pictures" "$@"
 provide node npm chromium page_packages httpserver
 
 cd "$top"
 HTTPSERVER=$(realpath "$HTTPSERVER")
-export MODULES=$page_modules EVERYWHERE=$everywhere
+export MODULES=$page_modules
 if [ $pictures = yes ]; then
   mkdir -p docs/images
   exec node tests/page/screenshots.mjs docs/images

@@ -39,7 +39,7 @@ pub(crate) struct OtlpCollector(Transport);
 
 #[derive(Debug)]
 enum Transport {
-    Http { collector: Collector, gzip: bool },
+    Http { collector: Box<Collector>, gzip: bool },
     Grpc(Box<GrpcCollector>),
 }
 
@@ -66,7 +66,7 @@ impl OtlpCollector {
                 }
                 let protocol = ExportProtocol::OtlpHttp(signal);
                 let collector = Collector::new(protocol, &options.endpoint, headers, options.timeout, options.tls)?;
-                Transport::Http { collector, gzip }
+                Transport::Http { collector: Box::new(collector), gzip }
             }
         }))
     }
