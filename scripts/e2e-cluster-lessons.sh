@@ -15,8 +15,8 @@ told() { is "$1" "$(ordered "${@:2}" | tail -n 1)"; }
 pods_at() { for _ in $(seq "$2"); do json service1.cncamp.io /hello/service1; echo; done | grep -o "\"hostname\":\"$1-[^\"]*\"" | sort -u | cut -d'"' -f4 | paste -sd' '; }
 # measured NAME OPTION...: check of the path on which the gateway repeats nothing; its report is $reports/NAME.json, its exit code ours
 measured() {
-  "$checker" check "https://service1.cncamp.io:$SECURE_INGRESS_PORT/hello/service1" --resolve "service1.cncamp.io:$SECURE_INGRESS_PORT:$INGRESS_HOST" \
-    --plain-port "$INGRESS_PORT" --cacert "$work/certs/ca.crt" --expect service1,service2,service3 --output json "${@:2}" >"${reports:?}/$1.json"
+  "${checker:?}" check "https://service1.cncamp.io:$SECURE_INGRESS_PORT/hello/service1" --resolve "service1.cncamp.io:$SECURE_INGRESS_PORT:$INGRESS_HOST" \
+    --plain-port "$INGRESS_PORT" --cacert "${work:?}/certs/ca.crt" --expect service1,service2,service3 --output json "${@:2}" >"${reports:?}/$1.json"
 }
 # of_report NAME EXPRESSION: of a report of check, called r; one(ID) is its check of that id
 of_report() {
@@ -91,7 +91,7 @@ replayed() {
 # chosen ID: what check says of that trace in demo, and in the cluster
 chosen() {
   local here there says='" ".join(sorted(c["text"] for c in r["checks"] if c["status"] == "fail" and c["id"] == "chain.hops"))'
-  here=$("$checker" check "$demo_url" --trace-id "$1" --count 0 --output json | py "$says")
+  here=$("${checker:?}" check "$demo_url" --trace-id "$1" --count 0 --output json | py "$says")
   measured "chosen-$1" --count 0 --trace-id "$1" || true
   there=$(py "$says" <"$reports/chosen-$1.json")
   is "$here" "$there" >/dev/null || { printf 'demo:    %s\ncluster: %s\n' "$here" "$there"; return 1; }
@@ -143,9 +143,9 @@ sick_replica() {
     "$(of_report sick '" ".join(sorted({h["host"] for h in one("watch.instances")["data"] if h["left_out"] and h["hop"] == "service3"}))')"
   claim "sick replica: it says that the pod's own fault injection answered 503" grep -q 'service3 answered 503 by its own fault injection' <(of_report sick 'one("watch.failures")["text"]')
   others='[o for h in one("watch.instances")["data"] if h["host"] == "'$pod'" for o in h["left_out"]]'
-  claim "sick replica: left out after 3 failures (wanted 3 to 5: what was under way counts, too)" between 3 5 "$(of_report sick "$others[0]['failed_before']")"
-  claim "sick replica: the first time for baseEjectionTime, 10 s (wanted 9500 to 12500 ms)" between 9500 12500 "$(of_report sick "round(1000 * ($others[0]['to_s'] - $others[0]['from_s']))")"
-  claim "sick replica: the second time for twice as long, 20 s (wanted 19500 to 22500 ms)" between 19500 22500 "$(of_report sick "round(1000 * ($others[1]['to_s'] - $others[1]['from_s']))")"
+  claim "sick replica: left out after 3 failures (wanted 3 to 5: what was under way counts, too)" between 3 5 "$(of_report sick "${others}[0]['failed_before']")"
+  claim "sick replica: the first time for baseEjectionTime, 10 s (wanted 9500 to 12500 ms)" between 9500 12500 "$(of_report sick "round(1000 * (${others}[0]['to_s'] - ${others}[0]['from_s']))")"
+  claim "sick replica: the second time for twice as long, 20 s (wanted 19500 to 22500 ms)" between 19500 22500 "$(of_report sick "round(1000 * (${others}[1]['to_s'] - ${others}[1]['from_s']))")"
   # Envoy takes a pod back and looks again once in an interval: what fails in that time, too, is of the second and third time.
   claim "sick replica: of 1,200 requests at most 60 fail" between 6 60 "$(of_report sick 'one("watch.failures")["data"]["failed"]')"
   reset
