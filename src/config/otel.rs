@@ -58,19 +58,20 @@ const UNSUPPORTED: [(&str, &str); 19] = [
     ("OTEL_EXPORTER_ZIPKIN_TIMEOUT", "not supported; it is 10 seconds"),
     ("OTEL_LOG_LEVEL", "not supported; RUST_LOG is"),
     ("OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT", FIXED_LIMIT),
-    ("OTEL_ATTRIBUTE_COUNT_LIMIT", FIXED_LIMIT),
+    ("OTEL_ATTRIBUTE_COUNT_LIMIT", FIXED_COUNT),
     ("OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT", FIXED_LIMIT),
-    ("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", FIXED_LIMIT),
+    ("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", FIXED_COUNT),
     ("OTEL_LOGRECORD_ATTRIBUTE_VALUE_LENGTH_LIMIT", FIXED_LIMIT),
-    ("OTEL_LOGRECORD_ATTRIBUTE_COUNT_LIMIT", FIXED_LIMIT),
-    ("OTEL_EVENT_ATTRIBUTE_COUNT_LIMIT", FIXED_LIMIT),
-    ("OTEL_LINK_ATTRIBUTE_COUNT_LIMIT", FIXED_LIMIT),
+    ("OTEL_LOGRECORD_ATTRIBUTE_COUNT_LIMIT", FIXED_COUNT),
+    ("OTEL_EVENT_ATTRIBUTE_COUNT_LIMIT", FIXED_COUNT),
+    ("OTEL_LINK_ATTRIBUTE_COUNT_LIMIT", FIXED_COUNT),
     ("OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION", "not supported; buckets are explicit"),
     ("OTEL_EXPORTER_PROMETHEUS_HOST", SCRAPED),
     ("OTEL_EXPORTER_PROMETHEUS_PORT", SCRAPED),
 ];
 const DECLARATIVE: &str = "declarative configuration is not supported; variables and flags are";
 const FIXED_BATCH: &str = "not supported; a request has at most 512 items";
+const FIXED_COUNT: &str = "not supported; which attributes there are is fixed";
 const FIXED_LIMIT: &str = "not supported; a value has at most 1024 bytes";
 const SCRAPED: &str = "not supported; /metrics is at the address of --addr (ADDR)";
 
