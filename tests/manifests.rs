@@ -449,9 +449,9 @@ impl Server {
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the server starts");
         let mut said = String::new();
         for line in BufReader::new(child.stderr.take().expect("its log")).lines().map_while(Result::ok) {
-            let address =
-                line.split(|c: char| c.is_whitespace() || "=,\"".contains(c)).find(|word| word.starts_with("127.0.0.1:"));
-            if let Some(address) = address.filter(|address| !address.ends_with(":0")) {
+            // The runtime API, which has an address of its own, may be announced before.
+            let address = line.split_once(" serving address=").and_then(|(_, rest)| rest.split_whitespace().next());
+            if let Some(address) = address {
                 return Server { address: address.to_owned(), child };
             }
             said += &line;
