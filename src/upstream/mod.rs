@@ -22,6 +22,7 @@ use futures_util::stream::{self, StreamExt as _};
 use http::header::{self, HeaderValue};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, Request, StatusCode, Uri, Version};
+use http_body::Body as _;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use rustls::ClientConfig;
@@ -385,6 +386,10 @@ async fn send_and_read(
 /// Joins the frames as they come: a frame of one byte takes the memory of fifty until they are joined.
 async fn read_whole(mut body: Incoming, held: &mut Held, most: usize) -> Result<(Bytes, Option<HeaderMap>), CallError> {
     let (mut first, mut joined, mut trailers) = (Bytes::new(), Vec::new(), None);
+    // The length that the head names.
+    if body.size_hint().lower() > most as u64 {
+        return Err(CallError::TooLarge);
+    }
     while let Some(frame) = body.frame().await {
         let data = match frame.map_err(|error| CallError::Broken(error.into()))?.into_data() {
             Ok(data) => data,
@@ -403,6 +408,10 @@ async fn read_whole(mut body: Incoming, held: &mut Held, most: usize) -> Result<
         } else {
             if joined.is_empty() {
                 joined.extend_from_slice(&first);
+            }
+            if joined.capacity() - joined.len() < data.len() {
+                // Doubled as a vector doubles, but never above the limit.
+                joined.reserve_exact((joined.len() * 2).clamp(joined.len() + data.len(), most) - joined.len());
             }
             joined.extend_from_slice(&data);
         }
