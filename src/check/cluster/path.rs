@@ -6,7 +6,7 @@ use reqwest::Url;
 use serde_json::Value;
 
 use crate::check::chain::evidence::CALLER;
-use crate::check::chain::expect::{Expect, Resolve, is_tls, port_of};
+use crate::check::chain::expect::{Expect, Resolve, is_named, is_tls, port_of};
 use crate::check::cluster::front::{Arrival, Front, is_name, is_router};
 use crate::check::cluster::object::{Object, at, is_label, is_selected, list, number, service_host, service_of, text};
 use crate::check::cluster::routing::{Choice, Destination, SeamCall, choose, destinations, virtual_services};
@@ -48,6 +48,7 @@ pub(crate) struct Path<'a> {
     pub(crate) path: String,
     /// The namespace of the chain (`--namespace`).
     namespace: String,
+    expect: Option<Expect>,
     /// `None`: the URL leads past every gateway.
     pub(crate) front: Option<Front<'a>>,
     pub(crate) hops: Vec<Hop<'a>>,
@@ -131,6 +132,7 @@ impl<'a> Path<'a> {
             is_https: is_tls(url),
             path: url.path().to_owned(),
             namespace: subject.namespace.to_owned(),
+            expect: subject.expect.cloned(),
             front: None,
             hops: Vec::new(),
         };
@@ -154,7 +156,8 @@ impl<'a> Path<'a> {
         let is_service = self.snapshot.all("Service").into_iter().any(|service| {
             service.namespace() == subject.namespace && (is(service.text("/spec/clusterIP")) || is_name(address, service))
         });
-        is_pod || is_service || self.snapshot.all("Gateway").is_empty() && self.snapshot.api_gateways().is_empty()
+        let has_router = self.snapshot.all("Pod").into_iter().any(is_router);
+        is_pod || is_service || !has_router && self.snapshot.all("Gateway").is_empty() && self.snapshot.api_gateways().is_empty()
     }
 
     /// The first hop, and from it all others.
@@ -310,6 +313,26 @@ impl<'a> Path<'a> {
     /// Whether a namespace is the chain's.
     pub(crate) fn is_ours(&self, namespace: &str) -> bool {
         namespace == self.namespace || self.hops.iter().any(|hop| hop.namespace == namespace)
+    }
+
+    /// The name of the hop that is expected first.
+    pub(crate) fn expected_first(&self) -> Option<&str> {
+        Some(&self.expect.as_ref()?.name)
+    }
+
+    pub(crate) fn expects(&self, name: &str) -> bool {
+        self.expect.as_ref().is_some_and(|expect| expect.names().iter().any(|expected| is_named(name, expected)))
+    }
+
+    /// Whether a hop calls those, by its `UPSTREAM`, that it is expected to call.
+    pub(crate) fn calls_as_expected(&self, hop: &Hop<'_>) -> bool {
+        fn node<'e>(expect: &'e Expect, name: &str) -> Option<&'e Expect> {
+            if is_named(name, &expect.name) { Some(expect) } else { expect.below.iter().find_map(|below| node(below, name)) }
+        }
+        let Some(expected) = self.expect.as_ref().and_then(|expect| node(expect, &hop.name)) else { return false };
+        let called = configured_calls(hop);
+        let mut pairs = called.iter().zip(&expected.below);
+        called.len() == expected.below.len() && pairs.all(|(url, below)| is_named(&name_of(url), &below.name))
     }
 
     /// A pod by the name that a reply has.

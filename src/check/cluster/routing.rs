@@ -163,18 +163,25 @@ pub(crate) fn destinations<'a>(choice: &Choice<'a>) -> Vec<Destination<'a>> {
 /// whole mesh; several there are merged.
 pub(crate) fn destination_rules<'a>(snapshot: &'a Snapshot, host: &str, namespace: &str) -> Vec<&'a Object> {
     let own = host.split('.').nth(1).unwrap_or_default();
-    let all: Vec<&Object> = snapshot
-        .all("DestinationRule")
-        .into_iter()
-        .filter(|rule| covers(&full_host(rule.text("/spec/host"), rule.namespace()), host))
-        .collect();
+    let of = |rule: &Object| full_host(rule.text("/spec/host"), rule.namespace());
+    let all: Vec<&Object> = snapshot.all("DestinationRule").into_iter().filter(|rule| covers(&of(rule), host)).collect();
     [namespace, own, ROOT_NAMESPACE]
         .into_iter()
         .map(|from| {
-            all.iter().copied().filter(|rule| rule.namespace() == from && is_visible(rule, namespace)).collect::<Vec<_>>()
+            let mut rules: Vec<&Object> =
+                all.iter().copied().filter(|rule| rule.namespace() == from && is_visible(rule, namespace)).collect();
+            // Nothing of a rule for a wider pattern holds beside one for a nearer host.
+            let nearest = rules.iter().map(|rule| nearness(&of(rule))).max();
+            rules.retain(|rule| Some(nearness(&of(rule))) == nearest);
+            rules
         })
         .find(|rules| !rules.is_empty())
         .unwrap_or_default()
+}
+
+/// How near a pattern is to the hosts that it covers: a name, else the longer pattern.
+fn nearness(pattern: &str) -> usize {
+    if pattern.starts_with('*') { pattern.len() } else { usize::MAX }
 }
 
 /// A subset by its name, with the object that has it and its place there.
@@ -190,7 +197,7 @@ pub(crate) fn policy<'a>(rules: &[&'a Object], to: &Destination<'_>, pointer: &s
     let dotted = pointer.replace('/', ".");
     let within = |policy: &'a Value, prefix: &str| {
         let ports = list(policy, "/portLevelSettings").iter().enumerate();
-        let mut ports = ports.filter(|(_, setting)| number(at(setting, "/port/number")) == to.port);
+        let mut ports = ports.filter(|(_, setting)| to.port.is_none_or(|port| number(at(setting, "/port/number")) == Some(port)));
         let of_port = ports.find_map(|(index, setting)| {
             Some((format!("{prefix}.portLevelSettings[{index}]{dotted}"), setting.pointer(pointer)?))
         });

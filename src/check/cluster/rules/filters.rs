@@ -30,8 +30,9 @@ const SIGNS: &[(&[&str], &str, &[Symptom])] = &[
         &[Headers, Sampling],
     ),
     (&["filters.http.tracing", "\"tracing\"", "random_sampling"], "changes tracing", &[Spans, Sampling]),
+    (&["circuit_breakers", "max_pending_requests"], "limits the calls that are open at a time", &[Overload, Answer]),
     (
-        &["buffer", "max_request_bytes", "idle_timeout", "request_timeout", "stream_idle_timeout"],
+        &["buffer", "max_request_bytes", "timeout", "max_stream_duration", "max_connection_duration"],
         "limits how long or how large a request may be",
         &[Slow, Answer],
     ),

@@ -11,7 +11,7 @@ use crate::check::cluster::path::{Hop, Path};
 use crate::check::cluster::routing::{destination_rules, policy};
 use crate::check::cluster::snapshot::{ROOT_NAMESPACE, Snapshot};
 
-const PROXY: &str = "istio-proxy";
+pub(super) const PROXY: &str = "istio-proxy";
 
 pub(crate) fn has_sidecar(pod: &Object) -> bool {
     let containers = ["/spec/containers", "/spec/initContainers"].iter().flat_map(|pointer| pod.list(pointer));
@@ -29,6 +29,10 @@ pub(super) fn mistakes(path: &Path<'_>) -> Vec<Mistake> {
     for hop in path.hops.iter().filter(|_| any) {
         out.extend(injection(path, hop).map(|mistake| mistake.hop(hop)));
         out.extend(excluded(path, hop).into_iter().map(|mistake| mistake.hop(hop)));
+    }
+    for hop in path.hops.iter().filter(|_| !any) {
+        let bare = hop.pods.first().filter(|pod| !is_ambient(pod));
+        out.extend(bare.and_then(|pod| revision(path, pod)).map(|mistake| mistake.hop(hop).standing()));
     }
     for hop in &path.hops {
         out.extend(mtls(path, hop).into_iter().map(|mistake| mistake.seam(path, hop)));
@@ -54,6 +58,9 @@ fn injection(path: &Path<'_>, hop: &Hop<'_>) -> Option<Mistake> {
             return Some(Mistake::new(pod, format!("metadata.{place}[{INJECT}]"), says, explains));
         }
     }
+    if let Some(found) = self::revision(path, pod) {
+        return Some(found);
+    }
     let namespace = path.snapshot.find("Namespace", "", pod.namespace())?;
     let (injection, revision) = (namespace.label("istio-injection"), namespace.label("istio.io/rev"));
     if injection != "enabled" && revision.is_empty() {
@@ -74,6 +81,23 @@ fn injection(path: &Path<'_>, hop: &Hop<'_>) -> Option<Mistake> {
         "is {since}: the pod started before its namespace was labelled, or while the injector was away, and has no sidecar; restart its Deployment"
     );
     Some(Mistake::new(pod, "metadata.creationTimestamp", says, explains))
+}
+
+/// A namespace that asks for the sidecars of a revision that nobody runs.
+fn revision(path: &Path<'_>, pod: &Object) -> Option<Mistake> {
+    const REVISION: &str = "istio.io/rev";
+    let namespace = path.snapshot.find("Namespace", "", pod.namespace())?;
+    let wanted = namespace.label(REVISION);
+    let pods =
+        path.snapshot.all("Pod").into_iter().filter(|pod| pod.namespace() == ROOT_NAMESPACE && pod.label("app") == "istiod");
+    let mut running: Vec<&str> = pods.map(|pod| pod.label(REVISION)).collect();
+    running.dedup();
+    if wanted.is_empty() || running.is_empty() || running.contains(&wanted) || !namespace.label("istio-injection").is_empty() {
+        return None;
+    }
+    let says =
+        format!("is {wanted}, and istiod runs as {}: pods that start in this namespace get no sidecar", running.join(", "));
+    Some(Mistake::new(namespace, format!("metadata.labels[{REVISION}]"), says, &[Proxies, Identity, Spans, Headers, Answer]))
 }
 
 /// Ports that the sidecar does not see.

@@ -89,7 +89,15 @@ fn verdict(path: &Path<'_>, pod: &Object, asked: &Asked<'_>, hop: &str) -> Optio
     let allows: Vec<&&Object> = policies.iter().filter(|policy| action(policy) == "ALLOW").collect();
     let rules = |policy: &Object| policy.list("/spec/rules").iter().map(|rule| mismatch(rule, asked)).collect::<Vec<_>>();
     if allows.is_empty() || allows.iter().any(|policy| rules(policy).iter().any(Option::is_none)) {
-        return None;
+        // From which address the call comes is not known here: what is denied by address may be this call.
+        return policies.iter().filter(|policy| action(policy) == "DENY").find_map(|policy| {
+            let by_address = |found: &Option<(String, String)>| {
+                found.as_ref().is_some_and(|(field, _)| field.ends_with("ipBlocks") || field.ends_with("IpBlocks"))
+            };
+            let index = rules(policy).iter().position(by_address)?;
+            let says = format!("of a DENY policy takes the calls to {hop}{}", described(&policy.list("/spec/rules")[index]));
+            Some(Mistake::new(policy, format!("spec.rules[{index}]"), says, explains))
+        });
     }
     // The policy that was made for this hop is the one to look at; one without rules allows nobody.
     let own = |policy: &&&&Object| policy.at("/spec/selector/matchLabels").is_object() && !policy.list("/spec/rules").is_empty();
@@ -173,6 +181,17 @@ fn source<'a>(source: &Value, asked: &Asked<'_>) -> Option<(&'a str, String)> {
     };
     if !principals.is_empty() && !asked.principals.iter().any(is_one) {
         return Some(("principals", format!("is {}, and {}", principals.join(", "), who())));
+    }
+    let accounts = listed("serviceAccounts");
+    let is_account = |principal: &Option<String>| {
+        let of = |account: &&str| match account.split_once('/') {
+            Some((namespace, name)) => format!("/ns/{namespace}/sa/{name}"),
+            None => format!("/sa/{account}"),
+        };
+        principal.as_deref().is_some_and(|principal| accounts.iter().any(|account| principal.ends_with(&of(account))))
+    };
+    if !accounts.is_empty() && !asked.principals.iter().any(is_account) {
+        return Some(("serviceAccounts", format!("is {}, and {}", accounts.join(", "), who())));
     }
     let not = listed("notPrincipals");
     let is_none_of =

@@ -12,6 +12,7 @@ pub(super) fn mistakes(path: &Path<'_>) -> Vec<Mistake> {
     for hop in &path.hops {
         let Some(service) = hop.service else { continue };
         let found = called(path, hop, service).into_iter().chain(target(hop, service)).chain(protocol(hop, service));
+        let found = found.chain(misdeclared(hop));
         out.extend(found.map(|mistake| mistake.seam(path, hop)));
     }
     out
@@ -34,10 +35,14 @@ fn called(path: &Path<'_>, hop: &Hop<'_>, service: &Object) -> Option<Mistake> {
     ))
 }
 
-/// Where the app listens: the port in `ADDR`, else the one that its container declares.
+/// Where the app listens: the port in `ADDR`, else a hop's usual one, else the one that its container declares.
 fn listens(hop: &Hop<'_>) -> Option<u64> {
+    const USUAL: u64 = 8080;
     if let Some((_, _, addr)) = env(hop, "ADDR") {
         return addr.rsplit(':').next()?.parse().ok();
+    }
+    if !hop.is_foreign && env(hop, "SERVICE_NAME").is_some() {
+        return Some(USUAL);
     }
     let specs = hop
         .pods
@@ -56,6 +61,23 @@ pub(super) fn on_loopback(hop: &Hop<'_>) -> Option<Mistake> {
     let says =
         || format!("is {addr}: the app listens on loopback alone, and the sidecar and the kubelet call it at the pod's address");
     is_loopback.then(|| Mistake::new(object, field, says(), &[Answer, NoPod]))
+}
+
+/// A container port that the Service names, and on which the app does not listen.
+pub(super) fn misdeclared(hop: &Hop<'_>) -> Option<Mistake> {
+    let (_, port) = hop.service_port()?;
+    let name = at(port, "/targetPort").as_str()?;
+    let listens = listens(hop)?;
+    hop.deployments.iter().find_map(|deployment| {
+        let containers = deployment.list("/spec/template/spec/containers").iter().enumerate();
+        let mut ports = containers
+            .flat_map(|(at, container)| list(container, "/ports").iter().enumerate().map(move |(index, port)| (at, index, port)));
+        let (container, index, port) = ports.find(|(_, _, port)| text(port, "/name") == name)?;
+        let declared = number(at(port, "/containerPort")).filter(|declared| *declared != listens)?;
+        let field = format!("spec.template.spec.containers[{container}].ports[{index}].containerPort");
+        let says = format!("is {declared} under the name {name}, and the app listens on {listens}");
+        Some(Mistake::new(deployment, field, says, &[Answer, NoPod]))
+    })
 }
 
 fn target(hop: &Hop<'_>, service: &Object) -> Vec<Mistake> {
@@ -83,6 +105,10 @@ fn target(hop: &Hop<'_>, service: &Object) -> Vec<Mistake> {
 fn protocol(hop: &Hop<'_>, service: &Object) -> Option<Mistake> {
     const BYTES: [&str; 9] = ["tcp", "tls", "https", "udp", "mongo", "mysql", "redis", "postgres", "postgresql"];
     let (index, port) = hop.service_port()?;
+    if matches!(text(port, "/protocol"), "UDP" | "SCTP") {
+        let says = format!("is {}: nothing of TCP is handed on", text(port, "/protocol"));
+        return Some(Mistake::new(service, format!("spec.ports[{index}].protocol"), says, EVERYTHING));
+    }
     let of = |value: &Value| value.as_str().map(str::to_ascii_lowercase);
     let (field, shown) = match (of(at(port, "/appProtocol")), of(at(port, "/name"))) {
         (Some(protocol), _) => ("appProtocol", protocol),

@@ -5,7 +5,7 @@ use serde_json::Value;
 use crate::check::cluster::front::{Front, bare_host};
 use crate::check::cluster::mistake::Mistake;
 use crate::check::cluster::mistake::Symptom::{
-    Answer, Headers, Identity, NotFound, Redirect, Retries, Sampling, Slow, Spans, Split,
+    Answer, Connection, Headers, Identity, Lanes, NotFound, Redirect, Retries, Sampling, Slow, Spans, Split,
 };
 use crate::check::cluster::object::{Object, at, covers, full_host, list, number, seconds, text, texts};
 use crate::check::cluster::path::{Hop, Path, is_of_chain, rewritten};
@@ -15,8 +15,9 @@ use crate::check::cluster::rules::ours::leads_here;
 pub(super) fn mistakes(path: &Path<'_>) -> Vec<Mistake> {
     let mut out = Vec::new();
     let first_is_routed = path.hops.iter().any(|hop| hop.caller.is_none() && hop.choice.is_some());
-    if let Some(front) = path.front.as_ref().filter(|front| !first_is_routed && !front.servers.is_empty()) {
-        out.extend(unrouted(path, front).into_iter().map(Mistake::front));
+    if let Some(front) = path.front.as_ref().filter(|_| !first_is_routed) {
+        let found = if front.servers.is_empty() { no_gateway(path) } else { unrouted(path, front) };
+        out.extend(found.into_iter().map(Mistake::front));
     }
     for hop in &path.hops {
         let mut found = Vec::new();
@@ -69,7 +70,45 @@ fn unrouted(path: &Path<'_>, front: &Front<'_>) -> Vec<Mistake> {
             Mistake::new(service, "spec.hosts", format!("is {hosts}, and the request asks for {}", path.host), &[Answer])
         }));
     }
+    if out.is_empty() {
+        // Short names in a VirtualService of another namespace lead there.
+        let exact = |service: &&Object| service.texts("/spec/hosts").contains(&path.host.as_str());
+        let strays = path.snapshot.all("VirtualService").into_iter().filter(exact);
+        let strays = strays.filter(|service| missing_gateway(path, service).is_some());
+        out.extend(strays.map(|service| unbound(path, service, &gateways)));
+    }
+    if out.is_empty() {
+        out.extend(unserved(path, front));
+    }
     out
+}
+
+/// The Gateway takes the host, and nobody says where its requests go.
+fn unserved(path: &Path<'_>, front: &Front<'_>) -> Option<Mistake> {
+    let (gateway, index, _) = front.servers.first().filter(|_| path.snapshot.knows("virtualservices.networking.istio.io"))?;
+    let says = format!("has {}, and no VirtualService for it is bound to this Gateway: it has no route", path.host);
+    Some(Mistake::new(gateway, format!("spec.servers[{index}].hosts"), says, &[Answer]))
+}
+
+/// No Gateway takes the host: the VirtualService names one that is not there.
+fn no_gateway(path: &Path<'_>) -> Vec<Mistake> {
+    let services = path.snapshot.all("VirtualService").into_iter().filter(|service| names_host(service, &path.host));
+    let of = |service: &Object| {
+        let says = missing_gateway(path, service).filter(|_| leads_here(path, service))?;
+        Some(Mistake::new(service, "spec.gateways", says, &[Connection, Answer, Redirect]))
+    };
+    services.filter_map(of).collect()
+}
+
+/// The Gateway that a VirtualService names and that does not exist.
+fn missing_gateway(path: &Path<'_>, service: &Object) -> Option<String> {
+    let exists = |name: &str| {
+        let (namespace, name) = name.split_once('/').unwrap_or((service.namespace(), name));
+        path.snapshot.find("Gateway", namespace, name).is_some()
+    };
+    let missing = service.texts("/spec/gateways").into_iter().find(|name| *name != "mesh" && !exists(name))?;
+    let place = if missing.contains('/') { String::new() } else { format!(" in {}", service.namespace()) };
+    Some(format!("names {missing}, and there is no such Gateway{place}"))
 }
 
 /// Whether a rule of a VirtualService sends requests to this host.
@@ -89,15 +128,8 @@ fn unbound(path: &Path<'_>, service: &Object, gateways: &[String]) -> Mistake {
             &[Answer],
         );
     }
-    let exists = |name: &str| {
-        let (namespace, name) = name.split_once('/').unwrap_or((service.namespace(), name));
-        path.snapshot.find("Gateway", namespace, name).is_some()
-    };
-    let says = match bound.iter().find(|name| **name != "mesh" && !exists(name)) {
-        Some(missing) => format!(
-            "names {missing}, and there is no such Gateway{}",
-            if missing.contains('/') { String::new() } else { format!(" in {}", service.namespace()) }
-        ),
+    let says = match missing_gateway(path, service) {
+        Some(says) => says,
         None if bound == ["mesh"] => format!("is mesh alone: the gateway {list} does not have these routes"),
         None => format!("is {}, and the request comes in at {list}", bound.join(", ")),
     };
@@ -206,8 +238,15 @@ fn of_rule(path: &Path<'_>, hop: &Hop<'_>, choice: &Choice<'_>) -> Vec<Mistake> 
             out.push(mistake.standing());
         }
     }
+    // Which paths a regular expression takes is not worked out here.
+    let patterns = list(rule, "/match").iter().filter_map(|one| at(one, "/uri/regex").as_str());
+    out.extend(patterns.filter(|_| !hop.answered).map(|pattern| {
+        let asked = if hop.caller.is_none() { &path.path } else { &hop.call.path };
+        let says = format!("has the regular expression {pattern}, which must take the whole path {asked}, not a part of it");
+        Mistake::new(object, choice.field("match"), says, &[NotFound])
+    }));
     out.extend(times(choice));
-    out.extend(headers(choice));
+    out.extend(headers(choice, hop.caller.is_none()));
     if let Some(front) = path.front.as_ref().filter(|_| hop.caller.is_none()) {
         out.extend(rewrite(path, hop, choice));
         out.extend(foreign_hosts(front, object.namespace(), &path.host));
@@ -252,7 +291,7 @@ fn shortest(choice: &Choice<'_>, field: &str) -> f64 {
 }
 
 /// Headers that belong to a trace, to a request or to the caller, and are removed or set.
-fn headers(choice: &Choice<'_>) -> Vec<Mistake> {
+fn headers(choice: &Choice<'_>, is_front: bool) -> Vec<Mistake> {
     let Choice { object, rule, .. } = choice;
     let mut places = vec![(at(rule, "/headers/request"), choice.field("headers.request"))];
     for (index, route) in list(rule, "/route").iter().enumerate() {
@@ -261,10 +300,12 @@ fn headers(choice: &Choice<'_>) -> Vec<Mistake> {
     let mut out = Vec::new();
     for (request, field) in places {
         let removed = texts(request, "/remove");
-        let removed: Vec<&str> = removed.into_iter().filter(|name| is_traced(name)).collect();
+        // At the gateway lanes are closed to callers from outside on purpose.
+        let is_missed = |name: &&str| is_traced(name) || (!is_front && name.eq_ignore_ascii_case("x-lane"));
+        let removed: Vec<&str> = removed.into_iter().filter(is_missed).collect();
         if !removed.is_empty() {
             let says = format!("has {}: the proxy takes it away", removed.join(", "));
-            out.push(Mistake::new(object, format!("{field}.remove"), says, &[Headers, Spans]));
+            out.push(Mistake::new(object, format!("{field}.remove"), says, &[Headers, Spans, Lanes]));
         }
         for how in ["set", "add"] {
             for (name, value) in request.get(how).and_then(Value::as_object).into_iter().flatten() {
@@ -280,6 +321,7 @@ fn headers(choice: &Choice<'_>) -> Vec<Mistake> {
                     lower if is_traced(lower) => {
                         (format!("has {name}: {value}: the proxy overwrites it"), &[Headers, Spans, Sampling][..])
                     }
+                    "x-lane" => (format!("has {name}: {value}: every request takes that lane"), &[Headers, Lanes, Split][..]),
                     "x-forwarded-client-cert" => (format!("has {name}: the caller's identity is overwritten"), &[Identity][..]),
                     _ => continue,
                 };

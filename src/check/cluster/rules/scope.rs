@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use crate::check::cluster::mistake::Symptom::{Answer, Headers, Identity, Proxies, Spans};
 use crate::check::cluster::mistake::{EVERYTHING, Mistake};
-use crate::check::cluster::object::{Object, at, covers, is_exported, number, text, texts};
+use crate::check::cluster::object::{Object, at, covers, is_exported, number, service_of, text, texts};
 use crate::check::cluster::path::{Hop, Path};
 use crate::check::cluster::rules::subsets::listed;
 use crate::check::cluster::snapshot::{ROOT_NAMESPACE, Snapshot};
@@ -57,12 +57,7 @@ fn egress(path: &Path<'_>, hop: &Hop<'_>) -> Option<Mistake> {
     let sidecar = sidecar_of(path.snapshot, caller)?;
     let service = hop.service?;
     let rules = sidecar.list("/spec/egress");
-    let knows = |pattern: &str| {
-        let (namespace, host) = pattern.split_once('/').unwrap_or(("*", pattern));
-        let own = namespace == "." && service.namespace() == caller.namespace();
-        (namespace == "*" || namespace == service.namespace() || own) && covers(host, &hop.full_name())
-    };
-    let named = |rule: &Value| texts(rule, "/hosts").iter().any(|pattern| knows(pattern));
+    let named = |rule: &Value| is_listed(rule, caller.namespace(), service.namespace(), &hop.full_name());
     if rules.is_empty() {
         return None;
     }
@@ -85,6 +80,23 @@ fn egress(path: &Path<'_>, hop: &Hop<'_>) -> Option<Mistake> {
         path.caller_name(hop)
     );
     Some(Mistake::new(sidecar, "spec.egress[0].hosts", says, EVERYTHING))
+}
+
+/// Whether the hosts of an egress rule have this one, of a Service in `namespace`, for a caller in `own`.
+fn is_listed(rule: &Value, own: &str, namespace: &str, host: &str) -> bool {
+    texts(rule, "/hosts").iter().any(|pattern| {
+        let (of, pattern) = pattern.split_once('/').unwrap_or(("*", pattern));
+        (of == "*" || of == namespace || (of == "." && own == namespace)) && covers(pattern, host)
+    })
+}
+
+/// The Sidecar that keeps a Service from a pod's proxy, and the hosts that it lists.
+pub(super) fn keeping<'a>(snapshot: &'a Snapshot, pod: &Object, host: &str) -> Option<(&'a Object, String)> {
+    let (_, namespace) = service_of(host, pod.namespace())?;
+    let sidecar = sidecar_of(snapshot, pod)?;
+    let rules = sidecar.list("/spec/egress");
+    let is_kept = !rules.is_empty() && !rules.iter().any(|rule| is_listed(rule, pod.namespace(), namespace, host));
+    is_kept.then(|| (sidecar, rules.iter().map(|rule| listed(rule, "/hosts")).collect::<Vec<_>>().join(", ")))
 }
 
 /// A Sidecar that opens other ports to callers than the app has, or hands them on to another one.

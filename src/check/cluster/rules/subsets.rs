@@ -2,10 +2,13 @@
 
 use serde_json::Value;
 
-use crate::check::cluster::mistake::Mistake;
-use crate::check::cluster::mistake::Symptom::{Answer, Lanes, NoPod, Retries, Split};
-use crate::check::cluster::object::{Object, at, covers, full_host, is_selected, labels_text, number, service_of, text, texts};
-use crate::check::cluster::path::{Hop, Path, selects};
+use crate::check::chain::expect::is_named;
+use crate::check::cluster::mistake::Symptom::{Answer, Chain, Lanes, NoPod, Retries, Split};
+use crate::check::cluster::mistake::{EVERYTHING, Mistake};
+use crate::check::cluster::object::{
+    Object, at, covers, full_host, is_selected, labels_text, list, number, service_of, text, texts,
+};
+use crate::check::cluster::path::{Hop, Path, base_name, selects};
 use crate::check::cluster::routing::{Choice, Destination, destination_rules, is_visible, subset};
 use crate::check::cluster::snapshot::ROOT_NAMESPACE;
 
@@ -48,6 +51,10 @@ fn host(path: &Path<'_>, hop: &Hop<'_>, choice: &Choice<'_>, to: &Destination<'_
     let ports = service.list("/spec/ports");
     let numbers: Vec<String> = ports.iter().map(|port| at(port, "/port").to_string()).collect();
     match to.port {
+        Some(port) if !ports.iter().any(|own| number(at(own, "/port")) == Some(port)) && is_agreed(path, hop, choice, to) => {
+            let says = format!("is {}, and all that lead to the Service ask for {port}", numbers.join(", "));
+            Some(Mistake::new(service, "spec.ports[0].port", says, EVERYTHING))
+        }
         Some(port) if !ports.iter().any(|own| number(at(own, "/port")) == Some(port)) => {
             let says = format!("is {port}, and {} has {}", service.title(), numbers.join(", "));
             Some(Mistake::new(choice.object, field("port.number"), says, &[Answer]))
@@ -56,12 +63,42 @@ fn host(path: &Path<'_>, hop: &Hop<'_>, choice: &Choice<'_>, to: &Destination<'_
             let says = format!("is not set, and {} has several: {}", service.title(), numbers.join(", "));
             Some(Mistake::new(choice.object, field("port.number"), says, &[Answer]))
         }
+        _ if hop.caller.is_none() && is_astray(path, hop, service) => {
+            let first = path.expected_first().unwrap_or_default();
+            let says = format!("is {}, and {first} is expected first", to.host);
+            Some(Mistake::new(choice.object, field("host"), says, &[Answer, Chain, Split]))
+        }
         _ if hop.service.is_some_and(|own| own.title() != service.title()) && hop.answered => {
             let says = format!("is {}, which is another Service than {} that the caller asks for", to.host, hop.name);
             Some(Mistake::new(choice.object, field("host"), says, &[Answer, Split]))
         }
         _ => None,
     }
+}
+
+/// Whether others ask for the port of this destination, too: then it is the Service that differs.
+fn is_agreed(path: &Path<'_>, hop: &Hop<'_>, choice: &Choice<'_>, to: &Destination<'_>) -> bool {
+    if hop.caller.is_some() {
+        return hop.call.port == to.port;
+    }
+    let services = path.snapshot.all("VirtualService").into_iter();
+    let mut rules = services.flat_map(|object| object.list("/spec/http").iter().enumerate().map(move |rule| (object, rule)));
+    rules.any(|(object, (index, rule))| {
+        let leads = |route: &Value| {
+            full_host(text(route, "/destination/host"), object.namespace()) == to.host
+                && number(at(route, "/destination/port/number")) == to.port
+        };
+        (object.title() != choice.object.title() || index != choice.index) && list(rule, "/route").iter().any(leads)
+    })
+}
+
+/// Whether the request is sent to another Service than that of the hop that is expected first.
+fn is_astray(path: &Path<'_>, hop: &Hop<'_>, service: &Object) -> bool {
+    let Some(first) = path.expected_first() else { return false };
+    let is_right = hop.answered && is_named(&hop.name, first);
+    let own = base_name(first);
+    let is_variant = service.name().strip_prefix(own).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'));
+    !is_right && !is_variant && path.snapshot.service(own, service.namespace()).is_some()
 }
 
 /// Why a host is no Service: what it may have meant.
@@ -157,6 +194,20 @@ fn no_subset(path: &Path<'_>, hop: &Hop<'_>, choice: &Choice<'_>, to: &Destinati
     if let Some(astray) = astray {
         let says = format!("is {}, which is no Service's name, so {} has no subset {name}", astray.text("/spec/host"), to.host);
         return Mistake::new(astray, "spec.host", says, &[Answer, Lanes]);
+    }
+    // A rule in a namespace where nobody calls was meant for these callers.
+    let is_somebodys = |namespace: &str| {
+        path.snapshot.all("Service").into_iter().any(|service| service.namespace() == namespace && service.name() != "kubernetes")
+    };
+    let is_for = |rule: &&&Object| {
+        covers(&full_host(rule.text("/spec/host"), rule.namespace()), &to.host) && !is_somebodys(rule.namespace())
+    };
+    if let Some(elsewhere) = having.iter().find(is_for) {
+        let says = format!(
+            "is {}: callers in {namespace} obey rules of their own namespace, of the Service's and of {ROOT_NAMESPACE}, and none there has the subset {name}",
+            elsewhere.namespace()
+        );
+        return Mistake::new(elsewhere, "metadata.namespace", says, &[Answer, Lanes]);
     }
     let names: Vec<&str> = rules.iter().flat_map(|rule| rule.list("/spec/subsets")).map(|subset| text(subset, "/name")).collect();
     let has = match (rules.first(), names.is_empty()) {

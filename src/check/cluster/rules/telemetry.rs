@@ -1,11 +1,12 @@
 //! Telemetry: which proxies report, to whom, and how many requests.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::check::cluster::mistake::Mistake;
 use crate::check::cluster::mistake::Symptom::{self, Headers, Proxies, Sampling, Spans};
-use crate::check::cluster::object::{Object, at, list, text};
+use crate::check::cluster::object::{Object, at, list, number, service_of, text};
 use crate::check::cluster::path::Path;
+use crate::check::cluster::rules::scope::keeping;
 use crate::check::cluster::snapshot::ROOT_NAMESPACE;
 
 pub(super) fn mistakes(path: &Path<'_>) -> Vec<Mistake> {
@@ -16,6 +17,10 @@ pub(super) fn mistakes(path: &Path<'_>) -> Vec<Mistake> {
         for telemetry in &holding {
             out.extend(of(telemetry, providers.as_deref()).into_iter().map(place));
         }
+        let tracing = holding.iter().flat_map(|telemetry| telemetry.list("/spec/tracing"));
+        let name = tracing.flat_map(|tracing| list(tracing, "/providers")).map(|provider| text(provider, "/name")).next();
+        let used = providers.iter().flatten().find(|provider| Some(provider.name.as_str()) == name);
+        out.extend(used.and_then(|provider| collector(path, pod, provider)).map(place));
         // The nearest object alone decides about providers and rates; further ones fill what it leaves out.
         let traces = holding.iter().any(|telemetry| !telemetry.list("/spec/tracing").is_empty());
         if !traces && path.snapshot.knows("telemetries.telemetry.istio.io") {
@@ -46,18 +51,17 @@ fn holding<'a>(path: &Path<'a>, pod: &Object) -> Vec<&'a Object> {
     own.chain(whole(pod.namespace())).chain(root).copied().collect()
 }
 
-fn of(telemetry: &Object, providers: Option<&[String]>) -> Vec<Mistake> {
+fn of(telemetry: &Object, providers: Option<&[Provider]>) -> Vec<Mistake> {
     let mut out = Vec::new();
     for (index, tracing) in telemetry.list("/spec/tracing").iter().enumerate() {
         let field = |rest: &str| format!("spec.tracing[{index}].{rest}");
         let new = |rest: &str, says: String, explains: &[Symptom]| Mistake::new(telemetry, field(rest), says, explains);
         for (at_provider, provider) in list(tracing, "/providers").iter().enumerate() {
             let name = text(provider, "/name");
-            if let Some(known) = providers.filter(|known| !known.iter().any(|known| known == name)) {
-                let says = format!(
-                    "is {name}, and the mesh has {}",
-                    if known.is_empty() { "no provider".to_owned() } else { known.join(", ") }
-                );
+            if let Some(known) = providers.filter(|known| !known.iter().any(|known| known.name == name)) {
+                let names: Vec<&str> = known.iter().map(|known| known.name.as_str()).collect();
+                let names = if names.is_empty() { "no provider".to_owned() } else { names.join(", ") };
+                let says = format!("is {name}, and the mesh has {names}");
                 out.push(new(&format!("providers[{at_provider}].name"), says, &[Spans, Proxies, Headers, Sampling]).standing());
             }
         }
@@ -129,10 +133,67 @@ fn missing(path: &Path<'_>, pod: &Object) -> impl Iterator<Item = Mistake> {
         .into_iter()
 }
 
-/// The names in `extensionProviders` of the mesh's configuration: YAML as istiod writes it, read line by line.
-fn providers(mesh: &str) -> Vec<String> {
+/// Where a proxy reports: a provider that the mesh has.
+#[derive(Debug, Default)]
+struct Provider {
+    name: String,
+    /// The collector's host, and the port of its Service.
+    service: String,
+    port: Option<u64>,
+}
+
+/// The `extensionProviders` of the mesh's configuration: YAML as istiod writes it, read line by line.
+fn providers(mesh: &str) -> Vec<Provider> {
     let list = mesh.lines().skip_while(|line| !line.starts_with("extensionProviders:")).skip(1);
-    let list = list.take_while(|line| line.starts_with([' ', '-']));
-    let names = list.filter_map(|line| line.trim_start_matches([' ', '-']).strip_prefix("name:"));
-    names.map(|name| name.trim().trim_matches(['"', '\'']).to_owned()).collect()
+    let mut out: Vec<Provider> = Vec::new();
+    for line in list.take_while(|line| line.starts_with([' ', '-'])) {
+        if line.trim_start().starts_with("- ") && line.find('-') <= Some(2) {
+            out.push(Provider::default());
+        }
+        let (Some(provider), Some((key, value))) = (out.last_mut(), line.trim_start_matches([' ', '-']).split_once(':')) else {
+            continue;
+        };
+        let value = value.trim().trim_matches(['"', '\'']);
+        match key {
+            "name" if provider.name.is_empty() => provider.name = value.to_owned(),
+            // `namespace/host` is a way to write it.
+            "service" => provider.service = value.rsplit('/').next().unwrap_or(value).to_owned(),
+            "port" => provider.port = value.parse().ok(),
+            _ => {}
+        }
+    }
+    out
+}
+
+/// The collector that a pod's proxy cannot report to: it is not there, or a Sidecar hides it.
+fn collector(path: &Path<'_>, pod: &Object, provider: &Provider) -> Option<Mistake> {
+    let Provider { name, service: host, port } = provider;
+    let (service, namespace) = service_of(host, ROOT_NAMESPACE)?;
+    let explains = &[Spans, Proxies, Headers, Sampling];
+    let is_entry = path.snapshot.all("ServiceEntry").iter().any(|entry| entry.texts("/spec/hosts").contains(&host.as_str()));
+    let found = path.snapshot.service(service, namespace);
+    let ports: Vec<u64> =
+        found.into_iter().flat_map(|found| found.list("/spec/ports")).filter_map(|port| number(at(port, "/port"))).collect();
+    let wrong = match (found, port) {
+        (None, _) if !is_entry && path.snapshot.knows("services") => {
+            Some(("service", host.clone(), format!("and there is no Service {service} in {namespace}")))
+        }
+        (Some(found), Some(port)) if !ports.contains(port) => {
+            let ports = ports.iter().map(u64::to_string).collect::<Vec<_>>().join(", ");
+            Some(("port", port.to_string(), format!("and {} has {ports}", found.title())))
+        }
+        _ => None,
+    };
+    if let Some((key, value, why)) = wrong {
+        let metadata = json!({"name": "istio", "namespace": ROOT_NAMESPACE});
+        let mesh = Object::new(json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata}));
+        let says = format!("has the {key} {value} for the provider {name}, {why}: no span of a proxy arrives");
+        let next =
+            format!("kubectl get configmap istio -n {ROOT_NAMESPACE} -o jsonpath='{{.data.mesh}}'  # look for: {key}: {value}");
+        return Some(Mistake::new(&mesh, "data.mesh", says, explains).shown_by(&next).standing());
+    }
+    let is_gateway = crate::check::cluster::front::is_router(pod);
+    let (sidecar, hosts) = keeping(path.snapshot, pod, host).filter(|_| !is_gateway)?;
+    let says = format!("is {hosts}, which lacks {host}: the proxies do not know the collector of the provider {name}");
+    Some(Mistake::new(sidecar, "spec.egress[0].hosts", says, explains))
 }

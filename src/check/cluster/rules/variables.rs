@@ -2,8 +2,8 @@
 
 use crate::check::cluster::mistake::Mistake;
 use crate::check::cluster::mistake::Symptom::{self, Answer, Headers, Overload, Retries, Sampling, Slow, Spans, Split};
-use crate::check::cluster::object::{at, number, seconds, service_of};
-use crate::check::cluster::path::{Hop, Path, env, envs, is_of_chain};
+use crate::check::cluster::object::{Object, at, number, seconds, service_of};
+use crate::check::cluster::path::{Hop, Path, base_name, env, envs, is_of_chain};
 
 /// A variable, when it is a mistake, and what it does. The value stands in front.
 struct Rule {
@@ -76,7 +76,8 @@ pub(super) fn mistakes(path: &Path<'_>) -> Vec<Mistake> {
             }
         }
         out.extend(collector(path, hop));
-        out.extend(upstream(hop));
+        out.extend(renamed(path, hop));
+        out.extend(upstream(path, hop));
     }
     out.extend(path.hops.iter().filter_map(|hop| called_path(path, hop)));
     out
@@ -96,7 +97,7 @@ fn collector(path: &Path<'_>, hop: &Hop<'_>) -> Option<Mistake> {
             let ports: Vec<u64> = service.list("/spec/ports").iter().filter_map(|port| number(at(port, "/port"))).collect();
             let port = uri.port_u16().map_or(80, u64::from);
             if ports.contains(&port) {
-                return None;
+                return other_protocol(hop, port, (object, &field, value));
             }
             format!(
                 "is {value}, and {} has the ports {}",
@@ -106,6 +107,33 @@ fn collector(path: &Path<'_>, hop: &Hop<'_>) -> Option<Mistake> {
         }
     };
     Some(Mistake::new(object, field, says, &[Spans]).hop(hop))
+}
+
+/// Collectors take OTLP over HTTP at one port and over gRPC at another.
+fn other_protocol(hop: &Hop<'_>, port: u64, (object, field, value): (&Object, &str, &str)) -> Option<Mistake> {
+    let names = ["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"];
+    let set = names.into_iter().find_map(|name| env(hop, name));
+    let is_grpc = set.as_ref().is_some_and(|(.., protocol)| *protocol == "grpc");
+    match (port, set) {
+        (4317, _) if !is_grpc && field.contains("OTLP") => {
+            let says = format!("is {value}: 4317 is the port of OTLP over gRPC, and the hop sends OTLP over HTTP (4318)");
+            Some(Mistake::new(object, field, says, &[Spans]).hop(hop))
+        }
+        (4318, Some((object, field, protocol))) if is_grpc => {
+            let says = format!("is {protocol}, and {value} has the port of OTLP over HTTP (of gRPC: 4317)");
+            Some(Mistake::new(object, field, says, &[Spans]).hop(hop))
+        }
+        _ => None,
+    }
+}
+
+/// The hop answers under another name than its Service's, which is the expected one.
+fn renamed(path: &Path<'_>, hop: &Hop<'_>) -> Option<Mistake> {
+    let service = hop.service?;
+    let (object, field, value) = env(hop, "SERVICE_NAME")?;
+    let is_other = base_name(&hop.name) == value && path.expects(service.name()) && !path.expects(&hop.name);
+    let says = || format!("is {value}, and the hop is reached as {}", service.title());
+    is_other.then(|| Mistake::new(object, field, says(), &[Symptom::Chain, Spans]).hop(hop))
 }
 
 /// The path in the caller's `UPSTREAM`.
@@ -122,7 +150,10 @@ fn called_path(path: &Path<'_>, hop: &Hop<'_>) -> Option<Mistake> {
 }
 
 /// A chain that is shorter, longer or other than expected is what `UPSTREAM` makes it.
-fn upstream(hop: &Hop<'_>) -> Option<Mistake> {
+fn upstream(path: &Path<'_>, hop: &Hop<'_>) -> Option<Mistake> {
+    if path.calls_as_expected(hop) {
+        return None;
+    }
     let (object, field, value) = env(hop, "UPSTREAM").or_else(|| {
         let deployment = hop.deployments.first()?;
         Some((*deployment, "spec.template.spec.containers[0].env[UPSTREAM]".to_owned(), ""))

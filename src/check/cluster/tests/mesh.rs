@@ -57,6 +57,22 @@ fn sidecars_scopes_and_endpoints_are_named_with_their_field() {
             "metadata.annotations[networking.istio.io/exportTo]",
         ),
         (
+            vec![
+                bare(),
+                Set("Namespace shop", "/metadata/labels", json!({"istio.io/rev": "canary"})),
+                Add(object(
+                    "v1",
+                    "Pod",
+                    "istio-system",
+                    "istiod-7d4b9c6f5-x2x5z",
+                    json!({"metadata": {"labels": {"app": "istiod", "istio.io/rev": "default"}}}),
+                )),
+            ],
+            lost(),
+            "Namespace shop",
+            "metadata.labels[istio.io/rev]",
+        ),
+        (
             vec![Add(net("ServiceEntry", "left", entry))],
             call(1, "503 connect error"),
             "ServiceEntry shop/left",
@@ -102,6 +118,20 @@ fn policies_are_named_with_their_field() {
             name,
             "spec.rules[0].to[0].operation.paths",
         ),
+        (
+            policy(json!({"selector": second, "rules": [{"from": [{"source": {"serviceAccounts": ["shop/service9"]}}]}]})),
+            denied(),
+            name,
+            "spec.rules[0].from[0].source.serviceAccounts",
+        ),
+        (
+            policy(
+                json!({"selector": second, "action": "DENY", "rules": [{"from": [{"source": {"ipBlocks": ["10.0.0.0/8"]}}]}]}),
+            ),
+            denied(),
+            name,
+            "spec.rules[0]",
+        ),
         (policy(json!({"selector": second, "rules": jwt})), denied(), name, "spec.rules[0].from[0].source.requestPrincipals"),
         (
             vec![Add(object(
@@ -134,6 +164,19 @@ fn telemetry_and_filters_are_named_with_their_field() {
             telemetry,
             "spec.tracing[0].randomSamplingPercentage",
         ),
+        (
+            vec![Add(net("Sidecar", "default", json!({"egress": [{"hosts": ["./*"]}]})))],
+            fail(CheckId::PropagationCoverage, "do not trace").seam("service1", "service2", None).hop("service2"),
+            "Sidecar shop/default",
+            "spec.egress[0].hosts",
+        ),
+        (
+            vec![Set("Service jaeger-collector", "/spec/ports/0/port", json!(4327))],
+            spans(),
+            "ConfigMap istio-system/istio",
+            "data.mesh",
+        ),
+        (vec![Remove("Service jaeger-collector")], spans(), "ConfigMap istio-system/istio", "data.mesh"),
         (vec![Remove("Telemetry door")], fail(CheckId::TracesProxies, "no gateway"), telemetry, "metadata.namespace"),
         (
             vec![Add(object("networking.istio.io/v1alpha3", "EnvoyFilter", "shop", "strip", json!({"spec": lua})))],

@@ -15,7 +15,7 @@ use crate::check::cluster::snapshot::{SecretSeen, Snapshot};
 use crate::check::report::{CheckId, Finding, Hint};
 use crate::hop::reply::Tree;
 
-const MESH: &str = "enableTracing: true\nextensionProviders:\n- name: jaeger\n  opentelemetry:\n    port: 4317\n- name: zipkin\nrootNamespace: istio-system\n";
+const MESH: &str = "enableTracing: true\nextensionProviders:\n- name: jaeger\n  opentelemetry:\n    port: 4317\n    service: jaeger-collector.istio-system.svc.cluster.local\n- name: zipkin\nrootNamespace: istio-system\n";
 
 fn object(api: &str, kind: &str, namespace: &str, name: &str, mut rest: Value) -> Value {
     rest["apiVersion"] = json!(api);
@@ -107,6 +107,13 @@ fn cluster() -> Vec<Value> {
             json!({"gateways": ["door"], "hosts": ["shop.example.com"], "http": [
             {"match": [{"uri": {"exact": "/http/service0"}}], "rewrite": {"uri": "/service0"}, "timeout": "15s",
              "route": [{"destination": {"host": "service1.shop.svc.cluster.local", "subset": "base", "port": {"number": 80}}}]}]}),
+        ),
+        object(
+            "v1",
+            "Service",
+            "istio-system",
+            "jaeger-collector",
+            json!({"spec": {"ports": [{"name": "otlp-grpc", "port": 4317}, {"name": "otlp-http", "port": 4318}]}}),
         ),
         object(
             "telemetry.istio.io/v1",
@@ -225,6 +232,12 @@ fn call(n: usize, text: &str) -> Finding {
 
 fn front(text: &str) -> Finding {
     fail(CheckId::ReachHttp, text)
+}
+
+/// Another hop answered than the expected one.
+fn other_hop(from: &str, expected: &str, answered: &str) -> Finding {
+    let text = format!("Expected {expected} behind {from}, and {answered} answered");
+    fail(CheckId::ChainOrder, &text).seam(from, expected, None).hop(answered)
 }
 
 /// The object and field that explain a finding.

@@ -47,6 +47,35 @@ fn routes_of_the_gateway_are_named_with_their_field() {
             door,
             "spec.http[0].timeout",
         ),
+        (
+            vec![Set("VirtualService door", "/spec/http/0/match/0/uri", json!({"regex": "/http"}))],
+            front("404"),
+            door,
+            "spec.http[0].match",
+        ),
+        (
+            vec![Set("VirtualService door", "/spec/http/0/route/0/destination/host", json!("service2.shop.svc.cluster.local"))],
+            other_hop("check", "service1", "service2"),
+            door,
+            "spec.http[0].route[0].destination.host",
+        ),
+        (vec![Remove("Gateway door")], fail(CheckId::ReachTcp, "refused"), door, "spec.gateways"),
+        (vec![Remove("VirtualService door")], front("404"), "Gateway shop/door", "spec.servers[0].hosts"),
+        (
+            vec![
+                Set("VirtualService door", "/metadata/namespace", json!("default")),
+                Set("VirtualService door", "/spec/http/0/route/0/destination/host", json!("service1")),
+            ],
+            front("404"),
+            "VirtualService default/door",
+            "spec.gateways",
+        ),
+        (
+            vec![Set("Service service1", "/spec/ports/0/port", json!(8080))],
+            front("503"),
+            "Service shop/service1",
+            "spec.ports[0].port",
+        ),
     ]);
 }
 
@@ -100,6 +129,18 @@ fn routes_between_hops_are_named_with_their_field() {
             call(1, "404"),
             second,
             "spec.http[0].match",
+        ),
+        (
+            vec![Set("VirtualService service2", "/spec/http/0/headers", json!({"request": {"set": {"x-lane": "gray"}}}))],
+            fail(CheckId::PropagationLane, "changed").seam("service1", "service2", None),
+            second,
+            "spec.http[0].headers.request.set",
+        ),
+        (
+            vec![Set("Service service2", "/spec/ports/0/port", json!(8080))],
+            call(1, "503"),
+            "Service shop/service2",
+            "spec.ports[0].port",
         ),
     ]);
     let mut older = net(
@@ -164,10 +205,30 @@ fn destination_rules_are_named_with_their_field() {
             "spec.exportTo",
         ),
         (
+            vec![Set("DestinationRule service2", "/metadata/namespace", json!("default"))],
+            call(1, "503"),
+            "DestinationRule default/service2",
+            "metadata.namespace",
+        ),
+        (
             vec![Remove("DestinationRule service2")],
             call(1, "503"),
             "VirtualService shop/service2",
             "spec.http[0].route[0].destination.subset",
         ),
     ]);
+}
+
+/// Of several rules for a host the one with the nearest name holds, and nothing of the others.
+#[test]
+fn a_rule_for_a_wider_pattern_is_no_cause_beside_a_nearer_one() {
+    let wide = |host: &str| {
+        let spec = json!({"host": host, "trafficPolicy": {"tls": {"mode": "SIMPLE"}}});
+        Add(net("DestinationRule", "wide", spec))
+    };
+    assert_eq!(explained(&found(vec![wide("*.shop.svc.cluster.local")]), &call(1, "503")), None);
+    let alone =
+        found(vec![Remove("VirtualService service2"), Remove("DestinationRule service2"), wide("*.shop.svc.cluster.local")]);
+    let named = Some(("DestinationRule shop/wide".to_owned(), "spec.trafficPolicy.tls.mode".to_owned()));
+    assert_eq!(explained(&alone, &call(1, "503")), named);
 }

@@ -12,6 +12,13 @@ fn services_and_pods_are_named_with_their_field() {
             Set("Pod service2-7d4b9c6f5-x2x5z", "/status/containerStatuses", json!([{"state": {"waiting": {"reason": reason}}}])),
         ]
     };
+    let ended = |name: &str, code: u64, list: &'static str, mut changes: Vec<Change>| {
+        let last = json!({"terminated": {"exitCode": code, "reason": "Error"}});
+        let status =
+            json!([{"name": name, "restartCount": 3, "state": {"waiting": {"reason": "CrashLoopBackOff"}}, "lastState": last}]);
+        changes.extend([not_ready(), Set("Pod service2-7d4b9c6f5-x2x5z", list, status)]);
+        changes
+    };
     let gone = "no healthy upstream";
     assert_names(vec![
         (vec![Set("Service service2", "/spec/selector", json!({"app": "servce2"}))], call(1, gone), service, "spec.selector"),
@@ -47,6 +54,82 @@ fn services_and_pods_are_named_with_their_field() {
             call(1, gone),
             deployment,
             "spec.replicas",
+        ),
+        (
+            vec![Set("Service service2", "/spec/selector", json!({"lane": "base"}))],
+            other_hop("service1", "service2", "service3"),
+            service,
+            "spec.selector",
+        ),
+        (
+            vec![Set("Service service2", "/spec/ports/0/protocol", json!("UDP"))],
+            call(1, "refused"),
+            service,
+            "spec.ports[0].protocol",
+        ),
+        (
+            vec![
+                not_ready(),
+                Set("Pod service2-7d4b9c6f5-x2x5z", "/spec/containers/0/ports/0/containerPort", json!(9090)),
+                Set("Deployment service2", "/spec/template/spec/containers/0/ports/0/containerPort", json!(9090)),
+            ],
+            call(1, gone),
+            deployment,
+            "spec.template.spec.containers[0].ports[0].containerPort",
+        ),
+        (
+            ended(
+                "httpserver",
+                137,
+                "/status/containerStatuses",
+                vec![Set(
+                    "Deployment service2",
+                    "/spec/template/spec/containers/0/livenessProbe",
+                    json!({"httpGet": {"path": "/live", "port": "http"}}),
+                )],
+            ),
+            call(1, gone),
+            deployment,
+            "spec.template.spec.containers[0].livenessProbe.httpGet.path",
+        ),
+        (
+            ended(
+                "httpserver",
+                2,
+                "/status/containerStatuses",
+                vec![Set("Deployment service2", "/spec/template/spec/containers/0/args", json!(["--nope"]))],
+            ),
+            call(1, gone),
+            deployment,
+            "spec.template.spec.containers[0].args",
+        ),
+        (
+            ended(
+                "setup",
+                1,
+                "/status/initContainerStatuses",
+                vec![Set(
+                    "Deployment service2",
+                    "/spec/template/spec/initContainers",
+                    json!([{"name": "wait"}, {"name": "setup"}]),
+                )],
+            ),
+            call(1, gone),
+            deployment,
+            "spec.template.spec.initContainers[1].env",
+        ),
+        (
+            vec![
+                not_ready(),
+                Set(
+                    "Pod service2-7d4b9c6f5-x2x5z",
+                    "/status/initContainerStatuses",
+                    json!([{"name": "istio-proxy", "state": {"waiting": {"reason": "ImagePullBackOff"}}}]),
+                ),
+            ],
+            call(1, gone),
+            deployment,
+            "spec.template.metadata.annotations[sidecar.istio.io/proxyImage]",
         ),
         (waits("ImagePullBackOff"), call(1, gone), deployment, "spec.template.spec.containers[0].image"),
         (waits("CrashLoopBackOff"), call(1, gone), deployment, "spec.template.spec.containers[0].env"),
@@ -162,6 +245,16 @@ fn variables_are_named_with_their_field() {
             vec![Set(
                 "Deployment service2",
                 "/spec/template/spec/containers/0/env/0",
+                json!({"name": "OTEL_EXPORTER_OTLP_ENDPOINT", "value": "http://jaeger-collector.istio-system.svc.cluster.local:4317"}),
+            )],
+            fail(CheckId::TracesServices, "service2 does not report").hop("service2"),
+            deployment,
+            "spec.template.spec.containers[0].env[OTEL_EXPORTER_OTLP_ENDPOINT]",
+        ),
+        (
+            vec![Set(
+                "Deployment service2",
+                "/spec/template/spec/containers/0/env/0",
                 json!({"name": "DROP_HEADERS", "value": "traceparent"}),
             )],
             fail(CheckId::PropagationW3c, "lost").seam("service2", "service3", None),
@@ -186,4 +279,23 @@ fn what_repeats_calls_is_not_what_makes_them_fail() {
         "Deployment shop/service3",
         "spec.template.spec.containers[0].env[FAULT]",
     )]);
+}
+
+/// A hop under another name than its Service's is no matter of who calls it.
+#[test]
+fn a_hop_that_answers_under_another_name_is_named_by_its_own_variable() {
+    let reply = |service: &str, n: usize, upstreams: Value| {
+        json!({"service": service, "version": "v1", "lane": "base", "hostname": format!("service{n}-7d4b9c6f5-x2x5z"), "message": "",
+            "path": format!("/service{n}"), "status": 200, "started_at": "2026-01-02T03:04:05Z", "duration_ms": 1.0, "request_id": "r", "trace_id": null,
+            "span_id": null, "parent_span_id": null, "sampled": false, "propagation": "forward", "received": {}, "client": {"ip": "10.0.0.9", "identity": null},
+            "attempt": 1, "injected": null, "upstreams": upstreams})
+    };
+    let call = |url: &str, reply: Value| json!({"url": url, "status": 200, "duration_ms": 1.0, "error": null, "sent": {}, "reply": reply});
+    let second = reply("stock", 2, json!([call("http://service3/service3", reply("service3", 3, json!([])))]));
+    let tree = reply("service1", 1, json!([call("http://service2/service2", second)]));
+    let tree = Tree::parse(tree.to_string().as_bytes()).unwrap();
+    let name = Set("Deployment service2", "/spec/template/spec/containers/0/env/0/value", json!("stock"));
+    let found = found_after(changed(vec![name]), Vec::new(), Some(&tree));
+    let wanted = Some(("Deployment shop/service2".to_owned(), "spec.template.spec.containers[0].env[SERVICE_NAME]".to_owned()));
+    assert_eq!(explained(&found, &other_hop("service1", "service2", "stock")), wanted, "{found:#?}");
 }
