@@ -228,32 +228,31 @@ impl<'a> Proxies<'a> {
             out.push(Finding::fail(ID, "The gateway holds the request on purpose (flag DI)", hint));
         }
         let one_sided = self.one_sided();
-        if let Some(side) = one_sided {
-            let (silent, reported, mode) = match side {
-                ProxySide::Received => ("that its app receives", "makes", "CLIENT"),
-                ProxySide::Made => ("that its app makes", "receives", "SERVER"),
-            };
-            let hint = Hint::new(format!(
-                "A Telemetry resource traces with match.mode {mode} alone, or the ports of all of them are excluded from the sidecars"
-            ))
-            .run("kubectl get telemetry -A -o yaml | grep -A4 match:");
-            out.push(Finding::fail(
-                ID,
-                format!("No sidecar reports a call {silent}, while those that it {reported} are reported"),
-                hint,
-            ));
-        }
+        out.extend(one_sided.map(untraced_side));
+        let mut as_bytes: Vec<&HopRef> = Vec::new();
         for hop in self.hops.iter().take(MAX_HOPS) {
             let from = &hop.hop;
             for (to, report, spans) in &hop.outbound {
                 seen |= spans.client.is_some();
                 let (caller, called, namespace) = (&from.name, &to.name, hints.namespace_of(to));
                 let cluster = spans.client.as_ref().map_or("", |span| span.cluster());
+                let passes = cluster == "PassthroughCluster";
                 let found = if spans.have("DI") {
                     let hint = Hint::new(format!("A VirtualService holds calls to {called}: fault.delay"))
                         .run("kubectl get virtualservice -A -o yaml | grep -A6 fault:");
                     (format!("The call from {caller} to {called} is held on purpose (flag DI)"), hint)
-                } else if cluster == "PassthroughCluster" {
+                } else if passes && self.is_bypassed(to) {
+                    // Both sides take the call for bytes: what they have in common is the port of the Service.
+                    as_bytes.push(to);
+                    let hint = Hint::new(format!("The mesh does not know the port of Service {called} as HTTP: its name must begin with http, or it needs appProtocol: http"))
+                        .run(format!("kubectl get service {called} -n {namespace} -o jsonpath='{{.spec.ports}}'"));
+                    (
+                        format!(
+                            "The sidecar of {caller} passes the call to {called} on as it came (PassthroughCluster), and that of {called} does not read it, either"
+                        ),
+                        hint,
+                    )
+                } else if passes {
                     let hint = Hint::new(format!("The Service {called} is missing from the egress.hosts of a Sidecar resource, or its exportTo or namespace hides it: no route, no policy and no mTLS of the mesh applies to the call"))
                         .run("kubectl get sidecar -A -o yaml")
                         .run(format!("kubectl get service {called} -n {namespace} -o yaml | grep exportTo"));
@@ -277,6 +276,7 @@ impl<'a> Proxies<'a> {
             // Its sidecar works where it calls.
             if one_sided.is_none()
                 && hop.inbound == Some(ProxyReport::Bypassed)
+                && !as_bytes.contains(&from)
                 && hop.outbound.iter().any(|(_, report, _)| *report == Some(ProxyReport::Came))
             {
                 let name = &from.name;
@@ -291,6 +291,11 @@ impl<'a> Proxies<'a> {
             out.push(Finding::pass(ID, "The proxies sent every call where its route leads, and delayed none on purpose"));
         }
         out
+    }
+
+    /// Whether a call reached a hop past the HTTP proxy of its sidecar.
+    fn is_bypassed(&self, hop: &HopRef) -> bool {
+        self.hops.iter().any(|known| known.hop == *hop && known.inbound == Some(ProxyReport::Bypassed))
     }
 
     /// Which side of the apps no sidecar traces at all: that is a setting of the tracing. One hop alone, or one beside others that
@@ -324,4 +329,21 @@ impl<'a> Proxies<'a> {
                 .or_else(|| (self.gateway == Some(ProxyReport::Lost)).then(|| "the gateway".to_owned()))
         })
     }
+}
+
+/// No sidecar traces this side of its app.
+fn untraced_side(side: ProxySide) -> Finding {
+    let (silent, reported, mode) = match side {
+        ProxySide::Received => ("that its app receives", "makes", "CLIENT"),
+        ProxySide::Made => ("that its app makes", "receives", "SERVER"),
+    };
+    let hint = Hint::new(format!(
+        "A Telemetry resource traces with match.mode {mode} alone, or the ports of all of them are excluded from the sidecars"
+    ))
+    .run("kubectl get telemetry -A -o yaml | grep -A4 match:");
+    Finding::fail(
+        CheckId::TracesCalls,
+        format!("No sidecar reports a call {silent}, while those that it {reported} are reported"),
+        hint,
+    )
 }

@@ -435,13 +435,18 @@ fn compare(expect: &Expect, caller: &HopRef, tree: &Tree, url: &str, hints: &Hin
         };
         let is_called = caller.name != CALLER && hints.runner(caller) == Runner::Kubernetes;
         let more = format!(
-            ", or {} leads to pods of {}: its selector, a ServiceEntry, an address that another pod has now",
+            ", or {} leads to pods of {}: destination.host of a VirtualService, its selector, a ServiceEntry, an address that another pod has now",
             expect.name, tree.service
         );
         let hint = Hint::new(cause + if is_called { &more } else { "" });
-        let hint = hint.run(hints.settings(if caller.name == CALLER { &hop } else { caller }));
+        let destinations = "kubectl get virtualservice -A -o yaml | grep -A3 'destination:'";
+        let hint = hint.run(match caller.name == CALLER {
+            true if hints.runner(&hop) == Runner::Kubernetes => destinations.to_owned(),
+            true => hints.settings(&hop),
+            false => hints.settings(caller),
+        });
         let leads = format!("kubectl get service,endpointslices,serviceentry -n {} -o wide", hints.namespace_of(&hop));
-        let hint = if is_called { hint.run(leads) } else { hint };
+        let hint = if is_called { hint.run(destinations).run(leads) } else { hint };
         out.push(Finding::fail(CheckId::ChainOrder, text, hint).seam(&caller.name, &expect.name, None).hop(&tree.service));
         return;
     }

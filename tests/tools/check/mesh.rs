@@ -20,6 +20,8 @@ enum Fault {
     /// The gateway does not trace.
     UntracedGateway,
     Passthrough,
+    /// Neither side reads the call from service1 to service2.
+    Bytes,
     Delay,
     /// The call from service2 to service3 leaves past its sidecar.
     ExcludedOutbound,
@@ -53,6 +55,11 @@ fn spans(fault: Fault, trace: &str, probe: &str) -> Vec<Value> {
             rows[0].1 = probe;
         }
         Fault::Passthrough => rows[5].4 = "PassthroughCluster",
+        Fault::Bytes => {
+            rows[3].4 = "PassthroughCluster";
+            rows[5].1 = "1f";
+            rows.remove(4);
+        }
         Fault::Delay => rows[5].5 = "DI",
         Fault::ExcludedOutbound => {
             rows.retain(|row| row.0 != "2f");
@@ -98,6 +105,7 @@ fn run(fault: Fault, args: &[&str]) -> Run {
             let received = &mut hop["received"];
             let above = match (fault, n) {
                 (Fault::ClientsAlone, 1) => "a2".to_owned(),
+                (Fault::Bytes, 2) => "1f".to_owned(),
                 (Fault::ClientsAlone, _) => format!("{}f", n - 1),
                 _ => format!("{n}1"),
             };
@@ -124,7 +132,11 @@ fn run(fault: Fault, args: &[&str]) -> Run {
             hop["hostname"] = json!(format!("service{n}-7d4b9c6f5-x2x5z"));
             hop["sampled"] = json!(sampled);
             let caller = if n == 1 { "istio-ingressgateway".to_owned() } else { format!("service{}", n - 1) };
-            let plain = n == 3 && matches!(fault, Fault::Passthrough | Fault::ExcludedOutbound);
+            let plain = match fault {
+                Fault::Passthrough | Fault::ExcludedOutbound => n == 3,
+                Fault::Bytes => n == 2,
+                _ => false,
+            };
             let identity = (!plain).then(|| format!("spiffe://cluster.local/ns/httpserver/sa/{caller}"));
             hop["client"] = json!({"ip": if n == 1 { "10.9.9.9" } else { "127.0.0.6" }, "identity": identity});
             below = Some(hop);
@@ -182,6 +194,14 @@ fn what_a_proxy_does_to_a_call_that_succeeds_is_read_from_its_span() {
             run.follows("traffic.identity", "traces.calls", &["service3 is called without mTLS"]);
         }
     }
+}
+
+#[test]
+fn a_call_that_neither_side_reads_is_one_finding_about_the_port() {
+    let run = run(Fault::Bytes, &[]);
+    let says = ["that of service2 does not read it, either", "name must begin with http"];
+    run.breaks_at("traces.calls", "service1", "service2", None, &says);
+    assert_eq!(run.failed().len(), 1, "{:#}", run.json);
 }
 
 #[test]

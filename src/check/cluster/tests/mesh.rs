@@ -57,22 +57,6 @@ fn sidecars_scopes_and_endpoints_are_named_with_their_field() {
             "metadata.annotations[networking.istio.io/exportTo]",
         ),
         (
-            vec![
-                bare(),
-                Set("Namespace shop", "/metadata/labels", json!({"istio.io/rev": "canary"})),
-                Add(object(
-                    "v1",
-                    "Pod",
-                    "istio-system",
-                    "istiod-7d4b9c6f5-x2x5z",
-                    json!({"metadata": {"labels": {"app": "istiod", "istio.io/rev": "default"}}}),
-                )),
-            ],
-            lost(),
-            "Namespace shop",
-            "metadata.labels[istio.io/rev]",
-        ),
-        (
             vec![Add(net("ServiceEntry", "left", entry))],
             call(1, "503 connect error"),
             "ServiceEntry shop/left",
@@ -85,6 +69,28 @@ fn sidecars_scopes_and_endpoints_are_named_with_their_field() {
             "endpoints[0].addresses",
         ),
     ]);
+}
+
+#[test]
+fn a_revision_that_nobody_runs_is_named() {
+    let lost = fail(CheckId::PropagationSidecar, "no sidecar").hop("service2");
+    let bare = || Unset("Pod service2-7d4b9c6f5-x2x5z", "/spec/initContainers");
+    assert_names(vec![(
+        vec![
+            bare(),
+            Set("Namespace shop", "/metadata/labels", json!({"istio.io/rev": "canary"})),
+            Add(object(
+                "v1",
+                "Pod",
+                "istio-system",
+                "istiod-7d4b9c6f5-x2x5z",
+                json!({"metadata": {"labels": {"app": "istiod", "istio.io/rev": "default"}}}),
+            )),
+        ],
+        lost,
+        "Namespace shop",
+        "metadata.labels[istio.io/rev]",
+    )]);
 }
 
 #[test]

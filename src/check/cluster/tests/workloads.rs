@@ -12,13 +12,6 @@ fn services_and_pods_are_named_with_their_field() {
             Set("Pod service2-7d4b9c6f5-x2x5z", "/status/containerStatuses", json!([{"state": {"waiting": {"reason": reason}}}])),
         ]
     };
-    let ended = |name: &str, code: u64, list: &'static str, mut changes: Vec<Change>| {
-        let last = json!({"terminated": {"exitCode": code, "reason": "Error"}});
-        let status =
-            json!([{"name": name, "restartCount": 3, "state": {"waiting": {"reason": "CrashLoopBackOff"}}, "lastState": last}]);
-        changes.extend([not_ready(), Set("Pod service2-7d4b9c6f5-x2x5z", list, status)]);
-        changes
-    };
     let gone = "no healthy upstream";
     assert_names(vec![
         (vec![Set("Service service2", "/spec/selector", json!({"app": "servce2"}))], call(1, gone), service, "spec.selector"),
@@ -67,6 +60,41 @@ fn services_and_pods_are_named_with_their_field() {
             service,
             "spec.ports[0].protocol",
         ),
+        (waits("ImagePullBackOff"), call(1, gone), deployment, "spec.template.spec.containers[0].image"),
+        (waits("CrashLoopBackOff"), call(1, gone), deployment, "spec.template.spec.containers[0].env"),
+        (
+            vec![
+                not_ready(),
+                Set("Deployment service2", "/spec/template/spec/containers/0/readinessProbe/httpGet/path", json!("/ready")),
+            ],
+            call(1, gone),
+            deployment,
+            "spec.template.spec.containers[0].readinessProbe.httpGet.path",
+        ),
+        (
+            vec![
+                not_ready(),
+                Set("Deployment service2", "/spec/template/spec/containers/0/readinessProbe/httpGet/port", json!(9090)),
+            ],
+            call(1, gone),
+            deployment,
+            "spec.template.spec.containers[0].readinessProbe.httpGet.port",
+        ),
+    ]);
+}
+
+#[test]
+fn containers_are_named_with_their_field() {
+    let (deployment, gone) = ("Deployment shop/service2", "no healthy upstream");
+    let not_ready = || Set("Pod service2-7d4b9c6f5-x2x5z", "/status/conditions/0/status", json!("False"));
+    let ended = |name: &str, code: u64, list: &'static str, mut changes: Vec<Change>| {
+        let last = json!({"terminated": {"exitCode": code, "reason": "Error"}});
+        let status =
+            json!([{"name": name, "restartCount": 3, "state": {"waiting": {"reason": "CrashLoopBackOff"}}, "lastState": last}]);
+        changes.extend([not_ready(), Set("Pod service2-7d4b9c6f5-x2x5z", list, status)]);
+        changes
+    };
+    assert_names(vec![
         (
             vec![
                 not_ready(),
@@ -130,26 +158,6 @@ fn services_and_pods_are_named_with_their_field() {
             call(1, gone),
             deployment,
             "spec.template.metadata.annotations[sidecar.istio.io/proxyImage]",
-        ),
-        (waits("ImagePullBackOff"), call(1, gone), deployment, "spec.template.spec.containers[0].image"),
-        (waits("CrashLoopBackOff"), call(1, gone), deployment, "spec.template.spec.containers[0].env"),
-        (
-            vec![
-                not_ready(),
-                Set("Deployment service2", "/spec/template/spec/containers/0/readinessProbe/httpGet/path", json!("/ready")),
-            ],
-            call(1, gone),
-            deployment,
-            "spec.template.spec.containers[0].readinessProbe.httpGet.path",
-        ),
-        (
-            vec![
-                not_ready(),
-                Set("Deployment service2", "/spec/template/spec/containers/0/readinessProbe/httpGet/port", json!(9090)),
-            ],
-            call(1, gone),
-            deployment,
-            "spec.template.spec.containers[0].readinessProbe.httpGet.port",
         ),
     ]);
 }
