@@ -19,7 +19,7 @@ use subtle::ConstantTimeEq as _;
 
 use crate::hop::config::{AdminOptions, HopConfig};
 use crate::hop::error::PROBLEM_JSON;
-use crate::hop::fault::{FAULTS, FaultConfig, FaultsForm};
+use crate::hop::fault::{FAULTS, FaultsForm};
 use crate::hop::state::Node;
 use crate::net::hosts::host_and_port;
 use crate::telemetry::export::{Exporter, LogOptions, MetricOptions};
@@ -34,8 +34,6 @@ pub(crate) struct Admin {
     pub(crate) log_level: LogLevel,
     /// From [`effective`].
     pub(crate) config: Value,
-    /// At the start: what `DELETE /faults` brings back.
-    pub(crate) faults: FaultConfig,
 }
 
 /// The API.
@@ -170,8 +168,7 @@ async fn set_faults(State(admin): State<Arc<Admin>>, body: Bytes) -> Result<Json
 }
 
 async fn reset_faults(State(admin): State<Arc<Admin>>) -> Json<Value> {
-    let now = admin.node.faults.config();
-    admin.node.faults.set(FaultConfig { latency: now.latency, ..admin.faults.clone() });
+    admin.node.faults.reset();
     admin.log_faults(None);
     Json(admin.faults_now())
 }

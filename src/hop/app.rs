@@ -189,7 +189,7 @@ impl App {
             tracer,
             metrics,
             access_log: config.access_log.map(|format| AccessLog { lines: output.stdout.clone(), format, records }),
-            faults: Faults::new(config.faults.clone()),
+            faults: Faults::new(config.faults),
             request_faults: config.request_faults,
             seed: config.seed,
             upstreams: Upstreams::new(
@@ -218,8 +218,8 @@ impl App {
         };
         let node = Arc::new(node);
         let admin = admin.map(|(listener, options, effective)| {
-            let (log_level, faults) = (output.log_level.clone(), config.faults);
-            (listener, Arc::new(Admin { node: node.clone(), options, log_level, config: effective, faults }))
+            let log_level = output.log_level.clone();
+            (listener, Arc::new(Admin { node: node.clone(), options, log_level, config: effective }))
         });
         let HopConfig { connections, limits, tls, drain, ready_after, .. } = config;
         let diagnostics = output.diagnostics.clone();

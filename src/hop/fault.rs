@@ -263,7 +263,9 @@ pub struct Faults(Arc<FaultState>);
 
 #[derive(Debug)]
 struct FaultState {
-    config: RwLock<FaultConfig>,
+    /// At the start: what comes back when an order ends.
+    start: FaultConfig,
+    current: RwLock<CurrentFaults>,
     /// When the bucket of each limit is empty again: the theoretical arrival time of GCRA.
     limits: Mutex<HashMap<RateLimit, Instant>>,
     /// The context of the last request, for `cross-talk`.
@@ -272,12 +274,20 @@ struct FaultState {
     processors: Semaphore,
 }
 
+#[derive(Debug)]
+struct CurrentFaults {
+    config: FaultConfig,
+    /// How often faults and breaks were replaced: the timer of an order ends that order alone.
+    order: u64,
+}
+
 impl Faults {
     /// Starts with `config`.
     pub fn new(config: FaultConfig) -> Self {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         Self(Arc::new(FaultState {
-            config: RwLock::new(config),
+            start: config.clone(),
+            current: RwLock::new(CurrentFaults { config, order: 0 }),
             limits: Mutex::default(),
             last: Mutex::default(),
             processors: Semaphore::new(processors),
@@ -286,31 +296,51 @@ impl Faults {
 
     /// The configuration as it is now.
     pub fn config(&self) -> FaultConfig {
-        self.0.config.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0.current.read().unwrap_or_else(PoisonError::into_inner).config.clone()
     }
 
-    /// Replaces the configuration. Requests whose faults are decided already are not affected.
+    /// Replaces the configuration, and with it the last order. Requests whose faults are decided already are not affected.
     pub fn set(&self, config: FaultConfig) {
-        *self.0.config.write().unwrap_or_else(PoisonError::into_inner) = config;
+        self.change(|now| *now = config);
     }
 
-    /// Replaces faults and breaks, and brings those of now back after the form's `ttl`, unless they are changed again before.
+    /// Replaces the latency alone: an order for a time goes on.
+    pub(crate) fn set_latency(&self, latency: Latency) {
+        self.0.current.write().unwrap_or_else(PoisonError::into_inner).config.latency = latency;
+    }
+
+    /// Brings faults and breaks of the start back.
+    pub(crate) fn reset(&self) {
+        self.change(|now| *now = FaultConfig { latency: std::mem::take(&mut now.latency), ..self.0.start.clone() });
+    }
+
+    /// Returns the number of this change.
+    fn change(&self, change: impl FnOnce(&mut FaultConfig)) -> u64 {
+        let mut current = self.0.current.write().unwrap_or_else(PoisonError::into_inner);
+        change(&mut current.config);
+        current.order += 1;
+        current.order
+    }
+
+    /// Replaces faults and breaks, and with them an order before this one. After the form's `ttl` those of the start come back,
+    /// unless there was another order.
     ///
     /// # Errors
     ///
     /// What cannot be read; nothing is changed.
     pub(crate) fn order(&self, form: &FaultsForm, changed: impl Fn() + Send + 'static) -> Result<(), String> {
-        let before = self.config();
-        let (config, ttl) = form.read(&before)?;
-        self.set(config.clone());
+        let (FaultConfig { faults, breaks, .. }, ttl) = form.read(&FaultConfig::default())?;
+        let order = self.change(|now| (now.faults, now.breaks) = (faults, breaks));
         let Some(ttl) = ttl else { return Ok(()) };
         let shared = Arc::downgrade(&self.0);
         tokio::spawn(async move {
             tokio::time::sleep(ttl).await;
             let Some(faults) = shared.upgrade().map(Self) else { return };
-            let now = faults.config();
-            if (&now.faults, &now.breaks) == (&config.faults, &config.breaks) {
-                faults.set(FaultConfig { latency: now.latency, ..before });
+            let mut current = faults.0.current.write().unwrap_or_else(PoisonError::into_inner);
+            if current.order == order {
+                let start = faults.0.start.clone();
+                (current.config.faults, current.config.breaks) = (start.faults, start.breaks);
+                drop(current);
                 changed();
             }
         });
@@ -331,7 +361,8 @@ impl Faults {
         context: Option<&Context>,
         asked: Option<Result<Vec<Injection>, String>>,
     ) -> FaultDecision {
-        let config = self.0.config.read().unwrap_or_else(PoisonError::into_inner);
+        let current = self.0.current.read().unwrap_or_else(PoisonError::into_inner);
+        let config = &current.config;
         let mut decision = FaultDecision { wait: config.latency.sample(draws), struck: None };
         for (at, fault) in config.faults.iter().enumerate() {
             if draws.unit(DrawPlace::Fault, at) < fault.share {
@@ -423,7 +454,7 @@ pub(crate) struct FaultsForm {
     /// As `--break` has them.
     #[serde(default)]
     pub(crate) breaks: Vec<String>,
-    /// After this time those before come back.
+    /// After this time those of the start come back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) ttl: Option<String>,
 }
@@ -555,6 +586,43 @@ mod tests {
             passed += usize::from(limited().is_none());
         }
         assert_eq!(passed, 100, "10 s at 10/s");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_order_replaces_the_one_before_and_its_timer_and_the_start_comes_back() {
+        let faults = faults(&["delay=1ms"], &["cross-talk"]);
+        let order = |fault: &str, ttl: Option<&str>| {
+            let form = FaultsForm { faults: vec![fault.to_owned()], breaks: Vec::new(), ttl: ttl.map(str::to_owned) };
+            faults.order(&form, || ()).unwrap();
+        };
+        let now = || FaultsForm::from(&faults.config()).faults.join(" ");
+        let pass = async |ms| {
+            tokio::time::sleep(Duration::from_millis(ms)).await;
+            now()
+        };
+        // The same order again: its time begins again.
+        order("abort=503", Some("1s"));
+        assert_eq!(pass(600).await, "abort=503");
+        order("abort=503", Some("3s"));
+        assert_eq!(pass(2900).await, "abort=503");
+        assert_eq!(pass(200).await, "delay=1ms");
+        assert_eq!(faults.config().breaks.len(), 1);
+        // Another within the time of the first: what was there before the first comes back, not the first.
+        order("abort=503", Some("1s"));
+        order("abort=504", Some("2s"));
+        assert_eq!(pass(1900).await, "abort=504");
+        assert_eq!(pass(200).await, "delay=1ms");
+        // Ended by hand, then ordered without a time: nothing ends that.
+        order("abort=503", Some("1s"));
+        faults.reset();
+        assert_eq!(now(), "delay=1ms");
+        order("abort=503", None);
+        assert_eq!(pass(5000).await, "abort=503");
+        // The latency is not part of an order.
+        order("abort=503", Some("1s"));
+        faults.set_latency("20ms".parse().unwrap());
+        assert_eq!(pass(1100).await, "delay=1ms");
+        assert_eq!(faults.config().latency.to_string(), "20ms");
     }
 
     #[test]

@@ -111,8 +111,7 @@ async fn follow(state: &DemoState, order: Order) -> Result<Response, String> {
             Ok(json("{}"))
         }
         Order::Latency { hop, latency } => {
-            let faults = handle(hop)?.faults();
-            faults.set(FaultConfig { latency: read_latency(&latency)?, ..faults.config() });
+            handle(hop)?.faults().set_latency(read_latency(&latency)?);
             state.altered.send_replace(());
             Ok(json("{}"))
         }
