@@ -152,20 +152,42 @@ impl Answers {
     }
 }
 
-/// The bytes of one answer, until it ends.
-struct HeldBytes<'a>(&'a Answers, usize);
+/// What one answer holds: all of it until it ends, or, of one whose length is not known, the frames that are not written. A stream
+/// that has nothing to send holds nothing.
+struct HeldBytes<'a> {
+    answers: &'a Answers,
+    bytes: usize,
+    is_whole: bool,
+}
 
 impl<'a> HeldBytes<'a> {
-    fn new(answers: &'a Answers, bytes: usize) -> Self {
-        answers.bytes.fetch_add(bytes, Ordering::AcqRel);
-        Self(answers, bytes)
+    fn new(answers: &'a Answers, length: Option<u64>) -> Self {
+        let mut held = Self { answers, bytes: 0, is_whole: false };
+        held.add(length.map_or(0, |length| length as usize));
+        held.is_whole = length.is_some();
+        held
+    }
+
+    fn add(&mut self, frame: usize) {
+        if !self.is_whole {
+            self.bytes += frame;
+            self.answers.bytes.fetch_add(frame, Ordering::AcqRel);
+        }
+    }
+
+    /// Everything that was added is written.
+    fn release(&mut self) {
+        if !self.is_whole && self.bytes > 0 {
+            self.answers.bytes.fetch_sub(std::mem::take(&mut self.bytes), Ordering::AcqRel);
+            self.answers.room.notify_waiters();
+        }
     }
 }
 
 impl Drop for HeldBytes<'_> {
     fn drop(&mut self) {
-        self.0.bytes.fetch_sub(self.1, Ordering::AcqRel);
-        self.0.room.notify_waiters();
+        self.is_whole = false;
+        self.release();
     }
 }
 
@@ -207,7 +229,7 @@ impl<S: HttpService> Stream<S> {
         complete_headers(head.headers_mut(), length.filter(|_| !is_empty));
         let mut account = body.take_account();
         let unsent = Arc::new(Unsent::default());
-        let _held = HeldBytes::new(&answers, length.map_or(MAX_FRAME, |length| length as usize));
+        let held = HeldBytes::new(&answers, length);
         if is_empty {
             account = None;
         }
@@ -215,9 +237,8 @@ impl<S: HttpService> Stream<S> {
             Err(_) => Err(None),
             Ok(_) if is_empty => Ok(()),
             Ok(stream) => {
-                let sending =
-                    StreamAnswer { stream, connection: &connection, unsent: &unsent, account: &mut account, wait: None };
-                sending.send(body).await
+                let account = &mut account;
+                StreamAnswer { stream, connection: &connection, unsent: &unsent, held, account, wait: None }.send(body).await
             }
         };
         if let Some(account) = account {
@@ -257,6 +278,7 @@ struct StreamAnswer<'a, A> {
     stream: StreamSender,
     connection: &'a Arc<Connection>,
     unsent: &'a Arc<Unsent>,
+    held: HeldBytes<'a>,
     account: &'a mut Option<A>,
     /// It had to wait for longer than a moment.
     wait: Option<WindowWait>,
@@ -272,7 +294,11 @@ impl<A: Account> StreamAnswer<'_, A> {
         loop {
             let frame = poll_fn(|cx| match Pin::new(&mut body).poll_frame(cx) {
                 Poll::Ready(frame) => Poll::Ready(Ok(frame)),
-                Poll::Pending => self.stream.poll_reset(cx).map(|_| Err(None)),
+                Poll::Pending => {
+                    self.unsent.waker.register(cx.waker());
+                    self.release_written();
+                    self.stream.poll_reset(cx).map(|_| Err(None))
+                }
             });
             match frame.await? {
                 Some(Ok(frame)) => match frame.into_data() {
@@ -307,6 +333,8 @@ impl<A: Account> StreamAnswer<'_, A> {
         if bytes.is_empty() {
             return self.hand_over(bytes, is_last);
         }
+        self.release_written();
+        self.held.add(bytes.len());
         while !bytes.is_empty() {
             let wanted = bytes.len().min(MAX_FRAME);
             self.stream.reserve_capacity(wanted);
@@ -318,6 +346,12 @@ impl<A: Account> StreamAnswer<'_, A> {
             self.hand_over(frame, is_last && bytes.is_empty())?;
         }
         Ok(())
+    }
+
+    fn release_written(&mut self) {
+        if self.unsent.waiting.load(Ordering::Acquire) == 0 {
+            self.held.release();
+        }
     }
 
     fn count_at_once(&mut self, last: usize) {

@@ -5,15 +5,18 @@
 
 mod http2;
 
-use std::future::pending;
+use std::convert::Infallible;
+use std::future::{pending, ready};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::Router;
+use axum::body::Body;
 use axum::extract::Request;
 use axum::routing::{get, post};
 use bytes::Bytes;
 use futures_util::FutureExt as _;
+use futures_util::stream::{self, StreamExt as _, once};
 use http::StatusCode;
 use http_body_util::{BodyExt as _, Empty};
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -33,6 +36,8 @@ const HOUR: Duration = Duration::from_secs(3600);
 const LARGE: usize = 32 << 20;
 /// What `/some` answers with: more than the first window of HTTP/2.
 const SOME: usize = 820_000;
+/// What `/quiet` answers with before it has nothing more to send.
+const QUIET: usize = 20 << 10;
 /// The client's receive buffer. Left alone, the kernel grows it to tens of MiB on some machines.
 const RECEIVE_BUFFER: u32 = 1 << 20;
 
@@ -59,6 +64,10 @@ impl TestServer {
             .route("/slow", get(|| async { sleep(20 * SECOND).await }))
             .route("/endless", get(pending::<()>))
             .route("/some", get(|| async { Bytes::from(vec![0; SOME]) }))
+            .route(
+                "/quiet",
+                get(async || Body::from_stream(once(ready(Ok::<_, Infallible>(vec![0; QUIET]))).chain(stream::pending()))),
+            )
             .route("/large", get(|| async { Bytes::from(vec![0; LARGE]) }))
             .route("/close", get(|| async { [("connection", "close")] }))
             .route(

@@ -10,7 +10,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep};
 
-use super::{Client, HOUR, SECOND, SOME, TestServer, request};
+use super::{Client, HOUR, QUIET, SECOND, SOME, TestServer, request};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const MINUTE: Duration = Duration::from_secs(60);
@@ -263,6 +263,29 @@ async fn a_stream_that_has_data_and_no_window_is_reset_and_the_others_go_on() {
         assert!(tokio::time::timeout(HOUR, &mut quiet).await.is_err(), "nothing to send is no stall: {:?}", begun.elapsed());
         assert_eq!(send.send_request(request("/close")).await.unwrap().status(), 200, "{window}: the connection lives");
         quiet.abort();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn streams_that_have_nothing_to_send_stop_no_other_request_and_those_that_wait_for_windows_do() {
+    let server = TestServer::start(|_| {}).await;
+    for (window, is_answered) in [(65_535, true), (0, false)] {
+        let mut send = windows(&server, window).await;
+        let mut streams = Vec::new();
+        for _ in 0..40 {
+            let answer = tokio::time::timeout(SECOND, send.send_request(request("/quiet"))).await;
+            let Ok(answer) = answer else { break };
+            let mut body = answer.unwrap().into_body();
+            let mut bytes = 0;
+            while window > 0 && bytes < QUIET {
+                bytes += body.frame().await.unwrap().unwrap().into_data().unwrap().len();
+            }
+            streams.push(body);
+        }
+        // 26 frames of 20 KiB are more than a connection may hold.
+        assert_eq!(streams.len(), if is_answered { 40 } else { 26 });
+        let answer = tokio::time::timeout(SECOND, send.send_request(request("/close"))).await;
+        assert_eq!(answer.is_ok_and(|answer| answer.is_ok()), is_answered, "{window}");
     }
 }
 
