@@ -152,10 +152,21 @@ fn nobodys_address() -> String {
     format!("{net}.{}", free.unwrap())
 }
 
+/// An object, as it can be made again.
+fn as_it_is(target: &[&str]) -> Value {
+    let object = kubectl(&[&["get", "-o", "json"], target].concat(), None);
+    let mut object: Value = serde_json::from_str(&object).unwrap();
+    for key in ["resourceVersion", "uid", "generation", "creationTimestamp"] {
+        object["metadata"].as_object_mut().unwrap().remove(key);
+    }
+    object
+}
+
 /// What has to be undone.
 #[derive(Default)]
 struct Applied {
     replaced: Vec<Value>,
+    removed: Vec<Value>,
     /// Kind and name, and the namespace.
     created: Vec<(String, String)>,
 }
@@ -165,14 +176,14 @@ impl Applied {
         let mut applied = Self::default();
         for patch in fault["patch"].as_array().into_iter().flatten() {
             let target: Vec<&str> = patch[0].as_str().unwrap().split(' ').collect();
-            let before = kubectl(&[&["get", "-o", "json"], target.as_slice()].concat(), None);
-            let mut before: Value = serde_json::from_str(&before).unwrap();
-            for key in ["resourceVersion", "uid", "generation", "creationTimestamp"] {
-                before["metadata"].as_object_mut().unwrap().remove(key);
-            }
-            applied.replaced.push(before);
+            applied.replaced.push(as_it_is(&target));
             let (kind, body) = (patch[2].as_str().unwrap_or("json"), patch[1].to_string());
             kubectl(&[&["patch", "--type", kind, "-p", &body], target.as_slice()].concat(), None);
+        }
+        for title in texts(fault, "remove") {
+            let target: Vec<&str> = title.split(' ').collect();
+            applied.removed.push(as_it_is(&target));
+            kubectl(&[&["delete"], target.as_slice()].concat(), None);
         }
         for object in fault["apply"].as_array().into_iter().flatten() {
             let object: Value = serde_json::from_str(&object.to_string().replace("NOBODY", &nobodys_address())).unwrap();
@@ -194,6 +205,9 @@ impl Applied {
     fn undo(self) {
         for (title, namespace) in &self.created {
             kubectl(&["delete", "-n", namespace, title], None);
+        }
+        for object in &self.removed {
+            kubectl(&["create", "-n", text(&object["metadata"], "namespace"), "-f", "-"], Some(object));
         }
         for object in &self.replaced {
             kubectl(&["replace", "-n", text(&object["metadata"], "namespace"), "-f", "-"], Some(object));

@@ -169,44 +169,20 @@ impl<'a> Proxies<'a> {
             .run("kubectl get telemetry -A");
             out.push(Finding::fail(ID, format!("No span of the gateway arrived: it {how}"), hint));
         }
-        for hop in self.hops.iter().take(MAX_HOPS) {
-            let (lost, came) = (hop.count(ProxyReport::Lost), hop.count(ProxyReport::Came));
-            let name = &hop.hop.name;
-            // The last hop makes no call: where no side that receives is traced, nothing is known of its sidecar.
-            let untraced = one_sided.is_none() && hop.has_sidecar && came == 0 && hop.count(ProxyReport::Bypassed) > 0;
-            if lost == 0 && !untraced {
-                continue;
-            }
-            let namespace = hints.namespace_of(&hop.hop);
-            let (text, cause) = if lost == 0 {
-                (
-                    format!("The sidecar of {name} does not trace, while others do"),
-                    format!(
-                        "A Telemetry resource that selects {name} switches tracing off (disableSpanReporting, a provider of its own), or none covers it"
-                    ),
-                )
-            } else if came == 0 {
-                (
-                    format!(
-                        "{lost} of {lost} spans of the proxy at {name} never arrived, while it writes their ids into the headers"
-                    ),
-                    format!(
-                        "disableSpanReporting in a Telemetry resource that selects {name}, or its report gets lost: the provider's service and port in meshConfig.extensionProviders"
-                    ),
-                )
-            } else {
-                (
-                    format!("{lost} of {} spans of the proxy at {name} never arrived", lost + came),
-                    "Its report gets lost: the provider's service and port in meshConfig.extensionProviders, or a collector that drops spans".to_owned(),
-                )
-            };
-            let mut hint = Hint::new(cause);
-            if hints.runner(&hop.hop) == Runner::Kubernetes {
-                hint = hint.run(format!("kubectl get telemetry -n {namespace} -o yaml"));
-                hint = hints.providers().into_iter().fold(hint, Hint::run);
-            }
-            out.push(Finding::fail(ID, text, hint).hop(name));
+        // The last hop makes no call: where no side that receives is traced, nothing is known of its sidecar.
+        let is_untraced = |hop: &HopProxies| {
+            one_sided.is_none() && hop.has_sidecar && hop.count(ProxyReport::Came) == 0 && hop.count(ProxyReport::Bypassed) > 0
+        };
+        let quiet: Vec<&HopProxies> =
+            self.hops.iter().filter(|hop| hop.count(ProxyReport::Lost) > 0 || is_untraced(hop)).take(MAX_HOPS).collect();
+        // Several hops that report nothing at all have it from one setting.
+        let (mute, others): (Vec<&HopProxies>, Vec<&HopProxies>) =
+            quiet.into_iter().partition(|hop| hop.count(ProxyReport::Came) == 0);
+        match mute[..] {
+            [first, _, ..] => out.push(mutes(first, &mute, hints)),
+            _ => out.extend(mute.iter().map(|hop| quiet_one(hop, hints))),
         }
+        out.extend(others.iter().map(|hop| quiet_one(hop, hints)));
         for (Stranger { name, .. }, id) in &self.lost_strangers {
             let text = format!("{name} continues the trace and no span of it arrived: {} is missing", short(&id.to_string()));
             let cause = format!(
@@ -329,6 +305,51 @@ impl<'a> Proxies<'a> {
                 .or_else(|| (self.gateway == Some(ProxyReport::Lost)).then(|| "the gateway".to_owned()))
         })
     }
+}
+
+/// Several sidecars that report nothing.
+fn mutes(first: &HopProxies, mute: &[&HopProxies], hints: &HintContext) -> Finding {
+    let names: Vec<&str> = mute.iter().map(|hop| hop.hop.name.as_str()).collect();
+    let cause = format!(
+        "The Telemetry resource that covers them switches tracing off (disableSpanReporting) or names a provider that meshConfig.extensionProviders does not have, or none covers the namespace {}. Else a Sidecar resource keeps the collector's Service from them (egress.hosts), or the provider's service or port is wrong",
+        hints.namespace_of(&first.hop)
+    );
+    let hint = hints.providers().into_iter().fold(Hint::new(cause), Hint::run).run("kubectl get sidecar -A -o yaml");
+    let text = format!("No span of the sidecars of {} arrived", names.join(", "));
+    Finding::fail(CheckId::TracesServices, text, hint).hop(names[0]).data(serde_json::json!({"hops": names}))
+}
+
+/// One hop whose proxy reports too little, or nothing.
+fn quiet_one(hop: &HopProxies, hints: &HintContext) -> Finding {
+    let (lost, came) = (hop.count(ProxyReport::Lost), hop.count(ProxyReport::Came));
+    let name = &hop.hop.name;
+    let namespace = hints.namespace_of(&hop.hop);
+    let (text, cause) = if lost == 0 {
+        (
+            format!("The sidecar of {name} does not trace, while others do"),
+            format!(
+                "A Telemetry resource that selects {name} switches tracing off (disableSpanReporting, a provider of its own), or none covers it"
+            ),
+        )
+    } else if came == 0 {
+        (
+            format!("{lost} of {lost} spans of the proxy at {name} never arrived, while it writes their ids into the headers"),
+            format!(
+                "disableSpanReporting in a Telemetry resource that selects {name}, or its report gets lost: the provider's service and port in meshConfig.extensionProviders"
+            ),
+        )
+    } else {
+        (
+            format!("{lost} of {} spans of the proxy at {name} never arrived", lost + came),
+            "Its report gets lost: the provider's service and port in meshConfig.extensionProviders, or a collector that drops spans".to_owned(),
+        )
+    };
+    let mut hint = Hint::new(cause);
+    if hints.runner(&hop.hop) == Runner::Kubernetes {
+        hint = hint.run(format!("kubectl get telemetry -n {namespace} -o yaml"));
+        hint = hints.providers().into_iter().fold(hint, Hint::run);
+    }
+    Finding::fail(CheckId::TracesServices, text, hint).hop(name)
 }
 
 /// No sidecar traces this side of its app.

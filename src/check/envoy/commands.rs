@@ -37,6 +37,7 @@ pub(crate) struct Given<'a> {
 
 /// A part of a command, and what its output shows. The first row that fits counts.
 const SIGNS: &[(&str, &str)] = &[
+    ("x authz check", "look for ACTION and the policy's name; empty: no policy holds for this pod"),
     ("grep -i timeout", "look for a time shorter than the answer takes; empty: no route sets one"),
     ("fault:", "look for abort or delay; empty: no VirtualService injects a fault"),
     ("'destination:'", "look for a host, subset or port that no Service has; empty: no route"),

@@ -184,8 +184,8 @@ envoy_flags! {
             next ["kubectl get sidecar -A -o yaml", PROXY_CLUSTERS, "kubectl get service {called} -n {namespace} -o yaml | grep exportTo"];
 
     "" when |answer| matches!(answer.status, 0 | 503) && answer.by_client(|span| span.cluster() == "PassthroughCluster");
-        between_hops because "The sidecar of {caller} does not know {called} and passes the call on as it came, without mTLS (PassthroughCluster): the Service is missing from the egress.hosts of a Sidecar resource, its exportTo hides it, or UPSTREAM names an address. What it reaches refuses that",
-            next ["kubectl get sidecar -A -o yaml", PROXY_CLUSTERS, "kubectl get service {called} -n {namespace} -o yaml | grep exportTo"];
+        between_hops because "The sidecar of {caller} does not know {called} and passes the call on as it came, without mTLS (PassthroughCluster): the Service is missing from the egress.hosts of a Sidecar resource, its exportTo hides it, it has no port of that number or one whose name is no HTTP, or UPSTREAM names an address. What it reaches refuses that",
+            next ["kubectl get service {called} -n {namespace}", "kubectl get sidecar -A -o yaml", PROXY_CLUSTERS, "kubectl get service {called} -n {namespace} -o yaml | grep exportTo"];
 
     "UF" when |answer| answer.by_server(|span| span.has("UF"));
         at_gateway "The first hop's pod is reached, and its app does not listen on port {port} (503, flag {code} at its own sidecar)"

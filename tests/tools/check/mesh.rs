@@ -15,6 +15,8 @@ enum Fault {
     None,
     /// The sidecar of service2 reports nothing.
     SilentSidecar,
+    /// No sidecar reports anything.
+    SilentSidecars,
     /// The gateway writes ids and reports nothing.
     SilentGateway,
     /// The gateway does not trace.
@@ -49,6 +51,7 @@ fn spans(fault: Fault, trace: &str, probe: &str) -> Vec<Value> {
     ];
     match fault {
         Fault::SilentSidecar => rows.retain(|row| !matches!(row.0, "21" | "2f")),
+        Fault::SilentSidecars => rows.retain(|row| row.0.starts_with('a')),
         Fault::SilentGateway => rows.retain(|row| !row.0.starts_with('a')),
         Fault::UntracedGateway => {
             rows.retain(|row| !row.0.starts_with('a'));
@@ -165,6 +168,7 @@ fn a_whole_trace_of_seven_spans_is_healthy() {
 fn who_does_not_report_is_named_with_what_is_due_and_what_came() {
     for (fault, says, due) in [
         (Fault::SilentSidecar, "2 of 2 spans of the proxy at service2 never arrived", Some("7 spans are due, 5 came")),
+        (Fault::SilentSidecars, "No span of the sidecars of service1, service2, service3 arrived", None),
         (
             Fault::SilentGateway,
             "No span of the gateway arrived: it writes span ids and reports no span",

@@ -233,3 +233,15 @@ fn the_way_goes_on_behind_an_app_of_another_make() {
     let mistakes = found(vec![Set("Deployment service2", "/spec/template/spec/containers/0/env", variable)]);
     assert_eq!(explained(&mistakes, &lost), None, "{mistakes:#?}");
 }
+
+/// Proxies obey an entry of their own namespace for the host of a Service, else the Service.
+#[test]
+fn an_entry_of_another_namespace_matters_to_callers_there() {
+    let entry = |host: &str| {
+        let spec = json!({"hosts": [host], "resolution": "STATIC", "endpoints": [{"address": "10.9.9.9"}]});
+        Add(object("networking.istio.io/v1", "ServiceEntry", "istio-system", "left", json!({"spec": spec})))
+    };
+    let named = Some(("ServiceEntry istio-system/left".to_owned(), "spec.endpoints[0].address".to_owned()));
+    assert_eq!(explained(&found(vec![entry("service1.shop.svc.cluster.local")]), &front("503 connect error")), named);
+    assert_eq!(explained(&found(vec![entry("service2.shop.svc.cluster.local")]), &call(1, "503 connect error")), None);
+}
