@@ -491,6 +491,12 @@ scenarios() {
   claim "sticky: with sidecars the calls spread over the three pods" retry 60 pods_met 3
   off sticky
 
+  websocket_route apply
+  claim "websocket: through gateway and sidecar: the trace of the mesh and the caller in its first message, and an echo" retry 60 websocket echo
+  claim "websocket: a pod that is told to stop closes it with 1001" websocket_drained
+  websocket_route delete
+  claim "websocket undone: 404" soon 30 404 code service1.cncamp.io /ws
+
   on delay
   claim "delay: two seconds more" retry 20 took 200 1900 3500
   reset
@@ -563,6 +569,69 @@ scenarios() {
   off local-rate-limit
   claim "local-rate-limit undone" soon 30 "200 x 25" codes 25 service1.cncamp.io /hello/golang
   inbound_drained
+}
+# websocket_route apply|delete: the gateway publishes /ws; where istio/security is applied, service1 lets it in
+websocket_route() {
+  local policy=""
+  ! is_secured || policy='---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: service1-websocket, namespace: httpserver}
+spec:
+  selector: {matchLabels: {app: service1}}
+  action: ALLOW
+  rules: [{from: [{source: {principals: [cluster.local/ns/istio-system/sa/istio-ingressgateway-service-account]}}], to: [{operation: {paths: [/ws]}}]}]'
+  kubectl "$1" -f - >/dev/null <<<"apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: websocket, namespace: httpserver}
+spec:
+  gateways: [httpserver/httpserver]
+  hosts: [service1.cncamp.io]
+  http: [{match: [{uri: {exact: /ws}}], route: [{destination: {host: service1.httpserver.svc.cluster.local, subset: base, port: {number: 80}}}]}]
+$policy"
+}
+# websocket echo|close [FILE]: opens one through the HTTPS gateway; the first message's facts and an echo, or, with the pod's name written to FILE,
+# the code that it is closed with
+websocket() {
+  python3 - "$work/certs/ca.crt" "$INGRESS_HOST" "$SECURE_INGRESS_PORT" "$@" <<'P'
+import json, socket, ssl, sys
+ca, host, port, what, *file = sys.argv[1:]
+plain = socket.create_connection((host, int(port)), timeout=90)
+stream = ssl.create_default_context(cafile=ca).wrap_socket(plain, server_hostname="service1.cncamp.io")
+stream.sendall(b"GET /ws HTTP/1.1\r\nhost: service1.cncamp.io\r\nconnection: Upgrade\r\nupgrade: websocket\r\n"
+               b"sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")
+read = stream.makefile("rb")
+status = read.readline().split()[1].decode()
+if status != "101":
+    sys.exit(f"the handshake is answered with {status}")
+while read.readline().strip():
+    pass
+def frame():
+    first, length = read.read(2)
+    length = int.from_bytes(read.read(2), "big") if length == 126 else length
+    return first & 15, read.read(length)
+first = json.loads(frame()[1])
+if what == "echo":
+    identity = (first["client"]["identity"] or "").rsplit("/", 1)[-1]
+    stream.sendall(b"\x81\x84\0\0\0\0echo")
+    print(first["status"], "traceparent" in first["received"] or "x-b3-traceid" in first["received"], identity, frame()[1].decode())
+    sys.exit((first["status"], identity != "") != (101, True))
+open(file[0], "w").write(first["hostname"])
+while (got := frame())[0] != 8:
+    pass
+print(int.from_bytes(got[1][:2], "big"), got[1][2:].decode())
+P
+}
+websocket_drained() {
+  local pod
+  rm -f "$work/websocket.pod"
+  websocket close "$work/websocket.pod" >"$work/websocket.closed" 2>&1 &
+  eventually 60 "a WebSocket is open" test -s "$work/websocket.pod"
+  pod=$(cat "$work/websocket.pod")
+  k delete pod "$pod" --wait=false >/dev/null
+  wait $!
+  settled
+  is "1001 draining" "$(cat "$work/websocket.closed")"
 }
 service1_metrics() { request service1.cncamp.io /test/metrics >"$work/metrics" && grep -q 'httpserver_build_info{.*service="service1"' "$work/metrics"; }
 limited() { [ "$(code service1.cncamp.io /hello/golang)" = 429 ]; }

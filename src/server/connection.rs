@@ -68,29 +68,36 @@ impl<S: HttpService> Protocols<S> {
             .await;
     }
 
-    /// Without TLS the connection preface distinguishes HTTP/2 (prior knowledge, RFC 9113, 3.3) from HTTP/1.1.
-    async fn plain(&self, mut socket: TrackedIo<TcpStream>) -> Result<(), String> {
+    async fn plain(&self, socket: TrackedIo<TcpStream>) -> Result<(), String> {
         // A silent connection needs no buffer yet.
         socket.stream.readable().await.map_err(|error| causes(&error))?;
+        self.by_preface(socket, ClientCertificate::default()).await
+    }
+
+    /// Without ALPN the connection preface distinguishes HTTP/2 (prior knowledge, RFC 9113, 3.3) from HTTP/1.1.
+    async fn by_preface<I: AsyncRead + AsyncWrite + Send + Unpin>(
+        &self,
+        mut io: TrackedIo<I>,
+        certificate: ClientCertificate,
+    ) -> Result<(), String> {
         // As much as a usual head takes, so that it needs no further read.
         let mut first = BytesMut::with_capacity(2048);
         loop {
-            if socket.read_buf(&mut first).await.map_err(|error| causes(&error))? == 0 {
+            if io.read_buf(&mut first).await.map_err(|error| causes(&error))? == 0 {
                 return Ok(());
             }
             let length = first.len().min(PREFACE.len());
             if first[..length] != PREFACE[..length] {
-                socket.prefix = first.freeze();
-                return self.http1(socket, ClientCertificate::default()).await;
+                io.prefix = first.freeze();
+                return self.http1(io, certificate).await;
             }
             if length == PREFACE.len() {
-                socket.prefix = first.freeze();
-                return Box::pin(self.http2(socket.reads_http2(), ClientCertificate::default())).await;
+                io.prefix = first.freeze();
+                return Box::pin(self.http2(io.reads_http2(), certificate)).await;
             }
         }
     }
 
-    /// With TLS, ALPN distinguishes them.
     async fn encrypted(&self, socket: TrackedIo<TcpStream>, tls: &AcceptorState) -> Result<(), String> {
         let accepted = TlsAcceptor::from(tls.config.clone()).accept(socket).await;
         let stream = accepted.map_err(|error| format!("TLS: {}", causes(&error)))?;
@@ -100,9 +107,13 @@ impl<S: HttpService> Protocols<S> {
             is_missing: tls.asks_for_certificate && presented.is_none(),
             identity: presented.and_then(identity),
         };
-        let is_http2 = session.alpn_protocol() == Some(b"h2");
+        let agreed = session.alpn_protocol().map(|name| name == b"h2");
         let io = TrackedIo::decrypted(stream, self.connection.clone());
-        if is_http2 { self.http2(io.reads_http2(), certificate).await } else { self.http1(io, certificate).await }
+        match agreed {
+            Some(true) => self.http2(io.reads_http2(), certificate).await,
+            Some(false) => self.http1(io, certificate).await,
+            None => self.by_preface(io, certificate).await,
+        }
     }
 
     /// A request with what the service may know of its connection.

@@ -7,11 +7,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use futures_util::{SinkExt as _, StreamExt as _};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::{WebSocketStream, client_async};
 
 use crate::claims::{Claims, same};
-use crate::common::{eventually, exchange};
+use crate::common::{PATIENCE, eventually, exchange};
 use crate::mesh::{ChainOptions, Client, HOST, Mesh, lanes};
 
 /// Whoever starts a dozen Envoys has the machine's two cores for itself.
@@ -260,6 +263,43 @@ async fn a_hop_that_fails_or_is_slow() {
         format!("504 after {took:.1} s")
     };
     claims.claim("timeout: a hop that takes 7 s is given up three times after 5 s: 504 after 15 s", timed_out).await;
+    claims.end();
+}
+
+async fn next(socket: &mut WebSocketStream<TcpStream>) -> Message {
+    tokio::time::timeout(PATIENCE, socket.next()).await.expect("a message").unwrap().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs an Envoy: scripts/e2e.sh envoy"]
+async fn a_websocket_through_a_sidecar() {
+    let mut claims = Claims::default();
+    let mut mesh = Mesh::new("websocket", "otel").await;
+    let options = ChainOptions { exporter: "otlp", env: &[("DRAIN_DELAY", "0")], ..ChainOptions::default() };
+    let sidecar = mesh.pod("service1", 1, None, &options).await;
+    mesh.until("the sidecar listens", || async { TcpStream::connect(&sidecar).await.is_ok() }).await;
+    let stream = TcpStream::connect(&sidecar).await.unwrap();
+    let (mut socket, _) = client_async(format!("ws://{sidecar}/ws"), stream).await.unwrap();
+    let first = async {
+        let reply: serde_json::Value = next(&mut socket).await.to_text().unwrap().parse().unwrap();
+        let proxy = reply["received"]["traceparent"][0].as_str().unwrap().split('-').nth(2).map(str::to_owned);
+        same((Some(101), proxy.as_deref()), (reply["status"].as_u64(), reply["parent_span_id"].as_str()))
+    };
+    claims.claim("the first message shows the handshake, its span below the sidecar's", first).await;
+    let echo = async {
+        socket.send(Message::text("grün")).await.unwrap();
+        same("grün", next(&mut socket).await.to_text().unwrap())
+    };
+    claims.claim("a message comes back", echo).await;
+    let closed = async {
+        // Until the end: the answer to a close frame is sent by the next read.
+        let reader = tokio::spawn(async move { socket.filter_map(async |message| message.ok()).collect::<Vec<_>>().await });
+        mesh.restart("service1").await;
+        let messages = reader.await.unwrap();
+        let [Message::Close(Some(frame))] = &messages[..] else { panic!("{messages:?}") };
+        same((1001, "draining"), (u16::from(frame.code), frame.reason.as_str()))
+    };
+    claims.claim("the drain of the hop closes it through the sidecar", closed).await;
     claims.end();
 }
 

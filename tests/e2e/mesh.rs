@@ -187,7 +187,13 @@ impl Mesh {
     }
 
     /// The app of hop `number` with its sidecar, which calls `next`; returns where the sidecar listens.
-    async fn pod(&mut self, key: &str, number: usize, next: Option<(&str, Option<&str>)>, options: &ChainOptions) -> String {
+    pub(crate) async fn pod(
+        &mut self,
+        key: &str,
+        number: usize,
+        next: Option<(&str, Option<&str>)>,
+        options: &ChainOptions,
+    ) -> String {
         let (service, app, inbound, outbound) = (format!("service{number}"), free_addr(), free_addr(), free_addr());
         let mut values = vec![("NAME", service.clone()), ("APP", app.to_string()), ("INBOUND_PORT", inbound.port().to_string())];
         let mut env = vec![("OTEL_TRACES_EXPORTER", options.exporter.to_owned()), ("OTEL_BSP_SCHEDULE_DELAY", "200".to_owned())];

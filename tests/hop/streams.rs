@@ -219,6 +219,30 @@ async fn grpc_over_tls_calls_streams_and_is_a_seam() {
 }
 
 #[tokio::test]
+async fn without_alpn_the_first_bytes_within_tls_decide() {
+    let secure = Secure::start("no-alpn", &["--name", "service2"]);
+    let ask = || StreamRequest { count: Some(2), interval_ms: Some(0) };
+    let silent = secure.connect(&[], None).await.unwrap();
+    let (replies, status) = Replies::ask(silent, &[], ask()).await.rest().await;
+    assert_eq!((replies.len(), status.code(), replies[1].protocol.as_deref()), (2, Code::Ok, Some("grpc")));
+    let http1 = b"GET /hello HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
+    let first: [&[&[u8]]; 2] = [&[], &[b"http/1.1"]];
+    for alpn in first {
+        let mut stream = secure.connect(alpn, None).await.unwrap();
+        stream.write_all(http1).await.unwrap();
+        let mut read = Vec::new();
+        timeout(PATIENCE, stream.read_to_end(&mut read)).await.expect("an end").unwrap();
+        assert!(read.starts_with(b"HTTP/1.1 200 OK"), "{alpn:?}: {}", String::from_utf8_lossy(&read));
+    }
+    // Who has agreed on HTTP/1.1 is held to it.
+    let mut stream = secure.connect(&[b"http/1.1"], None).await.unwrap();
+    stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
+    let mut read = Vec::new();
+    let _ = timeout(PATIENCE, stream.read_to_end(&mut read)).await.expect("an end");
+    assert!(read.is_empty() || read.starts_with(b"HTTP/1.1 400"), "{}", String::from_utf8_lossy(&read));
+}
+
+#[tokio::test]
 async fn a_websocket_tells_its_handshake_and_echoes() {
     let hop = Hop::start(&["--name", "service1"], &[]);
     let own_origin = format!("http://{}", hop.addr);
@@ -289,6 +313,76 @@ async fn what_is_no_websocket_is_refused_and_what_is_too_much_is_closed() {
     let mut frames = Vec::new();
     timeout(PATIENCE, stream.read_to_end(&mut frames)).await.expect("the hop closes").unwrap();
     assert!(frames.ends_with(b"\x81\x02ab\x88\x00"), "{frames:?}");
+}
+
+/// A frame as clients send them, with a mask that changes nothing: of fewer than 126 bytes.
+fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
+    [&[first, 0x80 | payload.len() as u8, 0, 0, 0, 0], payload].concat()
+}
+
+#[tokio::test]
+async fn the_close_of_a_websocket_is_echoed_and_what_breaks_the_protocol_has_its_code() {
+    let hop = Hop::start(&[], &[]);
+    let close = |code: u16, reason: &[u8]| frame(0x88, &[&code.to_be_bytes(), reason].concat());
+    let ends = async |id: &str, frames: &[u8]| {
+        let mut socket = websocket(&hop, &[("x-request-id", id)]).await.unwrap();
+        text(&mut socket).await;
+        socket.get_mut().write_all(frames).await.unwrap();
+        let mut read = Vec::new();
+        timeout(PATIENCE, socket.get_mut().read_to_end(&mut read)).await.expect("the hop closes").unwrap();
+        // The answers before the close frame are short, too.
+        let mut rest = &read[..];
+        while rest.len() > 2 && rest[0] != 0x88 {
+            rest = &rest[2 + usize::from(rest[1])..];
+        }
+        let [0x88, length, payload @ ..] = rest else { panic!("{id}: no close frame: {read:?}") };
+        assert_eq!(payload.len(), usize::from(*length), "{id}: nothing after the close frame: {read:?}");
+        let (code, reason) = payload.split_at_checked(2).unwrap_or_default();
+        (code.try_into().ok().map(u16::from_be_bytes), String::from_utf8(reason.to_vec()).unwrap())
+    };
+    // What may be sent comes back; what a frame may not say is an error.
+    for (code, reason) in [(1000, "bye"), (1001, ""), (1008, "over"), (1011, "grün"), (3000, ""), (4999, "own")] {
+        let id = format!("r-{code}");
+        assert_eq!(ends(&id, &close(code, reason.as_bytes())).await, (Some(code), reason.to_owned()));
+        assert!(hop.access_line(&id).await.contains("\"GET /ws\" 101"), "{code}");
+    }
+    assert_eq!(ends("r-empty", &frame(0x88, b"")).await, (None, String::new()));
+    for code in [0, 999, 1004, 1005, 1006, 1015, 2999, 5000] {
+        assert_eq!(ends("r-no-code", &close(code, b"")).await.0, Some(1002), "{code}");
+    }
+    // After its close frame a peer is not answered.
+    let after = [close(1000, b""), frame(0x81, b"late")].concat();
+    assert_eq!(ends("r-late", &after).await.0, Some(1000));
+    let table: [(&str, Vec<u8>, u16); 15] = [
+        ("a close frame of one byte", frame(0x88, b"x"), 1002),
+        ("a reason that is not UTF-8", close(1000, b"\xff"), 1007),
+        ("text that is not UTF-8", frame(0x81, b"a\xc3("), 1007),
+        ("text that ends within a character", frame(0x81, b"gr\xc3"), 1007),
+        ("the same over two frames", [frame(0x01, b"gr\xc3"), frame(0x80, b"(")].concat(), 1007),
+        ("a surrogate", frame(0x81, b"\xed\xa0\x80"), 1007),
+        ("a continuation of nothing", frame(0x80, b"x"), 1002),
+        ("a message within a message", [frame(0x01, b"a"), frame(0x81, b"b")].concat(), 1002),
+        ("a reserved opcode of data", frame(0x83, b""), 1002),
+        ("a reserved opcode of control", frame(0x8b, b""), 1002),
+        ("a reserved bit", frame(0xc1, b""), 1002),
+        ("a ping in pieces", frame(0x09, b""), 1002),
+        ("a close in pieces", frame(0x08, b""), 1002),
+        ("a ping of 126 bytes", [&[0x89, 0xfe, 0, 126, 0, 0, 0, 0][..], &[b'x'; 126]].concat(), 1002),
+        ("a frame without a mask", vec![0x81, 1, b'x'], 1002),
+    ];
+    for (what, frames, code) in table {
+        assert_eq!(ends(what, &frames).await.0, Some(code), "{what}");
+        // What came before is answered all the same.
+        assert_eq!(ends(what, &[frame(0x81, b"before"), frames].concat()).await.0, Some(code), "{what}");
+    }
+    // A character and a ping between two frames are none of these.
+    let pieces = [frame(0x01, b"gr\xc3"), frame(0x89, b"p"), frame(0x80, b"\xbcn"), close(1000, b"")].concat();
+    let mut socket = websocket(&hop, &[]).await.unwrap();
+    text(&mut socket).await;
+    socket.get_mut().write_all(&pieces).await.unwrap();
+    assert_eq!(next(&mut socket).await, Message::Pong(Bytes::from_static(b"p")));
+    assert_eq!(next(&mut socket).await, Message::text("grün"));
+    assert_eq!(closed(&mut socket).await.0, CloseCode::Normal);
 }
 
 #[tokio::test]
