@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::uri::Scheme;
 use http::{Method, Request, Response, Uri};
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -279,7 +280,12 @@ impl Pool {
         connected.get_extras(&mut known);
         let expires_at = Instant::now() + self.limits.max_age.mul_f64(0.75 + 0.25 * ids::unit());
         let peer = known.get::<HttpInfo>().map(HttpInfo::remote_addr);
-        if self.protocol != Protocol::Http || connected.is_negotiated_h2() {
+        let speaks_http2 = connected.is_negotiated_h2();
+        // What such a server answers would read as a broken frame.
+        if self.protocol == Protocol::Grpc && !speaks_http2 && self.target.scheme() == Some(&Scheme::HTTPS) {
+            return Err(CallError::Connect("the server offers no HTTP/2 by ALPN, without which there is no gRPC".into()));
+        }
+        if self.protocol != Protocol::Http || speaks_http2 {
             let opened = self.multiplexed.open(stream, expires_at, peer, MAX_BUFFER as u32).await;
             return opened.map(Connected::Http2);
         }

@@ -1,5 +1,6 @@
 //! What lasts: `/stream`, `/ws` and `Chain/Stream`; their limits, their places, and how they end.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -8,10 +9,14 @@ use h2::RecvStream;
 use http::Request;
 use httpserver::server::shutdown::Stop;
 use prost::Message as _;
+use rustls::ServerConfig;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, timeout};
+use tokio_rustls::TlsAcceptor;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::{Error as SocketError, Message};
@@ -21,7 +26,7 @@ use tonic::{Code, Status};
 use crate::common::{Answer, Hop, InProcess, PATIENCE, eventually, exchange, read_answer};
 use crate::grpc::framed;
 use crate::grpc::messages::{Reply, StreamRequest};
-use crate::tls::Secure;
+use crate::tls::{Files, Secure, authority, issued};
 
 const STREAM: &str = "/httpserver.v1.Chain/Stream";
 const TRACE: (&str, &str) = ("traceparent", "00-463ac35c9f6413ad48485a3953bb6124-a2fb4a1d1a96d312-01");
@@ -240,6 +245,35 @@ async fn without_alpn_the_first_bytes_within_tls_decide() {
     let mut read = Vec::new();
     let _ = timeout(PATIENCE, stream.read_to_end(&mut read)).await.expect("an end");
     assert!(read.is_empty() || read.starts_with(b"HTTP/1.1 400"), "{}", String::from_utf8_lossy(&read));
+}
+
+#[tokio::test]
+async fn a_next_hop_without_alpn_is_named_as_no_server_of_grpc() {
+    let (files, authority) = (Files::new("server-no-alpn"), authority("test"));
+    let (cert, key) = issued(&authority, "localhost");
+    let ca = files.write("ca.crt", &authority.pem());
+    for (alpn, says) in [(vec![], "no HTTP/2 by ALPN"), (vec![b"http/1.1".to_vec()], "NoApplicationProtocol")] {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let builder = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+        let chain = vec![CertificateDer::from_pem_slice(cert.as_bytes()).unwrap()];
+        let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();
+        let mut config = builder.with_no_client_auth().with_single_cert(chain, key).unwrap();
+        config.alpn_protocols = alpn;
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("grpcs://localhost:{}", listener.local_addr().unwrap().port());
+        tokio::spawn(async move {
+            let acceptor = TlsAcceptor::from(Arc::new(config));
+            while let Ok((stream, _)) = listener.accept().await {
+                let Ok(mut stream) = acceptor.accept(stream).await else { continue };
+                let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\n\r\n").await;
+            }
+        });
+        let front = Hop::start(&["--upstream", &url, "--upstream-ca", &ca], &[]);
+        let (status, reply) = front.json("/service1", &[]).await;
+        let error = reply["upstreams"][0]["error"].as_str().unwrap();
+        assert_eq!(status, 502);
+        assert!(error.contains(says), "{error}");
+    }
 }
 
 #[tokio::test]
