@@ -1,6 +1,6 @@
 // The demo's page as a person uses it. Run by scripts/e2e-page.sh.
 
-import { test, before, after } from 'node:test';
+import { describe, it, before, after } from 'node:test';
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
 import { createServer } from 'node:http';
@@ -12,23 +12,78 @@ let chrome;
 before(async () => { chrome = await startBrowser(); });
 after(async () => { await chrome?.stop(); });
 
+/** Most of the time a test waits: they are run side by side, at the end of this file. */
+const tests = [];
+const test = (...one) => tests.push(one);
+
 /** A test with a demo of its own. */
 function withDemo(name, flags, body) {
   test(name, { timeout: 240_000 }, async () => {
     const demo = await startDemo(...flags);
-    try { await body(demo, chrome.browser); } finally { await demo.stop(); }
+    try {
+      await body(demo, chrome.browser);
+    } catch (error) {
+      // What its pages show now says more than what did not come.
+      const pages = chrome.browser.contexts().flatMap((context) => context.pages()).filter((page) => page.url().startsWith(demo.page));
+      for (const page of pages) error.message += `\n${page.url()} shows: ${await page.evaluate(() => document.body.innerText.replace(/\s+/g, ' ').slice(0, 3000)).catch(String)}`;
+      throw error;
+    } finally { await demo.stop(); }
   });
 }
 
+/** Where every feature works: at each width, in light and dark. */
+const SIZES = [1280, 800, 390].flatMap((width) => ['light', 'dark'].map((scheme) => ({ width, scheme })));
+let features = 0;
+
+/** The sizes at which a feature is tried: all of them with EVERYWHERE=yes, else each width once, in light and dark by turns. */
+function sizes() {
+  features += 1;
+  return process.env.EVERYWHERE === 'yes' ? SIZES : SIZES.filter((_, i) => (i + (i >> 1) + features) % 2 === 0);
+}
+
+/** A tab of that size. When it is done, nothing was wrong, nothing is wider than the window, and axe finds nothing. */
+async function sized(browser, url, size) {
+  const t = await tab(browser, url, { ...size, bypassCSP: true });
+  return { ...t, async done() { await fits(t.page); await t.clean(); } };
+}
+
+async function fits(page) {
+  const wide = await page.evaluate(() => [document.documentElement.scrollWidth, innerWidth]);
+  assert.ok(wide[0] <= wide[1], `${wide[0]} wide in ${wide[1]}`);
+  await axe(page);
+}
+
+async function axe(page, what = '') {
+  // Colours are measured when nothing is fading any more.
+  await eventually(() => page.evaluate(() => document.getAnimations().length === 0 && !document.querySelector('.lit, .lit-bad')));
+  if (!(await page.evaluate(() => 'axe' in window))) await page.addScriptTag({ path: axePath });
+  const { violations } = await page.evaluate(() => window.axe.run(document, { runOnly: ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa', 'wcag22aa', 'best-practice'] }));
+  assert.deepEqual(violations.map((v) => `${what} ${v.id}: ${v.nodes.slice(0, 3).map((n) => `${n.target} ${n.any[0]?.message ?? n.failureSummary}`).join(' | ')}`), []);
+}
+
+/** A feature, at every size, each with a demo of its own. `open` gives a tab of that size. */
+function everywhere(name, flags, body) {
+  for (const size of sizes()) withDemo(`${name}, ${size.width} ${size.scheme}`, flags, (demo, browser) => body(demo, (url = demo.page) => sized(browser, url, size), size));
+}
+
 const text = async (locator) => (await locator.innerText()).replace(/\s+/g, ' ').trim();
+/** Opens the card of a hop, which stands behind its chip where a chain is a strip. Whether it is one shows when the chain has its width. */
+async function openCard(page, hop) {
+  const card = page.locator('.hop').nth(hop - 1);
+  await page.waitForSelector('#hops[data-form]');
+  await page.evaluate(() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done))));
+  if (await page.locator('.strip .chip').count()) await page.locator('.chip').nth(hop - 1).click();
+  await card.waitFor({ state: 'visible' });
+  return card;
+}
 const figure = (page, hop, label) => page.locator('.hop').nth(hop - 1).locator('.figures > div', { hasText: label }).locator('dd').innerText();
 
-withDemo('the chain is drawn as it is configured and its figures are live', [], async (demo, browser) => {
-  const t = await tab(browser, demo.page);
+everywhere('the chain is drawn as it is configured and its figures are live', [], async (demo, open) => {
+  const t = await open();
   const { page } = t;
   await eventually(async () => (await page.locator('.health[data-s=ready]').count()) === 3, 'three hops are ready');
   for (let n = 1; n <= 3; n++) {
-    const hop = await text(page.locator('.hop').nth(n - 1));
+    const hop = await text(await openCard(page, n));
     assert.match(hop, new RegExp(`^service${n} .*v1 · lane base · 127\\.0\\.0\\.1:\\d+`));
   }
   assert.ok((await text(page.locator('.hop').first())).includes(new URL(demo.front).host));
@@ -39,11 +94,11 @@ withDemo('the chain is drawn as it is configured and its figures are live', [], 
   assert.match(await figure(page, 1, 'p50'), /^[\d.]+ (ms|s)$/);
   assert.match(await figure(page, 1, 'p99'), /^[\d.]+ (ms|s)$/);
   assert.equal(await figure(page, 1, 'errors'), '0%');
-  await t.clean();
+  await t.done();
 });
 
-withDemo('a fan-out is drawn as one', ['--hops', '4', '--fan-out', 'sequential', '--latency', '1ms'], async (demo, browser) => {
-  const t = await tab(browser, demo.page);
+everywhere('a fan-out is drawn as one', ['--hops', '4', '--fan-out', 'sequential', '--latency', '1ms'], async (demo, open) => {
+  const t = await open();
   await t.page.waitForSelector('.fanned .hop');
   assert.equal(await t.page.locator('.fanned .hop').count(), 3);
   assert.equal(await text(t.page.locator('#hops .how')), 'service1 calls these one after the other');
@@ -51,7 +106,7 @@ withDemo('a fan-out is drawn as one', ['--hops', '4', '--fan-out', 'sequential',
   await t.page.click('#tab-headers');
   assert.equal(await t.page.locator('.edge').count(), 4);
   assert.equal(await text(t.page.locator('.edge h3').nth(3)), 'service1 → to service4');
-  await t.clean();
+  await t.done();
 });
 
 withDemo('a request speaks what was chosen, and the curl beside it does the same', ['--latency', '0'], async (demo, browser) => {
@@ -120,8 +175,8 @@ withDemo('ten, a hundred and without end are sent, until told to stop', ['--late
   await t.clean();
 });
 
-withDemo('a request is seen travelling: hops light up and its trace is in the list, without polling', ['--latency', '20ms'], async (demo, browser) => {
-  const t = await tab(browser, demo.page);
+everywhere('a request is seen travelling: hops light up and its trace is in the list, without polling', ['--latency', '20ms'], async (demo, open) => {
+  const t = await open();
   const { page } = t;
   await page.waitForSelector('.rows .row');
   await eventually(async () => (await page.locator('.health[data-s=ready]').count()) === 3);
@@ -129,7 +184,7 @@ withDemo('a request is seen travelling: hops light up and its trace is in the li
     window.lit = [];
     for (const hop of document.querySelectorAll('.hop')) new MutationObserver(() => { if (hop.classList.contains('lit')) window.lit.push(hop.getAttribute('aria-label')); }).observe(hop, { attributes: true, attributeFilter: ['class'] });
   });
-  const asked = t.asked.length;
+  const asked = t.asked.length, shown = await openId(page);
   // Somebody else's request, by curl: the page is told of it.
   const trace = '4bf92f3577b34da6a3ce929d0e0e4736';
   await fetch(`${demo.front}/service1`, { headers: { traceparent: `00-${trace}-00f067aa0ba902b7-01` } });
@@ -137,12 +192,13 @@ withDemo('a request is seen travelling: hops light up and its trace is in the li
   await eventually(() => page.evaluate(() => ['service1', 'service2', 'service3'].every((name) => window.lit.includes(name))), 'all three were lit');
   const order = await page.evaluate(() => [...new Set(window.lit)]);
   assert.deepEqual(order, ['service1', 'service2', 'service3']);
-  assert.equal(t.asked.length, asked, 'nothing was asked for: it was told');
-  await t.clean();
+  // Of the trace that is open the last spans may have come in meanwhile.
+  assert.deepEqual(t.asked.slice(asked).filter((url) => !url.includes(shown)), [], 'nothing was asked for: it was told');
+  await t.done();
 });
 
-withDemo('a trace is opened: to scale, zoomed, walked by keyboard, downloaded, linked', ['--latency', '30ms', '--jaeger', 'http://localhost:16686', '--zipkin', 'http://127.0.0.1:9'], async (demo, browser) => {
-  const t = await tab(browser, demo.page);
+everywhere('a trace is opened: to scale, zoomed, walked by keyboard, downloaded, linked', ['--latency', '30ms', '--jaeger', 'http://localhost:16686', '--zipkin', 'http://127.0.0.1:9'], async (demo, open) => {
+  const t = await open();
   const { page } = t;
   await page.waitForSelector('.rows .row');
   const id = await sendOne(page);
@@ -185,14 +241,16 @@ withDemo('a trace is opened: to scale, zoomed, walked by keyboard, downloaded, l
   await page.keyboard.press('ArrowDown');
   await page.keyboard.press('Enter');
   const width = () => page.evaluate(() => { const row = document.querySelector('.rows .on'); return row.querySelector('.span').getBoundingClientRect().width / row.querySelector('.lane').getBoundingClientRect().width; });
-  assert.ok(Math.abs((await width()) - 1 / 1.2) < 0.02 || (await width()) > 0.8, `zoomed to the span: ${await width()}`);
-  const zoomed = await width();
+  // Its share of the whole, which on a busy machine may be nearly all of it: no more than the whole is ever shown.
+  const share = byStart[2].duration / (end - start);
+  const shows = async (what, expected) => { const now = await width(); assert.ok(Math.abs(now - expected) < 0.02, `${what}: ${now} of the lane, not ${expected}`); };
+  await shows('zoomed to the span', Math.max(share, 1 / 1.2));
   await page.keyboard.press('-');
-  assert.ok((await width()) < zoomed);
+  await shows('and out again', Math.max(share, 1 / 2.4));
   await page.keyboard.press('0');
-  assert.ok(Math.abs((await width()) - byStart[2].duration / (end - start)) < 0.02);
+  await shows('the whole', share);
   await page.getByRole('button', { name: 'Zoom in' }).click();
-  assert.ok((await width()) > byStart[2].duration / (end - start));
+  assert.ok((await width()) > share);
   await page.getByRole('button', { name: 'All: show the whole trace' }).click();
   const scale = await page.locator('.scale').boundingBox();
   await page.mouse.move(scale.x + scale.width * 0.5, scale.y + 10);
@@ -207,18 +265,18 @@ withDemo('a trace is opened: to scale, zoomed, walked by keyboard, downloaded, l
   assert.equal(await page.getByRole('link', { name: 'Open in Jaeger' }).getAttribute('href'), `http://localhost:16686/trace/${id}`);
   assert.equal(await page.getByRole('link', { name: 'Open in Zipkin' }).getAttribute('href'), `http://127.0.0.1:9/zipkin/traces/${id}`);
   await sendOne(page);
-  const linked = await tab(browser, `${demo.page}/#/trace/${id}/headers`);
+  const linked = await open(`${demo.page}/#/trace/${id}/headers`);
   await linked.page.waitForSelector('.edge');
   assert.equal(await text(linked.page.locator('#about .id').first()), id);
   await linked.clean();
   // Back to the trace before, as in any page.
   await page.goBack();
   await eventually(async () => (await openId(page)) === id && (await text(page.locator('#about .id').first())) === id);
-  await t.clean();
+  await t.done();
 });
 
-withDemo('the headers stand side by side, ids in colours, a sentence for every change', [], async (demo, browser) => {
-  const t = await tab(browser, demo.page);
+everywhere('the headers stand side by side, ids in colours, a sentence for every change', [], async (demo, open) => {
+  const t = await open();
   const { page } = t;
   await page.waitForSelector('.rows .row');
   await page.selectOption('#speaks', 'both');
@@ -249,11 +307,11 @@ withDemo('the headers stand side by side, ids in colours, a sentence for every c
   const story = await page.locator('.story li').allInnerTexts();
   assert.match(story[0], new RegExp(`You made up the trace id ${id} and sent it along\\. service1 kept it`));
   assert.match(story[2], /service2 called service3 .*service3 kept the one and took the other as the parent/s);
-  await t.clean();
+  await t.done();
 });
 
-withDemo('a hop that loses headers is named, and both parts of the trace are found', ['--drop-header', 'service2:traceparent', '--drop-header', 'service2:x-b3-traceid'], async (demo, browser) => {
-  const t = await tab(browser, demo.page);
+everywhere('a hop that loses headers is named, and both parts of the trace are found', ['--drop-header', 'service2:traceparent', '--drop-header', 'service2:x-b3-traceid'], async (demo, open) => {
+  const t = await open();
   const { page } = t;
   await page.waitForSelector('.rows .row');
   assert.match(await text(page.locator('.hop').nth(1)), /loses on purpose: traceparent, x-b3-traceid/);
@@ -266,14 +324,14 @@ withDemo('a hop that loses headers is named, and both parts of the trace are fou
   await page.getByRole('link', { name: 'See the other part' }).click();
   await eventually(async () => { const now = await openId(page); return now && now !== id; });
   await eventually(async () => /service3 began another trace/.test(await text(page.locator('.story'))), 'the same request is told');
-  await t.clean();
+  await t.done();
 });
 
-withDemo('sliders make a hop slow and broken while it runs, and the effect is seen', ['--latency', '1ms'], async (demo, browser) => {
-  const t = await tab(browser, demo.page);
+everywhere('sliders make a hop slow and broken while it runs, and the effect is seen', ['--latency', '1ms'], async (demo, open) => {
+  const t = await open();
   const { page } = t;
   await page.waitForSelector('.rows .row');
-  const hop = page.locator('.hop').nth(1);
+  const hop = await openCard(page, 2);
   await hop.locator('.adjust > summary').click();
   await page.getByRole('slider', { name: 'service2: latency from' }).focus();
   const low = page.getByRole('slider', { name: 'service2: latency from' });
@@ -294,21 +352,21 @@ withDemo('sliders make a hop slow and broken while it runs, and the effect is se
   await eventually(async () => Number((await figure(page, 2, 'errors')).replace('%', '')) > 0);
   await page.waitForSelector('.list a.bad');
   // Another page that is open sees the sliders where they are now.
-  const other = await tab(browser, demo.page);
-  await other.page.waitForSelector('.hop');
+  const other = await open();
+  await other.page.waitForSelector('.hop', { state: 'attached' });
   const abort = other.page.getByRole('checkbox', { name: 'service2: abort,', includeHidden: true });
   await eventually(() => abort.isChecked());
   await hop.getByRole('button', { name: 'Reset' }).click();
   await eventually(async () => !(await abort.isChecked()));
   await other.clean();
   await eventually(async () => { const id = await sendOne(page, 0); const all = (await demo.get(`/demo/exchange/${id}`)); return all?.status === 200; });
-  await t.clean();
+  await t.done();
 });
 
-test('the store alone draws what others report: attributes, events, status and links', { timeout: 240_000 }, async () => {
+for (const size of sizes()) test(`the store alone draws what others report: attributes, events, status and links, ${size.width} ${size.scheme}`, { timeout: 240_000 }, async () => {
   const store = await startStore();
   try {
-    const t = await tab(chrome.browser, store.page);
+    const t = await sized(chrome.browser, store.page, size);
     const { page } = t;
     await eventually(async () => /Report spans to http:\/\/127\.0\.0\.1:\d+\/v1\/traces/.test(await text(page.locator('#list'))));
     assert.ok(await page.locator('#chain').isHidden() && await page.locator('#send').isHidden());
@@ -322,24 +380,24 @@ test('the store alone draws what others report: attributes, events, status and l
     const details = await text(page.locator('.details'));
     for (const part of ['http.response.status_code 500', 'status failed: no stock', 'exception', `span ${'22'.repeat(8)} of trace ${'cd'.repeat(16)}`, 'why: batch']) assert.ok(details.includes(part), `${part} in ${details}`);
     assert.match(await text(page.locator('ul.wrong')), /The request failed with 500: shop answered 500\./);
-    await t.clean();
+    await t.done();
   } finally { await store.stop(); }
 });
 
-withDemo('before the first trace the page says what will be seen', ['--fault', 'service1:delay=50s@100%'], async (demo, browser) => {
-  const t = await tab(browser, demo.page);
+everywhere('before the first trace the page says what will be seen', ['--fault', 'service1:delay=50s@100%'], async (demo, open) => {
+  const t = await open();
   await t.page.waitForSelector('.hop');
   assert.match(await text(t.page.locator('#list')), /No traces yet\. Send a request above, or with curl/);
   assert.match(await text(t.page.locator('#about')), /Nothing to see yet\. Press “Send one”/);
   assert.ok(await t.page.locator('.tabs').isHidden());
-  await t.clean();
+  await t.done();
 });
 
-withDemo('a hop that is down, a trace with an orphan, a trace that is gone and a demo that has ended say what they mean', ['--latency', '0'], async (demo, browser) => {
-  const t = await tab(browser, demo.page);
+everywhere('a hop that is down, a trace with an orphan, a trace that is gone and a demo that has ended say what they mean', ['--latency', '0'], async (demo, open) => {
+  const t = await open();
   const { page } = t;
   await page.waitForSelector('.rows .row');
-  const hop = page.locator('.hop').nth(2);
+  const hop = await openCard(page, 3);
   await hop.locator('.adjust > summary').click();
   await hop.getByRole('button', { name: 'Stop this hop' }).click();
   await eventually(async () => (await text(hop.locator('.health'))) === 'stopped');
@@ -365,6 +423,8 @@ withDemo('a hop that is down, a trace with an orphan, a trace that is gone and a
   // The demo ends while the page is open.
   await demo.stop();
   await eventually(async () => /The demo does not answer/.test(await page.innerText('#state')));
+  await fits(page);
+  // It asks again and again.
   t.wrong.splice(0, t.wrong.length, ...t.wrong.filter((line) => !/ERR_CONNECTION_REFUSED|ERR_INCOMPLETE_CHUNKED|ERR_EMPTY_RESPONSE|ERR_CONNECTION_RESET/.test(line)));
   await t.clean();
 });
@@ -491,8 +551,8 @@ withDemo('a trace of 1,000 spans stays light: few elements, short work for a scr
 
 const curl = (demo, path = '/service1', headers = {}) => fetch(`${demo.front}${path}`, { headers });
 
-withDemo('the headers and the answer of a request by curl are kept, and of the demo’s own first one', ['--latency', '0'], async (demo, browser) => {
-  const t = await tab(browser, demo.page);
+everywhere('the headers and the answer of a request by curl are kept, and of the demo’s own first one', ['--latency', '0'], async (demo, open) => {
+  const t = await open();
   const { page } = t;
   await page.waitForSelector('.rows .row');
   // The one that the demo sent itself.
@@ -529,36 +589,32 @@ withDemo('the headers and the answer of a request by curl are kept, and of the d
   await page.click('#tab-headers');
   await eventually(async () => (await page.locator('.edge').count()) === 2);
   assert.equal(await page.locator('ul.wrong').count(), 0, 'two services are all that it asked for');
-  await t.clean();
+  await t.done();
 });
 
 for (const [what, flags, from, to, header, sentence] of [
   ['the context', ['--drop-header', 'service2:traceparent', '--drop-header', 'service2:x-b3-traceid'], 2, 3, /✕? ?traceparent.*x-b3-traceid/, /Trace broke between service2 and service3: service2 received traceparent and x-b3-traceid and did not send them/],
   ['what it made itself', ['--drop-header', 'service1:traceparent', '--drop-header', 'service1:x-b3-traceid'], 1, 2, /traceparent/, /Trace broke between service1 and service2/],
 ]) {
-  withDemo(`the arrow is red where a hop loses ${what}, and the verdict says it`, ['--latency', '0', ...flags], async (demo, browser) => {
-    for (const width of [1280, 800, 390]) {
-      const t = await tab(browser, demo.page, { width });
-      const { page } = t;
-      await page.waitForSelector('.rows .row');
-      await page.click('#one');
-      await eventually(async () => (await page.locator('.way.broken').count()) === 1, 'one arrow is broken');
-      const lost = await text(page.locator('.way.broken'));
-      assert.match(lost, new RegExp(`between service${from} and service${to}`));
-      assert.match(lost, header);
-      const colour = await page.locator('.way.broken .lack').evaluate((el) => getComputedStyle(el).color);
-      assert.match(colour, /rgb\(179, 32, 44\)/);
-      await eventually(async () => sentence.test(await text(page.locator('ul.wrong'))), 'the sentence');
-      assert.doesNotMatch(await text(page.locator('ul.wrong')), /on the way/);
-      const inView = await page.evaluate(() => [document.documentElement.scrollWidth, innerWidth]);
-      assert.ok(inView[0] <= inView[1], `${width}: ${inView}`);
-      await t.clean();
-    }
+  everywhere(`the arrow is red where a hop loses ${what}, and the verdict says it`, ['--latency', '0', ...flags], async (demo, open, { scheme }) => {
+    const t = await open();
+    const { page } = t;
+    await page.waitForSelector('.rows .row');
+    await page.click('#one');
+    await eventually(async () => (await page.locator('.way.broken').count()) === 1, 'one arrow is broken');
+    const lost = await text(page.locator('.way.broken'));
+    assert.match(lost, new RegExp(`between service${from} and service${to}`));
+    assert.match(lost, header);
+    const colour = await page.locator('.way.broken .lack').evaluate((el) => getComputedStyle(el).color);
+    assert.equal(colour, { light: 'rgb(179, 32, 44)', dark: 'rgb(255, 143, 146)' }[scheme]);
+    await eventually(async () => sentence.test(await text(page.locator('ul.wrong'))), 'the sentence');
+    assert.doesNotMatch(await text(page.locator('ul.wrong')), /on the way/);
+    await t.done();
   });
 }
 
-withDemo('a header that is lost beside a trace that goes on is no break, and one that an error explains is no mystery', ['--hops', '5', '--latency', '0', '--drop-header', 'service1:baggage', '--fault', 'service3:abort=503@100%'], async (demo, browser) => {
-  const t = await tab(browser, demo.page, { width: 1500 });
+everywhere('a header that is lost beside a trace that goes on is no break, and one that an error explains is no mystery', ['--hops', '5', '--latency', '0', '--drop-header', 'service1:baggage', '--fault', 'service3:abort=503@100%'], async (demo, open) => {
+  const t = await open();
   const { page } = t;
   await page.waitForSelector('.rows .row');
   await page.fill('#baggage', 'user=ada');
@@ -572,76 +628,70 @@ withDemo('a header that is lost beside a trace that goes on is no break, and one
   await page.click(`.list a[href="#/trace/${id}"]`);
   await eventually(async () => /The request failed with 502: service3 answered 503, by its injected fault; so service4 and service5 were never called\./.test(await text(page.locator('ul.wrong'))));
   assert.doesNotMatch(await text(page.locator('ul.wrong')), /on the way|do not report/);
-  await t.clean();
+  await t.done();
 });
 
-withDemo('ten hops are a compact strip; a hop’s card opens below it', ['--hops', '10', '--latency', '0', '--drop-header', 'service4:traceparent', '--drop-header', 'service4:x-b3-traceid'], async (demo, browser) => {
-  for (const width of [1280, 800, 390]) {
-    const t = await tab(browser, demo.page, { width });
-    const { page } = t;
-    await page.waitForSelector('.rows .row');
-    assert.equal(await page.locator('.strip .chip').count(), 10);
-    const places = await page.$$eval('.strip .chip', (chips) => chips.map((chip) => { const { x, y, width } = chip.getBoundingClientRect(); return { x, y, width }; }));
-    const rows = new Map();
-    for (const { x, y } of places) rows.set(Math.round(y), [...(rows.get(Math.round(y)) ?? []), Math.round(x)]);
-    if (width === 1280) assert.equal(rows.size, 1, 'all ten in one row');
-    const widths = places.map((place) => Math.round(place.width));
-    assert.ok(Math.max(...widths) - Math.min(...widths) <= 2, `one width: ${widths}`);
-    await page.click('#one');
-    await eventually(async () => (await page.locator('.way.broken').count()) === 1);
-    assert.match(await text(page.locator('.way.broken')), /between service4 and service5/);
-    await page.locator('.chip', { hasText: 'service7' }).click();
-    assert.equal(await page.locator('.opened .hop:visible').count(), 1);
-    assert.equal(await page.locator('.opened .hop:visible h3').innerText(), 'service7');
-    assert.ok(await page.locator('.opened .hop:visible .adjust > summary').isVisible());
-    await t.clean();
-  }
+everywhere('ten hops are a compact strip; a hop’s card opens below it', ['--hops', '10', '--latency', '0', '--drop-header', 'service4:traceparent', '--drop-header', 'service4:x-b3-traceid'], async (demo, open, { width }) => {
+  const t = await open();
+  const { page } = t;
+  await page.waitForSelector('.rows .row');
+  assert.equal(await page.locator('.strip .chip').count(), 10);
+  const places = await page.$$eval('.strip .chip', (chips) => chips.map((chip) => { const { x, y, width } = chip.getBoundingClientRect(); return { x, y, width }; }));
+  const rows = new Map();
+  for (const { x, y } of places) rows.set(Math.round(y), [...(rows.get(Math.round(y)) ?? []), Math.round(x)]);
+  if (width === 1280) assert.equal(rows.size, 1, 'all ten in one row');
+  const widths = places.map((place) => Math.round(place.width));
+  assert.ok(Math.max(...widths) - Math.min(...widths) <= 2, `one width: ${widths}`);
+  await page.click('#one');
+  await eventually(async () => (await page.locator('.way.broken').count()) === 1);
+  assert.match(await text(page.locator('.way.broken')), /between service4 and service5/);
+  await page.locator('.chip', { hasText: 'service7' }).click();
+  assert.equal(await page.locator('.opened .hop:visible').count(), 1);
+  assert.equal(await page.locator('.opened .hop:visible h3').innerText(), 'service7');
+  assert.ok(await page.locator('.opened .hop:visible .adjust > summary').isVisible());
+  await t.done();
 });
 
-withDemo('fifty hops: the timeline says what is outside, indents go on, and so do colours', ['--hops', '50', '--latency', '0'], async (demo, browser) => {
-  for (const width of [1280, 390]) {
-    const t = await tab(browser, demo.page, { width });
-    const { page } = t;
-    await page.waitForSelector('.rows .row');
-    await eventually(async () => (await page.getAttribute('[role=tree]', 'aria-label')).endsWith(' 99'));
-    assert.match(await text(page.locator('.beyond').last()), /^▾ \d+ more spans below$/);
-    assert.match(await text(page.locator('.beyond').first()), /^the first span$/);
-    const indents = await page.$$eval('.rows .name', (names) => names.map((name) => parseFloat(name.style.paddingLeft)));
-    assert.ok(indents.every((indent, i) => !i || indent > indents[i - 1]), String(indents));
-    await page.locator('.beyond').last().click();
-    await eventually(async () => /more spans? above/.test(await text(page.locator('.beyond').first())));
-    await page.focus('[role=tree]');
-    await page.keyboard.press('End');
-    await eventually(async () => (await text(page.locator('.beyond').last())) === 'the last span');
-    const last = await page.locator('.rows .on .name').evaluate((el) => parseFloat(el.style.paddingLeft));
-    assert.ok(last > Math.max(...indents), `${last}: deeper than ${Math.max(...indents)}`);
-    const label = await page.locator('.rows .on .name').innerText();
-    assert.match(label, /service50\s*\/service50/);
-    assert.doesNotMatch(label, /\{n\}/);
-    const colours = await page.$$eval('.chip', (chips) => chips.map((chip) => getComputedStyle(chip).borderTopColor));
-    assert.ok(new Set(colours).size >= 45, `${new Set(colours).size} colours of 50`);
-    await t.clean();
-  }
+everywhere('fifty hops: the timeline says what is outside, indents go on, and so do colours', ['--hops', '50', '--latency', '0'], async (demo, open) => {
+  const t = await open();
+  const { page } = t;
+  await page.waitForSelector('.rows .row');
+  await eventually(async () => (await page.getAttribute('[role=tree]', 'aria-label')).endsWith(' 99'));
+  assert.match(await text(page.locator('.beyond').last()), /^▾ \d+ more spans below$/);
+  assert.match(await text(page.locator('.beyond').first()), /^the first span$/);
+  const indents = await page.$$eval('.rows .name', (names) => names.map((name) => parseFloat(name.style.paddingLeft)));
+  assert.ok(indents.every((indent, i) => !i || indent > indents[i - 1]), String(indents));
+  await page.locator('.beyond').last().click();
+  await eventually(async () => /more spans? above/.test(await text(page.locator('.beyond').first())));
+  await page.focus('[role=tree]');
+  await page.keyboard.press('End');
+  await eventually(async () => (await text(page.locator('.beyond').last())) === 'the last span');
+  const last = await page.locator('.rows .on .name').evaluate((el) => parseFloat(el.style.paddingLeft));
+  assert.ok(last > Math.max(...indents), `${last}: deeper than ${Math.max(...indents)}`);
+  const label = await page.locator('.rows .on .name').innerText();
+  assert.match(label, /service50\s*\/service50/);
+  assert.doesNotMatch(label, /\{n\}/);
+  const colours = await page.$$eval('.chip', (chips) => chips.map((chip) => getComputedStyle(chip).borderTopColor));
+  assert.ok(new Set(colours).size >= 45, `${new Set(colours).size} colours of 50`);
+  await t.done();
 });
 
-withDemo('a fan-out is a tree: every call hangs below service1', ['--hops', '6', '--fan-out', 'parallel', '--latency', '0', '--drop-header', 'service1:x-lane'], async (demo, browser) => {
-  for (const width of [1280, 800, 390]) {
-    const t = await tab(browser, demo.page, { width });
-    const { page } = t;
-    await page.waitForSelector('.rows .row');
-    const root = await page.locator('.tree-root .hop').boundingBox();
-    const places = await page.$$eval('.branch .hop', (hops) => hops.map((hop) => { const { x, y } = hop.getBoundingClientRect(); return [Math.round(x), Math.round(y)]; }));
-    assert.equal(places.length, 5);
-    assert.ok(places.every(([x, y], i) => x === places[0][0] && y > root.y + root.height && (!i || y > places[i - 1][1])), JSON.stringify(places));
-    await page.fill('#lane', 'gray');
-    await page.click('#one');
-    await eventually(async () => (await page.locator('.branch .way.lossy').count()) === 5, 'each of the five lacks the lane');
-    await t.clean();
-  }
+everywhere('a fan-out is a tree: every call hangs below service1', ['--hops', '6', '--fan-out', 'parallel', '--latency', '0', '--drop-header', 'service1:x-lane'], async (demo, open) => {
+  const t = await open();
+  const { page } = t;
+  await page.waitForSelector('.rows .row');
+  const root = await page.locator('.tree-root .hop').boundingBox();
+  const places = await page.$$eval('.branch .hop', (hops) => hops.map((hop) => { const { x, y } = hop.getBoundingClientRect(); return [Math.round(x), Math.round(y)]; }));
+  assert.equal(places.length, 5);
+  assert.ok(places.every(([x, y], i) => x === places[0][0] && y > root.y + root.height && (!i || y > places[i - 1][1])), JSON.stringify(places));
+  await page.fill('#lane', 'gray');
+  await page.click('#one');
+  await eventually(async () => (await page.locator('.branch .way.lossy').count()) === 5, 'each of the five lacks the lane');
+  await t.done();
 });
 
-withDemo('the list shows the status, is filtered, and groups what one request became', ['--latency', '0', '--drop-header', 'service2:traceparent', '--drop-header', 'service2:x-b3-traceid', '--fault', 'service1:abort=503@50%'], async (demo, browser) => {
-  const t = await tab(browser, demo.page);
+everywhere('the list shows the status, is filtered, and groups what one request became', ['--latency', '0', '--drop-header', 'service2:traceparent', '--drop-header', 'service2:x-b3-traceid', '--fault', 'service1:abort=503@50%'], async (demo, open) => {
+  const t = await open();
   const { page } = t;
   await page.waitForSelector('.rows .row');
   await eventually(async () => { await page.click('#ten'); return (await page.locator('.list .status.bad').count()) > 0 && (await page.locator('.list .grouped').count()) > 0; });
@@ -663,39 +713,38 @@ withDemo('the list shows the status, is filtered, and groups what one request be
   await eventually(async () => /No trace passes the filter/.test(await text(page.locator('#list'))));
   await page.fill('#by-duration', '');
   await eventually(async () => (await shown()).length > 10);
-  await t.clean();
+  await t.done();
 });
 
-withDemo('two traces are compared side by side', ['--latency', '0'], async (demo, browser) => {
-  for (const width of [1280, 390]) {
-    const t = await tab(browser, demo.page, { width });
-    const { page } = t;
-    await page.waitForSelector('.rows .row');
-    const first = await sendOne(page);
-    const [a, b] = ['4bf92f3577b34da6a3ce929d0e0e47', '5bf92f3577b34da6a3ce929d0e0e47'].map((id) => `${id}${width === 390 ? '36' : '37'}`);
-    const span = (trace, id, parentId, kind, serviceName, path, at, ms, status) => ({ traceId: trace, id, parentId, kind, name: 'GET', timestamp: Date.now() * 1000 + at * 1000, duration: ms * 1000, localEndpoint: { serviceName }, tags: { 'url.path': path, 'http.response.status_code': String(status), ...(status >= 500 ? { error: 'x' } : {}) } });
-    await demo.report([span(a, '1', undefined, 'SERVER', 'shop', '/buy', 0, 20, 200), span(a, '2', '1', 'SERVER', 'stock', '/take', 5, 10, 200)]);
-    await demo.report([span(b, '1', undefined, 'SERVER', 'shop', '/buy', 0, 90, 502), span(b, '2', '1', 'SERVER', 'stock', '/take', 5, 80, 503), span(b, '3', '1', 'SERVER', 'mail', '/send', 6, 3, 200)]);
-    await page.click(`.list a[href="#/trace/${a}"]`);
-    await eventually(async () => (await text(page.locator('#about .id').first())) === a);
-    await page.getByRole('button', { name: 'Compare' }).click();
-    assert.match(await text(page.locator('#picking')), /Choose the trace to compare with 4bf92f35/);
-    await page.click(`.list a[href="#/compare/${a}/${b}"]`);
-    await page.waitForSelector('.two-table');
-    const rows = await page.$$eval('.two-table tbody tr', (trs) => trs.map((tr) => [...tr.children].slice(0, 4).map((cell) => cell.innerText.trim().replace(/\s+/g, ' '))));
-    assert.deepEqual(rows, [['shop /buy', '20.0 ms', '90.0 ms failed', '+70.0 ms'], ['stock /take', '10.0 ms', '80.0 ms failed', '+70.0 ms'], ['mail /send', '–', '3.00 ms', 'only in B']]);
-    assert.match(await text(page.locator('.two-side').nth(1)), /stock answered 503/);
-    await page.getByRole('link', { name: 'Back to the trace' }).click();
-    await eventually(async () => (await text(page.locator('#about .id').first())) === a && page.locator('.tabs').isVisible());
-    assert.ok(first);
-    await t.clean();
-  }
-});
-
-withDemo('figures keep their last value in grey, and a failed send marks what is shown as stale', ['--latency', '0'], async (demo, browser) => {
-  const t = await tab(browser, demo.page);
+everywhere('two traces are compared side by side', ['--latency', '0'], async (demo, open) => {
+  const t = await open();
   const { page } = t;
   await page.waitForSelector('.rows .row');
+  const first = await sendOne(page);
+  const [a, b] = ['4bf92f3577b34da6a3ce929d0e0e47', '5bf92f3577b34da6a3ce929d0e0e47'].map((id) => `${id}36`);
+  const span = (trace, id, parentId, kind, serviceName, path, at, ms, status) => ({ traceId: trace, id, parentId, kind, name: 'GET', timestamp: Date.now() * 1000 + at * 1000, duration: ms * 1000, localEndpoint: { serviceName }, tags: { 'url.path': path, 'http.response.status_code': String(status), ...(status >= 500 ? { error: 'x' } : {}) } });
+  await demo.report([span(a, '1', undefined, 'SERVER', 'shop', '/buy', 0, 20, 200), span(a, '2', '1', 'SERVER', 'stock', '/take', 5, 10, 200)]);
+  await demo.report([span(b, '1', undefined, 'SERVER', 'shop', '/buy', 0, 90, 502), span(b, '2', '1', 'SERVER', 'stock', '/take', 5, 80, 503), span(b, '3', '1', 'SERVER', 'mail', '/send', 6, 3, 200)]);
+  await page.click(`.list a[href="#/trace/${a}"]`);
+  await eventually(async () => (await text(page.locator('#about .id').first())) === a);
+  await page.getByRole('button', { name: 'Compare' }).click();
+  assert.match(await text(page.locator('#picking')), /Choose the trace to compare with 4bf92f35/);
+  await page.click(`.list a[href="#/compare/${a}/${b}"]`);
+  await page.waitForSelector('.two-table');
+  const rows = await page.$$eval('.two-table tbody tr', (trs) => trs.map((tr) => [...tr.children].slice(0, 4).map((cell) => cell.innerText.trim().replace(/\s+/g, ' '))));
+  assert.deepEqual(rows, [['shop /buy', '20.0 ms', '90.0 ms failed', '+70.0 ms'], ['stock /take', '10.0 ms', '80.0 ms failed', '+70.0 ms'], ['mail /send', '–', '3.00 ms', 'only in B']]);
+  assert.match(await text(page.locator('.two-side').nth(1)), /stock answered 503/);
+  await page.getByRole('link', { name: 'Back to the trace' }).click();
+  await eventually(async () => (await text(page.locator('#about .id').first())) === a && page.locator('.tabs').isVisible());
+  assert.ok(first);
+  await t.done();
+});
+
+everywhere('figures keep their last value in grey, and a failed send marks what is shown as stale', ['--latency', '0'], async (demo, open) => {
+  const t = await open();
+  const { page } = t;
+  await page.waitForSelector('.rows .row');
+  await openCard(page, 1);
   await sendOne(page);
   await eventually(async () => /ms/.test(await figure(page, 1, 'p50')));
   const p50 = page.locator('.hop').first().locator('.figures > div', { hasText: 'p50' }).locator('dd');
@@ -712,11 +761,11 @@ withDemo('figures keep their last value in grey, and a failed send marks what is
   await eventually(async () => (await text(page.locator('.health').first())).includes('ready'));
   await sendOne(page);
   assert.ok(await page.locator('#stale').isHidden());
-  await t.clean();
+  await t.done();
 });
 
-withDemo('a trace id that three requests used: each of them can be chosen', ['--latency', '0'], async (demo, browser) => {
-  const t = await tab(browser, demo.page);
+everywhere('a trace id that three requests used: each of them can be chosen', ['--latency', '0'], async (demo, open) => {
+  const t = await open();
   const { page } = t;
   await page.waitForSelector('.rows .row');
   const id = '463ac35c9f6413ad48485a3953bb6124';
@@ -735,26 +784,26 @@ withDemo('a trace id that three requests used: each of them can be chosen', ['--
   await page.click('#tab-time');
   await eventually(async () => (await page.getAttribute('[role=tree]', 'aria-label')).endsWith(' 5'));
   assert.match(await text(page.locator('.wrong.calm')), /The first span hangs below a2fb4a1d1a96d312, the id that the caller sent along/);
-  await t.clean();
+  await t.done();
 });
 
-test('in a container’s place: from another address one may only watch without the key, and send with it', { timeout: 240_000 }, async (context) => {
+for (const size of sizes()) test(`in a container’s place: from another address one may only watch without the key, and send with it, ${size.width} ${size.scheme}`, { timeout: 240_000 }, async (context) => {
   const outside = Object.values(networkInterfaces()).flat().find((at) => at.family === 'IPv4' && !at.internal)?.address;
   if (!outside) return context.skip('this machine has no address but loopback');
   const demo = await startDemo('--listen', '0.0.0.0', '--latency', '0');
   try {
     const there = demo.page.replace(/\/\/[^:]+/, `//${outside}`);
-    const watching = await tab(chrome.browser, there);
+    const watching = await sized(chrome.browser, there, size);
     await watching.page.waitForSelector('.hop');
     assert.match(await text(watching.page.locator('#notice')), /You are watching only/);
     assert.ok(await watching.page.locator('#one').isDisabled());
-    await watching.clean();
-    const t = await tab(chrome.browser, `${there}/?key=${demo.key}`);
+    await watching.done();
+    const t = await sized(chrome.browser, `${there}/?key=${demo.key}`, size);
     await t.page.waitForSelector('.rows .row');
     assert.ok(await t.page.locator('#notice').isHidden());
     assert.ok(!t.page.url().includes(demo.key), 'the key leaves the address');
     await sendOne(t.page);
-    await t.clean();
+    await t.done();
   } finally { await demo.stop(); }
 });
 
@@ -815,6 +864,40 @@ withDemo('every fault and break that the program knows can be set at a card, and
   await t.clean();
 });
 
+everywhere('a hop is broken and mended at its card: a fault, a break, a lost header, not ready, stopped', ['--latency', '0'], async (demo, open) => {
+  const t = await open();
+  const { page } = t;
+  await page.waitForSelector('.rows .row');
+  const hop = await openCard(page, 2);
+  await hop.locator('.adjust > summary').click();
+  for (const title of ['Faults', 'Broken traces', 'Lost headers']) await hop.locator('summary', { hasText: title }).click();
+  const says = (pattern) => eventually(async () => pattern.test(await text(page.locator('ul.wrong'))), String(pattern));
+  await hop.getByRole('checkbox', { name: 'service2: abort,' }).check();
+  await eventually(async () => /faults: abort=503/.test(await text(hop.locator('.drops'))));
+  await page.click('#one');
+  await says(/service2 answered 503, by its injected fault; so service3 was never called\./);
+  await hop.getByRole('checkbox', { name: 'service2: abort,' }).uncheck();
+  await eventually(async () => hop.locator('.drops').isHidden());
+  await page.selectOption('#speaks', 'both');
+  await hop.getByRole('checkbox', { name: 'service2: new-trace,' }).check();
+  await eventually(async () => /breaks: new-trace/.test(await text(hop.locator('.drops'))));
+  await page.click('#one');
+  await eventually(async () => (await page.locator('.way.broken').count()) === 1, 'the arrow is red');
+  await hop.getByRole('checkbox', { name: 'service2: new-trace,' }).uncheck();
+  await page.fill('#baggage', 'user=ada');
+  await hop.getByRole('checkbox', { name: 'service2: lose baggage', exact: true }).check();
+  await eventually(async () => /loses on purpose: baggage/.test(await text(hop.locator('.drops'))));
+  await page.click('#one');
+  await eventually(async () => /baggage/.test(await text(page.locator('.way.lossy'))));
+  await hop.getByRole('button', { name: 'Not ready' }).click();
+  await eventually(async () => (await text(hop.locator('.health'))) === 'not ready by order');
+  await hop.getByRole('button', { name: 'Stop this hop' }).click();
+  await eventually(async () => (await text(hop.locator('.health'))) === 'stopped');
+  await page.click('#one');
+  await says(/service2/);
+  await t.done();
+});
+
 withDemo('at 390 pixels the name stands above its bar, and the trace right after “Send”', ['--latency', '5ms'], async (demo, browser) => {
   const t = await tab(browser, demo.page, { width: 390 });
   const { page } = t;
@@ -842,7 +925,6 @@ for (const scheme of ['light', 'dark']) {
       await page.fill('#baggage', 'user=ada');
       await page.selectOption('#speaks', 'both');
       await sendOne(page, 0);
-      await page.addScriptTag({ path: axePath });
       for (const view of ['time', 'headers', 'answer', 'compare']) {
         if (view === 'compare') {
           await page.getByRole('button', { name: 'Compare' }).click();
@@ -850,14 +932,15 @@ for (const scheme of ['light', 'dark']) {
         } else await page.click(`#tab-${view}`);
         await page.waitForSelector({ time: '.rows .row', headers: '.edge', answer: '.body-tree .of-hop', compare: '.two-table tr' }[view]);
         await page.locator('.hop').first().evaluate((el) => { for (const one of el.querySelectorAll('details')) one.open = true; });
-        // Colours are measured when nothing is fading any more.
-        await eventually(() => page.evaluate(() => document.getAnimations().length === 0 && !document.querySelector('.lit, .lit-bad')));
         const wide = await page.evaluate(() => [document.documentElement.scrollWidth, innerWidth]);
         assert.ok(wide[0] <= wide[1], `${view}: ${wide[0]} wide in ${wide[1]}`);
-        const { violations } = await page.evaluate(() => window.axe.run(document, { runOnly: ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa', 'wcag22aa', 'best-practice'] }));
-        assert.deepEqual(violations.map((v) => `${view}: ${v.id}: ${v.nodes.slice(0, 3).map((n) => `${n.target} ${n.any[0]?.message ?? n.failureSummary}`).join(' | ')}`), []);
+        await axe(page, view);
       }
       await t.clean();
     });
   }
 }
+
+describe('the page', { concurrency: 3 }, () => {
+  for (const one of tests) it(...one);
+});
