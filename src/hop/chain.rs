@@ -98,6 +98,7 @@ fn call_context<'a>(node: &'a Node, exchange: &'a Exchange, n: u16) -> CallConte
         propagator: &node.propagator,
         carried: &exchange.carried,
         request_id: &exchange.request_id,
+        shown_request_id: exchange.shown_request_id(),
         span_context: exchange.context(),
         new_trace: exchange.new_trace,
         hop: &node.identity.name,
@@ -227,7 +228,7 @@ fn reply<'a>(
         status: status.as_u16(),
         started_at: Text::Time(exchange.started_at),
         duration_ms: milliseconds(exchange.elapsed()),
-        request_id: Text::Borrowed(exchange.request_id.to_str().unwrap_or_default()),
+        request_id: Text::Borrowed(exchange.shown_request_id()),
         trace_id: context.map(|context| Text::TraceId(context.trace_id)),
         span_id: context.map(|context| Text::SpanId(context.span_id)),
         parent_span_id: context.and_then(|context| context.parent_id).map(Text::SpanId),
@@ -268,7 +269,10 @@ pub(crate) struct Wish {
 }
 
 impl Wish {
-    fn read(query: Option<&str>, headers: &HeaderMap) -> Result<Self, Error> {
+    /// # Errors
+    ///
+    /// A value of the query that is not accepted.
+    pub(crate) fn read(query: Option<&str>, headers: &HeaderMap) -> Result<Self, Error> {
         let (mut form, mut bytes) = (None, None);
         for (name, value) in query.into_iter().flat_map(|query| query.split('&')).filter_map(|pair| pair.split_once('=')) {
             match (name, value) {

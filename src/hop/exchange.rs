@@ -79,6 +79,8 @@ pub(crate) struct Exchange {
     head_bytes: usize,
     head_fields: usize,
     pub(crate) request_id: HeaderValue,
+    /// What is shown in its place, if it is or has a secret.
+    redacted_request_id: Option<Box<str>>,
     pub(crate) carried: Carried,
     /// With an exporter this hop's server span, else what arrived.
     context: Option<Context>,
@@ -171,6 +173,7 @@ impl Exchange {
             head_bytes,
             head_fields: request.headers().len(),
             request_id,
+            redacted_request_id: head.carried.redacted_request_id(),
             carried: head.carried,
             context,
             untraced: AtomicBool::new(false),
@@ -252,6 +255,11 @@ impl Exchange {
             self.watched.store(true, Ordering::Relaxed);
             watch.began();
         }
+    }
+
+    /// The request id as it is shown.
+    pub(crate) fn shown_request_id(&self) -> &str {
+        self.redacted_request_id.as_deref().unwrap_or_else(|| self.request_id.to_str().unwrap_or_default())
     }
 
     /// The time since the head was read.

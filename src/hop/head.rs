@@ -9,7 +9,7 @@ use http::header::{HeaderName, HeaderValue};
 use crate::net::addresses::{self, Forwarded, first_forwarded};
 use crate::net::hosts::is_host_and_port;
 use crate::rpc;
-use crate::trace_context::{Carried, X_CALL_BUDGET, X_HOP_COUNT};
+use crate::trace_context::{Carried, X_CALL_BUDGET, X_HOP_COUNT, redacted_value};
 
 /// The fields of a request head that a hop uses, beside the carried headers.
 #[derive(Default)]
@@ -60,7 +60,9 @@ impl RequestHead {
                 self.forwarded_for = self.forwarded_for.or_else(|| addresses::parse(addresses::first(text()?)));
             }
             "forwarded" if self.forwarded.is_none() => self.forwarded = text().map(|list| first_forwarded(list).into()),
-            "x-forwarded-client-cert" => self.identity = text().and_then(caller_uri),
+            "x-forwarded-client-cert" => {
+                self.identity = text().and_then(caller_uri).map(|uri| redacted_value(uri.as_bytes()).into_owned())
+            }
             "content-type" => self.is_grpc = rpc::is_grpc(value.as_bytes()),
             "grpc-timeout" => self.grpc_timeout = text().and_then(rpc::timeout::parse),
             "x-envoy-attempt-count" => self.attempt = text().and_then(|count| count.parse().ok()).filter(|count| *count > 0),

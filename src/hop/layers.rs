@@ -15,17 +15,20 @@ use http::header::{CONTENT_TYPE, EXPECT};
 use http_body::Body as _;
 use http_body_util::{BodyExt as _, LengthLimitError};
 use percent_encoding::percent_decode_str;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::Instant;
 use tower::{Layer, Service};
 use tower_http::timeout::TimeoutError;
 
+use crate::hop::chain::Wish;
 use crate::hop::effects;
 use crate::hop::error::{Error, ShedReason};
 use crate::hop::exchange::Exchange;
 use crate::hop::fault::FaultDecision;
 use crate::hop::response;
-use crate::hop::state::Node;
+use crate::hop::state::{Node, StreamPlace};
+use crate::hop::streams::{Pace, until_closing};
+use crate::hop::websocket;
 use crate::system::held::{Exhausted, Held, HeldBudgets, HeldKind};
 use crate::upstream::ForwardedBody;
 use crate::values::service_number;
@@ -45,13 +48,15 @@ pub(crate) enum EndpointKind {
     Scrape,
     /// A call of the chain over gRPC: as `Chain`, within the caller's deadline.
     Call,
-    /// A stream over HTTP: as `Text` at its begin, and it keeps a place among the streams until it ends.
-    Stream,
+    /// Server-sent events: as `Text` at their begin, and they keep a place among the streams until they end.
+    Events,
+    /// A WebSocket: as `Events`.
+    Socket,
     /// A stream over gRPC.
     StreamCall,
     /// `grpc.health.v1`: as `Probe`.
     Health,
-    /// Server reflection over gRPC, a stream in both directions: limited.
+    /// Server reflection over gRPC, a stream in both directions: it keeps a place among the streams until it ends.
     Reflection,
 }
 
@@ -125,6 +130,9 @@ where
         };
         let response = match aborted(&exchange).filter(|_| !kind.answers_abort()) {
             Some(response) => response,
+            None if kind == EndpointKind::Reflection => {
+                until_closing(&exchange, request, |request| handler.call(request)).await?
+            }
             None => handler.call(request).await?,
         };
         let response = kind.hold(&exchange, response);
@@ -135,9 +143,6 @@ where
     }
 }
 
-/// The place of a stream, as long as it lasts: an extension of the request.
-pub(crate) type StreamPlace = Arc<OwnedSemaphorePermit>;
-
 impl EndpointKind {
     /// The handler answers an abort, with a reply.
     fn answers_abort(self) -> bool {
@@ -145,14 +150,14 @@ impl EndpointKind {
     }
 
     fn is_stream(self) -> bool {
-        matches!(self, Self::Stream | Self::StreamCall)
+        matches!(self, Self::Events | Self::Socket | Self::StreamCall | Self::Reflection)
     }
 
     /// Where a request may have its place, in this order. Only one that calls nobody may have a spare one: next hops that hang fill
     /// the others, and so do those whose requests wait for them.
     fn places(self, node: &Node) -> [&Semaphore; 2] {
         match self {
-            Self::Stream | Self::StreamCall => [&node.streams; 2],
+            _ if self.is_stream() => [&node.streams; 2],
             Self::Chain | Self::Call => [&node.permits; 2],
             _ => [&node.permits, &node.spare_permits],
         }
@@ -205,8 +210,8 @@ impl EndpointKind {
         if self != Self::Reflection && !request.body().is_end_stream() {
             // Whoever waits for `100 Continue` is not asked for a body that changes nothing (RFC 9110, 10.1.1).
             let is_full = || is_limited && places.iter().all(|places| places.available_permits() == 0);
-            let will_fail = || is_refusal || will_fail(self, exchange) || is_full();
-            let is_unwanted = request.headers().contains_key(EXPECT) && will_fail();
+            let is_unwanted =
+                request.headers().contains_key(EXPECT) && (is_refusal || self.will_refuse(exchange, request) || is_full());
             if !is_unwanted {
                 let is_kept = is_grpc || self == Self::Chain && node.forward_body;
                 let held = is_kept.then(|| node.held.empty(HeldKind::RequestBody));
@@ -224,27 +229,42 @@ impl EndpointKind {
             None
         };
         // A refusal is no work that could be slow or fail.
-        let is_work = self.is_stream()
-            || matches!(self, Self::Text | Self::Call)
+        let is_work = matches!(self, Self::Text | Self::Call | Self::Events | Self::Socket | Self::StreamCall)
             || self == Self::Chain && names_a_service(request.uri().path());
         if is_work && !is_refusal {
             decide_and_wait(exchange).await?;
         }
         Ok(permit)
     }
+
+    /// Whether the handler will refuse this request for what is in its head, whatever its body is.
+    fn will_refuse(self, exchange: &Exchange, request: &Request) -> bool {
+        let (path, query, node) = (exchange.path(), request.uri().query(), &exchange.node);
+        if percent_decode_str(path).decode_utf8().is_err() {
+            return true;
+        }
+        let calls_nobody = || exchange.hops >= node.max_hops || exchange.call_budget == 0 && node.upstreams.always_calls();
+        match self {
+            Self::Chain => {
+                // A name like `service1x` is greeted, whatever the query is.
+                let n = path.strip_prefix("/hello").unwrap_or(path).strip_prefix("/service");
+                let is_chain = n.is_some_and(is_service_number);
+                !names_a_service(path) || is_chain && (Wish::read(query, request.headers()).is_err() || calls_nobody())
+            }
+            Self::Events => Pace::read(query.unwrap_or_default()).is_err(),
+            Self::Socket => websocket::handshake(request).is_err(),
+            _ => false,
+        }
+    }
 }
 
 /// Whether the path of a chain endpoint is not one of `/service…` that has no number: nothing is there to be slow or to fail.
 fn names_a_service(path: &str) -> bool {
-    let is_number = |n: &str| percent_decode_str(n).decode_utf8().is_ok_and(|n| service_number(&n).is_some());
-    path.strip_prefix("/service").is_none_or(is_number)
+    path.strip_prefix("/service").is_none_or(is_service_number)
 }
 
-/// Whether an endpoint will refuse this request for its path, or for the hops that it has passed.
-fn will_fail(kind: EndpointKind, exchange: &Exchange) -> bool {
-    let path = exchange.path();
-    let is_loop = || exchange.hops >= exchange.node.max_hops;
-    percent_decode_str(path).decode_utf8().is_err() || kind == EndpointKind::Chain && (!names_a_service(path) || is_loop())
+fn is_service_number(n: &str) -> bool {
+    percent_decode_str(n).decode_utf8().is_ok_and(|n| service_number(&n).is_some())
 }
 
 /// Latency and faults come before the work, as they would in a slow or broken service.

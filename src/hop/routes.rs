@@ -26,7 +26,7 @@ use crate::hop::error::Error;
 use crate::hop::exchange::Exchange;
 use crate::hop::grpc::{ChainService, HealthService};
 use crate::hop::layers::EndpointKind::{
-    self, Call, Chain, Health, Information, Probe, Reflection, Scrape, Stream, StreamCall, Text,
+    self, Call, Chain, Events, Health, Information, Probe, Reflection, Scrape, Socket, StreamCall, Text,
 };
 use crate::hop::layers::{RefusalLayer, aborted};
 use crate::hop::response::{text, typed};
@@ -52,8 +52,8 @@ pub(crate) fn router(node: Arc<Node>) -> Router {
         .route(HELLO_WHO, endpoint(Text, hello_who))
         .route("/service{n}", endpoint(Chain, service))
         .route("/hello/service{n}", endpoint(Chain, hello_service))
-        .route("/stream", endpoint(Stream, streams::events))
-        .route("/ws", endpoint(Stream, websocket::open))
+        .route("/stream", endpoint(Events, streams::events))
+        .route("/ws", endpoint(Socket, websocket::open))
         .route("/headers", endpoint(Information, all_headers))
         .route("/healthz", endpoint(Probe, healthz))
         .route("/readyz", endpoint(Probe, readyz))

@@ -16,7 +16,7 @@ use axum::response::{IntoResponse as _, Response as AxumResponse};
 use bytes::Bytes;
 use futures_util::future::{self, Either as EitherFuture, FutureExt as _, TryFutureExt as _};
 use http::header::{CONNECTION, EXPECT, HeaderValue};
-use http::{Request, Response};
+use http::{Request, Response, StatusCode};
 use http_body_util::Either;
 use tower::BoxError;
 use tower::{Layer as _, Service, ServiceBuilder, service_fn};
@@ -77,7 +77,7 @@ where
                     }
                     let mut response = response.map(|body| Either::Right(Either::Right(body)));
                     // It was perhaps not asked for the body, and may send it all the same.
-                    if may_wait && !response.status().is_success() {
+                    if may_wait && response.status() >= StatusCode::BAD_REQUEST {
                         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
                     }
                     response
@@ -103,7 +103,6 @@ mod tests {
     use axum::handler::Handler as _;
     use axum::routing::get;
     use futures_util::stream;
-    use http::StatusCode;
     use http_body::Frame;
     use http_body_util::{BodyExt as _, Empty, StreamBody};
     use tower::ServiceExt as _;

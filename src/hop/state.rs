@@ -3,7 +3,7 @@
 use std::sync::{Arc, OnceLock};
 
 use http::HeaderValue;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::hop::fault::Faults;
 use crate::hop::identity::Identity;
@@ -18,6 +18,9 @@ use crate::telemetry::tracer::Tracer;
 use crate::trace_context::Propagator;
 use crate::upstream::Upstreams;
 use crate::values::SizeRange;
+
+/// The place of a stream, as long as it lasts: an extension of the request.
+pub(crate) type StreamPlace = Arc<OwnedSemaphorePermit>;
 
 /// One hop.
 #[derive(Debug)]

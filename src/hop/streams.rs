@@ -1,25 +1,30 @@
 //! Answers that last: replies of this hop, one an interval, as server-sent events and over gRPC.
 //!
-//! A stream has a place of its own (`layers::StreamPlace`), an hour at most, and an end that its reader is shown, also when the hop drains.
+//! A stream has a place of its own (`state::StreamPlace`), an hour at most, and an end that its reader is shown, also when the hop drains.
 
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Extension;
-use axum::extract::FromRequestParts;
+use axum::body::Body;
+use axum::extract::{FromRequestParts, Request};
+use axum::response::Response;
 use axum::response::sse::{Event, KeepAlive, Sse};
-use futures_util::Stream;
-use http::StatusCode;
+use futures_util::stream::{Stream, StreamExt as _, unfold};
 use http::request::Parts;
+use http::{HeaderMap, StatusCode};
+use http_body::Frame;
+use http_body_util::{BodyExt as _, BodyStream, StreamBody};
 use serde_json::json;
+use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
 use tonic::Status;
 
 use crate::hop::chain::own_reply;
 use crate::hop::error::Error;
 use crate::hop::exchange::Exchange;
-use crate::hop::layers::StreamPlace;
+use crate::hop::state::StreamPlace;
 use crate::rpc::chain::Reply;
 use crate::values::parse_duration;
 
@@ -45,7 +50,10 @@ impl Pace {
         if (1..=MAX_MESSAGES).contains(&pace.count) && is_short { Ok(pace) } else { Err(Error::BadStream) }
     }
 
-    fn read(query: &str) -> Result<Self, Error> {
+    /// # Errors
+    ///
+    /// No number, no duration, or [`Pace::new`]'s.
+    pub(crate) fn read(query: &str) -> Result<Self, Error> {
         let (mut count, mut interval) = (None, None);
         for (name, value) in query.split('&').filter_map(|pair| pair.split_once('=')) {
             match name {
@@ -152,7 +160,7 @@ pub(crate) async fn events(
     pace: Result<Pace, Error>,
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Error> {
     let ticks = Ticks::new(exchange, place, pace?);
-    let events = futures_util::stream::unfold(Some(ticks), |ticks| async {
+    let events = unfold(Some(ticks), |ticks| async {
         let mut ticks = ticks?;
         match ticks.next().await {
             Ok(()) => {
@@ -175,7 +183,7 @@ pub(crate) fn replies(
     place: StreamPlace,
     pace: Pace,
 ) -> impl Stream<Item = Result<Reply, Status>> + Send {
-    futures_util::stream::unfold(Some(Ticks::new(exchange, place, pace)), |ticks| async {
+    unfold(Some(Ticks::new(exchange, place, pace)), |ticks| async {
         let mut ticks = ticks?;
         let status = match ticks.next().await {
             Ok(()) => {
@@ -189,6 +197,50 @@ pub(crate) fn replies(
         ticks.exchange.set_grpc_code(status.code());
         Some((Err(status), None))
     })
+}
+
+/// Serves a stream in both directions. When the hop no longer accepts, one on which nothing is due ends with a status, so that its
+/// caller can ask another instance. Its place is free when the answer has ended, and nothing more is read of the request.
+pub(crate) async fn until_closing<E, F>(
+    exchange: &Arc<Exchange>,
+    request: Request,
+    serve: impl FnOnce(Request) -> F,
+) -> Result<Response, E>
+where
+    F: Future<Output = Result<Response, E>>,
+{
+    let place = request.extensions().get::<StreamPlace>().cloned();
+    let (answering, answered) = oneshot::channel::<Infallible>();
+    let request = request.map(|body| Body::new(StreamBody::new(BodyStream::new(body).take_until(answered))));
+    let response = serve(request).await?;
+    let (phase, exchange) = (exchange.node.phase.clone(), exchange.clone());
+    Ok(response.map(|body| {
+        let closing = Box::pin(async move { phase.closing().await });
+        let frames = unfold(Some((body, closing, (answering, place))), move |open| {
+            let exchange = exchange.clone();
+            async move {
+                let (mut body, mut closing, kept) = open?;
+                let (frame, open) = tokio::select! {
+                    biased;
+                    frame = body.frame() => {
+                        let frame = frame?;
+                        let is_last = frame.as_ref().is_ok_and(Frame::is_trailers);
+                        (frame, (!is_last).then_some((body, closing, kept)))
+                    }
+                    _ = &mut closing => {
+                        let mut trailers = HeaderMap::new();
+                        let _ = Status::unavailable(StreamEnd::Draining.as_str()).add_header(&mut trailers);
+                        (Ok(Frame::trailers(trailers)), None)
+                    }
+                };
+                if let Some(status) = frame.as_ref().ok().and_then(Frame::trailers_ref).and_then(Status::from_header_map) {
+                    exchange.set_grpc_code(status.code());
+                }
+                Some((frame, open))
+            }
+        });
+        Body::new(StreamBody::new(frames))
+    }))
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::error::{CapacityError, ProtocolError};
-use tokio_tungstenite::tungstenite::handshake::server::create_response;
+use tokio_tungstenite::tungstenite::handshake::server::create_response_with_body;
 use tokio_tungstenite::tungstenite::protocol::frame::Frame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::{CloseCode, Data, OpCode};
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
@@ -28,7 +28,7 @@ use crate::hop::effects;
 use crate::hop::error::Error;
 use crate::hop::exchange::Exchange;
 use crate::hop::fault::FaultKind;
-use crate::hop::layers::StreamPlace;
+use crate::hop::state::StreamPlace;
 use crate::hop::streams::{LONGEST, MAX_MESSAGES};
 use crate::server::answer::Account as _;
 use crate::server::{Upgrade, UpgradedIo};
@@ -36,24 +36,30 @@ use crate::server::{Upgrade, UpgradedIo};
 /// How long a peer may need to answer a close frame.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Answers the handshake.
+/// Answers the handshake, and serves the socket.
 pub(crate) async fn open(
     Extension(exchange): Extension<Arc<Exchange>>,
     Extension(place): Extension<StreamPlace>,
     request: Request,
 ) -> Result<Response, Error> {
-    let request = request.map(|_| ());
-    let mut response = create_response(&request).map_err(|_| Error::UpgradeRequired)?;
-    if !is_own_origin(request.headers()) {
-        return Err(Error::ForeignOrigin);
-    }
+    let mut response = handshake(&request)?;
     response.extensions_mut().insert(Upgrade::new(move |io, read| {
         Box::pin(async move {
             let _place = place;
             serve(io, read, exchange).await;
         })
     }));
-    Ok(response.map(|()| Body::empty()))
+    Ok(response)
+}
+
+/// The answer to a handshake.
+///
+/// # Errors
+///
+/// The request asks for no WebSocket, or a page of another origin does.
+pub(crate) fn handshake(request: &Request) -> Result<Response, Error> {
+    let response = create_response_with_body(request, Body::empty).map_err(|_| Error::UpgradeRequired)?;
+    if is_own_origin(request.headers()) { Ok(response) } else { Err(Error::ForeignOrigin) }
 }
 
 /// Browsers open WebSockets for the pages of every origin, with the cookies and the network of whoever reads the page.

@@ -165,6 +165,13 @@ impl Carried {
         let first = self.headers.iter().find(|(name, _)| *name == X_REQUEST_ID).map(|(_, value)| value);
         first.filter(|value| is_valid_request_id(value.as_bytes()))
     }
+
+    /// What is shown in place of the request id, if it is or has a secret.
+    pub(crate) fn redacted_request_id(&self) -> Option<Box<str>> {
+        let id = self.request_id()?;
+        let shown = shown(id);
+        (*shown != *id.as_bytes()).then(|| String::from_utf8_lossy(&shown).into())
+    }
 }
 
 /// Carried headers as the reply shows them: a JSON object of arrays, equal names together, sensitive values masked.

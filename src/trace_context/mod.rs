@@ -36,5 +36,5 @@ pub(crate) use handover::{TraceBreak, names_trace};
 pub(crate) use mangling::Mangling;
 pub use propagator::{Propagator, Propagators};
 pub use secrets::is_secret;
-pub(crate) use secrets::redacted;
+pub(crate) use secrets::{redacted, redacted_value};
 pub(crate) use w3c::{flags, is_valid_tracestate, traceresponse};

@@ -74,6 +74,9 @@ fn has_credentials(value: &[u8]) -> bool {
 
 /// Whether a value has a URL with a user in it.
 fn has_userinfo(value: &[u8]) -> bool {
+    if memchr::memchr(b'@', value).is_none() {
+        return false;
+    }
     let ends = |byte: &u8| matches!(byte, b'/' | b'?' | b'#' | b'"' | b'<' | b'>') || byte.is_ascii_whitespace();
     value
         .windows(3)
@@ -130,10 +133,15 @@ fn is_json_object(base64url: &[u8]) -> bool {
 
 /// A header's value for people and JSON: masked when it is a secret, its URLs without their queries, lossy when it is not UTF-8.
 pub(crate) fn redacted<'a>(name: &HeaderName, value: &'a HeaderValue) -> Cow<'a, str> {
-    if is_secret(name.as_str()) || has_secret(value.as_bytes()) {
+    if is_secret(name.as_str()) { MASK.into() } else { redacted_value(value.as_bytes()) }
+}
+
+/// The same of a value whose name says nothing.
+pub(crate) fn redacted_value(value: &[u8]) -> Cow<'_, str> {
+    if has_secret(value) {
         return MASK.into();
     }
-    match without_queries(value.as_bytes()) {
+    match without_queries(value) {
         Cow::Borrowed(value) => String::from_utf8_lossy(value),
         Cow::Owned(value) => String::from_utf8_lossy(&value).into_owned().into(),
     }

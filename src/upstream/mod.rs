@@ -67,6 +67,7 @@ pub(crate) struct CallContext<'a> {
     /// The carried headers as they arrived.
     pub(crate) carried: &'a Carried,
     pub(crate) request_id: &'a HeaderValue,
+    pub(crate) shown_request_id: &'a str,
     /// With an exporter the hop's server span.
     pub(crate) span_context: Option<&'a Context>,
     /// The hop started the trace.
@@ -145,6 +146,11 @@ impl Upstreams {
         let user_agent = HeaderValue::from_str(&format!("httpserver/{version}"));
         let user_agent = user_agent.unwrap_or_else(|_| HeaderValue::from_static("httpserver"));
         Self { targets, options, user_agent, is_plain }
+    }
+
+    /// Whether a next hop is called for every request.
+    pub(crate) fn always_calls(&self) -> bool {
+        self.targets.iter().any(|(target, _)| target.share >= 1.0)
     }
 
     /// Calls every next hop. The outcomes are in the configured order.
@@ -482,7 +488,7 @@ impl Drop for ClientSpanGuard<'_> {
                 user_agent: "",
                 resend_count: self.progress.sent.resend_count,
                 trace_state: self.context.propagator.trace_state(self.context.carried, context),
-                request_id: self.context.request_id.to_str().unwrap_or_default(),
+                request_id: self.context.shown_request_id,
             });
         }
     }

@@ -111,12 +111,23 @@ async fn a_refusal_asks_for_no_body_and_has_a_date() {
         ("GET /service1", "content-length: 4\r\nx-hop-count: 1\r\n", 508),
         ("GET /hello", "content-length: 65537\r\n", 413),
         ("POST /hello", "content-length: 4\r\nhost: other\r\n", 400),
+        ("POST /service1?bytes=2MiB", "content-length: 4\r\n", 400),
+        ("PUT /service1?format=xml", "transfer-encoding: chunked\r\n", 400),
+        ("POST /hello/service1?bytes=-1", "content-length: 4\r\n", 400),
+        ("GET /stream?count=99999999", "content-length: 4\r\n", 400),
+        ("GET /stream?interval=x", "content-length: 4\r\n", 400),
+        ("GET /ws", "content-length: 4\r\n", 426),
+        ("GET /ws", &format!("content-length: 4\r\n{HANDSHAKE}origin: http://elsewhere\r\n"), 403),
+        ("POST /httpserver.v1.Chain/Call", "content-length: 4\r\n", 415),
     ] {
         let answer = exchange(hop.addr, head(line, fields).as_bytes()).await;
         answer.assert_problem(status);
         assert_eq!(answer.header("connection"), Some("close"), "{line}: the body may follow, and is no request");
         assert!(answer.header("date").is_some_and(|date| date.ends_with(" GMT")), "{line}");
     }
+    let caller = Hop::start(&["--upstream", "http://127.0.0.1:1"], &[]);
+    let answer = exchange(caller.addr, head("POST /service1", "content-length: 4\r\nx-call-budget: 0\r\n").as_bytes()).await;
+    assert_eq!((answer.status, answer.header("connection")), (508, Some("close")), "it may call nobody");
     let busy = tokio::spawn(exchange(full.addr, b"GET /hello HTTP/1.1\r\nhost: hop\r\n\r\n"));
     crate::common::eventually("the only place is taken", || async {
         (full.metrics().await.sum("http_server_active_requests", &[]) >= 2.0).then_some(())
@@ -128,6 +139,34 @@ async fn a_refusal_asks_for_no_body_and_has_a_date() {
         let answer = exchange(hop.addr, head("POST /hello", &fields).as_bytes()).await;
         answer.assert_problem(431);
         assert!(answer.header("date").is_some());
+    }
+}
+
+/// Of a WebSocket.
+const HANDSHAKE: &str =
+    "connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_is_asked_for_where_nothing_in_the_head_refuses_the_request() {
+    // The name of nobody is greeted whatever the query says, and however many hops the request has passed.
+    let hop = Hop::start(&["--max-hops", "1", "--upstream", "50%=http://127.0.0.1:1"], &[]);
+    for (line, fields, status) in [
+        ("POST /hello/service01?format=xml", "x-hop-count: 1\r\n", 200),
+        ("POST /hello/service01", "x-call-budget: 0\r\n", 200),
+        ("GET /stream?count=1&format=xml", "", 200),
+        ("GET /ws", HANDSHAKE, 101),
+    ] {
+        let mut stream = TcpStream::connect(hop.addr).await.unwrap();
+        let head = format!("{line} HTTP/1.1\r\nhost: hop\r\nexpect: 100-continue\r\ncontent-length: 4\r\n{fields}\r\n");
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut interim = [0; b"HTTP/1.1 100 Continue\r\n\r\n".len()];
+        tokio::time::timeout(PATIENCE, stream.read_exact(&mut interim)).await.expect("in time").unwrap();
+        assert_eq!(String::from_utf8_lossy(&interim), "HTTP/1.1 100 Continue\r\n\r\n", "{line}");
+        stream.write_all(b"body").await.unwrap();
+        let answer =
+            tokio::time::timeout(PATIENCE, read_answer(&mut stream, status == 101)).await.expect("in time").expect("an answer");
+        assert_eq!(answer.status, status, "{line}");
+        assert_eq!(answer.header("connection"), (status == 101).then_some("Upgrade"), "{line}");
     }
 }
 

@@ -12,7 +12,7 @@ use opentelemetry_proto::tonic::metrics::v1::{
 };
 
 use crate::common::ports::free_addr;
-use crate::common::{Hop, Mood, Samples, Sink, eventually, export_env};
+use crate::common::{Hop, Mood, Samples, Sink, Upstream, answer, eventually, export_env};
 
 const TRANSPORTS: [&str; 2] = ["otlp", "grpc"];
 
@@ -127,6 +127,39 @@ async fn one_trace_joins_span_log_record_and_exemplar_over_both_transports() {
         let samples = hop.metrics().await;
         let route = ("http_route", "/hello");
         assert_eq!(samples.sum("http_server_request_duration_seconds_count", &[route]), 1.0);
+    }
+}
+
+#[tokio::test]
+async fn a_token_among_the_ids_of_a_request_is_shown_in_no_signal_and_carried_whole() {
+    const TOKEN: &str = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2lnbmF0dXJl";
+    for format in ["text", "json"] {
+        let sink = Sink::otlp().await;
+        let upstream = Upstream::answering(answer("200 OK", "", "")).await;
+        let hop = Hop::start(&["--upstream", &upstream.url(), "--log-format", format], &[&sink.env()[..], &BOTH].concat());
+        let xfcc = format!("URI={TOKEN}");
+        let headers = [
+            ("x-request-id", TOKEN),
+            ("user-agent", TOKEN),
+            ("x-forwarded-host", TOKEN),
+            ("x-forwarded-client-cert", xfcc.as_str()),
+        ];
+        let (_, reply) = hop.json("/service1", &headers).await;
+        assert_eq!(reply["request_id"], "***");
+        assert_eq!(reply["client"]["identity"], "***");
+        let text = hop.get("/service1", &headers).await;
+        assert_eq!(text.header("x-request-id"), Some(TOKEN), "the caller finds its answer");
+        let spans = sink.trace(reply["trace_id"].as_str().unwrap(), 2).await;
+        for span in &spans {
+            assert_eq!(span.tags["request.id"], "***", "{span:?}");
+        }
+        let server = spans.iter().find(|span| span.kind == "SERVER").unwrap();
+        assert_eq!((&*server.tags["user_agent.original"], &*server.tags["server.address"]), ("***", "***"));
+        record_of(&sink, "***").await;
+        eventually("two lines", || async { (hop.stdout().len() == 2).then_some(()) }).await;
+        let shown = format!("{reply} {} {spans:?} {:?} {:?}", text.text(), sink.records(), hop.stdout());
+        assert!(!shown.contains(TOKEN), "{shown}");
+        assert_eq!(upstream.heads()[0].all("x-request-id"), [TOKEN]);
     }
 }
 

@@ -650,6 +650,54 @@ async fn a_drain_ends_every_stream_in_its_own_words() {
     assert!(hop.access_line("r-grpc").await.contains("grpc=UNAVAILABLE"));
 }
 
+/// A call of reflection that its client leaves open: the sending half, and the answer.
+async fn reflection(hop: &InProcess, version: &str) -> (h2::SendStream<Bytes>, RecvStream) {
+    let (mut client, connection) = h2::client::handshake(hop.connect().await).await.unwrap();
+    tokio::spawn(connection);
+    let request = Request::post(format!("http://hop/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo"))
+        .header("te", "trailers")
+        .header("content-type", "application/grpc");
+    let (response, sending) = client.send_request(request.body(()).unwrap(), false).unwrap();
+    (sending, response.await.unwrap().into_body())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_ends_idle_streams_in_both_directions_at_once() {
+    for version in ["v1", "v1alpha"] {
+        let hop = InProcess::start(|config| config.drain.timeout = Duration::from_secs(3600)).await;
+        let (_idle, mut silent) = reflection(&hop, version).await;
+        let (mut asking, mut answered) = reflection(&hop, version).await;
+        asking.send_data(Bytes::from_static(b"\0\0\0\0\x02\x3a\0"), false).unwrap();
+        let listed = answered.data().await.unwrap().unwrap();
+        assert!(String::from_utf8_lossy(&listed).contains("httpserver.v1.Chain"), "{listed:?}");
+        let begun = Instant::now();
+        let end = async |body: &mut RecvStream| {
+            assert!(body.data().await.is_none(), "nothing more is said");
+            Status::from_header_map(&body.trailers().await.unwrap().expect("a status")).unwrap()
+        };
+        let (ended, one, other) = tokio::join!(hop.stopped(Stop::Now), end(&mut silent), end(&mut answered));
+        for status in [one, other] {
+            assert_eq!((status.code(), status.message()), (Code::Unavailable, "draining"), "{version}");
+        }
+        assert_eq!(ended.requests_cut, 0);
+        assert!(begun.elapsed() < Duration::from_secs(2), "{version}: {:?}", begun.elapsed());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_of_reflection_has_a_place_among_the_streams_while_it_lasts() {
+    let hop = InProcess::start(|config| config.max_concurrency = 1).await;
+    let (mut sending, mut open) = reflection(&hop, "v1").await;
+    let status = |body: &RecvStream| body.is_end_stream();
+    let (_, refused) = reflection(&hop, "v1").await;
+    assert!(status(&refused), "refused in the head");
+    sending.send_data(Bytes::new(), true).unwrap();
+    assert!(open.data().await.is_none());
+    assert_eq!(Status::from_header_map(&open.trailers().await.unwrap().unwrap()).unwrap().code(), Code::Ok);
+    let (_, accepted) = reflection(&hop, "v1").await;
+    assert!(!status(&accepted));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_stream_lasts_an_hour_at_most() {
     let hop = InProcess::start(|_| {}).await;

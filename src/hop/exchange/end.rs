@@ -1,5 +1,6 @@
 //! The end of an exchange: metric, span, access line, and the copy for the node's watcher.
 
+use std::borrow::Cow;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use crate::server::Cut;
 use crate::telemetry::log_queue::AccessEntry;
 use crate::telemetry::metrics::{RequestLabels, RpcLabels, UNMATCHED, known_method, protocol_version, scheme};
 use crate::telemetry::span_queue::{FinishedSpan, SpanKind};
-use crate::trace_context::RedactedHeaders;
+use crate::trace_context::{RedactedHeaders, redacted_value};
 
 impl Exchange {
     /// Counts a request that ended; `status` is 0 without an answer.
@@ -72,7 +73,7 @@ impl Exchange {
                 status,
                 answered,
                 bytes: self.sent_bytes.load(Ordering::Relaxed),
-                request_id: self.request_id.as_bytes(),
+                request_id: self.shown_request_id().as_bytes(),
                 trace: self.context(),
                 lane: &node.identity.lane,
                 protocol: Some(self.protocol()).filter(|_| self.version == Version::HTTP_2),
@@ -119,6 +120,7 @@ impl Drop for Exchange {
         };
         self.count(answered, code, error, duration);
         if let Some((tracer, context)) = node.tracer.as_ref().zip(sampled) {
+            let (host, user_agent) = (shown(self.host.as_ref()), shown(self.user_agent.as_ref()));
             let known = if self.is_grpc { rpc::known_method(self.path()) } else { method };
             let original = if self.is_grpc { self.path().trim_start_matches('/') } else { self.method.as_str() };
             tracer.record(&FinishedSpan {
@@ -137,12 +139,12 @@ impl Drop for Exchange {
                 path: self.path(),
                 query: self.path.as_ref().and_then(PathAndQuery::query),
                 client: Some(self.client),
-                server: text(self.host.as_ref()).map(|host| host_and_port(host, scheme)),
+                server: host.as_deref().map(|host| host_and_port(host, scheme)),
                 peer: Some(self.connection.peer),
                 protocol: protocol_version(self.version),
-                user_agent: text(self.user_agent.as_ref()).unwrap_or_default(),
+                user_agent: user_agent.as_deref().unwrap_or_default(),
                 resend_count: 0,
-                request_id: text(Some(&self.request_id)).unwrap_or_default(),
+                request_id: self.shown_request_id(),
                 trace_state: node.propagator.trace_state(&self.carried, context),
             });
         }
@@ -150,6 +152,6 @@ impl Drop for Exchange {
     }
 }
 
-fn text(value: Option<&HeaderValue>) -> Option<&str> {
-    value?.to_str().ok()
+fn shown(value: Option<&HeaderValue>) -> Option<Cow<'_, str>> {
+    Some(redacted_value(value?.to_str().ok()?.as_bytes()))
 }
