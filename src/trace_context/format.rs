@@ -40,6 +40,15 @@ impl WireFormat {
         }
     }
 
+    /// B3 in its other form.
+    pub(super) fn other_form(self) -> Option<Self> {
+        match self {
+            Self::TraceContext => None,
+            Self::B3 => Some(Self::B3Multi),
+            Self::B3Multi => Some(Self::B3),
+        }
+    }
+
     /// Whether a header is one of this format.
     pub(super) fn has(self, name: &HeaderName) -> bool {
         match self {

@@ -27,6 +27,18 @@ impl Default for Propagators {
 }
 
 impl Propagators {
+    /// The formats that are read. B3 has two forms: one of them alone stands for both (OpenTelemetry, "B3 Requirements").
+    fn read(&self) -> impl Iterator<Item = WireFormat> {
+        let other = |format: &WireFormat| format.other_form().filter(|other| !self.formats.contains(other));
+        self.formats.iter().flat_map(move |format| [Some(*format), other(format)]).flatten()
+    }
+
+    /// Whether a request spoke a format that is written, in whichever form it is read.
+    fn is_spoken(&self, format: WireFormat, carried: &Carried) -> bool {
+        let other = format.other_form().filter(|other| !self.formats.contains(other));
+        format.is_present(carried) || other.is_some_and(|other| other.is_present(carried))
+    }
+
     /// From names in lower case; also returns those that are unknown.
     pub(crate) fn from_names<'a>(names: impl IntoIterator<Item = &'a str>) -> (Self, Vec<&'a str>) {
         let (mut parsed, mut unknown) = (Self { formats: Vec::new(), baggage: false }, Vec::new());
@@ -115,7 +127,7 @@ impl Propagator {
     /// Reads the request's trace context: the first valid one in the configured order.
     pub fn extract(&self, carried: &Carried) -> Incoming {
         let mut alone = Sampling::Deferred;
-        for found in self.propagators.formats.iter().filter_map(|format| format.parse(carried)) {
+        for found in self.propagators.read().filter_map(|format| format.parse(carried)) {
             if let Some(context) = &found.context {
                 return if self.is_debugged(carried, context) { debugged(*context) } else { found };
             }
@@ -128,9 +140,9 @@ impl Propagator {
 
     /// Whether B3 beside the context that is read has the debug flag for the same trace: W3C cannot carry it.
     fn is_debugged(&self, carried: &Carried, context: &Context) -> bool {
-        let b3 = self.propagators.formats.iter().filter(|format| **format != WireFormat::TraceContext);
-        let has_flag = |value: Option<&[u8]>| value.is_some_and(|value| matches!(value, b"1" | b"d") || value.contains(&b'd'));
-        (has_flag(carried.first("x-b3-flags")) || has_flag(carried.first("b3")) || carried.first("x-b3-sampled") == Some(b"d"))
+        let b3 = self.propagators.read().filter(|format| *format != WireFormat::TraceContext);
+        // Most requests have none, and one walk tells.
+        carried.headers.iter().any(|(name, value)| may_debug(name.as_str(), value.as_bytes()))
             && b3.filter_map(|format| format.parse(carried)).any(|other| {
                 other.sampling == Sampling::Debug && other.context.is_none_or(|other| other.trace_id == context.trace_id)
             })
@@ -169,7 +181,7 @@ impl Propagator {
             for format in &self.propagators.formats {
                 // A single `b3` would switch Envoy's Zipkin tracer, and with it the whole mesh, to that format.
                 let introduced = new_trace && (*format != WireFormat::B3 || self.propagators.formats.len() == 1);
-                if introduced || format.is_present(carried) {
+                if introduced || self.propagators.is_spoken(*format, carried) {
                     format.write(context, &mut buffer, &mut out);
                 }
             }
@@ -193,6 +205,16 @@ impl Propagator {
                 .parse(carried)
                 .and_then(|w3c| w3c.context)
                 .is_some_and(|w3c| w3c.trace_id == context.trace_id)
+    }
+}
+
+/// Whether a header of B3 may have the debug flag: in the single form a `d` may also be one of an id's digits.
+fn may_debug(name: &str, value: &[u8]) -> bool {
+    match name.len() {
+        2 => name == "b3" && value.contains(&b'd'),
+        10 => name == "x-b3-flags" && value == b"1",
+        12 => name == "x-b3-sampled" && value == b"d",
+        _ => false,
     }
 }
 

@@ -512,6 +512,38 @@ async fn of_formats_that_disagree_the_first_valid_in_the_configured_order_wins()
 }
 
 #[tokio::test]
+async fn of_b3_either_form_is_read_and_the_configured_one_is_written() {
+    let (single, other) = (format!("{T}-{S}-1"), format!("{T2}-{S2}-1"));
+    let multi = [("x-b3-traceid", T), ("x-b3-spanid", S), ("x-b3-sampled", "1")];
+    let (single, other) = (("b3", &*single), ("b3", &*other));
+    let debug = [&multi[..2], &[("x-b3-flags", "1")]].concat();
+    let disagree = [&[other], &multi[..]].concat();
+    for (propagators, out, first) in [("b3", "single", T2), ("b3multi", "multi", T), ("tracecontext,baggage,b3", "single", T2)] {
+        let sink = Sink::zipkin().await;
+        let wire = Wire::new(1, &[], &[&sink.env()[..], &[("OTEL_PROPAGATORS", propagators)]].concat()).await;
+        let out = [out];
+        let row = |what, sent| Row { what, sent, trace: Some(T), parent: Some(S), decision: "1", out: &out };
+        let parent = if first == T2 { S2 } else { S };
+        check(
+            &wire,
+            &sink,
+            &[
+                row("several headers", &multi),
+                row("one header", &[single]),
+                Row { decision: "d", ..row("the debug flag", &debug) },
+                Row { trace: Some(first), parent: Some(parent), ..row("the configured form first", &disagree) },
+            ],
+        )
+        .await;
+    }
+    // A decision alone.
+    let sink = Sink::zipkin().await;
+    let wire = Wire::new(1, &[], &[&sink.env()[..], &[("OTEL_PROPAGATORS", "b3")]].concat()).await;
+    let alone = Row { what: "alone", sent: &[("x-b3-sampled", "0")], trace: None, parent: None, decision: "0", out: &["single"] };
+    check(&wire, &sink, &[alone]).await;
+}
+
+#[tokio::test]
 async fn a_single_b3_is_only_written_to_a_request_that_spoke_it() {
     let sink = Sink::zipkin().await;
     let wire = Wire::new(1, &[], &sink.env()).await;
@@ -612,8 +644,12 @@ async fn samplers_decide_where_nobody_has() {
         ("parentbased_always_off", "", false, true),
         ("always_off", "", false, false),
         ("always_on", "", true, true),
+        ("parentbased_always_on", "", true, true),
         ("parentbased_traceidratio", "0", false, true),
+        ("ParentBased_TraceIdRatio", "", true, true),
         ("traceidratio", "1", true, true),
+        ("traceidratio", "0", false, false),
+        ("traceidratio", "many", true, true),
     ] {
         let sink = Sink::zipkin().await;
         let env = [&sink.env()[..], &[("OTEL_TRACES_SAMPLER", sampler), ("OTEL_TRACES_SAMPLER_ARG", arg)]].concat();
