@@ -25,7 +25,7 @@ use crate::hop::config::HopConfig;
 use crate::net::hosts::{is_loopback, redacted_input, redacted_url};
 use crate::probe::ProbeArgs;
 use crate::server::shutdown::{Signals, Stop};
-use crate::system::workers;
+use crate::system::{descriptors, workers};
 
 /// The command line.
 #[derive(Debug, Parser)]
@@ -99,6 +99,9 @@ fn on_runtime(command: Command) -> ExitCode {
         Ok(workers) => workers,
         Err(reason) => return wrong(&ConfigError::value(workers::VARIABLE, &variable.unwrap_or_default(), reason).to_string()),
     };
+    if let Err(error) = descriptors::require_some() {
+        return stopped(&format!("too few files may be open, sockets included (ulimit -n): {error}"));
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {

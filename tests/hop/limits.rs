@@ -6,7 +6,9 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use crate::common::{Act, Hop, InProcess, PATIENCE, Process, Upstream, answer, binary, eventually, read_answer, run};
+use crate::common::{
+    Act, Hop, InProcess, PATIENCE, Process, Upstream, answer, binary, eventually, read_answer, run, run_command,
+};
 
 /// A hop with these soft and hard limits of open files, and what it says that it takes.
 struct Limited {
@@ -153,4 +155,31 @@ async fn a_burst_of_connections_waits_in_the_queue_and_not_for_a_second_syn() {
     hop.signal("CONT");
     let missing = connected.iter().filter(|connect| !matches!(connect, Ok(Ok(_)))).count();
     assert_eq!(missing, 0, "of {burst} connects");
+}
+
+#[test]
+fn too_few_open_files_are_one_line_of_error_and_no_panic() {
+    let run = |files: u32, args: &[&str]| {
+        let mut command = Command::new("sh");
+        command.arg("-c").arg(format!("ulimit -n {files} && exec \"$0\" \"$@\"")).arg(binary(&[], &[]).get_program());
+        command.args(args).env_clear();
+        run_command(command)
+    };
+    let nowhere = "http://127.0.0.1:1/healthz";
+    for files in 5..20 {
+        // None of them could do its work with more of them either.
+        for args in [
+            &["serve", "--addr", "192.0.2.1:1"][..],
+            &["store", "--listen", "192.0.2.1"],
+            &["demo", "--listen", "192.0.2.1"],
+            &["health", nowhere],
+            &["check", nowhere, "--timeout", "1s"],
+        ] {
+            let ran = run(files, args);
+            assert_eq!(ran.code, Some(1), "{files}: {args:?}: {ran:?}");
+            let is_short = ran.stderr.lines().count() <= 1 || args[0] == "check";
+            assert!(is_short && !ran.stderr.contains("panicked"), "{files}: {args:?}: {ran:?}");
+            assert!(files > 12 || ran.stderr.contains("ulimit -n"), "{files}: {args:?}: {ran:?}");
+        }
+    }
 }
