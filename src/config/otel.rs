@@ -3,16 +3,17 @@
 //! As its specification says, names of values are read in any case, and a value that is unknown, malformed or not supported is
 //! warned about and counts as not set: a setting for a whole namespace must not keep a hop from serving.
 
+mod values;
+
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue};
-use percent_encoding::percent_decode_str;
 
 use crate::hop::config::HopConfig;
-use crate::net::hosts::{parse_url, redacted_input};
+use crate::net::hosts::redacted_input;
 use crate::net::tls::{ClientTls, Roots, certified_key, read_file};
 use crate::system::workers;
 use crate::telemetry::export::{
@@ -21,6 +22,10 @@ use crate::telemetry::export::{
 use crate::telemetry::tracer::{Sampler, SamplerError};
 use crate::trace_context::Propagators;
 use crate::values::at_least_one;
+
+use values::{attributes, boolean, delay, timeout, url};
+
+pub(crate) use values::pairs;
 
 pub(super) const HELP: &str = "\
 Variables of OpenTelemetry, with their standard meanings; a value that is unknown or not supported is warned about and ignored:
@@ -37,7 +42,7 @@ Variables of OpenTelemetry, with their standard meanings; a value that is unknow
                                        [default: 30000]
   OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE
                                        cumulative, delta or lowmemory [default: cumulative]
-  OTEL_METRICS_EXEMPLAR_FILTER         trace_based or always_off [default: trace_based]
+  OTEL_METRICS_EXEMPLAR_FILTER         trace_based or always_off, of /metrics, too [default: trace_based]
   OTEL_LOGS_EXPORTER                   otlp, console or none; lines go to stdout and stderr whatever it is [default: none]
   OTEL_BLRP_MAX_QUEUE_SIZE             how many log records wait for the collector [default: 2048]
   OTEL_BLRP_SCHEDULE_DELAY             milliseconds between exports [default: 1000]
@@ -180,7 +185,7 @@ impl<'a> Variables<'a> {
         self.warn(format!("{name}: '{}' is ignored: {reason}", redacted_input(value).escape_debug()));
     }
 
-    fn warn(&self, line: String) {
+    pub(super) fn warn(&self, line: String) {
         let mut warned = self.warned.borrow_mut();
         if !warned.contains(&line) {
             (self.env.warn)(&line);
@@ -219,9 +224,15 @@ impl<'a> Variables<'a> {
         if let Some(size) = self.read("OTEL_BSP_MAX_QUEUE_SIZE", at_least_one) {
             config.export.span_queue = size;
         }
-        if let Some(delay) = self.read("OTEL_BSP_SCHEDULE_DELAY", milliseconds) {
+        if let Some(delay) = self.read("OTEL_BSP_SCHEDULE_DELAY", delay) {
             config.export.schedule_delay = delay;
         }
+        let exemplars = self.read("OTEL_METRICS_EXEMPLAR_FILTER", |text| match text.to_ascii_lowercase().as_str() {
+            "trace_based" => Ok(true),
+            "always_off" => Ok(false),
+            _ => Err("accepted: trace_based, always_off".to_owned()),
+        });
+        config.export.exemplars = exemplars.unwrap_or(true);
     }
 
     fn sampler(&self, name: &str) -> Result<Sampler, String> {
@@ -283,17 +294,11 @@ impl<'a> Variables<'a> {
                 "lowmemory" => Ok(Temporality::LowMemory),
                 _ => Err("accepted: cumulative, delta, lowmemory".to_owned()),
             });
-        let exemplars = self.read("OTEL_METRICS_EXEMPLAR_FILTER", |text| match text.to_ascii_lowercase().as_str() {
-            "trace_based" => Ok(true),
-            "always_off" => Ok(false),
-            _ => Err("accepted: trace_based, always_off".to_owned()),
-        });
         Some(MetricOptions {
             otlp: self.otlp_options(Signal::Metrics),
-            interval: self.read("OTEL_METRIC_EXPORT_INTERVAL", milliseconds).unwrap_or(Duration::from_secs(60)),
-            timeout: self.read("OTEL_METRIC_EXPORT_TIMEOUT", milliseconds).unwrap_or(Duration::from_secs(30)),
+            interval: self.read("OTEL_METRIC_EXPORT_INTERVAL", delay).unwrap_or(Duration::from_secs(60)),
+            timeout: self.read("OTEL_METRIC_EXPORT_TIMEOUT", timeout).unwrap_or(Duration::from_secs(30)),
             temporality: temporality.unwrap_or_default(),
-            exemplars: exemplars.unwrap_or(true),
         })
     }
 
@@ -302,7 +307,7 @@ impl<'a> Variables<'a> {
         self.names_otlp("OTEL_LOGS_EXPORTER", &["otlp", "console", "none"]).then(|| LogOptions {
             otlp: self.otlp_options(Signal::Logs),
             queue: self.read("OTEL_BLRP_MAX_QUEUE_SIZE", at_least_one).unwrap_or(2048),
-            schedule_delay: self.read("OTEL_BLRP_SCHEDULE_DELAY", milliseconds).unwrap_or(Duration::from_secs(1)),
+            schedule_delay: self.read("OTEL_BLRP_SCHEDULE_DELAY", delay).unwrap_or(Duration::from_secs(1)),
         })
     }
 
@@ -382,7 +387,7 @@ impl<'a> Variables<'a> {
         OtlpOptions {
             endpoint: endpoint.unwrap_or(default.endpoint),
             headers: self.otlp_headers(signal).unwrap_or_default(),
-            timeout: self.otlp(signal, "TIMEOUT", |_, text| milliseconds(text)).unwrap_or(default.timeout),
+            timeout: self.otlp(signal, "TIMEOUT", |_, text| timeout(text)).unwrap_or(default.timeout),
             gzip: gzip.unwrap_or(default.gzip),
             tls: self.otlp_tls(signal),
             protocol,
@@ -452,49 +457,4 @@ impl<'a> Variables<'a> {
 /// The names of a variable of the exporters: the signal's own, and the one for all signals.
 fn otlp_names(signal: Signal, suffix: &str) -> [String; 2] {
     [format!("OTEL_EXPORTER_OTLP_{}_{suffix}", signal.in_variables()), format!("OTEL_EXPORTER_OTLP_{suffix}")]
-}
-
-fn boolean(text: &str) -> Result<bool, String> {
-    match text.to_ascii_lowercase().as_str() {
-        "true" => Ok(true),
-        "false" => Ok(false),
-        _ => Err("accepted: true, false".to_owned()),
-    }
-}
-
-fn url(text: &str) -> Result<String, String> {
-    parse_url(text).map_err(|error| format!("{error}; accepted: http://host:port/path or https://…"))?;
-    Ok(text.trim().to_owned())
-}
-
-fn milliseconds(text: &str) -> Result<Duration, String> {
-    let number = text.parse::<u64>().ok().filter(|ms| *ms > 0).map(Duration::from_millis);
-    number.ok_or_else(|| "accepted: a number of milliseconds from 1 on".to_owned())
-}
-
-/// [`pairs`], keys percent-encoded, too. Whatever is malformed discards the whole (OpenTelemetry, "Resource SDK").
-fn attributes(text: &str) -> Result<Vec<(String, String)>, String> {
-    let escapes = text.split('%').skip(1);
-    if !escapes.into_iter().all(|rest| rest.len() >= 2 && rest.bytes().take(2).all(|digit| digit.is_ascii_hexdigit())) {
-        return Err("a % is not the begin of a percent-encoded byte".to_owned());
-    }
-    let decoded = pairs(text)?.into_iter().map(|(key, value)| {
-        let key = percent_decode_str(&key).decode_utf8().map_err(|_| "a key is not percent-encoded UTF-8")?.into_owned();
-        if key.is_empty() { Err("accepted: key=value,key=value; a key is empty".to_owned()) } else { Ok((key, value)) }
-    });
-    decoded.collect()
-}
-
-/// `key=value,key=value`, values percent-encoded (W3C Baggage's octet encoding).
-///
-/// # Errors
-///
-/// What is accepted; the text is not repeated, because it may hold secrets.
-pub(crate) fn pairs(text: &str) -> Result<Vec<(String, String)>, String> {
-    let pairs = text.split(',').map(str::trim).filter(|pair| !pair.is_empty()).map(|pair| {
-        let (key, value) = pair.split_once('=').ok_or("accepted: key=value,key=value")?;
-        let value = percent_decode_str(value.trim()).decode_utf8().map_err(|_| "a value is not percent-encoded UTF-8")?;
-        Ok((key.trim().to_owned(), value.into_owned()))
-    });
-    pairs.collect()
 }

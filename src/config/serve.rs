@@ -18,6 +18,7 @@ use crate::hop::latency::Latency;
 use crate::hop::limits::MAX_RESPONSE;
 use crate::hop::reply::MAX_HOPS;
 use crate::hop::request_faults::RequestFaults;
+use crate::net::hosts::redacted_input;
 use crate::net::tls::Roots;
 use crate::server::options::ConnectionOptions;
 use crate::server::shutdown::DrainOptions;
@@ -204,7 +205,17 @@ impl HopConfig {
         let otel = otel::Variables::new(env);
         let attributes = otel.resource_attributes();
         let service_name = otel.get("OTEL_SERVICE_NAME");
-        let hop_name = || otel.read("OTEL_SERVICE_NAME", |name| parse_label(name).map_err(|error| error.to_string()));
+        let hop_name = || {
+            let name = service_name.as_deref()?.trim();
+            let named = parse_label(name).map_err(|reason| {
+                let name = redacted_input(name);
+                otel.warn(format!(
+                    "OTEL_SERVICE_NAME: '{}' names the spans, but not the hop: {reason}; --name (SERVICE_NAME) names it",
+                    name.escape_debug()
+                ));
+            });
+            named.ok()
+        };
         let name = args.name.or_else(hop_name).unwrap_or_else(|| "httpserver".to_owned());
         let name = parse_label(&name).map_err(|error| ConfigError::value("--name (SERVICE_NAME)", &name, error))?;
         let in_attributes = attributes.iter().find(|(key, _)| key == "service.name").map(|(_, value)| value.clone());
@@ -396,6 +407,58 @@ mod tests {
             let without = with_warnings(args, &[]).unwrap().0;
             assert_eq!(format!("{config:?}"), format!("{without:?}"), "{env:?}");
         }
+    }
+
+    #[test]
+    fn a_timeout_of_0_is_none_and_a_delay_of_0_the_shortest() {
+        let env = [
+            ("OTEL_TRACES_EXPORTER", "otlp"),
+            ("OTEL_METRICS_EXPORTER", "otlp"),
+            ("OTEL_LOGS_EXPORTER", "otlp"),
+            ("OTEL_EXPORTER_OTLP_TIMEOUT", "0"),
+            ("OTEL_METRIC_EXPORT_TIMEOUT", "0"),
+            ("OTEL_METRIC_EXPORT_INTERVAL", "0"),
+            ("OTEL_BSP_SCHEDULE_DELAY", "0"),
+            ("OTEL_BLRP_SCHEDULE_DELAY", "0"),
+        ];
+        let (config, warnings) = with_warnings(&[], &env).unwrap();
+        assert_eq!(warnings, [""; 0]);
+        let export = config.export;
+        let (metrics, logs) = (export.metrics.unwrap(), export.logs.unwrap());
+        let [Exporter::Otlp(traces)] = &export.spans[..] else { panic!("one exporter") };
+        let timeouts = [traces.timeout, metrics.otlp.timeout, metrics.timeout, logs.otlp.timeout];
+        assert!(timeouts.iter().all(|timeout| *timeout > Duration::from_hours(24)), "{timeouts:?}");
+        assert_eq!([export.schedule_delay, metrics.interval, logs.schedule_delay], [Duration::from_millis(1); 3]);
+    }
+
+    #[test]
+    fn a_signals_own_timeout_wins_over_the_one_for_all() {
+        let env = [
+            ("OTEL_TRACES_EXPORTER", "otlp"),
+            ("OTEL_METRICS_EXPORTER", "otlp"),
+            ("OTEL_LOGS_EXPORTER", "otlp"),
+            ("OTEL_EXPORTER_OTLP_TIMEOUT", "1000"),
+            ("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "2000"),
+            ("OTEL_EXPORTER_OTLP_METRICS_TIMEOUT", "3000"),
+            ("OTEL_EXPORTER_OTLP_LOGS_TIMEOUT", "later"),
+            ("OTEL_METRIC_EXPORT_TIMEOUT", "4000"),
+        ];
+        let (config, warnings) = with_warnings(&[], &env).unwrap();
+        assert_eq!(warnings.len(), 1, "{warnings:?}");
+        let export = config.export;
+        let [Exporter::Otlp(traces)] = &export.spans[..] else { panic!("one exporter") };
+        let (metrics, logs) = (export.metrics.unwrap(), export.logs.unwrap());
+        let timeouts = [traces.timeout, metrics.otlp.timeout, logs.otlp.timeout, metrics.timeout];
+        assert_eq!(timeouts, [2, 3, 1, 4].map(Duration::from_secs));
+    }
+
+    #[test]
+    fn a_service_name_that_is_no_name_of_a_hop_names_the_spans_and_is_not_called_ignored() {
+        let env = [("OTEL_SERVICE_NAME", "bücher")];
+        let (config, warnings) = with_warnings(&[], &env).unwrap();
+        assert_eq!((&*config.identity.name, &*config.export.resource.service_name), ("httpserver", "bücher"));
+        assert!(warnings.len() == 1 && !warnings[0].contains("ignored") && warnings[0].contains("--name"), "{warnings:?}");
+        assert_eq!(with_warnings(&["--name", "a"], &env).unwrap().1, [""; 0]);
     }
 
     #[test]

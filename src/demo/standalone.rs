@@ -90,7 +90,7 @@ impl StoreServer {
     fn introduction(&self) -> String {
         let (store, otlp) = (self.access.addr(), self.otlp_addr);
         let mut text = String::new();
-        let _ = writeln!(text, "  {:<10} http://{store}/api/v2/spans  (Zipkin v2 JSON)", "traces");
+        let _ = writeln!(text, "  {:<10} http://{store}/api/v2/spans  (Zipkin v2 JSON; OTLP, too)", "traces");
         let _ = writeln!(text, "  {:<10} http://{otlp}/v1/traces  (OTLP over HTTP: protobuf and JSON)", "otlp");
         let _ = writeln!(text, "  {:<10} http://{}  (OTLP over gRPC; each port takes both)", "grpc", self.grpc_addr);
         let _ = writeln!(text, "  {:<10} {}  (open it in a browser and watch)", "page", self.access.url());

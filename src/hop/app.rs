@@ -160,7 +160,7 @@ impl App {
         };
         let identity = config.identity;
         let build = BuildInfo { service: &identity.name, service_version: &identity.version, lane: &identity.lane };
-        let metrics = Arc::new(Metrics::new(&build));
+        let metrics = Arc::new(Metrics::new(&build, config.export.exemplars));
         let pipelines = Pipelines::start(config.export, &metrics, &output.stderr).map_err(BindError::Exporter)?;
         let span_queues = pipelines.span_queues();
         let tracer = (!span_queues.is_empty()).then(|| Tracer::new(config.sampler, span_queues.clone()));

@@ -38,6 +38,8 @@ pub(crate) struct Metrics {
     sources: OnceLock<Sources>,
     /// Serialises copying of counters that are kept elsewhere into the registry.
     sync_lock: Mutex<()>,
+    /// Observations and counts have the trace that they are of.
+    exemplars: bool,
 }
 
 /// What is counted elsewhere, and copied into the registry for each scrape and export.
@@ -163,7 +165,7 @@ pub(crate) struct BuildInfo<'a> {
 
 impl Metrics {
     /// Registers every family.
-    pub(crate) fn new(build: &BuildInfo<'_>) -> Self {
+    pub(crate) fn new(build: &BuildInfo<'_>, exemplars: bool) -> Self {
         let registry = Registry::new();
         let (server_duration, client_duration) = durations();
         let (rpc_server_duration, rpc_client_duration) = rpc_durations();
@@ -215,6 +217,7 @@ impl Metrics {
             log_lines_dropped,
             sources: OnceLock::new(),
             sync_lock: Mutex::default(),
+            exemplars,
         }
     }
 
@@ -237,25 +240,33 @@ impl Metrics {
     /// Counts a finished request.
     pub(crate) fn request(&self, request: &RequestLabels<'_>, duration: Duration, span: Option<&Context>) {
         let RequestLabels { route, status, method, scheme, protocol, error } = *request;
-        self.server_duration.handle([route, status, method, scheme, protocol, error]).observe(duration, span);
+        self.server_duration
+            .handle([route, status, method, scheme, protocol, error])
+            .observe(duration, span.filter(|_| self.exemplars));
     }
 
     /// Counts a finished call.
     pub(crate) fn call(&self, call: &CallLabels<'_>, duration: Duration, span: Option<&Context>) {
         let CallLabels { host, status, port, method, protocol, error } = *call;
-        self.client_duration.handle([host, status, port, method, protocol, error]).observe(duration, span);
+        self.client_duration
+            .handle([host, status, port, method, protocol, error])
+            .observe(duration, span.filter(|_| self.exemplars));
     }
 
     /// Counts a gRPC call that was answered.
     pub(crate) fn rpc_request(&self, call: &RpcLabels, duration: Duration, span: Option<&Context>) {
         let RpcLabels { method, code, error, scheme } = *call;
-        self.rpc_server_duration.handle([method, code, error, scheme, "2", "grpc"]).observe(duration, span);
+        self.rpc_server_duration
+            .handle([method, code, error, scheme, "2", "grpc"])
+            .observe(duration, span.filter(|_| self.exemplars));
     }
 
     /// Counts a finished gRPC call of a next hop: `method` and `status` are those of gRPC.
     pub(crate) fn rpc_call(&self, call: &CallLabels<'_>, duration: Duration, span: Option<&Context>) {
         let CallLabels { host, status, port, method, error, .. } = *call;
-        self.rpc_client_duration.handle([host, status, port, method, error, "grpc"]).observe(duration, span);
+        self.rpc_client_duration
+            .handle([host, status, port, method, error, "grpc"])
+            .observe(duration, span.filter(|_| self.exemplars));
     }
 
     /// Every family with its values now, and the items that were counted last.
@@ -273,7 +284,7 @@ impl Metrics {
             }
         }
         self.spans.set(&spans);
-        (self.registry.gather(), spans.latest)
+        (self.registry.gather(), if self.exemplars { spans.latest } else { Latest::default() })
     }
 
     /// The families that have exemplars.
@@ -404,7 +415,7 @@ mod tests {
     }
 
     fn metrics() -> Metrics {
-        Metrics::new(&BuildInfo { service: "a\"b\nc", service_version: "v1", lane: "base" })
+        Metrics::new(&BuildInfo { service: "a\"b\nc", service_version: "v1", lane: "base" }, true)
     }
 
     #[test]

@@ -21,8 +21,8 @@ pub fn message(headers: &HeaderMap, body: &[u8]) -> Option<Vec<u8>> {
     Some(plain)
 }
 
-fn framed(message: &[u8]) -> Bytes {
-    [&[0], &u32::try_from(message.len()).unwrap().to_be_bytes()[..], message].concat().into()
+fn framed(length: u32, message: &[u8]) -> Bytes {
+    [&[0], &length.to_be_bytes()[..], message].concat().into()
 }
 
 fn response(body: Body) -> Response {
@@ -33,8 +33,13 @@ fn response(body: Body) -> Response {
 
 /// An answer with a message.
 pub fn ok(message: &[u8]) -> Response {
+    announced(u32::try_from(message.len()).unwrap(), message)
+}
+
+/// An answer with a message that is said to have so many bytes.
+pub fn announced(length: u32, message: &[u8]) -> Response {
     let trailers = HeaderMap::from_iter([("grpc-status".parse().unwrap(), HeaderValue::from_static("0"))]);
-    let frames = [hyper::body::Frame::data(framed(message)), hyper::body::Frame::trailers(trailers)];
+    let frames = [hyper::body::Frame::data(framed(length, message)), hyper::body::Frame::trailers(trailers)];
     let frames = frames.map(Ok::<_, std::io::Error>);
     response(Body::new(http_body_util::StreamBody::new(futures_util::stream::iter(frames))))
 }

@@ -548,6 +548,8 @@ pub enum Mood {
     Rejects(usize, &'static str),
     /// Keeps nothing, answers 200 and closes the connection in the middle of the answer.
     Dies,
+    /// Keeps the spans, and answers with 70,000 bytes; over gRPC as a message that is said to have so many.
+    Overflows(u32),
     /// gRPC: answers this code, with these details (base64 of a `google.rpc.Status`), and keeps nothing.
     Fails(u16, Option<&'static str>),
     /// The same, in trailers.
@@ -710,7 +712,8 @@ impl Drop for Sink {
     }
 }
 
-async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, router: Router, exporter: &str) {
+/// A connection of a collector.
+pub async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, router: Router, exporter: &str) {
     let (io, service) = (TokioIo::new(stream), TowerToHyperService::new(router));
     if exporter == "grpc" {
         let http = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
@@ -750,7 +753,7 @@ async fn take(
     let is_grpc = declared == "application/grpc";
     let (mut rejected, mut message) = (0, "");
     match mood {
-        Mood::Takes => {}
+        Mood::Takes | Mood::Overflows(_) => {}
         Mood::Answers(code) => return status(code).into_response(),
         Mood::Postpones(code, seconds) => return (status(code), [("retry-after", seconds.to_string())]).into_response(),
         Mood::Hangs => std::future::pending().await,
@@ -795,6 +798,10 @@ async fn take(
     });
     if taken.is_none() {
         return StatusCode::BAD_REQUEST.into_response();
+    }
+    if let Mood::Overflows(length) = mood {
+        let large = vec![0x1a; 70_000];
+        return if is_grpc { grpc::announced(length, &large) } else { large.into_response() };
     }
     if declared == "application/json" {
         StatusCode::ACCEPTED.into_response()

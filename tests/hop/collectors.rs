@@ -5,12 +5,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use axum::Router;
+use axum::body::Bytes;
 use httpserver::server::shutdown::Stop;
 use httpserver::telemetry::export::{Exporter, OtlpOptions, OtlpProtocol, Signal};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
 
 use crate::common::http2::{Frame, literal};
 use crate::common::ports::free_addr;
@@ -101,6 +104,99 @@ async fn partial_success(sink: Sink) {
     let line = eventually("it is logged", || async { lines(&hop, "use the other endpoint").pop() }).await;
     assert!(line.contains("accepted the spans with a warning") && !line.contains("=0"), "{line}");
     assert_eq!(counted(&hop).await.rejected, 1.0);
+}
+
+/// A collector that answers one request on each connection, and closes it without a word when a second one comes; how many were
+/// answered, and how many were not.
+async fn answers_once_a_connection(exporter: &'static str) -> (SocketAddr, Arc<[AtomicUsize; 2]>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let counts: Arc<[AtomicUsize; 2]> = Arc::default();
+    let of_all = counts.clone();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let (of_all, asked, dying) = (of_all.clone(), AtomicUsize::new(0), Arc::new(Notify::new()));
+            let died = dying.clone();
+            let asked = Arc::new(asked);
+            let router = Router::new().fallback(async move |_: Bytes| {
+                let at = asked.fetch_add(1, Ordering::Relaxed).min(1);
+                of_all[at].fetch_add(1, Ordering::Relaxed);
+                if at == 1 {
+                    dying.notify_one();
+                    std::future::pending::<()>().await;
+                }
+                if exporter == "grpc" { crate::common::grpc::ok(&[]) } else { axum::response::Response::default() }
+            });
+            tokio::spawn(async move {
+                tokio::select! {
+                    () = crate::common::serve(stream, router, exporter) => {}
+                    () = died.notified() => {}
+                }
+            });
+        }
+    });
+    (addr, counts)
+}
+
+#[tokio::test]
+async fn an_export_on_a_connection_that_died_while_it_was_idle_loses_nothing() {
+    for exporter in ["zipkin", "otlp", "grpc"] {
+        // It dies under the request.
+        let (addr, counts) = answers_once_a_connection(exporter).await;
+        let env = export_env(exporter, addr);
+        let hop = Hop::start(&[], &env.iter().map(|(name, value)| (*name, value.as_str())).collect::<Vec<_>>());
+        for exported in 1..=4 {
+            hop.get("/hello", &[]).await;
+            eventually(&format!("{exporter}: span {exported} is exported"), || async {
+                (counted(&hop).await.exported == f64::from(exported)).then_some(())
+            })
+            .await;
+        }
+        let [answered, unanswered] = [0, 1].map(|at| counts[at].load(Ordering::Relaxed));
+        assert!(answered == 4 && unanswered > 0, "{exporter}: {answered}, {unanswered}");
+        // It is closed while it is idle.
+        let sink = Sink::start(free_addr(), exporter).await;
+        let addr = sink.addr;
+        let hop = Hop::start(&[], &sink.env());
+        hop.get("/hello", &[]).await;
+        eventually("the first is exported", || async { (counted(&hop).await.exported == 1.0).then_some(()) }).await;
+        drop(sink);
+        eventually("it is gone", || async { TcpStream::connect(addr).await.is_err().then_some(()) }).await;
+        let sink = Sink::start(addr, exporter).await;
+        hop.get("/hello", &[]).await;
+        eventually("the second is exported", || async { (counted(&hop).await.exported == 2.0).then_some(()) }).await;
+        assert_eq!(sink.spans().len(), 1, "{exporter}");
+    }
+}
+
+#[tokio::test]
+async fn no_limit_and_no_delay_are_values_too() {
+    for exporter in OTLP {
+        let sink = Sink::any(exporter).await;
+        let zero = [("OTEL_EXPORTER_OTLP_TIMEOUT", "0"), ("OTEL_BSP_SCHEDULE_DELAY", "0")];
+        let hop = Hop::start(&[], &[&sink.env()[..3], &zero].concat());
+        hop.get("/hello", &[]).await;
+        eventually("the span arrives", || async { (sink.spans().len() == 1).then_some(()) }).await;
+        assert_eq!(lines(&hop, "WARN"), [""; 0]);
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_is_too_long_is_no_reason_to_send_the_same_spans_again() {
+    for (exporter, length) in [("otlp", 0), ("grpc", 70_000), ("grpc", u32::MAX), ("grpc", 65_530)] {
+        let sink = Sink::any(exporter).await;
+        sink.set(Mood::Overflows(length));
+        let hop = Hop::start(&[], &sink.env());
+        hop.get("/hello", &[]).await;
+        eventually("the loss is counted", || async { (counted(&hop).await.rejected == 1.0).then_some(()) }).await;
+        assert_eq!(sink.spans().len(), 1, "{exporter} {length}: once");
+        let line = eventually("it is named", || async { lines(&hop, "the span collector rejected spans").pop() }).await;
+        assert!(line.contains("with more than 65536 bytes"), "{exporter} {length}: {line}");
+        // Nor does the connection fail the next one.
+        sink.set(Mood::Takes);
+        hop.get("/hello", &[]).await;
+        eventually("the next one is exported", || async { (counted(&hop).await.exported == 1.0).then_some(()) }).await;
+    }
 }
 
 #[tokio::test]
@@ -361,7 +457,8 @@ async fn codes_of_grpc_are_retried_or_not_as_the_protocol_has_it() {
     // Exhausted resources, with a word about when; and details that are no base64.
     let others = [(8, Some(RETRY_IN_1500_MS), true), (14, Some("%%%"), true), (3, Some("%%%"), false)];
     let in_head = retried.into_iter().chain(rejected).chain(others).map(|case| (case, Mood::Fails(case.0, case.1)));
-    let cases = in_head.chain(others.map(|case| (case, Mood::FailsLate(case.0, case.1))));
+    let late = others.into_iter().chain([(11, None, true)]);
+    let cases = in_head.chain(late.map(|case| (case, Mood::FailsLate(case.0, case.1))));
     let cases = cases.map(|((code, details, is_retried), mood)| async move {
         let sink = Sink::grpc().await;
         sink.set(mood);

@@ -122,7 +122,7 @@ async fn variables_of_opentelemetry_that_cannot_be_used_are_warned_about_and_the
         (&[grpc, otlp, ("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:x")], "http://"),
         (&[("OTEL_METRICS_EXPORTER", "console")], "otlp, prometheus"),
         (&[metrics, ("OTEL_METRIC_EXPORT_INTERVAL", "60s")], "milliseconds"),
-        (&[metrics, ("OTEL_METRIC_EXPORT_TIMEOUT", "0")], "milliseconds"),
+        (&[metrics, ("OTEL_METRIC_EXPORT_TIMEOUT", "-1")], "from 0 to 4294967295"),
         (&[metrics, ("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "both")], "lowmemory"),
         (&[metrics, ("OTEL_METRICS_EXEMPLAR_FILTER", "always_on")], "always_off"),
         (&[("OTEL_LOGS_EXPORTER", "loki")], "otlp, console"),
@@ -132,7 +132,8 @@ async fn variables_of_opentelemetry_that_cannot_be_used_are_warned_about_and_the
         (&[metrics, logs, otlp, ("OTEL_EXPORTER_OTLP_TIMEOUT", "1m")], "milliseconds"),
         (&[("OTEL_CONFIG_FILE", "/etc/otel.yaml")], "not supported"),
         (&[("OTEL_SDK_DISABLED", "1")], "true, false"),
-        (&[("OTEL_SERVICE_NAME", "two\nlines")], "printable"),
+        (&[("OTEL_SERVICE_NAME", "two\nlines")], "names the spans, but not the hop"),
+        (&[otlp, grpc, ("OTEL_EXPORTER_OTLP_TIMEOUT", "9999999999999")], "from 0 to 4294967295"),
     ] {
         let hop = Hop::start(if env[0].0 == "OTEL_SDK_DISABLED" { &["--trace-exporter", "console"] } else { &[] }, env);
         let (variable, value) = env.last().unwrap();

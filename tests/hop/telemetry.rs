@@ -140,6 +140,15 @@ async fn openmetrics_has_exemplars_and_the_plain_text_has_none() {
     })
     .await;
     assert!(exported.contains(&format!(" # {{trace_id=\"{trace}\"}} 1 ")), "{exported}");
+    // One set of instruments feeds both forms, and the filter is theirs.
+    let without = Hop::start(&[], &[&sink.env()[..], &[("OTEL_METRICS_EXEMPLAR_FILTER", "always_off")]].concat());
+    without.get("/hello", &[]).await;
+    eventually("the span is exported", || async {
+        (without.metrics().await.sum("httpserver_spans_exported_total", &[]) == 1.0).then_some(())
+    })
+    .await;
+    let text = without.get("/metrics", &[("accept", accept)]).await.text();
+    assert!(text.ends_with("# EOF\n") && text.contains("/hello") && !text.contains(" # {"), "{text}");
     // The one with the higher q, whatever the order.
     for (accept, openmetrics) in [
         ("application/openmetrics-text;q=0.4, text/plain;q=0.5", false),

@@ -192,7 +192,7 @@ fn serde_line(out: &mut Vec<u8>, entry: &AccessEntry<'_>) {
 }
 
 fn metrics() -> Metrics {
-    let metrics = Metrics::new(&BuildInfo { service: "service2", service_version: "v1", lane: "base" });
+    let metrics = Metrics::new(&BuildInfo { service: "service2", service_version: "v1", lane: "base" }, true);
     for route in ["/hello", "/service{n}", "/headers", "/healthz", "/metrics"] {
         metrics.request(&RequestLabels { route, ..LABELS }, Duration::from_micros(812), Some(&CONTEXT));
     }

@@ -72,7 +72,7 @@ impl Printer {
         for hop in hops {
             let _ = writeln!(text, "  {:<10} http://{}", hop.name, reachable(hop.addr));
         }
-        let _ = writeln!(text, "  {:<10} http://{store}/api/v2/spans  (Zipkin v2 API: anything may report to it)", "traces");
+        let _ = writeln!(text, "  {:<10} http://{store}/api/v2/spans  (Zipkin v2, and OTLP over HTTP and gRPC)", "traces");
         let _ = writeln!(text, "  {:<10} {page}  (open it in a browser and watch)", "page");
         let _ = writeln!(text, "\nTry it:\n\n  curl http://{front}/service1\n");
         let _ = writeln!(text, "  curl -H 'b3: 463ac35c9f6413ad48485a3953bb6124-a2fb4a1d1a96d312-1' http://{front}/service1\n");

@@ -1,7 +1,8 @@
 //! A collector over gRPC: what is sent, what its status means, and whether it may be sent again.
 
 use std::fmt;
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use futures_util::future::{BoxFuture, FutureExt as _};
 use http::header::{CONTENT_TYPE, HeaderMap};
 use http::uri::PathAndQuery;
 use http::{Request, Response, StatusCode, Uri};
-use http_body_util::{BodyExt as _, Limited};
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -77,7 +78,9 @@ impl GrpcCollector {
     /// a dead connection is replaced.
     pub(super) async fn export(&self, body: Vec<u8>, limit: Duration) -> Result<Bytes, ExportError> {
         let timeout = limit.min(self.timeout);
-        let channel = Channel(self.client.lock().unwrap_or_else(PoisonError::into_inner).clone());
+        let answered = Arc::new(AtomicBool::new(false));
+        let client = self.client.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let channel = Channel { client, answered: answered.clone() };
         let mut client = tonic::client::Grpc::with_origin(channel, self.origin.clone())
             .max_decoding_message_size(MAX_ANSWER)
             .accept_compressed(CompressionEncoding::Gzip);
@@ -89,7 +92,7 @@ impl GrpcCollector {
         request.set_timeout(timeout);
         match tokio::time::timeout(timeout, client.unary(request, self.path.clone(), BytesCodec)).await {
             Ok(Ok(answer)) => Ok(answer.into_inner()),
-            Ok(Err(status)) => Err(self.error(&status)),
+            Ok(Err(status)) => Err(self.error(&status, answered.load(Ordering::Relaxed))),
             Err(_) => {
                 // The connection may be dead without a sign of it: the next attempt is not made on it.
                 *self.client.lock().unwrap_or_else(PoisonError::into_inner) = http2_client(self.connector.clone());
@@ -98,13 +101,21 @@ impl GrpcCollector {
         }
     }
 
-    fn error(&self, status: &Status) -> ExportError {
+    /// What a status means: the collector's, or tonic's own.
+    fn error(&self, status: &Status, is_answer: bool) -> ExportError {
+        // tonic's for a message that is longer than the limit. The collector has what it was sent.
+        let mut is_too_long = status.code() == Code::OutOfRange && !is_answer;
         let mut cause = std::error::Error::source(status);
         while let Some(error) = cause {
             if let Some(Unreachable(cause)) = error.downcast_ref() {
                 return self.unreachable(cause);
             }
+            is_too_long |= error.is::<LengthLimitError>();
             cause = error.source();
+        }
+        if is_too_long {
+            let url = self.shown_url();
+            return ExportError::rejected(format!("{url} answered with more than {MAX_ANSWER} bytes{}", self.advice(None, "")));
         }
         let retry_after = retry_info(status.details());
         let is_retryable = match status.code() {
@@ -196,7 +207,11 @@ impl fmt::Display for Unreachable {
 impl std::error::Error for Unreachable {}
 
 /// The client as tonic needs it: answers that tonic would misread, or panic at, do not reach it.
-struct Channel(Http2Client);
+struct Channel {
+    client: Http2Client,
+    /// The collector has sent a status.
+    answered: Arc<AtomicBool>,
+}
 
 impl Service<Request<Body>> for Channel {
     type Response = Response<Body>;
@@ -208,18 +223,24 @@ impl Service<Request<Body>> for Channel {
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let answer = self.0.request(request);
-        async {
+        let answer = self.client.request(request);
+        let answered = self.answered.clone();
+        async move {
             let mut answer = answer.await.map_err(|error| Unreachable(causes(&error)))?;
             if !answer.headers().get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc")) {
                 return Err(Box::new(no_grpc(answer.status())) as BoxError);
             }
             drop_unreadable_details(answer.headers_mut());
+            answered.store(answer.headers().contains_key(Status::GRPC_STATUS), Ordering::Relaxed);
             Ok(answer.map(|body| {
-                let body = Limited::new(body, MAX_ANSWER).map_err(|error| Unreachable(causes(&*error)));
-                Body::new(body.map_frame(|mut frame| {
+                let body = Limited::new(body, MAX_ANSWER).map_err(|error| match error.is::<LengthLimitError>() {
+                    true => error,
+                    false => Unreachable(causes(&*error)).into(),
+                });
+                Body::new(body.map_frame(move |mut frame| {
                     if let Some(trailers) = frame.trailers_mut() {
                         drop_unreadable_details(trailers);
+                        answered.store(true, Ordering::Relaxed);
                     }
                     frame
                 }))

@@ -28,7 +28,7 @@ impl MetricPipeline {
         let counts = Arc::new(Queue::new(0));
         let exporter = MetricExporter {
             collector: OtlpCollector::new(Signal::Metrics, options.otlp)?,
-            encoder: MetricEncoder::new(resource, options.temporality, options.exemplars),
+            encoder: MetricEncoder::new(resource, options.temporality),
             metrics,
             counts: counts.clone(),
             timeout: options.timeout,

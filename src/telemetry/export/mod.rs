@@ -173,8 +173,6 @@ pub struct MetricOptions {
     pub timeout: Duration,
     /// `OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE`.
     pub temporality: Temporality,
-    /// `OTEL_METRICS_EXEMPLAR_FILTER` is not `always_off`.
-    pub exemplars: bool,
 }
 
 /// Which metrics are sent as differences from the export before.
@@ -213,6 +211,8 @@ pub struct ExportOptions {
     pub schedule_delay: Duration,
     /// `OTEL_METRICS_EXPORTER`; `None`: `/metrics` alone.
     pub metrics: Option<MetricOptions>,
+    /// `OTEL_METRICS_EXEMPLAR_FILTER` is not `always_off`.
+    pub exemplars: bool,
     /// `OTEL_LOGS_EXPORTER`; `None`: lines alone.
     pub logs: Option<LogOptions>,
 }
@@ -225,6 +225,7 @@ impl Default for ExportOptions {
             span_queue: 16_384,
             schedule_delay: Duration::from_secs(1),
             metrics: None,
+            exemplars: true,
             logs: None,
         }
     }

@@ -58,7 +58,17 @@ impl EncodedResource {
         push_text(&mut local_endpoint, resource.service_name.as_bytes());
         local_endpoint.push(b'}');
         let mut tags = Vec::new();
-        for (name, value) in &resource.attributes {
+        // The scope, under its names in formats that have none, and the older ones (OpenTelemetry, "Mapping to non-OTLP Formats").
+        let (scope, version) = (env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"));
+        let of_scope = [
+            ("otel.scope.name", scope),
+            ("otel.scope.version", version),
+            ("otel.library.name", scope),
+            ("otel.library.version", version),
+        ];
+        let own = resource.attributes.iter().map(|(name, value)| (&**name, &**value));
+        let own = own.filter(|(name, _)| !of_scope.iter().any(|(of_scope, _)| of_scope == name));
+        for (name, value) in of_scope.into_iter().chain(own) {
             if !tags.is_empty() {
                 tags.push(b',');
             }
@@ -117,11 +127,9 @@ fn encode_span(out: &mut Vec<u8>, resource: &EncodedResource, batch: &SpanBatch,
     }
     out.extend_from_slice(b",\"tags\":{");
     out.extend_from_slice(&resource.tags);
-    let mut first = resource.tags.is_empty();
     // The names are constants that need no escaping.
     let mut tag = |name: &str, value: AttributeValue<'_>| {
-        out.extend_from_slice(if first { b"\"" } else { b",\"" });
-        first = false;
+        out.extend_from_slice(b",\"");
         out.extend_from_slice(name.as_bytes());
         out.extend_from_slice(b"\":\"");
         match value {
@@ -174,7 +182,10 @@ mod tests {
             parent_id: Some(SpanId::from(1)),
             sampling: Sampling::Debug,
         };
-        let resource = ResourceOptions { service_name: "a \"b\"".into(), attributes: vec![("lane".into(), "gray\n".into())] };
+        let resource = ResourceOptions {
+            service_name: "a \"b\"".into(),
+            attributes: vec![("lane".into(), "gray\n".into()), ("otel.scope.name".into(), "mine".into())],
+        };
         let queue = SpanQueue::new(8);
         let span = FinishedSpan {
             start: SystemTime::UNIX_EPOCH + Duration::from_micros(1_767_323_045_678_901),
@@ -211,6 +222,10 @@ mod tests {
             ("http.route", "/hello/{who}"),
             ("lane", "gray\n"),
             ("network.protocol.version", "1.1"),
+            ("otel.library.name", "httpserver"),
+            ("otel.library.version", env!("CARGO_PKG_VERSION")),
+            ("otel.scope.name", "httpserver"),
+            ("otel.scope.version", env!("CARGO_PKG_VERSION")),
             ("otel.status_code", "ERROR"),
             ("request.id", "r"),
             ("server.address", "localhost"),

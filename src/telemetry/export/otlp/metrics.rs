@@ -54,7 +54,6 @@ enum InstrumentKind {
 pub(crate) struct MetricEncoder {
     envelope: Envelope,
     temporality: Temporality,
-    exemplars: bool,
     /// When counting began.
     start: SystemTime,
     /// The values that were accepted last, from which differences are taken; by family and labels.
@@ -81,9 +80,9 @@ struct MetricSample {
 }
 
 impl MetricEncoder {
-    pub(crate) fn new(resource: ResourceOptions, temporality: Temporality, exemplars: bool) -> Self {
+    pub(crate) fn new(resource: ResourceOptions, temporality: Temporality) -> Self {
         let start = SystemTime::now();
-        Self { envelope: Envelope::new(resource), temporality, exemplars, start, accepted: HashMap::new(), accepted_at: start }
+        Self { envelope: Envelope::new(resource), temporality, start, accepted: HashMap::new(), accepted_at: start }
     }
 
     /// The values of an accepted request are what the next differences are taken from.
@@ -230,7 +229,7 @@ impl MetricEncoder {
 
     /// Whether an exemplar was not in the last request.
     fn is_new(&self, exemplar: &Exemplar) -> bool {
-        self.exemplars && UNIX_EPOCH + Duration::from_millis(exemplar.at_ms) > self.accepted_at
+        UNIX_EPOCH + Duration::from_millis(exemplar.at_ms) > self.accepted_at
     }
 }
 
