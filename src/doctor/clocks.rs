@@ -88,6 +88,7 @@ pub(super) fn clock_notes(system: &System, skews: &HashMap<(usize, usize), i64>)
             ),
             cause: "the clock of its host is not synchronised".to_owned(),
             next: "compare `chronyc tracking` or `timedatectl timesync-status` on the nodes".to_owned(),
+            run: None,
             count: spans.len(),
             of: spans.len(),
             traces: system.examples(spans),
@@ -104,16 +105,20 @@ fn milliseconds(us: i64) -> String {
 pub(super) fn impossible(system: &System) -> (Vec<ServiceFinding>, HashSet<usize>) {
     let mut longer: BTreeMap<(usize, usize), (Vec<usize>, usize)> = BTreeMap::new();
     let mut kinds: BTreeMap<(usize, usize), (Vec<usize>, usize)> = BTreeMap::new();
+    let mut seen = HashSet::new();
     for (at, span) in system.spans.iter().enumerate() {
-        let Some(caller) = span.parent.map(|parent| &system.spans[parent]) else { continue };
+        let Some((above, caller)) = span.parent.map(|parent| (parent, &system.spans[parent])) else { continue };
         if caller.service == span.service || !caller.is(Kind::Client) {
             continue;
         }
         let key = (caller.service, span.service);
-        let (wrong, of) = kinds.entry(key).or_default();
-        *of += 1;
-        if span.is(Kind::Client) && span.tracer != TracerKind::Envoy && caller.tracer != TracerKind::Envoy {
-            wrong.push(at);
+        // Below one call a server that lost its span may have several.
+        if seen.insert((above, span.service)) {
+            let (wrong, of) = kinds.entry(key).or_default();
+            *of += 1;
+            if span.is(Kind::Client) && span.tracer != TracerKind::Envoy && caller.tracer != TracerKind::Envoy {
+                wrong.push(at);
+            }
         }
         let (wrong, of) = longer.entry(key).or_default();
         *of += 1;
@@ -133,6 +138,7 @@ pub(super) fn impossible(system: &System) -> (Vec<ServiceFinding>, HashSet<usize
             text: format!("{} of {of} of its spans for {from} are longer than {from} waited, without an error there", wrong.len()),
             cause: "it goes on working after its answer (a stream, work in the background), or its tracer reads another unit of time".to_owned(),
             next: format!("open one of the traces and compare the two spans; a factor of 1,000 is a unit, anything else is work after the answer of {to}"),
+            run: None,
             count: wrong.len(),
             of,
             traces: system.examples(wrong),
@@ -153,6 +159,7 @@ pub(super) fn impossible(system: &System) -> (Vec<ServiceFinding>, HashSet<usize
             ),
             cause: "its server is not instrumented while its client is, or the span kind is set by hand".to_owned(),
             next: format!("look at one of the traces: the first span of {to} below {from} should have span.kind=server"),
+            run: None,
             count: wrong.len(),
             of,
             traces: system.examples(wrong),
@@ -176,6 +183,7 @@ pub(super) fn cut_by_queues(system: &System) -> Vec<ServiceFinding> {
         cause: "consumers of batches begin traces of their own by convention; a link joins them to the producer's".to_owned(),
         next: "nothing to mend; look for span links, or carry the context in the message's headers if one trace is wanted"
             .to_owned(),
+        run: None,
         count: spans.len(),
         of: spans.len(),
         traces: system.examples(spans),

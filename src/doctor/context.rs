@@ -6,9 +6,9 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use crate::doctor::clocks::MAX_COMPARED;
-use crate::doctor::finding::{FindingId, Level, MIN_COUNT, MIN_SHARE, ServiceFinding, level, lost_context};
+use crate::doctor::finding::{FindingId, Level, MIN_COUNT, MIN_SHARE, PROBE, ServiceFinding, level, lost_context, probe_next};
 use crate::doctor::system::{Remote, System, TracerKind};
-use crate::doctor::timing::{Matches, Pair, Timeline, contains, interval};
+use crate::doctor::timing::{Matches, Pair, Timeline, contains, correlation, interval, is_regular};
 use crate::traces::Kind;
 
 /// Spans that hold a call which its callee knows nothing of, by the service that made them.
@@ -50,7 +50,18 @@ pub(super) fn lost_contexts(
     skews: &HashMap<(usize, usize), i64>,
     aliases: &BTreeMap<String, Option<usize>>,
 ) -> ContextFindings {
-    let mut search = Search { system, skews, aliases, edges: joined(system), used: HashSet::new(), explained: HashSet::new() };
+    let called = (0..system.spans.len())
+        .filter(|at| matches!(system.named_remote(*at), Remote::Reports(_)) && system.is_outer_client(*at));
+    let mut search = Search {
+        system,
+        skews,
+        aliases,
+        edges: joined(system),
+        used: HashSet::new(),
+        explained: HashSet::new(),
+        timers: timers(system),
+        calls_services: called.map(|at| system.spans[at].service).collect(),
+    };
     search.calls_that_begin_traces();
     search.entries_below_own_proxy();
     search.entries_below_open_calls();
@@ -78,6 +89,18 @@ struct Search<'a> {
     /// Roots that were given a place.
     used: HashSet<usize>,
     explained: HashSet<usize>,
+    /// Service and name of roots that come at regular times.
+    timers: HashSet<(usize, Option<&'a str>)>,
+    /// Services that report calls to others that report.
+    calls_services: HashSet<usize>,
+}
+
+fn timers(system: &System) -> HashSet<(usize, Option<&str>)> {
+    let mut starts: HashMap<(usize, Option<&str>), Vec<i64>> = HashMap::new();
+    for span in system.spans.iter().filter(|span| span.is_root()) {
+        starts.entry((span.service, span.span.name.as_deref())).or_default().push(span.start);
+    }
+    starts.into_iter().filter(|(_, starts)| is_regular(starts.clone())).map(|(key, _)| key).collect()
 }
 
 impl Search<'_> {
@@ -167,7 +190,10 @@ impl Search<'_> {
             };
             let proxies: Vec<usize> = (0..self.system.spans.len()).filter(proxies).collect();
             let pairs = self.inside(&apps, &proxies, false).pairs;
-            self.take(service, service, pairs, None);
+            // Two formats are two at every request.
+            if pairs.len() * 2 >= apps.len().min(proxies.len()) && !self.is_otherwise(service, &pairs) {
+                self.take(service, service, pairs, None);
+            }
         }
     }
 
@@ -188,76 +214,121 @@ impl Search<'_> {
             }
         }
         for (callee, mut roots) in self.roots(|kind| kind == Some(Kind::Server)) {
-            let named = open.iter().filter(|(remote, _)| **remote == Remote::Reports(callee)).collect::<Vec<_>>();
-            let others = open.iter().filter(|(remote, _)| !matches!(remote, Remote::Reports(_))).collect();
-            for group in [named, others] {
-                let mut found = Vec::new();
-                for (remote, callers) in group {
-                    for (&caller, calls) in callers.iter().filter(|(caller, _)| **caller != callee) {
-                        let any_skew = !self.skews.contains_key(&(caller, callee)) && matches!(remote, Remote::Reports(_));
-                        // A load balancer in front of several that report is not who loses the context.
-                        let silent = match remote {
-                            Remote::Silent(name) if !self.aliases.contains_key(&name.to_lowercase()) => Some(&**name),
-                            _ => None,
-                        };
-                        found.push((caller, silent, self.inside(&roots, calls, any_skew).pairs));
+            for is_named in [true, false] {
+                let around = |search: &Self, roots: &[usize]| {
+                    let mut found = Vec::new();
+                    let fits = |remote: &Remote| match remote {
+                        Remote::Reports(service) => is_named && *service == callee,
+                        _ => !is_named,
+                    };
+                    for (remote, callers) in open.iter().filter(|(remote, _)| fits(remote)) {
+                        for (&caller, calls) in callers.iter().filter(|(caller, _)| **caller != callee) {
+                            let any_skew = is_named && !search.skews.contains_key(&(caller, callee));
+                            // A load balancer in front of several that report is not who loses the context.
+                            let silent = match remote {
+                                Remote::Silent(name) if !search.aliases.contains_key(&name.to_lowercase()) => Some(&**name),
+                                _ => None,
+                            };
+                            found.push((caller, silent, search.inside(roots, calls, any_skew).pairs));
+                        }
                     }
+                    found
+                };
+                self.take_in_turn(callee, &mut roots, around);
+            }
+        }
+    }
+
+    /// Gives roots to the caller around most of them, then the others to the next. Where several spans lie around a root, the shortest
+    /// counts: longer ones are those of the callers' callers.
+    fn take_in_turn<'n>(
+        &mut self,
+        callee: usize,
+        roots: &mut Vec<usize>,
+        around: impl Fn(&Self, &[usize]) -> Vec<(usize, Option<&'n str>, Vec<Pair>)>,
+    ) {
+        let length = |at: usize| self.system.spans[at].took();
+        loop {
+            let mut found = around(self, roots);
+            let mut nearest: HashMap<usize, (i64, usize)> = HashMap::new();
+            for (n, (.., pairs)) in found.iter().enumerate() {
+                for (root, outer) in pairs {
+                    let best = nearest.entry(*root).or_insert((length(*outer), n));
+                    *best = (*best).min((length(*outer), n));
                 }
-                self.take_nearest(callee, found);
-                roots.retain(|root| !self.used.contains(root));
             }
+            let mut wins = vec![0; found.len()];
+            nearest.values().for_each(|(_, n)| wins[*n] += 1);
+            let most = (0..found.len()).max_by_key(|n| wins[*n]).filter(|n| wins[*n] >= MIN_COUNT);
+            let Some((caller, silent, pairs)) = most.map(|n| found.swap_remove(n)) else { return };
+            self.take(caller, callee, pairs, silent);
+            roots.retain(|root| !self.used.contains(root));
         }
     }
 
-    /// Gives each root to the shortest span that it lies in: longer ones are those of the callers' callers.
-    fn take_nearest(&mut self, callee: usize, found: Vec<(usize, Option<&str>, Vec<Pair>)>) {
-        let mut nearest: HashMap<usize, (i64, usize)> = HashMap::new();
-        let length = |at: usize| self.system.spans[at].end - self.system.spans[at].start;
-        for (n, (.., pairs)) in found.iter().enumerate() {
-            for (root, outer) in pairs {
-                let best = nearest.entry(*root).or_insert((length(*outer), n));
-                *best = (*best).min((length(*outer), n));
-            }
-        }
-        for (n, (caller, silent, mut pairs)) in found.into_iter().enumerate() {
-            pairs.retain(|(root, _)| nearest[root].1 == n);
-            if pairs.len() >= MIN_COUNT {
-                self.take(caller, callee, pairs, silent);
-            }
-        }
-    }
-
-    /// A server span without a parent inside another service's, which calls it at other times, or calls nobody at all.
+    /// A server span without a parent inside another service's, which calls it at other times, or calls nobody who reports.
     fn entries_inside_callers(&mut self) {
         let system = self.system;
+        let compared = if system.names.len() <= MAX_COMPARED { system.names.len() } else { 0 };
         let calls_nobody = |caller: &usize| {
             let entries = system.entries(*caller);
-            !entries.is_empty() && entries.iter().all(|(at, callees)| callees.is_empty() && !self.calls(*at))
+            !entries.is_empty() && entries.iter().all(|(_, callees)| callees.is_empty()) && !self.calls_services.contains(caller)
         };
-        let compared = if system.names.len() <= MAX_COMPARED { system.names.len() } else { 0 };
-        let leaves: Vec<usize> = (0..compared).filter(calls_nobody).collect();
-        for (callee, roots) in self.roots(|kind| kind == Some(Kind::Server)) {
-            let calls_it = |caller: &usize| self.edges.get(&(*caller, callee)).is_some_and(|edge| edge.joined > 0);
-            let callers: Vec<usize> = (0..system.names.len()).filter(calls_it).collect();
-            let known = callers.len();
-            let candidates = callers.into_iter().chain(leaves.iter().copied()).enumerate();
-            let mut found = Vec::new();
-            for (n, caller) in candidates.filter(|(_, caller)| *caller != callee) {
-                let entries = self.without_call(caller, Some(callee));
-                let Matches { mut pairs, chance } = self.inside(&roots, &entries, false);
-                if n < known && !self.at_usual_time(caller, callee, &pairs) {
-                    pairs.clear();
+        let leaves: HashSet<usize> = (0..compared).filter(calls_nobody).collect();
+        for (callee, mut roots) in self.roots(|kind| kind == Some(Kind::Server)) {
+            let around = |search: &Self, roots: &[usize]| {
+                let mut found = Vec::new();
+                for caller in (0..system.names.len()).filter(|caller| *caller != callee) {
+                    let is_known = search.edges.get(&(caller, callee)).is_some_and(|edge| edge.joined > 0);
+                    let has_caller = || search.edges.iter().any(|((_, to), edge)| *to == callee && edge.lost.len() >= MIN_COUNT);
+                    if !is_known && (!leaves.contains(&caller) || has_caller()) {
+                        continue;
+                    }
+                    let entries = search.without_call(caller, Some(callee));
+                    let Matches { mut pairs, chance } = search.inside(roots, &entries, false);
+                    if is_known && !search.at_usual_time(caller, callee, &pairs) || search.is_otherwise(callee, &pairs) {
+                        pairs.clear();
+                    }
+                    let hosts: BTreeSet<usize> = pairs.iter().map(|(_, outer)| *outer).collect();
+                    // Nothing but time speaks for it where no call was ever seen: most spans of both have to fit, or chance is rare.
+                    let most = pairs.len() * 20 >= roots.len() * 17 && hosts.len() * 10 >= entries.len() * 4;
+                    let is_rare = chance < 0.05 && hosts.len() * 10 >= entries.len();
+                    let is_alone = || pairs.len() >= 10 && (most || is_rare) && !search.are_siblings(&pairs, &leaves);
+                    if is_known || is_alone() {
+                        found.push((caller, None, pairs));
+                    }
                 }
-                let hosts: BTreeSet<usize> = pairs.iter().map(|(_, outer)| *outer).collect();
-                // Nothing but time speaks for it where no call was ever seen: then most spans of both have to fit, or there has
-                // to be so little traffic that chance is out of the question.
-                let most = pairs.len() * 20 >= roots.len() * 17 || chance < 0.05;
-                if n < known || pairs.len() >= 10 && most && hosts.len() * 10 >= entries.len() * 4 {
-                    found.push((caller, None, pairs));
-                }
-            }
-            self.take_nearest(callee, found);
+                found
+            };
+            self.take_in_turn(callee, &mut roots, around);
         }
+    }
+
+    /// Whether the outer spans begin traces inside somebody's work, too: then both are calls of that one, made at a time.
+    fn are_siblings(&self, pairs: &[Pair], leaves: &HashSet<usize>) -> bool {
+        let outer: BTreeSet<usize> = pairs.iter().map(|(_, outer)| *outer).collect();
+        let roots: Vec<usize> = outer.iter().copied().filter(|at| self.system.spans[*at].is_root()).collect();
+        let caller = pairs.first().map_or(0, |(_, outer)| self.system.spans[*outer].service);
+        let is_around =
+            |other: &usize| self.inside(&roots, &self.without_call(*other, Some(caller)), false).pairs.len() * 2 > outer.len();
+        roots.len() * 2 > outer.len() && leaves.iter().filter(|other| **other != caller).any(is_around)
+    }
+
+    /// Whether something else than a call explains these pairs: two timers that strike at a fixed distance (who waits for another takes
+    /// the longer, the longer that one takes), two calls that somebody made at a time, or the outer ones' callees.
+    fn is_otherwise(&self, callee: usize, pairs: &[Pair]) -> bool {
+        let system = self.system;
+        let most = |count: usize| count * 2 > pairs.len();
+        let is_timer = |at: usize| {
+            system.spans[at].is_root() && self.timers.contains(&(system.spans[at].service, system.spans[at].span.name.as_deref()))
+        };
+        let times = |of: fn(&Pair) -> usize| pairs.iter().map(|pair| system.spans[of(pair)].took() as f64).collect::<Vec<_>>();
+        let are_timers = most(pairs.iter().filter(|(root, outer)| is_timer(*root) && is_timer(*outer)).count());
+        let is_lost = most(pairs.iter().filter(|(_, outer)| self.used.contains(outer)).count());
+        let droppers = |at: &usize| self.edges.get(&(*at, callee)).is_some_and(|edge| edge.lost.len() >= MIN_COUNT);
+        let by_callees =
+            pairs.iter().filter(|(_, outer)| system.answers_below(*outer).any(|at| droppers(&system.spans[at].service)));
+        are_timers && correlation(&times(|pair| pair.0), &times(|pair| pair.1)) < 0.8 || is_lost || most(by_callees.count())
     }
 
     /// Whether roots begin as long after the spans around them as calls that are continued do: another timer of the same period
@@ -265,33 +336,26 @@ impl Search<'_> {
     fn at_usual_time(&self, caller: usize, callee: usize, pairs: &[Pair]) -> bool {
         const LEAST_US: i64 = 2_000;
         let spans = &self.system.spans;
-        let mut delays = Vec::new();
+        let (mut delays, mut outside) = (Vec::new(), 0);
+        let skew = self.skews.get(&(caller, callee)).copied().unwrap_or(0);
         for (entry, _) in self.system.entries(caller).iter().filter(|(_, callees)| callees.contains(&callee)) {
-            let answers = self.system.answers_below(*entry).filter(|at| spans[*at].service == callee);
-            delays.extend(answers.map(|at| spans[at].start - spans[*entry].start));
+            for at in self.system.answers_below(*entry).filter(|at| spans[*at].service == callee) {
+                delays.push(spans[at].start - spans[*entry].start);
+                outside += usize::from(!contains(interval(&spans[*entry]), (spans[at].start - skew, spans[at].start - skew)));
+            }
         }
         delays.sort_unstable();
         if delays.len() < 10 {
             return true;
         }
+        // The clocks of instances differ from each other: times show nothing.
+        if outside * 5 > delays.len() {
+            return false;
+        }
         let (low, high) = (delays[delays.len() / 20], delays[delays.len() * 19 / 20]);
         let more = LEAST_US.max((high - low) / 4);
         let is_usual = |(root, outer): &&Pair| (low - more..=high + more).contains(&(spans[*root].start - spans[*outer].start));
         pairs.iter().filter(is_usual).count() * 5 >= pairs.len() * 4
-    }
-
-    /// Whether a client span is below a server span in its service.
-    fn calls(&self, entry: usize) -> bool {
-        let mut next = vec![entry];
-        while let Some(at) = next.pop() {
-            for &child in &self.system.spans[at].children {
-                if self.system.spans[child].is(Kind::Client) {
-                    return true;
-                }
-                next.push(child);
-            }
-        }
-        false
     }
 }
 
@@ -360,6 +424,7 @@ fn dropped(system: &System, service: usize, edges: &[(usize, &Edge)]) -> Service
         text: format!("{lost} of {of} calls{whom} begin new traces: it does not pass the context on ({sign})"),
         cause,
         next,
+        run: Some(PROBE),
         count: lost,
         of,
         traces: system.examples(calls.map(|(_, outer)| *outer)),
@@ -383,6 +448,7 @@ fn ignored(system: &System, caller: usize, callee: usize, edge: &Edge) -> Servic
         next: format!(
             "send one request with a traceparent and b3 headers of your own to {name}, and look which trace it reports"
         ),
+        run: None,
         count: lost,
         of,
         traces: system.examples(edge.lost.iter().map(|(_, outer)| *outer)),
@@ -404,6 +470,7 @@ fn apart_from_proxy(system: &System, service: usize, edge: &Edge) -> ServiceFind
         next: format!(
             "let OTEL_PROPAGATORS of {name} begin with the format of the mesh's tracing provider (b3multi for Zipkin, tracecontext for OpenTelemetry)"
         ),
+        run: None,
         count: lost,
         of: lost,
         traces: system.examples(edge.lost.iter().map(|(_, outer)| *outer)),
@@ -424,7 +491,8 @@ fn silent_and_dropping(system: &System, caller: usize, callee: usize, silent: &s
         cause: format!(
             "{silent} is not instrumented and does not copy the trace headers from the request that it serves to its calls"
         ),
-        next: format!("see what {silent} does with each header: httpserver probe http://{silent}/… --downstream ADDRESS"),
+        next: probe_next(silent),
+        run: Some(PROBE),
         count: lost,
         of,
         traces: system.examples(edge.lost.iter().map(|(_, outer)| *outer)),

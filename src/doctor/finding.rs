@@ -66,6 +66,9 @@ pub(super) struct ServiceFinding {
     pub(super) text: String,
     pub(super) cause: String,
     pub(super) next: String,
+    /// The command that does it; what the reader has to fill in is in capitals.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) run: Option<&'static str>,
     /// In how many cases, and of how many.
     pub(super) count: usize,
     pub(super) of: usize,
@@ -109,6 +112,17 @@ pub(super) fn lost_context(system: &System, service: usize) -> (String, String) 
              format that the callee does not read"
         }
     };
-    let next = format!("see what {name} does with each header: httpserver probe http://{name}/… --downstream ADDRESS");
-    (cause.to_owned(), next)
+    (cause.to_owned(), probe_next(name))
+}
+
+/// Shows what one service does to each header. The address is that of its traces' reader, the URL is not known: names in traces are
+/// those of services.
+pub(super) const PROBE: &str = "httpserver probe http://HOST:PORT/PATH --downstream 127.0.0.1:9001";
+
+/// What [`PROBE`] needs.
+pub(super) fn probe_next(name: &str) -> String {
+    format!(
+        "see what {name} does to each header: point its next hop at 127.0.0.1:9001, and put a URL of it that makes it call on in \
+         place of HOST:PORT/PATH"
+    )
 }

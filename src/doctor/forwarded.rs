@@ -52,7 +52,10 @@ pub(super) fn calls(system: &System) -> Vec<ForwardedCall<'_>> {
         let is_open = !others && !seen.span.is_error() && system.is_outer_client(at) && system.answered_by(at).is_none();
         (others || is_open).then(|| ForwardedCall { at, callee: callee(system, at), answers, is_open })
     };
-    let clients = (0..system.spans.len()).filter(|at| system.spans[*at].is(Kind::Client));
+    // What stands directly below another service is a request that it serves, whatever its kind says.
+    let is_own =
+        |at: &usize| system.spans[*at].parent.is_none_or(|above| system.spans[above].service == system.spans[*at].service);
+    let clients = (0..system.spans.len()).filter(|at| system.spans[*at].is(Kind::Client) && is_own(at));
     clients.filter(|at| system.is_call(*at) && is_request(&system.spans[*at].span)).filter_map(of).collect()
 }
 
@@ -157,6 +160,9 @@ pub(super) fn stale_contexts(system: &System, calls: &[ForwardedCall<'_>], skews
             stale.beside.extend(besides.iter().map(|beside| beside.guest));
             stale.calls.extend(besides.iter().flat_map(|beside| &open[&beside.host]));
         }
+        // However rare, such a call has its answer.
+        let answered = |at: &&usize| known.system.named_remote(**at) == Remote::Reports(callee);
+        stale.calls.extend(besides.iter().flat_map(|beside| &open[&beside.host]).filter(answered));
     }
     stale
 }
@@ -216,6 +222,7 @@ fn finding(system: &System, (service, callee): (usize, usize), besides: &[Beside
         ),
         cause: "it copies the trace headers of the request by hand although its tracer makes spans of its own".to_owned(),
         next: format!("let the tracer of {name} inject the headers, and copy only x-request-id and the like"),
+        run: None,
         count,
         of,
         traces: system.examples(besides.iter().map(|beside| beside.guest)),

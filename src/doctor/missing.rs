@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use crate::doctor::finding::{FindingId, Level, MIN_SHARE, ServiceFinding, level};
 use crate::doctor::peers::peer_names;
 use crate::doctor::system::{Remote, System, SystemSpan};
-use crate::doctor::timing::median;
-use crate::traces::{Kind, SpanId};
+use crate::doctor::timing::{Interval, TOLERANCE_US, interval, median, nested};
+use crate::traces::Kind;
 
 /// Who should have reported the parent of some orphans.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -22,82 +22,173 @@ enum Suspect {
 }
 
 /// Spans whose parent nobody reported, by who should have; and calls whose answer is missing.
-pub(super) fn missing_spans(system: &System, explained: Explained) -> Vec<ServiceFinding> {
-    let callers = usual_callers(system);
-    let edge = |span: &SystemSpan| Some((system.spans[span.parent?].service, span.service));
-    let edges = system.spans.iter().filter(|span| span.is(Kind::Server)).filter_map(edge).collect();
+pub(super) fn missing_spans(
+    system: &System,
+    explained: Explained,
+    aliases: &BTreeMap<String, Option<usize>>,
+) -> Vec<ServiceFinding> {
+    let mut edges: BTreeMap<(usize, usize), bool> = BTreeMap::new();
+    for span in system.spans.iter().filter(|span| span.is(Kind::Server)) {
+        if let Some(above) = span.parent.map(|parent| &system.spans[parent]).filter(|above| above.service != span.service) {
+            *edges.entry((above.service, span.service)).or_default() |= above.is(Kind::Client);
+        }
+    }
+    let search = SuspectSearch { system, edges, aliases };
+    let mut orphans: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
     let mut groups: BTreeMap<(Suspect, usize), Vec<usize>> = BTreeMap::new();
-    for at in (0..system.spans.len()).filter(|at| system.spans[*at].is_orphan) {
-        let suspect = suspect(system, at, &callers, &edges);
-        groups.entry((suspect, system.spans[at].service)).or_default().push(at);
+    let mut torn = HashSet::new();
+    for (at, span) in system.spans.iter().enumerate().filter(|(_, span)| span.is_orphan) {
+        torn.insert(span.trace);
+        if matches!(span.span.kind, Some(Kind::Server | Kind::Consumer)) {
+            orphans.entry(span.service).or_default().push(at);
+        } else {
+            // What is no server span hangs below a span of its own service.
+            groups.entry((Suspect::Service(span.service), span.service)).or_default().push(at);
+        }
+    }
+    for (service, orphans) in orphans {
+        for (suspect, orphans) in search.suspects(orphans) {
+            groups.entry((suspect, service)).or_default().extend(orphans);
+        }
     }
     let mut findings: Vec<ServiceFinding> =
         groups.iter().map(|((suspect, service), orphans)| orphaned(system, suspect, *service, orphans)).collect();
-    let torn: HashSet<usize> = groups.values().flatten().map(|at| system.spans[*at].trace).collect();
     findings.extend(unanswered(system, explained, &torn));
     findings
 }
 
-/// The service that calls each service most.
-fn usual_callers(system: &System) -> HashMap<usize, usize> {
-    let mut counts: BTreeMap<(usize, usize), usize> = BTreeMap::new();
-    let mut orphans: HashMap<usize, usize> = HashMap::new();
-    for span in system.spans.iter().filter(|span| span.is(Kind::Server)) {
-        *orphans.entry(span.service).or_default() += usize::from(span.is_orphan);
-        if let Some(parent) = span.parent.map(|parent| system.spans[parent].service).filter(|parent| *parent != span.service) {
-            *counts.entry((span.service, parent)).or_default() += 1;
-        }
-    }
-    let mut most: HashMap<usize, (usize, usize)> = HashMap::new();
-    for ((callee, caller), count) in counts {
-        let best = most.entry(callee).or_default();
-        *best = (*best).max((count, caller));
-    }
-    // Who reports nearly none of its calls is somebody else than who reports them all.
-    most.retain(|callee, (count, _)| *count * 8 >= orphans.get(callee).copied().unwrap_or(0));
-    most.into_iter().map(|(callee, (_, caller))| (callee, caller)).collect()
+/// Finds who should have reported the parents of a service's orphans: all of them together, because a single one lies inside many
+/// calls that have nothing to do with it.
+struct SuspectSearch<'a> {
+    system: &'a System,
+    /// Who calls whom, and whether it reports that by client spans.
+    edges: BTreeMap<(usize, usize), bool>,
+    /// Other names of services, in lower case.
+    aliases: &'a BTreeMap<String, Option<usize>>,
 }
 
-fn suspect(system: &System, orphan: usize, callers: &HashMap<usize, usize>, edges: &HashSet<(usize, usize)>) -> Suspect {
-    let span = &system.spans[orphan];
-    // What is no server span hangs below a span of its own service.
-    if !matches!(span.span.kind, Some(Kind::Server | Kind::Consumer)) {
-        return Suspect::Service(span.service);
+/// What speaks for one suspect.
+#[derive(Default)]
+struct Case {
+    orphans: Vec<usize>,
+    /// Each orphan, and the spans that may be the calls that led to it.
+    within: Vec<(Interval, Vec<Interval>)>,
+    /// How good the evidence is by its kind.
+    rank: u8,
+}
+
+impl Case {
+    /// Of several around the orphans the innermost counts.
+    fn longest(&self) -> i64 {
+        self.within.iter().flat_map(|(_, outer)| outer).map(|(start, end)| end - start).sum()
     }
-    let within = |outer: &SystemSpan| outer.start <= span.start + 1_000 && span.end <= outer.end + 1_000;
-    let open = system.open_calls(span.trace);
-    let is_usual =
-        |at: &usize| matches!(system.remote(*at), Remote::Reports(service) if edges.contains(&(service, span.service)));
-    // Nobody behind a name of the public DNS calls back into the mesh.
-    let is_outside = |at: &usize| {
-        let names = peer_names(&system.spans[*at].span);
-        !names.is_empty() && names.iter().all(|name| name.is_public()) && matches!(system.remote(*at), Remote::Silent(_))
-    };
-    // To somebody who calls there at other times, else inside it in time; clocks may differ, and then any open call to somebody who
-    // never reports explains it.
-    let fit = |at: &usize| {
-        let (within, remote) = (within(&system.spans[*at]), system.remote(*at));
-        let silent = matches!(remote, Remote::Silent(_));
-        (
-            is_usual(at),
-            within && silent,
-            silent,
-            within && remote == Remote::Unnamed,
-            within,
-            remote == Remote::Unnamed,
-            system.spans[*at].start,
-        )
-    };
-    let around = open.filter(|at| system.spans[*at].service != span.service && !is_outside(at)).max_by_key(fit);
-    match around.map(|at| (at, system.remote(at))) {
-        Some((_, Remote::Silent(name))) => return Suspect::Silent(name),
-        Some((at, Remote::Reports(service))) if service != span.service && (is_usual(&at) || within(&system.spans[at])) => {
-            return Suspect::Service(service);
+}
+
+impl SuspectSearch<'_> {
+    /// The suspects, each with the orphans that it explains.
+    fn suspects(&self, mut orphans: Vec<usize>) -> Vec<(Suspect, Vec<usize>)> {
+        let all = orphans.len();
+        let mut found = Vec::new();
+        while !orphans.is_empty() {
+            let mut cases: BTreeMap<Suspect, Case> = BTreeMap::new();
+            orphans.iter().for_each(|at| self.suspected(*at, &mut cases));
+            let score =
+                |case: &Case| 2 * nested(&case.within, false).max(nested(&case.within, true) * 19 / 20) + case.orphans.len();
+            let mut scored: Vec<_> = cases.into_iter().map(|(suspect, case)| (score(&case), suspect, case)).collect();
+            let most = scored.iter().map(|(score, ..)| *score).max().unwrap_or(0);
+            scored.retain(|(score, ..)| score * 10 >= most * 9);
+            let rank = scored.iter().map(|(.., case)| case.rank).max().unwrap_or(0);
+            let is_one =
+                |(_, suspect, case): &&(usize, Suspect, Case)| case.rank == rank && matches!(suspect, Suspect::Service(_));
+            // Of several who may have been there, none is known to have been.
+            if rank <= 3 && scored.iter().filter(is_one).count() > 1 {
+                scored.retain(|(_, suspect, _)| !matches!(suspect, Suspect::Service(_)));
+            }
+            let best = scored.into_iter().max_by_key(|(score, _, case)| (case.rank, *score, std::cmp::Reverse(case.longest())));
+            // Whoever explains a few that another does not is there by chance.
+            let Some((_, suspect, case)) = best.filter(|(.., case)| found.is_empty() || case.orphans.len() * 4 >= all) else {
+                found.push((Suspect::Unknown, orphans));
+                break;
+            };
+            let explained: HashSet<usize> = case.orphans.into_iter().collect();
+            orphans.retain(|at| !explained.contains(at));
+            found.push((suspect, explained.into_iter().collect()));
         }
-        Some((at, Remote::Unnamed)) => return Suspect::Behind(system.spans[at].service),
-        _ => {}
+        found.iter_mut().for_each(|(_, orphans)| orphans.sort_unstable());
+        found
     }
-    callers.get(&span.service).map_or(Suspect::Unknown, |caller| Suspect::Service(*caller))
+
+    /// Adds who may have called one orphan: whom the calls of its trace without an answer lead to, and who takes part in the trace.
+    fn suspected(&self, orphan: usize, cases: &mut BTreeMap<Suspect, Case>) {
+        let system = self.system;
+        let span = &system.spans[orphan];
+        if span.is(Kind::Consumer) {
+            return;
+        }
+        let mut found: BTreeMap<Suspect, (u8, Vec<Interval>)> = BTreeMap::new();
+        let mut add = |suspect: Suspect, rank: u8, outer: &SystemSpan| {
+            let (best, spans) = found.entry(suspect).or_default();
+            *best = rank.max(*best);
+            spans.push(interval(outer));
+        };
+        let open = system.open_calls(span.trace).filter(|at| system.spans[*at].service != span.service);
+        for at in open.filter(|at| !system.is_below(*at, orphan)) {
+            let call = &system.spans[at];
+            if call.took() + TOLERANCE_US < span.took() && !call.span.is_error() {
+                continue;
+            }
+            match system.remote(at) {
+                Remote::Silent(name) => match self.aliases.get(&name.to_lowercase()) {
+                    Some(Some(service)) if *service != span.service => add(Suspect::Service(*service), 5, call),
+                    Some(_) => {}
+                    // Nobody behind a name of the public DNS calls back into the mesh.
+                    None if peer_names(&call.span).iter().all(|name| name.is_public()) => {}
+                    None => add(Suspect::Silent(name), 4, call),
+                },
+                Remote::Reports(service) if service == span.service => {}
+                Remote::Reports(service) if self.edges.contains_key(&(service, span.service)) => {
+                    add(Suspect::Service(service), 5, call)
+                }
+                Remote::Reports(service) => add(Suspect::Service(service), 4, call),
+                Remote::Unnamed => add(Suspect::Behind(call.service), 2, call),
+            }
+        }
+        let callers: Vec<(usize, bool)> = self
+            .edges
+            .iter()
+            .filter(|((_, callee), _)| *callee == span.service)
+            .map(|((caller, _), by)| (*caller, *by))
+            .collect();
+        let here: HashSet<usize> = system.entries_of_trace(span.trace).map(|(at, _)| system.spans[*at].service).collect();
+        for (at, callees) in system.entries_of_trace(span.trace) {
+            let outer = &system.spans[*at];
+            let calls_it = callees.contains(&span.service);
+            if outer.service == span.service || outer.took() + TOLERANCE_US < span.took() || system.is_below(*at, orphan) {
+                continue;
+            }
+            add(Suspect::Behind(outer.service), 0, outer);
+            for &(caller, has_client_spans) in &callers {
+                // It lost its client span, or all that it had in this trace.
+                if caller == outer.service && has_client_spans && !calls_it {
+                    add(Suspect::Service(caller), 1, outer);
+                } else if !here.contains(&caller) && self.edges.contains_key(&(outer.service, caller)) {
+                    add(Suspect::Service(caller), 3, outer);
+                }
+            }
+        }
+        for (suspect, (rank, spans)) in found {
+            let case = cases.entry(suspect).or_default();
+            case.rank = rank.max(case.rank);
+            case.orphans.push(orphan);
+            case.within.push((interval(span), spans));
+        }
+    }
+}
+
+/// One lost span has many below it.
+fn missing_parents(system: &System, orphans: &[usize]) -> usize {
+    let parent = |at: &usize| (system.spans[*at].trace, system.spans[*at].span.parent_id.unwrap_or(system.spans[*at].span.id));
+    orphans.iter().map(parent).collect::<HashSet<_>>().len()
 }
 
 fn orphaned(system: &System, suspect: &Suspect, service: usize, orphans: &[usize]) -> ServiceFinding {
@@ -105,8 +196,13 @@ fn orphaned(system: &System, suspect: &Suspect, service: usize, orphans: &[usize
     let name = system.name(service);
     let calls = system.spans.iter().filter(|span| span.service == service && span.is(Kind::Server)).count();
     let (count, of) = (orphans.len(), calls.max(orphans.len()));
+    let lost = missing_parents(system, orphans);
     let unreported = "name a parent that nobody reported";
-    let id = if matches!(suspect, Suspect::Service(_)) { FindingId::SpansOrphaned } else { FindingId::ServiceSilent };
+    let id = if matches!(suspect, Suspect::Service(_) | Suspect::Unknown) {
+        FindingId::SpansOrphaned
+    } else {
+        FindingId::ServiceSilent
+    };
     let (suspected, text, cause, next) = match suspect {
         Suspect::Silent(silent) => (
             silent.to_string(),
@@ -117,10 +213,9 @@ fn orphaned(system: &System, suspect: &Suspect, service: usize, orphans: &[usize
             format!("look at the exporter settings and the log of {silent}"),
         ),
         Suspect::Service(other) if *other == service => {
-            let parents: HashSet<Option<SpanId>> = orphans.iter().map(|at| system.spans[*at].span.parent_id).collect();
             (
                 name.to_owned(),
-                format!("{count} of its own spans name a parent that it did not report ({} different ones)", parents.len()),
+                format!("{count} of its own spans name a parent that it did not report ({} different ones)", lost),
                 LOST.to_owned(),
                 format!("look at the dropped-spans counter and the log of {name}'s exporter"),
             )
@@ -159,12 +254,18 @@ fn orphaned(system: &System, suspect: &Suspect, service: usize, orphans: &[usize
     };
     ServiceFinding {
         id,
-        level: level(count, of),
+        // A caller outside the mesh may send a context, too; and of cut traces the rest may not have come, or may be gone.
+        level: if *suspect == Suspect::Unknown || system.are_at_the_edge(service, orphans) {
+            Level::Note
+        } else {
+            level(lost, of)
+        },
         peer: (suspected != name).then(|| name.to_owned()),
         service: suspected,
         text,
         cause,
         next,
+        run: None,
         count,
         of,
         traces: system.examples(orphans.iter().copied()),
@@ -214,7 +315,9 @@ fn unanswered(system: &System, mut explained: Explained, torn: &HashSet<usize>) 
         let (count, of) = (calls.len(), calls.len() + joined);
         let (from, name) = (system.name(caller), system.name(callee));
         // Where no call was ever answered, whether that service takes part in traces at all is not known.
-        let level = if joined == 0 { Level::Note } else { level(count, of) };
+        // A few lost spans look the same.
+        let is_rare = count < 5 || count * 20 < of;
+        let level = if joined == 0 || is_rare { Level::Note } else { level(count, of) };
         (count as f64 >= MIN_SHARE * of as f64).then(|| ServiceFinding {
             id: FindingId::SamplingDiffers,
             level,
@@ -223,6 +326,7 @@ fn unanswered(system: &System, mut explained: Explained, torn: &HashSet<usize>) 
             text: format!("{count} of {of} calls from {from} have no span of {name}, nor of anything behind it"),
             cause: format!("{name} decides about sampling by itself instead of following its caller (a sampler that is not parent-based), or loses whole batches of spans"),
             next: format!("compare the samplers: OTEL_TRACES_SAMPLER of {name} should be parentbased_…; then its dropped-spans counter"),
+            run: None,
             count,
             of,
             traces: system.examples(calls),

@@ -113,7 +113,7 @@ fn diagnose(traces: &[Trace], source: String) -> DoctorReport {
     explained.calls.extend(stale.calls);
     explained.pairs.extend(silent.pairs);
     let mut findings = lost.findings;
-    findings.extend(missing::missing_spans(&system, explained));
+    findings.extend(missing::missing_spans(&system, explained, &silent.aliases));
     findings.extend(stale.findings);
     findings.extend(silent.findings);
     findings.extend(impossible);

@@ -130,8 +130,10 @@ fn finding_text(finding: &ServiceFinding, mark: &str) -> String {
     };
     let line = wrapped("    ", "    ", &format!("{}: {}", finding.service, finding.text));
     let ids: Vec<String> = finding.traces.iter().map(|id| zipkin_id(*id)).collect();
+    // One line, however long: it is to be pasted.
+    let run = finding.run.map_or_else(String::new, |command| format!("      run    {command}\n"));
     format!(
-        "  {mark} {}\n{}\n{}\n      trace  {}\n",
+        "  {mark} {}\n{}\n{}\n{run}      trace  {}\n",
         line.trim_start(),
         wrapped("      cause  ", "             ", &finding.cause),
         wrapped("      next   ", "             ", &finding.next),

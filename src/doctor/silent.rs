@@ -327,6 +327,7 @@ impl<'a> SilentSearch<'a> {
             text,
             cause,
             next,
+            run: None,
             count,
             of,
             traces: system.examples(group.passed.iter().map(|(call, _)| *call)),

@@ -101,6 +101,8 @@ pub(super) struct System {
     tracers: Vec<TracerKind>,
     /// The server spans with which requests enter each service, with the services that are called below.
     entries: Vec<Vec<(usize, BTreeSet<usize>)>>,
+    /// Those of each trace: the service, and which of its entries.
+    entered: Vec<Vec<(usize, usize)>>,
     /// The calls of each trace that have no answer below.
     open: Vec<Vec<usize>>,
     /// Which service a client span of this service and name calls, where all that were answered agree.
@@ -136,7 +138,9 @@ impl System {
                 });
                 let start = row.span.timestamp.unwrap_or(0).try_into().unwrap_or(i64::MAX / 4);
                 let took = row.span.duration.unwrap_or(0).try_into().unwrap_or(i64::MAX / 4);
-                let (parent, is_orphan) = (row.parent.map(|parent| first + parent), row.missing_parent.is_some());
+                // A shared span is the half of a call whose other half belongs to the caller.
+                let is_half = row.span.shared && row.parent.is_none();
+                let (parent, is_orphan) = (row.parent.map(|parent| first + parent), row.missing_parent.is_some() || is_half);
                 let (span, children, end) = (row.span.clone(), Vec::new(), start + took);
                 spans.push(SystemSpan { trace, span, service, tracer, parent, is_orphan, children, start, end });
             }
@@ -150,12 +154,14 @@ impl System {
         let (entries, open, tracers) =
             (vec![Vec::new(); names.len()], vec![Vec::new(); traces.len()], tracers(&spans, names.len()));
         let by_name = Names::new(&names);
-        let mut system = Self { ids, spans, names, by_name, tracers, entries, open, usual: HashMap::new() };
+        let entered = vec![Vec::new(); traces.len()];
+        let mut system = Self { ids, spans, names, by_name, tracers, entries, entered, open, usual: HashMap::new() };
         system.usual = system.usual_callees();
         for at in 0..system.spans.len() {
             let (service, trace) = (system.spans[at].service, system.spans[at].trace);
             if system.is_entry(at) {
                 let callees = system.callees(at);
+                system.entered[trace].push((service, system.entries[service].len()));
                 system.entries[service].push((at, callees));
             } else if system.is_outer_client(at) && system.answered_by(at).is_none() {
                 system.open[trace].push(at);
@@ -258,6 +264,11 @@ impl System {
         self.open[trace].iter().rev().take(64).copied()
     }
 
+    /// The server spans with which requests enter the services of one trace, with whom they call; the first 64.
+    pub(super) fn entries_of_trace(&self, trace: usize) -> impl Iterator<Item = &(usize, BTreeSet<usize>)> {
+        self.entered[trace].iter().take(64).map(|(service, n)| &self.entries[*service][*n])
+    }
+
     /// The server spans with which requests enter a service, with the services that it calls for them.
     pub(super) fn entries(&self, service: usize) -> &[(usize, BTreeSet<usize>)] {
         &self.entries[service]
@@ -279,6 +290,20 @@ impl System {
                 next.extend(&self.spans[at].children);
             }
         })
+    }
+
+    /// Whether the first span is somewhere below the second.
+    pub(super) fn is_below(&self, at: usize, above: usize) -> bool {
+        std::iter::successors(self.spans[at].parent, |at| self.spans[*at].parent).any(|at| at == above)
+    }
+
+    /// Whether nearly all of these spans of one service are among its first or its last: of traces there, parts may be missing.
+    pub(super) fn are_at_the_edge(&self, service: usize, spans: &[usize]) -> bool {
+        let mut starts: Vec<i64> = self.spans.iter().filter(|span| span.service == service).map(|span| span.start).collect();
+        starts.sort_unstable();
+        let (first, last) = (starts[starts.len() / 20], starts[starts.len() - 1 - starts.len() / 10]);
+        let is_there = |at: &&usize| !(first..=last).contains(&self.spans[**at].start);
+        spans.iter().filter(is_there).count() * 5 > spans.len() * 4
     }
 
     /// The service that a root or orphan client span leads to.

@@ -3,7 +3,7 @@
 use crate::doctor::system::SystemSpan;
 
 /// Clocks of one host are read at slightly different moments, and some tracers cut microseconds off.
-const TOLERANCE_US: i64 = 1_000;
+pub(super) const TOLERANCE_US: i64 = 1_000;
 /// Natural logarithm of how unlikely a coincidence has to be. Some hundred pairs of services are compared in a run.
 const EVIDENCE: f64 = 12.0;
 /// How far a span is moved to see how often it lies inside another by chance, in typical lengths of those.
@@ -182,6 +182,30 @@ pub(super) fn nested(pairs: &[(Interval, Vec<Interval>)], any_skew: bool) -> usi
         best = best.max((depth, skew));
     }
     inside(best.1).max(inside(0))
+}
+
+/// Whether these times are those of a timer, of which some may be missing: most distances are multiples of a short one.
+pub(super) fn is_regular(mut starts: Vec<i64>) -> bool {
+    starts.sort_unstable();
+    // Several instances strike together.
+    starts.dedup_by(|later, earlier| *later - *earlier < 50_000);
+    let mut gaps: Vec<i64> = starts.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    gaps.sort_unstable();
+    let Some(period) = gaps.get(gaps.len() / 10).copied() else { return true };
+    let is_multiple = |gap: &&i64| {
+        let off = **gap % period;
+        off.min(period - off) * 20 <= period
+    };
+    gaps.iter().filter(is_multiple).count() * 10 >= gaps.len() * 6
+}
+
+/// How much two series vary together, -1 to 1; 1 where one does not vary.
+pub(super) fn correlation(a: &[f64], b: &[f64]) -> f64 {
+    let mean = |of: &[f64]| of.iter().sum::<f64>() / of.len().max(1) as f64;
+    let (mean_a, mean_b) = (mean(a), mean(b));
+    let sum = |of: &dyn Fn(f64, f64) -> f64| a.iter().zip(b).map(|(a, b)| of(a - mean_a, b - mean_b)).sum::<f64>();
+    let (both, of_a, of_b) = (sum(&|a, b| a * b), sum(&|a, _| a * a), sum(&|_, b| b * b));
+    if of_a * of_b > 0.0 { both / (of_a * of_b).sqrt() } else { 1.0 }
 }
 
 /// The middle one of these values.

@@ -147,8 +147,8 @@ fn finding(session: &Session<'_>, count: usize, failed: usize, tally: &Tally) ->
         let text = format!("{crossed} of {calls} calls carry the trace of another request, or its id ({sent}{failures})");
         let cause = "the context is in a thread-local or a global that several requests share, or is not handed over when the work \
                      goes on in another thread or task";
-        let next = format!("httpserver probe {} … --concurrency 1 passes: then it is the sharing", session.args.app_url);
-        return Finding::fail(CheckId::ProbeCrossTalk, text, Hint::new(cause).run(next));
+        let alone = session.args.again(&session.args.app_url, " --concurrency 1  # passes where requests share the context");
+        return Finding::fail(CheckId::ProbeCrossTalk, text, Hint::new(cause).run(alone));
     }
     if session.passing.is_empty() {
         if matched < calls {

@@ -3,13 +3,13 @@
 use http::HeaderMap;
 
 use crate::check::report::{CheckId, Finding, Hint, Report};
-use crate::probe::ProbeArgs;
 use crate::probe::caller::{AppClient, BACKGROUND, Wait};
 use crate::probe::crosstalk;
 use crate::probe::fate::{self, Decision, Fate, Format, WrittenIds, sampled};
 use crate::probe::findings::{self, FateCounts};
 use crate::probe::listener::{Downstream, Mood};
 use crate::probe::session::Session;
+use crate::probe::{ProbeArgs, without_secrets};
 use crate::telemetry::ids;
 use crate::trace_context::{carried_names, is_foreign_tracer};
 
@@ -45,7 +45,8 @@ impl Session<'_> {
         let status = match &last.status {
             Ok(status) => *status,
             Err(why) => {
-                let text = format!("{} {} has no answer: {why}", self.args.method, self.args.app_url);
+                let url = without_secrets(&self.args.app_url);
+                let text = format!("{} {url} has no answer: {why}", self.args.method);
                 report.add(Finding::fail(CheckId::ProbeReach, text, Hint::new("the app does not run there, or does not answer")));
                 return false;
             }

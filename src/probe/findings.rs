@@ -7,12 +7,11 @@ use http::HeaderMap;
 
 use crate::check::envoy::suggestions::quoted;
 use crate::check::report::{CheckId, Finding, Hint};
-use crate::net::hosts::redacted_url;
-use crate::probe::ProbeArgs;
 use crate::probe::caller::AppOutcome;
 use crate::probe::fate::{self, Decision, Fate, Format, WrittenIds};
 use crate::probe::listener::{AppCall, Mood};
 use crate::probe::session::Session;
+use crate::probe::{ProbeArgs, without_secrets};
 use crate::text::counted;
 use crate::trace_context::HeaderFamily;
 use crate::trace_context::Mangling;
@@ -83,7 +82,7 @@ fn word(fate: &Fate) -> &'static str {
 }
 
 pub(super) fn reached(args: &ProbeArgs, outcome: &AppOutcome, status: u16) -> Finding {
-    let text = format!("{} {} answers {status} in {} ms", args.method, args.app_url, outcome.took.as_millis());
+    let text = format!("{} {} answers {status} in {} ms", args.method, without_secrets(&args.app_url), outcome.took.as_millis());
     let finding = Finding::pass(CheckId::ProbeReach, text);
     match (&outcome.location, status) {
         (Some(location), 300..=399) => finding.line(format!("a redirect to {location}, which is not followed: probe that URL")),
@@ -97,32 +96,31 @@ pub(super) fn reached(args: &ProbeArgs, outcome: &AppOutcome, status: u16) -> Fi
 
 /// Why an app that answers so calls nobody.
 fn calls_nobody(args: &ProbeArgs, outcome: &AppOutcome, addresses: &str) -> Hint {
-    let setting = format!(
-        "set the app's next hop to http://{addresses} and see that it can connect: in a container this host is not 127.0.0.1"
-    );
-    let url = quoted(&redacted_url(args.app_url.as_str()));
-    let asked = format!("curl -sv -X {} {url}  # look for what the answer says", args.method);
+    let setting =
+        format!("its next hop has to be {addresses}, and it has to reach that: in a container this host is not 127.0.0.1");
+    let headers: String = args.headers.iter().map(|(name, _)| format!(" -H {}", quoted(&format!("{name}: VALUE")))).collect();
+    let body = args.body.as_ref().map_or_else(String::new, |body| format!(" --data-raw {}", quoted(body)));
+    let url = quoted(&without_secrets(&args.app_url));
+    let asked = format!("curl -sv -X {}{headers}{body} {url}  # look for what the answer says", args.method);
     match (&outcome.status, &outcome.location) {
         (Ok(300..=399), Some(location)) => {
-            let next = args.app_url.join(location).map_or_else(|_| location.clone(), |next| redacted_url(next.as_str()));
-            Hint::new(format!(
+            let hint = Hint::new(format!(
                 "the app redirects to {location} (a login page, https, a path with / at its end), and probe follows no redirect: a session or a token may be missing (-H)"
-            ))
-            .run(format!("httpserver probe {} --downstream {}", quoted(&next), addresses.replace(", ", " --downstream ")))
+            ));
+            let next = args.app_url.join(location).ok();
+            next.map_or(hint.clone(), |next| hint.run(args.again(&next, "")))
         }
         (Ok(status @ 400..=499), _) => Hint::new(format!(
             "the app refuses the request with {status} before it calls: another path or method (-X), a token (-H) or a body (--body) is needed"
         ))
         .run(asked),
         (Ok(status @ 500..), _) => Hint::new(format!(
-            "the app fails with {status} before its call comes here: it cannot connect to its next hop, whose setting does not point at this address, or an error of its own, which its log names"
+            "the app fails with {status} before its call comes here: it cannot connect to its next hop, whose setting does not point at this address, or an error of its own, which its log names; {setting}"
         ))
-        .run(asked)
-        .run(setting),
-        _ => Hint::new(
-            "the app's setting for its next hop does not point at this address, this URL makes no call, or the app answers from a cache",
-        )
-        .run(setting),
+        .run(asked),
+        _ => Hint::new(format!(
+            "the app's setting for its next hop does not point at this address, this URL makes no call, or the app answers from a cache; {setting}"
+        )),
     }
 }
 
@@ -138,7 +136,7 @@ pub(super) fn calls(args: &ProbeArgs, addresses: &[SocketAddr], outcomes: &[AppO
         let text = format!(
             "The app answers {} {}{with} and calls nobody at {addresses} ({} requests)",
             args.method,
-            args.app_url,
+            without_secrets(&args.app_url),
             outcomes.len()
         );
         let last = outcomes.last().map_or_else(Hint::default, |outcome| calls_nobody(args, outcome, &addresses));

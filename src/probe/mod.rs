@@ -22,9 +22,11 @@ use http::{HeaderName, HeaderValue, Method, StatusCode};
 use reqwest::Url;
 
 use crate::check::chain::expect;
+use crate::check::envoy::suggestions::quoted;
 use crate::check::listen_for_signals;
 use crate::check::reachability::tls::Trust;
 use crate::check::report::{self, CheckId, Group, OutputFormat, Report};
+use crate::net::hosts::redacted_url;
 use crate::values;
 use caller::AppClient;
 use listener::Downstream;
@@ -88,6 +90,53 @@ pub struct ProbeArgs {
     pub output: OutputFormat,
 }
 
+impl ProbeArgs {
+    /// The command of another run like this one, at this URL. What may be secret is for the reader to fill in, in capitals.
+    fn again(&self, url: &Url, more: &str) -> String {
+        let mut words = vec!["httpserver probe".to_owned(), quoted(&without_secrets(url))];
+        let mut put = |name: &str, value: &str| words.push(format!("--{name} {}", quoted(value)));
+        self.downstream.iter().for_each(|address| put("downstream", &address.to_string()));
+        let files = [
+            ("downstream-reply", &self.downstream_reply),
+            ("downstream-tls-cert", &self.downstream_tls_cert),
+            ("downstream-tls-key", &self.downstream_tls_key),
+            ("cacert", &self.cacert),
+        ];
+        for (name, file) in files {
+            file.iter().for_each(|file| put(name, &file.display().to_string()));
+        }
+        if self.downstream_status != StatusCode::OK {
+            put("downstream-status", self.downstream_status.as_str());
+        }
+        if self.method != Method::GET {
+            put("method", self.method.as_str());
+        }
+        self.count.iter().for_each(|count| put("count", &count.to_string()));
+        self.body.iter().for_each(|body| put("body", body));
+        self.headers.iter().for_each(|(name, _)| put("header", &format!("{name}: VALUE")));
+        if !self.expect.is_empty() {
+            put("expect", &self.expect.iter().map(|name| name.0.as_str()).collect::<Vec<_>>().join(","));
+        }
+        let insecure = if self.insecure { " --insecure" } else { "" };
+        format!("{}{insecure}{more}", words.join(" "))
+    }
+}
+
+/// The URL with `VALUE` for each value of its query but a nonce, and with `USER:PASSWORD` for those.
+fn without_secrets(url: &Url) -> String {
+    let mut shown = redacted_url(url.as_str()).replace("%7Bnonce%7D", "{nonce}");
+    if !url.username().is_empty() || url.password().is_some() {
+        shown = shown.replacen("://", "://USER:PASSWORD@", 1);
+    }
+    let pair = |pair: &str| match pair.split_once('=') {
+        Some((name, "{nonce}" | "%7Bnonce%7D")) => format!("{name}={{nonce}}"),
+        Some((name, _)) => format!("{name}=VALUE"),
+        None => "VALUE".to_owned(),
+    };
+    let query = url.query().map(|query| query.split('&').map(pair).collect::<Vec<_>>().join("&"));
+    query.map_or(shown.clone(), |query| format!("{shown}?{query}"))
+}
+
 fn address(text: &str) -> Result<SocketAddr, String> {
     let text = ["http://", "h2c://", "grpc://", "https://", "grpcs://"]
         .into_iter()
@@ -115,7 +164,7 @@ pub async fn run(args: ProbeArgs) -> u8 {
     let Some(mut signals) = listen_for_signals() else { return 1 };
     let color = report::has_color();
     let out = Box::new(std::io::stdout());
-    let mut report = Report::of_command("probe", args.app_url.to_string(), args.output, args.skip.clone(), color, out);
+    let mut report = Report::of_command("probe", redacted_url(args.app_url.as_str()), args.output, args.skip.clone(), color, out);
     let interrupted = tokio::select! {
         () = experiments::run(&args, &caller, &downstream, &mut report) => false,
         _ = signals.next() => true,

@@ -215,6 +215,145 @@ fn a_call_that_begins_a_trace_and_is_joined_counts_once() {
     assert!(text.starts_with("20 of 20 calls to back begin new traces"), "{text}");
 }
 
+/// Spans of one request each second: service, kind, the place of the parent in this list, begin and length in milliseconds, and the name
+/// of the called; a service in brackets reports nothing.
+type Place = (&'static str, &'static str, Option<u64>, u64, u64, &'static str);
+
+fn requests(n: u64, of: &dyn Fn(u64) -> Vec<Place>) -> Vec<Value> {
+    let mut spans = Vec::new();
+    for request in 0..n {
+        let id = |at: u64| format!("{:016x}", 1_000 * (request + 1) + at);
+        let begin = 1_780_000_000_000_000 + request * 1_000_000 + (request * request * 7_919) % 300_000;
+        for (at, (service, kind, parent, from, long, peer)) in (0..).zip(of(request)) {
+            let mut span = json!({"traceId": id(0), "id": id(at), "kind": kind, "name": "get", "timestamp": begin + from * 1_000,
+                "duration": long * 1_000, "localEndpoint": {"serviceName": service}});
+            match parent {
+                // Begins a trace of its own.
+                None if at > 0 => span["traceId"] = json!(id(at)),
+                None => {}
+                Some(parent) => span["parentId"] = json!(id(parent)),
+            }
+            if !peer.is_empty() {
+                span["tags"] = json!({"peer.service": peer});
+            }
+            if !service.starts_with('(') {
+                spans.push(span);
+            }
+        }
+    }
+    spans
+}
+
+/// Whoever is called at times while a service is missing is not that service.
+#[test]
+fn a_silent_service_is_not_mixed_up_with_a_cache_that_is_asked_at_times() {
+    let spans = requests(60, &|n| {
+        let cache = if n % 3 == 0 { "redis" } else { "(redis)" };
+        let (cache, peer) = if cache == "redis" { ("front", "redis") } else { ("(front)", "") };
+        vec![
+            ("front", "SERVER", None, 0, 60, ""),
+            (cache, "CLIENT", Some(0), 1, 2 + n % 9 * 2, peer),
+            ("front", "CLIENT", Some(0), 25, 30, "middle"),
+            ("(middle)", "SERVER", Some(2), 26, 28, ""),
+            ("(middle)", "CLIENT", Some(3), 28, 6, "back"),
+            ("back", "SERVER", Some(4), 29, 1 + n % 3, ""),
+        ]
+    });
+    let found = faults(&report(&spans));
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert_eq!(found[0][..3], ["service.silent", "middle", "back"]);
+}
+
+/// A browser that traces and reports elsewhere; a monitor that reports is no suspect for its requests.
+#[test]
+fn a_context_from_outside_is_a_note() {
+    let spans = requests(60, &|n| {
+        let caller = if n % 4 == 0 { "monitor" } else { "(browser)" };
+        vec![
+            (caller, "CLIENT", None, 0, 50, "front"),
+            ("front", "SERVER", Some(0), 1, 40, ""),
+            ("front", "CLIENT", Some(1), 5, 20, "back"),
+            ("back", "SERVER", Some(2), 6, 10, ""),
+        ]
+    });
+    let report = report(&spans);
+    assert!(faults(&report).is_empty(), "{report:#}");
+    let notes = report["findings"].as_array().unwrap();
+    assert!(notes.iter().any(|note| note["id"] == "spans.orphaned" && note["service"] == "front"), "{report:#}");
+}
+
+/// One span that was lost is one, however many were below it; and the last traces may not have come as a whole.
+#[test]
+fn a_few_lost_spans_and_a_cut_at_the_end_are_notes() {
+    let fan_out = |lost: &'static [u64]| {
+        requests(60, &move |n| {
+            let middle = if lost.contains(&n) { "(middle)" } else { "middle" };
+            let mut spans = vec![
+                ("front", "SERVER", None, 0, 60, ""),
+                ("front", "CLIENT", Some(0), 1, 58, "middle"),
+                (middle, "SERVER", Some(1), 2, 50, ""),
+            ];
+            spans.extend((0..5).map(|call| ("middle", "CLIENT", Some(2), 3 + 9 * call, 8, "redis")));
+            spans
+        })
+    };
+    for lost in [&[7, 31][..], &[55, 56, 57, 58, 59]] {
+        let report = report(&fan_out(lost));
+        assert!(faults(&report).is_empty(), "{lost:?}: {report:#}");
+    }
+    let found = faults(&report(&fan_out(&[3, 9, 14, 20, 26, 31, 37, 44, 50])));
+    assert!(found.len() == 1 && found[0][1] == "middle", "{found:?}");
+}
+
+/// Its questions to a cache are all that it reports of its calls.
+#[test]
+fn a_service_that_reports_no_call_and_passes_nothing_on_is_found() {
+    let spans = requests(60, &|n| {
+        vec![
+            ("front", "SERVER", None, 0, 60 + n % 7, ""),
+            ("front", "CLIENT", Some(0), 1, 50 + n % 7, "middle"),
+            ("middle", "SERVER", Some(1), 2, 40 + n % 7, ""),
+            ("middle", "CLIENT", Some(2), 3, 1, "redis"),
+            ("back", "SERVER", None, 10, 20 + n % 7, ""),
+        ]
+    });
+    let found = faults(&report(&spans));
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert_eq!(found[0][..3], ["context.dropped", "middle", "back"]);
+}
+
+/// Two health checks at every full second: each time one lies inside the other.
+#[test]
+fn timers_that_strike_together_are_no_calls() {
+    let spans = requests(60, &|n| {
+        vec![
+            ("front", "SERVER", None, 0, 60, ""),
+            ("front", "CLIENT", Some(0), 1, 50, "back"),
+            ("back", "SERVER", Some(1), 2, 1 + n % 40, ""),
+        ]
+    });
+    let at = |service: &str, n: u64, after: u64, long: u64| {
+        let id = format!("{:016x}", 900_000 + 100 * n + after);
+        json!({"traceId": id, "id": id, "kind": "SERVER", "name": "GET /healthz", "timestamp": 1_780_000_000_500_000 + n * 2_000_000 + after,
+            "duration": long, "localEndpoint": {"serviceName": service}})
+    };
+    let checks = (0..40).flat_map(|n| [at("front", n, 1, 20_000 + n % 5 * 900), at("back", n, 8, 3_000 + n % 7 * 300)]);
+    let found = faults(&report(&spans.into_iter().chain(checks).collect::<Vec<_>>()));
+    assert!(found.is_empty(), "{found:?}");
+}
+
+/// What a reader has to fill in is in capitals, and the command is on one line.
+#[test]
+fn the_next_command_has_no_address_that_is_made_up() {
+    let ran = doctor(&system_of_two(100), &[]);
+    let run = "\n      run    httpserver probe http://HOST:PORT/PATH --downstream 127.0.0.1:9001\n";
+    assert!(ran.stdout.contains(run) && !ran.stdout.contains("http://front"), "{}", ran.stdout);
+    let report = report(&system_of_two(100));
+    let finding = &report["findings"][0];
+    assert_eq!(finding["run"], "httpserver probe http://HOST:PORT/PATH --downstream 127.0.0.1:9001");
+    assert!(finding["next"].as_str().unwrap().contains("HOST:PORT/PATH"), "{finding:#}");
+}
+
 #[test]
 fn a_score_below_the_limit_fails_the_run() {
     let spans = system_of_two(100);
