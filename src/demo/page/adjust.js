@@ -22,7 +22,7 @@ function kinds(hop, title, forms, changed) {
     const { name, value } = read(form.example);
     const on = h('input', { type: 'checkbox', 'aria-label': `${hop.name}: ${form.name}, ${form.about}` });
     const its = value === '' ? null : h('input', { type: 'text', 'aria-label': of('value'), maxlength: 60, autocomplete: 'off', spellcheck: 'false' });
-    const rate = h('input', { type: 'number', 'aria-label': of('rate in percent'), min: 0, max: 100, step: 'any' });
+    const rate = h('input', { type: 'number', 'aria-label': of('rate in percent'), min: 0, max: 100, step: 'any', placeholder: 100 });
     if (its) its.value = value;
     rate.value = 100;
     on.addEventListener('input', changed);
@@ -34,7 +34,7 @@ function kinds(hop, title, forms, changed) {
   const el = h('details', { class: 'kinds' }, h('summary', null, title, h('span', { class: 'sr' }, ` of ${hop.name}`), count), rows.map((row) => row.el));
   return {
     el,
-    list: () => rows.filter((row) => row.on.checked).map((row) => written({ name: row.name, value: row.its?.value.trim() ?? '', rate: Number(row.rate.value) })).concat(others),
+    list: () => rows.filter((row) => row.on.checked).map((row) => written({ name: row.name, value: row.its?.value.trim() ?? '', rate: row.rate.value === '' ? 100 : Number(row.rate.value) })).concat(others),
     show(list) {
       others = [];
       for (const row of rows) row.on.checked = false;

@@ -52,7 +52,8 @@ function lay() {
   root.dataset.form = kind;
   cards.forEach((card) => card.alone(kind));
   if (kind === 'tree') {
-    const how = config.fan_out === 'parallel' ? 'calls all of these at once' : 'calls these one after the other';
+    const most = /^parallel=(\d+)$/.exec(config.fan_out)?.[1];
+    const how = most ? `calls these ${most} at a time` : config.fan_out === 'parallel' ? 'calls all of these at once' : 'calls these one after the other';
     fill(root, h('div', { class: 'tree-root' }, you(), arrow(-1), cards[0].el), h('p', { class: 'how' }, `${config.hops[0].name} ${how}`),
       h('ol', { class: 'branches' }, cards.slice(1).map((card, i) => h('li', { class: 'branch fanned' }, arrow(i), card.el))));
   } else if (kind === 'strip') {
@@ -145,9 +146,9 @@ function card(hop, number, data) {
   const drops = h('p', { class: 'drops', hidden: true });
   const controls = adjust(hop, number, data);
   const chipHealth = h('span', { class: 'dot-health', 'data-s': 'unknown' });
-  const chipTook = h('span', { class: 'chip-took' }, '–'), chipBad = h('span', { class: 'chip-bad' });
+  const chipTook = h('span', { class: 'chip-took' }, '–'), chipBad = h('span', { class: 'chip-bad' }), chipBroken = h('span', { class: 'chip-bad' });
   const chip = h('button', { type: 'button', class: 'chip', 'data-c': colour(hop.name), 'aria-pressed': 'false', onclick: () => choose(number - 1) },
-    h('span', { class: 'chip-name' }, hop.name), h('span', { class: 'chip-line' }, chipHealth, chipTook, chipBad));
+    h('span', { class: 'chip-name' }, hop.name), h('span', { class: 'chip-line' }, chipHealth, chipTook, chipBad, chipBroken));
   fill(el,
     h('div', { class: 'who' }, h('span', { class: 'dot' }), h('h3', null, hop.name), health),
     h('p', { class: 'label' }, `${hop.version} · lane ${hop.lane} · ${hop.address}`),
@@ -176,6 +177,7 @@ function card(hop, number, data) {
       const broken = [now.drops.length && `loses on purpose: ${now.drops.join(', ')}`, now.faults.length && `faults: ${now.faults.join(', ')}`, now.breaks.length && `breaks: ${now.breaks.join(', ')}`].filter(Boolean).join(' · ');
       drops.hidden = !broken;
       say(drops, broken);
+      say(chipBroken, broken ? 'faults on' : '');
       if (!now.running) tell(health, 'stopped', 'stopped');
       else if (health.dataset.s === 'stopped') tell(health, 'unknown', 'starting');
       el.classList.toggle('stopped', !now.running);

@@ -96,6 +96,9 @@ function change(name, call) {
 function sentence(name, what, call) {
   const { from, to, before } = call;
   const trace = (headers) => context(headers, name)?.trace_id;
+  // Who makes spans has to write the id of its call.
+  const isStale = before?.reply && before.reply.propagation !== 'forward';
+  const untouched = isStale ? `${from} passed it on untouched, without the id of its own call: ${to} hangs below the wrong span.` : `${from} passed it on untouched: it adds no span of its own.`;
   if (what === 'absent') return '';
   if (what === 'sent') {
     const You = Caller(from), your = from === 'you' ? 'your' : 'its';
@@ -107,14 +110,14 @@ function sentence(name, what, call) {
   const others = what === 'lost' && traceIds(call.headers).length > 0;
   switch (name) {
     case 'traceparent': case 'b3':
-      if (what === 'kept') return `${from} passed it on untouched: it adds no span of its own.`;
+      if (what === 'kept') return untouched;
       if (what === 'added') return began ? `${from} began the trace and tells ${to} its id, and the id of this call.` : `${from} says here too what it read from another header.`;
       if (what === 'lost') return others ? `${from} did not pass it on, but the headers beside it still name the trace.` : `${from} did not pass it on: ${to} cannot know which trace this is, and begins another.`;
       return trace(before.headers) === trace(call.headers) ? `Same trace id. ${from} put the id of its own call in, so that ${to} hangs below it.` : `${from} wrote another trace id: here the picture breaks in two.`;
     case 'x-b3-traceid':
       return { kept: `${from} kept the trace id.`, added: began ? `${from} made the trace id.` : `${from} says the trace id in B3 too.`, changed: `${from} wrote another trace id: here the picture breaks in two.`, lost: others ? `${from} did not pass it on, but the headers beside it still name the trace.` : `${from} lost the trace id: ${to} begins another trace.` }[what];
     case 'x-b3-spanid':
-      return { kept: `${from} passed it on untouched: it adds no span of its own.`, added: `The id of ${from}'s call. ${to} makes it the parent of its own span.`, changed: `Now the id of ${from}'s call: ${to} makes it the parent of its own span.`, lost: `${from} lost it: nobody can tell whose call this was.` }[what];
+      return { kept: untouched, added: `The id of ${from}'s call. ${to} makes it the parent of its own span.`, changed: `Now the id of ${from}'s call: ${to} makes it the parent of its own span.`, lost: `${from} lost it: nobody can tell whose call this was.` }[what];
     case 'x-b3-parentspanid':
       return { kept: `${from} passed it on untouched.`, added: `${from}'s own span, the one that makes this call.`, changed: `Now ${from}'s own span, the one that makes this call.`, lost: `${from} lost it.` }[what];
     case 'x-b3-sampled': case 'x-b3-flags': {
@@ -184,7 +187,7 @@ export function headers(exchange) {
 /** What a fault did, in a sentence. */
 function struck(reply) {
   const { delay_ms: delay, abort_status: abort, ...others } = reply.injected;
-  const more = Object.entries(others).filter(([, value]) => value != null).map(([name, value]) => `${name.replaceAll('_', ' ')}: ${typeof value === 'string' || typeof value === 'number' ? value : JSON.stringify(value)}`);
+  const more = Object.entries(others).filter(([, value]) => value != null).map(([name, value]) => `${name.replaceAll('_', ' ')}: ${[value].flat().join(', ')}`);
   return `A fault struck ${plain(reply.service, 40)}: ${[delay && `it waited ${delay} ms more`, abort && `it answered ${abort} and called nobody`, ...more.map((text) => plain(text, 120))].filter(Boolean).join(', and ')}.`;
 }
 
@@ -215,7 +218,7 @@ export function story(trace, exchange) {
   const root = trace.rows[0];
   const first = h('strong', null, plain(root.service || 'somebody', 40));
   const begin = root.span.parentId ? ['The caller sent the trace id ', pill(trace.id, ids), ', and ', first, ' continued that trace.'] : ['The caller sent no trace id, so ', first, ' made one: ', pill(trace.id, ids), '.'];
-  return [h('li', null, begin), h('li', null, `All ${trace.rows.length} spans carry it, whoever reported them. That alone makes them one trace.`)];
+  return [h('li', null, begin), h('li', null, trace.rows.length === 1 ? 'Its only span carries it.' : `All ${trace.rows.length} spans carry it, whoever reported them. That alone makes them one trace.`)];
 }
 
 function told(exchange) {

@@ -8,7 +8,7 @@ use crate::traces::{Kind, Span, SpanId, Trace, TraceId, Verdict};
 /// The longest text of somebody else in a summary, characters.
 const MAX_TEXT: usize = 120;
 /// Services named in a summary.
-const MAX_SERVICES: usize = 12;
+const MAX_SERVICES: usize = 64;
 /// Requests of one trace that can be chosen.
 const MAX_REQUESTS: usize = 200;
 
