@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::check::chain::evidence::Xray;
 use crate::check::envoy::suggestions::HintContext;
-use crate::check::report::{CheckId, Finding, Hint};
+use crate::check::report::{CheckId, Finding, Hint, Status};
 use crate::check::traffic::sample::{HopSamples, Sample, by_hop};
 
 const ID: CheckId = CheckId::TrafficSticky;
@@ -27,25 +27,40 @@ pub(crate) fn findings(
     if let Some(first) = by_hop(kept).first()
         && let Some(all) = hops.iter().find(|hop| hop.name == first.name)
     {
-        let seen = hosts(&all.answers.iter().map(|answer| answer.hop.hostname.as_str()).collect::<Vec<_>>());
+        // A later hop may have its name.
+        let seen = all.answers.iter().filter(|answer| answer.caller.hostname.is_empty());
+        let seen = hosts(&seen.map(|answer| answer.hop.hostname.as_str()).collect::<Vec<_>>());
         let own: Vec<_> = first.answers.iter().map(|answer| answer.hop.hostname.as_str()).collect();
         out.push(finding(first.name, "check", &own, known(seen.len(), pods(first.name)), hints));
     }
     for hop in hops {
         let is_balanced = xray.is_some_and(|xray| xray.rows.iter().any(|row| row.hop.name == hop.name && row.proxy.is_seen()));
-        let calls = hop.answers.iter().filter(|answer| !answer.caller.hostname.is_empty() && is_multiplexed(&answer.protocol));
-        let (mut by_caller, mut seen) = (BTreeMap::<_, Vec<&str>>::new(), BTreeSet::new());
-        for call in calls {
-            by_caller.entry((&*call.caller.hostname, &*call.caller.name)).or_default().push(&call.hop.hostname);
-            seen.insert(&*call.hop.hostname);
-        }
-        // The caller that called most says most.
-        let most = by_caller.iter().max_by_key(|(_, called)| called.len());
-        if let Some(((_, caller), called)) = most.filter(|_| !is_balanced) {
-            out.push(finding(hop.name, caller, called, known(seen.len(), pods(hop.name)), hints));
+        if !is_balanced {
+            out.extend(of_calls(hop, pods, hints));
         }
     }
     out
+}
+
+/// What the calls of the hops before it show. The pods of one URL are those that a caller may meet: others have only the name in common.
+fn of_calls(hop: &HopSamples<'_>, pods: Pods<'_>, hints: &HintContext) -> Vec<Finding> {
+    let mut urls = BTreeMap::<&str, (BTreeMap<(&str, &str), Vec<&str>>, BTreeSet<&str>)>::new();
+    for call in hop.answers.iter().filter(|answer| !answer.caller.hostname.is_empty() && is_multiplexed(&answer.protocol)) {
+        let (by_caller, seen) = urls.entry(&call.hop.url).or_default();
+        by_caller.entry((&call.caller.hostname, &call.caller.name)).or_default().push(&call.hop.hostname);
+        seen.insert(&call.hop.hostname);
+    }
+    // Which of the cluster's pods stand behind which of several URLs is unknown.
+    let in_cluster = if urls.len() == 1 { pods(hop.name) } else { None };
+    let judged = urls.values().filter_map(|(by_caller, seen)| {
+        // The caller that called most says most.
+        let ((_, caller), called) = by_caller.iter().max_by_key(|(_, called)| called.len())?;
+        Some((called.len(), finding(hop.name, caller, called, known(seen.len(), in_cluster), hints)))
+    });
+    let (failed, mut others): (Vec<_>, Vec<_>) = judged.partition(|(_, finding)| finding.status == Status::Fail);
+    others.sort_by_key(|(calls, _)| *calls);
+    let most = others.pop().filter(|_| failed.is_empty());
+    failed.into_iter().chain(most).map(|(_, finding)| finding).collect()
 }
 
 fn is_multiplexed(protocol: &str) -> bool {
@@ -93,7 +108,7 @@ fn finding(hop: &str, caller: &str, called: &[&str], pods: u64, hints: &HintCont
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::check::report::Status;
+    use crate::check::traffic::sample::HopSample;
 
     #[test]
     fn calls_that_stay_at_one_of_several_pods_are_a_fault_unless_it_may_be_chance() {
@@ -105,5 +120,29 @@ mod tests {
         assert_eq!(judge(&["a"; 20], 1).status, Status::Skip);
         assert_eq!(judge(&["a"; 5], 2).status, Status::Skip, "one in sixteen is chance");
         assert_eq!(judge(&["a", "a", "b"], 2).status, Status::Pass);
+    }
+
+    #[test]
+    fn only_pods_that_are_called_at_one_url_are_those_of_one_service() {
+        let call = |caller: &str, url: &str, hostname: &str| {
+            let mut sample = HopSample::for_tests("hop", hostname);
+            sample.hop.url = url.to_owned();
+            sample.caller.hostname = caller.to_owned();
+            sample.caller.name = "hop".to_owned();
+            sample.protocol = "grpc".to_owned();
+            sample
+        };
+        let judge = |calls: &[HopSample], pods: Option<u64>| {
+            let hop = HopSamples { name: "hop", answers: calls.iter().collect() };
+            findings(&[hop], &[], None, &|_| pods, &HintContext::for_tests()).iter().map(|one| one.status).collect::<Vec<_>>()
+        };
+        // Three hops of one name, one below the other.
+        let chain = [vec![call("d1", "grpc://two/", "d2"); 50], vec![call("d2", "grpc://three/", "d3"); 50]].concat();
+        assert_eq!(judge(&chain, None), [Status::Skip]);
+        // Each version of the caller has a next hop of its own.
+        let pinned = [vec![call("v1", "grpc://v1/", "a"); 50], vec![call("v2", "grpc://v2/", "b"); 50]].concat();
+        assert_eq!(judge(&pinned, Some(2)), [Status::Skip]);
+        let shared = [vec![call("v1", "grpc://one/", "a"); 50], vec![call("v2", "grpc://one/", "b"); 50]].concat();
+        assert_eq!(judge(&shared, None), [Status::Fail]);
     }
 }
