@@ -7,7 +7,10 @@
 # Needs cargo, python3 and wrk; with go also podinfo and go-httpbin, with nginx its row. What is missing is a row that says so.
 # Writes target/bench/: results.json, results.md, chart.svg. Further options: python3 benches/run.py --help.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+# shellcheck source=scripts/lib.sh
+. "$(dirname "$0")/lib.sh"
+cd "$top"
+[[ " $* " != *" --help "* && " $* " != *" -h "* ]] || { help "$0"; exit 0; }
 
 for tool in cargo python3 wrk; do
   command -v "$tool" > /dev/null || { echo "bench: $tool is missing (Debian: apt install wrk python3)" >&2; exit 2; }

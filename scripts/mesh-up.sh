@@ -22,6 +22,7 @@ set -euo pipefail
 
 with=kind use_existing=no ambient=no image=""
 parse "with image ..." "use-existing ambient" "$@"
+[[ -z $image || ${image##*/} == ?*:?* ]] || usage_error "--image needs NAME:TAG, not: $image"
 command=up
 [ ${#arguments[@]} -eq 0 ] || command=${arguments[0]}
 case $command:${#arguments[@]} in up:[01] | down:1) ;; *) usage_error "up or down, not: ${arguments[*]}" ;; esac
@@ -182,8 +183,10 @@ up_chain() {
 }
 
 up() {
-  needs kubectl curl openssl
-  [ $use_existing = yes ] || [ -s "$created" ] || needs docker "$with"
+  local tools=(kubectl curl openssl)
+  # A cluster that is made now has no Istio.
+  [ $use_existing = yes ] || [ -s "$created" ] || tools+=(docker "$with" istioctl)
+  needs "${tools[@]}"
   up_cluster
   up_istio
   up_image

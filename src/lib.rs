@@ -43,7 +43,8 @@
 //! 3. [`server`] accepts connections (HTTP/1.1, HTTP/2, TLS), enforces their timeouts and their number, and calls a tower
 //!    service for each request. It does not depend on `hop`.
 //! 4. [`hop`] is that service. `hop::service` lists its layers; `hop::exchange` reads the request head once, and writes metric,
-//!    span and access line when the request ends; `hop::routes` is the axum `Router`; [`hop::fault`] delays and aborts on purpose.
+//!    span and access line when the request ends; `hop::routes` is the axum `Router`; [`hop::fault`] has
+//!    the kinds of faults, `hop::effects` what they do.
 //! 5. `hop::chain` answers `/service<N>`: [`upstream`] calls the next hops, and [`hop::reply`] is the JSON that nests their
 //!    answers. `hop::error` is the only place where a failure becomes a response.
 //! 6. [`trace_context`] parses and writes W3C and B3, and has the table of carried headers. It reads every request and writes
