@@ -16,7 +16,7 @@ use crate::hop::reply::{
 use crate::hop::response::{text, typed};
 use crate::hop::state::Node;
 use crate::system::held::Exhausted;
-use crate::telemetry::ids;
+use crate::telemetry::draws::DrawPlace;
 use crate::telemetry::metrics::known_method;
 use crate::text::causes;
 use crate::trace_context::{RedactedHeaders, Sampling, X_REQUEST_ID};
@@ -34,7 +34,7 @@ pub(crate) async fn chain(exchange: &Exchange, n: u16, wish: Wish) -> Result<Res
     // The text form is drawn from the parsed tree, which takes ten times the memory of its JSON.
     let is_drawn = wish.form == ReplyFormat::Text && json.len() <= MAX_DRAWN;
     let tree = if is_drawn { Tree::parse(&json).ok() } else { None };
-    let size = wish.bytes.or_else(|| Some(exchange.node.response_size?.at(ids::unit())));
+    let size = wish.bytes.or_else(|| Some(exchange.node.response_size?.at(exchange.draws.unit(DrawPlace::ResponseSize, 0))));
     let mut response = match tree {
         Some(tree) => text(tree.to_padded_text(size.unwrap_or(0))),
         None => {
@@ -109,7 +109,7 @@ fn call_context<'a>(node: &'a Node, exchange: &'a Exchange, n: u16) -> CallConte
         deadline: exchange.deadline,
         body: exchange.body(),
         breaks: exchange.struck().map(|struck| (struck.breaks.as_slice(), struck.other)).filter(|(kinds, _)| !kinds.is_empty()),
-        draws: exchange.draws(),
+        draws: exchange.draws,
     }
 }
 

@@ -31,8 +31,7 @@ use crate::hop::watch::AnswerCopy;
 use crate::net::addresses::canonical;
 use crate::server::{ClientCertificate, ConnectionInfo, Cut, answer};
 use crate::system::held::Held;
-use crate::telemetry::draws::Draws;
-use crate::telemetry::ids;
+use crate::telemetry::draws::{DrawPlace, Draws};
 use crate::telemetry::metrics::{known_method, protocol_name, scheme};
 use crate::trace_context::{Carried, Context, X_REQUEST_ID, traceresponse};
 use crate::upstream::ForwardedBody;
@@ -82,6 +81,7 @@ pub(crate) struct Exchange {
     /// What is shown in its place, if it is or has a secret.
     redacted_request_id: Option<Box<str>>,
     pub(crate) carried: Carried,
+    pub(crate) draws: Draws,
     /// With an exporter this hop's server span, else what arrived.
     context: Option<Context>,
     /// Probes and scrapes: no span of this hop.
@@ -114,6 +114,41 @@ pub(crate) struct Exchange {
     pub(crate) copy: Option<AnswerCopy>,
 }
 
+/// What a request is known by here: what arrived, else what the hop made.
+struct RequestIds {
+    context: Option<Context>,
+    new_trace: bool,
+    request_id: HeaderValue,
+    draws: Draws,
+}
+
+impl RequestIds {
+    fn read(node: &Node, carried: &Carried, attempt: u32) -> Self {
+        let seeded = |context: Option<&Context>, request_id: Option<&HeaderValue>| {
+            let trace = context.map(|context| context.trace_id.to_bytes());
+            let id = trace.as_ref().map(|id| &id[..]).or(request_id.map(HeaderValue::as_bytes));
+            let seeded = |(seed, id)| Draws::seeded(seed, id, &node.identity.name, attempt);
+            node.seed.zip(id).map_or_else(Draws::random, seeded)
+        };
+        let incoming = node.propagator.extract(carried);
+        let received = carried.request_id();
+        let mut draws = seeded(incoming.context.as_ref(), received);
+        let (context, new_trace) = match &node.tracer {
+            Some(tracer) => {
+                let (context, new_trace) = tracer.server_context(&incoming, draws);
+                (Some(context), new_trace)
+            }
+            None => (incoming.context, false),
+        };
+        let request_id = received.cloned().unwrap_or_else(|| draws.request_id(DrawPlace::RequestId, 0));
+        if !draws.is_seeded() {
+            // Whoever sends the ids that the hop made meets the same.
+            draws = seeded(context.as_ref(), Some(&request_id));
+        }
+        Self { context, new_trace, request_id, draws }
+    }
+}
+
 impl Exchange {
     /// Reads the head of a request, once.
     pub(crate) fn begin<B>(node: &Arc<Node>, request: &mut Request<B>) -> Arc<Self> {
@@ -137,15 +172,8 @@ impl Exchange {
         let is_target_valid = target::is_valid(request.uri(), request.version(), head.host.as_ref(), head.hosts);
         let host = head.original_host(request.uri(), is_target_valid);
         let path = request.uri().path_and_query().cloned();
-        let incoming = node.propagator.extract(&head.carried);
-        let (context, new_trace) = match &node.tracer {
-            Some(tracer) => {
-                let (context, new_trace) = tracer.server_context(&incoming);
-                (Some(context), new_trace)
-            }
-            None => (incoming.context, false),
-        };
-        let request_id = head.carried.request_id().cloned().unwrap_or_else(ids::request_id);
+        let attempt = head.attempt.unwrap_or(1);
+        let RequestIds { context, new_trace, request_id, draws } = RequestIds::read(node, &head.carried, attempt);
         let is_grpc = head.is_grpc && request.version() == Version::HTTP_2;
         let (client, is_https) = (head.client().unwrap_or(connection.peer.ip()), head.is_https().unwrap_or(connection.is_tls));
         let presented = connection.certificate.identity.clone().map(|name| ("tls", name));
@@ -164,7 +192,7 @@ impl Exchange {
             is_https,
             connection,
             identity,
-            attempt: head.attempt.unwrap_or(1),
+            attempt,
             hops,
             call_budget: head.call_budget.map_or(node.max_calls, |budget| budget.min(node.max_calls)),
             is_ambiguous: head.odd_encoding || !is_target_valid,
@@ -175,6 +203,7 @@ impl Exchange {
             request_id,
             redacted_request_id: head.carried.redacted_request_id(),
             carried: head.carried,
+            draws,
             context,
             untraced: AtomicBool::new(false),
             watched: AtomicBool::new(false),
@@ -265,14 +294,6 @@ impl Exchange {
     /// The time since the head was read.
     pub(crate) fn elapsed(&self) -> Duration {
         self.begun.elapsed()
-    }
-
-    /// The draws for this request.
-    pub(crate) fn draws(&self) -> Draws {
-        let Some(seed) = self.node.seed else { return Draws::random() };
-        let trace = self.context().map(|context| context.trace_id.to_bytes());
-        let id = trace.as_ref().map_or(self.request_id.as_bytes(), |id| id);
-        Draws::seeded(seed, id, &self.node.identity.name, self.attempt)
     }
 
     /// Records what faults and breaks do to this request.

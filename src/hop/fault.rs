@@ -394,7 +394,7 @@ impl Faults {
             None => {}
         }
         if asks || config.breaks.iter().any(|broken| broken.kind == BreakKind::CrossTalk) {
-            self.cross(&mut decision, context);
+            self.cross(&mut decision, context, draws);
         }
         decision
     }
@@ -434,9 +434,17 @@ impl Faults {
         Some(too_soon).filter(|wait| !wait.is_zero())
     }
 
-    /// Leaves this request's context for the next one, and uses that of the last one if the request is struck.
-    fn cross(&self, decision: &mut FaultDecision, context: Option<&Context>) {
+    /// Leaves this request's context for the next one, and uses that of the last one if the request is struck. With a seed that
+    /// of one that follows from the draws: which request came before is different at every instance and in every run.
+    fn cross(&self, decision: &mut FaultDecision, context: Option<&Context>, draws: Draws) {
         let Some(context) = context else { return };
+        if draws.is_seeded() {
+            let (trace_id, span_id) = (draws.trace_id(DrawPlace::OtherRequest, 0), draws.span_id(DrawPlace::OtherRequest, 0));
+            if let Some(struck) = &mut decision.struck {
+                struck.other = Some(Context { trace_id, span_id, parent_id: None, short_trace_id: false, ..*context });
+            }
+            return;
+        }
         let last = self.0.last.lock().unwrap_or_else(PoisonError::into_inner).replace(*context);
         if let Some(struck) = &mut decision.struck {
             struck.other = last.filter(|last| last.trace_id != context.trace_id);

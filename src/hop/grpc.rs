@@ -25,8 +25,9 @@ use crate::rpc::chain::chain_server::{Chain, SERVICE_NAME};
 use crate::rpc::chain::{CallRequest, Reply, StreamRequest};
 use crate::server::shutdown::Phase;
 use crate::system::held::{Exhausted, Held, HeldKind};
-use crate::telemetry::ids;
+use crate::telemetry::draws::DrawPlace;
 use crate::upstream::ForwardedBody;
+use crate::values::SizeRange;
 
 /// The longest message of a failed call, in bytes.
 const MAX_MESSAGE: usize = 400;
@@ -62,7 +63,8 @@ impl Chain for ChainService {
             }
             Err(_) => Error::Internal.status(),
         })?;
-        let wanted = if wanted > 0 { wanted } else { exchange.node.response_size.map_or(0, |size| size.at(ids::unit())) };
+        let drawn = |size: SizeRange<MAX_RESPONSE>| size.at(exchange.draws.unit(DrawPlace::ResponseSize, 0));
+        let wanted = if wanted > 0 { wanted } else { exchange.node.response_size.map_or(0, drawn) };
         let mut length = reply.encoded_len();
         // The field's key and length take up to five bytes.
         reply.padding = vec![b'x'; wanted.saturating_sub(length + 5)].into();

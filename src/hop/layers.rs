@@ -276,7 +276,7 @@ async fn decide_and_wait(exchange: &Exchange) -> Result<(), Error> {
     exchange.watch();
     let node = &*exchange.node;
     let asked = node.request_faults.read(&exchange.carried, &node.identity);
-    let FaultDecision { wait, struck } = node.faults.decide(exchange.draws(), exchange.context(), asked);
+    let FaultDecision { wait, struck } = node.faults.decide(exchange.draws, exchange.context(), asked);
     // Boxed, because the size of a timer would be every request's.
     if !wait.is_zero() {
         Box::pin(tokio::time::sleep(wait)).await;

@@ -1,5 +1,8 @@
 //! The draws of a request: random, or with `--seed` a function of the seed, the request, the hop and the place of the draw.
 
+use http::HeaderValue;
+use opentelemetry::trace::{SpanId, TraceId};
+
 use crate::telemetry::ids;
 
 /// What is drawn for. The numbers are part of what makes a run repeatable: a new place takes the next one.
@@ -16,6 +19,18 @@ pub(crate) enum DrawPlace {
     Request = 4,
     /// Whether the next hop of this index is called.
     Upstream = 5,
+    /// The trace id that a hop begins a trace with.
+    Trace = 6,
+    /// The request id that a hop makes (0), or that a break writes into a call.
+    RequestId = 7,
+    /// The context of another request, for `cross-talk`.
+    OtherRequest = 8,
+    /// The trace that a break writes into the call of this index.
+    Broken = 9,
+    /// `--request-size`.
+    RequestSize = 10,
+    /// `--response-size`.
+    ResponseSize = 11,
 }
 
 /// The draws of one request at one hop.
@@ -39,9 +54,36 @@ impl Draws {
 
     /// A number from 0 (included) to 1 (excluded), uniform.
     pub(crate) fn unit(self, place: DrawPlace, index: usize) -> f64 {
-        let Some(state) = self.0 else { return ids::unit() };
+        let Some(bits) = self.bits(place, index) else { return ids::unit() };
+        (bits >> 11) as f64 / (1_u64 << 53) as f64
+    }
+
+    /// `None`: it is to be random.
+    fn bits(self, place: DrawPlace, index: usize) -> Option<u64> {
         let place = (place as u64) << 32 | index as u64;
-        (mixed(state ^ mixed(place)) >> 11) as f64 / (1_u64 << 53) as f64
+        self.0.map(|state| mixed(state ^ mixed(place)))
+    }
+
+    /// A trace id.
+    pub(crate) fn trace_id(self, place: DrawPlace, index: usize) -> TraceId {
+        let Some(high) = self.bits(place, index) else { return ids::trace_id() };
+        // Never zero, which is no id.
+        TraceId::from(u128::from(high) << 64 | u128::from(mixed(high).max(1)))
+    }
+
+    /// A span id.
+    pub(crate) fn span_id(self, place: DrawPlace, index: usize) -> SpanId {
+        self.bits(place, index).map_or_else(ids::span_id, |bits| SpanId::from(mixed(mixed(bits)).max(1)))
+    }
+
+    /// A request id.
+    pub(crate) fn request_id(self, place: DrawPlace, index: usize) -> HeaderValue {
+        ids::request_id_of(self.trace_id(place, index))
+    }
+
+    /// The draws follow from a seed.
+    pub(crate) fn is_seeded(self) -> bool {
+        self.0.is_some()
     }
 }
 

@@ -18,7 +18,12 @@ pub(crate) fn span_id() -> SpanId {
 
 /// A new request id: a random UUID (version 4), the form that Envoy makes and stores its sampling decision in.
 pub(crate) fn request_id() -> HeaderValue {
-    let mut bytes = trace_id().to_bytes();
+    request_id_of(trace_id())
+}
+
+/// The request id of these bits.
+pub(crate) fn request_id_of(bits: TraceId) -> HeaderValue {
+    let mut bytes = bits.to_bytes();
     bytes[6] = bytes[6] & 0x0f | 0x40;
     bytes[8] = bytes[8] & 0x3f | 0x80;
     let mut text = Vec::with_capacity(36);

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use opentelemetry::trace::TraceId;
 
+use crate::telemetry::draws::{DrawPlace, Draws};
 use crate::telemetry::ids;
 use crate::telemetry::span_queue::{FinishedSpan, SpanQueue};
 use crate::trace_context::{Context, Incoming, Sampling};
@@ -132,7 +133,7 @@ impl Tracer {
     }
 
     /// The context of the server span, which continues the incoming trace or starts one; `true` when it starts one.
-    pub(crate) fn server_context(&self, incoming: &Incoming) -> (Context, bool) {
+    pub(crate) fn server_context(&self, incoming: &Incoming, draws: Draws) -> (Context, bool) {
         match incoming.context {
             Some(caller) => {
                 let mut context = caller.child(ids::span_id());
@@ -140,7 +141,7 @@ impl Tracer {
                 (context, false)
             }
             None => {
-                let trace_id = ids::trace_id();
+                let trace_id = draws.trace_id(DrawPlace::Trace, 0);
                 let sampling = self.sampler.decide(incoming.sampling, trace_id);
                 (
                     Context { trace_id, short_trace_id: false, random: true, span_id: ids::span_id(), parent_id: None, sampling },
@@ -175,7 +176,8 @@ mod tests {
             parent_id: None,
             sampling: Sampling::Deferred,
         };
-        let (server, new) = tracer.server_context(&Incoming { context: Some(caller), sampling: Sampling::Deferred });
+        let (server, new) =
+            tracer.server_context(&Incoming { context: Some(caller), sampling: Sampling::Deferred }, Draws::random());
         assert!(!new);
         assert_eq!((server.trace_id, server.parent_id), (caller.trace_id, Some(caller.span_id)));
         assert_eq!(server.sampling, Sampling::Sample);

@@ -160,13 +160,13 @@ impl Upstreams {
         }
         let calls = self.targets.iter().zip(divided(context.call_budget, self.targets.len()));
         if self.options.fan_out == FanOut::Parallel && self.targets.len() > 1 {
-            let calls = calls.map(|((target, pool), budget)| self.call(context, target, pool, budget, 1));
+            let calls = calls.enumerate().map(|(at, ((target, pool), budget))| self.call(context, target, pool, budget, (at, 1)));
             return futures_util::future::join_all(calls).await;
         }
         let mut outcomes = Vec::with_capacity(self.targets.len());
-        for ((target, pool), budget) in calls {
+        for (at, ((target, pool), budget)) in calls.enumerate() {
             // A future that is bound to a name before it is awaited is stored twice.
-            outcomes.push(self.call(context, target, pool, budget, 1).await);
+            outcomes.push(self.call(context, target, pool, budget, (at, 1)).await);
         }
         outcomes
     }
@@ -175,15 +175,15 @@ impl Upstreams {
     async fn call_some(&self, context: &CallContext<'_>) -> Vec<CallOutcome<'_>> {
         let is_drawn = |at: usize, share: f64| share >= 1.0 || context.draws.unit(DrawPlace::Upstream, at) < share;
         let chosen = self.targets.iter().enumerate().filter(|(at, (target, _))| is_drawn(*at, target.share));
-        let chosen: Vec<_> = chosen.map(|(_, called)| called).collect();
+        let chosen: Vec<_> = chosen.collect();
         let at_once = match self.options.fan_out {
             FanOut::Parallel => chosen.len(),
             FanOut::AtMost(number) => number,
             FanOut::Sequential => 1,
         };
         let mut calls = Vec::with_capacity(chosen.len());
-        for ((target, pool), budget) in chosen.iter().copied().zip(divided(context.call_budget, chosen.len())) {
-            calls.push(self.attempts(context, target, pool, budget));
+        for ((at, (target, pool)), budget) in chosen.iter().copied().zip(divided(context.call_budget, chosen.len())) {
+            calls.push(self.attempts(context, target, pool, budget, at));
         }
         let attempts: Vec<Vec<_>> = stream::iter(calls).buffered(at_once.max(1)).collect().await;
         attempts.into_iter().flatten().collect()
@@ -196,6 +196,7 @@ impl Upstreams {
         target: &'a Target,
         pool: &Pool,
         budget: Option<u32>,
+        at: usize,
     ) -> Vec<CallOutcome<'a>> {
         let most = self.options.retries as usize + 1;
         let mut shares = divided(budget.map_or(0, |budget| budget.saturating_add(1)), most).take(most);
@@ -203,7 +204,7 @@ impl Upstreams {
         let mut share = shares.next().flatten();
         loop {
             let attempt = outcomes.len() as u32 + 1;
-            outcomes.push(self.call(context, target, pool, share, attempt).await);
+            outcomes.push(self.call(context, target, pool, share, (at, attempt)).await);
             share = shares.next().flatten();
             match outcomes.last_mut() {
                 Some(last) if share.is_some() && last.may_be_repeated() => last.repeated = true,
@@ -212,14 +213,14 @@ impl Upstreams {
         }
     }
 
-    /// `budget` is for the calls that the next hop makes; without one the next hop is not called.
+    /// `budget` is for the calls that the next hop makes; without one the next hop is not called. `at`: the index of the next hop.
     async fn call<'a>(
         &'a self,
         context: &CallContext<'_>,
         target: &'a Target,
         pool: &Pool,
         budget: Option<u32>,
-        attempt: u32,
+        (at, attempt): (usize, u32),
     ) -> CallOutcome<'a> {
         let Some(budget) = budget else {
             let (_, url) = target.path(context.service_number);
@@ -228,11 +229,11 @@ impl Upstreams {
         let mut span_context = context.tracer.and(context.span_context).map(|server| server.child(ids::span_id()));
         let mut sent = context.propagator.outgoing(context.carried, context.request_id, span_context.as_ref(), context.new_trace);
         let broke = match context.breaks {
-            Some((kinds, other)) => broken(context, kinds, other, &mut sent, &mut span_context),
+            Some((kinds, other)) => broken(context, kinds, other, (at, attempt), &mut sent, &mut span_context),
             None => Vec::new(),
         };
         let (path, url) = target.path(context.service_number);
-        let mut content = self.content(context);
+        let mut content = self.content(context, at);
         if target.is_grpc() {
             let body = grpc::request(target.service(context.service_number), std::mem::take(&mut content.body));
             content = Content { method: "POST", body, content_type: Some(HeaderValue::from_static(CONTENT_TYPE)) };
@@ -282,9 +283,10 @@ impl Upstreams {
     }
 
     /// The body of the request and its method, if it goes on; else a body of `--request-size`; else a GET without one.
-    fn content(&self, context: &CallContext<'_>) -> Content {
+    fn content(&self, context: &CallContext<'_>, at: usize) -> Content {
         static PADDING: [u8; MAX_REQUEST] = [b'x'; MAX_REQUEST];
-        let size = || Some(self.options.request_size?.at(ids::unit())).filter(|size| *size > 0);
+        let size =
+            || Some(self.options.request_size?.at(context.draws.unit(DrawPlace::RequestSize, at))).filter(|size| *size > 0);
         if let Some(ForwardedBody { bytes, content_type, .. }) = context.body.filter(|body| !body.bytes.is_empty()) {
             let method = if matches!(context.method, "GET" | "HEAD") { "POST" } else { context.method };
             Content { method, body: bytes.clone(), content_type: content_type.clone() }
@@ -331,16 +333,19 @@ fn broken(
     context: &CallContext<'_>,
     kinds: &[BreakKind],
     other: Option<Context>,
+    (at, attempt): (usize, u32),
     sent: &mut HeaderPairs,
     span_context: &mut Option<Context>,
 ) -> Vec<BreakKind> {
+    let (draws, has_span, index) = (context.draws, span_context.is_some(), at << 8 | attempt as usize);
     let input = BreakInput {
         received: context.carried,
-        has_span: span_context.is_some(),
+        has_span,
         other,
-        trace_id: ids::trace_id(),
-        span_id: ids::span_id(),
-        request_id: ids::request_id(),
+        trace_id: draws.trace_id(DrawPlace::Broken, index),
+        // Two spans of a trace that was sent twice are two.
+        span_id: if has_span { ids::span_id() } else { draws.span_id(DrawPlace::Broken, index) },
+        request_id: draws.request_id(DrawPlace::RequestId, index),
     };
     let broken = break_headers(kinds, sent, &input);
     if let Some((own, other)) = span_context.as_mut().zip(broken.span) {

@@ -351,6 +351,43 @@ async fn with_a_seed_the_same_trace_meets_the_same_at_every_instance() {
 }
 
 #[tokio::test]
+async fn with_a_seed_the_same_id_meets_the_same_below_a_hop_that_makes_ids() {
+    for exporter in ["none", "console"] {
+        let flags = ["--seed", "1", "--trace-exporter", exporter];
+        let next = Hop::start(&[&["--name", "service2", "--fault", "abort=503@50%"], &flags[..]].concat(), &[]);
+        for (broken, header) in [
+            ("new-trace", "traceparent"),
+            ("cross-talk", "traceparent"),
+            ("duplicate=traceparent", "traceparent"),
+            ("join=traceparent", "traceparent"),
+            ("w3c-only", "b3"),
+            ("new-request-id", "x-request-id"),
+            ("flip-sampled", "x-request-id"),
+        ] {
+            let hop = Hop::start(&[&["--upstream", &next.url(""), "--break", broken], &flags[..]].concat(), &[]);
+            let outcome = async |id: u32| {
+                let id = format!("{:032x}", id + 1);
+                let value = match header {
+                    "traceparent" => format!("00-{id}-{S}-01"),
+                    "b3" => format!("{id}-{S}-1"),
+                    _ => id,
+                };
+                hop.json("/service1", &[(header, &value)]).await.1["upstreams"][0]["status"].as_u64().unwrap()
+            };
+            let (mut first, mut again) = (Vec::new(), Vec::new());
+            for id in 0..20 {
+                first.push(outcome(id).await);
+            }
+            for id in (0..20).rev() {
+                again.insert(0, outcome(id).await);
+            }
+            assert_eq!(first, again, "{exporter} {broken}");
+            assert!(first.contains(&200) && first.contains(&503), "{exporter} {broken}: {first:?}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn retries_multiply_and_every_attempt_is_shown() {
     let last = Hop::start(&["--name", "service3", "--fault", "abort=503"], &[]);
     let middle = Hop::start(&["--name", "service2", "--upstream", &last.url(""), "--retries", "2"], &[]);
