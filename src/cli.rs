@@ -15,7 +15,8 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::check::CheckArgs;
 use crate::config::{
-    ConfigError, DemoArgs, Environment, HealthArgs, ServeArgs, StoreArgs, Verbosity, process_variable, warn_of_misspelt_variables,
+    ConfigError, DemoArgs, Environment, HealthArgs, ServeArgs, StoreArgs, Verbosity, process_variable, shown_value,
+    warn_of_misspelt_variables,
 };
 use crate::demo::standalone::StoreServer;
 use crate::demo::{Demo, DemoError};
@@ -205,9 +206,11 @@ fn variable_without_text(command: &clap::Command) -> Option<ConfigError> {
 /// A value with control characters reaches the terminal escaped, and a URL without what may be a password.
 fn escape_value(mut error: clap::Error) -> clap::Error {
     if let Some(ContextValue::String(value)) = error.get(ContextKind::InvalidValue) {
-        let is_fault = matches!(error.get(ContextKind::InvalidArg), Some(ContextValue::String(arg)) if arg.contains("FAULT"));
-        let shown = if is_fault { value.into() } else { redacted_input(value) };
-        let escaped = shown.escape_debug().to_string();
+        let arg = match error.get(ContextKind::InvalidArg) {
+            Some(ContextValue::String(arg)) => arg,
+            _ => "",
+        };
+        let escaped = shown_value(arg, value).escape_debug().to_string();
         error.insert(ContextKind::InvalidValue, ContextValue::String(escaped));
     }
     error
@@ -362,15 +365,24 @@ fn diagnostics(verbosity: Verbosity, output: &Output) -> Result<(), ConfigError>
     let writer = output.stderr.clone();
     let lines = tracing_subscriber::fmt::layer().with_ansi(false).with_writer(move || writer.clone());
     let (filter, handle) = reload::Layer::new(filter);
-    output.log_level.changes_by(move |text| {
+    output.log_level.changes_by(move |text, announce| {
         // A word that is no level would be a module, and everything else silent.
         let is_level = |one: &str| !one.is_empty() && one.parse::<LevelFilter>().is_ok();
-        let is_directive = |one: &str| one.contains('=') || is_level(one.trim());
+        let is_directive = |one: &str| match one.split_once('=') {
+            Some((module, level)) => !module.trim().is_empty() && is_level(level.trim()),
+            None => is_level(one.trim()),
+        };
         if !text.split(',').all(is_directive) {
             return Err(format!("'{text}' is no level; {LEVELS}"));
         }
         let filter: Targets = text.parse().map_err(|error| format!("'{text}': {error}; {LEVELS}"))?;
-        handle.reload(filter).map_err(|error| error.to_string())
+        // At the level before or at the one after, whichever shows it.
+        let is_announced = announce();
+        handle.reload(filter).map_err(|error| error.to_string())?;
+        if !is_announced {
+            announce();
+        }
+        Ok(())
     });
     let subscriber = tracing_subscriber::registry().with(lines).with(output.diagnostics.clone()).with(filter);
     // Another subscriber is only there in a test's process.

@@ -41,6 +41,11 @@ pub(crate) fn percent_number(text: &str) -> Option<f64> {
     text.trim().parse().ok().filter(|percent| (0.0..=100.0).contains(percent))
 }
 
+/// A share as a percentage. Shares are halves, tenths and the like: what was 7 % must not come back as 7.000000000000001.
+pub(crate) fn percent_text(share: f64) -> String {
+    format!("{}%", (share * 1e8).round() / 1e6)
+}
+
 /// Something that applies to a share of the requests: `WHAT@RATE`, and without a rate to all.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rated<K> {
@@ -66,8 +71,7 @@ impl<K: FromStr<Err = String>> FromStr for Rated<K> {
 impl<K: fmt::Display> fmt::Display for Rated<K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.kind.fmt(f)?;
-        // Shares are halves, tenths and the like: what was 7 % must not come back as 7.000000000000001.
-        if self.share < 1.0 { write!(f, "@{}%", (self.share * 1e8).round() / 1e6) } else { Ok(()) }
+        if self.share < 1.0 { write!(f, "@{}", percent_text(self.share)) } else { Ok(()) }
     }
 }
 
@@ -100,6 +104,15 @@ pub(crate) fn parse_size(text: &str) -> Option<usize> {
     digits.parse::<usize>().ok()?.checked_mul(unit)
 }
 
+/// A size as it is written.
+pub(crate) fn size_text(bytes: usize) -> String {
+    match bytes {
+        bytes if bytes > 0 && bytes % (1 << 20) == 0 => format!("{}MiB", bytes >> 20),
+        bytes if bytes > 0 && bytes % (1 << 10) == 0 => format!("{}KiB", bytes >> 10),
+        bytes => bytes.to_string(),
+    }
+}
+
 /// A size of at most `MAX` bytes, or one drawn for each use between two: `10KiB`, `1KiB..1MiB`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SizeRange<const MAX: usize> {
@@ -111,6 +124,13 @@ impl<const MAX: usize> SizeRange<MAX> {
     /// The size at `share` of the range, from 0 to 1.
     pub(crate) fn at(self, share: f64) -> usize {
         self.low + ((self.high - self.low) as f64 * share).round() as usize
+    }
+}
+
+impl<const MAX: usize> fmt::Display for SizeRange<MAX> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&size_text(self.low))?;
+        if self.low < self.high { write!(f, "..{}", size_text(self.high)) } else { Ok(()) }
     }
 }
 
@@ -215,6 +235,9 @@ mod tests {
     fn a_size_has_a_unit_and_a_bound() {
         let at = |text: &str, share: f64| text.parse::<SizeRange<{ 64 << 10 }>>().map(|size| size.at(share));
         assert_eq!((at("0", 0.5), at("100", 0.0), at("64KiB", 1.0)), (Ok(0), Ok(100), Ok(64 << 10)));
+        for text in ["0", "100", "64KiB", "1KiB..3000"] {
+            assert_eq!(text.parse::<SizeRange<{ 64 << 10 }>>().unwrap().to_string(), text);
+        }
         assert_eq!((at("1KiB..3KiB", 0.0), at("1KiB..3KiB", 0.5), at("1KiB..3KiB", 1.0)), (Ok(1024), Ok(2048), Ok(3072)));
         for bad in ["", "KiB", "1 KB", "-1", "1.5KiB", "65KiB", "1MiB", "3KiB..1KiB", "..", "1KiB..", "99999999999999999999"] {
             assert!(at(bad, 0.0).unwrap_err().contains("up to 64KiB"), "{bad}");

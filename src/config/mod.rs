@@ -11,6 +11,7 @@ mod page;
 mod serve;
 mod store;
 
+use std::borrow::Cow;
 use std::fmt;
 
 use crate::net::hosts::redacted_input;
@@ -52,11 +53,17 @@ impl ConfigError {
     }
 }
 
+/// A value for an error message, without what could be a password. In a fault and a break the sign `@` stands before a rate.
+pub(crate) fn shown_value<'a>(option: &str, value: &'a str) -> Cow<'a, str> {
+    let has_rate = option.contains("FAULT") || option.contains("BREAK");
+    if has_rate { value.into() } else { redacted_input(value) }
+}
+
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Value { name, value, reason } => {
-                write!(f, "invalid value '{}' for {name}: {reason}", redacted_input(value).escape_debug())
+                write!(f, "invalid value '{}' for {name}: {reason}", shown_value(name, value).escape_debug())
             }
             Self::Incomplete { option, needs } => write!(f, "{option} needs {needs}"),
             Self::File(text) => f.write_str(text),

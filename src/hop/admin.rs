@@ -13,7 +13,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, put};
 use axum::{Json, Router};
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, StatusCode, header};
+use http::{HeaderValue, StatusCode, header};
 use serde_json::{Value, json};
 use subtle::ConstantTimeEq as _;
 
@@ -21,7 +21,8 @@ use crate::hop::config::{AdminOptions, HopConfig};
 use crate::hop::error::PROBLEM_JSON;
 use crate::hop::fault::{FAULTS, FaultsForm};
 use crate::hop::state::Node;
-use crate::net::hosts::host_and_port;
+use crate::hop::target;
+use crate::net::hosts::{host_and_port, is_loopback};
 use crate::telemetry::export::{Exporter, LogOptions, MetricOptions};
 use crate::telemetry::log_level::LogLevel;
 use crate::trace_context::BREAKS;
@@ -60,10 +61,12 @@ pub(crate) fn effective(config: &HopConfig) -> Value {
         "name": config.identity.name, "version": config.identity.version, "lane": config.identity.lane,
         "hostname": config.identity.hostname,
         "addr": config.listen.to_string(),
-        "upstreams": config.upstreams.iter().map(|target| target.url()).collect::<Vec<_>>(),
+        "upstreams": config.upstreams.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "fan_out": config.fan_out.to_string(), "upstream_timeout": seconds(config.upstream_timeout), "retries": config.retries,
         "request_faults": config.request_faults.name(), "seed": config.seed, "ready_after": seconds(config.ready_after),
         "forward_headers": names(&config.forward_headers), "drop_headers": names(&config.drop_headers),
+        "request_size": config.request_size.map(|size| size.to_string()),
+        "response_size": config.response_size.map(|size| size.to_string()),
         "forward_body": config.forward_body, "grpc_reflection": config.grpc_reflection,
         "max_hops": config.max_hops, "max_calls": config.max_calls, "max_concurrency": config.max_concurrency,
         "max_connections": config.connections.max_connections, "held_bytes": config.held_bytes,
@@ -85,10 +88,16 @@ fn problem(status: StatusCode, detail: &str) -> Response {
 }
 
 async fn guard(State(admin): State<Arc<Admin>>, request: Request, next: Next) -> Response {
-    let mut answer = match admin.may_enter(request.headers()) {
+    let may_enter = admin.may_enter(&request);
+    let mut answer = match may_enter {
         Ok(()) => next.run(request).await,
         Err((status, why)) => problem(status, why),
     };
+    let is_problem = answer.headers().get(header::CONTENT_TYPE).is_some_and(|kind| kind == PROBLEM_JSON);
+    if answer.status().is_client_error() && !is_problem {
+        // What reads the body answers in its own form.
+        answer = problem(answer.status(), "the body has more than 32 KiB, or did not arrive whole");
+    }
     if answer.status() == StatusCode::UNAUTHORIZED {
         answer.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     }
@@ -100,23 +109,30 @@ impl Admin {
     /// # Errors
     ///
     /// Why the request is refused, and the status of that.
-    fn may_enter(&self, headers: &HeaderMap) -> Result<(), (StatusCode, &'static str)> {
+    fn may_enter(&self, request: &Request) -> Result<(), (StatusCode, &'static str)> {
+        let headers = request.headers();
+        let hosts = headers.get_all(header::HOST);
+        let host = hosts.iter().next();
+        if !target::is_valid(request.uri(), request.version(), host, hosts.iter().count()) {
+            return Err((StatusCode::BAD_REQUEST, "a request names one host that it is for"));
+        }
         if headers.contains_key(header::ORIGIN) {
             return Err((StatusCode::FORBIDDEN, "this API is not for pages: a request with Origin is refused"));
         }
         if let Some(token) = &self.options.token {
-            let given = headers.get(header::AUTHORIZATION).and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
+            let given = headers.get(header::AUTHORIZATION).and_then(|value| {
+                let (scheme, token) = value.as_bytes().split_at_checked(b"Bearer ".len())?;
+                // In any case (RFC 9110, 11.1).
+                scheme.eq_ignore_ascii_case(b"Bearer ").then(|| token.trim_ascii_start())
+            });
             let is_right = given.is_some_and(|given| token.as_bytes().ct_eq(given).into());
             let needed = "Authorization: Bearer with the value of ADMIN_TOKEN is needed";
             return if is_right { Ok(()) } else { Err((StatusCode::UNAUTHORIZED, needed)) };
         }
-        let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).map(|host| host_and_port(host, "http").0);
-        let is_loopback = |host: &str| {
-            let address = host.trim_matches(['[', ']']).parse::<std::net::IpAddr>();
-            host.eq_ignore_ascii_case("localhost") || address.is_ok_and(|address| address.is_loopback())
-        };
-        match host {
-            Some(host) if is_loopback(host) => Ok(()),
+        // The authority of a target wins over `Host` (RFC 9112, 3.2.2); over HTTP/2 it is in its place.
+        let authority = request.uri().authority().map(|authority| authority.as_str());
+        match authority.or_else(|| host?.to_str().ok()) {
+            Some(host) if is_loopback(host_and_port(host, "http").0) => Ok(()),
             _ => Err((StatusCode::MISDIRECTED_REQUEST, "the Host of a request has to be localhost or a loopback address")),
         }
     }
@@ -155,6 +171,10 @@ async fn faults(State(admin): State<Arc<Admin>>) -> Json<Value> {
 async fn set_faults(State(admin): State<Arc<Admin>>, body: Bytes) -> Result<Json<Value>, Response> {
     let form = r#"accepted is {"faults": ["abort=503@10%"], "breaks": [], "ttl": "60s"}"#;
     let wrong = |why: String| problem(StatusCode::BAD_REQUEST, &why);
+    if !body.trim_ascii_start().starts_with(b"{") {
+        // serde reads the fields from a list, too.
+        return Err(wrong(format!("the body is no object; {form}")));
+    }
     let order: FaultsForm = serde_json::from_slice(&body).map_err(|error| wrong(format!("{error}; {form}")))?;
     let carries = |name: &http::HeaderName| admin.node.propagator.carries(name);
     let (config, _) = order.read(&admin.node.faults.config()).map_err(wrong)?;
@@ -184,7 +204,10 @@ async fn set_ready(State(admin): State<Arc<Admin>>, body: Bytes) -> Result<Json<
 async fn set_log_level(State(admin): State<Arc<Admin>>, body: Bytes) -> Result<Json<Value>, Response> {
     let text = String::from_utf8_lossy(&body);
     let level = text.trim().trim_matches('"');
-    admin.log_level.set(level).map_err(|why| problem(StatusCode::BAD_REQUEST, &why))?;
-    tracing::info!(hop = admin.node.identity.name, level, "the level of the log was changed (admin API)");
+    let announce = || {
+        tracing::warn!(hop = admin.node.identity.name, level, "the level of the log was changed (admin API)");
+        tracing::enabled!(tracing::Level::WARN)
+    };
+    admin.log_level.set(level, &announce).map_err(|why| problem(StatusCode::BAD_REQUEST, &why))?;
     Ok(Json(json!({"level": level})))
 }

@@ -8,13 +8,17 @@ use crate::hop::config::HopConfig;
 use crate::hop::identity::Identity;
 use crate::system::memory;
 use crate::telemetry::export::{Exporter, LogOptions, MetricOptions};
+use crate::upstream::FanOut;
 
 /// What the line shows beside the hop's identity, taken before the configuration is divided among the parts.
 #[derive(Debug)]
 pub(crate) struct StartLine {
     tls: bool,
     upstreams: String,
+    fan_out: FanOut,
+    retries: u32,
     upstream_timeout: Duration,
+    seed: Option<u64>,
     traces: String,
     metrics: String,
     logs: String,
@@ -32,8 +36,11 @@ impl StartLine {
         let export = &config.export;
         Self {
             tls: config.tls.is_some(),
-            upstreams: list(config.upstreams.iter().map(|target| target.url())),
+            upstreams: list(config.upstreams.iter()),
+            fan_out: config.fan_out,
+            retries: config.retries,
             upstream_timeout: config.upstream_timeout,
+            seed: config.seed,
             traces: list(export.spans.iter().map(Exporter::to_string)),
             metrics: list(export.metrics.iter().map(|MetricOptions { otlp, .. }| otlp)),
             logs: list(export.logs.iter().map(|LogOptions { otlp, .. }| otlp)),
@@ -55,7 +62,10 @@ impl StartLine {
             lane = identity.lane,
             tls = self.tls,
             upstreams = self.upstreams,
+            fan_out = %self.fan_out,
+            retries = self.retries,
             upstream_timeout = ?self.upstream_timeout,
+            seed = list(self.seed.iter()),
             traces = self.traces,
             metrics = self.metrics,
             logs = self.logs,

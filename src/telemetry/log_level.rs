@@ -3,7 +3,8 @@
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
-type LevelChange = dyn Fn(&str) -> Result<(), String> + Send + Sync;
+/// Changes the level, and announces that while it can be seen: the announcement returns whether it was.
+type LevelChange = dyn Fn(&str, &dyn Fn() -> bool) -> Result<(), String> + Send + Sync;
 
 /// The handle to the level. Clones share it.
 #[derive(Clone, Default)]
@@ -17,14 +18,14 @@ impl fmt::Debug for LogLevel {
 
 impl LogLevel {
     /// How it is changed; the first call counts.
-    pub(crate) fn changes_by(&self, change: impl Fn(&str) -> Result<(), String> + Send + Sync + 'static) {
+    pub(crate) fn changes_by(&self, change: impl Fn(&str, &dyn Fn() -> bool) -> Result<(), String> + Send + Sync + 'static) {
         let _ = self.0.set(Box::new(change));
     }
 
     /// # Errors
     ///
     /// What cannot be read, or that nothing is logged here.
-    pub(crate) fn set(&self, level: &str) -> Result<(), String> {
-        self.0.get().ok_or("the level of this process cannot be changed")?(level)
+    pub(crate) fn set(&self, level: &str, announce: &dyn Fn() -> bool) -> Result<(), String> {
+        self.0.get().ok_or("the level of this process cannot be changed")?(level, announce)
     }
 }

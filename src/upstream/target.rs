@@ -11,7 +11,7 @@ use http::{HeaderValue, Uri};
 use crate::net::hosts::{UrlError, parse_url, redacted_url};
 use crate::rpc::CALL;
 use crate::upstream::client::Protocol;
-use crate::values::{percent_number, service_number};
+use crate::values::{percent_number, percent_text, service_number};
 
 /// A next hop.
 #[derive(Debug, Clone, PartialEq)]
@@ -59,12 +59,17 @@ impl Target {
     }
 }
 
-impl Target {
-    /// As it is configured, without query.
-    pub(crate) fn url(&self) -> &str {
-        &self.url
+/// As it is configured, without query.
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.share < 1.0 {
+            write!(f, "{}=", percent_text(self.share))?;
+        }
+        f.write_str(&self.url)
     }
+}
 
+impl Target {
     /// The N that a request for `/service<n>` goes on with.
     pub(super) fn service(&self, n: u16) -> u16 {
         self.service.filter(|_| self.has_path).unwrap_or(n + 1)
@@ -179,6 +184,15 @@ mod tests {
             ("http://service2/service7?token=x", "/service7?token=x", "http://service2/service7"),
         ] {
             assert_eq!(path(text), (called.to_owned(), shown.to_owned()), "{text}");
+        }
+        let shown = |text: &str| text.parse::<Target>().unwrap().to_string();
+        for (text, written) in [
+            ("20%=http://service2:8080/x?token=y", "20%=http://service2:8080/x"),
+            (" 0.7 %=grpc://service2", "0.7%=grpc://service2"),
+            ("100%=http://service2", "http://service2"),
+            ("0%=http://service2", "0%=http://service2"),
+        ] {
+            assert_eq!(shown(text), written);
         }
         assert_eq!(path("grpc://service2:8080"), (CALL.to_owned(), "grpc://service2:8080/service2".to_owned()));
         assert_eq!(path("grpcs://a/service7"), (CALL.to_owned(), "grpcs://a/service7".to_owned()));

@@ -2,6 +2,10 @@
 
 use std::net::SocketAddr;
 
+use bytes::Bytes;
+use http_body_util::Empty;
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::{Value, json};
 
 use crate::common::{Answer, Hop, eventually, exchange, run};
@@ -66,11 +70,15 @@ async fn faults_change_for_a_time_and_come_back() {
         (r#"{"breaks": ["join=x-mine"]}"#, "x-mine"),
         (r#"{"faults": [], "ttl": "soon"}"#, "ttl 'soon'"),
         (r#"{"fault": []}"#, "accepted is"),
+        ("[]", "accepted is"),
+        (" [[], []]", "accepted is"),
+        ("null", "accepted is"),
     ] {
         let refused = send(at, "PUT", "/faults", &[], bad).await;
         assert_refused(&refused, 400);
         assert!(refused.text().contains(says), "{bad}: {}", refused.text());
     }
+    assert_refused(&send(at, "PUT", "/faults", &[], &" ".repeat(40 << 10)).await, 413);
 }
 
 #[tokio::test]
@@ -84,6 +92,8 @@ async fn readiness_and_the_level_of_the_log_change_by_order() {
     assert_eq!(hop.get("/readyz", &[]).await.status, 200);
     assert_refused(&send(at, "PUT", "/ready", &[], "perhaps").await, 400);
     assert_eq!(send(at, "PUT", "/log-level", &[], "error").await.status, 200);
+    let levels = || hop.stderr().iter().filter(|line| line.contains("the level of the log")).count();
+    eventually("it is logged, although the new level hides it", async || (levels() == 1).then_some(())).await;
     // Diagnostics are written beside the answers: both orders have to be there before anything is counted.
     let readiness = || hop.stderr().iter().filter(|line| line.contains("readiness")).count();
     eventually("two orders are logged", async || (readiness() == 2).then_some(())).await;
@@ -95,7 +105,8 @@ async fn readiness_and_the_level_of_the_log_change_by_order() {
     })
     .await;
     assert_eq!(readiness(), 2, "{:?}", hop.stderr());
-    for bad in ["loud=er=s", "loud", "", "info,"] {
+    assert_eq!(levels(), 2, "{:?}", hop.stderr());
+    for bad in ["loud=er=s", "loud", "", "info,", "nonsense=", "info,nonsense=", "=info"] {
         let refused = send(at, "PUT", "/log-level", &[], bad).await;
         assert_refused(&refused, 400);
         assert!(refused.text().contains("accepted: error, warn"), "{bad}: {}", refused.text());
@@ -108,7 +119,15 @@ async fn the_configuration_is_shown_without_secrets() {
     let env = [("REQUEST_FAULTS_TOKEN", "s3cret"), ("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20s3cret")];
     let flags = [
         "--upstream",
-        "http://127.0.0.1:1/x?token=s3cret",
+        "20%=http://127.0.0.1:1/x?token=s3cret",
+        "--fan-out",
+        "parallel=3",
+        "--seed",
+        "7",
+        "--request-size",
+        "10",
+        "--response-size",
+        "1KiB..2KiB",
         "--request-faults",
         "token",
         "--trace-exporter",
@@ -116,11 +135,17 @@ async fn the_configuration_is_shown_without_secrets() {
         "--retries",
         "2",
     ];
-    let (_hop, at) = started(&flags, &env).await;
+    let (hop, at) = started(&flags, &env).await;
     let answer = send(at, "GET", "/config", &[], "").await;
     let config: Value = answer.json();
     assert_eq!((&config["retries"], &config["request_faults"], &config["ready"]), (&json!(2), &json!("token"), &json!(true)));
-    assert_eq!(config["upstreams"], json!(["http://127.0.0.1:1/x"]));
+    assert_eq!(config["upstreams"], json!(["20%=http://127.0.0.1:1/x"]));
+    assert_eq!((&config["fan_out"], &config["seed"]), (&json!("parallel=3"), &json!(7)));
+    assert_eq!((&config["request_size"], &config["response_size"]), (&json!("10"), &json!("1KiB..2KiB")));
+    let serving = hop.stderr().into_iter().find(|line| line.contains("serving address=")).unwrap();
+    for shown in ["20%=http://127.0.0.1:1/x", "fan_out=parallel=3", "seed=\"7\"", "retries=2"] {
+        assert!(serving.contains(shown), "{shown}: {serving}");
+    }
     assert!(!answer.text().contains("s3cret"), "{}", answer.text());
 }
 
@@ -133,6 +158,19 @@ async fn only_who_may_enters() {
     }
     for host in ["evil.example", "localhost.evil.example", "10.0.0.1", ""] {
         assert_refused(&asked(&[("host", host)]).await, 421);
+    }
+    assert_refused(&asked(&[("host", "localhost"), ("host", "localhost")]).await, 400);
+    assert_refused(&asked(&[("host", "local host")]).await, 400);
+    // The authority of a target wins over Host.
+    let target = async |target: &str, host: &str| send(at, "GET", target, &[("host", host)], "").await;
+    assert_eq!(target("http://localhost:9901/config", "evil.example").await.status, 200);
+    assert_refused(&target("http://evil.example/config", "localhost").await, 421);
+    let stream = tokio::net::TcpStream::connect(at).await.unwrap();
+    let (mut h2c, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    for (authority, status) in [("localhost:9901", 200), ("evil.example", 421)] {
+        let request = http::Request::get(format!("http://{authority}/config")).body(Empty::<Bytes>::new()).unwrap();
+        assert_eq!(h2c.send_request(request).await.unwrap().status(), status, "{authority}");
     }
     assert_refused(&asked(&[("origin", "http://localhost:9901")]).await, 403);
     assert_refused(&send(at, "GET", "/other", &[], "").await, 404);
@@ -149,6 +187,9 @@ async fn only_who_may_enters() {
     }
     let right = ("authorization", "Bearer s3cret");
     assert_eq!(asked(&[right, ("host", "service3.example")]).await.status, 200);
+    for scheme in ["bearer", "BEARER", "Bearer "] {
+        assert_eq!(asked(&[("authorization", &format!("{scheme} s3cret"))]).await.status, 200, "{scheme}");
+    }
     assert_refused(&asked(&[right, ("origin", "http://localhost")]).await, 403);
 }
 

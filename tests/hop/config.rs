@@ -54,6 +54,8 @@ const BAD: &[(&str, &str, &str, &str)] = &[
     ("--fault", "FAULT", "new-trace", "abort=503, delay=2s, reset"),
     ("--break", "BREAK", "new-tracer", "stale-parent, new-trace"),
     ("--break", "BREAK", "new-trace@200%", "0% to 100%"),
+    ("--break", "BREAK", "new-trace@5", "invalid value 'new-trace@5'"),
+    ("--break", "BREAK", "join=x-mine@5%", "invalid value 'join=x-mine@5%'"),
     ("--break", "BREAK", "duplicate", "duplicate=traceparent"),
     ("--break", "BREAK", "join=x-mine", "traceparent"),
     ("--fault", "FAULT", "abort=200@10%", "400 to 599"),
