@@ -33,7 +33,7 @@ pub struct DemoArgs {
     #[arg(long, default_value = "5ms..60ms")]
     pub latency: Latency,
     /// A fault or a break at one hop, repeatable: `service2:abort=503@10%`, `service3:delay=2s`, `service2:break=new-trace`
-    #[arg(long, value_name = "HOP:FAULT")]
+    #[arg(long, value_parser = demo_fault, value_name = "HOP:FAULT")]
     pub fault: Vec<Fault>,
     /// Every draw follows from this number, the trace's id and the hop's name [default: random]
     #[arg(long, value_name = "N")]
@@ -98,6 +98,15 @@ impl FromStr for CarriedName {
             return Ok(Self(name));
         }
         Err(not_carried())
+    }
+}
+
+/// A break can only name a header that the chain carries.
+fn demo_fault(text: &str) -> Result<Fault, String> {
+    let fault: Fault = text.parse()?;
+    match fault.what.header() {
+        Some(name) if !carried_names().any(|carried| carried == name.as_str()) => Err(not_carried()),
+        _ => Ok(fault),
     }
 }
 

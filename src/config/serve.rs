@@ -279,11 +279,19 @@ impl HopConfig {
 }
 
 fn request_faults(whose: Whose, env: &Environment<'_>) -> Result<RequestFaults, ConfigError> {
+    let token = (env.variable)("REQUEST_FAULTS_TOKEN").filter(|token| !token.is_empty());
     Ok(match whose {
         Whose::Off => RequestFaults::Off,
-        Whose::On => RequestFaults::On,
+        Whose::On => {
+            if token.is_some() {
+                (env.warn)(
+                    "REQUEST_FAULTS_TOKEN has no effect with --request-faults on (REQUEST_FAULTS): everybody's x-fault acts; \
+                     with token only of those who have it",
+                );
+            }
+            RequestFaults::On
+        }
         Whose::Token => {
-            let token = (env.variable)("REQUEST_FAULTS_TOKEN").filter(|token| !token.is_empty());
             let (option, needs) = ("--request-faults token (REQUEST_FAULTS)", "the variable REQUEST_FAULTS_TOKEN");
             RequestFaults::Token(token.ok_or(ConfigError::Incomplete { option, needs })?)
         }

@@ -23,7 +23,7 @@ use crate::hop::app::{App, BindError, Output, listen};
 use crate::hop::capacity::{Capacity, Resources};
 use crate::hop::config::HopConfig;
 use crate::hop::fault::FaultConfig;
-use crate::hop::request_faults::RequestFaults;
+use crate::hop::request_faults::{AddressedFault, RequestFaults};
 use crate::net::addresses::reachable;
 use crate::server::shutdown::{DrainOptions, Stop};
 use crate::server::{self, ServerConfig};
@@ -59,16 +59,30 @@ pub struct Demo {
     tracing: Option<ClientTracing>,
 }
 
+/// Whether every hop that an option names is there.
+fn check_named(args: &DemoArgs) -> Result<(), DemoError> {
+    let count = args.hops;
+    let is_there = |name: &str| (1..=count).any(|number| name == format!("service{number}"));
+    let dropped = args.drop_header.iter().map(|header| format!("service{}", header.hop));
+    let named = args.fault.iter().filter_map(|fault| fault.hop().map(str::to_owned)).chain(dropped);
+    if let Some(hop) = named.into_iter().find(|name| !is_there(name)) {
+        return Err(DemoError::Usage(format!("there is no {hop}: the demo has service1 to service{count} (--hops)")));
+    }
+    let who = HopConfig::new("service1", Listen { host: Some(args.listen), port: 0 }).identity;
+    let is_nobody = |instance: &&str| *instance != who.version && *instance != who.hostname;
+    if let Some(instance) = args.fault.iter().filter_map(AddressedFault::instance).find(is_nobody) {
+        let (version, host) = (&who.version, &who.hostname);
+        let why = format!("no hop is '{instance}' (--fault): all of the demo are version {version} at host {host}");
+        return Err(DemoError::Usage(why));
+    }
+    Ok(())
+}
+
 impl Demo {
     /// Takes every address or fails with one line that names the first that cannot be had.
     pub async fn bind(args: DemoArgs, output: &Output) -> Result<Self, DemoError> {
         let count = args.hops;
-        let is_there = |name: &str| (1..=count).any(|number| name == format!("service{number}"));
-        let dropped = args.drop_header.iter().map(|header| format!("service{}", header.hop));
-        let named = args.fault.iter().filter_map(|fault| fault.hop().map(str::to_owned)).chain(dropped);
-        if let Some(hop) = named.into_iter().find(|name| !is_there(name)) {
-            return Err(DemoError::Usage(format!("there is no {hop}: the demo has service1 to service{count} (--hops)")));
-        }
+        check_named(&args)?;
         let port = args.port.unwrap_or(if args.once { 0 } else { 8080 });
         let store_port = args.store_port.unwrap_or(if args.once { 0 } else { 9411 });
         let free = port == 0;

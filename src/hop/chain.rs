@@ -110,6 +110,7 @@ fn call_context<'a>(node: &'a Node, exchange: &'a Exchange, n: u16) -> CallConte
         body: exchange.body(),
         breaks: exchange.struck().map(|struck| (struck.breaks.as_slice(), struck.other)).filter(|(kinds, _)| !kinds.is_empty()),
         draws: exchange.draws,
+        caller_left: exchange.caller_left(),
     }
 }
 

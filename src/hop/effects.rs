@@ -1,8 +1,8 @@
 //! What faults do to a request beside waiting and aborting: before the work, and to the answer.
 
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -39,7 +39,7 @@ pub(crate) async fn before_work(exchange: &Exchange, struck: &Struck) -> Result<
                 let bytes = *bytes;
                 // Written to, because the kernel gives no memory for pages that nobody touched.
                 let filled = tokio::task::spawn_blocking(move || vec![1; bytes]).await.map_err(|_| Error::Internal)?;
-                let _ = struck.memory.set((held, filled));
+                struck.memory.lock().unwrap_or_else(PoisonError::into_inner).push((held, filled));
             }
             FaultKind::Hang => tokio::time::sleep(MAX_HANG).await,
             _ => {}

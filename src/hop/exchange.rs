@@ -325,6 +325,11 @@ impl Exchange {
         }
     }
 
+    /// Set when the caller closed its side of the connection.
+    pub(crate) fn caller_left(&self) -> Option<&AtomicBool> {
+        self.connection.connection.as_ref().map(|connection| &connection.is_half_closed)
+    }
+
     /// Counts that the request is shed.
     pub(crate) fn shed(&self, reason: ShedReason) -> Error {
         self.node.metrics.request_shed(reason.as_str());

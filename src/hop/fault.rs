@@ -1,14 +1,15 @@
 //! Faults that a hop injects on purpose: the kinds, how they are written, which of them strike a request, and the handle where
 //! they can be changed while the hop runs. What a fault does is in `effects`.
 
+mod form;
+
 use std::collections::HashMap;
 use std::fmt;
 use std::str::FromStr;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
-use http::StatusCode;
-use serde::{Deserialize, Serialize};
+use http::{HeaderName, StatusCode};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
@@ -17,7 +18,9 @@ use crate::hop::reply::Injected;
 use crate::system::held::Held;
 use crate::telemetry::draws::{DrawPlace, Draws};
 use crate::trace_context::{Break, BreakKind, Context};
-use crate::values::{Form, Rated, examples, parse_size, positive_duration};
+use crate::values::{Form, Rated, examples, parse_size, size_text};
+
+pub(crate) use form::FaultsForm;
 
 /// A fault that is injected into a share of the requests.
 pub type Fault = Rated<FaultKind>;
@@ -136,18 +139,13 @@ impl FromStr for FaultKind {
 impl fmt::Display for FaultKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let time = |time: &Duration| humantime::format_duration(*time).to_string().replace(' ', "");
-        let size = |bytes: &usize| match bytes {
-            bytes if bytes % (1 << 20) == 0 => format!("{}MiB", bytes >> 20),
-            bytes if bytes % (1 << 10) == 0 => format!("{}KiB", bytes >> 10),
-            bytes => bytes.to_string(),
-        };
         match self {
             Self::Abort(status) => write!(f, "abort={}", status.as_u16()),
             Self::Delay(delay) => write!(f, "delay={}", time(delay)),
             Self::Reset => f.write_str("reset"),
             Self::Hang => f.write_str("hang"),
             Self::Truncate => f.write_str("truncate"),
-            Self::SlowBody(rate) => write!(f, "slow-body={}/s", size(rate)),
+            Self::SlowBody(rate) => write!(f, "slow-body={}/s", size_text(*rate)),
             Self::Limit(RateLimit { requests, period }) => {
                 write!(
                     f,
@@ -156,7 +154,7 @@ impl fmt::Display for FaultKind {
                 )
             }
             Self::Cpu(time_burnt) => write!(f, "cpu={}", time(time_burnt)),
-            Self::Memory(bytes) => write!(f, "memory={}", size(bytes)),
+            Self::Memory(bytes) => write!(f, "memory={}", size_text(*bytes)),
             Self::Close => f.write_str("close"),
         }
     }
@@ -189,6 +187,24 @@ impl FromStr for Injection {
         match text.trim().strip_prefix("break=") {
             Some(broken) => broken.parse().map(Self::Break),
             None => text.parse().map(Self::Fault),
+        }
+    }
+}
+
+impl Injection {
+    /// How long a request waits for it.
+    pub(crate) fn time(&self) -> Option<Duration> {
+        match self {
+            Self::Fault(Fault { kind: FaultKind::Delay(time) | FaultKind::Cpu(time), .. }) => Some(*time),
+            _ => None,
+        }
+    }
+
+    /// The header that a break names.
+    pub(crate) fn header(&self) -> Option<&HeaderName> {
+        match self {
+            Self::Break(broken) => broken.kind.header(),
+            Self::Fault(_) => None,
         }
     }
 }
@@ -228,8 +244,8 @@ pub(crate) struct Struck {
     pub(crate) other: Option<Context>,
     /// Why the request's `x-fault` does nothing.
     pub(crate) error: Option<String>,
-    /// What `memory` holds.
-    pub(crate) memory: OnceLock<(Held, Vec<u8>)>,
+    /// What each `memory` holds.
+    pub(crate) memory: Mutex<Vec<(Held, Vec<u8>)>>,
 }
 
 /// A limit that is reached, and when the next request fits.
@@ -449,52 +465,6 @@ impl Faults {
         if let Some(struck) = &mut decision.struck {
             struck.other = last.filter(|last| last.trace_id != context.trace_id);
         }
-    }
-}
-
-/// Faults and breaks as JSON names them: how the admin API and the demo's page change them.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct FaultsForm {
-    /// As `--fault` has them.
-    #[serde(default)]
-    pub(crate) faults: Vec<String>,
-    /// As `--break` has them.
-    #[serde(default)]
-    pub(crate) breaks: Vec<String>,
-    /// After this time those of the start come back.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) ttl: Option<String>,
-}
-
-impl From<&FaultConfig> for FaultsForm {
-    fn from(config: &FaultConfig) -> Self {
-        Self {
-            faults: config.faults.iter().map(ToString::to_string).collect(),
-            breaks: config.breaks.iter().map(ToString::to_string).collect(),
-            ttl: None,
-        }
-    }
-}
-
-impl FaultsForm {
-    /// The configuration with these in place of the faults and breaks of `now`, and for how long.
-    ///
-    /// # Errors
-    ///
-    /// What cannot be read, and what is accepted.
-    pub(crate) fn read(&self, now: &FaultConfig) -> Result<(FaultConfig, Option<Duration>), String> {
-        const MOST: usize = 32;
-        if self.faults.len() + self.breaks.len() > MOST {
-            return Err(format!("more than {MOST} faults and breaks; so many are accepted"));
-        }
-        let ttl = self.ttl.as_deref().map(|ttl| positive_duration(ttl).map_err(|error| format!("ttl '{ttl}': {error}")));
-        let config = FaultConfig {
-            latency: now.latency.clone(),
-            faults: self.faults.iter().map(|fault| fault.parse()).collect::<Result<_, String>>()?,
-            breaks: self.breaks.iter().map(|broken| broken.parse()).collect::<Result<_, String>>()?,
-        };
-        Ok((config, ttl.transpose()?))
     }
 }
 

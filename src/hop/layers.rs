@@ -275,7 +275,7 @@ fn is_service_number(n: &str) -> bool {
 async fn decide_and_wait(exchange: &Exchange) -> Result<(), Error> {
     exchange.watch();
     let node = &*exchange.node;
-    let asked = node.request_faults.read(&exchange.carried, &node.identity);
+    let asked = node.request_faults.read(&exchange.carried, &node.identity, &node.propagator);
     let FaultDecision { wait, struck } = node.faults.decide(exchange.draws, exchange.context(), asked);
     // Boxed, because the size of a timer would be every request's.
     if !wait.is_zero() {

@@ -2,12 +2,13 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::time::Duration;
 
 use subtle::ConstantTimeEq as _;
 
-use crate::hop::fault::{FaultKind, Injection};
+use crate::hop::fault::Injection;
 use crate::hop::identity::Identity;
-use crate::trace_context::{Carried, HeaderSource as _};
+use crate::trace_context::{Carried, HeaderSource as _, Propagator};
 
 /// The header, and the one with the token that goes with it.
 pub(crate) const X_FAULT: &str = "x-fault";
@@ -16,8 +17,8 @@ pub(crate) const X_FAULT_TOKEN: &str = "x-fault-token";
 /// How large the header may be, and how many faults it may have.
 const MAX_BYTES: usize = 1024;
 const MAX_FAULTS: usize = 16;
-/// The longest delay that one request may ask for.
-const MAX_SECONDS: u64 = 60;
+/// The longest that one request may ask of a hop, in delays and processor time together.
+const MAX_TIME: Duration = Duration::from_secs(60);
 
 /// `--request-faults`: whose `x-fault` acts.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -52,7 +53,12 @@ impl RequestFaults {
     /// # Errors
     ///
     /// Why nothing of the header acts.
-    pub(crate) fn read(&self, carried: &Carried, who: &Identity) -> Option<Result<Vec<Injection>, String>> {
+    pub(crate) fn read(
+        &self,
+        carried: &Carried,
+        who: &Identity,
+        propagator: &Propagator,
+    ) -> Option<Result<Vec<Injection>, String>> {
         if *self == Self::Off || carried.first(X_FAULT).is_none() {
             return None;
         }
@@ -64,7 +70,21 @@ impl RequestFaults {
             return Some(Err(format!("{X_FAULT} needs the right {X_FAULT_TOKEN}")));
         }
         let read = parse(carried.values(X_FAULT));
-        Some(read.map(|all| all.into_iter().filter(|fault| fault.is_for(who)).map(|fault| fault.what).collect()))
+        let mine = read.map(|all| all.into_iter().filter(|fault| fault.is_for(who)).map(|fault| fault.what).collect());
+        Some(mine.and_then(|mine: Vec<_>| check(&mine, propagator).map(|()| mine)))
+    }
+}
+
+/// What the request may ask of one hop, all in all.
+fn check(mine: &[Injection], propagator: &Propagator) -> Result<(), String> {
+    let time = mine.iter().filter_map(Injection::time).sum::<Duration>();
+    if time > MAX_TIME {
+        return Err(format!("{X_FAULT} asks for {time:?} of delay and cpu at this hop; up to {MAX_TIME:?} are accepted"));
+    }
+    let mut named = mine.iter().filter_map(Injection::header);
+    match named.find(|name| !propagator.carries(name)) {
+        Some(name) => Err(format!("the header '{name}' is not one that this hop carries")),
+        None => Ok(()),
     }
 }
 
@@ -81,14 +101,11 @@ fn parse<'a>(values: impl Iterator<Item = &'a [u8]>) -> Result<Vec<AddressedFaul
     }
     let bounded = |text: &str| {
         let at: AddressedFault = text.parse()?;
-        match &at.what {
-            Injection::Fault(fault) => match fault.kind {
-                FaultKind::Delay(time) | FaultKind::Cpu(time) if time.as_secs_f64() > MAX_SECONDS as f64 => {
-                    Err(format!("'{text}' is longer than {MAX_SECONDS}s, the most that one request may ask for"))
-                }
-                _ => Ok(at),
-            },
-            Injection::Break(_) => Ok(at),
+        match at.what.time() {
+            Some(time) if time > MAX_TIME => {
+                Err(format!("'{text}' is longer than {MAX_TIME:?}, the most that one request may ask for"))
+            }
+            _ => Ok(at),
         }
     };
     faults.into_iter().map(bounded).collect()
@@ -110,6 +127,11 @@ impl AddressedFault {
     pub(crate) fn is_for(&self, who: &Identity) -> bool {
         self.name.as_ref().is_none_or(|name| *name == who.name)
             && self.instance.as_ref().is_none_or(|instance| *instance == who.version || *instance == who.hostname)
+    }
+
+    /// The version or the host, where it names one.
+    pub(crate) fn instance(&self) -> Option<&str> {
+        self.instance.as_deref()
     }
 
     /// The name of the hop, where it names one.
@@ -139,7 +161,6 @@ mod tests {
 
     use super::*;
     use crate::hop::identity::Locality;
-    use crate::trace_context::Propagator;
 
     fn who() -> Identity {
         let text = |text: &str| text.to_owned();
@@ -163,7 +184,7 @@ mod tests {
             Injection::Fault(fault) => fault.to_string(),
             Injection::Break(broken) => format!("break={broken}"),
         };
-        faults.read(&carried, &who()).map(|read| read.map(|all| all.into_iter().map(text).collect()))
+        faults.read(&carried, &who(), &propagator).map(|read| read.map(|all| all.into_iter().map(text).collect()))
     }
 
     #[test]
@@ -177,6 +198,9 @@ mod tests {
         );
         let two = [(X_FAULT, "service3:reset"), (X_FAULT, "*:close")];
         assert_eq!(read(&RequestFaults::On, &two).unwrap().unwrap(), ["reset", "close"]);
+        // Each hop waits for what it is asked, and breaks what it carries.
+        let others = "service3:delay=60s;service2:delay=60s;service2:break=join=x-of-service2";
+        assert_eq!(read(&RequestFaults::On, &[(X_FAULT, others)]).unwrap().unwrap(), ["delay=1m"]);
         assert_eq!(read(&RequestFaults::Off, &[(X_FAULT, all)]), None);
         assert_eq!(read(&RequestFaults::On, &[]), None);
     }
@@ -193,6 +217,9 @@ mod tests {
             ("*:reset;*:break=explode", "accepted are stale-parent"),
             ("*:reset;*:delay=61s", "60s"),
             ("*:reset;*:cpu=2m", "60s"),
+            ("*:delay=60s;*:delay=15s", "75s of delay and cpu at this hop; up to 60s"),
+            ("*:delay=30s@1%;service3:cpu=20s;service3/v2:cpu=11s", "61s of delay and cpu"),
+            ("*:reset;service3:break=duplicate=authorization", "'authorization' is not one that this hop carries"),
             (&many, "up to 16"),
             (&long, "up to 1024"),
         ] {

@@ -127,8 +127,6 @@ struct Activity {
     requests: RequestHeads,
     /// HTTP/2: what has begun to arrive, its number and since when.
     unfinished: Option<(Unfinished, u64, Instant)>,
-    /// The peer closed its side.
-    is_half_closed: bool,
     /// Why the server closes the connection.
     cut: Option<Cut>,
     /// When a write began to wait for its reader.
@@ -206,6 +204,8 @@ pub(crate) struct Connection {
     is_multiplexed: AtomicBool,
     /// Its HPACK table may hold more memory than its share.
     pins_much: AtomicBool,
+    /// The peer closed its side.
+    pub(crate) is_half_closed: AtomicBool,
     /// Injected faults: the peer gets a reset when the connection is closed, and that happens under its next request.
     resets: AtomicBool,
     closes_next: AtomicBool,
@@ -225,15 +225,15 @@ impl Connection {
             surplus: 0,
             requests: RequestHeads::default(),
             unfinished: None,
-            is_half_closed: false,
             cut: None,
             write_blocked_since: None,
             goaway_since: None,
             evicted: None,
         });
         let no = || AtomicBool::new(false);
-        let (is_multiplexed, pins_much, resets, closes_next) = (no(), no(), no(), no());
-        Self { id, connections, activity, is_multiplexed, pins_much, resets, closes_next, waker: AtomicWaker::new() }
+        let (is_multiplexed, pins_much, is_half_closed, resets, closes_next) = (no(), no(), no(), no(), no());
+        let waker = AtomicWaker::new();
+        Self { id, connections, activity, is_multiplexed, pins_much, is_half_closed, resets, closes_next, waker }
     }
 
     fn activity(&self) -> MutexGuard<'_, Activity> {
@@ -317,7 +317,7 @@ impl Connection {
     }
 
     pub(crate) fn set_half_closed(&self) {
-        self.activity().is_half_closed = true;
+        self.is_half_closed.store(true, Ordering::Relaxed);
     }
 
     /// A request arrived whole and was not answered to the end.

@@ -15,6 +15,7 @@ pub(crate) mod resolver;
 pub(crate) mod target;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
@@ -89,6 +90,8 @@ pub(crate) struct CallContext<'a> {
     /// Ways in which the trace is broken on purpose, and the context of another request for that.
     pub(crate) breaks: Option<(&'a [BreakKind], Option<Context>)>,
     pub(crate) draws: Draws,
+    /// Set when the caller closed its side of the connection.
+    pub(crate) caller_left: Option<&'a AtomicBool>,
 }
 
 /// The body of a request, which goes on to the next hops.
@@ -202,12 +205,13 @@ impl Upstreams {
         let mut shares = divided(budget.map_or(0, |budget| budget.saturating_add(1)), most).take(most);
         let mut outcomes: Vec<CallOutcome<'a>> = Vec::with_capacity(1);
         let mut share = shares.next().flatten();
+        let has_caller_left = || context.caller_left.is_some_and(|left| left.load(Ordering::Relaxed));
         loop {
             let attempt = outcomes.len() as u32 + 1;
             outcomes.push(self.call(context, target, pool, share, (at, attempt)).await);
             share = shares.next().flatten();
             match outcomes.last_mut() {
-                Some(last) if share.is_some() && last.may_be_repeated() => last.repeated = true,
+                Some(last) if share.is_some() && last.may_be_repeated() && !has_caller_left() => last.repeated = true,
                 _ => return outcomes,
             }
         }

@@ -162,6 +162,13 @@ async fn memory_is_held_until_the_answer_was_sent_and_never_more_than_the_hop_ma
     eventually("it is memory", async || (sample("process_resident_memory_bytes", &[]).await - before >= 40e6).then_some(()))
         .await;
     drop(stream);
+    let two = Hop::start(&["--fault", "memory=2MiB", "--fault", "memory=3MiB", "--fault", "slow-body=1B/s"], &[]);
+    let mut stream = TcpStream::connect(two.addr).await.unwrap();
+    stream.write_all(b"GET /hello HTTP/1.1\r\nhost: hop\r\n\r\n").await.unwrap();
+    let held = async || two.metrics().await.sum("httpserver_held_bytes", &answer);
+    let at_once = f64::from(5 << 20) - 20e3;
+    eventually("both are held", async || (held().await >= at_once).then_some(())).await;
+    drop(stream);
     eventually("it is given back", async || (sample("httpserver_held_bytes", &answer).await < 1e6).then_some(())).await;
     let hop = Hop::start(&["--fault", "memory=4096MiB"], &[]);
     let shed = hop.get("/service1", &[]).await;
@@ -302,6 +309,8 @@ async fn a_request_brings_its_own_faults_to_the_hops_that_it_names() {
     assert_eq!(first.json("/service1", &[]).await.0, 200);
     let (status, reply) = first.json("/service1", &[("x-fault", "service1:abort=503;service2:explode")]).await;
     let error = reply["injected"]["error"].as_str().unwrap();
+    let (_, long) = first.json("/service1", &[("x-fault", "*:delay=60s;*:cpu=15s")]).await;
+    assert!(long["injected"]["error"].as_str().unwrap().contains("75s"), "{long}");
     assert!(status == 200 && error.contains("'explode' is no fault; accepted are abort=503"), "{status} {reply}");
 }
 
@@ -414,6 +423,15 @@ async fn retries_multiply_and_every_attempt_is_shown() {
         repeated += before.len();
     }
     assert!(repeated > 0, "a quarter of the attempts fails");
+    // None begins when the caller has closed its side.
+    let slow = Hop::start(&["--fault", "delay=400ms", "--fault", "abort=503"], &[]);
+    let front = Hop::start(&["--upstream", &slow.url(""), "--retries", "9"], &[]);
+    let mut gone = TcpStream::connect(front.addr).await.unwrap();
+    gone.write_all(b"GET /service1 HTTP/1.1\r\nhost: hop\r\n\r\n").await.unwrap();
+    gone.shutdown().await.unwrap();
+    gone.read_to_end(&mut Vec::new()).await.unwrap();
+    let begun = slow.metrics().await.sum("http_server_request_duration_seconds_count", &[("http_route", "/service{n}")]);
+    assert_eq!(begun, 1.0, "no attempt after the first");
     // The attempts divide what the request may call in all.
     let poor = Hop::start(&["--upstream", &last.url(""), "--retries", "9", "--max-calls", "4"], &[]);
     assert_eq!(poor.json("/service1", &[]).await.1["upstreams"].as_array().unwrap().len(), 4);

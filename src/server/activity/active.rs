@@ -36,10 +36,9 @@ impl Drop for ActiveRequest {
         activity.state = if activity.surplus > 0 { ConnectionState::ReadingHead } else { ConnectionState::Idle };
         activity.since = None;
         let is_idle = activity.active_requests == 0;
-        let is_half_closed = activity.is_half_closed;
         drop(activity);
         // Over HTTP/1.1 it ends in a poll of the connection's task, which arms the timer before it returns.
-        if is_idle && (is_half_closed || self.0.is_multiplexed()) {
+        if is_idle && (self.0.is_half_closed.load(Ordering::Relaxed) || self.0.is_multiplexed()) {
             self.0.waker.wake();
         }
     }
