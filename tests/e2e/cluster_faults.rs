@@ -169,6 +169,8 @@ struct Applied {
     removed: Vec<Value>,
     /// Kind and name, and the namespace.
     created: Vec<(String, String)>,
+    /// Deployments whose pods have to start anew.
+    restarted: Vec<String>,
 }
 
 impl Applied {
@@ -195,6 +197,7 @@ impl Applied {
         }
         for name in texts(fault, "restart") {
             kubectl(&["rollout", "restart", "deployment", name], None);
+            applied.restarted.push(name.to_owned());
         }
         if fault["settle"] == true || !texts(fault, "restart").is_empty() {
             settled();
@@ -211,6 +214,9 @@ impl Applied {
         }
         for object in &self.replaced {
             kubectl(&["replace", "-n", text(&object["metadata"], "namespace"), "-f", "-"], Some(object));
+        }
+        for name in &self.restarted {
+            kubectl(&["rollout", "restart", "deployment", name], None);
         }
         settled();
     }

@@ -23,11 +23,12 @@ const EXPLAINS: &[crate::check::cluster::mistake::Symptom] = &[Answer, Slow, Ret
 fn service_entries(path: &Path<'_>, hop: &Hop<'_>) -> Vec<Mistake> {
     let (host, namespace) = (hop.full_name(), path.calling_namespace(hop));
     let hosts = [host.as_str(), hop.call.host.as_str()];
-    // Of several with one host a proxy obeys that of its own namespace; the Service's own is merged with the Service.
-    let places = [namespace, hop.service.map_or("", |service| service.namespace())];
+    // Where another namespace has an entry for the host, proxies obey the Service.
+    let own = hop.service.map_or("", |service| service.namespace());
     let is_own = |entry: &&Object| {
-        let is_seen = namespace.is_empty() || (is_visible(entry, namespace) && places.contains(&entry.namespace()));
+        let is_seen = namespace.is_empty() || is_visible(entry, namespace);
         is_seen
+            && entry.namespace() == own
             && entry
                 .texts("/spec/hosts")
                 .iter()
