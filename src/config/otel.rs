@@ -53,7 +53,7 @@ Variables of OpenTelemetry, with their standard meanings; a value that is unknow
   OTEL_BSP_SCHEDULE_DELAY              milliseconds between exports [default: 1000]";
 
 /// Variables that the specification defines and that are warned about because they have no effect here.
-const UNSUPPORTED: [(&str, &str); 19] = [
+const UNSUPPORTED: [(&str, &str); 24] = [
     ("OTEL_CONFIG_FILE", DECLARATIVE),
     ("OTEL_EXPERIMENTAL_CONFIG_FILE", DECLARATIVE),
     ("OTEL_BSP_EXPORT_TIMEOUT", "not supported; OTEL_EXPORTER_OTLP_TIMEOUT is"),
@@ -61,6 +61,8 @@ const UNSUPPORTED: [(&str, &str); 19] = [
     ("OTEL_BLRP_EXPORT_TIMEOUT", "not supported; OTEL_EXPORTER_OTLP_TIMEOUT is"),
     ("OTEL_BLRP_MAX_EXPORT_BATCH_SIZE", FIXED_BATCH),
     ("OTEL_EXPORTER_ZIPKIN_TIMEOUT", "not supported; it is 10 seconds"),
+    ("OTEL_EXPORTER_ZIPKIN_PROTOCOL", "not supported; it is Zipkin v2 JSON"),
+    ("OTEL_ENTITIES", "not supported; OTEL_RESOURCE_ATTRIBUTES is"),
     ("OTEL_LOG_LEVEL", "not supported; RUST_LOG is"),
     ("OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT", FIXED_LIMIT),
     ("OTEL_ATTRIBUTE_COUNT_LIMIT", FIXED_COUNT),
@@ -68,12 +70,24 @@ const UNSUPPORTED: [(&str, &str); 19] = [
     ("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", FIXED_COUNT),
     ("OTEL_LOGRECORD_ATTRIBUTE_VALUE_LENGTH_LIMIT", FIXED_LIMIT),
     ("OTEL_LOGRECORD_ATTRIBUTE_COUNT_LIMIT", FIXED_COUNT),
+    ("OTEL_SPAN_EVENT_COUNT_LIMIT", NONE),
+    ("OTEL_SPAN_LINK_COUNT_LIMIT", NONE),
     ("OTEL_EVENT_ATTRIBUTE_COUNT_LIMIT", FIXED_COUNT),
     ("OTEL_LINK_ATTRIBUTE_COUNT_LIMIT", FIXED_COUNT),
     ("OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION", "not supported; buckets are explicit"),
+    ("OTEL_EXPORTER_OTLP_SPAN_INSECURE", "not supported; OTEL_EXPORTER_OTLP_TRACES_INSECURE is"),
     ("OTEL_EXPORTER_PROMETHEUS_HOST", SCRAPED),
     ("OTEL_EXPORTER_PROMETHEUS_PORT", SCRAPED),
 ];
+/// Values of them that are what happens anyway.
+const USUAL: [(&str, &str); 5] = [
+    ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "512"),
+    ("OTEL_BLRP_MAX_EXPORT_BATCH_SIZE", "512"),
+    ("OTEL_EXPORTER_ZIPKIN_TIMEOUT", "10000"),
+    ("OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION", "explicit_bucket_histogram"),
+    ("OTEL_LOG_LEVEL", "info"),
+];
+const NONE: &str = "not supported; spans have neither events nor links";
 const DECLARATIVE: &str = "declarative configuration is not supported; variables and flags are";
 const FIXED_BATCH: &str = "not supported; a request has at most 512 items";
 const FIXED_COUNT: &str = "not supported; which attributes there are is fixed";
@@ -250,8 +264,9 @@ impl<'a> Variables<'a> {
 
     /// Warns of what the specification defines and this program does not have: nothing is ignored silently.
     fn warn_of_unsupported(&self) {
+        let is_usual = |name: &str, value: &str| USUAL.contains(&(name, value.trim().to_ascii_lowercase().as_str()));
         for (name, reason) in UNSUPPORTED {
-            if let Some(value) = self.get(name) {
+            if let Some(value) = self.get(name).filter(|value| !is_usual(name, value)) {
                 self.ignored(name, &value, reason);
             }
         }

@@ -440,6 +440,24 @@ mod tests {
     }
 
     #[test]
+    fn what_is_not_supported_is_warned_about_unless_it_asks_for_what_happens_anyway() {
+        let warned = |name: &'static str, value: &'static str| with_warnings(&[], &[(name, value)]).unwrap().1.len();
+        for (name, usual) in [
+            ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "512"),
+            ("OTEL_EXPORTER_ZIPKIN_TIMEOUT", "10000"),
+            ("OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION", "Explicit_Bucket_Histogram"),
+            ("OTEL_LOG_LEVEL", "INFO"),
+        ] {
+            assert_eq!((warned(name, usual), warned(name, "256")), (0, 1), "{name}");
+        }
+        for name in
+            ["OTEL_SPAN_EVENT_COUNT_LIMIT", "OTEL_SPAN_LINK_COUNT_LIMIT", "OTEL_ENTITIES", "OTEL_EXPORTER_ZIPKIN_PROTOCOL"]
+        {
+            assert_eq!(warned(name, "1"), 1, "{name}");
+        }
+    }
+
+    #[test]
     fn a_signals_own_timeout_wins_over_the_one_for_all() {
         let env = [
             ("OTEL_TRACES_EXPORTER", "otlp"),

@@ -264,6 +264,10 @@ async fn store_and_demo_take_otlp_over_grpc_at_every_port() {
     let store = crate::common::Process::start(command);
     let [page, otlp, grpc] = ["page", "otlp", "grpc"].map(|part| store.demo_address(part));
     let demo = crate::common::Demo::start(&["--hops", "1"]);
+    for lines in [store.stdout(), demo.process.stdout()] {
+        let says_so = |line: &String| line.contains("/api/v2/spans") && line.contains("OTLP");
+        assert!(lines.iter().any(says_so), "where spans go: {lines:#?}");
+    }
     for (to, asked) in [(grpc, page), (otlp, page), (page, page), (demo.store, demo.store)] {
         for compression in ["none", "gzip"] {
             let hop = reporting(to, &[("OTEL_EXPORTER_OTLP_COMPRESSION", compression)]);
