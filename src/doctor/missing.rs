@@ -215,7 +215,7 @@ fn orphaned(system: &System, suspect: &Suspect, service: usize, orphans: &[usize
         Suspect::Service(other) if *other == service => {
             (
                 name.to_owned(),
-                format!("{count} of its own spans name a parent that it did not report ({} different ones)", lost),
+                format!("{count} of its own spans name a parent that it did not report ({lost} different ones)"),
                 LOST.to_owned(),
                 format!("look at the dropped-spans counter and the log of {name}'s exporter"),
             )
