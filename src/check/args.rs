@@ -137,10 +137,16 @@ impl CheckArgs {
         self.deadline.unwrap_or_else(|| {
             let walks = if self.lane.is_empty() { 0 } else { LANE_REQUESTS * (1 + self.lane.len() as u64) };
             let kept = self.count.min(ONE_CONNECTION + 1);
-            let sent = Duration::from_secs_f64((self.count + walks + kept) as f64 / self.rate);
+            let sent = Duration::from_secs_f64((self.count + self.marked() + walks + kept) as f64 / self.rate);
             let traces = self.traces.as_ref().map_or(Duration::ZERO, |_| 3 * self.traces_wait);
             (STEPS + sent + traces).saturating_add(self.watch.unwrap_or_default())
         })
+    }
+
+    /// How many requests beside those of the statistics bring headers of their own.
+    pub(super) fn marked(&self) -> u64 {
+        const MOST: u64 = 200;
+        self.count.min(MOST)
     }
 
     /// The first request. With a backend the one whose trace is read has the chosen id, and no other.

@@ -36,7 +36,6 @@ use crate::hop::reply::{Headers, Tree};
 use crate::net::hosts::{host_of, is_loopback, redacted_url};
 use crate::server::shutdown::Signals;
 use crate::telemetry::client_tracing::{ClientTracer, ClientTracing};
-use crate::trace_context::HeaderFamily;
 
 pub use args::CheckArgs;
 use args::{FOREVER, LANE_REQUESTS, ONE_CONNECTION, validate};
@@ -52,7 +51,7 @@ use reachability::tls::Trust;
 pub use report::OutputFormat;
 use report::{CheckId, Finding, Group, ProgressLine, Report, Status};
 use traffic::TrafficExpectation;
-use traffic::sample::Series;
+use traffic::sample::{Sample, Series};
 use traffic::watch::Watched;
 
 /// Runs the checks and writes the report to standard output. Returns the exit code: 0 fine, 1 a check failed or the run was
@@ -273,10 +272,12 @@ impl<'a> Run<'a> {
         }
         let client = client.reporting(self.tracer.take());
         self.report.extend(reachability::reach::hardening(&client, &answer, self.args.plain_port).await);
-        self.report.extend(chain::findings(&tree, &self.context.url, self.args.expect.as_ref(), &self.context));
+        let expect = self.args.expect.as_ref();
+        let at_times = chain::calls_at_times(expect, &client, &tree, self.args.count, &self.context).await;
+        self.report.extend(chain::findings(&tree, expect, &at_times, &self.context));
         self.unseen = backend::unseen_names(&tree);
         self.leave_unseen("no trace backend was given");
-        let Some((probe, xray, tree)) = probe(&client, &self.context).await else {
+        let Some((probe, xray, tree)) = propagation::probed(&client, &self.context).await else {
             let text = "Propagation: skipped, because no probe brought the chain's reply";
             self.report.add(Finding::skip(CheckId::PropagationTrace, text));
             return Some((client, None));
@@ -289,19 +290,19 @@ impl<'a> Run<'a> {
 
     /// Traces, Lanes, Traffic and Watch.
     async fn many_requests(&mut self, client: CheckClient, xray: Option<&Xray>) {
-        self.trace(&client).await;
+        let traced = self.trace(&client).await;
         let client = Arc::new(client);
         let context = self.context.clone();
         let series = |lane: Option<&str>| Series::new(client.clone(), context.clone(), traffic::lane_check::headers(lane));
-        // The requests of the statistics bring no trace context, so they also show the mesh's own sampling rate.
-        let has_traces = self.args.traces.is_none() && xray.is_some_and(Xray::is_untraced);
-        let samples = if self.args.count > 0 && !*self.stop.borrow() {
-            Series { has_traces, ..series(None) }
-                .run(self.args.count, Duration::MAX, &mut self.stop, &self.progress, "requests")
-                .await
-        } else {
-            Vec::new()
-        };
+        let marked_series = Series { is_marked: true, ..series(None) };
+        // Those that bring no trace context also show the mesh's own sampling rate. Where nobody begins a trace they show nothing else.
+        let are_marked = self.args.traces.is_none() && xray.is_some_and(Xray::is_untraced);
+        let ordinary = if are_marked { &marked_series } else { &series(None) };
+        let samples = self.send(ordinary, self.args.count).await;
+        let marked = if are_marked { Vec::new() } else { self.send(&marked_series, self.args.marked()).await };
+        let rates = traffic::rates::Rates::of(&samples, &marked, xray, &self.context);
+        self.report.foresee(rates.causes());
+        self.report.extend(traced);
         if self.args.traces.is_some() && !samples.is_empty() {
             self.report.add(traffic::sampling::finding(&samples, self.args.expect_sampling, xray, &self.context));
         }
@@ -318,18 +319,25 @@ impl<'a> Run<'a> {
                 latencies: &self.args.expect_latency,
                 principals: &self.args.expect_principal,
             };
-            self.report.extend(traffic::findings(&samples, xray, &expected, &self.context));
+            self.report.extend(traffic::findings(&samples, xray, rates, &expected, &self.context));
         }
         self.watch(&series(None)).await;
     }
 
+    /// So many requests of a series, until the run is stopped.
+    async fn send(&mut self, series: &Series, count: u64) -> Vec<Sample> {
+        if count == 0 || *self.stop.borrow() {
+            return Vec::new();
+        }
+        series.run(count, Duration::MAX, &mut self.stop, &self.progress, "requests").await
+    }
+
     /// The trace of one request, from the backend.
-    async fn trace(&mut self, client: &CheckClient) {
+    async fn trace(&mut self, client: &CheckClient) -> Vec<Finding> {
         self.backend().await;
         match self.backend.take() {
-            None => {}
+            None => Vec::new(),
             Some(Ok((backend, finding))) => {
-                self.report.add(finding.clone());
                 let request = backend::CheckedRequest {
                     client,
                     expect: self.args.expect.as_ref(),
@@ -338,16 +346,15 @@ impl<'a> Run<'a> {
                 };
                 let wait = self.args.traces_wait;
                 let judged = backend::follow(&backend, &request, wait, &mut self.stop, &self.progress).await;
-                self.report.extend(judged.findings);
                 self.unseen.retain(|name| !judged.names.contains(name));
                 self.leave_unseen("the trace backend shows nothing of what it calls");
-                self.backend = Some(Ok((backend, finding)));
+                self.backend = Some(Ok((backend, finding.clone())));
+                std::iter::once(finding).chain(judged.findings).collect()
             }
             Some(Err(finding)) => {
-                self.report.add(*finding);
-                let text = "The trace of one request: not checked, because the backend cannot be read";
-                self.report.add(Finding::skip(CheckId::TracesArrived, text));
                 self.leave_unseen("the trace backend cannot be read");
+                let text = "The trace of one request: not checked, because the backend cannot be read";
+                vec![*finding, Finding::skip(CheckId::TracesArrived, text)]
             }
         }
     }
@@ -476,20 +483,6 @@ impl<'a> Run<'a> {
         let found = backend::evidence(backend, &failed, self.args.traces_wait, &mut self.stop, &self.progress).await;
         Arc::make_mut(&mut self.context.evidence).failures.extend(found);
     }
-}
-
-/// The probes of the x-ray. A failure hides the hops behind it, so the most complete of a few answers counts.
-async fn probe(client: &CheckClient, context: &HintContext) -> Option<(Probe, Xray, Tree)> {
-    let (probe, tree) = deepest(client, || Probe::new(&HeaderFamily::ALL)).await?;
-    let mut xray = chain::xray::examine_behind(context.evidence.is_front_foreign, &probe, &tree, &context.url);
-    if !xray.unwritten.is_empty() {
-        let mut answers = Vec::new();
-        for format in HeaderFamily::ALL {
-            answers.push((format, deepest(client, || Probe::new(&[format])).await.map(|(_, tree)| tree)));
-        }
-        xray.settle(|format| answers.iter().find(|(of, _)| *of == format).and_then(|(_, tree)| tree.clone()));
-    }
-    Some((probe, xray, tree))
 }
 
 /// The seam at which `x-lane` is lost, in a request of this lane.

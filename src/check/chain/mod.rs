@@ -1,12 +1,14 @@
 //! The chain itself: the hops in the expected order, and where a failed request broke.
 //!
-//! In reading order: `probe` (the request), `evidence` (what it shows), `xray` and `seams` (how it is compared), [`expect`] (the
-//! values of the options).
+//! In reading order: `probe` (the request), `walk` (over its reply), `evidence` (what it shows), `xray` and `seams` (how it is compared),
+//! [`expect`] (the values of the options), `order` (what they expect).
 
 pub(crate) mod evidence;
 pub mod expect;
+mod order;
 pub(crate) mod probe;
-mod seams;
+pub(crate) mod seams;
+mod walk;
 pub(crate) mod xray;
 
 use crate::hop::reply::{Call, Tree};
@@ -14,10 +16,14 @@ use crate::net::hosts::{address_of, host_of, is_loopback};
 use crate::upstream::foreign_response::ForeignResponse;
 
 use crate::check::chain::evidence::CALLER;
-use crate::check::chain::expect::{Expect, is_named};
+use crate::check::chain::expect::Expect;
+use crate::check::chain::order::Comparison;
+pub(crate) use crate::check::chain::order::{CallNames, calls_at_times};
+use crate::check::chain::walk::{has_failed, is_ok, settled};
+pub(crate) use crate::check::chain::walk::{hops, numbered, visit};
 use crate::check::envoy::gateway;
-use crate::check::envoy::suggestions::{HintContext, HopRef, Runner, name_of, runner};
-use crate::check::report::{CheckId, Finding, Hint, OwnCause};
+use crate::check::envoy::suggestions::{HintContext, HopRef, Runner, name_of, on_purpose, runner};
+use crate::check::report::{CheckId, Finding, Hint, OwnCause, Status};
 
 /// Why a call failed, or a hop.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -155,7 +161,7 @@ impl BreakPoint {
             FailureCause::Answered(status, stranger) => {
                 gateway::inside(*status, stranger, from, to, hints, &self.kind()).unwrap_or_default()
             }
-            FailureCause::Injected(_) => Hint::new(format!("FAULT (--fault) is set at {name}")).run(hints.settings(to)),
+            FailureCause::Injected(status) => Hint::new(on_purpose(name, &format!("fails on purpose: abort={status}"), "--fault or FAULT")).run(hints.settings(to)),
             FailureCause::Itself(503) => Hint::new(format!("{name} is overloaded (MAX_CONCURRENCY) or draining: its log says which")).run(hints.logs(to)),
             FailureCause::Itself(508) => Hint::new(format!("The chain is longer than MAX_HOPS or makes more calls than MAX_CALLS at {name}, or calls itself")).run(hints.settings(to)),
             FailureCause::Itself(_) => Hint::new(format!("{name} itself fails; its log says why")).run(hints.logs(to)),
@@ -195,29 +201,6 @@ fn by_address(from: &HopRef, to: &HopRef, hints: &HintContext) -> Option<Hint> {
     Some(
         Hint::new(cause).run(hints.settings(from)).run(format!("kubectl get pods,service -n {} -o wide", hints.namespace_of(to))),
     )
-}
-
-fn is_ok(status: u16) -> bool {
-    (200..300).contains(&status)
-}
-
-fn has_failed(call: &Call) -> bool {
-    call.error.is_some() || !call.status.is_some_and(is_ok)
-}
-
-/// The calls of a hop by URL, in a row, and whether they are attempts of one call (`--retries`): all but the last failed. A proxy in
-/// between overwrites the number of an attempt, so it does not say so.
-pub(crate) fn attempts(tree: &Tree) -> impl Iterator<Item = (&[Call], bool)> {
-    tree.upstreams.chunk_by(|a, b| a.url == b.url).map(|row| {
-        let (last, before) = row.split_last().map_or((None, row), |(last, before)| (Some(last), before));
-        let is_over = last.is_some_and(|last| has_failed(last) || is_ok(tree.status));
-        (row, !before.is_empty() && is_over && before.iter().all(has_failed))
-    })
-}
-
-/// The calls that count: of several attempts the last.
-fn settled(tree: &Tree) -> impl Iterator<Item = &Call> {
-    attempts(tree).flat_map(|(row, is_one)| &row[if is_one { row.len() - 1 } else { 0 }..])
 }
 
 /// Every deepest point at which this request broke; empty when it did not.
@@ -312,23 +295,6 @@ pub(crate) fn outline(tree: &Tree) -> String {
     }
 }
 
-/// How many hops answered.
-pub(crate) fn hops(tree: &Tree) -> usize {
-    1 + tree.upstreams.iter().flat_map(Call::replies).map(hops).sum::<usize>()
-}
-
-/// Every hop that answered, in order, with the path to it.
-pub(crate) fn visit<'a>(tree: &'a Tree, url: &'a str, depth: usize, see: &mut dyn FnMut(&'a Tree, &'a str, usize)) {
-    see(tree, url, depth);
-    for call in &tree.upstreams {
-        if let Some(reply) = &call.reply {
-            visit(reply, &call.url, depth + 1, see);
-        }
-        // Where an app of another make calls is not known.
-        call.embedded.iter().for_each(|reply| visit(reply, "", depth + 2, see));
-    }
-}
-
 /// Whether an answer of Envoy, or the name of a pod, shows that proxies may be between the hops.
 pub(crate) fn meets_proxies(tree: &Tree) -> bool {
     let by_envoy = |call: &Call| {
@@ -342,22 +308,24 @@ pub(crate) fn meets_proxies(tree: &Tree) -> bool {
 }
 
 /// The findings of the group.
-pub(crate) fn findings(tree: &Tree, url: &str, expect: Option<&Expect>, hints: &HintContext) -> Vec<Finding> {
+/// `at_times`: expected calls that other requests made.
+pub(crate) fn findings(tree: &Tree, expect: Option<&Expect>, at_times: &[CallNames], hints: &HintContext) -> Vec<Finding> {
+    let url = hints.url.as_str();
     let mut out: Vec<Finding> = breaks(tree, url).iter().map(|broken| broken.finding(CheckId::ChainHops, hints)).collect();
     if let Some(expect) = expect {
-        let caller = HopRef { name: CALLER.to_owned(), hostname: String::new(), url: String::new() };
-        compare(expect, &caller, tree, url, hints, &mut out);
+        out.extend(Comparison::of(expect, tree, url, hints, at_times).out);
     }
     let mut table = Vec::new();
     table_of(tree, 0, &mut table);
-    if out.is_empty() {
+    if !out.iter().any(|finding| finding.status == Status::Fail) {
         let count = hops(tree);
         let plural = if count == 1 { "hop" } else { "hops" };
         let text = match expect {
+            Some(expect) if !out.is_empty() => format!("{count} of the expected {plural} answered in order: {expect}"),
             Some(expect) => format!("The {count} expected {plural} answered in order: {expect}"),
             None => format!("{count} {plural} answered: {}", outline(tree)),
         };
-        out.push(Finding::pass(CheckId::ChainHops, text).lines(table));
+        out.insert(0, Finding::pass(CheckId::ChainHops, text).lines(table));
     } else if let Some(first) = out.first_mut() {
         first.detail.extend(table);
     }
@@ -374,7 +342,22 @@ pub(crate) fn findings(tree: &Tree, url: &str, expect: Option<&Expect>, hints: &
         let foreign = hop.upstreams.iter().filter(|call| call.is_foreign());
         out.extend(foreign.map(|call| stranger(&HopRef::of(hop, url), call, expect, hints)));
     });
+    out.extend(unread_order(tree));
     out
+}
+
+/// An `x-fault` of this run that changes nothing, because it cannot be read.
+fn unread_order(tree: &Tree) -> Option<Finding> {
+    let (mut names, mut why) = (Vec::new(), None);
+    visit(tree, "", 0, &mut |hop, _, _| {
+        if let Some(error) = hop.injected.as_ref().and_then(|injected| injected.error.as_deref()) {
+            why = why.or(Some(error));
+            if !names.contains(&hop.service.as_str()) {
+                names.push(&hop.service);
+            }
+        }
+    });
+    Some(Finding::skip(CheckId::ChainHops, format!("x-fault has no effect at {}: {}", names.join(", "), why?)))
 }
 
 /// A line for each hop, and for each app of another make.
@@ -419,74 +402,4 @@ fn stranger(hop: &HopRef, call: &Call, expect: Option<&Expect>, hints: &HintCont
     );
     let hint = Hint::new(cause).run(hints.settings(hop));
     Finding::fail(CheckId::ChainStranger, text, hint).seam(&hop.name, &name, None).hop(&name).into_informational()
-}
-
-fn compare(expect: &Expect, caller: &HopRef, tree: &Tree, url: &str, hints: &HintContext, out: &mut Vec<Finding>) {
-    let hop = HopRef::of(tree, url);
-    if !is_named(&tree.service, &expect.name) {
-        let text = format!("Expected {} behind {}, and {} answered", expect.name, caller.name, tree.service);
-        let cause = if caller.name == CALLER {
-            format!(
-                "The route of this URL leads to {}, not to {}: its destination, or a rewrite of the path",
-                tree.service, expect.name
-            )
-        } else {
-            format!("The UPSTREAM of {} names another hop, or SERVICE_NAME there is not what its Service is called", caller.name)
-        };
-        let is_called = caller.name != CALLER && hints.runner(caller) == Runner::Kubernetes;
-        let more = format!(
-            ", or {} leads to pods of {}: destination.host of a VirtualService, its selector, a ServiceEntry, an address that another pod has now",
-            expect.name, tree.service
-        );
-        let hint = Hint::new(cause + if is_called { &more } else { "" });
-        let destinations = "kubectl get virtualservice -A -o yaml | grep -A3 'destination:'";
-        let hint = hint.run(match caller.name == CALLER {
-            true if hints.runner(&hop) == Runner::Kubernetes => destinations.to_owned(),
-            true => hints.settings(&hop),
-            false => hints.settings(caller),
-        });
-        let leads = format!("kubectl get service,endpointslices,serviceentry -n {} -o wide", hints.namespace_of(&hop));
-        let hint = if is_called { hint.run(destinations).run(leads) } else { hint };
-        out.push(Finding::fail(CheckId::ChainOrder, text, hint).seam(&caller.name, &expect.name, None).hop(&tree.service));
-        return;
-    }
-    // An abort calls nobody: what is missing below it is not missing by configuration.
-    if tree.injected.as_ref().is_some_and(|injected| injected.abort_status.is_some()) {
-        return;
-    }
-    let has_more = tree.upstreams.len() > expect.below.len();
-    let calls: Vec<&Call> = if has_more { settled(tree).collect() } else { tree.upstreams.iter().collect() };
-    for (index, below) in expect.below.iter().enumerate() {
-        match calls.get(index).copied() {
-            None => {
-                let text = format!("{} does not call {}", tree.service, below.name);
-                let cause = format!("UPSTREAM of {} is not set, or lacks {}", tree.service, below.name);
-                out.push(
-                    Finding::fail(CheckId::ChainOrder, text, Hint::new(cause).run(hints.settings(&hop)))
-                        .seam(&tree.service, &below.name, None)
-                        .hop(&below.name),
-                );
-            }
-            Some(Call { url, reply: Some(reply), .. }) => compare(below, &hop, reply, url, hints, out),
-            // The app of another make may be named or left out.
-            Some(call) if !call.embedded.is_empty() => {
-                let from = HopRef { name: name_of(&call.url), hostname: String::new(), url: call.url.clone() };
-                let is_first = |expect: &Expect| is_named(&call.embedded[0].service, &expect.name);
-                let behind = if is_first(below) { std::slice::from_ref(below) } else { below.below.as_slice() };
-                let pairs = behind.iter().zip(&call.embedded);
-                pairs.for_each(|(below, reply)| compare(below, &from, reply, "", hints, out));
-            }
-            // Reported by the failed call itself, or as a foreign response.
-            Some(_) => {}
-        }
-    }
-    for call in calls.into_iter().skip(expect.below.len()) {
-        let text = format!("{} also calls {}, which is not expected", tree.service, call.url);
-        let cause = format!("UPSTREAM of {} names more hops than --expect, or --expect is too short", tree.service);
-        out.push(Finding::fail(CheckId::ChainOrder, text, Hint::new(cause).run(hints.settings(&hop))).seam(
-            &tree.service,
-            &name_of(&call.url),
-            None,
-        ));
-    }
 }

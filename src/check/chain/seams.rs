@@ -24,8 +24,8 @@ pub(crate) fn same_request(before: &str, after: &str) -> bool {
             && before.bytes().zip(after.bytes()).enumerate().all(|(i, (a, b))| i == REASON || a.eq_ignore_ascii_case(&b)))
 }
 
-/// Signs of a proxy between what was sent and what arrived.
-pub(crate) fn proxy(sent: &Headers, tree: &Tree) -> Proxy {
+/// Signs of a proxy between what was sent and what arrived. `attempt`: the caller's own, which it tells by the same header.
+pub(crate) fn proxy(sent: &Headers, tree: &Tree, attempt: u32) -> Proxy {
     let received = &tree.received;
     let wrote = |format: HeaderFamily| match (format.read(sent), format.read(received)) {
         (Some(before), Some(after)) => (before.trace_id, before.span_id) != (after.trace_id, after.span_id),
@@ -40,7 +40,7 @@ pub(crate) fn proxy(sent: &Headers, tree: &Tree) -> Proxy {
         w3c: wrote(HeaderFamily::W3c),
         b3: wrote(HeaderFamily::B3),
         identity: tree.client.identity.is_some(),
-        envoy: reason || tree.attempt > 1,
+        envoy: reason || (tree.attempt > 1 && tree.attempt != attempt),
         sidecar: SIDECAR_CALLS_FROM.contains(&tree.client.ip.as_ref()),
     }
 }

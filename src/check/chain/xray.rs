@@ -13,6 +13,7 @@ use crate::check::chain::evidence::{
 };
 use crate::check::chain::probe::Probe;
 use crate::check::chain::seams::{between, continued, joined, proxy, trace_of, verbatim};
+use crate::check::chain::walk::numbered;
 use crate::check::envoy::suggestions::{HopRef, name_of};
 use crate::check::report::Side;
 use crate::hop::reply::{Headers, Propagation, Tree};
@@ -22,7 +23,7 @@ use crate::trace_context::{HeaderFamily, HeaderSource as _, names_trace};
 pub(crate) fn examine(probe: &Probe, tree: &Tree, url: &str) -> Xray {
     let mut xray = Xray::default();
     let caller = HopRef { name: CALLER.to_owned(), hostname: String::new(), url: String::new() };
-    xray.hop(&caller, &probe.headers, None, tree, url, &mut Vec::new());
+    xray.hop(&caller, (&probe.headers, 1), None, tree, url, &mut Vec::new());
     xray.settle_withheld();
     xray
 }
@@ -40,10 +41,11 @@ pub(crate) fn examine_behind(is_front_foreign: bool, probe: &Probe, tree: &Tree,
 }
 
 impl Xray {
+    /// `attempt`: the caller's own count of its attempts at this call.
     fn hop(
         &mut self,
         caller: &HopRef,
-        sent: &Headers,
+        (sent, attempt): (&Headers, u32),
         caller_mode: Option<Propagation>,
         tree: &Tree,
         url: &str,
@@ -51,7 +53,7 @@ impl Xray {
     ) {
         let hop = HopRef::of(tree, url);
         let is_edge = path.is_empty();
-        let proxy = proxy(sent, tree);
+        let proxy = proxy(sent, tree, attempt);
         let (mut effects, request_id) = between(sent, &tree.received, is_edge);
         if proxy.traces() {
             effects.retain(|effect| match *effect {
@@ -75,7 +77,7 @@ impl Xray {
             own = !effects.iter().any(|effect| matches!(effect, Effect::NewTrace { .. }));
             self.fault(caller, &hop, Side::NewTrace, Some(tree.propagation), effects);
         }
-        for (index, call) in tree.upstreams.iter().enumerate() {
+        for (index, (call, attempt)) in numbered(tree).enumerate() {
             let next = match &call.reply {
                 Some(reply) => HopRef::of(reply, &call.url),
                 None => HopRef { name: name_of(&call.url), hostname: String::new(), url: call.url.clone() },
@@ -102,7 +104,7 @@ impl Xray {
             match &call.reply {
                 Some(reply) => {
                     path.push(Step { call: index, reply: 0, is_foreign: false });
-                    self.hop(&hop, &call.sent, Some(tree.propagation), reply, &call.url, path);
+                    self.hop(&hop, (&call.sent, attempt), Some(tree.propagation), reply, &call.url, path);
                     path.pop();
                 }
                 None if call.embedded.is_empty() => self.unobserved.push((hop.clone(), next)),
@@ -143,7 +145,7 @@ impl Xray {
             self.withheld.push(Withheld { via: via.clone(), from: caller.clone(), to: hop.clone(), effects: left });
         }
         // A new span id is the app's own as likely as a proxy's.
-        let signs = proxy(sent, tree);
+        let signs = proxy(sent, tree, 1);
         let proxy = Proxy { w3c: false, b3: false, envoy: tree.attempt > 1, ..signs };
         self.rows.push(row(tree, &hop, depth(path), request_id, proxy, Some(via.clone())));
         self.calls(caller, &tree.received, tree, hop, path);
@@ -181,6 +183,17 @@ impl Xray {
                 self.fault(&open.from, &open.to, Side::Hop, Some(Propagation::Continue), effects);
             } else if !self.left_out.iter().any(|(hop, format)| *hop == open.from && *format == open.format) {
                 self.left_out.push((open.from, open.format));
+            }
+        }
+    }
+
+    /// Decides the open questions by what the hops themselves say, where there is no more to ask: a hop that breaks headers on
+    /// purpose writes the format in other requests.
+    pub(crate) fn settle_by_orders(&mut self) {
+        for open in std::mem::take(&mut self.unwritten) {
+            if self.broken_by(&open.from).is_some() || self.mesh_speaks(open.format) {
+                let effects = open.names.into_iter().map(Effect::Lost).collect();
+                self.fault(&open.from, &open.to, Side::Hop, Some(Propagation::Continue), effects);
             }
         }
     }

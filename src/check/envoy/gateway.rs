@@ -1,11 +1,12 @@
 //! Explains an answer that is no reply of the chain, at the gateway and between two hops.
 
 use crate::hop::error::{Error, PROBLEM_JSON, ShedReason};
+use crate::system::held::HeldKind;
 use crate::upstream::foreign_response::{ForeignResponse, detail};
 
 use crate::check::envoy::flags::{self, Signs, fill};
 use crate::check::envoy::spans::CallSpans;
-use crate::check::envoy::suggestions::{HintContext, HopRef, Runner, quoted};
+use crate::check::envoy::suggestions::{HintContext, HopRef, Runner, on_purpose, quoted};
 use crate::check::reachability::client::FrontAnswer;
 use crate::check::report::Hint;
 
@@ -107,6 +108,11 @@ pub(crate) fn inside(
     let words = stranger.message.as_deref();
     if words == Some(Error::Shed(ShedReason::Concurrency).parts().1) {
         let cause = format!("{called} is overloaded: more requests are in flight than its MAX_CONCURRENCY");
+        return Some(Hint::new(cause).run(hints.settings(to)));
+    }
+    if words == Some(Error::Shed(ShedReason::Held(HeldKind::Answer)).parts().1) {
+        let memory = on_purpose(called, "is to hold more on purpose than it may (memory=…)", "--fault or FAULT");
+        let cause = format!("{memory}, or more and larger requests are in flight than its memory limit allows");
         return Some(Hint::new(cause).run(hints.settings(to)));
     }
     if words == Some(Error::NotFound.parts().1) {

@@ -202,6 +202,11 @@ impl HintContext {
     }
 }
 
+/// What a hop does on purpose, and who may have ordered it.
+pub(crate) fn on_purpose(hop: &str, does: &str, option: &str) -> String {
+    format!("{hop} {does} ({option}, x-fault, or its admin API)")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

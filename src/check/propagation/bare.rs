@@ -2,13 +2,15 @@
 
 use opentelemetry::trace::TraceId;
 
-use crate::check::chain::evidence::CALLER;
+use crate::check::chain::evidence::{CALLER, SeamFault, Xray};
 use crate::check::chain::probe::short;
+use crate::check::chain::seams::trace_of;
+use crate::check::chain::visit;
 use crate::check::envoy::suggestions::{HintContext, HopRef};
+use crate::check::propagation::fault;
 use crate::check::report::{CheckId, Finding, Hint};
 use crate::hop::reply::{Headers, Tree};
-use crate::trace_context::HeaderFamily;
-use crate::traces::ids::parse_trace_id;
+use crate::trace_context::{Context, HeaderFamily};
 
 /// A hop that every request reaches under one request id.
 pub(super) struct FixedId {
@@ -57,34 +59,75 @@ impl FixedId {
     }
 }
 
-/// Whether a request that brings no trace is one trace at every hop.
-pub(super) fn finding(bare: &Tree, url: &str, hints: &HintContext) -> Option<Finding> {
-    let mut known = None;
-    match walk(CALLER, None, bare, url, &mut known, hints) {
-        Some(finding) => Some(finding),
-        None => known.map(|_| Finding::pass(CheckId::PropagationBare, "A request without trace headers is one trace, too")),
+/// Whether a request that brings no trace is one trace at every hop. `xray`: of the probe, which shows what a hop itself loses or begins.
+pub(super) fn finding(bare: &Tree, xray: &Xray, hints: &HintContext) -> Option<Finding> {
+    const ID: CheckId = CheckId::PropagationBare;
+    let mut walk = BareWalk { hints, trace: None, broke: None };
+    if let Some(finding) = walk.at(CALLER, None, bare, &hints.url) {
+        return Some(finding);
     }
+    let Some(from) = walk.broke else {
+        return walk.trace.map(|_| Finding::pass(ID, "A request without trace headers is one trace, too"));
+    };
+    let mut traces = Vec::new();
+    visit(bare, &hints.url, 0, &mut |hop, _, _| {
+        let contexts = HeaderFamily::read_all(&hop.received);
+        traces.extend(contexts.iter().map(|(_, context)| context.trace_id).chain(trace_of(hop)));
+    });
+    traces.sort_by_key(|id| id.to_bytes());
+    traces.dedup();
+    let breaks = |fault: &&SeamFault| HeaderFamily::ALL.into_iter().any(|format| fault.breaks(format));
+    let known = || xray.faults.iter().filter(breaks);
+    let cause = known().find(|fault| fault.from.name == from || fault.to.name == from).or_else(|| known().next());
+    // What struck this request alone is found with its share of the others.
+    let cause = cause.filter(|_| traces.len() > 1)?;
+    let text = format!("A request without trace headers is {} traces, too", traces.len());
+    Some(Finding::fail(ID, text, Hint::default()).following(fault::id(cause)))
 }
 
-/// `sent`: to this hop. What a hop itself lost or began is not looked for: the probe shows that.
-fn walk(
-    from: &str,
-    sent: Option<&Headers>,
-    tree: &Tree,
-    url: &str,
-    known: &mut Option<TraceId>,
-    hints: &HintContext,
-) -> Option<Finding> {
-    let hop = HopRef::of(tree, url);
-    let contexts = HeaderFamily::read_all(&tree.received);
-    let own = tree.trace_id.as_ref().and_then(|id| parse_trace_id(id).ok());
-    let trace = *known.get_or_insert(contexts.first().map(|(_, context)| context.trace_id).or(own)?);
-    let before = sent.map(HeaderFamily::read_all);
-    if before.as_ref().is_some_and(|sent| sent.is_empty() || sent.iter().any(|(_, context)| context.trace_id != trace)) {
-        return None;
+/// A walk from the front on.
+struct BareWalk<'a> {
+    hints: &'a HintContext,
+    /// That of the first hop which is in one.
+    trace: Option<TraceId>,
+    /// The first hop that lost the trace itself, or began another.
+    broke: Option<String>,
+}
+
+impl BareWalk<'_> {
+    fn breaks_at(&mut self, hop: &str) -> Option<Finding> {
+        self.broke.get_or_insert_with(|| hop.to_owned());
+        None
     }
-    if let Some((odd, other)) = contexts.iter().find(|(_, context)| context.trace_id != trace) {
-        let (name, ids) = (&hop.name, format!("{} and {}", short(&trace.to_string()), short(&other.trace_id.to_string())));
+
+    /// `sent`: to this hop.
+    fn at(&mut self, from: &str, sent: Option<&Headers>, tree: &Tree, url: &str) -> Option<Finding> {
+        let contexts = HeaderFamily::read_all(&tree.received);
+        let own = trace_of(tree);
+        let trace = *self.trace.get_or_insert(contexts.first().map(|(_, context)| context.trace_id).or(own)?);
+        let before = sent.map(HeaderFamily::read_all);
+        if before.as_ref().is_some_and(|sent| sent.is_empty() || sent.iter().any(|(_, context)| context.trace_id != trace)) {
+            return self.breaks_at(from);
+        }
+        if let Some((odd, other)) = contexts.iter().find(|(_, context)| context.trace_id != trace) {
+            return Some(self.apart(from, &HopRef::of(tree, url).name, &contexts, *odd, (trace, other.trace_id)));
+        }
+        if own.is_some_and(|own| own != trace) {
+            return self.breaks_at(&tree.service);
+        }
+        tree.upstreams.iter().find_map(|call| self.at(&tree.service, Some(&call.sent), call.reply.as_deref()?, &call.url))
+    }
+
+    /// Something between two hops made a trace of its own.
+    fn apart(
+        &self,
+        from: &str,
+        name: &str,
+        contexts: &[(HeaderFamily, Context)],
+        odd: HeaderFamily,
+        (trace, other): (TraceId, TraceId),
+    ) -> Finding {
+        let ids = format!("{} and {}", short(&trace.to_string()), short(&other.to_string()));
         let goes_on = contexts.iter().find(|(_, context)| context.trace_id == trace);
         let (text, cause) = match goes_on {
             Some((usual, _)) => (
@@ -102,8 +145,7 @@ fn walk(
                 ),
             ),
         };
-        let hint = hints.providers().into_iter().fold(Hint::new(cause), Hint::run);
-        return Some(Finding::fail(CheckId::PropagationBare, text, hint).seam(from, name, None).hop(name));
+        let hint = self.hints.providers().into_iter().fold(Hint::new(cause), Hint::run);
+        Finding::fail(CheckId::PropagationBare, text, hint).seam(from, name, None).hop(name)
     }
-    tree.upstreams.iter().find_map(|call| walk(&tree.service, Some(&call.sent), call.reply.as_deref()?, &call.url, known, hints))
 }

@@ -2,7 +2,7 @@
 
 use crate::check::chain::evidence::{CALLER, Effect, SeamFault, Stranger, Xray};
 use crate::check::chain::probe::short;
-use crate::check::envoy::suggestions::{HintContext, HopRef, Runner, quoted};
+use crate::check::envoy::suggestions::{HintContext, HopRef, Runner, on_purpose, quoted};
 use crate::check::report::{CheckId, Finding, Hint, Side};
 use crate::hop::reply::Propagation;
 use crate::trace_context::{HeaderFamily, Mangling};
@@ -299,7 +299,7 @@ fn by_hop(fault: &SeamFault, xray: &Xray, hints: &HintContext) -> Hint {
     let name = &hop.name;
     let continues = fault.mode == Some(Propagation::Continue);
     if let Some(breaks) = xray.broken_by(hop) {
-        let cause = format!("{name} breaks the trace on purpose: {breaks} (--break or BREAK, x-fault, or its admin API)");
+        let cause = on_purpose(name, &format!("breaks the trace on purpose: {breaks}"), "--break or BREAK");
         return Hint::new(cause).run(hints.settings(hop));
     }
     if subject(fault) == Subject::Parent {

@@ -9,9 +9,10 @@ mod sidecars;
 mod table;
 
 use crate::check::chain::evidence::{Effect, HopEvidence, SeamFault, Withheld, Xray};
-use crate::check::chain::probe::Probe;
+use crate::check::chain::probe::{Probe, deepest};
 use crate::check::chain::xray::examine_behind;
 use crate::check::envoy::suggestions::HintContext;
+use crate::check::reachability::client::CheckClient;
 use crate::check::report::{CheckId, Finding, Side};
 use crate::hop::reply::{Propagation, Tree};
 use crate::trace_context::{HeaderFamily, is_trace_context};
@@ -33,6 +34,20 @@ pub(crate) fn dialect(w3c: bool, b3: bool) -> &'static str {
         (false, true) => "B3 (Zipkin tracer)",
         (false, false) => "no trace format",
     }
+}
+
+/// The probes of the x-ray. A failure hides the hops behind it, so the most complete of a few answers counts.
+pub(crate) async fn probed(client: &CheckClient, hints: &HintContext) -> Option<(Probe, Xray, Tree)> {
+    let (probe, tree) = deepest(client, || Probe::new(&HeaderFamily::ALL)).await?;
+    let mut xray = examine_behind(hints.evidence.is_front_foreign, &probe, &tree, &hints.url);
+    if !xray.unwritten.is_empty() {
+        let mut answers = Vec::new();
+        for format in HeaderFamily::ALL {
+            answers.push((format, deepest(client, || Probe::new(&[format])).await.map(|(_, tree)| tree)));
+        }
+        xray.settle(|format| answers.iter().find(|(of, _)| *of == format).and_then(|(_, tree)| tree.clone()));
+    }
+    Some((probe, xray, tree))
 }
 
 /// The findings of the group. `pair`: the replies to the probe and to a bare request. What broke, then what passed, then what could not be observed.
@@ -61,7 +76,7 @@ pub(crate) fn findings(probe: &Probe, xray: &Xray, pair: Option<(&Tree, &Tree)>,
     }));
     out.extend(passed::findings(xray, fixed.is_some()));
     out.extend(xray.withheld.iter().take(MAX_SEAMS).map(withheld));
-    out.extend(pair.and_then(|(_, bare)| bare::finding(bare, &hints.url, hints)));
+    out.extend(pair.and_then(|(_, bare)| bare::finding(bare, xray, hints)));
     out.extend(xray.unobserved.iter().take(MAX_SEAMS).map(|(from, to)| {
         Finding::skip(
             CheckId::PropagationUnseen,
@@ -84,7 +99,8 @@ fn unread(fault: &SeamFault, xray: &Xray) -> Option<CheckId> {
 /// Where the trace or the headers of one request of many broke.
 pub(crate) fn damage(probe: &Probe, tree: &Tree, hints: &HintContext) -> Vec<Finding> {
     const SHOWN: usize = 10;
-    let xray = examine_behind(hints.evidence.is_front_foreign, probe, tree, &hints.url);
+    let mut xray = examine_behind(hints.evidence.is_front_foreign, probe, tree, &hints.url);
+    xray.settle_by_orders();
     xray.faults.iter().take(SHOWN).map(|fault| finding(fault, &xray, hints)).collect()
 }
 
@@ -101,7 +117,12 @@ fn withheld(withheld: &Withheld) -> Finding {
 fn proxies(xray: &Xray) -> Finding {
     let (w3c, b3) = (xray.mesh_speaks(HeaderFamily::W3c), xray.mesh_speaks(HeaderFamily::B3));
     let list = |wanted: &dyn Fn(&HopEvidence) -> bool| {
-        let names: Vec<&str> = xray.rows.iter().filter(|row| wanted(row)).map(|row| row.hop.name.as_str()).collect();
+        let mut names: Vec<&str> = Vec::new();
+        for row in xray.rows.iter().filter(|row| wanted(row)) {
+            if !names.contains(&row.hop.name.as_str()) {
+                names.push(&row.hop.name);
+            }
+        }
         names.join(", ")
     };
     if w3c || b3 {

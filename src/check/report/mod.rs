@@ -313,6 +313,8 @@ pub(crate) struct Report {
     skip: Vec<String>,
     terminal: Terminal,
     findings: Vec<Finding>,
+    /// What will be reported later and is the cause of what comes before it.
+    foreseen: Vec<Finding>,
     started: Instant,
     interrupted: bool,
     /// What stopped the run, where it was no signal.
@@ -351,6 +353,7 @@ impl Report {
             skip,
             terminal,
             findings,
+            foreseen: Vec::new(),
             started,
             interrupted: false,
             stopped_by,
@@ -377,6 +380,11 @@ impl Report {
         self.prepare = Some(Box::new(prepare));
     }
 
+    /// Names causes that are reported later.
+    pub(crate) fn foresee(&mut self, causes: Vec<Finding>) {
+        self.foreseen = causes;
+    }
+
     pub(crate) fn add(&mut self, mut finding: Finding) {
         let name = finding.id.name();
         if finding.status == Status::Fail && self.skip.iter().any(|skip| name == skip || finding.group.name() == skip) {
@@ -387,7 +395,8 @@ impl Report {
             prepare(&mut finding);
         }
         if finding.status == Status::Fail
-            && let Some(cause) = self.findings.iter().find(|known| known.is_broken() && finding.follows_from(known))
+            && let Some(cause) =
+                self.findings.iter().chain(&self.foreseen).find(|known| known.is_broken() && finding.follows_from(known))
         {
             finding = finding.following(cause.follows.unwrap_or(cause.id));
         }

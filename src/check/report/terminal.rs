@@ -40,7 +40,8 @@ impl Terminal {
             let _ = writeln!(out, "{INDENT}{}", plain(line));
         }
         if let Some(cause) = finding.follows {
-            let _ = writeln!(out, "{INDENT}follows from {}, above", cause.name());
+            let place = if finding.group < cause.group() { "below" } else { "above" };
+            let _ = writeln!(out, "{INDENT}follows from {}, {place}", cause.name());
         }
         let says_so = |object: &&String| finding.cause.as_ref().is_none_or(|cause| !cause.starts_with(*object));
         if let Some(object) = finding.object.as_ref().filter(says_so) {

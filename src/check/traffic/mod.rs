@@ -4,7 +4,7 @@
 
 pub(crate) mod identity;
 pub(crate) mod lane_check;
-mod rates;
+pub(crate) mod rates;
 pub(crate) mod sample;
 pub(crate) mod sampling;
 pub(crate) mod split;
@@ -18,6 +18,7 @@ use crate::check::chain::evidence::Xray;
 use crate::check::chain::expect::{LatencyLimit, Principal, Split, is_named};
 use crate::check::envoy::suggestions::{HintContext, quoted};
 use crate::check::report::{CheckId, Finding, Hint};
+use crate::check::traffic::rates::Rates;
 use crate::check::traffic::sample::{HopSamples, Outcome, Sample, by_hop, most_calls};
 
 /// What the user expects of the traffic.
@@ -38,6 +39,7 @@ pub(crate) struct TrafficExpectation<'a> {
 pub(crate) fn findings(
     samples: &[Sample],
     xray: Option<&Xray>,
+    rates: Rates,
     expected: &TrafficExpectation<'_>,
     hints: &HintContext,
 ) -> Vec<Finding> {
@@ -51,7 +53,7 @@ pub(crate) fn findings(
     if hops.is_empty() {
         return out;
     }
-    out.extend(rates::findings(samples, xray, hints));
+    out.extend(rates.findings());
     out.push(versions(&hops));
     out.extend(expected.splits.iter().flat_map(|split| split::findings(&hops, split, hints)));
     out.push(retries(samples, expected.retries, hints));
@@ -333,6 +335,7 @@ mod tests {
         let findings = findings(
             &[sample],
             None,
+            Rates::default(),
             &TrafficExpectation {
                 success: 100.0,
                 retries: 0.0,

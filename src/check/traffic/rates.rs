@@ -10,29 +10,65 @@ use crate::check::traffic::sample::{HopSamples, Sample};
 const SHOWN: usize = 10;
 
 /// What broke in some requests and not in others, most frequent first. What breaks in every one is the x-ray's to report, which asks
-/// further. `xray`: of the probe, whose own failure of this kind has the cause.
-pub(crate) fn findings(samples: &[Sample], xray: Option<&Xray>, hints: &HintContext) -> Vec<Finding> {
-    let is_same = |a: &Finding, b: &Finding| (a.id, &a.seam, &a.cause) == (b.id, &b.seam, &b.cause);
-    let mut kinds: Vec<(&Finding, usize)> = Vec::new();
-    for damage in samples.iter().map(|sample| &sample.damage) {
-        for (at, finding) in damage.iter().enumerate() {
-            match kinds.iter_mut().find(|(known, _)| is_same(known, finding)) {
-                Some((_, struck)) => *struck += usize::from(!damage[..at].iter().any(|before| is_same(before, finding))),
-                None => kinds.push((finding, 1)),
+/// further.
+#[derive(Default)]
+pub(crate) struct Rates(Vec<RatedDamage>);
+
+/// One kind of damage.
+struct RatedDamage {
+    /// As it was first seen.
+    first: Finding,
+    struck: usize,
+    /// The requests that could show it.
+    all: usize,
+    /// The probe's own failure of this kind, which has the cause.
+    known: Option<CheckId>,
+}
+
+impl Rates {
+    /// `marked`: requests beside the `samples` that brought headers of their own. `xray`: of the probe.
+    pub(crate) fn of(samples: &[Sample], marked: &[Sample], xray: Option<&Xray>, hints: &HintContext) -> Self {
+        let is_same = |a: &Finding, b: &Finding| (&a.seam, &a.cause) == (&b.seam, &b.cause);
+        let mut kinds: Vec<(&Finding, [usize; 2])> = Vec::new();
+        let each = samples.iter().map(|sample| (0, sample)).chain(marked.iter().map(|sample| (1, sample)));
+        for (series, damage) in each.map(|(series, sample)| (series, &sample.damage)) {
+            for (at, finding) in damage.iter().enumerate() {
+                let is_new = !damage[..at].iter().any(|before| is_same(before, finding));
+                match kinds.iter_mut().find(|(known, _)| is_same(known, finding)) {
+                    Some((_, struck)) => struck[series] += usize::from(is_new),
+                    None => {
+                        let mut struck = [0; 2];
+                        struck[series] = 1;
+                        kinds.push((finding, struck));
+                    }
+                }
             }
         }
+        kinds.sort_by_key(|(_, struck)| std::cmp::Reverse(struck[0] + struck[1]));
+        let known: Vec<Finding> =
+            xray.iter().flat_map(|xray| xray.faults.iter().map(|fault| propagation::finding(fault, xray, hints))).collect();
+        let rated = kinds.into_iter().filter_map(|(first, [bare, carried])| {
+            let seam = first.seam.as_ref()?;
+            let passing = |of: &[Sample]| of.iter().filter(|sample| passes(sample, seam)).count();
+            // What only requests that bring headers show is a share of those.
+            let all = passing(marked) + if bare > 0 { passing(samples) } else { 0 };
+            let is_known = |known: &&Finding| known.seam == first.seam && (known.id == first.id || known.cause == first.cause);
+            let known = known.iter().find(is_known).map(|known| known.id);
+            let struck = bare + carried;
+            (struck < all).then(|| RatedDamage { first: first.clone(), struck, all, known })
+        });
+        Self(rated.take(SHOWN).collect())
     }
-    kinds.sort_by_key(|(_, struck)| std::cmp::Reverse(*struck));
-    let known: Vec<Finding> =
-        xray.iter().flat_map(|xray| xray.faults.iter().map(|fault| propagation::finding(fault, xray, hints))).collect();
-    let rated = kinds.into_iter().filter_map(|(first, struck)| {
-        let seam = first.seam.as_ref()?;
-        let all = samples.iter().filter(|sample| passes(sample, seam)).count();
-        let finding = rated(first, struck, all);
-        let is_known = known.iter().any(|known| (known.id, &known.seam) == (first.id, &first.seam));
-        (struck < all).then(|| if is_known { finding.following(first.id) } else { finding })
-    });
-    rated.take(SHOWN).collect()
+
+    /// Each as the x-ray has it, for what follows from it.
+    pub(crate) fn causes(&self) -> Vec<Finding> {
+        let as_cause = |rated: &RatedDamage| rated.first.clone().following(rated.known.unwrap_or(CheckId::TrafficPropagation));
+        self.0.iter().map(as_cause).collect()
+    }
+
+    pub(crate) fn findings(self) -> Vec<Finding> {
+        self.0.into_iter().map(RatedDamage::finding).collect()
+    }
 }
 
 /// Whether a request shows what happens there.
@@ -41,17 +77,20 @@ fn passes(sample: &Sample, seam: &Seam) -> bool {
     sample.hops.iter().any(|answer| answer.hop.name == *name)
 }
 
-fn rated(first: &Finding, struck: usize, all: usize) -> Finding {
-    const ID: CheckId = CheckId::TrafficPropagation;
-    let percent = 100.0 * struck as f64 / all as f64;
-    let cause = first.cause.as_ref().map(|cause| format!("{cause}. It strikes {percent:.1} % of the requests"));
-    Finding {
-        id: ID,
-        group: ID.group(),
-        text: format!("In {struck} of {all} requests: {}", first.text),
-        cause,
-        data: Some(serde_json::json!({"requests": all, "struck": struck, "percent": percent})),
-        ..first.clone()
+impl RatedDamage {
+    fn finding(self) -> Finding {
+        const ID: CheckId = CheckId::TrafficPropagation;
+        let Self { first, struck, all, known } = self;
+        let percent = 100.0 * struck as f64 / all as f64;
+        let finding = Finding {
+            id: ID,
+            group: ID.group(),
+            text: format!("In {struck} of {all} requests: {}", first.text),
+            cause: first.cause.as_ref().map(|cause| format!("{cause}. It strikes {percent:.1} % of the requests")),
+            data: Some(serde_json::json!({"requests": all, "struck": struck, "percent": percent})),
+            ..first
+        };
+        known.map_or(finding.clone(), |cause| finding.following(cause))
     }
 }
 
@@ -94,13 +133,18 @@ mod tests {
 
     #[test]
     fn what_strikes_some_requests_has_a_rate_and_what_strikes_all_is_left_to_the_probe() {
-        let found = findings(&samples(100, 5), None, &HintContext::for_tests());
+        let findings =
+            |samples: &[Sample], marked: &[Sample]| Rates::of(samples, marked, None, &HintContext::for_tests()).findings();
+        let found = findings(&samples(100, 5), &[]);
         assert_eq!((found.len(), found[0].id, found[0].status), (1, CheckId::TrafficPropagation, Status::Fail));
         assert_eq!(found[0].text, "In 5 of 100 requests: Trace broke");
         let cause = "service1 breaks the trace on purpose: cross-talk. It strikes 5.0 % of the requests";
         assert_eq!(found[0].cause.as_deref(), Some(cause));
-        assert!(findings(&samples(100, 100), None, &HintContext::for_tests()).is_empty());
-        assert!(findings(&samples(100, 0), None, &HintContext::for_tests()).is_empty());
+        assert!(findings(&samples(100, 100), &[]).is_empty());
+        assert!(findings(&samples(100, 0), &[]).is_empty());
+        // What only requests with headers of their own show is a share of those; what all show, of all.
+        let text = |struck: usize| findings(&samples(100, struck), &samples(40, 4))[0].text.clone();
+        assert_eq!((text(0), text(10)), ("In 4 of 40 requests: Trace broke".into(), "In 14 of 140 requests: Trace broke".into()));
     }
 
     #[test]

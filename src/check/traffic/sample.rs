@@ -120,13 +120,13 @@ pub(crate) struct Series {
     pub(crate) context: HintContext,
     /// Sent with every request.
     pub(crate) headers: Headers,
-    /// Each request brings a trace of its own: where nobody else begins one, no break of it would show.
-    pub(crate) has_traces: bool,
+    /// Each request brings headers of its own, as a probe does: what breaks them shows.
+    pub(crate) is_marked: bool,
 }
 
 impl Series {
     pub(crate) fn new(client: Arc<CheckClient>, context: HintContext, headers: Headers) -> Self {
-        Self { client, context, headers, has_traces: false }
+        Self { client, context, headers, is_marked: false }
     }
 
     /// Sends `all` requests at the client's rate, those within `span`, each on time whether or not the ones before were
@@ -228,8 +228,8 @@ impl Series {
     async fn one(&self, start: Instant, starved: &Starvation) -> Sample {
         let at = start.elapsed();
         let mut probe = Probe { headers: self.headers.clone() };
-        if self.has_traces {
-            probe.headers.0.extend(Probe::ordinary().headers.0.into_iter().filter(|(name, _)| name != "x-lane"));
+        if self.is_marked {
+            probe.headers.0.extend(Probe::ordinary().headers.0);
         }
         let (sent, before) = (Instant::now(), starved.so_far());
         let result = self.client.send(self.client.url.clone(), &probe.headers).await;
@@ -328,9 +328,9 @@ fn walk(tree: &Tree, url: &str, caller: &HopRef, calls: u32, sample: &mut Sample
     let own = hop.hop.clone();
     sample.hops.push(hop);
     let mut before: Option<(&str, u32)> = None;
-    let numbered = chain::attempts(tree)
-        .flat_map(|(row, is_one)| (1_u32..).zip(row).map(move |(n, call)| (call, if is_one { n } else { 1 })));
-    for (call, attempt, reply) in numbered.filter_map(|(call, attempt)| Some((call, attempt, call.reply.as_deref()?))) {
+    for (call, attempt, reply) in
+        chain::numbered(tree).filter_map(|(call, attempt)| Some((call, attempt, call.reply.as_deref()?)))
+    {
         sample.gap(&tree.service, reply, call.duration_ms);
         // A hop shows each of its own attempts, a proxy the last.
         let shown = before.filter(|(url, attempt)| *url == call.url && *attempt < reply.attempt).map_or(0, |(_, shown)| shown);

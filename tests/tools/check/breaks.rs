@@ -116,7 +116,7 @@ fn every_break_is_found_beside_the_traces_of_a_backend() {
             let hop = reporting(&demo.store);
             let store = &demo.store;
             scope.spawn(move || {
-                let run = broken(&hop, case.0, &["--traces", store, "--traces-wait", "2s"]);
+                let run = broken(&hop, case.0, &["--traces", store, "--traces-wait", "20s"]);
                 is_named(&run, case);
                 assert_eq!(run.failed().len(), 1, "one cause, one failure of {}: {:#}", case.0, run.json);
                 assert!(!run.json.to_string().contains("never arrived"), "every span was reported: {:#}", run.json);
@@ -136,7 +136,7 @@ fn a_sampler_that_follows_no_parent_is_one_failure() {
                 let mut hops = vec![reporting(store); 3];
                 hops[at] = hops[at].clone().var("OTEL_TRACES_SAMPLER", "always_off");
                 let chain = Chain::start(&hops);
-                let run = check(&chain.url(), &[&FEW[..], &["--traces", store, "--traces-wait", "2s"]].concat());
+                let run = check(&chain.url(), &[&FEW[..], &["--traces", store, "--traces-wait", "20s"]].concat());
                 let (from, to) = (format!("service{}", at + 1), format!("service{}", at + 2));
                 run.breaks_at("propagation.sampled", &from, &to, Some("hop"), &["OTEL_TRACES_SAMPLER"]);
                 assert_eq!(run.failed().len(), 1, "{:#}", run.json);
@@ -149,7 +149,7 @@ fn a_sampler_that_follows_no_parent_is_one_failure() {
 #[test]
 fn propagators_that_do_not_fit_are_one_failure_at_their_hop() {
     std::thread::scope(|scope| {
-        for (value, is_broken) in [("none", true), ("baggage", true), ("b3", true), ("b3multi,baggage", false)] {
+        for (value, is_broken) in [("none", true), ("baggage", true), ("b3,baggage", false), ("b3multi,baggage", false)] {
             scope.spawn(move || {
                 let hop = traced().var("OTEL_PROPAGATORS", value);
                 let chain = Chain::start(&[traced(), hop, traced(), traced()]);
@@ -179,7 +179,7 @@ fn what_breaks_nothing_is_no_finding() {
 }
 
 /// The share of the requests that `check` says were struck, from what it says of that in words and in figures.
-fn struck(run: &Run, says: &str) -> f64 {
+fn struck(run: &Run, at: usize, says: &str) -> f64 {
     let all = run.json["checks"].as_array().unwrap();
     let found = all.iter().find(|check| check["id"] == "traffic.propagation");
     let found = found.unwrap_or_else(|| panic!("no traffic.propagation in {:#}", run.json));
@@ -191,26 +191,124 @@ fn struck(run: &Run, says: &str) -> f64 {
     // Where the probe met it, too, its own failure has the cause.
     let cause = found["cause"].as_str().map(str::to_owned);
     let cause = cause.unwrap_or_else(|| run.check(found["follows"].as_str().unwrap())["cause"].as_str().unwrap().to_owned());
-    assert!(cause.starts_with("service2 breaks the trace on purpose: "), "{cause}");
+    assert!(cause.starts_with(&format!("service{at} breaks the trace on purpose: ")), "{cause}");
     data["percent"].as_f64().unwrap()
 }
 
+/// Runs `check` on a chain whose hop `at`, from 1 on, breaks so.
+fn rated(hop: &Hop, at: usize, kind: &str, args: &[&str]) -> Run {
+    let mut hops = vec![hop.clone(); 3];
+    hops[at - 1] = hop.clone().arg("--break", kind);
+    check(&Chain::start(&hops).url(), &[&["--count", "100", "--rate", "50"], args].concat())
+}
+
+/// What only a request with headers of its own shows is in the first five; at the first hop a bare request has nothing that breaks.
 #[test]
 fn a_break_with_a_rate_is_found_with_its_rate() {
     let five_sigma = 5.0 * (0.3_f64 * 0.7 / 100.0).sqrt() * 100.0;
-    for (hop, kind, says) in [
-        (plain(), "new-trace", "Trace broke between service2 and service3"),
-        (plain(), "new-request-id", "The request id broke between service2 and service3"),
-        (traced(), "cross-talk", "Trace broke between service2 and service3"),
-        (traced(), "shorten-b3", "shortened to 64 bits"),
-    ] {
-        let rated = format!("{kind}@30%");
-        let chain = Chain::start(&[hop.clone(), hop.clone().arg("--break", &rated), hop.clone()]);
-        let run = check(&chain.url(), &["--count", "100", "--rate", "100"]);
-        assert_eq!(run.code, Some(1), "{rated}");
-        let percent = struck(&run, says);
-        assert!((percent - 30.0).abs() < five_sigma, "{rated}: {percent} %");
+    let cases = [
+        (traced(), 2, "w3c-only", "service2 received x-b3-* and did not send them"),
+        (traced(), 1, "b3-only", "service1 received traceparent"),
+        (traced(), 1, "join=x-b3-sampled", "in which several values are joined by a comma"),
+        (traced(), 2, "duplicate=tracestate", "tracestate"),
+        (plain(), 2, "join=x-lane", "x-lane"),
+        (traced(), 1, "duplicate=traceparent", "service1 received one traceparent and sent several"),
+        (traced(), 1, "new-request-id", "The request id broke between service1 and service2"),
+        (plain(), 2, "new-trace", "Trace broke between service2 and service3"),
+        (plain(), 2, "new-request-id", "The request id broke between service2 and service3"),
+        (traced(), 2, "cross-talk", "Trace broke between service2 and service3"),
+        (traced(), 2, "shorten-b3", "shortened to 64 bits"),
+    ];
+    std::thread::scope(|scope| {
+        for (hop, at, kind, says) in cases {
+            scope.spawn(move || {
+                let run = rated(&hop, at, &format!("{kind}@30%"), &[]);
+                assert_eq!(run.code, Some(1), "{kind}: {:#}", run.json);
+                let percent = struck(&run, at, says);
+                assert!((percent - 30.0).abs() < five_sigma, "{kind}: {percent} %");
+                let failed = run.failed();
+                assert_eq!(failed.len(), 1, "one cause, one failure of {kind}: {:#}", run.json);
+            });
+        }
+    });
+}
+
+/// What a break does to the sampling and to the trace of one request follows from it, wherever the request met it.
+#[test]
+fn beside_a_backend_a_break_with_a_rate_is_one_failure() {
+    let demo = Demo::start();
+    std::thread::scope(|scope| {
+        for (at, kind, says) in [
+            (1, "flip-sampled", "The sampling decision flipped between service1 and service2"),
+            (2, "flip-sampled", "The sampling decision flipped between service2 and service3"),
+            (2, "cross-talk", "Trace broke between service2 and service3"),
+            (2, "w3c-only", "service2 received x-b3-* and did not send them"),
+        ] {
+            let store = &demo.store;
+            scope.spawn(move || {
+                let run = rated(&reporting(store), at, &format!("{kind}@30%"), &["--traces", store, "--traces-wait", "20s"]);
+                struck(&run, at, says);
+                assert_eq!(run.failed().len(), 1, "one cause, one failure of {kind} at service{at}: {:#}", run.json);
+            });
+        }
+    });
+}
+
+#[test]
+fn a_bare_request_that_breaks_at_a_hop_is_no_trace_too() {
+    let lost = ["traceparent", "x-b3-traceid", "x-b3-spanid", "x-b3-sampled"];
+    let drop = lost.into_iter().fold(traced(), |hop, name| hop.arg("--drop-header", name));
+    for hop in [traced().arg("--break", "new-trace"), drop] {
+        let run = check(&Chain::start(&[traced(), hop, traced()]).url(), &FEW);
+        run.follows("propagation.bare", "propagation.trace", &["A request without trace headers is 2 traces, too"]);
+        assert_eq!(run.failed().len(), 1, "{:#}", run.json);
     }
+    let run = check(&Chain::start(&[traced(), traced(), traced()]).url(), &FEW);
+    assert_eq!(run.fine().check("propagation.bare")["text"], "A request without trace headers is one trace, too");
+    // The last hop begins a trace of its own: nobody behind it shows that.
+    let deaf = traced().var("OTEL_PROPAGATORS", "none");
+    let run = check(&Chain::start(&[traced(), traced(), deaf]).url(), &FEW);
+    run.follows("propagation.bare", "propagation.trace", &["is 2 traces, too"]);
+}
+
+#[test]
+fn a_fault_names_everybody_who_may_have_ordered_it() {
+    let chain = Chain::start(&vec![plain().arg("--request-faults", "on"); 3]);
+    let run = check(&chain.url(), &[&FEW[..], &["-H", "x-fault: service3:abort=503"]].concat());
+    run.fails("chain.hops", &["service3 fails on purpose: abort=503 (--fault or FAULT, x-fault, or its admin API)"]);
+    let run = check(&chain.url(), &[&FEW[..], &["-H", "x-fault: garbage"]].concat());
+    let said = run.fine().checks().iter().any(|check| {
+        let text = check["text"].as_str().unwrap();
+        text.starts_with("x-fault has no effect at service1, service2, service3: ")
+    });
+    assert!(said, "{:#}", run.json);
+    let chain = Chain::start(&[plain(), plain().arg("--fault", "memory=4096MiB")]);
+    let run = check(&chain.url(), &FEW);
+    let cause = run.check("chain.hops")["cause"].as_str().unwrap();
+    assert!(
+        cause.contains("service2 is to hold more on purpose than it may (memory=…)") && !cause.contains("draining"),
+        "{cause}"
+    );
+}
+
+/// A call that is made for a share of the requests is in some of them.
+#[test]
+fn an_expected_call_may_be_made_at_times() {
+    let (second, third) = (serve("service2", &[], &[]), serve("service3", &[], &[]));
+    let front = |share: &str| {
+        let at_times = format!("{share}%=http://{}/service2", second.addr);
+        serve("service1", &["--upstream", &at_times, "--upstream", &format!("http://{}/service3", third.addr)], &[])
+    };
+    // Of 51 requests one at least makes the call, in all but 1 of 10 million runs.
+    let run_with = |share: &str| {
+        let hop = front(share);
+        check(
+            &format!("http://{}/service1", hop.addr),
+            &["--expect", "service1(service2,service3)", "--count", "50", "--rate", "500"],
+        )
+    };
+    run_with("30").fine();
+    run_with("0").breaks_at("chain.order", "service1", "service2", None, &["service1 does not call service2"]);
 }
 
 #[test]
@@ -238,6 +336,11 @@ fn repeated_calls_count_once_and_are_expected() {
     assert_eq!(failed.len(), 1, "one cause, one failure: {:#}", run.json);
     run.follows("traffic.success", "chain.hops", &["20 of 20 requests failed. service3 answered 503"]);
     assert!(run.check("traffic.retries").to_string().contains("service3 received 9 calls for 1 request"), "{:#}", run.json);
+    let proxies = run.check("propagation.proxies");
+    assert!(
+        proxies["text"].as_str().unwrap().starts_with("No proxy seen") && !proxies.to_string().contains("untraced"),
+        "{proxies}"
+    );
     // What retries hid is no failure of the request. With this rate no call fails ten times, and not every one succeeds at once,
     // in more than 99,990 of 100,000 runs.
     let hidden = chain("abort=503@25%", "9");
