@@ -488,6 +488,15 @@ mod tests {
     }
 
     #[test]
+    fn a_token_that_nobody_needs_is_warned_about() {
+        let warnings = |args: &[&str]| with_warnings(args, &[("REQUEST_FAULTS_TOKEN", "s3cret")]).unwrap().1;
+        let [warning] = &warnings(&["--request-faults", "on"])[..] else { panic!("no warning") };
+        assert!(warning.contains("REQUEST_FAULTS_TOKEN has no effect") && !warning.contains("s3cret"), "{warning}");
+        assert_eq!(warnings(&["--request-faults", "token"]), [""; 0]);
+        assert_eq!(warnings(&[]), [""; 0]);
+    }
+
+    #[test]
     fn names_of_values_are_read_in_any_case_and_several_exporters_are_a_list() {
         let exporters = |args: &[&str], env: &[(&str, &str)]| {
             let (config, warnings) = with_warnings(args, env).unwrap();
