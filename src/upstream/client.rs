@@ -7,6 +7,7 @@
 use std::fmt;
 use std::future::poll_fn;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -25,12 +26,16 @@ use tower_service::Service as _;
 
 use crate::telemetry::ids;
 use crate::upstream::answer_tracker::{AnswerBegun, TrackedStream};
-use crate::upstream::multiplexed::{Lease, Multiplexed};
+use crate::upstream::multiplexed::{CallPlace, Lease, Multiplexed};
 use crate::upstream::outcome::CallError;
 use crate::upstream::resolver::RotatingResolver;
 
 /// The largest head of an answer, and how much of its body is read at once: hyper's own limit is 400 KiB for each connection.
 const MAX_BUFFER: usize = 32 << 10;
+
+/// Between two attempts of a request that the next hop refused unprocessed: doubled each time.
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
 /// How long connections to a next hop live.
 #[derive(Debug, Clone, Copy)]
@@ -120,6 +125,15 @@ pub(crate) struct Sent {
     pub(crate) resend_count: u32,
     /// The other end of the socket.
     pub(crate) peer: Option<SocketAddr>,
+    /// Until when it may be sent again.
+    pub(crate) until: Option<Instant>,
+}
+
+impl Sent {
+    /// Of an attempt, from 1 on, that may be sent again for so long.
+    pub(crate) fn new(attempt: u32, time: Duration) -> Self {
+        Self { resend_count: attempt - 1, peer: None, until: Some(Instant::now() + time) }
+    }
 }
 
 /// A new connection: ALPN decides what it speaks.
@@ -143,8 +157,8 @@ impl Pool {
     ///
     /// A server may close a connection just when a request is on its way. So a request on a reused connection that died before
     /// a byte of an answer is sent once more, on a new connection, if it is a GET or was not written; nothing else is.
-    /// Over HTTP/2 whatever the server says that it did not process is sent once more. `resend_count` then counts one more, if the
-    /// first attempt may have been written.
+    /// Over HTTP/2 whatever the server says that it did not process is sent again as long as there is time. `resend_count` counts
+    /// the attempts that may have been written.
     ///
     /// # Errors
     ///
@@ -217,38 +231,58 @@ impl Pool {
         request: &impl Fn() -> Request<Full<Bytes>>,
         sent: &mut Sent,
     ) -> Result<(Response<Incoming>, PooledConnection), CallError> {
-        sent.peer = lease.peer();
-        let first = request();
-        let is_get = first.method() == Method::GET;
-        let unanswered = match lease.send(first, &self.target).await {
-            Ok(response) => return Ok((response, PooledConnection::Http2(lease))),
-            Err(unanswered) => unanswered,
-        };
-        let died = is_get && lease.is_reused && unanswered.is_dead;
-        if !unanswered.is_unprocessed && !died {
-            return Err(unanswered.error);
-        }
-        sent.resend_count += u32::from(unanswered.was_written);
-        drop(lease);
-        match self.lease().await? {
-            Connected::Http1(connection) => self.send_first(connection, request(), sent).await,
-            Connected::Http2(mut lease) => {
-                sent.peer = lease.peer();
-                let response = lease.send(request(), &self.target).await.map_err(|unanswered| unanswered.error)?;
-                Ok((response, PooledConnection::Http2(lease)))
+        let mut may_die = true;
+        let mut pause = FIRST_PAUSE;
+        loop {
+            sent.peer = lease.peer();
+            let request_now = request();
+            let is_get = request_now.method() == Method::GET;
+            let unanswered = match lease.send(request_now, &self.target).await {
+                Ok(response) => return Ok((response, PooledConnection::Http2(lease))),
+                Err(unanswered) => unanswered,
+            };
+            let died = is_get && lease.is_reused && unanswered.is_dead && std::mem::take(&mut may_die);
+            drop(lease);
+            if !died {
+                let wait = pause.mul_f64(0.5 + 0.5 * ids::unit());
+                if !unanswered.is_unprocessed || sent.until.is_none_or(|until| Instant::now() + wait >= until) {
+                    return Err(unanswered.error);
+                }
+                tokio::time::sleep(wait).await;
+                pause = (2 * pause).min(LONGEST_PAUSE);
             }
+            sent.resend_count += u32::from(unanswered.was_written);
+            lease = match self.lease().await? {
+                Connected::Http1(connection) => return self.send_first(connection, request(), sent).await,
+                Connected::Http2(lease) => lease,
+            };
         }
     }
 
     /// A place on an HTTP/2 connection, or a new connection.
     async fn lease(&self) -> Result<Connected, CallError> {
-        if let Some(lease) = self.multiplexed.lease() {
+        let pool = &self.multiplexed;
+        if let CallPlace::Free(lease) = pool.lease() {
             return Ok(Connected::Http2(lease));
         }
-        let _turn = self.multiplexed.connecting.lock().await;
-        match self.multiplexed.lease() {
-            Some(lease) => Ok(Connected::Http2(lease)),
-            None => self.connect().await,
+        let mut turn = None;
+        loop {
+            let mut changed = pin!(pool.changed.notified());
+            changed.as_mut().enable();
+            match pool.lease() {
+                CallPlace::Free(lease) => return Ok(Connected::Http2(lease)),
+                CallPlace::New if turn.is_some() => return self.connect().await,
+                CallPlace::New => {
+                    turn = tokio::select! {
+                        turn = pool.connecting.lock() => Some(turn),
+                        () = changed => None,
+                    }
+                }
+                CallPlace::Later => {
+                    turn = None;
+                    changed.await;
+                }
+            }
         }
     }
 

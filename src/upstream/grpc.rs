@@ -1,7 +1,9 @@
 //! `Chain/Call` as an HTTP/2 request, and its answer.
 
+use std::time::Duration;
+
 use bytes::{BufMut as _, Bytes, BytesMut};
-use http::{HeaderMap, StatusCode, header};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
 use prost::Message as _;
 use tonic::Code;
 
@@ -22,6 +24,15 @@ pub(crate) fn request(service: u16, body: Bytes) -> Bytes {
     framed.put_u32(message.encoded_len() as u32);
     framed.put(&*message.encode_to_vec());
     framed.freeze()
+}
+
+/// What a call of gRPC has in place of `accept`. The next hop learns how long this one waits.
+pub(super) fn add_headers(headers: &mut HeaderMap, timeout: Duration) {
+    headers.remove(header::ACCEPT);
+    headers.insert(header::TE, HeaderValue::from_static("trailers"));
+    if let Ok(timeout) = HeaderValue::from_str(&rpc::timeout::format(timeout)) {
+        headers.insert("grpc-timeout", timeout);
+    }
 }
 
 /// The message of a body that is one, without compression.
@@ -70,8 +81,6 @@ pub(super) fn code_of(failure: &CallError) -> Code {
 
 #[cfg(test)]
 mod tests {
-    use http::HeaderValue;
-
     use super::*;
     use crate::system::held::{HeldBudgets, HeldKind};
 

@@ -252,7 +252,7 @@ impl Upstreams {
             path: path.clone(),
             start: Instant::now(),
             started_at: SystemTime::now(),
-            progress: Progress { sent: Sent { resend_count: attempt - 1, peer: None }, ..Progress::default() },
+            progress: Progress { sent: Sent::new(attempt, timeout), ..Progress::default() },
             error: Some("cancelled"),
             rpc_code: target.is_grpc().then_some(Code::Cancelled),
             duration: None,
@@ -264,7 +264,7 @@ impl Upstreams {
                 request.headers_mut().insert("x-envoy-attempt-count", header_value(attempt));
             }
             if target.is_grpc() {
-                add_grpc_headers(request.headers_mut(), timeout.saturating_sub(start.elapsed()));
+                grpc::add_headers(request.headers_mut(), timeout.saturating_sub(start.elapsed()));
             }
             request
         };
@@ -356,15 +356,6 @@ fn broken(
         *own = other;
     }
     broken.kinds
-}
-
-/// What a call of gRPC has in place of `accept`. The next hop learns how long this one waits.
-fn add_grpc_headers(headers: &mut HeaderMap, timeout: Duration) {
-    headers.remove(header::ACCEPT);
-    headers.insert(header::TE, HeaderValue::from_static("trailers"));
-    if let Ok(timeout) = HeaderValue::from_str(&rpc::timeout::format(timeout)) {
-        headers.insert("grpc-timeout", timeout);
-    }
 }
 
 /// What is known of a call before it ends, and so also of one that times out.

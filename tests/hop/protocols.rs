@@ -36,6 +36,11 @@ struct Http2Server {
 impl Http2Server {
     /// `script` gets the number of the request, from 1 on.
     async fn start(script: impl Fn(usize) -> Act + Send + Sync + 'static) -> Self {
+        Self::allowing(None, script).await
+    }
+
+    /// Of so many streams at once on each connection.
+    async fn allowing(streams: Option<u32>, script: impl Fn(usize) -> Act + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("h2c://{}", listener.local_addr().unwrap());
         let server = Self { url, connections: Arc::default(), requests: Arc::default(), heads: Arc::default() };
@@ -44,14 +49,18 @@ impl Http2Server {
             while let Ok((stream, _)) = listener.accept().await {
                 own.connections.fetch_add(1, Ordering::SeqCst);
                 let (own, script) = (own.clone(), script.clone());
-                tokio::spawn(async move { own.serve(stream, &*script).await });
+                tokio::spawn(async move { own.serve(stream, streams, &*script).await });
             }
         });
         server
     }
 
-    async fn serve(&self, stream: tokio::net::TcpStream, script: &(impl Fn(usize) -> Act + Sync)) {
-        let Ok(mut connection) = h2::server::handshake(stream).await else { return };
+    async fn serve(&self, stream: tokio::net::TcpStream, streams: Option<u32>, script: &(impl Fn(usize) -> Act + Sync)) {
+        let mut server = h2::server::Builder::new();
+        if let Some(streams) = streams {
+            server.max_concurrent_streams(streams);
+        }
+        let Ok(mut connection) = server.handshake(stream).await else { return };
         while let Some(Ok((request, mut respond))) = connection.accept().await {
             let number = self.requests.fetch_add(1, Ordering::SeqCst) + 1;
             self.heads.lock().unwrap().push((request.uri().clone(), request.headers().clone()));
@@ -118,7 +127,37 @@ async fn calls_at_once_share_a_connection() {
 }
 
 #[tokio::test]
-async fn what_was_not_processed_is_sent_once_more_and_nothing_else() {
+async fn calls_at_once_open_connections_as_a_next_hop_that_allows_few_streams_needs_them() {
+    for (allowed, calls, connections) in [(10, 25, 3), (1, 8, 8)] {
+        // Those of the first round are all under way at once, on connections that have to be made.
+        let last = Http2Server::allowing(Some(allowed), move |_| Act::AnswerWhen(calls)).await;
+        let hop = Hop::start(&["--upstream", &last.url, "--upstream-timeout", "1m"], &[]);
+        for _ in 0..3 {
+            let answers = futures_util::future::join_all((0..calls).map(|_| hop.json("/service1", &[]))).await;
+            assert!(answers.iter().all(|(status, _)| *status == 200), "{answers:?}");
+        }
+        assert_eq!(last.connections.load(Ordering::SeqCst), connections, "as many as are needed, and they are used again");
+        assert_eq!(last.requests.load(Ordering::SeqCst), 3 * calls, "each was processed once");
+    }
+}
+
+#[tokio::test]
+async fn a_burst_whose_calls_are_refused_more_than_once_loses_none() {
+    // The first ten are under way until whatever was refused was sent again.
+    let script = |number| match number {
+        1..=10 => Act::AnswerWhen(70),
+        11..=50 => Act::Refuse,
+        _ => Act::Answer,
+    };
+    let last = Http2Server::start(script).await;
+    let hop = Hop::start(&["--request-size", "10", "--upstream", &last.url, "--upstream-timeout", "1m"], &[]);
+    let answers = futures_util::future::join_all((0..30).map(|_| hop.json("/service1", &[]))).await;
+    assert!(answers.iter().all(|(status, _)| *status == 200), "{answers:?}");
+    assert_eq!(last.requests.load(Ordering::SeqCst), 70, "each was processed once");
+}
+
+#[tokio::test]
+async fn what_was_not_processed_is_sent_again_and_nothing_else() {
     // A POST, which is not repeated for any other reason.
     for (first, status, requests) in [(Act::Refuse, 200, 2), (Act::Reset, 502, 1), (Act::Close, 502, 1)] {
         let last = Http2Server::start(move |number| if number == 1 { first } else { Act::Answer }).await;
@@ -129,13 +168,17 @@ async fn what_was_not_processed_is_sent_once_more_and_nothing_else() {
         assert_eq!(hop.json("/service1", &[]).await.0, 200, "{first:?}");
     }
     let last = Http2Server::start(|_| Act::Refuse).await;
-    let hop = Hop::start(&["--upstream", &last.url], &[]);
-    assert_eq!(hop.json("/service1", &[]).await.0, 502);
-    assert_eq!(last.requests.load(Ordering::SeqCst), 2, "once more, and not for ever");
+    let hop = Hop::start(&["--upstream", &last.url, "--upstream-timeout", "3s"], &[]);
+    let (status, reply) = hop.json("/service1", &[]).await;
+    let error = reply["upstreams"][0]["error"].as_str().unwrap_or_default();
+    assert!(status == 502 && error.contains("refused"), "{reply}");
+    // With pauses that double from 10 ms to half a second, on the one connection.
+    assert!((3..24).contains(&last.requests.load(Ordering::SeqCst)), "as long as there is time: {last:?}");
+    assert_eq!(last.connections.load(Ordering::SeqCst), 1);
 }
 
 #[tokio::test]
-async fn a_request_above_the_last_stream_of_a_goaway_is_sent_once_more() {
+async fn a_request_above_the_last_stream_of_a_goaway_is_sent_again() {
     const SETTINGS: &[u8] = &[0, 0, 0, 4, 0, 0, 0, 0, 0];
     // Last stream 0, no error.
     const GOAWAY: &[u8] = &[0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
@@ -155,11 +198,26 @@ async fn a_request_above_the_last_stream_of_a_goaway_is_sent_once_more() {
         }
         stream.write_all(GOAWAY).await.unwrap();
         let (next, _) = raw.accept().await.unwrap();
-        own.serve(next, &|_| Act::Answer).await;
+        own.serve(next, None, &|_| Act::Answer).await;
     });
     let hop = Hop::start(&["--request-size", "10", "--upstream", &format!("h2c://{addr}")], &[]);
     assert_eq!(hop.json("/service1", &[]).await.0, 200);
     assert_eq!(answering.requests.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn a_next_hop_that_accepts_and_says_nothing_costs_its_calls_their_time_and_no_connection() {
+    use tokio::io::AsyncReadExt as _;
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("h2c://{}", silent.local_addr().unwrap());
+    let hop = Hop::start(&["--upstream", &url, "--upstream-timeout", "500ms"], &[]);
+    for _ in 0..2 {
+        let (answer, accepted) = tokio::join!(hop.json("/service1", &[]), silent.accept());
+        assert_eq!(answer.0, 504, "{}", answer.1);
+        let mut sent = Vec::new();
+        let closed = tokio::time::timeout(crate::common::PATIENCE, accepted.unwrap().0.read_to_end(&mut sent)).await;
+        closed.expect("the connection is closed").unwrap();
+    }
 }
 
 #[tokio::test]
