@@ -238,7 +238,7 @@ fn reply<'a>(
         received: HeaderList::Own(RedactedHeaders::received(&exchange.carried)),
         client: Client {
             ip: Text::Address(exchange.client),
-            identity: exchange.identity.as_ref().map(|(_, name)| Text::Borrowed(name)),
+            identity: exchange.identity.as_ref().and_then(|(_, name)| name.as_deref()).map(Text::Borrowed),
             identity_source: exchange.identity.as_ref().map(|(source, _)| Text::Borrowed(source)),
         },
         protocol: Some(Text::Borrowed(exchange.protocol())),

@@ -58,8 +58,9 @@ pub(crate) struct Exchange {
     path: Option<PathAndQuery>,
     /// As reported: `X-Real-IP`, else the first of `X-Forwarded-For`, else of `Forwarded`, else the peer.
     pub(crate) client: IpAddr,
-    /// Who names the caller, and the name: the certificate that it presented here, else `x-forwarded-client-cert`, as reported.
-    pub(crate) identity: Option<(&'static str, Arc<str>)>,
+    /// Who names the caller, and the name: the certificate that it presented here, also one without a name, else
+    /// `x-forwarded-client-cert`, as reported.
+    pub(crate) identity: Option<(&'static str, Option<Arc<str>>)>,
     /// `x-envoy-attempt-count`, or 1.
     pub(crate) attempt: u32,
     /// How many hops the request has passed.
@@ -155,7 +156,7 @@ impl Exchange {
         let unknown = ConnectionInfo {
             peer: (Ipv4Addr::UNSPECIFIED, 0).into(),
             is_tls: false,
-            certificate: ClientCertificate { is_missing: true, identity: None },
+            certificate: ClientCertificate { is_missing: true, ..ClientCertificate::default() },
             connection: None,
         };
         let connection = request.extensions_mut().remove().unwrap_or(unknown);
@@ -176,8 +177,11 @@ impl Exchange {
         let RequestIds { context, new_trace, request_id, draws } = RequestIds::read(node, &head.carried, attempt);
         let is_grpc = head.is_grpc && request.version() == Version::HTTP_2;
         let (client, is_https) = (head.client().unwrap_or(connection.peer.ip()), head.is_https().unwrap_or(connection.is_tls));
-        let presented = connection.certificate.identity.clone().map(|name| ("tls", name));
-        let identity = presented.or_else(|| Some(("xfcc", head.identity?.into())));
+        let certificate = &connection.certificate;
+        let identity = match head.identity {
+            _ if certificate.is_presented => Some(("tls", certificate.identity.clone())),
+            reported => reported.map(|name| ("xfcc", Some(name.into()))),
+        };
         node.metrics.active_requests(known_method(request.method()), scheme(is_https)).inc();
         let hops = head.hops.unwrap_or(0);
         Arc::new(Self {

@@ -105,6 +105,7 @@ impl<S: HttpService> Protocols<S> {
         let presented = session.peer_certificates().and_then(|chain| chain.first());
         let certificate = ClientCertificate {
             is_missing: tls.asks_for_certificate && presented.is_none(),
+            is_presented: presented.is_some(),
             identity: presented.and_then(identity),
         };
         let agreed = session.alpn_protocol().map(|name| name == b"h2");

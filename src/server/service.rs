@@ -36,7 +36,9 @@ pub(crate) struct ConnectionInfo {
 pub(crate) struct ClientCertificate {
     /// Certificates are asked for (`--tls-client-ca`) and the peer presented none.
     pub(crate) is_missing: bool,
-    /// Who the certificate names; `None` without one.
+    /// A valid one was presented.
+    pub(crate) is_presented: bool,
+    /// Who the certificate names; `None` without one, and when it names nobody.
     pub(crate) identity: Option<Arc<str>>,
 }
 

@@ -149,7 +149,7 @@ impl PemFiles {
     }
 }
 
-/// Who a certificate names: its SPIFFE URI, else another URI, else its subject.
+/// Who a certificate names: its SPIFFE URI, else another URI, else its subject, else a DNS name or an email address.
 pub(crate) fn identity(certificate: &CertificateDer<'_>) -> Option<Arc<str>> {
     const MAX: usize = 1024;
     let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
@@ -159,8 +159,15 @@ pub(crate) fn identity(certificate: &CertificateDer<'_>) -> Option<Arc<str>> {
         names.unwrap_or_default().iter().filter_map(uri)
     };
     let uri = uris().find(|uri| uri.starts_with("spiffe://")).or_else(|| uris().next());
-    let name = uri.unwrap_or_else(|| certificate.subject().to_string());
-    Some(name).filter(|name| !name.is_empty() && name.len() <= MAX).map(Arc::from)
+    let subject = || Some(certificate.subject().to_string()).filter(|subject| !subject.is_empty());
+    let other = || {
+        names?.iter().find_map(|name| match name {
+            GeneralName::DNSName(name) | GeneralName::RFC822Name(name) => Some((*name).to_owned()),
+            _ => None,
+        })
+    };
+    let name = uri.or_else(subject).or_else(other);
+    name.filter(|name| !name.is_empty() && name.len() <= MAX).map(Arc::from)
 }
 
 /// Presents the same certificate, always the current one, to a next hop that asks for one.

@@ -273,24 +273,35 @@ async fn hops_call_each_other_over_mutual_tls() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_uri_of_a_certificate_names_the_caller_and_a_header_does_not() {
+async fn a_certificate_names_the_caller_and_a_header_does_not() {
     let files = Files::new("identity");
     let callers = authority("callers");
     let ca = files.write("callers.crt", &callers.pem());
     let secure = Secure::start("identity", &["--tls-client-ca", &ca]);
     let uri = |uri: &str| rcgen::SanType::URI(uri.try_into().unwrap());
-    let mut params = rcgen::CertificateParams::new(vec!["caller.example".to_owned()]).unwrap();
-    params.subject_alt_names.extend([uri("https://other.example/"), uri("spiffe://mesh/ns/a/sa/caller")]);
-    let key = rcgen::KeyPair::generate().unwrap();
-    let own = (params.signed_by(&key, &callers).unwrap().pem(), key.serialize_pem());
-    let mut stream = secure.connect(&[b"http/1.1"], Some(&own)).await.unwrap();
-    let request = "GET /service1?format=json HTTP/1.1\r\nhost: hop\r\nconnection: close\r\n\
-                   x-forwarded-client-cert: By=spiffe://a;URI=spiffe://made/up\r\n\r\n";
-    stream.write_all(request.as_bytes()).await.unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.unwrap();
-    let client = r#""identity":"spiffe://mesh/ns/a/sa/caller","identity_source":"tls""#;
-    assert!(answer.contains(client), "{answer}");
+    let uris = [uri("https://other.example/"), uri("spiffe://mesh/ns/a/sa/caller")];
+    // The last two have an empty subject, and the last no name at all.
+    for (names, uris, has_subject, identity) in [
+        (&["caller.example"][..], &uris[..], true, r#""spiffe://mesh/ns/a/sa/caller""#),
+        (&["caller.example"], &[], true, r#""CN=rcgen self signed cert""#),
+        (&["caller.example"], &[], false, r#""caller.example""#),
+        (&["127.0.0.1"], &[], false, "null"),
+    ] {
+        let mut params = rcgen::CertificateParams::new(names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>()).unwrap();
+        params.subject_alt_names.extend_from_slice(uris);
+        if !has_subject {
+            params.distinguished_name = rcgen::DistinguishedName::new();
+        }
+        let key = rcgen::KeyPair::generate().unwrap();
+        let own = (params.signed_by(&key, &callers).unwrap().pem(), key.serialize_pem());
+        let mut stream = secure.connect(&[b"http/1.1"], Some(&own)).await.unwrap();
+        let request = "GET /service1?format=json HTTP/1.1\r\nhost: hop\r\nconnection: close\r\n\
+                       x-forwarded-client-cert: By=spiffe://a;URI=spiffe://made/up\r\n\r\n";
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.contains(&format!(r#""identity":{identity},"identity_source":"tls""#)), "{identity}: {answer}");
+    }
 }
 
 fn trusting(authority: &Authority) -> rustls::ClientConfig {
