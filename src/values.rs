@@ -163,10 +163,13 @@ pub(crate) fn header_name(text: &str) -> Result<HeaderName, String> {
     HeaderName::from_bytes(text.trim().as_bytes()).map_err(|_| "not a header name".to_owned())
 }
 
+/// The largest N of `service<N>`.
+pub(crate) const MAX_SERVICE_NUMBER: u16 = 9999;
+
 /// The N of `service<N>`: 0 to 9999 without leading zeros.
 pub(crate) fn service_number(digits: &str) -> Option<u16> {
     let canonical = digits == "0" || !digits.starts_with(['0', '+']);
-    digits.parse().ok().filter(|n| canonical && *n <= 9999)
+    digits.parse().ok().filter(|n| canonical && *n <= MAX_SERVICE_NUMBER)
 }
 
 /// The address of a listener, as it is configured.

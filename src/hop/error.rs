@@ -38,6 +38,8 @@ pub(crate) enum Error {
     UpgradeRequired,
     /// 415: the path is a method of gRPC, and the request is none.
     NotGrpc,
+    /// 501: a method of gRPC that has one message was called with more (gRPC, "Status codes").
+    MessageCount,
     /// 504: the caller's `grpc-timeout` has passed.
     DeadlineExceeded,
     /// 500: a panic.
@@ -79,7 +81,7 @@ impl Error {
         match self {
             Self::CertificateRequired => (
                 StatusCode::FORBIDDEN,
-                "A client certificate is needed here (--tls-client-ca); only /healthz and /readyz answer without one.",
+                "A client certificate is needed here (--tls-client-ca); only /healthz, /readyz and grpc.health.v1 answer without one.",
             ),
             Self::NotFound => (
                 StatusCode::NOT_FOUND,
@@ -114,6 +116,7 @@ impl Error {
                 StatusCode::UNSUPPORTED_MEDIA_TYPE,
                 "This path is a method of gRPC: HTTP/2 with content-type application/grpc. Over HTTP the chain is /service<N>.",
             ),
+            Self::MessageCount => (StatusCode::NOT_IMPLEMENTED, "This method has one message, and more were sent."),
             Self::DeadlineExceeded => (StatusCode::GATEWAY_TIMEOUT, "The time that the caller's grpc-timeout allows has passed."),
             Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "The hop failed while it answered; the reason is in its log."),
             Self::Shed(ShedReason::Concurrency) => {
@@ -224,6 +227,7 @@ mod tests {
             Error::ForeignOrigin,
             Error::UpgradeRequired,
             Error::NotGrpc,
+            Error::MessageCount,
             Error::DeadlineExceeded,
             Error::Internal,
             Error::Shed(ShedReason::Concurrency),

@@ -25,6 +25,7 @@ use crate::hop::effects;
 use crate::hop::error::{Error, ShedReason};
 use crate::hop::exchange::Exchange;
 use crate::hop::fault::FaultDecision;
+use crate::hop::limits::{CALL_OVERHEAD, MAX_BODY};
 use crate::hop::response;
 use crate::hop::state::{Node, StreamPlace};
 use crate::hop::streams::{Pace, until_closing};
@@ -207,32 +208,43 @@ impl EndpointKind {
         }
         let node = &exchange.node;
         let places = self.places(node);
+        let is_full = || is_limited && places.iter().all(|places| places.available_permits() == 0);
+        let shed = || exchange.shed(if self.is_stream() { ShedReason::Streams } else { ShedReason::Concurrency });
+        // A call is refused for its head alone: the caller's side of its stream may stay open.
+        if exchange.is_grpc && (is_refusal || !is_grpc) {
+            return Err(Error::NotFound);
+        }
+        if exchange.is_grpc && is_full() {
+            return Err(shed());
+        }
+        // A refusal is no work that could be slow or fail.
+        let is_work = !is_refusal
+            && (matches!(self, Self::Text | Self::Call | Self::Events | Self::Socket | Self::StreamCall)
+                || self == Self::Chain && names_a_service(request.uri().path()));
+        let decided = (exchange.is_grpc && is_work).then(|| decide(exchange));
+        let is_aborted = decided.as_ref().and_then(|decided| decided.struck.as_ref()?.abort).is_some();
         if self != Self::Reflection && !request.body().is_end_stream() {
             // Whoever waits for `100 Continue` is not asked for a body that changes nothing (RFC 9110, 10.1.1).
-            let is_full = || is_limited && places.iter().all(|places| places.available_permits() == 0);
             let is_unwanted =
                 request.headers().contains_key(EXPECT) && (is_refusal || self.will_refuse(exchange, request) || is_full());
             if !is_unwanted {
                 let is_kept = is_grpc || self == Self::Chain && node.forward_body;
                 let held = is_kept.then(|| node.held.empty(HeldKind::RequestBody));
-                read_body(request, exchange, held).await?;
+                read_body(request, exchange, held, is_aborted).await?;
             }
         }
         let permit = if self.is_stream() {
-            let place = node.streams.clone().try_acquire_owned().map_err(|_| exchange.shed(ShedReason::Streams))?;
+            let place = node.streams.clone().try_acquire_owned().map_err(|_| shed())?;
             request.extensions_mut().insert::<StreamPlace>(Arc::new(place));
             None
         } else if is_limited {
             let place = places[0].try_acquire().or_else(|_| places[1].try_acquire());
-            Some(place.map_err(|_| exchange.shed(ShedReason::Concurrency))?)
+            Some(place.map_err(|_| shed())?)
         } else {
             None
         };
-        // A refusal is no work that could be slow or fail.
-        let is_work = matches!(self, Self::Text | Self::Call | Self::Events | Self::Socket | Self::StreamCall)
-            || self == Self::Chain && names_a_service(request.uri().path());
-        if is_work && !is_refusal {
-            decide_and_wait(exchange).await?;
+        if is_work {
+            wait_and_strike(exchange, decided.unwrap_or_else(|| decide(exchange))).await?;
         }
         Ok(permit)
     }
@@ -267,16 +279,20 @@ fn is_service_number(n: &str) -> bool {
     percent_decode_str(n).decode_utf8().is_ok_and(|n| service_number(&n).is_some())
 }
 
+/// What latency and faults do to a request.
+fn decide(exchange: &Exchange) -> FaultDecision {
+    exchange.watch();
+    let node = &*exchange.node;
+    let asked = node.request_faults.read(&exchange.carried, &node.identity, &node.propagator);
+    node.faults.decide(exchange.draws, exchange.context(), asked)
+}
+
 /// Latency and faults come before the work, as they would in a slow or broken service.
 ///
 /// # Errors
 ///
 /// A fault asks for more memory than the hop may hold.
-async fn decide_and_wait(exchange: &Exchange) -> Result<(), Error> {
-    exchange.watch();
-    let node = &*exchange.node;
-    let asked = node.request_faults.read(&exchange.carried, &node.identity, &node.propagator);
-    let FaultDecision { wait, struck } = node.faults.decide(exchange.draws, exchange.context(), asked);
+async fn wait_and_strike(exchange: &Exchange, FaultDecision { wait, struck }: FaultDecision) -> Result<(), Error> {
     // Boxed, because the size of a timer would be every request's.
     if !wait.is_zero() {
         Box::pin(tokio::time::sleep(wait)).await;
@@ -296,12 +312,12 @@ pub(crate) fn aborted(exchange: &Exchange) -> Option<Response> {
 }
 
 /// Reads the whole body, so that an answer never overtakes it, and counts its bytes. They are stored where `held` counts them,
-/// else discarded.
+/// else discarded. Of a call that will be aborted the message is enough.
 ///
 /// # Errors
 ///
-/// The body is too large, too slow or broken off, or its budget is used up.
-async fn read_body(request: &mut Request, exchange: &Exchange, mut held: Option<Held>) -> Result<(), Error> {
+/// The body is too large, too slow or broken off, its budget is used up, or a call has more than one message.
+async fn read_body(request: &mut Request, exchange: &Exchange, mut held: Option<Held>, is_aborted: bool) -> Result<(), Error> {
     let mut body = std::mem::take(request.body_mut());
     let (mut count, mut bytes) = (0, Vec::new());
     while let Some(frame) = body.frame().await {
@@ -310,6 +326,12 @@ async fn read_body(request: &mut Request, exchange: &Exchange, mut held: Option<
         if let Some(held) = &mut held {
             held.add(data.len()).map_err(|Exhausted(kind)| exchange.shed(ShedReason::Held(kind)))?;
             bytes.extend_from_slice(&data);
+        }
+        match message_length(&bytes).filter(|_| exchange.is_grpc) {
+            Some(length) if length > MAX_BODY + CALL_OVERHEAD => return Err(Error::ContentTooLarge),
+            Some(length) if bytes.len() > length => return Err(Error::MessageCount),
+            Some(length) if is_aborted && bytes.len() == length => break,
+            _ => {}
         }
     }
     let held = held.map(Arc::new);
@@ -324,6 +346,12 @@ async fn read_body(request: &mut Request, exchange: &Exchange, mut held: Option<
     let content_type = request.headers().get(CONTENT_TYPE).cloned();
     exchange.set_body(count, held.map(|held| ForwardedBody { bytes: bytes.into(), content_type, _held: held }));
     Ok(())
+}
+
+/// How long the first message of gRPC is with its prefix, as soon as that is there.
+fn message_length(bytes: &[u8]) -> Option<usize> {
+    let [_, length @ ..] = bytes.first_chunk::<5>()?;
+    Some(5 + u32::from_be_bytes(*length) as usize)
 }
 
 /// Which limit ended the body. Without one it was broken off or malformed.

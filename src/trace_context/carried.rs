@@ -128,7 +128,9 @@ pub fn is_never_carried(name: &str) -> bool {
         "x-hop-count",
         "x-call-budget",
     ];
-    NEVER.contains(&name) || name.starts_with("x-forwarded-") || name.starts_with("x-envoy-") || name == "forwarded"
+    // What the calls of gRPC write themselves.
+    let is_of_grpc = name.starts_with("grpc-") && (!name.ends_with("-bin") || name == "grpc-status-details-bin");
+    is_of_grpc || NEVER.contains(&name) || name.starts_with("x-forwarded-") || name.starts_with("x-envoy-") || name == "forwarded"
 }
 
 /// Whether a request id is usable: visible ASCII, 1 to 128 bytes.

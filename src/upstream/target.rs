@@ -11,7 +11,7 @@ use http::{HeaderValue, Uri};
 use crate::net::hosts::{UrlError, parse_url, redacted_url};
 use crate::rpc::CALL;
 use crate::upstream::client::Protocol;
-use crate::values::{percent_number, percent_text, service_number};
+use crate::values::{MAX_SERVICE_NUMBER, percent_number, percent_text, service_number};
 
 /// A next hop.
 #[derive(Debug, Clone, PartialEq)]
@@ -44,7 +44,7 @@ impl Target {
     /// A call of gRPC has its method for a path; what is shown is what it means.
     pub(crate) fn path(&self, n: u16) -> (PathAndQuery, Cow<'_, str>) {
         if self.protocol == Protocol::Grpc {
-            let url = if self.has_path { Cow::Borrowed(&*self.url) } else { format!("{}/service{}", self.url, n + 1).into() };
+            let url = if self.has_path { Cow::Borrowed(&*self.url) } else { format!("{}/service{}", self.url, next(n)).into() };
             return (PathAndQuery::from_static(CALL), url);
         }
         if !self.has_path {
@@ -57,6 +57,11 @@ impl Target {
         let path = self.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
         (path, Cow::Borrowed(&*self.url))
     }
+}
+
+/// The last number that a call of gRPC can have is its own next one.
+fn next(n: u16) -> u16 {
+    (n + 1).min(MAX_SERVICE_NUMBER)
 }
 
 /// As it is configured, without query.
@@ -72,7 +77,7 @@ impl fmt::Display for Target {
 impl Target {
     /// The N that a request for `/service<n>` goes on with.
     pub(super) fn service(&self, n: u16) -> u16 {
-        self.service.filter(|_| self.has_path).unwrap_or(n + 1)
+        self.service.filter(|_| self.has_path).unwrap_or(next(n))
     }
 
     pub(super) fn is_grpc(&self) -> bool {
@@ -198,6 +203,8 @@ mod tests {
         assert_eq!(path("grpcs://a/service7"), (CALL.to_owned(), "grpcs://a/service7".to_owned()));
         let service = |text: &str| text.parse::<Target>().unwrap().service(1);
         assert_eq!((service("grpc://a"), service("grpc://a/service7"), service("grpc://a/service0")), (2, 7, 0));
+        let last = "grpc://a".parse::<Target>().unwrap();
+        assert_eq!((last.path(9999).1.into_owned(), last.service(9999)), ("grpc://a/service9999".to_owned(), 9999));
         for bad in ["grpc://a/", "grpc://a/x", "grpc://a/service01", "grpc://a/service1?b=c", "grpc://", "grpc:a", "GRPC2://a"] {
             assert!(bad.parse::<Target>().is_err(), "{bad}");
         }

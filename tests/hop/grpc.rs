@@ -323,7 +323,10 @@ async fn what_is_refused_is_refused_with_a_status() {
     for (path, body, code) in [
         ("/httpserver.v1.Chain/Other", framed(&CallRequest::default()), Code::Unimplemented),
         ("/other.Service/Call", framed(&CallRequest::default()), Code::Unimplemented),
+        ("/service1", framed(&CallRequest::default()), Code::Unimplemented),
+        ("/hello/service1", framed(&CallRequest::default()), Code::Unimplemented),
         (CALL, framed(&large), Code::ResourceExhausted),
+        (CALL, [framed(&CallRequest::default()), framed(&CallRequest::default())].concat().into(), Code::Unimplemented),
         (CALL, framed(&CallRequest { service: Some(10_000), ..CallRequest::default() }), Code::InvalidArgument),
         (CALL, framed(&CallRequest { response_bytes: 2 << 20, ..CallRequest::default() }), Code::InvalidArgument),
         (CALL, Bytes::from_static(b"\0\0\0\0\x02\xff\xff"), Code::Internal),
@@ -331,6 +334,18 @@ async fn what_is_refused_is_refused_with_a_status() {
         let called = send(&quick, path, &[], body, true).await;
         assert_eq!(called.status.code(), code, "{path}: {:?}", called.status);
         assert!(called.head.contains_key("x-request-id"));
+    }
+    // Before the caller has ended its side of the stream.
+    let aborting = Hop::start(&["--fault", "abort=503"], &[]);
+    for (hop, path, body, code) in [
+        (&quick, "/other.Service/Call", framed(&CallRequest::default()), Code::Unimplemented),
+        (&quick, "/service1", framed(&CallRequest::default()), Code::Unimplemented),
+        (&quick, "/metrics", framed(&CallRequest::default()), Code::Unimplemented),
+        (&quick, CALL, Bytes::from_static(b"\0\xff\xff\xff\xff"), Code::ResourceExhausted),
+        (&aborting, CALL, framed(&CallRequest { service: Some(7), ..CallRequest::default() }), Code::Unavailable),
+    ] {
+        let called = send(hop, path, &[], body, false).await;
+        assert_eq!(called.status.code(), code, "{path}: {:?}", called.status);
     }
     // The largest body, and a deadline that has passed.
     let largest = CallRequest { body: Bytes::from(vec![b'x'; 64 << 10]), service: Some(9999), response_bytes: 1 << 20 };
@@ -347,6 +362,8 @@ async fn what_is_refused_is_refused_with_a_status() {
             (hop.metrics().await.sum("http_server_active_requests", &[("http_request_method", "POST")]) >= 1.0).then_some(())
         })
         .await;
+        let open = send(&hop, CALL, &[], framed(&CallRequest::default()), false).await;
+        assert_eq!(open.status.code(), Code::Unavailable, "{:?}", open.status);
         call(&hop, &[]).await
     };
     let shed = tokio::select! { _ = busy => panic!("it waits an hour"), shed = shed => shed };
