@@ -141,6 +141,9 @@ fn finding(session: &Session<'_>, count: usize, failed: usize, tally: &Tally) ->
     let Tally { calls, crossed, without, matched } = *tally;
     if calls == 0 {
         let text = format!("Cross-talk: {sent}: no call came{failures}");
+        if session.failed_before() {
+            return Finding::fail(CheckId::ProbeCrossTalk, text, Hint::default()).following(CheckId::ProbeReach);
+        }
         return Finding::fail(CheckId::ProbeCrossTalk, text, Hint::new("the app does not stand so many requests at a time"));
     }
     if crossed > 0 {

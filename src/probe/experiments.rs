@@ -1,5 +1,7 @@
 //! What is sent, one request after the other, and what is concluded from the calls that come.
 
+use std::sync::{Mutex, PoisonError};
+
 use http::HeaderMap;
 
 use crate::check::report::{CheckId, Finding, Hint, Report};
@@ -19,7 +21,8 @@ const REPEATS: usize = 3;
 /// Runs all experiments and adds their findings to the report.
 pub(super) async fn run(args: &ProbeArgs, caller: &AppClient, downstream: &Downstream, report: &mut Report) {
     let (passing, calls) = (Vec::new(), None);
-    let mut session = Session { args, caller, downstream, calls, patience: BACKGROUND, status: 0, passing, request_id: false };
+    let (patience, failed) = (BACKGROUND, Mutex::default());
+    let mut session = Session { args, caller, downstream, calls, patience, status: 0, passing, request_id: false, failed };
     if !session.reach(report).await {
         return;
     }
@@ -27,6 +30,7 @@ pub(super) async fn run(args: &ProbeArgs, caller: &AppClient, downstream: &Downs
     session.headers(report).await;
     session.sampling(report).await;
     session.precedence(report).await;
+    report.extend(findings::failed(session.failed.get_mut().unwrap_or_else(PoisonError::into_inner)));
     session.invalid(report).await;
     session.failures(report).await;
     report.add(crosstalk::run(&session).await);
@@ -67,7 +71,7 @@ impl Session<'_> {
             let mut seen = FateCounts::default();
             for _ in 0..REPEATS {
                 let sent = WrittenIds::fresh();
-                for call in self.ask(&sampled(&[(format, &sent)])).await.calls {
+                for call in self.ask_about(format.title(), &sampled(&[(format, &sent)])).await.calls {
                     let fate = fate::of_context(format, &sent, &call.headers);
                     let others = Format::ALL.into_iter().filter(|other| *other != format);
                     let goes_on =
@@ -92,7 +96,7 @@ impl Session<'_> {
         for &format in self.passing.iter().filter(|format| **format != Format::W3c) {
             let mut sent = WrittenIds::fresh();
             sent.trace.replace_range(..16, "");
-            for call in self.ask(&sampled(&[(format, &sent)])).await.calls {
+            for call in self.ask_about("B3 with a trace id of 64 bits", &sampled(&[(format, &sent)])).await.calls {
                 seen.push((format, fate::of_short_id(format, &sent, &call.headers)));
             }
         }
@@ -113,7 +117,8 @@ impl Session<'_> {
                     headers.insert(name, value);
                 }
             }
-            for call in self.ask(&headers).await.calls {
+            let what = "W3C (traceparent), x-request-id, baggage, tracestate and other carried headers";
+            for call in self.ask_about(what, &headers).await.calls {
                 for ((name, value), seen) in names.iter().zip(&values).zip(&mut seen) {
                     seen.add(call.to, fate::of_value(name, value, &call.headers));
                 }
@@ -142,7 +147,7 @@ impl Session<'_> {
                     let sent = WrittenIds::fresh();
                     let mut headers = HeaderMap::new();
                     sent.write(format, decision, &mut headers);
-                    for call in self.ask(&headers).await.calls {
+                    for call in self.ask_about("another sampling decision", &headers).await.calls {
                         of += 1;
                         let found = Format::ALL.map(|format| fate::decision_of(format, &call.headers));
                         let found = fate::decision_of(format, &call.headers).or_else(|| found.into_iter().flatten().next());
@@ -163,11 +168,11 @@ impl Session<'_> {
     /// All formats in one request: with one trace, and with three that disagree.
     async fn precedence(&mut self, report: &mut Report) {
         let one = WrittenIds::fresh();
-        let together = self.ask(&sampled(&Format::ALL.map(|format| (format, &one)))).await;
+        let together = self.ask_about("all formats of trace context", &sampled(&Format::ALL.map(|format| (format, &one)))).await;
         report.add(findings::together(&one, &together.calls));
         let several = Format::ALL.map(|format| (format, WrittenIds::fresh()));
         let headers = sampled(&[(several[0].0, &several[0].1), (several[1].0, &several[1].1), (several[2].0, &several[2].1)]);
-        let outcome = self.ask(&headers).await;
+        let outcome = self.ask_about("all formats of trace context", &headers).await;
         report.add(findings::precedence(&several, &outcome.calls));
     }
 

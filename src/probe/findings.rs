@@ -162,6 +162,24 @@ pub(super) fn calls(args: &ProbeArgs, addresses: &[SocketAddr], outcomes: &[AppO
     out
 }
 
+/// Requests that the app failed: what it makes of their headers is not known.
+pub(super) fn failed(failed: &[(&'static str, String)]) -> Option<Finding> {
+    let (first, answer) = failed.first()?;
+    let mut what: Vec<&str> = Vec::new();
+    for (had, _) in failed {
+        if !what.contains(had) {
+            what.push(had);
+        }
+    }
+    let text = format!("The app fails {} requests because of what they bring: it {answer} to {first}", failed.len());
+    let hint = Hint::new("the code that reads these headers fails, and its log says why; without them it answers");
+    Some(Finding::fail(CheckId::ProbeReach, text, hint).lines(what.into_iter().map(str::to_owned)))
+}
+
+fn uncalled(id: CheckId, what: &str) -> Finding {
+    Finding::skip(id, format!("{what}: not checked, because no call came of requests that have it"))
+}
+
 /// One format. That none of them passes is a finding of its own.
 pub(super) fn format(session: &Session<'_>, format: Format, seen: &FateCounts) -> Finding {
     let id = match format {
@@ -170,6 +188,9 @@ pub(super) fn format(session: &Session<'_>, format: Format, seen: &FateCounts) -
         Format::B3Single => CheckId::ProbeB3Single,
     };
     let (title, calls) = (format.title(), seen.calls());
+    if calls == 0 {
+        return uncalled(id, title);
+    }
     if let Some(how) = seen.mangling() {
         let text = format!("{title}: the app {} ({calls} calls)", how.text());
         return Finding::fail(id, text, Hint::new(mangled_by(how)));
@@ -234,6 +255,9 @@ pub(super) fn short_ids(seen: &[(Format, Fate)]) -> Finding {
 
 /// Whether a trace goes on at all.
 pub(super) fn context(session: &Session<'_>, results: &[(Format, FateCounts)]) -> Finding {
+    if results.iter().all(|(_, seen)| seen.calls() == 0) {
+        return uncalled(CheckId::ProbeContext, "A trace context");
+    }
     if session.passing.is_empty() {
         let anew = results.iter().any(|(_, seen)| seen.count(&Fate::Anew) > 0);
         let damaged = results.iter().any(|(_, seen)| seen.mangling().is_some());
@@ -257,6 +281,9 @@ pub(super) fn context(session: &Session<'_>, results: &[(Format, FateCounts)]) -
 /// A header without ids of spans.
 pub(super) fn header(session: &Session<'_>, id: CheckId, name: &str, seen: &FateCounts) -> Finding {
     let calls = seen.calls();
+    if calls == 0 {
+        return uncalled(id, name);
+    }
     if let Some(how) = seen.mangling() {
         return Finding::fail(id, format!("{name}: the app {} ({calls} calls)", how.text()), Hint::new(mangled_by(how)));
     }
@@ -277,6 +304,9 @@ pub(super) fn header(session: &Session<'_>, id: CheckId, name: &str, seen: &Fate
 
 /// The other headers of the table, in one finding.
 pub(super) fn carried(session: &Session<'_>, names: &[&str], seen: &[FateCounts]) -> Finding {
+    if seen.iter().all(|seen| seen.calls() == 0) {
+        return uncalled(CheckId::ProbeCarried, "Other headers");
+    }
     let of = |wanted: fn(&FateCounts) -> bool| -> Vec<&str> {
         names.iter().zip(seen).filter(|(_, seen)| wanted(seen)).map(|(name, _)| *name).collect()
     };

@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tonic::{Code, Status};
 
-use crate::probe::ProbeArgs;
+use crate::probe::{ListenAddress, ProbeArgs};
 use crate::rpc::status::code_of;
 use crate::rpc::{CONTENT_TYPE, is_grpc};
 use crate::server::tls::{ServerTls, TlsOptions};
@@ -92,7 +92,7 @@ impl Downstream {
         let shared = Arc::new(ListenerState { calls, mood, status: args.downstream_status, reply, message });
         let (stop, _) = watch::channel(false);
         let (mut addresses, mut servers) = (Vec::new(), Vec::new());
-        for address in &args.downstream {
+        for ListenAddress { address, .. } in &args.downstream {
             let named = |error: std::io::Error| (1, format!("--downstream {address}: cannot listen there: {error}"));
             let listener = TcpListener::bind(address).await.map_err(named)?;
             let address = listener.local_addr().map_err(named)?;

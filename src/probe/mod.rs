@@ -40,7 +40,7 @@ pub struct ProbeArgs {
     pub app_url: Url,
     /// Listen here for the app's calls, over HTTP and gRPC: point its next-hop setting at this address (repeatable)
     #[arg(long, value_name = "ADDRESS", required = true, value_parser = address)]
-    pub downstream: Vec<SocketAddr>,
+    pub downstream: Vec<ListenAddress>,
     /// Answer the app's calls with this file instead of `{}`, over gRPC as the message instead of an empty one
     #[arg(long, value_name = "FILE")]
     pub downstream_reply: Option<PathBuf>,
@@ -95,7 +95,7 @@ impl ProbeArgs {
     fn again(&self, url: &Url, more: &str) -> String {
         let mut words = vec!["httpserver probe".to_owned(), quoted(&without_secrets(url))];
         let mut put = |name: &str, value: &str| words.push(format!("--{name} {}", quoted(value)));
-        self.downstream.iter().for_each(|address| put("downstream", &address.to_string()));
+        self.downstream.iter().for_each(|address| put("downstream", &address.address.to_string()));
         let files = [
             ("downstream-reply", &self.downstream_reply),
             ("downstream-tls-cert", &self.downstream_tls_cert),
@@ -137,13 +137,22 @@ fn without_secrets(url: &Url) -> String {
     query.map_or(shown.clone(), |query| format!("{shown}?{query}"))
 }
 
-fn address(text: &str) -> Result<SocketAddr, String> {
-    let text = ["http://", "h2c://", "grpc://", "https://", "grpcs://"]
-        .into_iter()
-        .find_map(|scheme| text.strip_prefix(scheme))
-        .unwrap_or(text);
+/// Where the app's calls are awaited.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListenAddress {
+    address: SocketAddr,
+    /// It was written with the scheme of TLS.
+    is_tls: bool,
+}
+
+fn address(text: &str) -> Result<ListenAddress, String> {
+    let schemes = [("http://", false), ("h2c://", false), ("grpc://", false), ("https://", true), ("grpcs://", true)];
+    let (text, is_tls) =
+        schemes.into_iter().find_map(|(scheme, is_tls)| Some((text.strip_prefix(scheme)?, is_tls))).unwrap_or((text, false));
     let with_host = if text.starts_with(':') { format!("127.0.0.1{text}") } else { text.replace("localhost:", "127.0.0.1:") };
-    with_host.parse().map_err(|_| "accepted: an address to listen on, like `127.0.0.1:9001` or `0.0.0.0:9001`".to_owned())
+    let address = with_host.parse();
+    let address = address.map_err(|_| "accepted: an address to listen on, like `127.0.0.1:9001` or `0.0.0.0:9001`".to_owned())?;
+    Ok(ListenAddress { address, is_tls })
 }
 
 fn status(text: &str) -> Result<StatusCode, String> {
@@ -186,6 +195,12 @@ async fn prepare(args: &ProbeArgs) -> Result<(AppClient, Downstream), (u8, Strin
     let checks: Vec<&str> = CheckId::ALL.iter().filter(|id| id.group() == Group::Probe).map(|id| id.name()).collect();
     if let Some(unknown) = args.skip.iter().find(|skip| !checks.contains(&skip.as_str())) {
         return Err((2, format!("--skip {unknown}: no such check; accepted: {}", checks.join(", "))));
+    }
+    if let Some(ListenAddress { address, .. }) =
+        args.downstream.iter().find(|one| one.is_tls && args.downstream_tls_cert.is_none())
+    {
+        let why = "TLS needs a certificate; accepted: with --downstream-tls-cert and --downstream-tls-key";
+        return Err((2, format!("--downstream https:// or grpcs://{address}: {why}, or http://, h2c:// and grpc://")));
     }
     let trust = Trust::new(args.cacert.as_deref(), args.insecure).map_err(|why| {
         let path = args.cacert.as_deref().map(|path| path.display().to_string()).unwrap_or_default();

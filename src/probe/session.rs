@@ -1,6 +1,7 @@
 //! What every experiment needs.
 
 use std::str::FromStr;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use http::HeaderMap;
@@ -42,6 +43,8 @@ pub(super) struct Session<'a> {
     pub(super) passing: Vec<Format>,
     /// The request id arrives as it was sent.
     pub(super) request_id: bool,
+    /// Requests of experiments on headers that the app failed: what they had, and how it answered.
+    pub(super) failed: Mutex<Vec<(&'static str, String)>>,
 }
 
 impl Session<'_> {
@@ -49,6 +52,24 @@ impl Session<'_> {
     pub(super) async fn ask(&self, headers: &HeaderMap) -> AppOutcome {
         let wait = Wait::For { calls: self.calls, patience: self.patience, usual: self.status };
         self.caller.ask(self.downstream, headers, wait).await
+    }
+
+    /// The same of an experiment on headers. A request that the app fails shows nothing of them: its calls do not count.
+    pub(super) async fn ask_about(&self, what: &'static str, headers: &HeaderMap) -> AppOutcome {
+        let mut outcome = self.ask(headers).await;
+        let answer = match &outcome.status {
+            Ok(status) if *status >= 500 && self.status < 500 => format!("answers {status}"),
+            Ok(_) => return outcome,
+            Err(why) => format!("gives no answer ({why})"),
+        };
+        outcome.calls.clear();
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner).push((what, answer));
+        outcome
+    }
+
+    /// Whether the app failed a request because of what it brought.
+    pub(super) fn failed_before(&self) -> bool {
+        !self.failed.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 
     pub(super) fn expects(&self, name: &str) -> bool {

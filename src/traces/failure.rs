@@ -8,6 +8,8 @@ use crate::traces::trace::{PlacedSpan, Trace};
 /// Names and statuses of a sentence; more are counted.
 const NAMED: usize = 8;
 const MAX_TEXT: usize = 120;
+/// What a hop's span says of an answer that its fault cut.
+const CUT_BY_FAULT: &str = "injected_fault";
 
 /// How a request failed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -47,6 +49,8 @@ pub enum Origin {
         callee: Option<Box<str>>,
         /// What came of it.
         why: Box<str>,
+        /// A fault that was injected at the called service did it.
+        injected: bool,
     },
 }
 
@@ -77,6 +81,27 @@ impl Failure {
     /// Whether every origin is an answer: what was not reached then was not called.
     pub fn ended_in_answers(&self) -> bool {
         !self.origins.is_empty() && self.origins.iter().all(|origin| !matches!(origin, Origin::NoAnswer { .. }))
+    }
+
+    /// Notes the calls whose answer a fault cut, by the word of the services that sent it.
+    pub(crate) fn read_faults(mut self, traces: &[Trace]) -> Self {
+        let cut: Vec<&str> = traces
+            .iter()
+            .flat_map(Trace::rows)
+            .filter(|row| row.span.kind == Some(Kind::Server) && row.span.tag("error.type") == Some(CUT_BY_FAULT))
+            .filter_map(|row| row.span.service())
+            .collect();
+        self.mark(|callee, _| cut.contains(&callee));
+        self
+    }
+
+    /// Notes the calls whose answer a fault cut. `is_cut`: by the called service, and why its caller says that it had no answer.
+    pub(crate) fn mark(&mut self, is_cut: impl Fn(&str, &str) -> bool) {
+        for origin in &mut self.origins {
+            if let Origin::NoAnswer { callee: Some(callee), why, injected, .. } = origin {
+                *injected |= is_cut(callee, why);
+            }
+        }
     }
 
     /// Who of these was called without an answer.
@@ -114,7 +139,13 @@ impl Origin {
             Self::Failed { service, why } => {
                 format!("{} failed ({})", shorten(service, MAX_TEXT), plain(&shorten(why, MAX_TEXT)))
             }
-            Self::NoAnswer { caller, callee, why } => {
+            Self::NoAnswer { caller, callee: Some(callee), why, injected: true } => format!(
+                "{} gave {} no whole answer, by its injected fault ({})",
+                shorten(callee, MAX_TEXT),
+                shorten(caller, MAX_TEXT),
+                plain(&shorten(why, MAX_TEXT))
+            ),
+            Self::NoAnswer { caller, callee, why, .. } => {
                 let callee = callee.as_ref().map_or_else(|| "its next hop".to_owned(), |callee| shorten(callee, MAX_TEXT));
                 format!("{} called {callee} in vain ({})", shorten(caller, MAX_TEXT), plain(&shorten(why, MAX_TEXT)))
             }
@@ -136,14 +167,17 @@ fn origin<'a>(rows: &'a [PlacedSpan], mut row: &'a PlacedSpan) -> Origin {
     let status = status_of(&row.span).filter(|status| *status >= 400);
     let caller = row.parent.map(|at| &rows[at]).filter(|above| above.span.kind == Some(Kind::Client));
     match (row.span.kind, status, caller) {
-        (Some(Kind::Server), None, Some(above)) => {
-            Origin::NoAnswer { caller: name(&above.span), callee: row.span.service().map(Box::from), why: why(&above.span) }
-        }
+        (Some(Kind::Server), None, Some(above)) => Origin::NoAnswer {
+            caller: name(&above.span),
+            callee: row.span.service().map(Box::from),
+            why: why(&above.span),
+            injected: false,
+        },
         (Some(Kind::Server), Some(status), _) => Origin::Answered { service: name(&row.span), status, injected: false },
         (Some(Kind::Server), None, None) => Origin::Failed { service: name(&row.span), why: why(&row.span) },
         _ => {
             let callee = row.span.remote_service().or_else(|| row.span.tag("server.address"));
-            Origin::NoAnswer { caller: name(&row.span), callee: callee.map(Box::from), why: why(&row.span) }
+            Origin::NoAnswer { caller: name(&row.span), callee: callee.map(Box::from), why: why(&row.span), injected: false }
         }
     }
 }
@@ -246,7 +280,8 @@ mod tests {
         assert!(verdict.deviations[0].contains("the others were not reached, do not report"), "{verdict:?}");
         let verdict = Verdict::of(&[trace(&text.replace("SERVER service2 503", "SERVER service2 canceled"))], &expected);
         assert!(!verdict.failure.unwrap().contains("never called"));
-        let origin = Origin::NoAnswer { caller: "service1".into(), callee: Some("service2".into()), why: "late".into() };
+        let origin =
+            Origin::NoAnswer { caller: "service1".into(), callee: Some("service2".into()), why: "late".into(), injected: false };
         let late = Failure { status: Some(504), origins: vec![origin], reached: vec!["service1".into()] };
         let verdict = Verdict::of(
             &[trace("1 - SERVER service1 504\n2 1 CLIENT service1 timeout")],
@@ -257,6 +292,27 @@ mod tests {
                 .ends_with("service2 was called in vain and has not reported; nobody knows of service3 and service4."),
             "{verdict:?}"
         );
+    }
+
+    #[test]
+    fn an_answer_that_a_fault_cut_is_said_to_be_cut_by_it() {
+        let text = "1 - SERVER a 502\n2 1 CLIENT a broken_answer\n3 2 SERVER b injected_fault";
+        let verdict = Verdict::of(&[trace(text)], &ExpectedTrace::default());
+        let said = "The request failed with 502: b gave a no whole answer, by its injected fault (broken_answer).";
+        assert_eq!(verdict.failure.as_deref(), Some(said));
+    }
+
+    #[test]
+    fn what_was_not_sampled_is_said_to_be_not_sampled() {
+        let hops: Vec<Box<str>> = (1..=3).map(|n| format!("service{n}").into()).collect();
+        let breaks = vec!["The sampling decision flipped between service2 and service3.".to_owned()];
+        let expected = ExpectedTrace { hops, breaks, sampling_ends: true, ..ExpectedTrace::of_hops(3) };
+        let text = "1 - SERVER service1 200\n2 1 CLIENT service1 200\n3 2 SERVER service2 200\n4 3 CLIENT service2 200";
+        let verdict = Verdict::of(&[trace(text)], &expected);
+        let said = "2 services instead of 3 reported (service1, service2): the rest is not sampled.";
+        assert_eq!(verdict.deviations[0], said);
+        assert!(verdict.deviations[1].ends_with("the rest is not sampled."), "{verdict:?}");
+        assert!(!verdict.deviations.join(" ").contains("on the way"), "{verdict:?}");
     }
 
     #[test]

@@ -19,6 +19,7 @@ const NAMED_ORPHANS: usize = 5;
 const NAMED_SERVICES: usize = 8;
 /// How many services are distinguished; a hostile trace has thousands.
 const MAX_SERVICES: usize = 200;
+const UNSAMPLED: &str = "the rest is not sampled";
 /// The longest name in a sentence, characters.
 const MAX_NAME: usize = 60;
 
@@ -65,6 +66,8 @@ pub struct ExpectedTrace {
     pub failure: Option<Failure>,
     /// Where the trace broke, by the reply: a sentence each.
     pub breaks: Vec<String>,
+    /// A hop on the way turned "sampled" into "not sampled": what is behind it reports nothing.
+    pub sampling_ends: bool,
     /// Every app runs beside a sidecar that reports: an app's server span hangs below its own sidecar's, and a sidecar's client
     /// span below its app's.
     pub sidecars: bool,
@@ -174,6 +177,7 @@ impl Verdict {
             ..Self::default()
         };
         let failure = expected.failure.clone().or_else(|| traces.first().and_then(Failure::of));
+        let failure = failure.map(|failure| failure.read_faults(traces));
         let never_called = failure.as_ref().map_or_else(Vec::new, |failure| verdict.never_called(failure, expected));
         verdict.failure = failure.as_ref().map(|failure| failure.sentence(&never_called));
         verdict.compare_counts(failure.as_ref(), expected, &never_called);
@@ -208,6 +212,7 @@ impl Verdict {
             ([], _) if is_known && !never_called.is_empty() && never_called == unheard => {
                 format!("{} {} never called", listed(never_called), if unheard.len() == 1 { "was" } else { "were" })
             }
+            ([], _) if expected.sampling_ends => UNSAMPLED.to_owned(),
             ([], _) if !expected.breaks.is_empty() => "the rest is in another trace".to_owned(),
             ([], _) => "the others were not reached, do not report, are in another trace because a hop lost the trace headers, or their spans are still on the way".to_owned(),
             (_, []) => format!("{} was called in vain and has not reported", listed(&in_vain)),
@@ -246,10 +251,10 @@ impl Verdict {
         // A service that was never called has no server span, and its caller no client span.
         let wanted = expected.spans.map(|wanted| wanted.saturating_sub(2 * never_called.len()));
         if let Some(wanted) = wanted.filter(|wanted| *wanted != self.spans) {
-            let why = if self.spans < wanted {
-                "some are still on the way, were lost, or a call was never made"
-            } else {
-                "a call was made more than once, or somebody else reports too"
+            let why = match self.spans < wanted {
+                true if expected.sampling_ends => UNSAMPLED,
+                true => "some are still on the way, were lost, or a call was never made",
+                false => "a call was made more than once, or somebody else reports too",
             };
             let found = counted(self.spans, "span");
             self.say(format!("{found} instead of {wanted} arrived (a server span per service, a client span per call): {why}."));
@@ -332,8 +337,7 @@ impl Verdict {
                 self.misplaced.extend(apart.map(|(row, text)| Misplaced { id: row.span.id, text }));
             }
         }
-        let texts: Vec<String> = self.misplaced.iter().map(|misplaced| misplaced.text.clone()).collect();
-        self.deviations.extend(texts);
+        self.deviations.extend(self.misplaced.iter().map(|misplaced| misplaced.text.clone()));
         let mut counts: HashMap<&str, (usize, usize)> = HashMap::new();
         expected.required.iter().for_each(|span| counts.entry(&span.service).or_default().1 += 1);
         self.missing.iter().for_each(|span| counts.entry(&span.service).or_default().0 += 1);
@@ -341,8 +345,6 @@ impl Verdict {
             let (missing, wanted) = counts.get(&*service).copied().unwrap_or_default();
             format!("{missing} of {wanted} spans of {} did not arrive.", shorten(&service, MAX_NAME))
         });
-        let silent: Vec<String> = silent.collect();
-        drop(counts);
         self.deviations.extend(silent);
     }
 

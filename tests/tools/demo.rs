@@ -118,6 +118,27 @@ fn a_whole_trace_of_a_request_that_failed_is_said_to_have_failed() {
     assert!(said.contains("The request failed with 504: service2 called service3 in vain (no whole answer within"), "{stdout}");
 }
 
+/// What `--once` prints with this fault, its white space as one blank.
+fn once_with(fault: &str) -> String {
+    let (_, stdout, _) = run(&["--once", "--quiet", "--latency", "0", "--fault", fault]);
+    stdout.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[test]
+fn an_answer_that_a_fault_cut_or_never_gave_is_said_to_be_its_doing() {
+    for fault in ["reset", "truncate", "hang"] {
+        let said = once_with(&format!("service3:{fault}"));
+        assert!(said.contains("service3 gave service2 no whole answer, by its injected fault ("), "{fault}: {said}");
+    }
+}
+
+#[test]
+fn what_is_not_sampled_any_more_is_neither_lost_nor_on_the_way() {
+    let said = once_with("service2:break=flip-sampled");
+    assert!(said.contains("The sampling decision flipped between service2 and service3"), "{said}");
+    assert!(said.contains("the rest is not sampled.") && !said.contains("on the way"), "{said}");
+}
+
 #[test]
 fn once_listens_where_it_is_told_to() {
     let front = common::ports::free_addr().port();
@@ -197,6 +218,12 @@ fn it_goes_on_serving_draws_further_traces_and_ends_on_ctrl_c() {
     let (status, _) = get(front, "/service1", &format!("b3: {trace}-a2fb4a1d1a96d312-1\r\n"));
     assert_eq!(status, 200);
     serving.process.until_printed("2 requests used this trace id.");
+
+    // One that fails, or breaks, says so.
+    get(front, "/service1", "x-fault: service2:abort=503\r\n");
+    serving.process.until_printed("The request failed with 502: service2 answered 503, by its injected fault");
+    get(front, "/service1", "x-fault: service2:break=new-trace\r\n");
+    serving.process.until_printed("- Trace broke between service2 and service3");
 
     // The same trace is there for everybody who speaks Zipkin's API, and so is what others report.
     let spans = wait_until("ten spans in the store", || {

@@ -405,6 +405,33 @@ fn a_hop_of_the_chain_passes_and_one_that_loses_headers_does_not() {
 }
 
 #[test]
+fn requests_that_the_app_fails_are_a_finding_and_nothing_is_said_of_their_headers() {
+    let crashing = |headers: &Headers| {
+        let crash = headers.iter().any(|(name, _)| name == "x-request-id").then(|| ("crash".to_owned(), String::new()));
+        Some(copied(headers).into_iter().chain(crash).collect())
+    };
+    let (ran, report) = probed(crashing, &["--expect", "x-request-id"]);
+    assert_eq!((ran.code, failed(&report)), (Some(1), vec!["probe.reach"]), "{report:#}");
+    let checks = report["checks"].as_array().unwrap();
+    let finding = checks.iter().find(|check| check["status"] == "fail").unwrap();
+    let text = finding["text"].as_str().unwrap();
+    assert!(text.starts_with("The app fails 3 requests because of what they bring: it answers 500 to "), "{text}");
+    assert!(text.contains("x-request-id"), "{text}");
+    assert!(text_of(&report, "probe.request-id").contains("not checked, because no call came"), "{report:#}");
+    assert!(text_of(&report, "probe.w3c").contains("forwarded untouched"), "{report:#}");
+}
+
+#[test]
+fn an_address_for_tls_needs_a_certificate() {
+    for scheme in ["https", "grpcs"] {
+        let downstream = format!("{scheme}://{}", ports::free_addr());
+        let ran = run(&["probe", "http://127.0.0.1:9/", "--downstream", &downstream], &[]);
+        assert_eq!((ran.code, ran.stdout.as_str()), (Some(2), ""), "{}", ran.stderr);
+        assert!(ran.stderr.contains("--downstream-tls-cert"), "{}", ran.stderr);
+    }
+}
+
+#[test]
 fn wrong_usage_is_named_and_nothing_is_sent() {
     let app = "http://127.0.0.1:9/";
     for (flags, parts) in [

@@ -18,6 +18,9 @@ pub(crate) struct BrokenSeam {
     to: String,
     /// What was called is in another trace, or hangs below another span than the caller's call.
     pub(crate) broken: bool,
+    /// What is behind is not sampled any more.
+    #[serde(skip)]
+    pub(crate) ends_sampling: bool,
     /// The headers that are lost or damaged.
     headers: Vec<String>,
     /// A sentence.
@@ -39,13 +42,15 @@ pub(crate) fn seams(tree: &Tree) -> Vec<BrokenSeam> {
             let name = |name: &str| if name == CALLER { "the caller".to_owned() } else { name.to_owned() };
             let broken = is_broken(&fault.from.name, &fault.to.name) || is_new_trace(fault);
             let headers = fault.effects.iter().filter_map(Effect::header).collect();
-            BrokenSeam { from: name(&fault.from.name), to: fault.to.name.clone(), broken, headers, text: sentence(fault) + "." }
+            let ends_sampling = fault.effects.iter().any(|effect| matches!(effect, Effect::Sampled { after: false, .. }));
+            let (from, to, text) = (name(&fault.from.name), fault.to.name.clone(), sentence(fault) + ".");
+            BrokenSeam { from, to, broken, ends_sampling, headers, text }
         })
         .collect();
     for (from, to, text) in broken {
         if !found.iter().any(|seam| seam.from == from && seam.to == to) {
             let headers = HeaderFamily::ALL.into_iter().map(|family| family.header().to_owned()).collect();
-            found.push(BrokenSeam { from, to, broken: true, headers, text });
+            found.push(BrokenSeam { from, to, broken: true, ends_sampling: false, headers, text });
         }
     }
     found.sort_by_key(|seam| !seam.broken);

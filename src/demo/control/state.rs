@@ -20,8 +20,9 @@ use crate::demo::control::until;
 use crate::demo::store::Store;
 use crate::hop::app::App;
 use crate::hop::config::HopConfig;
-use crate::hop::fault::{FAULTS, Faults, FaultsForm};
+use crate::hop::fault::{FAULTS, Fault, FaultKind, Faults, FaultsForm, Injection};
 use crate::hop::reply::Tree;
+use crate::hop::request_faults::AddressedFault;
 use crate::net::addresses::reachable;
 use crate::net::hosts::redacted_url;
 use crate::server::shutdown::Phase;
@@ -377,15 +378,39 @@ impl DemoState {
             Some(reply) => Some(hops_of(reply).map(|hop| &hop.service).collect::<HashSet<_>>().len()),
             None => is_chain.then_some(hops.len()),
         };
-        let breaks = reply.as_ref().map(seams).unwrap_or_default();
         ExpectedTrace {
             services: services.map(|services| services..=usize::MAX),
             caller: Caller::Unknown,
             hops,
-            failure: reply.and_then(|reply| reply.failure()),
-            breaks: breaks.into_iter().filter(|seam| seam.broken).map(|seam| seam.text).collect(),
+            ..reply.map(|reply| self.expected_by(&reply)).unwrap_or_default()
+        }
+    }
+
+    /// What a reply says of its traces.
+    pub(crate) fn expected_by(&self, reply: &Tree) -> ExpectedTrace {
+        let seams = seams(reply);
+        let mut failure = reply.failure();
+        // A hop that hangs reports a caller that hung up.
+        failure
+            .iter_mut()
+            .for_each(|failure| failure.mark(|hop, why| why.starts_with("no whole answer within") && self.hangs(hop, reply)));
+        ExpectedTrace {
+            failure,
+            sampling_ends: seams.iter().any(|seam| seam.ends_sampling),
+            breaks: seams.into_iter().filter(|seam| seam.broken || seam.ends_sampling).map(|seam| seam.text).collect(),
             ..ExpectedTrace::default()
         }
+    }
+
+    /// Whether a hop was ordered to hang, by its configuration or by the request.
+    fn hangs(&self, name: &str, reply: &Tree) -> bool {
+        let is_hang = |fault: &Fault| fault.kind == FaultKind::Hang;
+        let orders = reply.received.get("x-fault").iter().flat_map(|orders| orders.split(';'));
+        let orders = orders.filter_map(|order| order.trim().parse::<AddressedFault>().ok());
+        let mut for_hop = orders.filter(|order| order.hop().is_none_or(|hop| hop == name));
+        let hop = self.hops.iter().find(|hop| hop.name == name);
+        hop.is_some_and(|hop| hop.faults().config().faults.iter().any(is_hang))
+            || for_hop.any(|order| matches!(&order.what, Injection::Fault(fault) if is_hang(fault)))
     }
 
     /// Whether the first hop took part with an endpoint that calls the others.

@@ -39,8 +39,15 @@ pub fn render_verdict(verdict: &Verdict, style: &Style) -> String {
     }
     line.put(PLAIN, &format!("  {counts}"));
     canvas.end(line);
-    for deviation in verdict.failure.iter().chain(&verdict.deviations) {
-        canvas.paragraph("  - ", "    ", &clean(deviation, usize::MAX, style.unicode));
+    canvas.out + &render_sentences(verdict.failure.iter().chain(&verdict.deviations), &style)
+}
+
+/// A line, or more, for each sentence.
+pub(crate) fn render_sentences<'a>(sentences: impl Iterator<Item = &'a String>, style: &Style) -> String {
+    let style = style.usable();
+    let mut canvas = Canvas::new(&style);
+    for sentence in sentences {
+        canvas.paragraph("  - ", "    ", &clean(sentence, usize::MAX, style.unicode));
     }
     canvas.out
 }

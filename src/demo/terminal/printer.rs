@@ -10,10 +10,9 @@ use tokio::sync::broadcast;
 
 use crate::demo::access::Access;
 use crate::demo::control::exchanges::RequestSender;
-use crate::demo::control::seams::seams;
 use crate::demo::control::state::{DemoState, SentRequest, trace_ids};
 use crate::demo::store::Limits;
-use crate::demo::terminal::{Style, render, render_rows, render_verdict, sent_headers};
+use crate::demo::terminal::{Style, render, render_rows, render_sentences, render_verdict, sent_headers};
 use crate::net::addresses::reachable;
 use crate::telemetry::client_tracing::ClientTracer;
 use crate::telemetry::ids;
@@ -112,8 +111,8 @@ impl Printer {
         if !quiet {
             self.print(&format!("$ curl {url}\n{}\n", reply.to_text()));
         }
-        let broken = seams(&reply).into_iter().filter(|seam| seam.broken);
-        let expected = ExpectedTrace { failure: reply.failure(), breaks: broken.map(|seam| seam.text).collect(), ..expected };
+        let ExpectedTrace { failure, breaks, sampling_ends, .. } = self.state.expected_by(&reply);
+        let expected = ExpectedTrace { failure, breaks, sampling_ends, ..expected };
         let ids = trace_ids(&reply);
         let deadline = Instant::now() + FIRST_TRACE;
         let load = || -> Vec<Trace> { ids.iter().filter_map(|id| self.state.store.tree(*id)).collect() };
@@ -196,7 +195,11 @@ impl Printer {
                     continue;
                 }
                 second.1 += 1;
-                self.print(&format!("{}\n", render_rows(&trace, &self.style)));
+                // Why it failed or broke, where the demo has its answer; of a trace from elsewhere what its spans say.
+                let known = self.state.expected(&trace, None);
+                let failure = Verdict::of(std::slice::from_ref(&trace), &known).failure;
+                let said = render_sentences(failure.iter().chain(&known.breaks), &self.style);
+                self.print(&format!("{}{said}\n", render_rows(&trace, &self.style)));
             }
             if drawn.len() > 4 * Limits::default().traces {
                 let known: HashSet<_> = self.state.store.trace_ids().into_iter().collect();

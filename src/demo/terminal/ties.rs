@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use crate::demo::terminal::canvas::*;
-use crate::hop::reply::Tree;
+use crate::hop::reply::{Headers, Tree};
 use crate::trace_context::HeaderFamily;
 use crate::traces::ids::zipkin_id;
 use crate::traces::{Kind, PlacedSpan, SpanId, Trace};
@@ -42,6 +42,12 @@ pub fn sent_headers(trace: &Trace, reply: &Tree) -> SentHeaders {
         }
     }
     sent
+}
+
+/// Whether a call says that the trace is not sampled.
+fn says_unsampled(headers: &[(String, String)]) -> bool {
+    let headers = Headers(headers.iter().map(|(name, value)| (name.clone(), vec![value.clone()])).collect());
+    HeaderFamily::read_all(&headers).iter().any(|(_, context)| context.sampling.decision() == Some(false))
 }
 
 /// How the hops are tied together: the ids of every span, and for every call the headers in which they travelled. Ends with
@@ -148,8 +154,13 @@ fn calls(canvas: &mut Canvas<'_>, trace: &Trace, sent: &SentHeaders, colour: &dy
         }
         let id = client.span.id;
         if servers.is_empty() {
-            let text = "no server span names this call's id as its parent: the other side was not reached, does not report, or its spans are still on the way";
-            canvas.paragraph("    ", "    ", text);
+            let is_unsampled = sent.get(&client.span.id).is_some_and(|headers| says_unsampled(headers));
+            let why = if is_unsampled {
+                "the call says \"not sampled\", so the other side reports nothing"
+            } else {
+                "the other side was not reached, does not report, or its spans are still on the way"
+            };
+            canvas.paragraph("    ", "    ", &format!("no server span names this call's id as its parent: {why}"));
         }
         for server in servers {
             let to = service_of(server, 40, style.unicode);

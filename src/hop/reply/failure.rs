@@ -26,6 +26,7 @@ impl Tree {
                     caller: self.service.as_str().into(),
                     callee: call.url.rsplit('/').next().filter(|name| !name.is_empty()).map(Box::from),
                     why: call.error.clone().unwrap_or_else(|| "no reply".to_owned()).into(),
+                    injected: false,
                 }),
                 None => {}
             }
