@@ -118,9 +118,11 @@ impl BackendRefusal {
             }
             Self::Errors(_) => "Its storage fails: its log says why",
             Self::TimedOut => "It is slower than --traces-wait, or a firewall drops the connection",
-            Self::Status(_) | Self::Unreachable(_) | Self::TooLong | Self::Unreadable(_) => {
-                "Nothing listens there, or it is no Jaeger query API and no Zipkin v2 API"
+            Self::Unreachable(_) => "Nothing listens there",
+            Self::TooLong => {
+                "A trace with far more spans than one request makes, or it is no Jaeger query API and no Zipkin v2 API"
             }
+            Self::Status(_) | Self::Unreadable(_) => "What answers there is no Jaeger query API and no Zipkin v2 API",
         }
     }
 }

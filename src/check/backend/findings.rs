@@ -95,7 +95,12 @@ impl Arrived<'_> {
                 silent.push(&expected.hop);
             }
         }
-        let mut out: Vec<Finding> = silent.iter().map(|hop| self.silent_hop(hop, hints)).collect();
+        let mut out: Vec<Finding> = match silent.as_slice() {
+            [] | [_] => silent.iter().map(|hop| self.silent_hop(hop, hints)).collect(),
+            // Whose exporter works loses no span by it.
+            many if many.iter().all(|hop| self.lost_of(hop).0 < self.lost_of(hop).1) => vec![self.lossy(many)],
+            many => many.iter().map(|hop| self.silent_hop(hop, hints)).collect(),
+        };
         // Of several traces the first is read alone: what is not in it may be in another.
         if self.ids.len() == 1 {
             out.extend(self.proxies.silent(hints));
@@ -131,9 +136,23 @@ impl Arrived<'_> {
         out
     }
 
-    fn silent_hop(&self, hop: &HopRef, hints: &HintContext) -> Finding {
-        let count = self.missing(false).filter(|expected| expected.hop == *hop).count();
+    /// How many spans of the app at this hop are missing, and of how many.
+    fn lost_of(&self, hop: &HopRef) -> (usize, usize) {
         let of = self.expected.iter().filter(|expected| expected.role != Role::Proxy && expected.hop == *hop).count();
+        (self.missing(false).filter(|expected| expected.hop == *hop).count(), of)
+    }
+
+    /// Several hops whose spans came in part.
+    fn lossy(&self, hops: &[&HopRef]) -> Finding {
+        let lost: Vec<String> = hops.iter().map(|hop| format!("{} of {}", self.lost_of(hop).0, hop.name)).collect();
+        let (count, of) = hops.iter().map(|hop| self.lost_of(hop)).fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
+        let text = format!("{count} of {of} spans of {} hops never arrived: {}", hops.len(), lost.join(", "));
+        let cause = "Other spans of the same hops came: the collector or the backend between them and here drops some (its queue, its memory limit, a sampling processor), or the exporters' queues overflow (httpserver_spans_dropped_total)";
+        Finding::fail(CheckId::TracesServices, text, Hint::new(cause))
+    }
+
+    fn silent_hop(&self, hop: &HopRef, hints: &HintContext) -> Finding {
+        let (count, of) = self.lost_of(hop);
         let cause = format!(
             "{} continues the trace and its report gets lost: its exporter's endpoint (OTEL_EXPORTER_…_ENDPOINT) is wrong or unreachable from there, or its queue overflows (httpserver_spans_dropped_total)",
             hop.name
@@ -178,15 +197,15 @@ impl Arrived<'_> {
             let whose = owner.as_ref().map_or_else(|| "is nobody's".to_owned(), |owner| format!("is of {owner}, and missing"));
             format!("{} {}: parent {} {whose}", orphan.service, orphan.name, short(&orphan.parent.to_string()))
         });
-        let text = format!("{} of {} spans are orphans", orphans.len(), trace.rows().len());
-        let is_known = whose.iter().all(Option::is_some);
-        if is_known && (!self.verdict.missing.is_empty() || self.proxies.has_lost()) {
-            let text = format!("{text}: their parents are the missing spans");
-            return Finding::fail(CheckId::TracesOrphans, text, Hint::default()).lines(lines).following(CheckId::TracesServices);
+        let mut text = format!("{} of {} spans are orphans", orphans.len(), trace.rows().len());
+        let is_known = whose.iter().all(Option::is_some) && (!self.verdict.missing.is_empty() || self.proxies.has_lost());
+        if is_known {
+            text.push_str(": their parents are the missing spans");
         }
         let hint = Hint::new("Somebody writes span ids into the headers and reports no span under them: a proxy or gateway whose tracing is off or goes elsewhere (a Telemetry resource in the app's namespace does not cover the gateway), or an app that makes ids and exports nothing")
             .run("kubectl get telemetry -A");
-        Finding::fail(CheckId::TracesOrphans, text, hint).lines(lines)
+        let finding = Finding::fail(CheckId::TracesOrphans, text, hint).lines(lines);
+        if is_known { finding.following(CheckId::TracesServices) } else { finding }
     }
 
     /// Each hop's span hangs where the hop says, and below the hop that called it.

@@ -23,6 +23,24 @@ enum ProxyReport {
     Bypassed,
 }
 
+/// Whose span id arrived at a hop in place of its caller's.
+#[derive(Debug, Clone, Copy)]
+enum Above<'a> {
+    Reported(&'a Span),
+    /// Nobody reported the span.
+    Lost,
+    /// The caller's id passed by untouched.
+    Caller,
+    /// Nothing arrived that is known.
+    Nobody,
+}
+
+impl<'a> Above<'a> {
+    fn span(self) -> Option<&'a Span> {
+        if let Self::Reported(span) = self { Some(span) } else { None }
+    }
+}
+
 /// A side of an app, as its sidecar sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ProxySide {
@@ -63,35 +81,37 @@ impl<'a> Proxies<'a> {
         let front = spans.front(sent);
         let mut proxies = Self { spans, hops: Vec::new(), gateway: None, front, lost_strangers: Vec::new() };
         let mut rows = xray.rows.iter();
-        proxies.hop(tree, url, &mut rows);
+        proxies.hop(tree, sent, url, &mut rows);
         let has_sidecars = xray.rows.iter().any(|row| row.proxy.sidecar);
         let vouched = xray.rows.first().is_some_and(|row| row.proxy.identity);
         if vouched && has_sidecars {
             // Where the first hop's proxy continues the caller's own span, no gateway wrote one.
-            proxies.gateway = proxies.in_front(tree).and_then(|span| proxies.report_above(span, sent));
+            proxies.gateway = proxies.in_front(tree, sent).span().and_then(|span| proxies.report_above(span, sent));
         }
         proxies
     }
 
-    fn hop(&mut self, tree: &Tree, url: &str, rows: &mut std::slice::Iter<'_, HopEvidence>) {
+    /// `sent`: with the call that reached it, as far as it is known.
+    fn hop(&mut self, tree: &Tree, sent: &Headers, url: &str, rows: &mut std::slice::Iter<'_, HopEvidence>) {
         let row = rows.next();
         let has_sidecar = row.is_some_and(|row| row.proxy.is_own_sidecar());
         let traced = row.is_some_and(|row| row.proxy.traces());
-        let in_front = self.in_front(tree);
         let is_behind_stranger = row.is_some_and(|row| row.via.is_some());
-        let inbound = match in_front {
+        let inbound = match self.in_front(tree, sent) {
+            Above::Reported(span) if is_proxy(span) && span.kind == Some(Kind::Server) => Some(ProxyReport::Came),
             // It may be the span of the app that called.
-            Some(span) if is_behind_stranger && !is_proxy(span) => None,
-            Some(span) if is_proxy(span) && span.kind == Some(Kind::Server) => Some(ProxyReport::Came),
-            Some(_) => has_sidecar.then_some(ProxyReport::Bypassed),
-            None => (traced && tree.sampled != Some(false)).then_some(ProxyReport::Lost),
+            Above::Reported(span) if is_behind_stranger && !is_proxy(span) => None,
+            Above::Nobody => None,
+            Above::Caller if is_behind_stranger => None,
+            Above::Reported(_) | Above::Caller => has_sidecar.then_some(ProxyReport::Bypassed),
+            Above::Lost => (traced && tree.sampled != Some(false)).then_some(ProxyReport::Lost),
         };
         let at = self.hops.len();
         self.hops.push(HopProxies { hop: HopRef::of(tree, url), has_sidecar, inbound, outbound: Vec::new() });
         for call in &tree.upstreams {
             let Some(reply) = &call.reply else { continue };
             let spans = self.spans.call(&call.sent, &call.url);
-            let next = self.in_front(reply);
+            let next = self.in_front(reply, &call.sent).span();
             let is_server = |span: &&Span| is_proxy(span) && span.kind == Some(Kind::Server);
             let report = match (spans.client.is_some(), next.filter(is_server)) {
                 (true, _) => Some(ProxyReport::Came),
@@ -99,7 +119,7 @@ impl<'a> Proxies<'a> {
                 (false, None) => None,
             };
             self.hops[at].outbound.push((HopRef::of(reply, &call.url), report, spans));
-            self.hop(reply, &call.url, rows);
+            self.hop(reply, &call.sent, &call.url, rows);
         }
         for (call, reply) in tree.upstreams.iter().flat_map(|call| call.embedded.iter().map(move |reply| (call, reply))) {
             let sent = HeaderFamily::read_all(&call.sent);
@@ -114,14 +134,21 @@ impl<'a> Proxies<'a> {
             if let Some(id) = ids.first().filter(|_| ids.iter().all(|id| self.spans.get(*id).is_none())) {
                 self.lost_strangers.push((Stranger::at(&call.url), *id));
             }
-            self.hop(reply, "", rows);
+            self.hop(reply, &call.sent, "", rows);
         }
     }
 
-    /// The span whose id arrived at the hop: of the proxy in front of it, where there is one that traces.
-    fn in_front(&self, tree: &Tree) -> Option<&'a Span> {
-        let ids = HeaderFamily::read_all(&tree.received).into_iter().map(|(_, context)| context.span_id);
-        ids.filter_map(|id| self.spans.get(id)).max_by_key(|span| (is_proxy(span), span.kind == Some(Kind::Server)))
+    /// The span whose id arrived at the hop: of the proxy in front of it, where there is one that traces. A proxy that speaks one
+    /// format leaves the caller's own id in the other, and that is no proxy's.
+    fn in_front(&self, tree: &Tree, sent: &Headers) -> Above<'a> {
+        let before = HeaderFamily::read_all(sent);
+        let is_new = |id: &SpanId| before.iter().all(|(_, context)| context.span_id != *id);
+        let ids: Vec<SpanId> = HeaderFamily::read_all(&tree.received).iter().map(|(_, context)| context.span_id).collect();
+        if !ids.iter().any(is_new) {
+            return if ids.iter().any(|id| self.spans.get(*id).is_some()) { Above::Caller } else { Above::Nobody };
+        }
+        let spans = ids.into_iter().filter(is_new).filter_map(|id| self.spans.get(id));
+        spans.max_by_key(|span| (is_proxy(span), span.kind == Some(Kind::Server))).map_or(Above::Lost, Above::Reported)
     }
 
     /// What became of the span that a proxy should have put above `server`, when the call was sent with these headers.

@@ -131,12 +131,15 @@ pub(crate) enum OwnCause {
     Abort,
     /// The fault injection of the hop.
     Fault,
+    /// A circle in the chain.
+    Loop,
 }
 
 impl OwnCause {
-    /// Whether other failures may follow from it: pods that answer 5xx on purpose are ejected, or repeated until time is up.
+    /// Whether other failures may follow from it: pods that answer 5xx on purpose are ejected, or repeated until time is up; a
+    /// circle uses up the time of its callers.
     fn has_consequences(self) -> bool {
-        matches!(self, Self::Abort | Self::Fault)
+        matches!(self, Self::Abort | Self::Fault | Self::Loop)
     }
 }
 
@@ -173,6 +176,11 @@ impl Finding {
         Self::new(id, Status::Skip, text)
     }
 
+    /// Whether it is a circle that this hop's call closes.
+    pub(crate) fn is_loop_from(&self, hop: &str) -> bool {
+        self.own_cause == Some(OwnCause::Loop) && self.seam.as_ref().is_some_and(|seam| seam.from == hop)
+    }
+
     /// Not as it should be, by itself or because of another.
     fn is_broken(&self) -> bool {
         matches!(self.status, Status::Fail | Status::Follows)
@@ -196,6 +204,9 @@ impl Finding {
                 || cause.seam.as_ref().is_some_and(|seam| seam.from == *hop || seam.to == *hop)
                 || also(hop)
         });
+        if self.id == CheckId::TrafficSuccess && self.seam.as_ref().is_some_and(|seam| cause.is_loop_from(&seam.from)) {
+            return true;
+        }
         let is_independent = match (self.own_cause, cause.own_cause) {
             (Some(own), other) => other != Some(own),
             (None, Some(other)) => !other.has_consequences(),
@@ -236,10 +247,9 @@ impl Finding {
         self
     }
 
-    /// Makes a failure the consequence of another, which has the cause and the commands.
+    /// Makes a failure the consequence of another, where the report has that one; it has the cause and the commands then.
     pub(crate) fn following(mut self, cause: CheckId) -> Self {
         (self.status, self.follows) = (Status::Follows, Some(cause));
-        (self.cause, self.next) = (None, Vec::new());
         self
     }
 
@@ -262,7 +272,6 @@ static CONSEQUENCES: &[(CheckId, &[CheckId])] = {
         (Id::PropagationSampled, &[Id::PropagationRequestId]),
         (Id::TracesCalls, &[Id::ChainAddress, Id::PropagationSidecar, Id::PropagationCoverage]),
         (Id::TracesServices, &[Id::PropagationRequestId, Id::PropagationTrace, Id::PropagationSidecar, Id::PropagationCoverage]),
-        (Id::TracesSampling, &[Id::PropagationRequestId, Id::PropagationSampled]),
         (Id::TrafficSuccess, &[Id::ChainHops]),
         (
             Id::TrafficIdentity,
@@ -274,13 +283,14 @@ static CONSEQUENCES: &[(CheckId, &[CheckId])] = {
     ]
 };
 
-/// The same where the place does not matter: a context that is lost anywhere makes two traces of one, or hangs spans in the wrong
-/// place; a hop that decides about sampling by itself decides about each request; a failure anywhere below a hop is why a proxy calls
+/// The same where the place does not matter: a context that is lost anywhere makes two traces of one, hangs spans in the wrong
+/// place or below nobody; a request id that is replaced takes the proxies' decision about sampling with it; a hop that decides about sampling by itself decides about each request; a failure anywhere below a hop is why a proxy calls
 /// that hop again.
 static ANYWHERE: &[(CheckId, &[CheckId])] = &[
     (CheckId::TracesOne, CONTEXT),
     (CheckId::TracesParents, CONTEXT),
-    (CheckId::TracesSampling, &[CheckId::PropagationSampled]),
+    (CheckId::TracesOrphans, CONTEXT),
+    (CheckId::TracesSampling, &[CheckId::PropagationSampled, CheckId::PropagationRequestId]),
     (CheckId::TrafficRetries, &[CheckId::ChainHops, CheckId::ReachHttp, CheckId::TrafficSuccess]),
 ];
 
@@ -399,6 +409,14 @@ impl Report {
                 self.findings.iter().chain(&self.foreseen).find(|known| known.is_broken() && finding.follows_from(known))
         {
             finding = finding.following(cause.follows.unwrap_or(cause.id));
+        }
+        if let Some(cause) = finding.follows {
+            // What `--skip` leaves out is not told by its consequences either.
+            if self.findings.iter().any(|known| known.id == cause && known.status != Status::Pass) {
+                (finding.cause, finding.next) = (None, Vec::new());
+            } else {
+                (finding.status, finding.follows) = (Status::Fail, None);
+            }
         }
         if self.output == OutputFormat::Text {
             let begins = self.findings.last().is_none_or(|last| last.group != finding.group);
@@ -570,6 +588,21 @@ mod tests {
         let follows = (Status::Follows, Some(CheckId::ChainHops));
         assert_eq!(status, [counted, follows, counted, follows, follows, counted, follows]);
         assert!(report.verdict().starts_with("broken: 3 of 3 checks failed"), "{}", report.verdict());
+    }
+
+    #[test]
+    fn a_consequence_of_what_did_not_fail_is_a_failure_itself() {
+        let orphans = || Finding::fail(CheckId::TracesOrphans, "1 orphan", Hint::new("a proxy reports nothing").run("kubectl"));
+        let lost = |status: fn(CheckId, &str) -> Finding| {
+            let mut report = Report::new("x".into(), OutputFormat::Json, Vec::new(), false, Box::new(Page::default()));
+            report.extend([status(CheckId::TracesServices, "Reports"), orphans().following(CheckId::TracesServices)]);
+            let Finding { status, follows, cause, next, .. } = report.findings.remove(1);
+            (status, follows, cause.is_some(), next.len())
+        };
+        assert_eq!(lost(|id, text| Finding::pass(id, text)), (Status::Fail, None, true, 1));
+        let follows = (Status::Follows, Some(CheckId::TracesServices), false, 0);
+        assert_eq!(lost(|id, text| Finding::fail(id, text, Hint::default())), follows);
+        assert_eq!(lost(|id, text| Finding::fail(id, text, Hint::default()).into_informational()), follows);
     }
 
     /// Two mistakes may be at one seam: what an answer says of its own cause is no consequence of another.

@@ -34,6 +34,8 @@ enum Fault {
     FixedId,
     /// The sidecar of service2 reads and writes B3, the others W3C.
     OtherTracer,
+    /// The spans that the sidecar of service3 writes get lost; what sidecars do not speak arrives as the apps sent it.
+    LostInbound,
 }
 
 const OUTBOUND: &str = "outbound|80|base|x.httpserver.svc.cluster.local";
@@ -77,7 +79,7 @@ fn spans(fault: Fault, trace: &str, probe: &str) -> Vec<Value> {
             rows.retain(|row| row.2 == "SERVER" && row.0 != "a1");
             (rows[0].1, rows[1].1, rows[2].1) = (probe, "11", "21");
         }
-        Fault::FixedId => rows.retain(|row| row.0 != "31"),
+        Fault::FixedId | Fault::LostInbound => rows.retain(|row| row.0 != "31"),
         Fault::OtherTracer | Fault::None => {}
     }
     let id = |short: &str| if short.len() == 16 { short.to_owned() } else { short.repeat(8) };
@@ -120,6 +122,11 @@ fn run(fault: Fault, args: &[&str]) -> Run {
             }
             if fault == Fault::FixedId && n == 3 {
                 received["x-request-id"] = json!(["the-one"]);
+            }
+            if fault == Fault::LostInbound {
+                received["x-b3-traceid"] = json!([trace]);
+                received["x-b3-spanid"] = json!(["1".repeat(16)]);
+                received["x-b3-sampled"] = json!(["1"]);
             }
             if fault == Fault::OtherTracer && is_bare && n >= 2 {
                 received["x-b3-traceid"] = json!(["5".repeat(32)]);
@@ -175,6 +182,11 @@ fn who_does_not_report_is_named_with_what_is_due_and_what_came() {
             Some("7 spans are due, 5 came"),
         ),
         (Fault::UntracedGateway, "No span of the gateway arrived: it does not trace", None),
+        (
+            Fault::LostInbound,
+            "1 of 1 spans of the proxy at service3 never arrived, while it writes their ids",
+            Some("7 spans are due, 6 came"),
+        ),
     ] {
         let run = run(fault, &[]);
         let found = run.fails("traces.services", &[says, "Telemetry"]);
