@@ -45,7 +45,7 @@ use chain::evidence::Xray;
 use chain::probe::{Probe, deepest};
 pub use cluster::ClusterArgs;
 use cluster::{Cluster, ClusterSubject};
-use envoy::suggestions::{HintContext, HopRef};
+use envoy::suggestions::HintContext;
 use reachability::client::{CheckClient, FrontAnswer, RequestFailure};
 use reachability::tls::Trust;
 pub use report::OutputFormat;
@@ -97,6 +97,7 @@ pub async fn run(args: CheckArgs) -> u8 {
         backend: None,
         cluster: None,
         unseen: Vec::new(),
+        outside: Arc::default(),
     };
     let is_complete = tokio::select! {
         () = run.checks() => !*stop.borrow(),
@@ -209,14 +210,16 @@ struct Run<'a> {
     cluster: Option<Cluster>,
     /// Apps of another make, behind which nothing is seen.
     unseen: Vec<String>,
+    /// Whether the hops that answered run outside any cluster, as far as it is seen.
+    outside: Arc<AtomicBool>,
 }
 
 impl<'a> Run<'a> {
     /// Every check, in order. Stops between steps when asked to.
     async fn checks(mut self) {
         let mut stop = self.stop.clone();
-        let options = self.args.options();
-        self.report.prepare_with(move |finding| options.complete(finding));
+        let (options, outside) = (self.args.options(), self.outside.clone());
+        self.report.prepare_with(move |finding| options.complete(finding, outside.load(Ordering::Relaxed)));
         self.read_cluster().await;
         let single = tokio::select! {
             single = self.single_requests() => single,
@@ -254,7 +257,7 @@ impl<'a> Run<'a> {
             if finding.status == Status::Fail {
                 explain(finding);
             }
-            options.complete(finding);
+            options.complete(finding, false);
         });
         self.cluster = Some(cluster);
     }
@@ -383,7 +386,7 @@ impl<'a> Run<'a> {
             }
             let walking = series(Some(lane));
             let samples = walking.run(LANE_REQUESTS, Duration::MAX, &mut self.stop, &self.progress, "requests in the lane").await;
-            let lost = lost_lane(&walking, lane).await;
+            let lost = traffic::lane_check::lost_in(&walking, lane).await;
             self.report.extend(traffic::lane_check::walk(lane, &samples, lost, &self.context));
         }
     }
@@ -462,6 +465,7 @@ impl<'a> Run<'a> {
         }
         let is_foreign = self.context.evidence.is_front_foreign;
         let xray = tree.as_ref().map(|tree| chain::xray::examine_behind(is_foreign, probe, tree, &self.context.url));
+        self.outside.store(xray.as_ref().is_some_and(Xray::is_outside), Ordering::Relaxed);
         let rows = xray.iter().flat_map(|xray| &xray.rows).filter(|row| row.proxy.is_own_sidecar());
         Arc::make_mut(&mut self.context.evidence).sidecars.extend(rows.map(|row| row.hop.name.clone()));
         let status = answer.as_ref().map_or(0, |answer| answer.status);
@@ -483,10 +487,4 @@ impl<'a> Run<'a> {
         let found = backend::evidence(backend, &failed, self.args.traces_wait, &mut self.stop, &self.progress).await;
         Arc::make_mut(&mut self.context.evidence).failures.extend(found);
     }
-}
-
-/// The seam at which `x-lane` is lost, in a request of this lane.
-async fn lost_lane(series: &Series, lane: &str) -> Option<(HopRef, HopRef)> {
-    let tree = series.client.get(&traffic::lane_check::headers(Some(lane))).await.ok()?.tree()?;
-    traffic::lane_check::lost(&tree, &series.context.url)
 }

@@ -10,8 +10,8 @@ use crate::hop::error::{Error, ShedReason};
 use crate::hop::exchange::{Exchange, VERSION};
 use crate::hop::limits::MAX_RESPONSE;
 use crate::hop::reply::{
-    Call, Client, HeaderList, Injected, MAX_HOPS, MessageReply, Nested, NestedReply, NotNested, Propagation, Reply, Text, Tree,
-    Written, embedded_replies, expanded_size, milliseconds, pad,
+    Call, Client, HeaderList, Injected, MAX_HOPS, MessageReply, NO_REPLY, Nested, NestedReply, NotNested, Propagation, Reply,
+    Text, Tree, Written, embedded_replies, expanded_size, milliseconds, pad,
 };
 use crate::hop::response::{text, typed};
 use crate::hop::state::Node;
@@ -123,6 +123,11 @@ fn is_retold(headers: &HeaderMap) -> bool {
         && !is_grpc()
 }
 
+/// Whether an answer has every header that a hop's answer has.
+fn is_of_hop(headers: &HeaderMap) -> bool {
+    [&VERSION, &X_REQUEST_ID, &header::X_CONTENT_TYPE_OPTIONS].into_iter().all(|name| headers.contains_key(name))
+}
+
 /// A call whose answer was validated.
 struct CheckedCall<'a> {
     outcome: &'a CallOutcome<'a>,
@@ -158,14 +163,17 @@ impl<'a> CheckedCall<'a> {
                     call.error = Some(format!("{failure}{}", ForeignResponse::read(&answer.headers, &answer.body)));
                 }
                 call.embedded = embedded_replies(&answer.body);
+                if failure.is_none() && call.embedded.is_empty() && is_of_hop(&answer.headers) {
+                    call.error = Some(NO_REPLY.to_owned());
+                }
             }
         }
         call
     }
 
-    /// A call that was repeated does not count.
+    /// A call that was repeated does not count, and neither does a success without a reply.
     fn has_failed(&self) -> bool {
-        self.error.is_some() && !self.outcome.repeated
+        self.error.as_deref().is_some_and(|error| error != NO_REPLY) && !self.outcome.repeated
     }
 
     fn is_loop(&self) -> bool {

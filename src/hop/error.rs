@@ -136,6 +136,34 @@ impl Error {
         }
     }
 
+    /// The error whose `detail` this is.
+    pub(crate) fn of_detail(detail: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|error| detail.ends_with(error.parts().1))
+    }
+
+    /// One of each `detail`.
+    const ALL: [Self; 19] = [
+        Self::CertificateRequired,
+        Self::NotFound,
+        Self::MethodNotAllowed,
+        Self::RequestTimeout,
+        Self::ContentTooLarge,
+        Self::HeadTooLarge,
+        Self::BadRequest,
+        Self::BadQuery,
+        Self::BadStream,
+        Self::ForeignOrigin,
+        Self::UpgradeRequired,
+        Self::NotGrpc,
+        Self::MessageCount,
+        Self::DeadlineExceeded,
+        Self::Internal,
+        Self::Shed(ShedReason::Concurrency),
+        Self::Shed(ShedReason::Streams),
+        Self::Shed(ShedReason::Held(HeldKind::Answer)),
+        Self::LoopDetected,
+    ];
+
     /// The problem document.
     pub(crate) fn problem(self) -> String {
         let (status, detail) = self.parts();
@@ -214,30 +242,13 @@ mod tests {
 
     #[test]
     fn every_problem_is_valid_json_with_its_status() {
-        for error in [
-            Error::CertificateRequired,
-            Error::NotFound,
-            Error::MethodNotAllowed,
-            Error::RequestTimeout,
-            Error::ContentTooLarge,
-            Error::HeadTooLarge,
-            Error::BadRequest,
-            Error::BadQuery,
-            Error::BadStream,
-            Error::ForeignOrigin,
-            Error::UpgradeRequired,
-            Error::NotGrpc,
-            Error::MessageCount,
-            Error::DeadlineExceeded,
-            Error::Internal,
-            Error::Shed(ShedReason::Concurrency),
-            Error::Shed(ShedReason::Streams),
-            Error::Shed(ShedReason::Held(HeldKind::Answer)),
-            Error::LoopDetected,
-        ] {
+        for error in Error::ALL {
             let problem: serde_json::Value = serde_json::from_str(&error.problem()).unwrap();
             assert_eq!(problem["status"], error.parts().0.as_u16());
             assert_ne!(problem["title"], "");
+            assert_eq!(Error::of_detail(problem["detail"].as_str().unwrap()).map(Error::parts), Some(error.parts()));
+            // Over gRPC it stands behind the name of the code.
+            assert!(error == Error::NotFound || Error::of_detail(error.status().message()).is_some(), "{error:?}");
         }
     }
 }

@@ -283,6 +283,52 @@ fn a_hop_that_answers_503_now_and_then_is_named_with_its_share() {
 }
 
 #[test]
+fn a_hop_that_answers_without_a_reply_is_no_stranger() {
+    let two = serve("service2", &[], &[]);
+    let hello = serve("service1", &["--upstream", &format!("http://{}/hello", two.addr)], &[]);
+    // The header `accept` is what a proxy may take away; curl's own callers get text without it.
+    let stripped = removing(two.addr, &["accept"]);
+    let accept = serve("service1", &["--upstream", &format!("http://{stripped}/service2")], &[]);
+    for one in [hello, accept] {
+        let run = check(&format!("http://{}/service1", one.addr), &["--expect", "service1,service2", "--count", "2"]);
+        run.fails("chain.hops", &["but not with a reply of the chain", "/service<N>", "removes the header accept"]);
+        assert_eq!((run.failed().len(), &run.json["verdict"]), (1, &"broken".into()), "{:#}", run.json);
+        assert!(!run.json.to_string().contains("is no hop of this chain"), "{:#}", run.json);
+    }
+    let front = check(&format!("http://{}/hello", two.addr), &["--count", "1"]);
+    front.fails("reach.http", &["A hop answered 200, but not with a reply", "removes the header accept"]);
+}
+
+#[test]
+fn a_cache_that_replays_a_reply_is_one_finding() {
+    let first = std::sync::OnceLock::new();
+    let cache = fake(move |request| {
+        let kept = first.get_or_init(|| reply("service2", "v1", "base", request, vec![]).to_string());
+        (200, vec![("version", "v1".into())], kept.clone())
+    });
+    let one = serve("service1", &["--upstream", &format!("http://{cache}/service2")], &[]);
+    let run = check(&format!("http://{}/service1", one.addr), &["--count", "3"]);
+    let says = ["One reply of service2 comes back for different requests", "A cache between service1 and service2"];
+    run.breaks_at("propagation.trace", "service1", "service2", None, &says);
+    assert_eq!(run.failed().len(), 1, "{:#}", run.json);
+}
+
+#[test]
+fn a_trace_that_something_fixes_is_one_finding() {
+    let chain = Chain::start_via(&[traced(), traced()], |index, addr| match index {
+        1 => rewriting(addr, |name, value| {
+            let fixed = || format!("00-{}-{}-01", "a".repeat(32), "b".repeat(16));
+            Some(if name == "traceparent" { fixed() } else { value })
+        }),
+        _ => addr,
+    });
+    let run = check(&chain.url(), &["--count", "0"]);
+    let says = ["Every request reaches service2 in one trace: aaaaaaaa", "sets a fixed traceparent"];
+    run.breaks_at("propagation.trace", "service1", "service2", None, &says);
+    assert_eq!(run.failed().len(), 1, "{:#}", run.json);
+}
+
+#[test]
 fn an_upstream_that_is_no_hop_is_unknown_and_named_with_what_was_expected_there() {
     let stranger = fake(|_| (200, vec![], "welcome to nginx".to_owned()));
     let target = format!("http://{stranger}/service2");
@@ -316,6 +362,11 @@ fn a_chain_that_calls_itself_is_a_loop() {
     let one = serve_at(&addr.to_string(), "service1", &["--upstream", &next], &[]);
     let run = check(&format!("http://{}/service1", one.addr), &["--count", "1"]);
     run.fails("chain.hops", &["The chain calls itself", "UPSTREAM"]);
+    for expect in ["service1,service2", "service1,service2,service3"] {
+        let run = check(&format!("http://{}/service1", one.addr), &["--expect", expect, "--count", "3"]);
+        run.fails("chain.hops", &["The chain calls itself"]);
+        assert_eq!(run.failed().len(), 1, "{expect}: {:#}", run.json);
+    }
 }
 
 #[test]
@@ -505,8 +556,10 @@ fn a_redirect_loop_is_a_loop_and_a_redirect_names_its_end() {
         fake(|request| (301, vec![("location", format!("http://{}/service1", request.header("host").unwrap()))], String::new()));
     check(&format!("http://{front}/service1"), &[]).fails("reach.http", &["Redirect loop", "httpsRedirect"]);
     let front = fake(|_| (301, vec![("location", "https://chain.test/service1".into())], String::new()));
-    check(&format!("http://{front}/service1"), &[])
-        .fails("reach.http", &["redirected to https://chain.test/service1", "httpserver check https://chain.test/service1"]);
+    check(&format!("http://{front}/service1"), &[]).fails(
+        "reach.http",
+        &["redirected to https://chain.test/service1", "Another host answers", "httpserver check https://chain.test/service1"],
+    );
 }
 
 #[test]
@@ -687,7 +740,8 @@ fn post(address: &str, path: &str, body: &str) {
 fn what_is_no_backend_is_said_to_be_none() {
     let chain = Chain::start(&[plain()]);
     let run = check(&chain.url(), &["--traces", &chain.url(), "--count", "1"]);
-    run.fails("traces.backend", &["No trace backend", "port-forward"]);
+    let found = run.fails("traces.backend", &["No trace backend", "What answers there is no Jaeger query API", "curl -s "]);
+    assert!(!found.to_string().contains("kubectl"), "no cluster runs these hops: {found:#}");
 }
 
 #[test]

@@ -17,6 +17,7 @@ use crate::check::chain::evidence::Stranger;
 use crate::check::chain::expect::is_named;
 use crate::check::chain::probe::{Probe, short};
 use crate::check::chain::visit;
+use crate::check::envoy::spans::RequestSpans;
 use crate::check::envoy::suggestions::quoted;
 use crate::check::report::{CheckId, Finding, Hint, ProgressLine};
 use crate::hop::reply::{Headers, Tree};
@@ -77,6 +78,8 @@ enum AppEvidence {
     SameRequest(String, TraceId),
     /// Other traces that this service begins, one in the time of each request.
     SameTime(String, Vec<TraceId>),
+    /// There is no app: the caller's proxy answered.
+    ByProxy,
 }
 
 /// One request and its traces.
@@ -185,7 +188,12 @@ async fn look(
     for id in first.ids.iter().collect::<HashSet<_>>() {
         own.extend(backend.trace(*id).await?);
     }
+    let spans = RequestSpans::of(&own);
     for (call, found) in calls.iter().zip(&mut *evidence).filter(|(_, found)| found.is_none()) {
+        if spans.call(&call.sent, &call.stranger.url).is_answered_by_proxy() {
+            *found = Some(AppEvidence::ByProxy);
+            continue;
+        }
         *found = goes_on(&own, call, &first.tree).map(AppEvidence::GoesOn);
         if found.is_none() {
             *found = same_request(backend, call, first).await?;
@@ -341,6 +349,13 @@ fn finding(backend: &Backend, call: &Unseen, evidence: Option<AppEvidence>, trou
                 None => "the trace backend has no span from there that shows whose trace it is in".to_owned(),
             };
             return Finding::skip(ID, format!("What is behind {name}: not checked, because {why}")).hop(name);
+        }
+        Some(AppEvidence::ByProxy) => {
+            let text = format!("The proxy of {caller} answers calls to {name} itself, and {name} is not reached");
+            let hint =
+                Hint::new("A route there answers in its place: directResponse of a VirtualService, direct_response in Envoy")
+                    .run("kubectl get virtualservice -A -o yaml | grep -A4 -E 'directResponse:|redirect:'");
+            return Finding::fail(ID, text, hint).seam(caller, name, None).hop(name);
         }
         Some(AppEvidence::SameRequest(service, id)) => (
             format!(

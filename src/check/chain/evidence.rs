@@ -1,6 +1,6 @@
 //! What one request shows of every hop and every seam: the evidence that the findings are made from.
 
-use crate::check::envoy::suggestions::{HopRef, name_of};
+use crate::check::envoy::suggestions::{HopRef, Runner, name_of, runner};
 use crate::check::report::Side;
 use crate::hop::reply::Propagation;
 use crate::trace_context::{Context, HeaderFamily, Mangling};
@@ -288,6 +288,11 @@ impl Xray {
             }
         }
         out
+    }
+
+    /// Whether nothing shows that a cluster runs the hops.
+    pub(crate) fn is_outside(&self) -> bool {
+        self.rows.iter().all(|row| !row.proxy.is_own_sidecar() && runner(&row.hop.hostname) != Runner::Kubernetes)
     }
 
     /// Whether any proxy is seen to trace.

@@ -2,7 +2,7 @@
 
 use crate::check::chain::evidence::CALLER;
 use crate::check::chain::expect::{Expect, is_named};
-use crate::check::chain::walk::{settled, visit};
+use crate::check::chain::walk::{has_failed, settled, visit};
 use crate::check::envoy::suggestions::{HintContext, HopRef, Runner, name_of};
 use crate::check::reachability::client::CheckClient;
 use crate::check::report::{CheckId, Finding, Hint};
@@ -41,7 +41,7 @@ impl<'a> Comparison<'a> {
                 )
             } else {
                 format!(
-                    "The UPSTREAM of {} names another hop, or SERVICE_NAME there is not what its Service is called",
+                    "The UPSTREAM of {} names another hop, a route of a proxy on the way leads to another one, or SERVICE_NAME there is not what its Service is called",
                     caller.name
                 )
             };
@@ -88,11 +88,10 @@ impl<'a> Comparison<'a> {
         for call in calls.into_iter().skip(expect.below.len()) {
             let text = format!("{} also calls {}, which is not expected", tree.service, call.url);
             let cause = format!("UPSTREAM of {} names more hops than --expect, or --expect is too short", tree.service);
-            self.out.push(Finding::fail(CheckId::ChainOrder, text, Hint::new(cause).run(hints.settings(&hop))).seam(
-                &tree.service,
-                &name_of(&call.url),
-                None,
-            ));
+            let found = Finding::fail(CheckId::ChainOrder, text, Hint::new(cause).run(hints.settings(&hop)));
+            let found = found.seam(&tree.service, &name_of(&call.url), None);
+            // A call that failed is reported by itself.
+            self.out.push(if has_failed(call) { found.following(CheckId::ChainHops) } else { found });
         }
     }
 

@@ -77,6 +77,12 @@ fn name_damage(effects: &mut Vec<Effect>, before: &Headers, after: &Headers) {
         let (was, is) = (values(before, name), values(after, name));
         let [was] = was.as_slice() else { continue };
         if let Some(how) = Mangling::between(name, was, &is) {
+            // Written anew from the other format, which came damaged.
+            let anew = HeaderFamily::ALL.into_iter().find(|format| format.has(name)).and_then(|format| format.read(after));
+            let is_other = anew.is_some_and(|context| names_trace(&HeaderFamily::read_all(before), context.trace_id));
+            if is_other && matches!(how, Mangling::Shortened | Mangling::Halved | Mangling::Padded) {
+                continue;
+            }
             damage.push(Effect::Mangled { name: name.clone(), how, values: shown(is.join(" | ")) });
         }
     }

@@ -47,6 +47,8 @@ const SIGNS: &[(&str, &str)] = &[
     ("grep exportTo", "look for a namespace that is not the caller's; empty: every namespace may see it"),
     ("grep -A8 ports:", "look for targetPort: it is the port on which the app listens"),
     ("grep ADDR", "look for 127.0.0.1 or another port; empty: the app listens on 8080"),
+    ("targetPort", "look for the port on which the app listens"),
+    ("appProtocol", "look for http2 or grpc, as the port's name or as its protocol; http is HTTP/1.1"),
     ("grep -i exclude", "look for the port that is called; empty: no port is excluded"),
     ("requestHeadersToRemove", "look for the header; empty: no route removes one"),
     ("'remove:'", "look for the header; empty: no object removes one"),
@@ -154,10 +156,13 @@ impl RunOptions {
         }
     }
 
-    /// Completes the commands of a finding.
-    pub(crate) fn complete(&self, finding: &mut Finding) {
+    /// Completes the commands of a finding. `is_outside`: no cluster runs the hops, so its commands are left out.
+    pub(crate) fn complete(&self, finding: &mut Finding, is_outside: bool) {
+        finding.next.retain(|command| !is_outside || !command.starts_with("kubectl ") && !command.starts_with("istioctl "));
         let commands = std::mem::take(&mut finding.next);
-        for command in commands.iter().flat_map(|command| one_kind_each(command)) {
+        // What has just failed need not run again.
+        let own = format!("httpserver check {}", self.url);
+        for command in commands.iter().filter(|command| **command != own).flat_map(|command| one_kind_each(command)) {
             let command = signed(&self.with_options(command));
             if !finding.next.contains(&command) {
                 finding.next.push(command);
@@ -172,6 +177,11 @@ impl RunOptions {
         {
             return call;
         }
+        // curl does not know this scheme.
+        let command = match command.strip_prefix("curl ").filter(|rest| rest.contains("h2c://")) {
+            Some(rest) => format!("curl --http2-prior-knowledge {}", rest.replace("h2c://", "http://")),
+            None => command,
+        };
         if let Some(rest) = command.strip_prefix("curl ").filter(|_| to_host && !self.curl.is_empty()) {
             return format!("curl{} {rest}", self.curl);
         }
@@ -245,6 +255,30 @@ mod tests {
     use crate::check::report::{CheckId, Hint};
 
     #[test]
+    fn commands_run_as_they_stand() {
+        let options = RunOptions::new(&Given {
+            url: &"http://127.0.0.1:8080/service1".parse().unwrap(),
+            resolve: &[],
+            cacert: None,
+            insecure: false,
+            plain_port: None,
+            expect: None,
+        });
+        let hint = Hint::new("")
+            .run("curl -v h2c://127.0.0.1:8081/healthz")
+            .run("httpserver check http://127.0.0.1:8080/service1")
+            .run("kubectl get service -n x -o custom-columns=NAME:.metadata.name,PORTS:.spec.ports[*].targetPort");
+        let mut finding = Finding::fail(CheckId::ReachHttp, "", hint);
+        let kept = RunOptions::default();
+        let mut outside = finding.clone();
+        kept.complete(&mut outside, true);
+        assert!(!outside.next.is_empty() && outside.next.iter().all(|command| !command.contains("kubectl")), "{outside:?}");
+        options.complete(&mut finding, false);
+        let ports = "kubectl get service -n x -o custom-columns=NAME:.metadata.name,PORTS:.spec.ports[*].targetPort  # look for the port on which the app listens";
+        assert_eq!(finding.next, ["curl --http2-prior-knowledge -v http://127.0.0.1:8081/healthz", ports]);
+    }
+
+    #[test]
     fn commands_carry_the_options_of_the_run() {
         let url = "https://shop.example.com:30443/x".parse().unwrap();
         let resolve = ["shop.example.com:30443:192.0.2.1".parse().unwrap()];
@@ -266,7 +300,7 @@ mod tests {
             .run("kubectl get gateway -A -o yaml | grep -A3 tls:")
             .run("kubectl get pods,endpointslices -n shop");
         let mut finding = Finding::fail(CheckId::ReachHttp, "", hint);
-        RunOptions::new(&given).complete(&mut finding);
+        RunOptions::new(&given).complete(&mut finding, false);
         let options = "--resolve shop.example.com:30443:192.0.2.1";
         let wanted = [
             format!("curl {options} --resolve shop.example.com:30080:192.0.2.1 --cacert 'my ca.crt' -sv https://shop.example.com:30443/x"),

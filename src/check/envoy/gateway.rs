@@ -1,7 +1,6 @@
 //! Explains an answer that is no reply of the chain, at the gateway and between two hops.
 
 use crate::hop::error::{Error, PROBLEM_JSON, ShedReason};
-use crate::system::held::HeldKind;
 use crate::upstream::foreign_response::{ForeignResponse, detail};
 
 use crate::check::envoy::flags::{self, Signs, fill};
@@ -30,6 +29,7 @@ pub(crate) fn front(answer: &FrontAnswer, hints: &HintContext) -> (String, Hint)
         body: Some(&body),
         spans: &hints.evidence.of(&front_key(answer.status)),
         url: "",
+        is_mesh: true,
     };
     at_front(&foreign, answer.text().trim(), hints).unwrap_or_default()
 }
@@ -42,7 +42,8 @@ pub(crate) fn front_key(status: u16) -> String {
 /// What no answer at all means at the front, where proxies reported of it.
 pub(crate) fn unanswered(hints: &HintContext) -> Option<(String, Hint)> {
     let spans = hints.evidence.of(&front_key(0));
-    let signs = Signs { status: 0, by_envoy: false, by_hop: false, by_other: false, body: None, spans: &spans, url: "" };
+    let signs =
+        Signs { status: 0, by_envoy: false, by_hop: false, by_other: false, body: None, spans: &spans, url: "", is_mesh: true };
     at_front(&signs, "", hints)
 }
 
@@ -62,7 +63,7 @@ fn at_front(signs: &Signs<'_>, body: &str, hints: &HintContext) -> Option<(Strin
         ("reason", reason.as_str()),
         ("body", clipped.as_str()),
     ];
-    flags::at_gateway(signs, &values)
+    flags::at_gateway(&Signs { is_mesh: !signs.spans.are_foreign(), ..*signs }, &values)
 }
 
 /// Where the proxies say that a call's route leads, and the app's port behind it.
@@ -106,22 +107,9 @@ pub(crate) fn inside(
 ) -> Option<Hint> {
     let (caller, called) = (from.name.as_str(), to.name.as_str());
     let words = stranger.message.as_deref();
-    if words == Some(Error::Shed(ShedReason::Concurrency).parts().1) {
-        let cause = format!("{called} is overloaded: more requests are in flight than its MAX_CONCURRENCY");
-        return Some(Hint::new(cause).run(hints.settings(to)));
-    }
-    if words == Some(Error::Shed(ShedReason::Held(HeldKind::Answer)).parts().1) {
-        let memory = on_purpose(called, "is to hold more on purpose than it may (memory=…)", "--fault or FAULT");
-        let cause = format!("{memory}, or more and larger requests are in flight than its memory limit allows");
-        return Some(Hint::new(cause).run(hints.settings(to)));
-    }
-    if words == Some(Error::NotFound.parts().1) {
-        let rewritten =
-            if hints.runner(from) == Runner::Kubernetes { ", or a rewrite in a VirtualService changes it" } else { "" };
-        let cause = format!(
-            "{called} does not serve this path: UPSTREAM of {caller} should end in /service<N>, or without any path{rewritten}"
-        );
-        return Some(Hint::new(cause).run(hints.settings(from)));
+    let by_envoy = is_envoys(stranger);
+    if let Some(error) = words.and_then(Error::of_detail) {
+        return Some(refused(error, from, to, by_envoy, hints));
     }
     let spans = hints.evidence.of(kind);
     let (settings, namespace) = (hints.settings(from), hints.namespace_of(to));
@@ -130,7 +118,9 @@ pub(crate) fn inside(
         pod => (pod.to_owned(), format!("pod/{pod}")),
     };
     let (destination, port) = routed(&spans);
+    let (target, reason) = (quoted(&to.url), reason(words.unwrap_or_default()));
     let values = [
+        ("target", target.as_str()),
         ("namespace", namespace.as_str()),
         ("settings", settings.as_str()),
         ("proxy", proxy.as_str()),
@@ -139,8 +129,9 @@ pub(crate) fn inside(
         ("caller", caller),
         ("called", called),
         ("destination", destination.as_str()),
+        ("reason", reason.as_str()),
     ];
-    if hints.runner(from) == Runner::Local && status != 0 && spans == CallSpans::default() {
+    if hints.runner(from) == Runner::Local && status != 0 && !by_envoy && spans == CallSpans::default() {
         let cause = match status {
             503 => format!("{called} is draining, or something in front of it has nobody to send to"),
             300..=399 => fill(flags::REDIRECTED, &values),
@@ -153,12 +144,87 @@ pub(crate) fn inside(
         return Some(Hint::new(cause).run(format!("curl -sv -H 'accept: application/json' {}", quoted(&to.url))));
     }
     let body = words.map(str::to_ascii_lowercase);
-    let by_envoy = stranger.server.contains("envoy");
     let by_other = !by_envoy && !stranger.server.is_empty();
-    flags::between_hops(
-        &Signs { status, by_envoy, by_hop: false, by_other, body: body.as_deref(), spans: &spans, url: &to.url },
-        &values,
-    )
+    let is_mesh = hints.runner(from) == Runner::Kubernetes;
+    let signs = Signs { status, by_envoy, by_hop: false, by_other, body: body.as_deref(), spans: &spans, url: &to.url, is_mesh };
+    flags::between_hops(&signs, &values)
+}
+
+/// Whether Envoy answered: by its name, or by words that are its own.
+fn is_envoys(answer: &ForeignResponse) -> bool {
+    const WORDS: [&str; 8] = [
+        "upstream connect error or disconnect/reset before headers",
+        "no healthy upstream",
+        "upstream request timeout",
+        "fault filter abort",
+        "RBAC: access denied",
+        "Jwt ",
+        "local_rate_limited",
+        "no_cluster_found",
+    ];
+    let says = |message: &str| WORDS.iter().any(|words| message.starts_with(words));
+    answer.server.contains("envoy") || answer.message.as_deref().is_some_and(says)
+}
+
+/// What it means that a hop refused, by the words of its own problem document.
+fn refused(error: Error, from: &HopRef, to: &HopRef, by_envoy: bool, hints: &HintContext) -> Hint {
+    let (caller, called) = (&from.name, &to.name);
+    let (called_is, caller_is) = (hints.settings(to), hints.settings(from));
+    let (cause, next) = match error {
+        Error::Shed(ShedReason::Concurrency) => {
+            (format!("{called} is overloaded: more requests are in flight than its MAX_CONCURRENCY"), called_is)
+        }
+        Error::Shed(ShedReason::Streams) => {
+            (format!("{called} has as many streams as it may have: an eighth of its MAX_CONCURRENCY"), called_is)
+        }
+        Error::Shed(ShedReason::Held(_)) => (
+            format!(
+                "{}, or more and larger requests are in flight than its memory limit allows",
+                on_purpose(called, "is to hold more on purpose than it may (memory=…)", "--fault or FAULT")
+            ),
+            called_is,
+        ),
+        Error::LoopDetected => (
+            format!(
+                "The request has passed more hops than MAX_HOPS (--max-hops) of {called} allows: the chain is longer than that, or an UPSTREAM leads back to a hop above it"
+            ),
+            called_is,
+        ),
+        Error::NotFound => {
+            let is_rewritten = by_envoy || hints.runner(from) == Runner::Kubernetes;
+            let rewritten =
+                if is_rewritten { ", or a rewrite in a route changes it (VirtualService, prefix_rewrite)" } else { "" };
+            (
+                format!(
+                    "{called} does not serve this path: UPSTREAM of {caller} should end in /service<N>, or without any path{rewritten}"
+                ),
+                caller_is,
+            )
+        }
+        Error::NotGrpc => (
+            format!(
+                "The call of {caller} is gRPC and does not arrive at {called} as such: a proxy between them speaks HTTP/1.1 to {called}, or changes content-type. gRPC needs HTTP/2 on every part of the way (a port named grpc-…, appProtocol, http2_protocol_options)"
+            ),
+            caller_is,
+        ),
+        Error::CertificateRequired => (
+            format!(
+                "{called} demands a client certificate (--tls-client-ca), and what calls it presents none: {caller}, or a proxy between them"
+            ),
+            caller_is,
+        ),
+        Error::Internal => (format!("{called} itself fails; its log says why"), hints.logs(to)),
+        Error::DeadlineExceeded => {
+            (format!("The time that the callers of {called} allow (grpc-timeout) had passed before it was done"), caller_is)
+        }
+        _ => (
+            format!(
+                "{called} itself refuses the request as it arrives: {caller} or a proxy between them changes it. The log of {called} says what it got"
+            ),
+            hints.logs(to),
+        ),
+    };
+    Hint::new(cause).run(next)
 }
 
 /// The reason in Envoy's sentence "upstream connect error …. reset reason: connection failure, …".
@@ -174,5 +240,73 @@ pub(crate) fn clip(body: &str) -> String {
         Some((at, _)) => format!("{}…", &line[..at]),
         None if line.is_empty() => "empty body".to_owned(),
         None => line,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::system::held::HeldKind;
+
+    const RESET: &str = "upstream connect error or disconnect/reset before headers. ";
+
+    fn cause(status: u16, server: &str, message: &str) -> String {
+        let hop = |n: u16, hostname: &str| HopRef {
+            name: format!("service{n}"),
+            hostname: hostname.to_owned(),
+            url: format!("http://127.0.0.1:{n}/service{n}"),
+        };
+        let answer = ForeignResponse { server: server.to_owned(), message: Some(message.to_owned()) };
+        inside(status, &answer, &hop(1, "vm"), &hop(2, ""), &HintContext::for_tests(), "").unwrap().cause
+    }
+
+    /// Nothing is known but the answer, as without a trace backend.
+    #[test]
+    fn what_envoy_answers_between_processes_has_its_own_cause() {
+        let reset = |why: &str| format!("{RESET}reset reason: {why}");
+        for (status, message, says) in [
+            (503, "fault filter abort", "The fault filter of a proxy aborts calls"),
+            (429, "local_rate_limited", "A rate limit in front of service2"),
+            (503, &*reset("overflow"), "A circuit breaker between service1 and service2 is open"),
+            (503, "no healthy upstream", "no endpoint that is healthy"),
+            (403, "RBAC: access denied", "denies service1"),
+            (401, "Jwt is missing", "demands a token"),
+            (504, "upstream request timeout", "gave up waiting"),
+            (502, &*reset("protocol error"), "version of HTTP"),
+            (503, &*reset("connection termination"), "accepts the connection and closes it"),
+            (503, &*reset("remote connection failure"), "cannot connect to service2 (flag UF or UC: remote connection failure)"),
+        ] {
+            for server in ["envoy", ""] {
+                let cause = cause(status, server, message);
+                assert!(cause.contains(says), "{message}: {cause}");
+                for istio in ["VirtualService", "PeerAuthentication", "draining", "no hop of this chain"] {
+                    assert!(!cause.contains(istio), "{message}: {cause}");
+                }
+            }
+        }
+        assert!(cause(404, "envoy", "").contains("no route for this host or path"));
+        assert!(cause(503, "envoy", "").contains("a cluster that does not exist"));
+        assert!(cause(403, "envoy", "").contains("An external authorizer"));
+        assert!(cause(431, "envoy", "Request Header Fields Too Large").contains("larger than"));
+        // No proxy speaks here.
+        assert!(cause(503, "", "").contains("draining"));
+        assert!(cause(500, "nginx", "oops").contains("no hop of this chain"));
+    }
+
+    #[test]
+    fn a_hops_own_refusal_is_known_by_its_words() {
+        for (error, says) in [
+            (Error::LoopDetected, "MAX_HOPS"),
+            (Error::Shed(ShedReason::Held(HeldKind::Answer)), "memory limit"),
+            (Error::Shed(ShedReason::Streams), "streams"),
+            (Error::NotGrpc, "HTTP/1.1"),
+            (Error::CertificateRequired, "client certificate"),
+        ] {
+            let (status, detail) = error.parts();
+            for (server, before) in [("", ""), ("envoy", ""), ("", "RESOURCE_EXHAUSTED: ")] {
+                let cause = cause(status.as_u16(), server, &format!("{before}{detail}"));
+                assert!(cause.contains(says), "{error:?}: {cause}");
+            }
+        }
     }
 }

@@ -51,10 +51,6 @@ impl ProxySpan {
         self.flags.iter().any(|known| **known == *flag)
     }
 
-    pub(crate) fn flags(&self) -> String {
-        self.flags.join(",")
-    }
-
     pub(crate) fn cluster(&self) -> &str {
         &self.cluster
     }
@@ -64,8 +60,14 @@ impl ProxySpan {
         self.cluster.is_empty() && self.operation.starts_with("egress")
     }
 
-    pub(crate) fn is_gateway(&self) -> bool {
-        self.node.starts_with("router~")
+    /// Whether it stands in front of the chain; a sidecar names its node or its cluster so. Not every gateway is Istio's.
+    fn is_gateway(&self) -> bool {
+        !self.node.starts_with("sidecar~") && !self.cluster.starts_with("inbound|")
+    }
+
+    /// Whether Istio runs the proxy.
+    fn is_istio(&self) -> bool {
+        self.node.starts_with("router~") || self.node.starts_with("sidecar~")
     }
 
     /// The app's port that an inbound listener calls.
@@ -103,6 +105,18 @@ impl CallSpans {
     fn of(client: Option<&Span>, servers: &[&Span]) -> Self {
         let server = servers.iter().max_by_key(|span| span.timestamp).map(|span| ProxySpan::of(span));
         Self { client: client.map(ProxySpan::of), server, attempts: servers.len(), is_caller_traced: false }
+    }
+
+    /// Whether the caller's proxy answered by itself, as a route told it to: it chose no cluster and has nothing to remark.
+    pub(crate) fn is_answered_by_proxy(&self) -> bool {
+        let by_route = |span: &ProxySpan| span.cluster.is_empty() && span.flags.is_empty() && !span.is_unrouted();
+        self.server.is_none() && self.client.as_ref().is_some_and(by_route)
+    }
+
+    /// Whether a proxy of another make than Istio's reported.
+    pub(crate) fn are_foreign(&self) -> bool {
+        let mut spans = self.client.iter().chain(&self.server).peekable();
+        spans.peek().is_some() && spans.all(|span| !span.is_istio())
     }
 
     /// Whether a proxy on either side set this flag.

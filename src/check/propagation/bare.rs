@@ -6,41 +6,71 @@ use crate::check::chain::evidence::{CALLER, SeamFault, Xray};
 use crate::check::chain::probe::short;
 use crate::check::chain::seams::trace_of;
 use crate::check::chain::visit;
-use crate::check::envoy::suggestions::{HintContext, HopRef};
+use crate::check::envoy::suggestions::{HintContext, HopRef, Runner, quoted};
 use crate::check::propagation::fault;
 use crate::check::report::{CheckId, Finding, Hint};
 use crate::hop::reply::{Headers, Tree};
 use crate::trace_context::{Context, HeaderFamily};
 
-/// A hop that every request reaches under one request id.
+/// A hop that every request reaches under one request id, or in one trace.
 pub(super) struct FixedId {
     pub(super) from: String,
     pub(super) to: HopRef,
     id: String,
     /// The caller itself sends it with every request.
     by_caller: bool,
+    pub(super) is_trace: bool,
+}
+
+/// What two requests have in common, as they arrive or leave: the trace in one format, or the request id.
+fn common(one: &Headers, other: &Headers, is_trace: bool) -> Option<String> {
+    if is_trace {
+        let others = HeaderFamily::read_all(other);
+        let is_same = |(format, context): &(HeaderFamily, Context)| {
+            others.iter().any(|(of, other)| of == format && other.trace_id == context.trace_id)
+        };
+        return HeaderFamily::read_all(one).into_iter().find(is_same).map(|(_, context)| context.trace_id.to_string());
+    }
+    let id = |headers: &Headers| headers.first("x-request-id").filter(|id| !id.is_empty()).map(str::to_owned);
+    id(one).filter(|known| id(other).as_ref() == Some(known))
 }
 
 impl FixedId {
-    /// The first hop, from the front on, at which two requests have one id.
-    pub(super) fn find(one: &Tree, other: &Tree, url: &str) -> Option<Self> {
-        Self::at(CALLER, false, one, other, url)
+    /// The first hop, from the front on, at which two requests have one request id, and the first at which they have one trace.
+    pub(super) fn find(one: &Tree, other: &Tree, url: &str) -> Vec<Self> {
+        [false, true].into_iter().filter_map(|is_trace| Self::at(CALLER, false, one, other, (url, is_trace))).collect()
     }
 
-    fn at(from: &str, by_caller: bool, one: &Tree, other: &Tree, url: &str) -> Option<Self> {
-        let id = |tree: &Tree| tree.received.first("x-request-id").filter(|id| !id.is_empty()).map(str::to_owned);
-        if let Some(id) = id(one).filter(|known| id(other).as_ref() == Some(known)) {
-            return Some(Self { from: from.to_owned(), to: HopRef::of(one, url), id, by_caller });
+    fn at(from: &str, by_caller: bool, one: &Tree, other: &Tree, (url, is_trace): (&str, bool)) -> Option<Self> {
+        if let Some(id) = common(&one.received, &other.received, is_trace) {
+            return Some(Self { from: from.to_owned(), to: HopRef::of(one, url), id, by_caller, is_trace });
         }
         one.upstreams.iter().zip(&other.upstreams).find_map(|(call, same)| {
-            let sent = call.sent.first("x-request-id");
-            let by_caller = sent.is_some() && sent == same.sent.first("x-request-id");
-            Self::at(&one.service, by_caller, call.reply.as_deref()?, same.reply.as_deref()?, &call.url)
+            let by_caller = common(&call.sent, &same.sent, is_trace).is_some();
+            Self::at(&one.service, by_caller, call.reply.as_deref()?, same.reply.as_deref()?, (&call.url, is_trace))
         })
     }
 
+    fn trace(&self, hints: &HintContext) -> Finding {
+        let Self { from, to, id, by_caller, .. } = self;
+        let name = &to.name;
+        let text = format!("Every request reaches {name} in one trace: {}", short(id));
+        let cause = if *by_caller {
+            format!("{from} sends a fixed trace context with every call instead of the one that it received")
+        } else {
+            format!(
+                "Something on the way to {name} sets a fixed traceparent: headers.request.set of a VirtualService, request_headers_to_add of a route, or a load balancer"
+            )
+        };
+        let hint = Hint::new(cause).run(hints.settings(to));
+        Finding::fail(CheckId::PropagationTrace, text, hint).seam(from, name, None).hop(name)
+    }
+
     pub(super) fn finding(&self, hints: &HintContext) -> Finding {
-        let Self { from, to, id, by_caller } = self;
+        if self.is_trace {
+            return self.trace(hints);
+        }
+        let Self { from, to, id, by_caller, .. } = self;
         let name = &to.name;
         let text = format!("Every request reaches {name} with one request id: {}", short(id));
         let mut cause = if *by_caller {
@@ -52,10 +82,59 @@ impl FixedId {
         if id.len() != 36 {
             cause.push_str(", and this one is no UUID, so proxies behind it do not sample");
         }
-        let hint = Hint::new(cause)
-            .run("kubectl get virtualservice,envoyfilter -A -o yaml | grep -n -B2 -A2 x-request-id")
-            .run(hints.settings(to));
+        let mut hint = Hint::new(cause);
+        if hints.runner(to) == Runner::Kubernetes {
+            hint = hint.run("kubectl get virtualservice,envoyfilter -A -o yaml | grep -n -B2 -A2 x-request-id");
+        }
+        let hint = hint.run(hints.settings(to));
         Finding::fail(CheckId::PropagationRequestId, text, hint).seam(from, name, None).hop(name)
+    }
+}
+
+/// A reply that came back for two requests, as it was.
+pub(super) struct Replay {
+    from: String,
+    to: HopRef,
+    started_at: String,
+    /// The hops in it.
+    hops: Vec<String>,
+}
+
+impl Replay {
+    pub(super) fn find(one: &Tree, other: &Tree, url: &str) -> Option<Self> {
+        Self::at(CALLER, one, other, url)
+    }
+
+    fn at(from: &str, one: &Tree, other: &Tree, url: &str) -> Option<Self> {
+        let of = |tree: &Tree| (tree.started_at.clone(), tree.span_id.clone(), tree.request_id.clone(), tree.hostname.clone());
+        if of(one) == of(other) && one.received == other.received && !one.received.0.is_empty() {
+            let mut hops = Vec::new();
+            visit(one, url, 0, &mut |hop, _, _| hops.push(hop.service.clone()));
+            return Some(Self { from: from.to_owned(), to: HopRef::of(one, url), started_at: one.started_at.clone(), hops });
+        }
+        one.upstreams
+            .iter()
+            .zip(&other.upstreams)
+            .find_map(|(call, same)| Self::at(&one.service, call.reply.as_deref()?, same.reply.as_deref()?, &call.url))
+    }
+
+    /// Whether what this hop shows is of another request.
+    pub(super) fn has(&self, hop: &str) -> bool {
+        self.hops.iter().any(|known| known == hop)
+    }
+
+    pub(super) fn finding(&self) -> Finding {
+        let Self { from, to, started_at, .. } = self;
+        let name = &to.name;
+        let text = format!("One reply of {name} comes back for different requests: the same span, which began at {started_at}");
+        let hint = Hint::new(format!(
+            "A cache between {from} and {name} answers in its place: it ignores that the answers of a hop are not to be stored (cache-control: no-store)"
+        ))
+        .run(format!(
+            "curl -sv -o /dev/null -H 'accept: application/json' {}  # look for age, x-cache and a date that stays",
+            quoted(&to.url)
+        ));
+        Finding::fail(CheckId::PropagationTrace, text, hint).seam(from, name, None).hop(name)
     }
 }
 

@@ -358,6 +358,7 @@ fn ask(hop: &HopRef, names: &[&str]) -> String {
         "x-b3-spanid" => "2222222222222222",
         "b3" => "11111111111111111111111111111111-2222222222222222-1",
         "x-b3-sampled" => "1",
+        "tracestate" | "baggage" => "probe=1",
         _ => "probe",
     };
     let more = if name == "x-b3-traceid" { " -H 'x-b3-spanid: 2222222222222222'" } else { "" };

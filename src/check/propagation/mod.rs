@@ -17,7 +17,7 @@ use crate::check::report::{CheckId, Finding, Side};
 use crate::hop::reply::{Propagation, Tree};
 use crate::trace_context::{HeaderFamily, is_trace_context};
 
-use bare::FixedId;
+use bare::{FixedId, Replay};
 pub(crate) use fault::{finding, sentence};
 use fault::{is_about_id, is_order, said};
 use sidecars::{coverage, missing_sidecars};
@@ -53,7 +53,10 @@ pub(crate) async fn probed(client: &CheckClient, hints: &HintContext) -> Option<
 /// The findings of the group. `pair`: the replies to the probe and to a bare request. What broke, then what passed, then what could not be observed.
 pub(crate) fn findings(probe: &Probe, xray: &Xray, pair: Option<(&Tree, &Tree)>, hints: &HintContext) -> Vec<Finding> {
     let mut out = Vec::new();
-    let fixed = pair.and_then(|(one, bare)| FixedId::find(one, bare, &hints.url));
+    let replay = pair.and_then(|(one, bare)| Replay::find(one, bare, &hints.url));
+    let fixed = pair.map_or_else(Vec::new, |(one, bare)| FixedId::find(one, bare, &hints.url));
+    let fixed: Vec<FixedId> =
+        fixed.into_iter().filter(|fixed| replay.as_ref().is_none_or(|it| !it.has(&fixed.to.name))).collect();
     out.push(proxies(xray).lines(table(probe, xray)));
     out.extend(missing_sidecars(xray, hints));
     out.extend(coverage(xray, hints));
@@ -67,16 +70,26 @@ pub(crate) fn findings(probe: &Probe, xray: &Xray, pair: Option<(&Tree, &Tree)>,
         }
         out.push(reported);
     }
-    out.extend(fixed.as_ref().map(|fixed| fixed.finding(hints)));
-    let is_told = |fault: &&SeamFault| fixed.as_ref().is_some_and(|fixed| is_about_id(fault) && fault.to.name == fixed.to.name);
-    let others = others.into_iter().filter(|fault| !is_told(fault));
+    out.extend(replay.as_ref().map(Replay::finding));
+    out.extend(fixed.iter().map(|fixed| fixed.finding(hints)));
+    let is_of = |fixed: &FixedId, fault: &SeamFault| {
+        fault.to.name == fixed.to.name && if fixed.is_trace { breaks_trace(fault) } else { is_about_id(fault) }
+    };
+    let is_known = |fault: &&SeamFault| {
+        fixed.iter().any(|fixed| is_of(fixed, fault)) || replay.as_ref().is_some_and(|replay| replay.has(&fault.to.name))
+    };
+    let others = others.into_iter().filter(|fault| !is_known(fault));
     out.extend(others.take(MAX_SEAMS).map(|fault| {
         let found = finding(fault, xray, hints);
         unread(fault, xray).map_or(found.clone(), |cause| found.following(cause))
     }));
-    out.extend(passed::findings(xray, fixed.is_some()));
+    out.extend(passed::findings(xray, replay.is_some() || fixed.iter().any(|fixed| !fixed.is_trace)));
     out.extend(xray.withheld.iter().take(MAX_SEAMS).map(withheld));
-    out.extend(pair.and_then(|(_, bare)| bare::finding(bare, xray, hints)));
+    let bare = pair.filter(|_| replay.is_none()).and_then(|(_, bare)| bare::finding(bare, xray, hints));
+    let is_fixed = fixed.iter().any(|fixed| fixed.is_trace);
+    out.extend(
+        bare.map(|bare| if is_fixed && bare.follows.is_some() { bare.following(CheckId::PropagationTrace) } else { bare }),
+    );
     out.extend(xray.unobserved.iter().take(MAX_SEAMS).map(|(from, to)| {
         Finding::skip(
             CheckId::PropagationUnseen,
@@ -85,6 +98,10 @@ pub(crate) fn findings(probe: &Probe, xray: &Xray, pair: Option<(&Tree, &Tree)>,
         .hop(&to.name)
     }));
     out
+}
+
+fn breaks_trace(fault: &SeamFault) -> bool {
+    fault.side == Side::Between && fault.effects.iter().all(|effect| matches!(effect, Effect::Trace { .. }))
 }
 
 /// A hop that does not read what came does not send it on, either: the check that has this cause.

@@ -15,7 +15,7 @@ use crate::check::reachability::client::{CheckClient, FrontAnswer, RequestFailur
 use crate::check::reachability::tls::{self, Trust};
 use crate::check::reachability::x509;
 use crate::check::report::{CheckId, Finding, Hint};
-use crate::net::hosts::{is_loopback, redacted_url};
+use crate::net::hosts::{host_of, is_loopback, redacted_url};
 
 /// Fewer days of validity left fail the certificate's check, unless it lives so short anyway: what renews it should have done so.
 const RENEWED_BY_DAYS: i64 = 7;
@@ -227,20 +227,27 @@ async fn probe_tls(client: &CheckClient, trust: &Trust, address: SocketAddr, lim
 fn no_answer(failure: &RequestFailure, tls: Option<Tls>, url: &reqwest::Url, hints: &HintContext) -> Finding {
     let namespace = &hints.namespace;
     let port = port_of(url);
+    let is_grpc = url.scheme().starts_with("grpc");
     if let Some(Tls::Sidecar(workload)) = &tls {
         let text = format!("A sidecar ({workload}) refuses plain text on port {port}: {failure}");
         return Finding::fail(CheckId::ReachHttp, text, tls::past_the_gateway(url.host_str().unwrap_or_default()));
     }
     if tls.is_some() {
-        let secure = url.as_str().replacen("http://", "https://", 1);
-        let hint = Hint::new("The URL says http and the port speaks TLS: write https")
+        let (scheme, what) = if is_grpc { ("grpc", "gRPC") } else { ("http", "HTTP") };
+        let secure = url.as_str().replacen(&format!("{scheme}://"), &format!("{scheme}s://"), 1);
+        let hint = Hint::new(format!("The URL says {scheme} and the port speaks TLS: write {scheme}s"))
             .run(format!("httpserver check {}", quoted(&redacted_url(&secure))));
-        return Finding::fail(CheckId::ReachHttp, format!("Plain HTTP to port {port}, which speaks TLS"), hint);
+        return Finding::fail(CheckId::ReachHttp, format!("Plain {what} to port {port}, which speaks TLS"), hint);
     }
     if let Some((text, hint)) = gateway::unanswered(hints) {
         return Finding::fail(CheckId::ReachHttp, format!("{text}: {failure}"), hint);
     }
     let (text, hint) = match failure {
+        RequestFailure::NotHttp(why) | RequestFailure::Closed(why) if is_grpc => (
+            format!("The answer is no HTTP/2, and so no gRPC ({why})"),
+            Hint::new("The port speaks HTTP/1.1 alone, or no HTTP at all: gRPC needs HTTP/2 on every part of the way")
+                .run(format!("httpserver check {}", quoted(&redacted_url(&url.as_str().replacen("grpc", "http", 1))))),
+        ),
         RequestFailure::TimedOut => (
             "No whole answer in time (--timeout)".to_owned(),
             Hint::new("The gateway accepts and nobody answers: a hop hangs and no timeout on the way ends it, or the chain is slower than --timeout")
@@ -252,7 +259,10 @@ fn no_answer(failure: &RequestFailure, tls: Option<Tls>, url: &reqwest::Url, hin
             Hint::new("A sidecar refuses plain text (STRICT mTLS) from a caller outside the mesh, the server crashed, or the port speaks another protocol")
                 .run("kubectl get peerauthentication -A")
                 .run(format!("kubectl get pods -n {namespace}"))
-                .run("httpserver check https://HOST/…  # through the gateway, which is in the mesh"),
+                .run(format!(
+                    "curl -sv --http2-prior-knowledge {}  # an answer: the port speaks HTTP/2 alone",
+                    quoted(&redacted_url(url.as_str()))
+                )),
         ),
         RequestFailure::Connect(why) => (format!("No connection for the request: {why}"), Hint::new("The port accepted a moment ago: the server restarts, or limits connections").run(format!("kubectl get pods -n {namespace}"))),
         RequestFailure::NotHttp(why) if why.contains("CertificateRequired") => (
@@ -303,7 +313,11 @@ async fn redirected(client: &CheckClient, mut answer: FrontAnswer, hints: &HintC
         let end = |next: &reqwest::Url| {
             let mut hint = Hint::new("This is not the chain's own URL")
                 .run(format!("httpserver check {}", quoted(&redacted_url(next.as_str()))));
-            if next.scheme() == "https" && from_plain {
+            if next.host_str() != client.url.host_str() {
+                hint = Hint::new("Another host answers for this URL: a login page in front of the chain (give its session by --header), or a redirect that leads elsewhere")
+                    .run(format!("httpserver check {}", quoted(&redacted_url(next.as_str()))))
+                    .run(format!("curl -sv {}  # look for location and set-cookie", quoted(&redacted_url(client.url.as_str()))));
+            } else if next.scheme() == "https" && from_plain {
                 hint = Hint::new("The gateway sends plain HTTP to https: check the https URL")
                     .run(format!("httpserver check {}", quoted(&redacted_url(next.as_str()))));
             }
@@ -394,7 +408,14 @@ async fn plain(client: &CheckClient, plain_port: Option<u16>) -> Finding {
     match client.get_at(url.clone()).await {
         Ok(answer) if (300..400).contains(&answer.status) => {
             let to = answer.header("location").unwrap_or_default();
-            if to.starts_with("https://") {
+            let host = to.starts_with("https://").then(|| host_of(to));
+            let own = host_of(url.as_str());
+            if let Some(other) = host.as_ref().filter(|host| **host != own) {
+                let hint = Hint::new("The redirect names a host of its own instead of the one that was asked for: whoever types the name without https lands there")
+                    .run(format!("curl -sv -o /dev/null {}  # look for location", quoted(&redacted_url(url.as_str()))));
+                let text = format!("Plain HTTP on port {port} is redirected to another host: {}", gateway::clip(other));
+                Finding::fail(CheckId::ReachRedirect, text, hint)
+            } else if host.is_some() {
                 Finding::pass(
                     CheckId::ReachRedirect,
                     format!("Plain HTTP on port {port} is redirected to https ({})", answer.status),

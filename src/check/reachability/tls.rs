@@ -248,7 +248,7 @@ pub(crate) fn why_no_handshake(error: &std::io::Error, host: &str, port: u16, ga
     match tls {
         Some(rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType | InvalidMessage::UnknownProtocolVersion | InvalidMessage::MessageTooLarge)) => (
             format!("Port {port} speaks plain HTTP, not TLS"),
-            Hint::new("The URL says https and the server there has no TLS: write http, or the Gateway's server on this port lacks `tls:` (protocol: HTTPS)")
+            Hint::new("The URL asks for TLS (https, grpcs) and the server there has none: write http or grpc, or the Gateway's server on this port lacks `tls:` (protocol: HTTPS)")
                 .run(format!("curl -v http://{host}:{port}/")),
         ),
         Some(rustls::Error::AlertReceived(AlertDescription::ProtocolVersion)) | Some(rustls::Error::PeerIncompatible(_)) => (

@@ -6,7 +6,7 @@ use crate::check::chain::evidence::CALLER;
 use crate::check::chain::expect::BASE_LANE;
 use crate::check::envoy::suggestions::{HintContext, HopRef, Runner};
 use crate::check::report::{CheckId, Finding, Hint};
-use crate::check::traffic::sample::{HopSamples, Outcome, Sample, by_hop};
+use crate::check::traffic::sample::{HopSamples, Outcome, Sample, Series, by_hop};
 
 /// The headers of a request of this lane; the baseline's has none.
 pub(crate) fn headers(lane: Option<&str>) -> Headers {
@@ -153,8 +153,14 @@ pub(crate) fn walk(lane: &str, samples: &[Sample], lost_at: Option<(HopRef, HopR
     out
 }
 
+/// The seam at which `x-lane` is lost, in a request of this lane.
+pub(crate) async fn lost_in(series: &Series, lane: &str) -> Option<(HopRef, HopRef)> {
+    let tree = series.client.get(&headers(Some(lane))).await.ok()?.tree()?;
+    lost(&tree, &series.context.url)
+}
+
 /// The first seam at which `x-lane` is gone, behind the first hop: what arrives there is the gateway's business.
-pub(crate) fn lost(tree: &Tree, url: &str) -> Option<(HopRef, HopRef)> {
+fn lost(tree: &Tree, url: &str) -> Option<(HopRef, HopRef)> {
     for call in &tree.upstreams {
         let Some(reply) = &call.reply else { continue };
         if tree.received.first("x-lane").is_some() && reply.received.first("x-lane").is_none() {

@@ -36,6 +36,9 @@ pub(crate) use write::{HeaderList, Nested, Text, Written};
 /// A reply of 256 hops has 300 to 500 KB; the largest answer that a hop reads is 1 MiB.
 pub const MAX_HOPS: u32 = 256;
 
+/// The error of a call that a hop answered with a success that is no reply: another path than the chain's, or another form.
+pub(crate) const NO_REPLY: &str = "a hop answered, but not with a reply";
+
 /// What the values of a [`Reply`] are made of.
 pub trait Representation: Debug + Clone {
     /// A text.

@@ -184,7 +184,7 @@ type Damage = fn(String) -> Vec<String>;
 
 #[test]
 fn what_a_proxy_does_to_a_header_has_its_own_name() {
-    let cases: [(&str, &str, &str, Damage); 5] = [
+    let cases: [(&str, &str, &str, Damage); 6] = [
         ("traceparent", "propagation.w3c", "several, and receivers disagree", |value| {
             vec![value, "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into()]
         }),
@@ -194,6 +194,9 @@ fn what_a_proxy_does_to_a_header_has_its_own_name() {
         ("x-b3-spanid", "propagation.b3", "several, and receivers disagree", |value| vec![value, "b7ad6b7169203331".into()]),
         ("traceparent", "propagation.w3c", "joined by a comma", |value| vec![format!("{value}, {value}")]),
         ("x-b3-traceid", "propagation.b3", "shortened to 64 bits", |value| vec![value[16..].to_owned()]),
+        ("traceparent", "propagation.w3c", "shortened to 64 bits and padded", |value| {
+            vec![format!("00-{}{}", "0".repeat(16), &value[19..])]
+        }),
     ];
     for (header, id, says, change) in cases {
         for hop in [plain(), traced()] {

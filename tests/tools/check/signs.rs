@@ -214,10 +214,18 @@ fn what_proxies_report_of_a_failed_call_names_its_cause() {
 fn what_a_gateway_and_the_first_hops_sidecar_report_names_the_cause() {
     let reset = "upstream connect error or disconnect/reset before headers. reset reason: remote connection failure";
     let outbound = "outbound|80|base|service1.httpserver.svc.cluster.local";
-    for (flags, server, says) in [
-        ("UF", None, "The gateway cannot agree on TLS with the first hop (503, flag UF)"),
-        ("UC", None, "PeerAuthentication STRICT"),
-        ("-", Some(ProxySpan::new("inbound|9999||", "UF", 503)), "its app does not listen on port 9999"),
+    let (istio, other) = ("router~10.0.0.9~istio-ingressgateway-x.istio-system~x", "gateway");
+    let first = |flags| Some(ProxySpan::new("inbound|9999||", flags, 503));
+    for (node, (status, body), flags, server, says) in [
+        (istio, (503, reset), "UF", None, "The gateway cannot agree on TLS with the first hop (503, flag UF)"),
+        (istio, (503, reset), "UC", None, "PeerAuthentication STRICT"),
+        (istio, (503, reset), "-", first("UF"), "its app does not listen on port 9999"),
+        // Not every gateway is Istio's.
+        (other, (503, reset), "UF", None, "The gateway cannot reach the first hop (503"),
+        (other, (404, ""), "NR", None, "The gateway has no route for this host and path"),
+        (other, (503, ""), "NC", None, "The gateway's route leads to a cluster that does not exist"),
+        (other, (404, ""), "-", first("NR"), "The proxy in front of the first hop has no route for this host and path"),
+        (other, (500, "fault filter abort"), "-", first("FI"), "The proxy in front of the first hop aborts this on purpose"),
     ] {
         let parents = Parents::default();
         let probes = parents.clone();
@@ -225,22 +233,21 @@ fn what_a_gateway_and_the_first_hops_sidecar_report_names_the_cause() {
             if let Some(context) = request.header("traceparent") {
                 probes.lock().unwrap().insert(context[3..35].to_owned(), context[36..52].to_owned());
             }
-            (503, vec![("server", "istio-envoy".into())], reset.to_owned())
+            (status, vec![("server", "istio-envoy".into())], body.to_owned())
         });
         let store = backend(move |trace| {
             let probe = parents.lock().unwrap()[trace].clone();
-            let mut whole =
-                ProxySpan::new(outbound, "-", 503).json(trace, "1111111111111111", &probe, "SERVER", "istio-ingressgateway");
-            whole["tags"]["node_id"] = json!("router~10.0.0.9~istio-ingressgateway-x.istio-system~x");
-            let attempt = ProxySpan::new(outbound, flags, 503).json(
-                trace,
-                "2222222222222222",
-                "1111111111111111",
-                "CLIENT",
-                "istio-ingressgateway",
-            );
+            let is_routed = !matches!(flags, "NR" | "NC");
+            let gateway = |flags, id: &str, parent: &str, kind| {
+                let cluster = if is_routed { outbound } else { "" };
+                let mut span = ProxySpan::new(cluster, flags, status).json(trace, id, parent, kind, "istio-ingressgateway");
+                span["tags"]["node_id"] = json!(node);
+                span
+            };
+            let whole = gateway(if is_routed { "-" } else { flags }, "1111111111111111", &probe, "SERVER");
+            let attempt = is_routed.then(|| gateway(flags, "2222222222222222", "1111111111111111", "CLIENT"));
             let server = server.iter().map(|span| span.json(trace, "3333333333333333", "2222222222222222", "SERVER", "service1"));
-            [whole, attempt].into_iter().chain(server).collect()
+            std::iter::once(whole).chain(attempt).chain(server).collect()
         });
         let run = check(&format!("http://{front}/service1"), &["--traces", &store, "--traces-wait", "1s", "--count", "2"]);
         run.fails("reach.http", &[says]);
