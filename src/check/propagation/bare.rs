@@ -51,17 +51,19 @@ impl FixedId {
         })
     }
 
+    /// Whether the trace is one that this run sent, or that a hop sends: an app that mixes up its requests, and fixes nothing.
+    pub(super) fn is_leak(&self, sent: &Headers) -> bool {
+        let is_own = || HeaderFamily::read_all(sent).iter().any(|(_, context)| context.trace_id.to_string() == self.id);
+        self.is_trace && (self.by_caller || is_own())
+    }
+
     fn trace(&self, hints: &HintContext) -> Finding {
-        let Self { from, to, id, by_caller, .. } = self;
+        let Self { from, to, id, .. } = self;
         let name = &to.name;
         let text = format!("Every request reaches {name} in one trace: {}", short(id));
-        let cause = if *by_caller {
-            format!("{from} sends a fixed trace context with every call instead of the one that it received")
-        } else {
-            format!(
-                "Something on the way to {name} sets a fixed traceparent: headers.request.set of a VirtualService, request_headers_to_add of a route, or a load balancer"
-            )
-        };
+        let cause = format!(
+            "Something on the way to {name} sets a fixed traceparent: headers.request.set of a VirtualService, request_headers_to_add of a route, or a load balancer"
+        );
         let hint = Hint::new(cause).run(hints.settings(to));
         Finding::fail(CheckId::PropagationTrace, text, hint).seam(from, name, None).hop(name)
     }

@@ -55,8 +55,8 @@ pub(crate) fn findings(probe: &Probe, xray: &Xray, pair: Option<(&Tree, &Tree)>,
     let mut out = Vec::new();
     let replay = pair.and_then(|(one, bare)| Replay::find(one, bare, &hints.url));
     let fixed = pair.map_or_else(Vec::new, |(one, bare)| FixedId::find(one, bare, &hints.url));
-    let fixed: Vec<FixedId> =
-        fixed.into_iter().filter(|fixed| replay.as_ref().is_none_or(|it| !it.has(&fixed.to.name))).collect();
+    let is_real = |fixed: &FixedId| replay.as_ref().is_none_or(|it| !it.has(&fixed.to.name)) && !fixed.is_leak(&probe.headers);
+    let fixed: Vec<FixedId> = fixed.into_iter().filter(is_real).collect();
     out.push(proxies(xray).lines(table(probe, xray)));
     out.extend(missing_sidecars(xray, hints));
     out.extend(coverage(xray, hints));
