@@ -380,7 +380,8 @@ impl Report {
         }
         if let Some(cause) = finding.follows {
             // What `--skip` leaves out is not told by its consequences either.
-            if self.findings.iter().any(|known| known.id == cause && known.status != Status::Pass) {
+            let is_there = self.findings.iter().any(|known| known.id == cause && known.status != Status::Pass);
+            if is_there || self.foreseen.iter().any(|known| known.id == cause || known.follows == Some(cause)) {
                 (finding.cause, finding.next) = (None, Vec::new());
             } else {
                 (finding.status, finding.follows) = (Status::Fail, None);
