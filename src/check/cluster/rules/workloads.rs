@@ -103,7 +103,7 @@ fn too_wide(path: &Path<'_>, service: &Object, chosen: &[&Object]) -> Option<Mis
     let selector = labels_text(service.at("/spec/selector"));
     let says = || format!("is {selector}, which finds the pods of {}", apps.join(", "));
     let explains = &[Chain, Answer, Split, Retries, Slow];
-    apps.iter().any(|app| is_others(app)).then(|| Mistake::new(service, "spec.selector", says(), explains))
+    apps.iter().any(is_others).then(|| Mistake::new(service, "spec.selector", says(), explains))
 }
 
 /// The API server refuses the pods of a Deployment.
