@@ -64,10 +64,10 @@ const RUNS: [(&str, u8, &str, &str); 38] = [
     ("probe", 0, "the app passes", "httpserver probe http://127.0.0.1:8083/service1 --downstream 127.0.0.1:9000 --count 20"),
     ("probe", 1, "it does not pass", "httpserver probe http://127.0.0.1:8082/service3 --downstream 127.0.0.1:9000 --count 1"),
     ("probe", 2, "", "httpserver probe http://127.0.0.1:8083/service1 --downstream nowhere"),
-    ("doctor", 0, "traces were read, whatever was found in them", ORPHANS_READ),
+    ("doctor", 0, "traces were read, whatever was found in them", DROPPED_READ),
     ("doctor", 1, "there was nothing to read", "echo '[]' | httpserver doctor --file -"),
     ("doctor", 1, "the backend did not answer", "httpserver doctor --traces http://127.0.0.1:9000"),
-    ("doctor", 1, "a service scores less than `--fail-under`", ORPHANS_SCORED),
+    ("doctor", 1, "a service scores less than `--fail-under`", DROPPED_SCORED),
     ("doctor", 2, "", "httpserver doctor --file nowhere.json"),
     ("health", 0, "the answer is 200", "httpserver health http://127.0.0.1:8080/healthz"),
     ("health", 1, "it is another one", "httpserver health http://127.0.0.1:8080/nothing"),
@@ -91,10 +91,10 @@ const SERVE_STOPPED_TWICE: &str = "httpserver --addr 127.0.0.1:9000 --drain-dela
 const STORE_STOPPED: &str = "httpserver store --port 9000 --otlp-port 0 --otlp-grpc-port 0 &
   until curl -s http://127.0.0.1:9000/health; do kill -0 $! || break; sleep 0.1; done; kill -INT $!; wait $!";
 
-/// Server spans whose parents nobody reported.
-const ORPHANS_READ: &str = r#"for i in 1 2 3 4 5 6 7 8 9; do printf '[{"traceId":"0000000000000a%s","id":"00000000000000b%s","parentId":"00000000000000c%s","kind":"SERVER","name":"get","timestamp":%s000000,"duration":1000,"localEndpoint":{"serviceName":"b"}}]' $i$i $i $i 160000000$i >$i.json; done
+/// Calls of a whose callee, b, began a new trace each time.
+const DROPPED_READ: &str = r#"for i in 1 2 3 4 5; do t=160000000$i; printf '[{"traceId":"000000000000a00%s","id":"00000000000000b%s","kind":"SERVER","name":"get","timestamp":%s000000,"duration":9000,"localEndpoint":{"serviceName":"a"}},{"traceId":"000000000000a00%s","id":"00000000000000c%s","parentId":"00000000000000b%s","kind":"CLIENT","name":"get","timestamp":%s001000,"duration":7000,"localEndpoint":{"serviceName":"a"},"remoteEndpoint":{"serviceName":"b"}},{"traceId":"000000000000d00%s","id":"00000000000000d%s","kind":"SERVER","name":"get","timestamp":%s002000,"duration":5000,"localEndpoint":{"serviceName":"b"}}]' $i $i $t $i $i $i $t $i $i $t >$i.json; done
   httpserver doctor --file 1.json --file 2.json --file 3.json --file 4.json --file 5.json"#;
-const ORPHANS_SCORED: &str =
+const DROPPED_SCORED: &str =
     "httpserver doctor --file 1.json --file 2.json --file 3.json --file 4.json --file 5.json --fail-under 100";
 
 fn rows() -> String {
