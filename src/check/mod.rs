@@ -332,7 +332,8 @@ impl<'a> Run<'a> {
         if count == 0 || *self.stop.borrow() {
             return Vec::new();
         }
-        series.run(count, Duration::MAX, &mut self.stop, &self.progress, "requests").await
+        let what = if series.is_marked { "requests with trace headers" } else { "requests" };
+        series.run(count, Duration::MAX, &mut self.stop, &self.progress, what).await
     }
 
     /// The trace of one request, from the backend.
