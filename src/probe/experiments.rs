@@ -188,15 +188,23 @@ impl Session<'_> {
 
     /// What the app makes of a next hop that fails.
     async fn failures(&mut self, report: &mut Report) {
-        let mut results = Vec::new();
+        let (mut results, mut without) = (Vec::new(), 0);
+        // One for all: a call that is repeated late comes in the time of the next request.
+        let sent = WrittenIds::fresh();
+        let contexts: Vec<(Format, &WrittenIds)> = self.passing.iter().map(|format| (*format, &sent)).collect();
         for mood in [Mood::Unavailable, Mood::Reset, Mood::Hang] {
             self.downstream.set(mood);
             let wait = Wait::For { calls: None, patience: self.patience, usual: self.status };
-            let outcome = self.caller.ask(self.downstream, &HeaderMap::new(), wait).await;
+            let outcome = self.caller.ask(self.downstream, &sampled(&contexts), wait).await;
+            let goes_on = |call: &HeaderMap| {
+                let fates = Format::ALL.map(|format| fate::of_context(format, &sent, call));
+                fates.iter().any(|fate| matches!(fate, Fate::Untouched | Fate::Continued))
+            };
+            without += outcome.calls.iter().filter(|call| !contexts.is_empty() && !goes_on(&call.headers)).count();
             results.push((mood, outcome));
         }
         self.downstream.set(Mood::Answer);
-        report.add(findings::failures(self, &results));
+        report.add(findings::failures(self, &results, without));
     }
 }
 

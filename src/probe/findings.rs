@@ -243,7 +243,7 @@ pub(super) fn short_ids(seen: &[(Format, Fate)]) -> Finding {
     }
     let lost = seen.iter().find(|(_, fate)| !matches!(fate, Fate::Untouched | Fate::Continued));
     let Some((format, fate)) = lost else {
-        return Finding::pass(id, format!("Trace ids of 64 bits go on in all {} calls", seen.len()));
+        return Finding::pass(id, format!("Trace ids of 64 bits go on in {}", counted(seen.len(), "call")));
     };
     let text = |what: &str| format!("{} with a trace id of 64 bits: {what}", format.title());
     if let Fate::Mangled(how) = fate {
@@ -461,8 +461,9 @@ pub(super) fn invalid(session: &Session<'_>, results: &[(&'static str, HeaderMap
     Finding::fail(id, text, Hint::new("the code that reads the header does not expect an invalid one")).lines(lines)
 }
 
-/// What a failing next hop does to the answer; nothing in it is right or wrong by itself.
-pub(super) fn failures(session: &Session<'_>, results: &[(Mood, AppOutcome)]) -> Finding {
+/// What a failing next hop does to the answer, which is neither right nor wrong, and to the trace.
+/// `without`: calls that do not go on with the trace, as repeated ones may.
+pub(super) fn failures(session: &Session<'_>, results: &[(Mood, AppOutcome)], without: usize) -> Finding {
     let lines = results.iter().map(|(mood, outcome)| {
         let what = match mood {
             Mood::Answer => "answers",
@@ -479,6 +480,11 @@ pub(super) fn failures(session: &Session<'_>, results: &[(Mood, AppOutcome)]) ->
         };
         format!("it {what}: {answer}{repeated}")
     });
-    let finding = Finding::pass(CheckId::ProbeFailures, "When its next hop fails");
-    finding.lines(lines)
+    if without > 0 {
+        let calls: usize = results.iter().map(|(_, outcome)| outcome.calls.len()).sum();
+        let text = format!("When its next hop fails, {without} of {calls} calls do not go on with the trace");
+        let cause = "the code that repeats a call, or calls another hop instead, makes it without the headers of the first";
+        return Finding::fail(CheckId::ProbeFailures, text, Hint::new(cause)).lines(lines);
+    }
+    Finding::pass(CheckId::ProbeFailures, "When its next hop fails").lines(lines)
 }

@@ -38,7 +38,11 @@ fn serve(mut stream: TcpStream, downstream: SocketAddr, sends: &dyn Fn(&Headers)
     let status = match sends(&headers) {
         None => 200,
         Some(headers) if headers.iter().any(|(name, _)| name == "crash") => 500,
-        Some(headers) => call(downstream, &target, &headers).unwrap_or(502),
+        Some(headers) => {
+            let status = call(downstream, &target, &headers).unwrap_or(502);
+            let repeats = status == 503 && headers.iter().any(|(name, _)| name == "repeats");
+            if repeats { call(downstream, &target, &Headers::new()).unwrap_or(502) } else { status }
+        }
     };
     write!(stream, "HTTP/1.1 {status} X\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok").ok()
 }
@@ -316,6 +320,14 @@ fn a_context_that_leaks_between_requests_is_found() {
     let (ran, report) = probed(leaking(copied), &[]);
     assert_eq!((ran.code, failed(&report)), (Some(1), vec!["probe.cross-talk"]), "{report:#}");
     assert!(text_of(&report, "probe.cross-talk").contains("carry the trace of another request"), "{report:#}");
+}
+
+/// Only the first attempt has the headers.
+#[test]
+fn a_call_that_is_repeated_without_the_headers_is_found() {
+    let (ran, report) = probed(|headers| Some([copied(headers), vec![("repeats".into(), "1".into())]].concat()), &[]);
+    assert_eq!((ran.code, failed(&report)), (Some(1), vec!["probe.failures"]), "{report:#}");
+    assert!(text_of(&report, "probe.failures").contains("do not go on with the trace"), "{report:#}");
 }
 
 /// No context passes, and a request id in a global does.
