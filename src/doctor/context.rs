@@ -361,8 +361,8 @@ impl Search<'_> {
 
 /// Pairs whose spans have the same request id, one inside the other: no chance at all.
 fn by_request_id(system: &System, inner: &[usize], outer: &[usize], skew: i64) -> Vec<Pair> {
-    let ids: HashMap<&str, usize> = outer.iter().filter_map(|at| Some((system.spans[*at].request_id()?, *at))).collect();
-    let found = inner.iter().filter_map(|at| Some((*at, *ids.get(system.spans[*at].request_id()?)?)));
+    let ids: HashMap<&str, usize> = outer.iter().filter_map(|at| Some((system.spans[*at].span.request_id()?, *at))).collect();
+    let found = inner.iter().filter_map(|at| Some((*at, *ids.get(system.spans[*at].span.request_id()?)?)));
     let apart = |(inner, outer): &Pair| {
         let (inner, outer) = (&system.spans[*inner], &system.spans[*outer]);
         inner.trace != outer.trace && contains(interval(outer), (inner.start - skew, inner.end - skew))

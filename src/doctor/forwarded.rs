@@ -64,8 +64,7 @@ fn answers(system: &System, call: usize) -> (Vec<usize>, bool) {
     let service = system.spans[call].service;
     let is_other = |child: &usize| system.spans[*child].service != service && system.spans[*child].is(Kind::Server);
     let others: Vec<usize> = system.spans[call].children.iter().copied().filter(is_other).take(MAX_ANSWERS).collect();
-    let failed = |span: &Span| span.is_error() || span.http_status().is_some_and(|status| status.starts_with('5'));
-    (others.iter().copied().filter(|at| !failed(&system.spans[*at].span)).collect(), !others.is_empty())
+    (others.iter().copied().filter(|at| !system.spans[*at].span.has_failed()).collect(), !others.is_empty())
 }
 
 fn callee(system: &System, call: usize) -> Callee<'_> {

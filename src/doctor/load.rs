@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::io::Read;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::SystemTime;
 
 use serde::de::IgnoredAny;
@@ -138,27 +137,18 @@ fn zipkin(text: &str) -> Result<Vec<Span>, String> {
     decode_traces(text.as_bytes(), MAX_SPANS).map_err(|error| error.to_string())
 }
 
-/// The traces of these spans. A span that came twice counts once.
+/// The traces of these spans.
 fn grouped(spans: Vec<Span>) -> Vec<Trace> {
-    type Key = (crate::traces::SpanId, Option<crate::traces::Kind>, Option<String>);
     let mut order: Vec<TraceId> = Vec::new();
-    let mut traces: HashMap<TraceId, (Vec<Span>, HashMap<Key, usize>)> = HashMap::new();
+    let mut traces: HashMap<TraceId, Vec<Span>> = HashMap::new();
     for span in spans {
-        let id = span.trace_id;
-        let (spans, known) = traces.entry(id).or_insert_with(|| {
-            order.push(id);
-            Default::default()
+        let of_trace = traces.entry(span.trace_id).or_insert_with_key(|id| {
+            order.push(*id);
+            Vec::new()
         });
-        match known.get(&(span.id, span.kind, span.service().map(str::to_owned))) {
-            Some(&at) => spans[at] = spans[at].updated(span),
-            None => {
-                known.insert((span.id, span.kind, span.service().map(str::to_owned)), spans.len());
-                spans.push(span);
-            }
-        }
+        of_trace.push(span);
     }
-    let spans = order.into_iter().filter_map(|id| traces.remove(&id));
-    spans.filter_map(|(spans, _)| Trace::new(spans.into_iter().map(Arc::new).collect())).collect()
+    order.into_iter().filter_map(|id| Trace::of_reports(traces.remove(&id)?)).collect()
 }
 
 #[cfg(test)]

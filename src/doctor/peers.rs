@@ -3,12 +3,8 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
-use crate::traces::Span;
+use crate::traces::{HOST_TAGS, Span, URL_TAGS};
 
-/// Attributes with the host that was called.
-const HOSTS: [&str; 6] = ["server.address", "net.peer.name", "net.sock.peer.name", "http.host", "peer.hostname", "peer.address"];
-/// Attributes with the URL that was called.
-const URLS: [&str; 2] = ["url.full", "http.url"];
 /// Parts of names that say where or how a service runs, not which one it is.
 const GENERIC: [&str; 27] = [
     "svc",
@@ -107,8 +103,8 @@ impl<'a> PeerName<'a> {
 
 /// The names that a client span has for the one that it calls, the best first.
 pub(super) fn peer_names(span: &Span) -> Vec<PeerName<'_>> {
-    let hosts = HOSTS.iter().filter_map(|key| host(span.tag(key)?));
-    let hosts: Vec<&str> = hosts.chain(URLS.iter().filter_map(|key| host(url_host(span.tag(key)?)?))).collect();
+    let hosts = HOST_TAGS.iter().filter_map(|key| host(span.tag(key)?));
+    let hosts: Vec<&str> = hosts.chain(URL_TAGS.iter().filter_map(|key| host(url_host(span.tag(key)?)?))).collect();
     // Exporters write a host's name there where they know no service's.
     let remote = span.remote_service().and_then(host).map(|name| PeerName { name, is_service: !hosts.contains(&name) });
     let peer = span.tag("peer.service").and_then(host).map(|name| PeerName { name, is_service: true });

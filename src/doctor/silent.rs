@@ -345,15 +345,6 @@ fn is_request(span: &Span) -> bool {
 
 /// The path of a request, longer than `/`, without templates.
 fn path(span: &Span) -> Option<&str> {
-    let plain = |key: &&str| span.tag(key);
-    let url = |key: &&str| {
-        let rest = span.tag(key)?.split_once("://")?.1;
-        rest.find('/').map(|at| &rest[at..])
-    };
-    let own = ["url.path", "http.target", "http.path", "http.route"]
-        .iter()
-        .find_map(plain)
-        .or_else(|| ["url.full", "http.url"].iter().find_map(url))?;
-    let path = own.split(['?', '#']).next()?.trim_end_matches('/');
+    let path = span.path().or_else(|| span.tag("http.route"))?.trim_end_matches('/');
     (path.len() > 1 && !path.contains(['{', ':', '<', '*'])).then_some(path)
 }

@@ -35,7 +35,7 @@ impl TracerKind {
 
     fn of(span: &Span) -> Self {
         let has = |key: &str| span.tag(key).is_some();
-        if span.tag("component") == Some("proxy") || has("upstream_cluster") || has("response_flags") {
+        if span.is_proxy() {
             Self::Envoy
         } else if span.tags.keys().any(|key| key.starts_with("otel.") || key.starts_with("telemetry.sdk.")) {
             Self::OpenTelemetry
@@ -85,10 +85,6 @@ impl SystemSpan {
     /// Microseconds.
     pub(super) fn took(&self) -> i64 {
         self.end - self.start
-    }
-
-    pub(super) fn request_id(&self) -> Option<&str> {
-        self.span.tag("guid:x-request-id").or_else(|| self.span.tag("request.id"))
     }
 }
 
@@ -342,4 +338,26 @@ fn tracers(spans: &[SystemSpan], services: usize) -> Vec<TracerKind> {
     }
     let most = |counts: BTreeMap<TracerKind, usize>| counts.into_iter().max_by_key(|(_, count)| *count);
     counts.into_iter().map(|counts| most(counts).map_or(TracerKind::None, |(tracer, _)| tracer)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::traces::decode;
+
+    #[test]
+    fn a_tracer_is_known_by_its_marks() {
+        for (tags, tracer) in [
+            (r#""component":"proxy""#, TracerKind::Envoy),
+            (r#""response_flags":"-""#, TracerKind::Envoy),
+            // Envoy's tracer for OpenTelemetry.
+            (r#""telemetry.sdk.name":"envoy","telemetry.sdk.language":"cpp""#, TracerKind::Envoy),
+            (r#""telemetry.sdk.name":"opentelemetry""#, TracerKind::OpenTelemetry),
+            (r#""jaeger.version":"Go-2""#, TracerKind::Jaeger),
+            (r#""http.path":"/""#, TracerKind::Zipkin),
+        ] {
+            let span = format!(r#"[{{"traceId":"1","id":"2","tags":{{{tags}}}}}]"#);
+            assert_eq!(TracerKind::of(&decode(span.as_bytes(), 1).unwrap()[0]), tracer, "{tags}");
+        }
+    }
 }

@@ -59,7 +59,7 @@ impl Failure {
     /// `None` when it did not.
     pub fn of(trace: &Trace) -> Option<Self> {
         let rows = trace.rows();
-        let failed = |row: &PlacedSpan| row.span.is_error() || status_of(&row.span).is_some_and(|status| status >= 500);
+        let failed = |row: &PlacedSpan| row.span.has_failed();
         let first = rows.iter().position(|row| row.span.kind == Some(Kind::Server)).filter(|first| failed(&rows[*first]))?;
         // A parent stands before its children. Work inside a service may say nothing of a call that failed below it.
         let mut followed = vec![false; rows.len()];
@@ -75,7 +75,7 @@ impl Failure {
         }
         let deepest = (first..rows.len()).filter(|at| followed[*at] && failed(&rows[*at]) && !passed_on[*at]);
         let origins = deepest.map(|at| origin(rows, &rows[at])).take(NAMED).collect();
-        Some(Self { status: status_of(&rows[first].span), origins, reached: Vec::new() })
+        Some(Self { status: rows[first].span.http_status(), origins, reached: Vec::new() })
     }
 
     /// Whether every origin is an answer: what was not reached then was not called.
@@ -160,11 +160,8 @@ fn origin<'a>(rows: &'a [PlacedSpan], mut row: &'a PlacedSpan) -> Origin {
         row = &rows[parent];
     }
     let name = |span: &Span| Box::from(span.service().unwrap_or("a service that does not say its name"));
-    let why = |span: &Span| {
-        let said = span.tag("error.type").or_else(|| span.tag("error")).filter(|text| !text.is_empty());
-        Box::from(said.unwrap_or("it failed"))
-    };
-    let status = status_of(&row.span).filter(|status| *status >= 400);
+    let why = |span: &Span| Box::from(span.first_tag(&["error.type", "error"]).unwrap_or("it failed"));
+    let status = row.span.http_status().filter(|status| *status >= 400);
     let caller = row.parent.map(|at| &rows[at]).filter(|above| above.span.kind == Some(Kind::Client));
     match (row.span.kind, status, caller) {
         (Some(Kind::Server), None, Some(above)) => Origin::NoAnswer {
@@ -176,14 +173,10 @@ fn origin<'a>(rows: &'a [PlacedSpan], mut row: &'a PlacedSpan) -> Origin {
         (Some(Kind::Server), Some(status), _) => Origin::Answered { service: name(&row.span), status, injected: false },
         (Some(Kind::Server), None, None) => Origin::Failed { service: name(&row.span), why: why(&row.span) },
         _ => {
-            let callee = row.span.remote_service().or_else(|| row.span.tag("server.address"));
-            Origin::NoAnswer { caller: name(&row.span), callee: callee.map(Box::from), why: why(&row.span), injected: false }
+            let callee = row.span.callee().map(Box::from);
+            Origin::NoAnswer { caller: name(&row.span), callee, why: why(&row.span), injected: false }
         }
     }
-}
-
-fn status_of(span: &Span) -> Option<u16> {
-    span.http_status()?.parse().ok()
 }
 
 /// `service4, service5 and service6`

@@ -19,6 +19,6 @@ mod verdict;
 pub use failure::{Failure, Origin};
 pub use ids::{InvalidId, SpanId, TraceId};
 pub use span::{Annotation, DecodeError, Endpoint, Kind, Link, Span, decode, decode_traces};
+pub(crate) use span::{HOST_TAGS, REQUEST_ID_TAGS, URL_TAGS};
 pub use trace::{PlacedSpan, Trace};
-pub(crate) use verdict::is_proxy;
 pub use verdict::{Caller, ExpectedSpan, ExpectedTrace, Misplaced, Orphan, Verdict};

@@ -16,6 +16,14 @@ use serde_json::value::RawValue;
 use crate::traces::ids::{self, SpanId, TraceId, shorten};
 use crate::traces::lenient;
 
+/// The tags with the id of a request, the app's before its proxy's.
+pub(crate) const REQUEST_ID_TAGS: [&str; 2] = ["request.id", "guid:x-request-id"];
+/// Those with the host that was called.
+pub(crate) const HOST_TAGS: [&str; 6] =
+    ["server.address", "net.peer.name", "net.sock.peer.name", "http.host", "peer.hostname", "peer.address"];
+/// Those with the URL that was called.
+pub(crate) const URL_TAGS: [&str; 2] = ["url.full", "http.url"];
+
 /// Which side of a call a span describes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
@@ -184,9 +192,48 @@ impl Span {
         self.tags.get(key).map(AsRef::as_ref)
     }
 
+    /// The value of the first of these tags that is there and not empty.
+    pub(crate) fn first_tag(&self, keys: &[&str]) -> Option<&str> {
+        keys.iter().find_map(|key| self.tag(key).filter(|text| !text.is_empty()))
+    }
+
     /// The HTTP status of the answer, from OpenTelemetry's or Zipkin's tag of it.
-    pub fn http_status(&self) -> Option<&str> {
-        self.tag("http.response.status_code").or_else(|| self.tag("http.status_code"))
+    pub fn http_status(&self) -> Option<u16> {
+        self.tag("http.response.status_code").or_else(|| self.tag("http.status_code"))?.parse().ok()
+    }
+
+    /// Whether the work failed: by its reporter's word, or by a status of 500 or above.
+    pub fn has_failed(&self) -> bool {
+        self.is_error() || self.http_status().is_some_and(|status| status >= 500)
+    }
+
+    /// The id of the request that it belongs to, as a hop or a proxy of Envoy's reports it.
+    pub fn request_id(&self) -> Option<&str> {
+        self.first_tag(&REQUEST_ID_TAGS)
+    }
+
+    /// The path of the request, without its query.
+    pub fn path(&self) -> Option<&str> {
+        let of_url = || {
+            let (_, rest) = self.first_tag(&URL_TAGS)?.split_once("://")?;
+            rest.find('/').map(|at| &rest[at..])
+        };
+        let path = self.first_tag(&["url.path", "http.target", "http.path"]).or_else(of_url)?;
+        path.split(['?', '#']).next().filter(|path| !path.is_empty())
+    }
+
+    /// The service or the host that a client called, where its span names one.
+    pub fn callee(&self) -> Option<&str> {
+        self.remote_service().or_else(|| self.first_tag(&["peer.service"])).or_else(|| self.first_tag(&HOST_TAGS))
+    }
+
+    /// Whether a proxy reported it: by its own word, or by the marks of Envoy and Istio.
+    pub fn is_proxy(&self) -> bool {
+        const MARKS: [&str; 5] =
+            ["upstream_cluster", "response_flags", "node_id", "guid:x-request-id", "istio.canonical_service"];
+        self.tag("component") == Some("proxy")
+            || MARKS.iter().any(|mark| self.tag(mark).is_some())
+            || self.tag("telemetry.sdk.name") == Some("envoy")
     }
 
     /// Whether the reporter called it failed. Any value of the tag `error` means yes, as in Zipkin.
@@ -208,6 +255,14 @@ impl Span {
             + tags(&self.tags)
             + self.links.iter().map(|link| size_of::<Link>() + tags(&link.tags)).sum::<usize>()
             + self.annotations.iter().map(|a| size_of::<Annotation>() + a.value.len()).sum::<usize>()
+    }
+
+    /// The kinds that an earlier report of the same span may have: its own, or none on one side, because tracers that report a
+    /// span in parts may leave the kind out of one of them.
+    pub(crate) fn kinds_of_reports(&self) -> impl Iterator<Item = Option<Kind>> + use<> {
+        const ANY: [Kind; 4] = [Kind::Client, Kind::Server, Kind::Producer, Kind::Consumer];
+        let any = if self.kind.is_none() { &ANY[..] } else { &[] };
+        [self.kind, None].into_iter().chain(any.iter().copied().map(Some))
     }
 
     /// This span with what a later report of the same span says. Tracers report a span in parts (its start, then its end)
@@ -452,5 +507,40 @@ mod tests {
         assert_eq!((whole.timestamp, whole.duration, whole.kind), (Some(5), Some(7), Some(Kind::Client)));
         assert_eq!((whole.tag("a"), whole.tag("b")), (Some("1"), Some("2")));
         assert_eq!(whole.updated(whole.clone()), whole);
+    }
+
+    #[test]
+    fn what_tags_say_is_read_in_one_way() {
+        let tagged = |tags: &str| one(&format!(r#"{{"traceId":"a","id":"b","tags":{{{tags}}}}}"#));
+        for (tags, path) in [
+            (r#""url.path":"/a","url.full":"http://h/b""#, Some("/a")),
+            (r#""http.target":"/a?q=1""#, Some("/a")),
+            (r#""url.path":"","http.path":"/a""#, Some("/a")),
+            (r#""url.full":"http://u:p@h:1/a/b#c""#, Some("/a/b")),
+            (r#""http.url":"http://h""#, None),
+            (r#""http.route":"/{id}""#, None),
+        ] {
+            assert_eq!(tagged(tags).path(), path, "{tags}");
+        }
+        for (tags, status, has_failed) in [
+            (r#""http.response.status_code":200"#, Some(200), false),
+            (r#""http.status_code":"503""#, Some(503), true),
+            (r#""http.status_code":"404""#, Some(404), false),
+            (r#""http.status_code":"5xx""#, None, false),
+            (r#""error":"""#, None, true),
+            (r#""otel.status_code":"ERROR""#, None, true),
+        ] {
+            assert_eq!((tagged(tags).http_status(), tagged(tags).has_failed()), (status, has_failed), "{tags}");
+        }
+        let both = tagged(r#""request.id":"r","guid:x-request-id":"g""#);
+        assert_eq!((both.request_id(), tagged(r#""guid:x-request-id":"g""#).request_id()), (Some("r"), Some("g")));
+        assert_eq!(tagged(r#""server.address":"h","peer.service":"s""#).callee(), Some("s"));
+        assert_eq!(tagged(r#""net.peer.name":"h""#).callee(), Some("h"));
+        for tags in
+            [r#""component":"proxy""#, r#""telemetry.sdk.name":"envoy""#, r#""response_flags":"-""#, r#""node_id":"sidecar~1""#]
+        {
+            assert!(tagged(tags).is_proxy(), "{tags}");
+        }
+        assert!(!tagged(r#""component":"net/http","telemetry.sdk.name":"opentelemetry""#).is_proxy());
     }
 }

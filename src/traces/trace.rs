@@ -84,6 +84,26 @@ impl Trace {
         Some(trace)
     }
 
+    /// The same from reports of which several may be of one span; `None` when there are none.
+    pub fn of_reports(reports: Vec<Span>) -> Option<Self> {
+        let mut known: HashMap<(SpanId, Option<Kind>, Option<Box<str>>), usize> = HashMap::new();
+        let mut spans: Vec<Span> = Vec::with_capacity(reports.len());
+        for report in reports {
+            let key = |kind| (report.id, kind, report.service().map(Box::from));
+            match report.kinds_of_reports().find_map(|kind| known.remove(&key(kind))) {
+                Some(at) => {
+                    spans[at] = spans[at].updated(report);
+                    known.insert((spans[at].id, spans[at].kind, spans[at].service().map(Box::from)), at);
+                }
+                None => {
+                    known.insert(key(report.kind), spans.len());
+                    spans.push(report);
+                }
+            }
+        }
+        Self::new(spans.into_iter().map(Arc::new).collect())
+    }
+
     /// Notes how many reports of its spans the store did not keep.
     #[must_use]
     pub fn with_dropped(mut self, reports: u64) -> Self {
@@ -333,5 +353,22 @@ mod tests {
         assert_eq!(trace.services().iter().map(AsRef::as_ref).collect::<Vec<_>>(), ["service1", "service2", "service3"]);
         assert_eq!((trace.start_us(), trace.duration_us(), trace.orphans(), trace.roots()), (100, 42, 0, 1));
         assert!(Trace::new(Vec::new()).is_none());
+    }
+
+    #[test]
+    fn a_span_that_was_reported_twice_or_in_parts_counts_once() {
+        let json = r#"[
+            {"traceId":"a","id":"1","kind":"CLIENT","timestamp":5,"localEndpoint":{"serviceName":"a"}},
+            {"traceId":"a","id":"1","kind":"SERVER","shared":true,"localEndpoint":{"serviceName":"b"}},
+            {"traceId":"a","id":"1","duration":7,"localEndpoint":{"serviceName":"a"}},
+            {"traceId":"a","id":"1","kind":"CLIENT","timestamp":5,"localEndpoint":{"serviceName":"a"}},
+            {"traceId":"a","id":"2","localEndpoint":{"serviceName":"a"}},
+            {"traceId":"a","id":"2","kind":"PRODUCER","localEndpoint":{"serviceName":"a"}},
+            {"traceId":"a","id":"2","kind":"PRODUCER","localEndpoint":{"serviceName":"a"}}]"#;
+        let trace = Trace::of_reports(decode(json.as_bytes(), 9).unwrap()).unwrap();
+        let mut spans: Vec<_> = trace.rows().iter().map(|row| (row.span.kind, row.span.duration)).collect();
+        spans.sort_by_key(|(kind, _)| kind.map(Kind::as_str));
+        assert_eq!(spans, [(Some(Kind::Client), Some(7)), (Some(Kind::Producer), None), (Some(Kind::Server), None)]);
+        assert!(Trace::of_reports(Vec::new()).is_none());
     }
 }

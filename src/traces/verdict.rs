@@ -331,7 +331,7 @@ impl Verdict {
         if expected.sidecars {
             for trace in traces {
                 // A gateway is a proxy without an app.
-                let rows = trace.rows().iter().filter(|row| !is_proxy(&row.span));
+                let rows = trace.rows().iter().filter(|row| !row.span.is_proxy());
                 let apps: HashSet<&str> = rows.filter_map(|row| row.span.service()).collect();
                 let apart = trace.rows().iter().filter_map(|row| Some((row, beside_sidecar(trace, row, &apps)?)));
                 self.misplaced.extend(apart.map(|(row, text)| Misplaced { id: row.span.id, text }));
@@ -467,8 +467,8 @@ fn beside_sidecar(trace: &Trace, row: &PlacedSpan, apps: &HashSet<&str>) -> Opti
     let span = &*row.span;
     let service = span.service()?;
     let above = row.parent.map(|at| &*trace.rows()[at].span).filter(|above| above.service() == Some(service));
-    let is_above = |proxy: bool, kind: Kind| above.is_some_and(|above| is_proxy(above) == proxy && above.kind == Some(kind));
-    match (is_proxy(span), span.kind?) {
+    let is_above = |proxy: bool, kind: Kind| above.is_some_and(|above| above.is_proxy() == proxy && above.kind == Some(kind));
+    match (span.is_proxy(), span.kind?) {
         (false, Kind::Server) if !is_above(true, Kind::Server) => {
             Some(format!("{}: it is not the child of its own inbound sidecar's span.", title(span)))
         }
@@ -477,15 +477,6 @@ fn beside_sidecar(trace: &Trace, row: &PlacedSpan, apps: &HashSet<&str>) -> Opti
         }
         _ => None,
     }
-}
-
-/// Whether a proxy reported the span: by its own word, or by the marks of Envoy and Istio.
-pub(crate) fn is_proxy(span: &Span) -> bool {
-    span.tag("component") == Some("proxy")
-        || ["upstream_cluster", "node_id", "guid:x-request-id", "istio.canonical_service"]
-            .iter()
-            .any(|mark| span.tag(mark).is_some())
-        || span.tag("telemetry.sdk.name") == Some("envoy")
 }
 
 /// `service2 server GET /service{n}`

@@ -1,7 +1,6 @@
 //! The trace backend's API: Jaeger's query API or Zipkin's v2 API, whichever answers.
 
 use std::collections::HashSet;
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -16,7 +15,7 @@ use crate::check::reachability::tls::Trust;
 use crate::check::report::{CheckId, Finding, Hint};
 use crate::net::hosts::redacted_url;
 use crate::traces::ids::parse_trace_id;
-use crate::traces::{Span, Trace, TraceId, decode, decode_traces, jaeger};
+use crate::traces::{REQUEST_ID_TAGS, Span, Trace, TraceId, decode, decode_traces, jaeger};
 
 /// Spans of one trace that are read at most.
 const MAX_SPANS: usize = 100_000;
@@ -29,7 +28,6 @@ const SHORTEST_WINDOW: Duration = Duration::from_secs(1);
 /// However soon a trace has to arrive, the backend may take this long to answer.
 const SHORTEST_WAIT: Duration = Duration::from_secs(5);
 /// The tags under which apps and Envoy report the request id.
-const REQUEST_TAGS: [&str; 2] = ["request.id", "guid:x-request-id"];
 
 /// Which API answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -213,7 +211,7 @@ impl Backend {
             Api::Jaeger => jaeger::decode(&body),
         };
         let spans: Vec<Span> = spans.map_err(BackendRefusal::Unreadable)?;
-        Ok(Trace::new(spans.into_iter().map(Arc::new).collect()))
+        Ok(Trace::of_reports(spans))
     }
 
     /// The body at a URL of the API; `None` where there is nothing.
@@ -252,7 +250,7 @@ impl Backend {
         match self.api {
             Api::Zipkin => {
                 let query = |tag| format!("{tag}={request_id}");
-                let tags = REQUEST_TAGS.map(query);
+                let tags = REQUEST_ID_TAGS.map(query);
                 tags.iter()
                     .map(|tag| url("/api/v2/traces", &[("annotationQuery", tag), ("lookback", "3600000"), ("limit", "20")]))
                     .collect()
@@ -260,7 +258,7 @@ impl Backend {
             // Jaeger answers only for one service at a time.
             Api::Jaeger => {
                 let services = self.services().await?;
-                let tags = |service| REQUEST_TAGS.map(|tag| (service, serde_json::json!({tag: request_id}).to_string()));
+                let tags = |service| REQUEST_ID_TAGS.map(|tag| (service, serde_json::json!({tag: request_id}).to_string()));
                 services
                     .iter()
                     .flat_map(tags)

@@ -13,7 +13,7 @@ use crate::check::report::{CheckId, Finding, Hint};
 use crate::hop::reply::{Propagation, Tree};
 use crate::telemetry::client_tracing;
 use crate::trace_context::HeaderFamily;
-use crate::traces::{Span, SpanId, Trace, TraceId, Verdict, is_proxy};
+use crate::traces::{Span, SpanId, Trace, TraceId, Verdict};
 
 /// Orphans in the report; more are counted.
 const MAX_ORPHANS: usize = 8;
@@ -248,7 +248,7 @@ impl Arrived<'_> {
         // A call whose headers the hop lost wrote its id nowhere; but only the app puts a span below its own.
         let is_call = |span: &Span| {
             is(span.id, Role::Call)
-                || !is_proxy(span) && !is(span.id, Role::Server) && span.parent_id.is_some_and(|parent| is(parent, Role::Server))
+                || !span.is_proxy() && !is(span.id, Role::Server) && span.parent_id.is_some_and(|parent| is(parent, Role::Server))
         };
         let server = spans.iter().filter(|span| is(span.id, Role::Server)).count();
         let calls = spans.iter().filter(|span| !is(span.id, Role::Server) && is_call(span)).count();
@@ -261,7 +261,7 @@ impl Arrived<'_> {
             by.collect::<Vec<_>>().join(", ")
         };
         let rest = spans.iter().copied().filter(|span| !is(span.id, Role::Server) && !is_call(span));
-        let (proxies, others): (Vec<&Span>, Vec<&Span>) = rest.partition(|span| is_proxy(span) || is(span.id, Role::Proxy));
+        let (proxies, others): (Vec<&Span>, Vec<&Span>) = rest.partition(|span| span.is_proxy() || is(span.id, Role::Proxy));
         let mut lines = Vec::new();
         if app > 0 {
             lines.push(format!("{} of the app: {server} answering, {calls} calling the next hop", plural(app, "span")));

@@ -8,7 +8,7 @@ use crate::check::envoy::suggestions::{HintContext, HopRef, Runner};
 use crate::check::report::{CheckId, Finding, Hint};
 use crate::hop::reply::{Headers, Tree};
 use crate::trace_context::HeaderFamily;
-use crate::traces::{Kind, Span, SpanId, is_proxy};
+use crate::traces::{Kind, Span, SpanId};
 
 /// Hops that findings are made for.
 const MAX_HOPS: usize = 256;
@@ -98,9 +98,9 @@ impl<'a> Proxies<'a> {
         let traced = row.is_some_and(|row| row.proxy.traces());
         let is_behind_stranger = row.is_some_and(|row| row.via.is_some());
         let inbound = match self.in_front(tree, sent) {
-            Above::Reported(span) if is_proxy(span) && span.kind == Some(Kind::Server) => Some(ProxyReport::Came),
+            Above::Reported(span) if span.is_proxy() && span.kind == Some(Kind::Server) => Some(ProxyReport::Came),
             // It may be the span of the app that called.
-            Above::Reported(span) if is_behind_stranger && !is_proxy(span) => None,
+            Above::Reported(span) if is_behind_stranger && !span.is_proxy() => None,
             Above::Nobody => None,
             Above::Caller if is_behind_stranger => None,
             Above::Reported(_) | Above::Caller => has_sidecar.then_some(ProxyReport::Bypassed),
@@ -112,7 +112,7 @@ impl<'a> Proxies<'a> {
             let Some(reply) = &call.reply else { continue };
             let spans = self.spans.call(&call.sent, &call.url);
             let next = self.in_front(reply, &call.sent).span();
-            let is_server = |span: &&Span| is_proxy(span) && span.kind == Some(Kind::Server);
+            let is_server = |span: &&Span| span.is_proxy() && span.kind == Some(Kind::Server);
             let report = match (spans.client.is_some(), next.filter(is_server)) {
                 (true, _) => Some(ProxyReport::Came),
                 (false, Some(server)) => self.report_above(server, &call.sent),
@@ -148,7 +148,7 @@ impl<'a> Proxies<'a> {
             return if ids.iter().any(|id| self.spans.get(*id).is_some()) { Above::Caller } else { Above::Nobody };
         }
         let spans = ids.into_iter().filter(is_new).filter_map(|id| self.spans.get(id));
-        spans.max_by_key(|span| (is_proxy(span), span.kind == Some(Kind::Server))).map_or(Above::Lost, Above::Reported)
+        spans.max_by_key(|span| (span.is_proxy(), span.kind == Some(Kind::Server))).map_or(Above::Lost, Above::Reported)
     }
 
     /// What became of the span that a proxy should have put above `server`, when the call was sent with these headers.
@@ -322,7 +322,7 @@ impl<'a> Proxies<'a> {
         let stranger = || Some(self.lost_strangers.iter().find(|(_, lost)| *lost == id)?.0.name.clone());
         own.or_else(stranger).or_else(|| {
             // A proxy's span that names it as its parent stands in front of a hop that the owner called.
-            let server = self.spans.below(id).into_iter().find(|span| is_proxy(span) && span.kind == Some(Kind::Server))?;
+            let server = self.spans.below(id).into_iter().find(|span| span.is_proxy() && span.kind == Some(Kind::Server))?;
             let service = server.service().unwrap_or_default();
             let caller = self.hops.iter().find(|hop| {
                 hop.outbound.iter().any(|(to, report, _)| *report == Some(ProxyReport::Lost) && service.starts_with(&to.name))

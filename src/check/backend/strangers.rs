@@ -23,7 +23,7 @@ use crate::check::report::{CheckId, Finding, Hint, ProgressLine};
 use crate::hop::reply::{Headers, Tree};
 use crate::trace_context::HeaderFamily;
 use crate::traces::ids::parse_trace_id;
-use crate::traces::{Kind, Span, SpanId, Trace, TraceId, is_proxy};
+use crate::traces::{Kind, Span, SpanId, Trace, TraceId};
 
 /// Requests in whose time the traces are counted.
 const REQUESTS: usize = 5;
@@ -245,11 +245,11 @@ fn goes_on(traces: &[Trace], call: &Unseen, tree: &Tree) -> Option<String> {
             let service = span.service().unwrap_or_default();
             // A hop of ours that no reply shows, or the app's own proxy where it sends the next call.
             let is_ours = span.tag("request.id").is_some() && span.tag("lane").is_some();
-            let leaves_app = is_proxy(span) && span.kind == Some(Kind::Client) && is_named(service, &call.stranger.name);
+            let leaves_app = span.is_proxy() && span.kind == Some(Kind::Client) && is_named(service, &call.stranger.name);
             if !is_of_hop(span) && (is_ours || leaves_app) {
                 return Some(service.to_owned());
             }
-            if !is_of_hop(span) && !is_proxy(span) && !foreign.contains(&service) {
+            if !is_of_hop(span) && !span.is_proxy() && !foreign.contains(&service) {
                 foreign.push(service);
             }
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::hop::reply::Headers;
 use crate::net::hosts::host_of;
 use crate::trace_context::HeaderFamily;
-use crate::traces::{Kind, Span, SpanId, Trace, is_proxy};
+use crate::traces::{Kind, Span, SpanId, Trace};
 
 /// One proxy's span.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -41,7 +41,7 @@ impl ProxySpan {
             flags: tag("response_flags").split(',').filter(|flag| !matches!(*flag, "" | "-")).map(Box::from).collect(),
             cluster: tag("upstream_cluster").trim_end_matches(';').into(),
             operation: span.name.clone().unwrap_or_default(),
-            status: span.http_status().and_then(|status| status.parse().ok()).unwrap_or_default(),
+            status: span.http_status().unwrap_or_default(),
             took: Duration::from_micros(span.duration.unwrap_or_default()),
             node: tag("node_id").into(),
         }
@@ -168,7 +168,7 @@ impl<'a> RequestSpans<'a> {
     /// The spans of proxies of this kind below one.
     fn proxies(&self, parent: SpanId, kind: Kind) -> Vec<&'a Span> {
         let below = self.below.get(&parent).map(Vec::as_slice).unwrap_or_default();
-        below.iter().copied().filter(|span| is_proxy(span) && span.kind == Some(kind)).collect()
+        below.iter().copied().filter(|span| span.is_proxy() && span.kind == Some(kind)).collect()
     }
 
     pub(crate) fn get(&self, id: SpanId) -> Option<&'a Span> {
@@ -198,7 +198,7 @@ impl<'a> RequestSpans<'a> {
             servers.retain(|span| !above.contains(&span.id));
             // The call's own span hangs below the hop's, which hangs below its own proxy's; a caller without one hangs below
             // the span of the proxy that called it.
-            let is_own = |span: &Span| is_proxy(span) && span.kind == Some(Kind::Server);
+            let is_own = |span: &Span| span.is_proxy() && span.kind == Some(Kind::Server);
             let is_caller_traced = path(context.span_id).take(3).any(is_own);
             CallSpans { is_caller_traced, ..CallSpans::of(client, &servers) }
         });

@@ -18,25 +18,15 @@ fn short(text: &str) -> String {
 
 /// What a span did, in a few characters: the path that was asked for where the name is only its template or the method.
 fn label(span: &Span) -> Option<String> {
-    let whole = ["url.path", "http.path", "http.target"].into_iter().find_map(|key| span.tag(key));
-    let of_url = || {
-        let (_, rest) = span.tag("url.full").or_else(|| span.tag("http.url"))?.split_once("://")?;
-        rest.find('/').map(|at| &rest[at..])
-    };
-    let path = whole.or_else(of_url).map(|path| path.split('?').next().unwrap_or(path)).filter(|path| !path.is_empty());
     let name = span.name.as_deref();
     let (first, rest) = name.unwrap_or_default().split_once(' ').unwrap_or((name.unwrap_or_default(), ""));
     let is_method = !first.is_empty() && first.bytes().all(|byte| byte.is_ascii_uppercase());
-    match path {
+    match span.path() {
         Some(path) if is_method && (rest.is_empty() || rest.contains('{')) => {
             Some(short(&if first == "GET" { path.to_owned() } else { format!("{first} {path}") }))
         }
         _ => name.map(short),
     }
-}
-
-fn status(span: &Span) -> Option<u16> {
-    span.http_status()?.parse().ok()
 }
 
 /// What the list shows of a trace.
@@ -63,13 +53,13 @@ impl Summary {
     pub(super) fn of(trace: &Trace) -> Self {
         let rows = || trace.rows().iter().map(|row| &*row.span);
         let answered = rows().find(|span| span.kind == Some(Kind::Server)).or_else(|| rows().next());
-        let request_id = rows().find_map(|span| span.tag("request.id").or_else(|| span.tag("guid:x-request-id")));
+        let request_id = rows().find_map(|span| span.request_id());
         Self {
             id: trace.id(),
             start_us: trace.start_us(),
             duration_us: trace.duration_us(),
             name: rows().next().and_then(label),
-            status: answered.and_then(status),
+            status: answered.and_then(Span::http_status),
             request_id: request_id.map(short),
             services: trace.services().iter().take(MAX_SERVICES).map(|name| short(name)).collect(),
             spans: trace.rows().len(),
@@ -135,7 +125,7 @@ impl<'a> JudgedTrace<'a> {
             span: row.span.id,
             start_us: row.span.timestamp.unwrap_or_default(),
             duration_us: row.span.duration.unwrap_or_default(),
-            status: status(&row.span),
+            status: row.span.http_status(),
         });
         Self {
             verdict,

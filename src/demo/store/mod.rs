@@ -300,14 +300,10 @@ impl StoredSpans {
 }
 
 impl Entry {
-    /// The earlier report of the same span. A report without a kind goes with the one that has it: tracers that report a
-    /// span in parts may leave the kind out of one of them.
+    /// The earlier report of the same span.
     fn find(&self, span: &Span, service: u64) -> Option<(TraceKey, usize)> {
-        const ANY: [Option<Kind>; 5] = [None, Some(Kind::Client), Some(Kind::Server), Some(Kind::Producer), Some(Kind::Consumer)];
-        let exact = [span.kind, None];
-        let candidates: &[Option<Kind>] = if span.kind.is_none() { &ANY } else { &exact };
-        candidates.iter().find_map(|kind| {
-            let key = (span.id, *kind, service);
+        span.kinds_of_reports().find_map(|kind| {
+            let key = (span.id, kind, service);
             self.index.get(&key).map(|at| (key, *at))
         })
     }

@@ -266,7 +266,7 @@ fn span_line(canvas: &mut Canvas<'_>, trace: &Trace, row: &PlacedSpan, rails: &s
     let start = row.span.timestamp.map_or_else(|| "?".into(), |at| time(at.saturating_sub(trace.start_us())));
     line.right(DIM, &start, layout.start_end);
     line.right(PLAIN, &row.span.duration.map_or_else(|| "?".into(), time), layout.took_end).pad_to(layout.status_at);
-    let status = clean(row.span.http_status().unwrap_or_default(), 3, style.unicode);
+    let status = row.span.http_status().map_or_else(String::new, |status| status.to_string());
     if failed {
         line.put(
             BAD,

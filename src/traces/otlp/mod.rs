@@ -129,7 +129,7 @@ fn converted(
 
 /// Who is at the other end, as far as attributes say so.
 fn remote(span: &Span) -> Option<Endpoint> {
-    let tag = |names: &[&str]| names.iter().find_map(|name| span.tag(name).filter(|text| !text.is_empty()));
+    let tag = |names: &[&str]| span.first_tag(names);
     let host = tag(&["server.address", "net.peer.name"]).filter(|_| matches!(span.kind, Some(Kind::Client | Kind::Producer)));
     let name = tag(&["peer.service"]).or(host.filter(|host| addresses::parse(host).is_none()));
     let address =
