@@ -1,6 +1,6 @@
-//! Runs the lessons of `docs/course`, and compares their outputs.
+//! Runs the lessons of `docs/course` and the reports of other guides, and compares their outputs.
 //!
-//! A lesson whose first lines have [`ALONE`] needs nothing but this program, and each `cargo test` runs it. One with [`IN_MESH`] needs a
+//! A lesson with [`ALONE`] in its first line needs nothing but this program, and each `cargo test` runs it; of another guide it runs what is below that mark. One with [`IN_MESH`] needs a
 //! cluster that kubectl reaches, with Istio and the image in it; but for the sixth, the chain is there, and its certificate in `certs`:
 //! `LESSONS=07,08 cargo test --test docs mesh -- --ignored`. One with [`WITH_COLLECTOR`] needs an `otelcol` with tail sampling beside this program: `scripts/e2e.sh collector`. A lesson's `sh` blocks run one after the other in one bash; a `text` block behind one is its
 //! output. A block `sh terminal=2` runs beside the others until the next such block, and counts as started when its ports can be
@@ -13,7 +13,7 @@ use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
-use crate::{BINARY, Block, blocks, expect, root};
+use crate::{BINARY, Block, blocks, expect, guides, root};
 
 const ALONE: &str = "<!-- run by tests/docs -->";
 const IN_MESH: &str = "<!-- run by tests/docs on a cluster -->";
@@ -125,7 +125,9 @@ impl Shell {
 
     /// Runs a command beside the others, in place of the one before it.
     pub(crate) fn beside(&mut self, command: &str) {
-        let listens: Vec<_> = PORTS.iter().filter(|port| command.contains(&format!(":{port}"))).collect();
+        // On 9000 `probe` listens.
+        let listens = PORTS.iter().filter(|port| **port != 9000 && command.contains(&format!(":{port}")));
+        let listens: Vec<_> = listens.collect();
         let listens = match command {
             _ if command.contains("demo") => vec![&PORTS[0], &PORTS[5]],
             _ if command.contains("scripts/open-jaeger.sh") => vec![&16686],
@@ -237,9 +239,8 @@ fn alike(written: &[String], printed: &[String]) -> bool {
 }
 
 fn lessons(mark: &str) -> Vec<PathBuf> {
-    let mut files: Vec<_> = fs::read_dir(root().join("docs/course")).unwrap().map(|entry| entry.unwrap().path()).collect();
-    files.retain(|file| fs::read_to_string(file).is_ok_and(|text| text.contains(mark)));
-    files.sort();
+    let mut files = guides();
+    files.retain(|file| fs::read_to_string(file).is_ok_and(|text| text.lines().any(|line| line == mark)));
     files
 }
 
@@ -248,7 +249,8 @@ fn lesson(text: &str, shell: &mut Shell) -> String {
     let lines: Vec<_> = text.lines().collect();
     let mut result = String::new();
     let (mut written, mut output) = (0, None);
-    for Block { info, lines: range } in blocks(text) {
+    let mark = lines.iter().position(|line| line.starts_with("<!-- run by tests/docs")).expect("a mark");
+    for Block { info, lines: range } in blocks(text).into_iter().filter(|block| block.lines.start > mark) {
         match info.as_str() {
             "sh" => output = Some(shell.run(&lines[range].join("\n"))),
             "sh terminal=2" => shell.beside(&lines[range].join("\n")),
@@ -273,11 +275,17 @@ fn lesson(text: &str, shell: &mut Shell) -> String {
 #[test]
 fn every_lesson_prints_what_it_says() {
     let lessons = lessons(ALONE);
-    assert!(!lessons.is_empty());
-    for (i, path) in lessons.iter().enumerate() {
-        let text = fs::read_to_string(path).unwrap();
-        expect(path, &lesson(&text, &mut Shell::new(i)), masked);
-    }
+    assert!(lessons.len() >= 8, "{lessons:?}");
+    // Side by side: most of a lesson is waiting.
+    std::thread::scope(|scope| {
+        for (i, path) in lessons.iter().enumerate() {
+            let run = move || {
+                let text = fs::read_to_string(path).unwrap();
+                expect(path, &lesson(&text, &mut Shell::new(i)), masked);
+            };
+            scope.spawn(run);
+        }
+    });
 }
 
 #[test]
