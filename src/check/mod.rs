@@ -42,7 +42,7 @@ use args::{FOREVER, LANE_REQUESTS, ONE_CONNECTION, validate};
 pub use backend::SecretHeader;
 pub use backend::trace::{TraceArgs, TraceOutput, run as run_trace};
 use chain::evidence::Xray;
-use chain::probe::{Probe, deepest};
+use chain::probe::Probe;
 pub use cluster::ClusterArgs;
 use cluster::{Cluster, ClusterSubject};
 use envoy::suggestions::HintContext;
@@ -83,6 +83,7 @@ pub async fn run(args: CheckArgs) -> u8 {
         }
     };
     let context = hints(&args);
+    let outside = Arc::new(AtomicBool::new(context.is_outside));
     let progress = ProgressLine::new(std::io::stderr().is_terminal());
     let tracer = tracing.as_ref().map(ClientTracing::tracer);
     let run = Run {
@@ -97,7 +98,7 @@ pub async fn run(args: CheckArgs) -> u8 {
         backend: None,
         cluster: None,
         unseen: Vec::new(),
-        outside: Arc::default(),
+        outside,
     };
     let is_complete = tokio::select! {
         () = run.checks() => !*stop.borrow(),
@@ -127,11 +128,13 @@ pub(crate) fn listen_for_signals() -> Option<Signals> {
 }
 
 fn hints(args: &CheckArgs) -> HintContext {
+    let loopback = is_loopback(args.url.host_str().unwrap_or_default());
     HintContext {
         namespace: args.namespace.clone(),
         gateway_namespace: args.gateway_namespace.clone(),
         url: redacted_url(args.url.as_str()),
-        loopback: is_loopback(args.url.host_str().unwrap_or_default()),
+        loopback,
+        is_outside: loopback && !args.cluster.cluster,
         evidence: Arc::default(),
     }
 }
@@ -210,7 +213,7 @@ struct Run<'a> {
     cluster: Option<Cluster>,
     /// Apps of another make, behind which nothing is seen.
     unseen: Vec<String>,
-    /// Whether the hops that answered run outside any cluster, as far as it is seen.
+    /// The same as in the context, for the report.
     outside: Arc<AtomicBool>,
 }
 
@@ -285,15 +288,15 @@ impl<'a> Run<'a> {
             self.report.add(Finding::skip(CheckId::PropagationTrace, text));
             return Some((client, None));
         };
-        let bare = deepest(&client, Probe::bare).await.map(|(_, tree)| tree);
-        let pair = bare.as_ref().map(|bare| (&tree, bare));
+        let bare = propagation::bare_replies(&client, &xray, self.args.count > 0, &self.context).await;
+        let pair = (!bare.is_empty()).then_some((&tree, &bare[..]));
         self.report.extend(propagation::findings(&probe, &xray, pair, &self.context));
         Some((client, Some(xray)))
     }
 
     /// Traces, Lanes, Traffic and Watch.
     async fn many_requests(&mut self, client: CheckClient, xray: Option<&Xray>) {
-        let traced = self.trace(&client).await;
+        let (traced, more_calls) = self.trace(&client).await;
         let client = Arc::new(client);
         let context = self.context.clone();
         let series = |lane: Option<&str>| Series::new(client.clone(), context.clone(), traffic::lane_check::headers(lane));
@@ -321,6 +324,8 @@ impl<'a> Run<'a> {
                 splits: &self.args.expect_split,
                 latencies: &self.args.expect_latency,
                 principals: &self.args.expect_principal,
+                marked: &marked,
+                more_calls: &more_calls,
             };
             self.report.extend(traffic::findings(&samples, xray, rates, &expected, &self.context));
         }
@@ -336,11 +341,11 @@ impl<'a> Run<'a> {
         series.run(count, Duration::MAX, &mut self.stop, &self.progress, what).await
     }
 
-    /// The trace of one request, from the backend.
-    async fn trace(&mut self, client: &CheckClient) -> Vec<Finding> {
+    /// The trace of one request, from the backend, and what calls it was multiplied into.
+    async fn trace(&mut self, client: &CheckClient) -> (Vec<Finding>, Vec<String>) {
         self.backend().await;
         match self.backend.take() {
-            None => Vec::new(),
+            None => Default::default(),
             Some(Ok((backend, finding))) => {
                 let request = backend::CheckedRequest {
                     client,
@@ -353,12 +358,12 @@ impl<'a> Run<'a> {
                 self.unseen.retain(|name| !judged.names.contains(name));
                 self.leave_unseen("the trace backend shows nothing of what it calls");
                 self.backend = Some(Ok((backend, finding.clone())));
-                std::iter::once(finding).chain(judged.findings).collect()
+                (std::iter::once(finding).chain(judged.findings).collect(), judged.more_calls)
             }
             Some(Err(finding)) => {
                 self.leave_unseen("the trace backend cannot be read");
                 let text = "The trace of one request: not checked, because the backend cannot be read";
-                vec![*finding, Finding::skip(CheckId::TracesArrived, text)]
+                (vec![*finding, Finding::skip(CheckId::TracesArrived, text)], Vec::new())
             }
         }
     }
@@ -466,7 +471,11 @@ impl<'a> Run<'a> {
         }
         let is_foreign = self.context.evidence.is_front_foreign;
         let xray = tree.as_ref().map(|tree| chain::xray::examine_behind(is_foreign, probe, tree, &self.context.url));
-        self.outside.store(xray.as_ref().is_some_and(Xray::is_outside), Ordering::Relaxed);
+        let server = answer.as_ref().ok().and_then(|answer| answer.header("server")).unwrap_or_default();
+        // Istio's proxies write their own name.
+        let by_front = || self.context.is_outside && !server.contains("istio");
+        self.context.is_outside = xray.as_ref().map_or_else(by_front, Xray::is_outside);
+        self.outside.store(self.context.is_outside, Ordering::Relaxed);
         let rows = xray.iter().flat_map(|xray| &xray.rows).filter(|row| row.proxy.is_own_sidecar());
         Arc::make_mut(&mut self.context.evidence).sidecars.extend(rows.map(|row| row.hop.name.clone()));
         let status = answer.as_ref().map_or(0, |answer| answer.status);

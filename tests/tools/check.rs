@@ -550,6 +550,23 @@ fn a_gateways_own_answers_are_read_for_what_they_mean() {
     gateway(504, "upstream request timeout").fails("reach.http", &["UT", "timeout"]);
 }
 
+/// Istio's proxies write another name than Envoy.
+#[test]
+fn an_envoy_in_front_of_processes_has_no_command_of_a_cluster() {
+    for (status, body, says) in [
+        (404, "", "no virtual host or match"),
+        (503, "fault filter abort", "fault filter of a proxy"),
+        (503, "no healthy upstream", "no endpoint that is healthy"),
+        (403, "RBAC: access denied", "denies this caller"),
+    ] {
+        let front = fake(move |_| (status, vec![("server", "envoy".into())], body.to_owned()));
+        let run = check(&format!("http://{front}/service1"), &[]);
+        let found = run.fails("reach.http", &[says, "curl -sv"]);
+        let all = format!("{}{}", found["cause"], found["next"]);
+        assert!(["kubectl", "istioctl", "VirtualService", "AuthorizationPolicy"].iter().all(|word| !all.contains(word)), "{all}");
+    }
+}
+
 #[test]
 fn a_redirect_loop_is_a_loop_and_a_redirect_names_its_end() {
     let front =
@@ -753,7 +770,7 @@ fn sampling_at_1_percent_is_named() {
         reporting(&demo.store).var("OTEL_TRACES_SAMPLER", "parentbased_traceidratio").var("OTEL_TRACES_SAMPLER_ARG", "0.01");
     let chain = Chain::start(&[hop.clone(), hop]);
     let run = check(&chain.url(), &["--traces", &demo.store, "--count", "60", "--rate", "500"]);
-    run.fails("traces.sampling", &["100 % promised", "randomSamplingPercentage", "OTEL_TRACES_SAMPLER"]);
+    run.fails("traces.sampling", &["100 % promised", "random_sampling", "OTEL_TRACES_SAMPLER"]);
     // A caller's own decision overrides the rate, so the trace that was asked for is there.
     assert_eq!(run.check("traces.arrived")["status"], "pass");
 }
@@ -784,10 +801,7 @@ fn a_mesh_that_decides_about_sampling_itself_is_one_finding_about_its_rate_and_n
     let url = format!("http://{front}/service1");
     let few = ["--traces", demo.store.as_str(), "--count", "60", "--rate", "500"];
     let run = check(&url, &few);
-    run.fails(
-        "traces.sampling",
-        &["0 of 60", "100 % promised", "randomSamplingPercentage", "to callers that asked to be sampled, too"],
-    );
+    run.fails("traces.sampling", &["0 of 60", "100 % promised", "random_sampling", "to callers that asked to be sampled, too"]);
     assert_eq!(run.failed().len(), 1, "one cause, one finding: {:#}", run.json);
     assert_eq!(run.check("propagation.sampled")["status"], "skip");
     // Meant so: nothing is wrong.
@@ -1094,7 +1108,7 @@ fn retries_fail_unless_they_are_meant_and_the_calls_of_one_request_are_counted()
     });
     let url = format!("http://{front}/service1");
     let run = check(&url, &["--count", "10", "--rate", "500"]);
-    let found = run.fails("traffic.retries", &["0 % promised", "retries of a VirtualService"]);
+    let found = run.fails("traffic.retries", &["0 % promised", "retry_policy"]);
     assert!(found["detail"].to_string().contains("service3 received 6 calls for 1 request"), "{found:#}");
     check(&url, &["--count", "10", "--rate", "500", "--expect-retries", "100"]).fine();
 }
@@ -1198,7 +1212,7 @@ fn what_lies_between_a_call_and_its_answer_is_judged() {
         (200, vec![], one.to_string())
     });
     let run = check(&format!("http://{front}/service1"), &["--count", "20", "--rate", "500"]);
-    run.breaks_at("traffic.times", "service2", "service3", None, &["1001 ms lie between the call of service2", "fault.delay"]);
+    run.breaks_at("traffic.times", "service2", "service3", None, &["1001 ms lie between the call of service2", "fault filter"]);
     assert_eq!(run.failed().len(), 1, "{:#}", run.json);
 }
 

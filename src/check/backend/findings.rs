@@ -111,6 +111,7 @@ impl Arrived<'_> {
             let lost = self.missing(false).count();
             first.detail.push(format!("{} spans are due, {} came", due + app, came + app - lost));
         }
+        out.extend(self.misnamed(trace, hints));
         let absent = if self.ids.len() > 1 { None } else { Some(self.absent(trace, expect)) };
         if let Some(Absent { forwarding, unanswered }) = absent {
             for hop in &forwarding {
@@ -132,6 +133,27 @@ impl Arrived<'_> {
         } else if out.is_empty() {
             let services: Vec<&str> = trace.services().iter().map(AsRef::as_ref).collect();
             out.push(Finding::pass(CheckId::TracesServices, format!("Everybody reports: {}", services.join(", "))));
+        }
+        out
+    }
+
+    /// Hops whose spans came under the name of another hop: a setting that was copied.
+    fn misnamed(&self, trace: &Trace, hints: &HintContext) -> Vec<Finding> {
+        let mut out: Vec<Finding> = Vec::new();
+        for HopSpan { span, hop, .. } in self.expected.iter().filter(|expected| expected.role == Role::Server) {
+            let came = trace.rows().iter().find(|row| row.span.id == span.id && !is_proxy(&row.span));
+            let Some(service) = came.and_then(|row| row.span.service()).filter(|service| !is_named(service, &hop.name)) else {
+                continue;
+            };
+            let is_taken = self.expected.iter().any(|other| is_named(service, &other.hop.name));
+            if is_taken && !out.iter().any(|known| known.hop.as_ref() == Some(&hop.name)) {
+                let name = &hop.name;
+                let hint = Hint::new(format!(
+                    "OTEL_SERVICE_NAME at {name}, or service.name in OTEL_RESOURCE_ATTRIBUTES there, is that of another hop: the backend counts the spans of both as one service's"
+                ));
+                let text = format!("{name} reports its spans under the name {service}, which is another hop's");
+                out.push(Finding::fail(CheckId::TracesServices, text, hint.run(hints.settings(hop))).hop(name));
+            }
         }
         out
     }

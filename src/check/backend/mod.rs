@@ -1,9 +1,10 @@
 //! The group of findings about traces: one request's trace as the trace backend has it.
 //!
 //! [`client`] reads it, [`expected`] is what the reply says must be there, the [`Verdict`] compares the two, [`proxies`] is what the
-//! proxies reported, [`findings`] words what is wrong, and [`strangers`] judges what no reply shows.
+//! proxies reported, [`calls`] what became of each call, [`findings`] words what is wrong, and [`strangers`] judges what no reply shows.
 
 mod access;
+mod calls;
 mod client;
 mod expected;
 mod findings;
@@ -71,7 +72,7 @@ pub(crate) async fn follow(
     }
     let expected = expected_spans(&tree, &hints.url, Some(&xray));
     let answer = (&probe, &tree);
-    let mut findings = match trace_ids(&expected).as_slice() {
+    let (mut findings, more_calls) = match trace_ids(&expected).as_slice() {
         [] => {
             let mut judged = judge(backend, request, answer, wait, stop, progress).await;
             if judged.names.is_empty() {
@@ -84,7 +85,7 @@ pub(crate) async fn follow(
     let is_refused = findings.iter().any(|finding| finding.id == CheckId::TracesBackend);
     let mut judged = if is_refused { Judged::default() } else { judge(backend, request, answer, wait, stop, progress).await };
     findings.append(&mut judged.findings);
-    Judged { findings, ..judged }
+    Judged { findings, more_calls, ..judged }
 }
 
 /// The trace in which the request begins.
@@ -96,8 +97,8 @@ async fn one_trace(
     wait: Duration,
     stop: &mut watch::Receiver<bool>,
     progress: &ProgressLine,
-) -> Vec<Finding> {
-    let Some(&id) = ids.first() else { return Vec::new() };
+) -> (Vec<Finding>, Vec<String>) {
+    let Some(&id) = ids.first() else { return Default::default() };
     let here: Vec<HopSpan> = expected.into_iter().filter(|expected| expected.span.trace_id == id).map(HopSpan::by_ids).collect();
     // The spans of `check` itself, which reports none.
     let own = HeaderFamily::ALL.into_iter().filter_map(|family| Some(family.read(&probe.headers)?.span_id)).collect();
@@ -109,16 +110,12 @@ async fn one_trace(
     let started = Instant::now();
     let (trace, verdict, trouble) = arrival(backend, id, &expectation, wait, stop, progress).await;
     if *stop.borrow() && (trace.is_none() || !verdict.missing.is_empty()) {
-        return vec![Finding::skip(CheckId::TracesArrived, "Trace: not checked, because the run ended before it arrived")];
+        let text = "Trace: not checked, because the run ended before it arrived";
+        return (vec![Finding::skip(CheckId::TracesArrived, text)], Vec::new());
     }
     if let Some(trouble) = trouble {
-        return vec![
-            backend.refuses(&trouble),
-            Finding::skip(
-                CheckId::TracesArrived,
-                format!("The trace of one request: not checked, because the backend {trouble}"),
-            ),
-        ];
+        let text = format!("The trace of one request: not checked, because the backend {trouble}");
+        return (vec![backend.refuses(&trouble), Finding::skip(CheckId::TracesArrived, text)], Vec::new());
     }
     let proxies = Proxies::of(RequestSpans::of(trace.as_slice()), &probe.headers, tree, xray, &hints.url);
     let arrived = Arrived { tree, xray, ids, expected: &here, trace: trace.as_ref(), verdict: &verdict, proxies: &proxies };
@@ -126,7 +123,7 @@ async fn one_trace(
     if let Some(first) = findings.first_mut().filter(|_| trace.is_some()) {
         first.detail.push(backend.page(id));
     }
-    findings
+    (findings, trace.map_or_else(Vec::new, |trace| calls::multiplied(tree, &trace)))
 }
 
 /// A request that failed: what it brought, and what came back.

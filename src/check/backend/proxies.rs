@@ -189,11 +189,12 @@ impl<'a> Proxies<'a> {
         {
             let how =
                 if self.gateway == Some(ProxyReport::Lost) { "writes span ids and reports no span" } else { "does not trace" };
-            let hint = Hint::new(format!(
+            let covers = format!(
                 "No Telemetry resource with tracing covers the gateway's namespace ({gateway}), or disableSpanReporting is set for it"
-            ))
-            .run(format!("kubectl get telemetry -n {gateway} -o yaml"))
-            .run("kubectl get telemetry -A");
+            );
+            let hint = Hint::new(hints.configured_by(&covers, NO_REPORT))
+                .run(format!("kubectl get telemetry -n {gateway} -o yaml"))
+                .run("kubectl get telemetry -A");
             out.push(Finding::fail(ID, format!("No span of the gateway arrived: it {how}"), hint));
         }
         // The last hop makes no call: where no side that receives is traced, nothing is known of its sidecar.
@@ -226,8 +227,10 @@ impl<'a> Proxies<'a> {
         let mut out = Vec::new();
         let mut seen = self.front.client.is_some();
         if self.front.have("DI") {
-            let hint = Hint::new("A VirtualService injects the fault: fault.delay")
-                .run("kubectl get virtualservice -A -o yaml | grep -A6 fault:");
+            let hint = Hint::new(
+                hints.configured_by("A VirtualService injects the fault: fault.delay", "Its fault filter injects the delay"),
+            )
+            .run("kubectl get virtualservice -A -o yaml | grep -A6 fault:");
             out.push(Finding::fail(ID, "The gateway holds the request on purpose (flag DI)", hint));
         }
         let one_sided = self.one_sided();
@@ -241,7 +244,8 @@ impl<'a> Proxies<'a> {
                 let cluster = spans.client.as_ref().map_or("", |span| span.cluster());
                 let passes = cluster == "PassthroughCluster";
                 let found = if spans.have("DI") {
-                    let hint = Hint::new(format!("A VirtualService holds calls to {called}: fault.delay"))
+                    let by = hints.configured_by("A VirtualService holds", "The fault filter of a proxy holds");
+                    let hint = Hint::new(format!("{by} calls to {called}: fault.delay"))
                         .run("kubectl get virtualservice -A -o yaml | grep -A6 fault:");
                     (format!("The call from {caller} to {called} is held on purpose (flag DI)"), hint)
                 } else if passes && self.is_bypassed(to) {
@@ -334,6 +338,9 @@ impl<'a> Proxies<'a> {
     }
 }
 
+/// The same of an Envoy with a configuration of its own.
+const NO_REPORT: &str = "Its configuration has no tracing, or the collector's cluster there has the wrong address or port, or the collector drops spans";
+
 /// Several sidecars that report nothing.
 fn mutes(first: &HopProxies, mute: &[&HopProxies], hints: &HintContext) -> Finding {
     let names: Vec<&str> = mute.iter().map(|hop| hop.hop.name.as_str()).collect();
@@ -341,7 +348,8 @@ fn mutes(first: &HopProxies, mute: &[&HopProxies], hints: &HintContext) -> Findi
         "The Telemetry resource that covers them switches tracing off (disableSpanReporting) or names a provider that meshConfig.extensionProviders does not have, or none covers the namespace {}. Else a Sidecar resource keeps the collector's Service from them (egress.hosts), or the provider's service or port is wrong",
         hints.namespace_of(&first.hop)
     );
-    let hint = hints.providers().into_iter().fold(Hint::new(cause), Hint::run).run("kubectl get sidecar -A -o yaml");
+    let hint = Hint::new(hints.configured_by(&cause, NO_REPORT));
+    let hint = hints.providers().into_iter().fold(hint, Hint::run).run("kubectl get sidecar -A -o yaml");
     let text = format!("No span of the sidecars of {} arrived", names.join(", "));
     Finding::fail(CheckId::TracesServices, text, hint).hop(names[0]).data(serde_json::json!({"hops": names}))
 }
@@ -371,7 +379,7 @@ fn quiet_one(hop: &HopProxies, hints: &HintContext) -> Finding {
             "Its report gets lost: the provider's service and port in meshConfig.extensionProviders, or a collector that drops spans".to_owned(),
         )
     };
-    let mut hint = Hint::new(cause);
+    let mut hint = Hint::new(hints.configured_by(&cause, NO_REPORT));
     if hints.runner(&hop.hop) == Runner::Kubernetes {
         hint = hint.run(format!("kubectl get telemetry -n {namespace} -o yaml"));
         hint = hints.providers().into_iter().fold(hint, Hint::run);

@@ -107,6 +107,8 @@ pub(crate) struct Judged {
     pub(crate) findings: Vec<Finding>,
     /// The names of those that were judged.
     pub(crate) names: HashSet<String>,
+    /// Calls that were multiplied on the way, a line each.
+    pub(crate) more_calls: Vec<String>,
 }
 
 /// Judges the apps of another make of one request, whose reply is `tree`.

@@ -4,6 +4,7 @@ use crate::check::envoy::suggestions::{HopRef, Runner, name_of, runner};
 use crate::check::report::Side;
 use crate::hop::reply::Propagation;
 use crate::trace_context::{Context, HeaderFamily, Mangling};
+use crate::traces::TraceId;
 
 /// The caller's name in every seam in front of the first hop.
 pub(crate) const CALLER: &str = "check";
@@ -199,6 +200,8 @@ pub(crate) struct Unwritten {
 /// The picture of one request.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Xray {
+    /// The traces that the request brought.
+    pub(crate) brought: Vec<TraceId>,
     pub(crate) faults: Vec<SeamFault>,
     pub(crate) rows: Vec<HopEvidence>,
     /// Open questions: see [`Xray::settle`].

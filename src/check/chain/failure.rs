@@ -2,7 +2,8 @@
 
 use crate::check::chain::walk::is_ok;
 use crate::check::envoy::gateway;
-use crate::check::envoy::suggestions::{HintContext, HopRef, Runner, on_purpose};
+use crate::check::envoy::suggestions::{HintContext, HopRef, Runner, name_of, on_purpose};
+use crate::check::reachability::tls::alert_in;
 use crate::check::report::{CheckId, Finding, Hint, OwnCause};
 use crate::hop::reply::{Call, NO_REPLY};
 use crate::net::hosts::{address_of, host_of, is_loopback};
@@ -128,7 +129,7 @@ impl BreakPoint {
                 let meanwhile = if kubernetes {
                     ", or a VirtualService holds calls to it on purpose (fault.delay)"
                 } else {
-                    ""
+                    ", or what listens there accepts connections and is no HTTP server"
                 };
                 let cause = format!(
                     "{name} hangs or is slower than the UPSTREAM_TIMEOUT of {}{meanwhile}. If a hop below {name} is the slow one, {name} waits longer than {} does: timeouts must fall along the chain",
@@ -158,6 +159,15 @@ impl BreakPoint {
             FailureCause::Itself(503) => Hint::new(format!("{name} is overloaded (MAX_CONCURRENCY) or draining: its log says which")).run(hints.logs(to)),
             FailureCause::Itself(508) => Hint::new(format!("The chain is longer than MAX_HOPS or makes more calls than MAX_CALLS at {name}, or calls itself")).run(hints.settings(to)),
             FailureCause::Itself(_) => Hint::new(format!("{name} itself fails; its log says why")).run(hints.logs(to)),
+            // A route or another address leads back where the URL names another hop than the one that answers.
+            FailureCause::Loop if !matches!(name_of(&to.url), called if called == *name || called.contains(':')) => Hint::new(format!(
+                "{} calls {}, and {name} answers: a route between them leads back ({}), or the UPSTREAM of {} has the address of {name}",
+                from.name,
+                to.url,
+                if kubernetes { "destination.host of a VirtualService, the selector of a Service" } else { "a proxy's" },
+                from.name
+            ))
+            .run(hints.settings(from)),
             FailureCause::Loop => Hint::new(format!("The UPSTREAM of {} leads back up the chain: it should name the next hop, or nobody", from.name)).run(hints.settings(from)),
         }
     }
@@ -199,6 +209,9 @@ pub(super) fn by_address(from: &HopRef, to: &HopRef, hints: &HintContext) -> Opt
 
 /// What the error of a connection says that works as one, but not for what was sent.
 fn wrong_protocol(name: &str, error: &str) -> String {
+    if let Some(means) = alert_in(error) {
+        return format!("{name} refuses the TLS connection: it {means}");
+    }
     let error = error.to_ascii_lowercase();
     let has = |parts: &[&str]| parts.iter().any(|part| error.contains(part));
     let why = if has(&["invalidcontenttype", "corrupt message", "wrong version number"]) {
@@ -238,8 +251,20 @@ pub(super) fn cause(call: &Call) -> FailureCause {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::check::envoy::suggestions::name_of;
     use crate::hop::reply::Tree;
+
+    #[test]
+    fn a_circle_is_of_what_leads_back() {
+        let hop = |name: &str, url: &str| HopRef { name: name.to_owned(), hostname: "vm".to_owned(), url: url.to_owned() };
+        for (url, says) in [
+            ("http://127.0.0.1:1/service1", "The UPSTREAM of service2 leads back"),
+            ("http://127.0.0.1:1/", "The UPSTREAM of service2 leads back"),
+            ("http://127.0.0.1:1/service3", "a route between them leads back"),
+        ] {
+            let broken = BreakPoint { from: hop("service2", ""), to: hop("service1", url), cause: FailureCause::Loop };
+            assert!(broken.hint(&HintContext::for_tests()).cause.contains(says), "{url}");
+        }
+    }
 
     fn tree(call: &serde_json::Value) -> Tree {
         let reply = serde_json::json!({"service": "service1", "version": "v1", "lane": "base", "hostname": "vm", "message": "Hello!",
@@ -257,6 +282,13 @@ mod tests {
             (Some(200), NO_REPLY, "service2 answered service1, but not with a reply", "/service<N>"),
             (Some(200), "too large", "could not use the answer", "larger than a hop reads"),
             (None, "cannot connect: received corrupt message of type InvalidContentType", "cannot call", "write http"),
+            (None, "cannot connect: received fatal alert: CertificateRequired", "cannot call", "demands a client certificate"),
+            (None, "cannot connect: received fatal alert: UnknownCA", "cannot call", "presents none"),
+            (None, "broken answer: received fatal alert: CertificateExpired", "cannot call", "demands a client certificate"),
+            (None, "cannot connect: received fatal alert: ProtocolVersion", "cannot call", "TLS 1.2"),
+            (None, "cannot connect: received fatal alert: UnrecognisedName", "cannot call", "no certificate for the name"),
+            (None, "cannot connect: received fatal alert: InternalError", "cannot call", "cannot use its own"),
+            (None, "cannot connect: received fatal alert: HandshakeFailure", "cannot call", "cipher suite"),
             (None, "broken answer: invalid HTTP version parsed", "cannot call", "no HTTP server"),
             (None, "broken answer: http2 error: frame with invalid size", "cannot call", "HTTP/1.1 alone"),
         ] {

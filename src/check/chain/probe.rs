@@ -1,5 +1,8 @@
 //! The requests of `check` that bring a trace context.
 
+use std::hash::{BuildHasher as _, RandomState};
+use std::sync::LazyLock;
+
 use futures_util::future::join_all;
 
 use crate::check::chain::expect::{BASE_LANE, ChosenTrace};
@@ -8,6 +11,7 @@ use crate::check::reachability::client::CheckClient;
 use crate::hop::reply::{Headers, Tree};
 use crate::telemetry::ids;
 use crate::trace_context::{Context, HeaderFamily, Sampling};
+use crate::traces::TraceId;
 
 /// A request whose headers can be recognised behind every hop.
 #[derive(Debug, Clone)]
@@ -84,9 +88,24 @@ pub(crate) async fn deepest(client: &CheckClient, probe: impl Fn() -> Probe) -> 
     best.map(|(_, probe, tree)| (probe, tree))
 }
 
+/// Half of every trace id of this run follows from the other half: one that comes back in another request is known again.
+static KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+
+fn marked(trace: TraceId) -> TraceId {
+    let mut bytes = trace.to_bytes();
+    let (head, tail) = bytes.split_at_mut(8);
+    tail.copy_from_slice(&KEY.hash_one(head).to_be_bytes());
+    TraceId::from_bytes(bytes)
+}
+
+/// Whether a request of this run brought this trace.
+pub(crate) fn is_of_this_run(trace: TraceId) -> bool {
+    marked(trace) == trace
+}
+
 /// A fresh context that asks to be sampled.
 pub(crate) fn fresh() -> Context {
-    let (trace_id, span_id) = (ids::trace_id(), ids::span_id());
+    let (trace_id, span_id) = (marked(ids::trace_id()), ids::span_id());
     Context { trace_id, short_trace_id: false, random: false, span_id, parent_id: None, sampling: Sampling::Sample }
 }
 

@@ -21,11 +21,16 @@ use crate::trace_context::{HeaderFamily, HeaderSource as _, names_trace};
 
 /// Examines one request.
 pub(crate) fn examine(probe: &Probe, tree: &Tree, url: &str) -> Xray {
-    let mut xray = Xray::default();
+    let mut xray = brought_by(probe);
     let caller = HopRef { name: CALLER.to_owned(), hostname: String::new(), url: String::new() };
     xray.hop(&caller, (&probe.headers, 1), None, tree, url, &mut Vec::new());
     xray.settle_withheld();
     xray
+}
+
+fn brought_by(probe: &Probe) -> Xray {
+    let brought = HeaderFamily::read_all(&probe.headers).iter().map(|(_, context)| context.trace_id).collect();
+    Xray { brought, ..Xray::default() }
 }
 
 /// The same of a chain whose front may be an app of another make.
@@ -33,7 +38,7 @@ pub(crate) fn examine_behind(is_front_foreign: bool, probe: &Probe, tree: &Tree,
     if !is_front_foreign {
         return examine(probe, tree, url);
     }
-    let mut xray = Xray::default();
+    let mut xray = brought_by(probe);
     let caller = HopRef { name: CALLER.to_owned(), hostname: String::new(), url: String::new() };
     xray.behind_stranger(&caller, &Stranger::at(url), &probe.headers, tree, &mut Vec::new());
     xray.settle_withheld();

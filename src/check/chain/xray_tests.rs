@@ -249,6 +249,7 @@ fn report(apps: &[App], between: &[Between]) -> Vec<Finding> {
         gateway_namespace: "istio-system".into(),
         url: "http://service1/service1".into(),
         loopback: false,
+        is_outside: false,
         evidence: std::sync::Arc::default(),
     };
     propagation::findings(&probe, &xray, None, &hints)

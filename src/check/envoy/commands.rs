@@ -158,6 +158,8 @@ impl RunOptions {
 
     /// Completes the commands of a finding. `is_outside`: no cluster runs the hops, so its commands are left out.
     pub(crate) fn complete(&self, finding: &mut Finding, is_outside: bool) {
+        // A workload's identity shows a mesh.
+        let is_outside = is_outside && !finding.text.contains("spiffe://");
         finding.next.retain(|command| !is_outside || !command.starts_with("kubectl ") && !command.starts_with("istioctl "));
         let commands = std::mem::take(&mut finding.next);
         // What has just failed need not run again.

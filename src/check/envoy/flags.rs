@@ -117,7 +117,12 @@ pub(crate) fn at_gateway(answer: &Signs<'_>, values: &[(&str, &str)]) -> Option<
     FLAGS.iter().filter(|row| (row.matches)(answer)).find_map(|row| {
         let (text, advice) = row.at_gateway.as_ref()?;
         let values = [&[("code", row.code)], values].concat();
-        Some((fill(text, &values), advice.hint(&values)))
+        let mut hint = advice.hint(&values);
+        if let Some(cause) = row.in_envoy.filter(|_| !answer.is_mesh) {
+            hint.cause = fill(cause, &values);
+            hint = hint.run(fill(CURL, &values));
+        }
+        Some((fill(text, &values), hint))
     })
 }
 
@@ -177,11 +182,13 @@ envoy_flags! {
         at_gateway "The proxy in front of the first hop aborts this on purpose ({status}, flag {code})"
             because "An EnvoyFilter, or that proxy's own configuration, has the fault filter: abort"
             next ["kubectl get envoyfilter -n {namespace}"];
+        in_envoy because "That proxy's configuration has the fault filter: abort";
 
     "FI" when |answer| answer.by_client(|span| span.has("FI"));
         at_gateway "The gateway aborts this on purpose ({status}, flag {code})"
             because "A VirtualService injects the fault: fault.abort"
             next [FAULTS];
+        in_envoy because "Its configuration has the fault filter: abort";
 
     "FI" when |answer| answer.says("fault filter abort") || answer.spans.have("FI");
         at_gateway "The gateway, or the proxy in front of the first hop, aborts this on purpose ({status}, flag {code})"

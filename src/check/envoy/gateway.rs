@@ -29,7 +29,7 @@ pub(crate) fn front(answer: &FrontAnswer, hints: &HintContext) -> (String, Hint)
         body: Some(&body),
         spans: &hints.evidence.of(&front_key(answer.status)),
         url: "",
-        is_mesh: true,
+        is_mesh: !hints.is_outside,
     };
     at_front(&foreign, answer.text().trim(), hints).unwrap_or_default()
 }
@@ -42,8 +42,8 @@ pub(crate) fn front_key(status: u16) -> String {
 /// What no answer at all means at the front, where proxies reported of it.
 pub(crate) fn unanswered(hints: &HintContext) -> Option<(String, Hint)> {
     let spans = hints.evidence.of(&front_key(0));
-    let signs =
-        Signs { status: 0, by_envoy: false, by_hop: false, by_other: false, body: None, spans: &spans, url: "", is_mesh: true };
+    let is_mesh = !hints.is_outside;
+    let signs = Signs { status: 0, by_envoy: false, by_hop: false, by_other: false, body: None, spans: &spans, url: "", is_mesh };
     at_front(&signs, "", hints)
 }
 
@@ -61,9 +61,12 @@ fn at_front(signs: &Signs<'_>, body: &str, hints: &HintContext) -> Option<(Strin
         ("port", port.as_str()),
         ("leads", leads.as_str()),
         ("reason", reason.as_str()),
+        // Of what Envoy's own configuration is about.
+        ("caller", if matches!(signs.status, 401 | 403) { "this caller" } else { "the gateway" }),
+        ("called", "the first hop"),
         ("body", clipped.as_str()),
     ];
-    flags::at_gateway(&Signs { is_mesh: !signs.spans.are_foreign(), ..*signs }, &values)
+    flags::at_gateway(&Signs { is_mesh: signs.is_mesh && !signs.spans.are_foreign(), ..*signs }, &values)
 }
 
 /// Where the proxies say that a call's route leads, and the app's port behind it.
@@ -291,6 +294,38 @@ mod tests {
         // No proxy speaks here.
         assert!(cause(503, "", "").contains("draining"));
         assert!(cause(500, "nginx", "oops").contains("no hop of this chain"));
+    }
+
+    /// Where no cluster is seen, the front is a proxy with a configuration of its own.
+    #[test]
+    fn what_a_plain_envoy_answers_in_front_of_the_chain_has_no_cause_in_a_cluster() {
+        let hints = HintContext { is_outside: true, ..HintContext::for_tests() };
+        let spans = CallSpans::default();
+        for (status, message, says) in [
+            (404, "", "no virtual host or match of its routes fits the call to the first hop"),
+            (503, "", "misspelt"),
+            (503, "fault filter abort", "The fault filter of a proxy"),
+            (503, "no healthy upstream", "no endpoint that is healthy"),
+            (503, &*format!("{RESET}reset reason: overflow"), "circuit_breakers of the proxy's cluster"),
+            (
+                503,
+                &*format!("{RESET}reset reason: remote connection failure"),
+                "The proxy at the gateway cannot connect to the first hop",
+            ),
+            (401, "Jwt is missing", "this caller sends none or another"),
+            (403, "RBAC: access denied", "denies this caller"),
+            (429, "local_rate_limited", "A rate limit in front of the first hop"),
+            (504, "upstream request timeout", "shorter than the chain takes"),
+        ] {
+            let body = message.to_ascii_lowercase();
+            let (by_hop, by_other, url, is_mesh) = (false, false, "", false);
+            let signs = Signs { status, by_envoy: true, by_hop, by_other, body: Some(&body), spans: &spans, url, is_mesh };
+            let (text, hint) = at_front(&signs, message, &hints).unwrap();
+            assert!(hint.cause.contains(says), "{status} {message}: {text}: {}", hint.cause);
+            for istio in ["VirtualService", "DestinationRule", "PeerAuthentication", "RequestAuthentication", "{"] {
+                assert!(!hint.cause.contains(istio), "{status} {message}: {}", hint.cause);
+            }
+        }
     }
 
     #[test]

@@ -28,6 +28,8 @@ pub(crate) struct HintContext {
     pub(crate) url: String,
     /// Whether that URL leads to this machine.
     pub(crate) loopback: bool,
+    /// Whether nothing shows that a cluster is behind it.
+    pub(crate) is_outside: bool,
     /// What the run has learned until now.
     pub(crate) evidence: Arc<Evidence>,
 }
@@ -72,6 +74,11 @@ impl HintContext {
         let host = host_of(&hop.url);
         let local = if host.is_empty() { self.loopback } else { is_loopback(&host) };
         if local { Runner::Local } else { Runner::Kubernetes }
+    }
+
+    /// What configures a proxy: an object of the cluster, or the configuration of an Envoy where no cluster is seen.
+    pub(crate) fn configured_by<'a>(&self, object: &'a str, envoy: &'a str) -> &'a str {
+        if self.is_outside { envoy } else { object }
     }
 
     /// The namespace of a hop: the second label of a Service's DNS name, else the user's.
@@ -197,6 +204,7 @@ impl HintContext {
             gateway_namespace: "istio-system".into(),
             url: "http://x/service1".into(),
             loopback: false,
+            is_outside: false,
             evidence: Arc::default(),
         }
     }

@@ -8,7 +8,7 @@ use crate::check::chain::seams::trace_of;
 use crate::check::chain::visit;
 use crate::check::envoy::suggestions::{HintContext, HopRef, Runner, quoted};
 use crate::check::propagation::fault;
-use crate::check::report::{CheckId, Finding, Hint};
+use crate::check::report::{CheckId, Finding, Hint, Status};
 use crate::hop::reply::{Headers, Tree};
 use crate::trace_context::{Context, HeaderFamily};
 
@@ -78,7 +78,11 @@ impl FixedId {
         let mut cause = if *by_caller {
             format!("{from} sends a fixed x-request-id with every call instead of the one that it received")
         } else {
-            format!("headers.request.set of a VirtualService, or an EnvoyFilter, sets a fixed x-request-id on the way to {name}")
+            let what = hints.configured_by(
+                "headers.request.set of a VirtualService, or an EnvoyFilter,",
+                "request_headers_to_add of a proxy's route, or a filter,",
+            );
+            format!("{what} sets a fixed x-request-id on the way to {name}")
         };
         cause.push_str(". Envoy keeps its decision about sampling in that id: requests that share one share the decision");
         if id.len() != 36 {
@@ -138,6 +142,11 @@ impl Replay {
         ));
         Finding::fail(CheckId::PropagationTrace, text, hint).seam(from, name, None).hop(name)
     }
+}
+
+/// Whether something between two hops made another trace of such a request.
+pub(super) fn is_apart(bare: &Tree, xray: &Xray, hints: &HintContext) -> bool {
+    finding(bare, xray, hints).is_some_and(|finding| finding.status == Status::Fail)
 }
 
 /// Whether a request that brings no trace is one trace at every hop. `xray`: of the probe, which shows what a hop itself loses or begins.

@@ -1,12 +1,16 @@
 //! A fault of the x-ray as a finding: the sentence, the likely cause, the next command.
 
 use crate::check::chain::evidence::{CALLER, Effect, SeamFault, Stranger, Xray};
-use crate::check::chain::probe::short;
-use crate::check::envoy::suggestions::{HintContext, HopRef, Runner, on_purpose, quoted};
+use crate::check::chain::probe::{is_of_this_run, short};
+use crate::check::envoy::suggestions::{HintContext, Runner, on_purpose, quoted};
+use crate::check::propagation::words::{apart, ask, damaged, damaged_by, mixed_up};
 use crate::check::report::{CheckId, Finding, Hint, Side};
 use crate::hop::reply::Propagation;
 use crate::trace_context::{HeaderFamily, Mangling};
-use crate::traces::ids::shorten;
+use crate::traces::TraceId;
+use crate::traces::ids::parse_trace_id;
+
+pub(crate) use crate::check::propagation::words::decision;
 
 /// The order of `OTEL_PROPAGATORS` that fits a mesh that speaks `format`.
 pub(crate) fn order_for(format: HeaderFamily) -> &'static str {
@@ -196,28 +200,6 @@ pub(crate) fn finding(fault: &SeamFault, xray: &Xray, hints: &HintContext) -> Fi
         .hop(stranger.unwrap_or(if fault.side == Side::NewTrace { to } else { from }))
 }
 
-/// Two values as they are quoted beside each other: in short where that shows that they differ.
-fn apart(before: &str, after: &str) -> (String, String) {
-    const SHOWN: usize = 140;
-    match (short(before), short(after)) {
-        (before, after) if before != after => (before, after),
-        _ => (shorten(before, SHOWN), shorten(after, SHOWN)),
-    }
-}
-
-/// What arrived in place of one whole value.
-fn damaged(how: Mangling) -> &'static str {
-    match how {
-        Mangling::Doubled => "several, and receivers disagree about which of them counts",
-        Mangling::Joined => "one in which several values are joined by a comma",
-        Mangling::Shortened => "a trace id that is shortened to 64 bits",
-        Mangling::Halved => "a trace id that is shortened to 64 bits and padded with zeros",
-        Mangling::Padded => "a trace id that is padded to 128 bits",
-        Mangling::UpperCase => "it in upper case",
-        Mangling::SpanLength | Mangling::StrayComma | Mangling::Changed => "another value",
-    }
-}
-
 fn has_damage(fault: &SeamFault) -> bool {
     fault.effects.iter().any(|effect| matches!(effect, Effect::Mangled { .. }))
 }
@@ -230,13 +212,25 @@ fn damage(fault: &SeamFault) -> Option<(&str, Mangling)> {
     })
 }
 
-pub(crate) fn decision(sampled: bool) -> &'static str {
-    if sampled { "\"sampled\"" } else { "\"not sampled\"" }
+/// Whether the trace of another request of this run stands in place of the one that was sent.
+fn is_of_another_request(fault: &SeamFault, xray: &Xray) -> bool {
+    let is_others = |trace: TraceId| is_of_this_run(trace) && !xray.brought.contains(&trace);
+    fault.effects.iter().any(|effect| match effect {
+        Effect::Trace { after, .. } => parse_trace_id(after).is_ok_and(is_others),
+        _ => false,
+    })
 }
 
 fn hint(fault: &SeamFault, xray: &Xray, hints: &HintContext) -> Hint {
     if let Some(via) = &fault.via {
-        return by_stranger(fault, via);
+        return by_stranger(fault, via, xray);
+    }
+    if is_of_another_request(fault, xray) && xray.broken_by(&fault.from).is_none() {
+        let name = match fault.side {
+            Side::Hop => fault.from.name.clone(),
+            _ => format!("Something between {} and {}", fault.from.name, fault.to.name),
+        };
+        return Hint::new(mixed_up(&name)).run(hints.settings(if fault.side == Side::Hop { &fault.from } else { &fault.to }));
     }
     match fault.side {
         Side::Hop => by_hop(fault, xray, hints),
@@ -259,26 +253,16 @@ fn consequence(fault: &SeamFault, xray: &Xray) -> String {
     }
 }
 
-/// What a damage comes from, at whoever wrote the header.
-fn damaged_by(how: Mangling) -> &'static str {
-    match how {
-        Mangling::Joined | Mangling::Doubled => "two parts of it write the header, one beside what the other passes on",
-        Mangling::Shortened | Mangling::Halved => "its tracer has trace ids of 64 bits",
-        Mangling::Padded => "its tracer takes every trace id for one of 128 bits",
-        Mangling::SpanLength | Mangling::UpperCase | Mangling::StrayComma | Mangling::Changed => {
-            "it formats the header by itself"
-        }
-    }
-}
-
 /// An app of another make that stands between the two hops.
-fn by_stranger(fault: &SeamFault, via: &Stranger) -> Hint {
+fn by_stranger(fault: &SeamFault, via: &Stranger, xray: &Xray) -> Hint {
     let Stranger { name, url } = via;
     let makes_traces = || fault.effects.iter().any(|effect| matches!(effect, Effect::Trace { .. }));
     let cause = if let Some((header, how)) = damage(fault) {
         format!("{name}, an app of another make, damages {header}: {}", damaged_by(how))
     } else if subject(fault) == Subject::Sampled {
         format!("{name}, an app of another make, decides about sampling by itself: its sampler is not parent-based")
+    } else if is_of_another_request(fault, xray) {
+        mixed_up(&format!("{name}, an app of another make,"))
     } else if makes_traces() {
         format!(
             "{name}, an app of another make, begins a trace of its own: its server is not instrumented, reads another format, or the context does not reach its HTTP client"
@@ -349,22 +333,6 @@ fn by_hop(fault: &SeamFault, xray: &Xray, hints: &HintContext) -> Hint {
     }
 }
 
-/// A request that shows the loss at this hop alone.
-fn ask(hop: &HopRef, names: &[&str]) -> String {
-    let name = names.first().copied().unwrap_or("x-request-id");
-    let value = match name {
-        "traceparent" => "00-11111111111111111111111111111111-2222222222222222-01",
-        "x-b3-traceid" => "11111111111111111111111111111111",
-        "x-b3-spanid" => "2222222222222222",
-        "b3" => "11111111111111111111111111111111-2222222222222222-1",
-        "x-b3-sampled" => "1",
-        "tracestate" | "baggage" => "probe=1",
-        _ => "probe",
-    };
-    let more = if name == "x-b3-traceid" { " -H 'x-b3-spanid: 2222222222222222'" } else { "" };
-    format!("curl -s -H '{name}: {value}'{more} -H 'accept: application/json' {}", quoted(&hop.url))
-}
-
 fn by_proxy(fault: &SeamFault, xray: &Xray, hints: &HintContext) -> Hint {
     let (from, to) = (&fault.from.name, &fault.to.name);
     let namespace = hints.namespace_of(&fault.to);
@@ -374,7 +342,11 @@ fn by_proxy(fault: &SeamFault, xray: &Xray, hints: &HintContext) -> Hint {
         let cause = match subject(fault) {
             _ if let Some((header, how)) = damage(fault) => match how {
                 Mangling::Doubled | Mangling::Joined => format!(
-                    "A proxy between {from} and {to} adds a {header} beside the one that is there: headers.request.add of a VirtualService, an EnvoyFilter, or a second tracer"
+                    "A proxy between {from} and {to} adds a {header} beside the one that is there: {}, or a second tracer",
+                    hints.configured_by(
+                        "headers.request.add of a VirtualService, an EnvoyFilter",
+                        "request_headers_to_add of its route, a filter (lua, header_mutation)"
+                    )
                 ),
                 _ => format!("A proxy between {from} and {to} damages {header}: {}", damaged_by(how)),
             },
@@ -404,8 +376,12 @@ fn by_proxy(fault: &SeamFault, xray: &Xray, hints: &HintContext) -> Hint {
         format!("A proxy between {from} and {to} removes")
     };
     let cause = format!(
-        "{what} {}: headers.request.remove of a VirtualService, an EnvoyFilter, or a proxy that is not of the mesh{}",
+        "{what} {}: {}{}",
         said(&names),
+        hints.configured_by(
+            "headers.request.remove of a VirtualService, an EnvoyFilter, or a proxy that is not of the mesh",
+            "request_headers_to_remove of its route, or a filter (lua, header_mutation)"
+        ),
         consequence(fault, xray)
     );
     match hints.runner(&fault.to) {

@@ -7,6 +7,7 @@ mod fault;
 mod passed;
 mod sidecars;
 mod table;
+mod words;
 
 use crate::check::chain::evidence::{Effect, HopEvidence, SeamFault, Withheld, Xray};
 use crate::check::chain::probe::{Probe, deepest};
@@ -50,9 +51,27 @@ pub(crate) async fn probed(client: &CheckClient, hints: &HintContext) -> Option<
     Some((probe, xray, tree))
 }
 
-/// The findings of the group. `pair`: the replies to the probe and to a bare request. What broke, then what passed, then what could not be observed.
-pub(crate) fn findings(probe: &Probe, xray: &Xray, pair: Option<(&Tree, &Tree)>, hints: &HintContext) -> Vec<Finding> {
+/// The replies to a bare request, and to more where something between two hops broke it: what strikes only a share of the requests is
+/// counted over many of them. `are_counted`: there will be many.
+pub(crate) async fn bare_replies(client: &CheckClient, xray: &Xray, are_counted: bool, hints: &HintContext) -> Vec<Tree> {
+    const MORE: usize = 5;
+    let mut replies: Vec<Tree> = Vec::new();
+    while let Some((_, tree)) = deepest(client, Probe::bare).await {
+        replies.push(tree);
+        let is_settled = !are_counted || replies.len() > MORE;
+        if is_settled || !replies.last().is_some_and(|tree| bare::is_apart(tree, xray, hints)) {
+            break;
+        }
+    }
+    replies
+}
+
+/// The findings of the group. `pair`: the replies to the probe and to bare requests. What broke, then what passed, then what could not be observed.
+pub(crate) fn findings(probe: &Probe, xray: &Xray, pair: Option<(&Tree, &[Tree])>, hints: &HintContext) -> Vec<Finding> {
     let mut out = Vec::new();
+    // Struck at times: not by every bare request, and so not by what is the same for all of them.
+    let is_rare = pair.is_some_and(|(_, bare)| bare.len() > 1 && !bare.iter().all(|tree| bare::is_apart(tree, xray, hints)));
+    let pair = pair.and_then(|(one, bare)| Some((one, bare.first()?)));
     let replay = pair.and_then(|(one, bare)| Replay::find(one, bare, &hints.url));
     let fixed = pair.map_or_else(Vec::new, |(one, bare)| FixedId::find(one, bare, &hints.url));
     let is_real = |fixed: &FixedId| replay.as_ref().is_none_or(|it| !it.has(&fixed.to.name)) && !fixed.is_leak(&probe.headers);
@@ -85,7 +104,7 @@ pub(crate) fn findings(probe: &Probe, xray: &Xray, pair: Option<(&Tree, &Tree)>,
     }));
     out.extend(passed::findings(xray, replay.is_some() || fixed.iter().any(|fixed| !fixed.is_trace)));
     out.extend(xray.withheld.iter().take(MAX_SEAMS).map(withheld));
-    let bare = pair.filter(|_| replay.is_none()).and_then(|(_, bare)| bare::finding(bare, xray, hints));
+    let bare = pair.filter(|_| replay.is_none() && !is_rare).and_then(|(_, bare)| bare::finding(bare, xray, hints));
     let is_fixed = fixed.iter().any(|fixed| fixed.is_trace);
     out.extend(
         bare.map(|bare| if is_fixed && bare.follows.is_some() { bare.following(CheckId::PropagationTrace) } else { bare }),

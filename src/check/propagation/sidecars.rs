@@ -76,9 +76,10 @@ pub(crate) fn coverage(xray: &Xray, hints: &HintContext) -> Vec<Finding> {
     if let Some((caller, first)) = silent.first() {
         let names: Vec<&str> = silent.iter().map(|(_, row)| row.hop.name.as_str()).collect();
         let namespace = hints.namespace_of(&first.hop);
-        let hint = Hint::new(format!(
+        let covers = format!(
             "No Telemetry resource with tracing covers the namespace {namespace}, or the one there switches their reports off (disableSpanReporting) or names a provider that meshConfig.extensionProviders does not have. Else a Sidecar resource keeps the collector's Service from them (egress.hosts)"
-        ));
+        );
+        let hint = Hint::new(hints.configured_by(&covers, "Their configuration has no tracing, or overall_sampling there is 0"));
         let hint = hints.providers().into_iter().fold(hint, Hint::run).run("kubectl get sidecar -A -o yaml");
         let text = format!("The sidecars in front of {} do not trace, while proxies trace elsewhere", names.join(", "));
         let (from, to) = (&caller.hop.name, &first.hop.name);

@@ -265,8 +265,8 @@ fn no_answer(failure: &RequestFailure, tls: Option<Tls>, url: &reqwest::Url, hin
                 )),
         ),
         RequestFailure::Connect(why) => (format!("No connection for the request: {why}"), Hint::new("The port accepted a moment ago: the server restarts, or limits connections").run(format!("kubectl get pods -n {namespace}"))),
-        RequestFailure::NotHttp(why) if why.contains("CertificateRequired") => (
-            "The server wants a client's certificate (mutual TLS)".to_owned(),
+        RequestFailure::NotHttp(why) if let Some(means) = tls::alert_in(why) => (
+            format!("The server ends the TLS connection: it {means}"),
             Hint::new("The Gateway's tls.mode is MUTUAL; `check` has no client certificate to give").run("kubectl get gateway -A -o yaml | grep -A3 tls:"),
         ),
         RequestFailure::NotHttp(why) => (format!("The answer is no HTTP/1.1 ({why})"), Hint::new("The port speaks another protocol: gRPC, a database, HTTP/2 alone").run(format!("curl -v {}", quoted(&redacted_url(url.as_str()))))),

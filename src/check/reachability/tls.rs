@@ -236,6 +236,35 @@ pub(crate) fn ago(seconds: i64) -> String {
     }
 }
 
+/// What a server that ends a handshake by this alert demands or lacks; its callers here present no client certificate.
+pub(crate) fn alert_means(alert: &str) -> Option<&'static str> {
+    Some(match alert {
+        "CertificateRequired"
+        | "BadCertificate"
+        | "UnknownCA"
+        | "CertificateUnknown"
+        | "CertificateExpired"
+        | "CertificateRevoked"
+        | "UnsupportedCertificate"
+        | "AccessDenied"
+        | "NoCertificate" => "demands a client certificate (mutual TLS), and its caller presents none",
+        "ProtocolVersion" => "speaks neither TLS 1.2 nor TLS 1.3, or not the one that its caller does",
+        "HandshakeFailure" | "InsufficientSecurity" => {
+            "has no cipher suite or kind of key in common with its caller, or demands a client certificate (mutual TLS)"
+        }
+        "UnrecognisedName" => "has no certificate for the name that is called (SNI)",
+        "NoApplicationProtocol" => "does not offer the version of HTTP that its caller asks for (ALPN)",
+        "InternalError" => "fails itself: it has no certificate for the name that is called (SNI), or cannot use its own",
+        _ => return None,
+    })
+}
+
+/// The same for the error of a connection that such an alert ended.
+pub(crate) fn alert_in(error: &str) -> Option<&'static str> {
+    let (_, alert) = error.split_once("received fatal alert: ")?;
+    alert_means(alert.split(|c: char| !c.is_ascii_alphanumeric()).next().unwrap_or_default())
+}
+
 /// Why a handshake failed before any certificate was verified.
 pub(crate) fn why_no_handshake(error: &std::io::Error, host: &str, port: u16, gateway_namespace: &str) -> (String, Hint) {
     use std::io::ErrorKind;
@@ -245,26 +274,37 @@ pub(crate) fn why_no_handshake(error: &std::io::Error, host: &str, port: u16, ga
             .run(format!("kubectl get secret -n {gateway_namespace}"))
             .run(format!("istioctl proxy-config secret deploy/istio-ingressgateway -n {gateway_namespace}"))
     };
+    let s_client = format!("openssl s_client -connect {host}:{port} -servername {host} </dev/null");
     match tls {
         Some(rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType | InvalidMessage::UnknownProtocolVersion | InvalidMessage::MessageTooLarge)) => (
             format!("Port {port} speaks plain HTTP, not TLS"),
             Hint::new("The URL asks for TLS (https, grpcs) and the server there has none: write http or grpc, or the Gateway's server on this port lacks `tls:` (protocol: HTTPS)")
                 .run(format!("curl -v http://{host}:{port}/")),
         ),
-        Some(rustls::Error::AlertReceived(AlertDescription::ProtocolVersion)) | Some(rustls::Error::PeerIncompatible(_)) => (
+        Some(rustls::Error::PeerIncompatible(_)) => (
             "The server speaks no TLS version above 1.1, or no cipher suite of today".to_owned(),
-            Hint::new("Its minimum or maximum version is set too low: minProtocolVersion: TLSV1_2 in the Gateway").run(format!("openssl s_client -connect {host}:{port} -servername {host} </dev/null")),
-        ),
-        Some(rustls::Error::AlertReceived(AlertDescription::CertificateRequired | AlertDescription::BadCertificate)) => (
-            "The server wants a client's certificate (mutual TLS)".to_owned(),
-            Hint::new("The Gateway's tls.mode is MUTUAL; `check` has no client certificate to give").run("kubectl get gateway -A -o yaml | grep -A3 tls:"),
+            Hint::new("Its minimum or maximum version is set too low: minProtocolVersion: TLSV1_2 in the Gateway").run(s_client),
         ),
         Some(rustls::Error::AlertReceived(AlertDescription::UnrecognisedName)) => (
             format!("The server has no certificate for the name {host} (SNI)"),
             secret(Hint::new("No server of the Gateway has this host, or the URL's host is not the published one (use --resolve)")),
         ),
-        Some(rustls::Error::AlertReceived(alert)) => (format!("The server refused the TLS handshake: {alert:?}"), secret(Hint::new("The server's log says why"))),
-        Some(error) => (format!("TLS failed: {error}"), Hint::new("What answers there does not speak TLS as it should").run(format!("openssl s_client -connect {host}:{port} -servername {host} </dev/null"))),
+        Some(rustls::Error::AlertReceived(alert)) => {
+            let alert = format!("{alert:?}");
+            let Some(means) = alert_means(&alert) else {
+                return (format!("The server refused the TLS handshake: {alert}"), secret(Hint::new("The server's log says why")));
+            };
+            let text = format!("The server refuses the TLS handshake ({alert}): it {means}");
+            let hint = match alert.as_str() {
+                "ProtocolVersion" | "HandshakeFailure" | "InsufficientSecurity" => {
+                    Hint::new("minProtocolVersion, maxProtocolVersion, cipherSuites or tls.mode of the Gateway's server, or the same of another server").run(s_client)
+                }
+                "InternalError" => secret(Hint::new("The server's log says why")),
+                _ => Hint::new("The Gateway's tls.mode is MUTUAL; `check` has no client certificate to give").run("kubectl get gateway -A -o yaml | grep -A3 tls:"),
+            };
+            (text, hint)
+        }
+        Some(error) => (format!("TLS failed: {error}"), Hint::new("What answers there does not speak TLS as it should").run(s_client)),
         None if matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::WouldBlock) => (
             "The server accepted the connection and sent no TLS answer in time".to_owned(),
             Hint::new("Something between accepts connections for a server that is not there, or the port speaks another protocol").run(format!("curl -v http://{host}:{port}/")),

@@ -3,6 +3,7 @@
 //! In reading order: `sample` (sends the requests), this file, then a file per question; `stats` has the exact tests.
 
 pub(crate) mod identity;
+mod instance;
 pub(crate) mod lane_check;
 pub(crate) mod rates;
 pub(crate) mod sample;
@@ -18,6 +19,7 @@ use crate::check::chain::evidence::Xray;
 use crate::check::chain::expect::{LatencyLimit, Principal, Split, is_named};
 use crate::check::envoy::suggestions::{HintContext, quoted};
 use crate::check::report::{CheckId, Finding, Hint};
+use crate::check::traffic::instance::{all_at, only_at};
 use crate::check::traffic::rates::Rates;
 use crate::check::traffic::sample::{HopSamples, Outcome, Sample, by_hop, most_calls};
 
@@ -33,6 +35,10 @@ pub(crate) struct TrafficExpectation<'a> {
     /// Calls of the first hop over one connection.
     pub(crate) kept: &'a [Sample],
     pub(crate) pods: sticky::Pods<'a>,
+    /// Requests beside the samples, with headers of their own.
+    pub(crate) marked: &'a [Sample],
+    /// Calls that one request was multiplied into, as its trace shows.
+    pub(crate) more_calls: &'a [String],
 }
 
 /// The findings of the group.
@@ -56,10 +62,10 @@ pub(crate) fn findings(
     out.extend(rates.findings());
     out.push(versions(&hops));
     out.extend(expected.splits.iter().flat_map(|split| split::findings(&hops, split, hints)));
-    out.push(retries(samples, expected.retries, hints));
+    out.push(retries(samples, expected.retries, expected.more_calls, hints));
     out.extend(expected.latencies.iter().map(|limit| limited(samples, &hops, limit, hints)));
     out.extend(sticky::findings(&hops, expected.kept, xray, expected.pods, hints));
-    out.extend(times::findings(samples, &hops, hints));
+    out.extend(times::findings([samples, expected.marked], &hops, hints));
     out.extend(by_version(&hops));
     out.extend(xray.map(|xray| identity::finding(&hops, xray, hints)));
     out.extend(expected.principals.iter().map(|principal| identity::expected(&hops, principal, hints)));
@@ -132,8 +138,9 @@ fn success(samples: &[Sample], expected: f64, hints: &HintContext) -> Vec<Findin
     let hops = by_hop(samples);
     let finding = |FailureKind { count, key, mut finding, .. }: FailureKind| {
         finding.text = format!("{count} of {all} requests failed. {}", finding.text);
-        if let Some((host, others)) = single_instance(samples, &hops, &key) {
-            finding.text.push_str(&format!(". All of them at {host}, and none at {others}"));
+        let at = single_instance(samples, &hops, &key);
+        finding.text.push_str(&all_at(at.as_ref()));
+        if let Some((host, _)) = at {
             finding.next.push(format!("kubectl describe pod {host} -n {}", hints.namespace));
         }
         finding.data(data.clone())
@@ -141,10 +148,8 @@ fn success(samples: &[Sample], expected: f64, hints: &HintContext) -> Vec<Findin
     kinds.into_iter().take(SHOWN).map(finding).collect()
 }
 
-/// The one instance at which every failure of this kind was, when its siblings answered so often that this is no chance, and
-/// their names.
+/// The one instance at which every failure of this kind was, and its siblings.
 fn single_instance(samples: &[Sample], hops: &[HopSamples<'_>], key: &str) -> Option<(String, String)> {
-    const CHANCE: f64 = 1e-4;
     let broken =
         samples.iter().filter_map(|sample| if let Outcome::Broke(breaks) = &sample.outcome { Some(breaks) } else { None });
     let mut at: Vec<(&str, &str)> = Vec::new();
@@ -152,13 +157,8 @@ fn single_instance(samples: &[Sample], hops: &[HopSamples<'_>], key: &str) -> Op
         let hop = if broken.to.hostname.is_empty() { &broken.from } else { &broken.to };
         at.push((&hop.name, &hop.hostname));
     }
-    let (name, host) = *at.first().filter(|(_, host)| !host.is_empty())?;
-    let hop = hops.iter().find(|hop| hop.name == name).filter(|_| at.iter().all(|(_, other)| *other == host))?;
-    let hosts = hop.tally(|answer| &answer.hop.hostname);
-    let share = *hosts.get(host)? as f64 / hop.answers.len() as f64;
-    let others: Vec<&str> = hosts.keys().copied().filter(|other| *other != host).collect();
-    (!others.is_empty() && share.powi(i32::try_from(at.len()).unwrap_or(i32::MAX)) < CHANCE)
-        .then(|| (host.to_owned(), others.join(", ")))
+    let (name, _) = *at.first()?;
+    only_at(name, at.iter().map(|(_, host)| *host), hops)
 }
 
 fn latency(samples: &[Sample]) -> Option<Finding> {
@@ -224,7 +224,7 @@ fn versions(hops: &[HopSamples<'_>]) -> Finding {
 }
 
 /// What retries hide: of the requests that succeeded, those that needed them. The others are failures already.
-fn retries(samples: &[Sample], expected: f64, hints: &HintContext) -> Finding {
+fn retries(samples: &[Sample], expected: f64, more_calls: &[String], hints: &HintContext) -> Finding {
     const ID: CheckId = CheckId::TrafficRetries;
     let (mut lines, mut first) = (Vec::new(), None);
     for HopSamples { name, answers } in by_hop(samples.iter().filter(|sample| sample.is_fine())) {
@@ -243,6 +243,9 @@ fn retries(samples: &[Sample], expected: f64, hints: &HintContext) -> Finding {
     let in_vain: Vec<String> =
         in_vain.map(|(name, most)| format!("{name:<20} {most} attempts in vain, in requests that failed")).collect();
     let text = match lines.len() {
+        0 if in_vain.is_empty() && !more_calls.is_empty() => {
+            "No answer says that it is a repeated attempt, and there are more calls than hops made".to_owned()
+        }
         0 if in_vain.is_empty() => "No retries: every answer was a first attempt".to_owned(),
         0 => "No retry hid a failure: the requests that were repeated failed all the same".to_owned(),
         1 => "Retries seen at 1 hop: a proxy in front, or its caller, hid failures".to_owned(),
@@ -253,9 +256,11 @@ fn retries(samples: &[Sample], expected: f64, hints: &HintContext) -> Finding {
     lines.extend(in_vain);
     let repeated = by_hop(samples).into_iter().filter(|hop| hop.answers.iter().any(|answer| answer.attempt > 1));
     lines.extend(repeated.map(|hop| format!("{} received {} calls for 1 request", hop.name, most_calls(samples, hop.name))));
+    lines.extend(more_calls.iter().cloned());
     let Some(name) = first else { return Finding::pass(ID, text).lines(lines) };
     let hint = Hint::new(format!(
-        "Calls of {name} fail and a proxy repeats them (retries of a VirtualService; without one Istio repeats twice), or its caller does (--retries): the failures are hidden and not gone. --expect-retries says what is meant"
+        "Calls of {name} fail and a proxy repeats them ({}), or its caller does (--retries): the failures are hidden and not gone. --expect-retries says what is meant",
+        hints.configured_by("retries of a VirtualService; without one Istio repeats twice", "retry_policy of its route")
     ))
     .run("kubectl get virtualservice -A -o yaml | grep -A4 retries:")
     .run(format!("kubectl get pods -n {} -l app={name}", hints.namespace));
@@ -320,12 +325,16 @@ mod tests {
     #[test]
     fn a_retry_is_a_failure_where_it_hid_one() {
         let hints = HintContext::for_tests();
-        let hidden = retries(&[sample(Outcome::Fine, 2), sample(Outcome::Fine, 1)], 0.0, &hints);
+        let hidden = retries(&[sample(Outcome::Fine, 2), sample(Outcome::Fine, 1)], 0.0, &[], &hints);
         assert!(hidden.status == Status::Fail && hidden.detail[0].contains("1 of 2 answers"), "{hidden:#?}");
-        let in_vain = retries(&[sample(Outcome::Broke(Vec::new()), 4)], 0.0, &hints);
+        let in_vain = retries(&[sample(Outcome::Broke(Vec::new()), 4)], 0.0, &[], &hints);
         assert!(in_vain.status == Status::Pass && in_vain.detail[0].contains("4 attempts in vain"), "{in_vain:#?}");
-        let none = retries(&[sample(Outcome::Fine, 1)], 0.0, &hints);
+        let none = retries(&[sample(Outcome::Fine, 1)], 0.0, &[], &hints);
         assert_eq!((none.status, none.text.as_str()), (Status::Pass, "No retries: every answer was a first attempt"));
+        // A proxy that mirrors calls counts no attempts.
+        let mirrored = retries(&[sample(Outcome::Fine, 1)], 0.0, &["service2 received 3 calls".to_owned()], &hints);
+        assert!(mirrored.status == Status::Pass && !mirrored.text.starts_with("No retries"), "{mirrored:#?}");
+        assert_eq!(mirrored.detail, ["service2 received 3 calls"]);
     }
 
     #[test]
@@ -344,6 +353,8 @@ mod tests {
                 principals: &[],
                 kept: &[],
                 pods: &|_| None,
+                marked: &[],
+                more_calls: &[],
             },
             &hints,
         );

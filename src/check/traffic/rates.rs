@@ -4,7 +4,8 @@ use crate::check::chain::evidence::{CALLER, Xray};
 use crate::check::envoy::suggestions::HintContext;
 use crate::check::propagation;
 use crate::check::report::{CheckId, Finding, Seam};
-use crate::check::traffic::sample::{HopSamples, Sample};
+use crate::check::traffic::instance::{all_at, struck_at};
+use crate::check::traffic::sample::{HopSamples, Sample, by_hop};
 
 /// Kinds of damage that are reported.
 const SHOWN: usize = 10;
@@ -21,8 +22,10 @@ struct RatedDamage {
     struck: usize,
     /// The requests that could show it.
     all: usize,
-    /// The probe's own failure of this kind, which has the cause.
+    /// The probe's own failure of this kind, or another damage at the same place: it has the cause.
     known: Option<CheckId>,
+    /// The one instance at which it was, and its siblings.
+    at: Option<(String, String)>,
 }
 
 impl Rates {
@@ -44,20 +47,36 @@ impl Rates {
                 }
             }
         }
-        kinds.sort_by_key(|(_, struck)| std::cmp::Reverse(struck[0] + struck[1]));
+        // Requests that bring headers show more of what strikes them: theirs is the cause where a place has several.
+        kinds.sort_by_key(|(_, struck)| std::cmp::Reverse((struck[1], struck[0])));
+        let hops = by_hop(samples.iter().chain(marked));
+        let struck_by = |kind: &Finding| {
+            let of = samples.iter().chain(marked).filter(|sample| sample.damage.iter().any(|damage| is_same(damage, kind)));
+            of.collect::<Vec<_>>()
+        };
         let known: Vec<Finding> =
             xray.iter().flat_map(|xray| xray.faults.iter().map(|fault| propagation::finding(fault, xray, hints))).collect();
         let rated = kinds.into_iter().filter_map(|(first, [bare, carried])| {
             let seam = first.seam.as_ref()?;
             let passing = |of: &[Sample]| of.iter().filter(|sample| passes(sample, seam)).count();
             // What only requests that bring headers show is a share of those.
-            let all = passing(marked) + if bare > 0 { passing(samples) } else { 0 };
+            let all = if carried > 0 { passing(marked) } else { 0 } + if bare > 0 { passing(samples) } else { 0 };
             let is_known = |known: &&Finding| known.seam == first.seam && (known.id == first.id || known.cause == first.cause);
             let known = known.iter().find(is_known).map(|known| known.id);
             let struck = bare + carried;
-            (struck < all).then(|| RatedDamage { first: first.clone(), struck, all, known })
+            let at = || {
+                let struck = struck_by(first);
+                let names = first.hop.iter().chain([&seam.from, &seam.to]);
+                names.into_iter().find_map(|name| struck_at(name, struck.iter().copied(), &hops))
+            };
+            (struck < all).then(|| RatedDamage { first: first.clone(), struck, all, known, at: at() })
         });
-        Self(rated.take(SHOWN).collect())
+        let mut rated: Vec<RatedDamage> = rated.take(SHOWN).collect();
+        for n in 1..rated.len() {
+            let is_there = rated[..n].iter().any(|before| before.first.seam == rated[n].first.seam);
+            rated[n].known = rated[n].known.or(is_there.then_some(CheckId::TrafficPropagation));
+        }
+        Self(rated)
     }
 
     /// Each as the x-ray has it, for what follows from it.
@@ -80,12 +99,12 @@ fn passes(sample: &Sample, seam: &Seam) -> bool {
 impl RatedDamage {
     fn finding(self) -> Finding {
         const ID: CheckId = CheckId::TrafficPropagation;
-        let Self { first, struck, all, known } = self;
+        let Self { first, struck, all, known, at } = self;
         let percent = 100.0 * struck as f64 / all as f64;
         let finding = Finding {
             id: ID,
             group: ID.group(),
-            text: format!("In {struck} of {all} requests: {}", first.text),
+            text: format!("In {struck} of {all} requests: {}{}", first.text, all_at(at.as_ref())),
             cause: first.cause.as_ref().map(|cause| format!("{cause}. It strikes {percent:.1} % of the requests")),
             data: Some(serde_json::json!({"requests": all, "struck": struck, "percent": percent})),
             ..first
@@ -142,9 +161,39 @@ mod tests {
         assert_eq!(found[0].cause.as_deref(), Some(cause));
         assert!(findings(&samples(100, 100), &[]).is_empty());
         assert!(findings(&samples(100, 0), &[]).is_empty());
-        // What only requests with headers of their own show is a share of those; what all show, of all.
+        // What only requests of one kind show is a share of those; what all show, of all.
+        assert_eq!(findings(&samples(100, 7), &samples(40, 0))[0].text, "In 7 of 100 requests: Trace broke");
         let text = |struck: usize| findings(&samples(100, struck), &samples(40, 4))[0].text.clone();
         assert_eq!((text(0), text(10)), ("In 4 of 40 requests: Trace broke".into(), "In 14 of 140 requests: Trace broke".into()));
+    }
+
+    #[test]
+    fn damage_of_one_instance_names_it() {
+        let mut samples = samples(100, 50);
+        samples.iter_mut().take(50).for_each(|sample| sample.hops[0].hop.hostname = "pod-b".to_owned());
+        let found = Rates::of(&samples, &[], None, &HintContext::for_tests()).findings();
+        assert_eq!(found[0].text, "In 50 of 100 requests: Trace broke. All of them at pod-b, and none at pod");
+        // Where the siblings have it, too, it is none of one instance.
+        samples[60].damage = samples[0].damage.clone();
+        let found = Rates::of(&samples, &[], None, &HintContext::for_tests()).findings();
+        assert_eq!(found[0].text, "In 51 of 100 requests: Trace broke");
+    }
+
+    #[test]
+    fn a_second_damage_at_one_seam_is_the_consequence_of_the_first() {
+        let (mut bare, mut marked) = (samples(100, 30), samples(100, 20));
+        bare.iter_mut().flat_map(|sample| &mut sample.damage).for_each(|damage| damage.cause = Some("It begins anew".into()));
+        let elsewhere = Finding::fail(CheckId::PropagationTrace, "Trace broke", Hint::new("It begins anew"));
+        marked[50].damage.push(elsewhere.seam("service2", "service3", None));
+        let found = Rates::of(&bare, &marked, None, &HintContext::for_tests()).findings();
+        let status: Vec<_> = found.iter().map(|finding| (finding.text.as_str(), finding.follows)).collect();
+        let follows = Some(CheckId::TrafficPropagation);
+        let wanted = [
+            ("In 20 of 100 requests: Trace broke", None),
+            ("In 1 of 100 requests: Trace broke", None),
+            ("In 30 of 100 requests: Trace broke", follows),
+        ];
+        assert_eq!(status, wanted);
     }
 
     #[test]

@@ -3,7 +3,8 @@
 use crate::check::chain::evidence::Xray;
 use crate::check::envoy::suggestions::{HintContext, Runner};
 use crate::check::report::{CheckId, Finding, Hint};
-use crate::check::traffic::sample::Sample;
+use crate::check::traffic::instance::{all_at, struck_at};
+use crate::check::traffic::sample::{Sample, by_hop};
 use crate::check::traffic::stats::{self, ALPHA, MIN_DETECTABLE_SHIFT};
 
 const ID: CheckId = CheckId::TracesSampling;
@@ -26,7 +27,10 @@ pub(crate) fn finding(samples: &[Sample], expected: f64, xray: Option<&Xray>, hi
         let hint = Hint::new(format!(
             "The proxy or the hop behind {from} decides anew: a rate of its own, or another request id than came"
         ));
-        let text = format!("{text}, and in {} of them the decision ends between {from} and {to}", ended.len());
+        let (hops, struck) = (by_hop(samples), || samples.iter().filter(|sample| sample.ends.is_some()));
+        let at = [to, from].into_iter().find_map(|name| struck_at(name, struck(), &hops));
+        let text =
+            format!("{text}, and in {} of them the decision ends between {from} and {to}{}", ended.len(), all_at(at.as_ref()));
         return Finding::fail(ID, text, hint).seam(from, to, None).hop(to).data(data);
     }
     let finding = if p < ALPHA {
@@ -37,7 +41,11 @@ pub(crate) fn finding(samples: &[Sample], expected: f64, xray: Option<&Xray>, hi
             "A caller's own decision overrides it, so a trace asked for by hand still shows"
         };
         let hint = Hint::new(format!(
-            "The sampling rate in force is not {expected} %: randomSamplingPercentage of the Telemetry resource (1 % when nobody sets it), or OTEL_TRACES_SAMPLER. {asked}. --expect-sampling says what is meant"
+            "The sampling rate in force is not {expected} %: {}, or OTEL_TRACES_SAMPLER. {asked}. --expect-sampling says what is meant",
+            hints.configured_by(
+                "randomSamplingPercentage of the Telemetry resource (1 % when nobody sets it)",
+                "random_sampling in the tracing of a proxy"
+            )
         ));
         let hint = match samples.iter().find_map(|sample| sample.hops.first()).map(|first| &first.hop) {
             Some(hop) if hints.runner(hop) == Runner::Local => hint.run(hints.settings(hop)),
