@@ -20,6 +20,7 @@ dir=certs namespace="" selector=istio=ingressgateway client=no local=no days=365
 parse "dir namespace selector days" "client local" "$@"
 need openssl
 [ $local = yes ] || need kubectl
+[[ $days =~ ^[1-9][0-9]*$ ]] || { say "--days is a whole number above 0, not: $days"; exit 2; }
 umask 077
 mkdir -p "$dir"
 

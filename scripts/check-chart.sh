@@ -142,5 +142,10 @@ refused "names the hop service9" --set gateway.mode=istio --set-json 'lanes=[{"n
 refused "lanes need routes" --set-json 'lanes=[{"name":"gray","hops":["service1"]}]'
 refused "gateway.mode istio needs mesh.mode sidecar" --set gateway.mode=istio,mesh.mode=ambient
 refused "more than 100" --set-json 'hops=[{"name":"a","versions":[{"name":"v2","weight":60},{"name":"v3","weight":50}]}]'
+refused "does not match pattern" --set 'hopDefaults.faults={hung@5%}'
+refused "no text in YAML" --set-json 'hops=[{"name":"on"}]'
+refused "object of the chart" --set-json 'hops=[{"name":"check"}]'
+refused "would have the name a-v2" --set-json 'hops=[{"name":"a","versions":[{"name":"v2"}]},{"name":"a-v2"}]'
+refused "minReplicas 5 is more" --set autoscaling.enabled=true,autoscaling.minReplicas=5,autoscaling.maxReplicas=2
 refused "autoscaling.hops: x" --set 'autoscaling.enabled=true,autoscaling.hops={x}'
 exit $status

@@ -92,7 +92,11 @@ up_cluster() {
     esac
     settle
   fi
-  kubectl get --raw /readyz >/dev/null || die "the cluster does not answer"
+  kubectl get --raw /readyz >/dev/null || {
+    # Nothing of it is needed again: the copy has credentials in it.
+    [ -s "$created" ] || rm -f "$state/kubeconfig"
+    die "the cluster does not answer"
+  }
 }
 
 up_istio() {
