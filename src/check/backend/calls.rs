@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use crate::check::chain::visit;
 use crate::hop::reply::{Call, Tree};
 use crate::trace_context::HeaderFamily;
-use crate::traces::{Kind, SpanId, Trace, is_proxy};
+use crate::traces::{Kind, SpanId, Trace};
 
 /// Calls that were received more often than their answers say: mirrored, hedged, or repeated by somebody who counts no attempts.
 /// A line each.
@@ -29,19 +29,18 @@ fn line(from: &str, call: &Call, trace: &Trace) -> Option<String> {
                 return true;
             }
             // What another app calls is another call.
-            match rows[at].parent.filter(|parent| is_proxy(&rows[*parent].span)) {
+            match rows[at].parent.filter(|parent| rows[*parent].span.is_proxy()) {
                 Some(parent) => at = parent,
                 None => return false,
             }
         }
     };
     let spans = rows.iter().enumerate().map(|(row, of)| (row, &*of.span));
-    let received = spans.filter(|(row, span)| !is_proxy(span) && span.kind == Some(Kind::Server) && is_below(*row));
-    let failed = |status: &str| status.starts_with('5');
+    let received = spans.filter(|(row, span)| !span.is_proxy() && span.kind == Some(Kind::Server) && is_below(*row));
     let (mut all, mut broken) = (0, 0);
     for (_, span) in received {
         all += 1;
-        broken += usize::from(span.http_status().is_some_and(failed));
+        broken += usize::from(span.http_status().is_some_and(|status| status >= 500));
     }
     let hidden = if broken > 0 && to.status < 500 { format!(", {broken} of which failed") } else { String::new() };
     (all > shown).then(|| {

@@ -141,7 +141,7 @@ impl Arrived<'_> {
     fn misnamed(&self, trace: &Trace, hints: &HintContext) -> Vec<Finding> {
         let mut out: Vec<Finding> = Vec::new();
         for HopSpan { span, hop, .. } in self.expected.iter().filter(|expected| expected.role == Role::Server) {
-            let came = trace.rows().iter().find(|row| row.span.id == span.id && !is_proxy(&row.span));
+            let came = trace.rows().iter().find(|row| row.span.id == span.id && !row.span.is_proxy());
             let Some(service) = came.and_then(|row| row.span.service()).filter(|service| !is_named(service, &hop.name)) else {
                 continue;
             };
