@@ -142,10 +142,64 @@ refused "names the hop service9" --set gateway.mode=istio --set-json 'lanes=[{"n
 refused "lanes need routes" --set-json 'lanes=[{"name":"gray","hops":["service1"]}]'
 refused "gateway.mode istio needs mesh.mode sidecar" --set gateway.mode=istio,mesh.mode=ambient
 refused "more than 100" --set-json 'hops=[{"name":"a","versions":[{"name":"v2","weight":60},{"name":"v3","weight":50}]}]'
-refused "does not match pattern" --set 'hopDefaults.faults={hung@5%}'
-refused "no text in YAML" --set-json 'hops=[{"name":"on"}]'
-refused "object of the chart" --set-json 'hops=[{"name":"check"}]'
-refused "would have the name a-v2" --set-json 'hops=[{"name":"a","versions":[{"name":"v2"}]},{"name":"a-v2"}]'
-refused "minReplicas 5 is more" --set autoscaling.enabled=true,autoscaling.minReplicas=5,autoscaling.maxReplicas=2
 refused "autoscaling.hops: x" --set 'autoscaling.enabled=true,autoscaling.hops={x}'
+refused "minReplicas 5 is above maxReplicas 2" --set autoscaling.enabled=true,autoscaling.minReplicas=5,autoscaling.maxReplicas=2
+refused "/namespace/name" --set namespace.name=Foo
+refused "without a mesh has no namespace istio-system" --set mesh.mode=none,jaeger.enabled=true
+refused "takes no fractions" --set gateway.mode=gateway-api,gateway.timeout=1.5s
+refused "/traffic/rate" --set traffic.rate=0.0
+refused "a share is at most 100%" --set-json 'hops=[{"name":"a","upstreams":["101%=http://b"]}]'
+refused "/hops/0/upstreams" --set-json 'hops=[{"name":"a","upstreams":["grpc://b/x/y"]}]'
+refused "upstreamTimeout of a must be above 0" --set-json 'hops=[{"name":"a","upstreamTimeout":"0s"}]'
+# What a hop would refuse at its start.
+for latency in fast 2s..1s 2h 10 p50=20ms,p40=80ms p50=80ms,p90=20ms p100=1s p50=0ms 1ms..2ms..3ms; do
+  refused "latency '$latency' is none" --set-json "hopDefaults.latency=\"$latency\""
+done
+for fault in abort abort=99 abort=200 delay=2 delay=2h reset=1 hang=1s limit=10 limit=0/s slow-body=1KiB cpu= memory=0 memory=5000MiB panic hung@5% abort=503@10 abort=503@101%; do
+  refused "'$fault' is no fault" --set-json "hopDefaults.faults=[\"$fault\"]"
+done
+refused "version v2 of a: 'abort=99'" --set-json 'hops=[{"name":"a","versions":[{"name":"v2","faults":["abort=99"]}]}]'
+refused "lanes: gray: latency 'fast'" --set gateway.mode=istio --set-json 'lanes=[{"name":"gray","hops":["service1"],"latency":"fast"}]'
+refused "does not carry 'host'" --set 'hopDefaults.dropHeaders={host}'
+# Names that are taken, or would be those of two objects.
+refused "the version v2 of a is there twice" --set-json 'hops=[{"name":"a","versions":[{"name":"v2"},{"name":"v2"}]}]'
+refused "gray is there twice" --set gateway.mode=istio --set-json 'lanes=[{"name":"gray","hops":["service1"]},{"name":"gray","hops":["service2"]}]'
+refused "Deployment httpserver/a-v2" --set-json 'hops=[{"name":"a","versions":[{"name":"v2"}]},{"name":"a-v2"}]'
+refused "Deployment httpserver/a-gray" --set gateway.mode=istio --set-json 'hops=[{"name":"a"},{"name":"a-gray"}]' --set-json 'lanes=[{"name":"gray","hops":["a"]}]'
+refused "Deployment httpserver/a-gray" --set gateway.mode=istio --set-json 'hops=[{"name":"a","versions":[{"name":"gray"}]}]' --set-json 'lanes=[{"name":"gray","hops":["a"]}]'
+refused "Service httpserver/a-base" --set gateway.mode=gateway-api --set-json 'hops=[{"name":"a"},{"name":"a-base"}]'
+refused "VirtualService httpserver/httpserver" --set gateway.mode=istio --set-json 'hops=[{"name":"httpserver"}]'
+refused "NetworkPolicy httpserver/platform" --set networkPolicy.enabled=true --set-json 'hops=[{"name":"platform"}]'
+refused "httpserver/jaeger" --set jaeger.enabled=true,jaeger.namespace=httpserver --set-json 'hops=[{"name":"jaeger"}]'
+refused "no hop can be called traffic" --set traffic.enabled=true --set-json 'hops=[{"name":"traffic"}]'
+for name in check default; do refused "no hop can be called $name" --set-json "hops=[{\"name\":\"$name\"}]"; done
+refused "no hop can be called waypoint" --set mesh.mode=ambient --set-json 'hops=[{"name":"waypoint"}]'
+refused "no version of a can be called v1" --set-json 'hops=[{"name":"a","versions":[{"name":"v1"}]}]'
+refused "no lane can be called base" --set gateway.mode=istio --set-json 'lanes=[{"name":"base","hops":["service1"]}]'
+# Calls that no policy lets through.
+for upstream in http://b.other.svc/x http://c.example.com:9000/y; do
+  refused "no rule lets a call $upstream" --set networkPolicy.enabled=true --set-json "hops=[{\"name\":\"a\",\"upstreams\":[\"$upstream\"]},{\"name\":\"b\"}]"
+done
+refused "no rule lets the hops report" --set networkPolicy.enabled=true,exporter.endpoint=http://collector.mine:4318
+
+# taken WORDS OPTION...: it is rendered, and the words are among it
+taken() {
+  local words=$1 said
+  shift
+  said=$(helm template httpserver $chart "${kube[@]}" "$@" 2>&1) && [[ $said == *"$words"* ]] || { say "not taken with \"$words\": $* : ${said:0:500}"; status=1; }
+}
+faults=$(sed -n 's/^ *Form { name: .*example: "\([^"]*\)".*/\1@5%/p' src/hop/fault.rs | paste -sd,)
+taken "value: \"$faults\"" --set "hopDefaults.faults={$faults}"
+headers=$(grep -o '^ *line("[^"]*"' src/trace_context/carried.rs | cut -d'"' -f2 | paste -sd,)
+taken "value: \"$headers\"" --set "hopDefaults.dropHeaders={$headers}"
+taken x-tenant --set 'hopDefaults.dropHeaders={x-tenant}' --set-json 'hopDefaults.env=[{"name":"FORWARD_HEADERS","value":"x-tenant"}]'
+for latency in 0 1.5ms 1m30s 10ms..2s 0..5ms p50=20ms,p90=80ms,p99.9=400ms; do taken "value: \"$latency\"" --set-json "hopDefaults.latency=\"$latency\""; done
+for name in on off yes no true false null y n; do taken "app: \"$name\"" --set-json "hops=[{\"name\":\"$name\"}]" --set networkPolicy.enabled=true; done
+taken 'namespace: "123"' --set-string namespace.name=123
+taken --rate=1.5 --set traffic.enabled=true,traffic.rate=1.5
+taken "replicas: 0" --set-json 'hops=[{"name":"a","replicas":1,"versions":[{"name":"v2","replicas":0}]}]'
+taken "name: shop" --set networkPolicy.enabled=true --set-json 'hops=[{"name":"a","upstreams":["http://b.shop/x","http://c.httpserver.svc"]},{"name":"c"}]' \
+  --set-json 'networkPolicy.egress=[{"to":[{"namespaceSelector":{"matchLabels":{"kubernetes.io/metadata.name":"shop"}}}]}]'
+taken '"istio-ingress","mine"' --set networkPolicy.enabled=true,gateway.mode=istio,gateway.namespace=mine
+taken "port: 16686" --set networkPolicy.enabled=true,jaeger.enabled=true,jaeger.namespace=httpserver,mesh.mode=none
 exit $status

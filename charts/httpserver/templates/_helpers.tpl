@@ -16,8 +16,8 @@ true
 
 {{/* Labels of a hop's objects; argument: the hop's name. app.kubernetes.io/name is the hop's own: shared by all, Istio and Kiali would show one service. */}}
 {{- define "httpserver.labels" -}}
-app: {{ . }}
-app.kubernetes.io/name: {{ . }}
+app: {{ . | quote }}
+app.kubernetes.io/name: {{ . | quote }}
 app.kubernetes.io/part-of: httpserver
 {{- end }}
 
@@ -41,19 +41,22 @@ app.kubernetes.io/part-of: httpserver
 {{- end }}
 {{- end }}
 
-{{/* The name of the hop that an upstream URL calls: its host's first label. */}}
+{{/* The name of the hop that an upstream URL calls; empty when it is none of ours. Argument: dict root, url */}}
 {{- define "httpserver.callee" -}}
-{{- (urlParse (regexReplaceAll "^[0-9.]+%=" . "")).host | splitList ":" | first | splitList "." | first -}}
+{{- $host := regexReplaceAll ":[0-9]+$" (urlParse (regexReplaceAll "^[0-9.]+%=" .url "")).host "" -}}
+{{- $namespace := include "httpserver.namespace" .root -}}
+{{- range .root.Values.hops -}}
+{{- $short := printf "%s.%s" .name $namespace -}}
+{{- if has $host (list .name $short (printf "%s.svc" $short) (printf "%s.svc.cluster.local" $short)) }}{{ .name }}{{ end -}}
+{{- end -}}
 {{- end }}
 
 {{/* JSON list of the names of the hops that a hop calls. Argument: dict root, hop. */}}
 {{- define "httpserver.callees" -}}
-{{- $names := list -}}
-{{- range .root.Values.hops }}{{ $names = append $names .name }}{{ end -}}
+{{- $root := .root -}}
 {{- $found := list -}}
 {{- range .hop.upstreams -}}
-{{- $callee := include "httpserver.callee" . -}}
-{{- if has $callee $names }}{{ $found = append $found $callee }}{{ end -}}
+{{- with include "httpserver.callee" (dict "root" $root "url" .) }}{{ $found = append $found . }}{{ end -}}
 {{- end -}}
 {{ $found | uniq | toJson }}
 {{- end }}
@@ -88,13 +91,13 @@ Argument: dict root, hop, name, version, lane, replicas (null: the HPA's), own: 
 apiVersion: apps/v1
 kind: Deployment
 metadata:
-  name: {{ .name }}
-  namespace: {{ include "httpserver.namespace" $root }}
+  name: {{ .name | quote }}
+  namespace: {{ include "httpserver.namespace" $root | quote }}
   labels:
     {{- include "httpserver.labels" .hop.name | nindent 4 }}
 spec:
   {{- if ne .replicas nil }}
-  replicas: {{ .replicas }}
+  replicas: {{ int64 .replicas }}
   {{- end }}
   revisionHistoryLimit: 3
   strategy:
@@ -103,16 +106,16 @@ spec:
       maxSurge: 1
   selector:
     matchLabels:
-      app: {{ .hop.name }}
+      app: {{ .hop.name | quote }}
       version: {{ .version | quote }}
       lane: {{ .lane | quote }}
   template:
     metadata:
       labels:
-        app: {{ .hop.name }}
+        app: {{ .hop.name | quote }}
         version: {{ .version | quote }}
         lane: {{ .lane | quote }}
-        app.kubernetes.io/name: {{ .hop.name }}
+        app.kubernetes.io/name: {{ .hop.name | quote }}
         app.kubernetes.io/part-of: httpserver
         {{- if not (include "httpserver.createsNamespace" $root) }}
         {{- if eq $root.Values.mesh.mode "sidecar" }}
@@ -134,7 +137,7 @@ spec:
         prometheus.io/path: /metrics
         {{- end }}
     spec:
-      serviceAccountName: {{ .hop.name }}
+      serviceAccountName: {{ .hop.name | quote }}
       automountServiceAccountToken: false
       enableServiceLinks: false
       # Holds the drain delay (5 s), the drain timeout (20 s) and the flush (3 s); the server drains by itself, so there is no preStop.
@@ -151,20 +154,20 @@ spec:
           whenUnsatisfiable: ScheduleAnyway
           labelSelector:
             matchLabels:
-              app: {{ .hop.name }}
+              app: {{ .hop.name | quote }}
               lane: {{ .lane | quote }}
           matchLabelKeys:
             - pod-template-hash
       containers:
         - name: httpserver
-          image: {{ include "httpserver.image" $root }}
+          image: {{ include "httpserver.image" $root | quote }}
           imagePullPolicy: {{ $root.Values.image.pullPolicy }}
           ports:
             - name: http
               containerPort: 8080
           env:
             - name: SERVICE_NAME
-              value: {{ .hop.name }}
+              value: {{ .hop.name | quote }}
             - name: VERSION
               valueFrom:
                 fieldRef:
@@ -264,14 +267,14 @@ spec:
 apiVersion: policy/v1
 kind: PodDisruptionBudget
 metadata:
-  name: {{ .name }}
-  namespace: {{ include "httpserver.namespace" .root }}
+  name: {{ .name | quote }}
+  namespace: {{ include "httpserver.namespace" .root | quote }}
 spec:
   maxUnavailable: 1
   unhealthyPodEvictionPolicy: AlwaysAllow
   selector:
     matchLabels:
-      app: {{ .hop.name }}
+      app: {{ .hop.name | quote }}
       version: {{ .version | quote }}
       lane: base
 {{- end }}
