@@ -20,6 +20,7 @@ check: ## format, lints of Rust and of the shell, the schemas of every manifest,
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	shellcheck --external-sources --severity=warning $$(git ls-files '*.sh' .ci/run)
+	scripts/check-scripts.sh
 	scripts/check-manifests.sh
 
 demo: ## the whole chain in one process, with its traces: http://127.0.0.1:9411

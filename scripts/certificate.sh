@@ -18,22 +18,25 @@ set -euo pipefail
 
 dir=certs namespace="" selector=istio=ingressgateway client=no local=no days=365
 parse "dir namespace selector days" "client local" "$@"
+whole days "$days"
 need openssl
 [ $local = yes ] || need kubectl
-[[ $days =~ ^[1-9][0-9]*$ ]] || { say "--days is a whole number above 0, not: $days"; exit 2; }
 umask 077
 mkdir -p "$dir"
 
+# quiet COMMAND...: what it says matters only when it fails
+quiet() { local said; said=$("$@" 2>&1) || die "$1 $2: $said"; }
+
 if [ ! -s "$dir/ca.key" ] || ! openssl x509 -checkend 86400 -noout -in "$dir/ca.crt" >/dev/null 2>&1; then
-  openssl req -x509 -newkey rsa:2048 -sha256 -nodes -days 3650 -subj "/O=cncamp Inc./CN=cncamp root" \
-    -keyout "$dir/ca.key" -out "$dir/ca.crt" 2>/dev/null
+  quiet openssl req -x509 -newkey rsa:2048 -sha256 -nodes -days 3650 -subj "/O=cncamp Inc./CN=cncamp root" \
+    -keyout "$dir/ca.key" -out "$dir/ca.crt"
 fi
 
 # issue NAME SUBJECT USAGE [SAN]
 issue() {
-  openssl req -newkey rsa:2048 -sha256 -nodes -subj "$2" -keyout "$dir/$1.key" -out "$dir/$1.csr" 2>/dev/null
-  openssl x509 -req -sha256 -days "$days" -in "$dir/$1.csr" -CA "$dir/ca.crt" -CAkey "$dir/ca.key" -CAcreateserial -out "$dir/$1.crt" \
-    -extfile <(printf 'basicConstraints=CA:FALSE\nextendedKeyUsage=%s\n%s' "$3" "${4:+subjectAltName=$4}") 2>/dev/null
+  quiet openssl req -newkey rsa:2048 -sha256 -nodes -subj "$2" -keyout "$dir/$1.key" -out "$dir/$1.csr"
+  quiet openssl x509 -req -sha256 -days "$days" -in "$dir/$1.csr" -CA "$dir/ca.crt" -CAkey "$dir/ca.key" -CAcreateserial -out "$dir/$1.crt" \
+    -extfile <(printf 'basicConstraints=CA:FALSE\nextendedKeyUsage=%s\n%s' "$3" "${4:+subjectAltName=$4}")
   rm -f "$dir/$1.csr"
 }
 issue tls "/O=cncamp Inc./CN=*.cncamp.io" serverAuth "DNS:*.cncamp.io"
@@ -41,6 +44,7 @@ if [ $client = yes ]; then issue client "/O=cncamp Inc./CN=a tester" clientAuth;
 say "$dir/tls.crt for *.cncamp.io, signed by $dir/ca.crt"
 [ $local = no ] || exit 0
 
+cluster_answers
 if [ -z "$namespace" ]; then
   namespace=$(kubectl get pods --all-namespaces -l "$selector" -o jsonpath='{.items[0].metadata.namespace}' 2>/dev/null) ||
     die "no gateway pod with the label $selector: name another with --selector, or the place with --namespace"

@@ -915,12 +915,12 @@ gateway_api() {
 
 grpc_route_accepted() { k get grpcroute grpc -o jsonpath='{.status.parents[0].conditions[?(@.type=="Accepted")].status}'; }
 
-# shellcheck source=scripts/e2e-cluster-check.sh
-. scripts/e2e-cluster-check.sh
-# shellcheck source=scripts/e2e-cluster-strangers.sh
-. scripts/e2e-cluster-strangers.sh
-# shellcheck source=scripts/e2e-cluster-lessons.sh
-. scripts/e2e-cluster-lessons.sh
+# shellcheck source=scripts/e2e/cluster-check.sh
+. scripts/e2e/cluster-check.sh
+# shellcheck source=scripts/e2e/cluster-strangers.sh
+. scripts/e2e/cluster-strangers.sh
+# shellcheck source=scripts/e2e/cluster-lessons.sh
+. scripts/e2e/cluster-lessons.sh
 
 for part in ${only//,/ }; do
   case $part in

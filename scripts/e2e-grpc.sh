@@ -8,11 +8,15 @@
 #
 # HTTPSERVER: the binary (default target/debug/httpserver).
 set -euo pipefail
-top=$(cd "$(dirname "$0")/.." && pwd)
+# shellcheck source=scripts/lib.sh
+. "$(dirname "$0")/lib.sh"
+
+install=no
+parse "" install "$@"
 folder=$top/target/e2e/grpc
 binary=${HTTPSERVER:-$top/target/debug/httpserver}
 packages=(grpcio==1.85.3 grpcio-tools==1.85.1 grpcio-health-checking==1.85.1 grpcio-reflection==1.85.1 googleapis-common-protos==1.76.0 websockets==17.4)
-if [ "${1:-}" = --install ]; then
+if [ $install = yes ]; then
   mkdir -p "$folder"
   [ -x "$folder/venv/bin/python" ] || python3 -m venv "$folder/venv"
   "$folder/venv/bin/pip" install -q "${packages[@]}"

@@ -39,6 +39,7 @@ if [ -n "$pid" ] && [ "$of" = "$namespace/$service" ]; then
 fi
 
 get() { kubectl -n "$namespace" get service "$service" -o jsonpath="$1"; }
+cluster_answers
 get '{.metadata.name}' >/dev/null || die "no Service $service in $namespace: name yours with --namespace and --service"
 
 # A load balancer has an IP address, or a name as on AWS.

@@ -12,8 +12,8 @@ set -euo pipefail
 
 dir=certs minutes=60 apply=no
 parse "dir minutes" "apply" "$@"
+whole minutes "$minutes"
 need openssl
-[[ $minutes =~ ^[1-9][0-9]*$ ]] || usage_error "--minutes is a whole number above 0"
 umask 077
 mkdir -p "$dir"
 key=$dir/lane.key

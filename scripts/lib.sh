@@ -13,8 +13,8 @@ usage_error() { printf '%s: %s (see --help)\n' "${0##*/}" "$*" >&2; exit 2; }
 # help FILE: prints the comment at the head of a script, which is its help text
 help() { sed -n '2,/^[^#]/{/^#/!d;s/^# \{0,1\}//;p}' "$1"; }
 
-# parse NAMES FLAGS ARGUMENT...: sets the variable of each option: of --NAME to its value, of --FLAG to yes (a - in it becomes a _). What is
-# no option goes into the array arguments where NAMES has "...".
+# parse NAMES FLAGS ARGUMENT...: sets the variable of each option: of --NAME VALUE or --NAME=VALUE to its value, of --FLAG to yes (a - in it
+# becomes a _). What is no option goes into the array arguments where NAMES has "...".
 arguments=()
 parse() {
   local names=" $1 " flags=" $2 " option
@@ -23,6 +23,10 @@ parse() {
     option=${1#--}
     case $1 in
       -h | --help) help "$0"; exit 0 ;;
+      --*=*)
+        [[ $flags != *" ${option%%=*} "* ]] || usage_error "${1%%=*} takes no value"
+        set -- "${1%%=*}" "${1#*=}" "${@:2}"
+        continue ;;
       -*)
         if [[ $flags == *" $option "* ]]; then
           printf -v "${option//-/_}" yes
@@ -36,6 +40,16 @@ parse() {
     esac
     shift
   done
+}
+
+# whole NAME VALUE: the value of that option is a whole number above 0
+whole() { [[ $2 =~ ^[1-9][0-9]*$ && ${#2} -lt 10 ]] || usage_error "--$1 is a whole number above 0, not: $2"; }
+
+# cluster_answers: or die, with what kubectl says and the context that was asked
+cluster_answers() {
+  local said
+  said=$(kubectl --request-timeout=10s get --raw /readyz 2>&1) ||
+    die "no answer from the cluster of kubectl's context '$(kubectl config current-context 2>/dev/null || echo none)': $(tail -n 1 <<<"$said")"
 }
 
 # need TOOL...: all that are missing are named at once, then exit 2

@@ -6,26 +6,31 @@
 #   scripts/mesh-up.sh down
 #
 #   --with          what makes the cluster, which is called httpserver; default: kind
-#   --use-existing  no new cluster: the one that kubectl talks to (Docker Desktop's, or any other)
+#   --use-existing  no new cluster: the one that kubectl talks to (Docker Desktop's, or any other); not beside --with
 #   --ambient       no sidecars: Istio's ambient mode, and the Gateway API
 #   --image         NAME:TAG that the cluster can pull; default: the one of `make docker-build`, built if need be and loaded into the cluster
 #
-#   down            takes away what `up` has created, in the reverse order, and nothing that was there before
+#   down            takes away what `up` has created, in the reverse order, and nothing that was there before: also the image, if `up` built it,
+#                   and the certificate in certs/; a copy of the image that was loaded into a cluster that stays, stays in it
 #
-# Needs docker (not with --image), kubectl, istioctl (not where Istio is there), curl, openssl; says how to get what is missing. What was created is
-# recorded in target/mesh-up, which also has the access to the cluster that was meant: to call another one the current one changes nothing here.
+# Needs kubectl, curl, openssl, the maker of the cluster, docker (not with --image where minikube makes the cluster, or nobody), istioctl (not where
+# Istio is there); says how to get what is missing, before anything is changed. What was created is recorded in
+# target/mesh-up, which also has the access to the cluster that was meant: to call another one the current one changes nothing here.
 #
-# Exit: 0 the chain answers and check finds it healthy, 1 something failed (run it again, or `down`), 2 something needed is missing.
+# Exit: 0 the chain answers and check finds it healthy, 1 something failed (run it again, or `down`), 2 the call is wrong
+# or something needed is missing.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "$0")/lib.sh"
 
-with=kind use_existing=no ambient=no image=""
+with="" use_existing=no ambient=no image=""
 parse "with image ..." "use-existing ambient" "$@"
 [[ -z $image || ${image##*/} == ?*:?* ]] || usage_error "--image needs NAME:TAG, not: $image"
 command=up
 [ ${#arguments[@]} -eq 0 ] || command=${arguments[0]}
 case $command:${#arguments[@]} in up:[01] | down:1) ;; *) usage_error "up or down, not: ${arguments[*]}" ;; esac
+[ -z "$with" ] || [ $use_existing = no ] || usage_error "--use-existing makes no cluster, so leave out --with $with"
+with=${with:-kind}
 case $with in kind | minikube | k3d) ;; *) usage_error "--with kind, minikube or k3d, not: $with" ;; esac
 
 cd "$top"
@@ -92,21 +97,18 @@ up_cluster() {
     esac
     settle
   fi
-  kubectl get --raw /readyz >/dev/null || {
-    # Nothing of it is needed again: the copy has credentials in it.
-    [ -s "$created" ] || rm -f "$state/kubeconfig"
-    die "the cluster does not answer"
-  }
+  cluster_answers
 }
 
+has_istio() { is_there istio-system configmap istio && ! recorded istio; }
+
 up_istio() {
-  if is_there istio-system configmap istio && ! recorded istio; then
+  if has_istio; then
     say "Istio is there already"
     kubectl -n istio-system get configmap istio -o jsonpath='{.data.mesh}' | grep 'name: jaeger$' >/dev/null ||
       say "WARNING: it has no tracing provider called jaeger, so its proxies report nothing: see istio/install.yaml"
     [ $ambient = no ] || is_there istio-system daemonset ztunnel || die "this Istio has no ztunnel, so no ambient mode: leave out --ambient"
   else
-    needs istioctl
     record istio
     if [ $ambient = yes ]; then istioctl install -y -f istio/install.yaml --set profile=ambient; else istioctl install -y -f istio/install.yaml; fi
   fi
@@ -116,17 +118,19 @@ up_istio() {
   fi
 }
 
+ours=httpserver:$(release_version)
+# Never grep -q behind a pipe: it ends it early, and pipefail takes that for a failure.
+has_image() { kubectl get nodes -o jsonpath='{range .items[*].status.images[*]}{.names}{"\n"}{end}' | grep -E "[\"/]$ours\"" >/dev/null; }
+
 up_image() {
   [ -z "$image" ] || return 0
-  local ours context
-  # Never grep -q behind a pipe: it ends it early, and pipefail takes that for a failure.
-  ours=httpserver:$(release_version) context=$(kubectl config current-context)
-  if kubectl get nodes -o jsonpath='{range .items[*].status.images[*]}{.names}{"\n"}{end}' | grep -E "[\"/]$ours\"" >/dev/null; then
+  local context
+  context=$(kubectl config current-context)
+  if has_image; then
     say "$ours is in the cluster already"
     return 0
   fi
-  needs docker
-  docker image inspect "$ours" >/dev/null 2>&1 || { say "building $ours: some minutes"; make docker-build >&2; }
+  docker image inspect "$ours" >/dev/null 2>&1 || { say "building $ours: some minutes"; record image "$ours"; make docker-build >&2; }
   case $context in
     # It has the images of Docker itself.
     docker-desktop) ;;
@@ -160,6 +164,7 @@ up_chain() {
     die "the namespace httpserver is there already, and not of this script: not touching it"
   fi
   record "chain $mode"
+  [ -e certs ] || record certs
   kubectl apply -k "$(hops)" >/dev/null
   if is_there istio-system service jaeger-collector && ! recorded jaeger; then
     say "there is a collector of traces already: Service jaeger-collector"
@@ -189,9 +194,19 @@ up_chain() {
 up() {
   local tools=(kubectl curl openssl)
   # A cluster that is made now has no Istio.
-  [ $use_existing = yes ] || [ -s "$created" ] || tools+=(docker "$with" istioctl)
+  if [ $use_existing = no ] && [ ! -s "$created" ]; then
+    tools+=("$with" istioctl)
+    [ -n "$image" ] && [ "$with" = minikube ] || tools+=(docker)
+  fi
   needs "${tools[@]}"
+  # The copy of the access has credentials in it: it stays for `down` alone.
+  trap '[ -s "$created" ] || rm -rf "$state"' EXIT
   up_cluster
+  # What is there says what else is needed; nothing in the cluster is changed before that.
+  tools=(kubectl)
+  has_istio || tools+=(istioctl)
+  [ -n "$image" ] || has_image || tools+=(docker)
+  needs "${tools[@]}"
   up_istio
   up_image
   up_chain
@@ -223,13 +238,27 @@ up() {
     kubectl -n default get pod httpserver-check -o jsonpath='{.status.containerStatuses[0].state.terminated.exitCode}')
   kubectl -n default delete pod httpserver-check >/dev/null
   [ "$code" = 0 ] || die "check is not content: exit code $code"
+  [ -z "$image" ] || say "the files of the lessons name $ours: sed 's|image: httpserver:.*|image: $image|' FILE | kubectl apply -f -"
   say "the traces: scripts/open-jaeger.sh; go on with docs/course/07-the-gateway.md; end it with scripts/mesh-up.sh down"
   # A cluster that is not the current one of kubectl.
   [ "$(kubectl config current-context)" = "$(env -u KUBECONFIG kubectl config current-context 2>/dev/null)" ] || say "in your shell: export KUBECONFIG=$state/kubeconfig"
 }
 
+# What `up` made on this machine. Who has put something of his own into certs/ keeps it.
+down_here() {
+  local what
+  if recorded certs; then
+    rm -f certs/{ca,tls}.{crt,key} certs/ca.srl
+    rmdir certs 2>/dev/null || true
+  fi
+  if what=$(grep '^image ' "$created"); then
+    docker image rm "${what#image }" >/dev/null 2>&1 || say "the image ${what#image } is in use, or gone: left as it is"
+  fi
+  rm -rf "$state"
+}
+
 down() {
-  [ -s "$created" ] || { say "nothing is recorded in target/mesh-up: nothing to take away"; exit 0; }
+  [ -s "$created" ] || { rm -rf "$state"; say "nothing is recorded in target/mesh-up: nothing to take away"; exit 0; }
   needs kubectl
   scripts/gateway-address.sh --stop
   if [ -s "$state/kubeconfig" ]; then export KUBECONFIG=$state/kubeconfig; fi
@@ -243,10 +272,10 @@ down() {
       minikube) minikube delete --profile httpserver ;;
       k3d) k3d cluster delete httpserver ;;
     esac
-    rm -rf "$state"
+    down_here
     return
   fi
-  kubectl get --raw /readyz >/dev/null || die "the cluster does not answer: it is recorded in $state, and nothing was taken away"
+  kubectl get --raw /readyz >/dev/null || die "the cluster does not answer: nothing was taken away, and what \`up\` made stays recorded in $state"
   if recorded "chain sidecar" || recorded "chain ambient"; then
     say "deleting the chain, its routes and its namespace"
     if recorded "chain ambient"; then
@@ -274,7 +303,7 @@ down() {
     istioctl uninstall -y --purge >/dev/null
     kubectl delete namespace istio-system --ignore-not-found >/dev/null
   fi
-  rm -rf "$state"
+  down_here
 }
 
 $command

@@ -10,8 +10,9 @@ set -euo pipefail
 
 port=16686 namespace=istio-system
 parse "port namespace" "" "$@"
+whole port "$port"
 need kubectl
-kubectl get --raw /readyz >/dev/null || die "the cluster does not answer: kubectl config current-context names the one that was asked"
+cluster_answers
 kubectl -n "$namespace" get service tracing >/dev/null || die "no Service tracing in $namespace: kubectl apply -k k8s/jaeger"
 say "http://127.0.0.1:$port/jaeger"
 exec kubectl -n "$namespace" port-forward --address 127.0.0.1 service/tracing "$port:80"

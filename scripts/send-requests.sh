@@ -19,11 +19,13 @@ while [ $# -gt 0 ]; do
       [ $# -ge 2 ] || usage_error "$1 needs a value"
       if [ "$1" = --header ]; then headers+=(-H "$2"); else name=${1#--}; printf -v "$name" %s "$2"; fi
       shift 2 ;;
+    --*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
     *) usage_error "unknown option: $1" ;;
   esac
 done
+whole requests "$requests"
+whole parallel "$parallel"
 need curl
-[[ $requests =~ ^[1-9][0-9]*$ && $parallel =~ ^[1-9][0-9]*$ ]] || usage_error "--requests and --parallel are whole numbers above 0"
 [ -s "$cacert" ] || die "no $cacert: scripts/certificate.sh makes it"
 if [ -z "$address" ]; then
   variables=$("$top/scripts/gateway-address.sh")

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# The part "lessons" of e2e-cluster.sh, which sources this file: one hop is broken on purpose, by name, while it runs, and what the mesh makes of it
+# The part "lessons" of scripts/e2e-cluster.sh, which sources this file: one hop is broken on purpose, by name, while it runs, and what the mesh makes of it
 # is measured from the client: the runtime API of a pod, a replayed trace, one sick replica and outlier detection, retries that multiply, a
 # circuit that opens and closes, a canary that is slow only at p99.
 

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# The part "strangers" of e2e-cluster.sh, which sources this file: service1 calls an app of another make (tests/apps/catalog), which calls
+# The part "strangers" of scripts/e2e-cluster.sh, which sources this file: service1 calls an app of another make (tests/apps/catalog), which calls
 # service3; all of them have sidecars. What check, doctor and probe say of it, whatever the app does to the trace headers.
 #
 # The app needs the image of catalog.yaml in the cluster.

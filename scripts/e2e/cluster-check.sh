@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# The part "check" of e2e-cluster.sh, which sources this file: `httpserver check` through the gateway. In each tracer mode a healthy mesh must be
+# The part "check" of scripts/e2e-cluster.sh, which sources this file: `httpserver check` through the gateway. In each tracer mode a healthy mesh must be
 # called healthy; then come the faults that users make, one at a time: each must be named, with its cause, and nothing else be said to be wrong.
 # Most of them are in tests/e2e/faults.json, which tests/e2e/cluster_faults.rs takes through the cluster; here are those that need more than a change.
 #
