@@ -136,7 +136,7 @@ refused() {
 }
 refused mode --set mesh.mode=sidecr
 refused replica --set hopDefaults.replica=3
-refused upstreams --set-json 'hops=[{"name":"a","upstreams":["service2"]}]'
+refused "upstream 'service2' is none" --set-json 'hops=[{"name":"a","upstreams":["service2"]}]'
 refused "a is there twice" --set-json 'hops=[{"name":"a"},{"name":"a"}]'
 refused "names the hop service9" --set gateway.mode=istio --set-json 'lanes=[{"name":"gray","hops":["service9"]}]'
 refused "lanes need routes" --set-json 'lanes=[{"name":"gray","hops":["service1"]}]'
@@ -148,8 +148,15 @@ refused "/namespace/name" --set namespace.name=Foo
 refused "without a mesh has no namespace istio-system" --set mesh.mode=none,jaeger.enabled=true
 refused "takes no fractions" --set gateway.mode=gateway-api,gateway.timeout=1.5s
 refused "/traffic/rate" --set traffic.rate=0.0
-refused "a share is at most 100%" --set-json 'hops=[{"name":"a","upstreams":["101%=http://b"]}]'
-refused "/hops/0/upstreams" --set-json 'hops=[{"name":"a","upstreams":["grpc://b/x/y"]}]'
+for upstream in 101%=http://b grpc://b/x/y grpc://b/service01 ws://b http:// http://b:99999 http://b:0 b%=http://b '10%http://b'; do
+  refused "upstream '$upstream' is none" --set-json "hops=[{\"name\":\"a\",\"upstreams\":[\"$upstream\"]}]"
+done
+# null takes a default away.
+for gone in hops gateway gateway.hosts hopDefaults namespace mesh.tracing traffic jaeger.namespace exporter.type autoscaling.minReplicas; do
+  refused "missing property '${gone##*.}'" --set "$gone=null"
+done
+refused "/exporter/endpoint" --set exporter.endpoint=http://collector:otlp
+refused "/exporter/propagators" --set exporter.propagators=b4
 refused "upstreamTimeout of a must be above 0" --set-json 'hops=[{"name":"a","upstreamTimeout":"0s"}]'
 # What a hop would refuse at its start.
 for latency in fast 2s..1s 2h 10 p50=20ms,p40=80ms p50=80ms,p90=20ms p100=1s p50=0ms 1ms..2ms..3ms; do
@@ -192,12 +199,17 @@ faults=$(sed -n 's/^ *Form { name: .*example: "\([^"]*\)".*/\1@5%/p' src/hop/fau
 taken "value: \"$faults\"" --set "hopDefaults.faults={$faults}"
 headers=$(grep -o '^ *line("[^"]*"' src/trace_context/carried.rs | cut -d'"' -f2 | paste -sd,)
 taken "value: \"$headers\"" --set "hopDefaults.dropHeaders={$headers}"
+upstreams="http://b/service1,100%=https://b:65535/x?y=1,0.5%=h2c://b,grpc://b/service9999,grpcs://[::1]:443"
+taken "value: \"$upstreams\"" --set-json "hops=[{\"name\":\"a\",\"upstreams\":[\"${upstreams//,/\",\"}\"]}]"
+for gone in lanes hopDefaults.latency hopDefaults.resources image.tag; do taken "kind: Service" --set "$gone=null"; done
 taken x-tenant --set 'hopDefaults.dropHeaders={x-tenant}' --set-json 'hopDefaults.env=[{"name":"FORWARD_HEADERS","value":"x-tenant"}]'
 for latency in 0 1.5ms 1m30s 10ms..2s 0..5ms p50=20ms,p90=80ms,p99.9=400ms; do taken "value: \"$latency\"" --set-json "hopDefaults.latency=\"$latency\""; done
 for name in on off yes no true false null y n; do taken "app: \"$name\"" --set-json "hops=[{\"name\":\"$name\"}]" --set networkPolicy.enabled=true; done
 taken 'namespace: "123"' --set-string namespace.name=123
 taken --rate=1.5 --set traffic.enabled=true,traffic.rate=1.5
 taken "replicas: 0" --set-json 'hops=[{"name":"a","replicas":1,"versions":[{"name":"v2","replicas":0}]}]'
+healed='hops=[{"name":"a","faults":["abort=503"],"versions":[{"name":"v2","faults":[]}]}]'
+[ "$(helm template httpserver $chart "${kube[@]}" --set-json "$healed" | grep -c 'name: FAULT')" = 1 ] || { say "a version without faults has those of its hop"; status=1; }
 taken "name: shop" --set networkPolicy.enabled=true --set-json 'hops=[{"name":"a","upstreams":["http://b.shop/x","http://c.httpserver.svc"]},{"name":"c"}]' \
   --set-json 'networkPolicy.egress=[{"to":[{"namespaceSelector":{"matchLabels":{"kubernetes.io/metadata.name":"shop"}}}]}]'
 taken '"istio-ingress","mine"' --set networkPolicy.enabled=true,gateway.mode=istio,gateway.namespace=mine

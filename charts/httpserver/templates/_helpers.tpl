@@ -43,7 +43,7 @@ app.kubernetes.io/part-of: httpserver
 
 {{/* The name of the hop that an upstream URL calls; empty when it is none of ours. Argument: dict root, url */}}
 {{- define "httpserver.callee" -}}
-{{- $host := regexReplaceAll ":[0-9]+$" (urlParse (regexReplaceAll "^[0-9.]+%=" .url "")).host "" -}}
+{{- $host := regexFind "^[^/?#:]+" (regexReplaceAll "^.*?://" .url "") -}}
 {{- $namespace := include "httpserver.namespace" .root -}}
 {{- range .root.Values.hops -}}
 {{- $short := printf "%s.%s" .name $namespace -}}
@@ -86,6 +86,8 @@ Argument: dict root, hop, name, version, lane, replicas (null: the HPA's), own: 
 {{- define "httpserver.deployment" -}}
 {{- $root := .root -}}
 {{- $hop := mergeOverwrite (deepCopy .root.Values.hopDefaults) (deepCopy .hop) (deepCopy .own) -}}
+{{- /* A merge leaves out what is empty, such as the faults of a version that has none. */ -}}
+{{- range list .hop .own }}{{ range $key, $value := . }}{{ if not (kindIs "map" $value) }}{{ $_ := set $hop $key $value }}{{ end }}{{ end }}{{ end -}}
 {{- $endpoint := include "httpserver.endpoint" $root -}}
 {{- $propagators := include "httpserver.propagators" $root -}}
 apiVersion: apps/v1

@@ -55,6 +55,17 @@
 {{- end -}}
 {{- end }}
 
+{{/* Refuses an upstream that a hop would refuse. Argument: dict where, url */}}
+{{- define "httpserver.validUpstream" -}}
+{{- $host := "([^][/?#:@ ]+|\\[[0-9a-f:]+\\])(:[0-9]{1,5})?" -}}
+{{- $url := regexReplaceAll "^[0-9]+([.][0-9]+)?%=" .url "" -}}
+{{- $port := regexFind ":[0-9]+$" (regexFind "^[a-z0-9]+://[^/?]+" $url) | trimPrefix ":" | default "1" | int -}}
+{{- $share := .url | trimSuffix $url | trimSuffix "%=" | float64 -}}
+{{- if or (not (regexMatch (printf "^((https?|h2c)://%s([/?].*)?|grpcs?://%s(/(service(0|[1-9][0-9]{0,3}))?)?)$" $host $host) $url)) (lt $port 1) (gt $port 65535) (gt $share 100.0) -}}
+{{ fail (printf "%s: upstream '%s' is none: http://service2/service2, https://host:port/path, h2c://service2, grpc://service2 or grpcs://host:port is accepted, with 20%%= before it for a share of the requests, 100%% at most" .where .url) }}
+{{- end -}}
+{{- end }}
+
 {{/* The headers that a hop carries, as docs/reference/headers.md lists them. */}}
 {{- define "httpserver.carried" -}}
 x-request-id traceparent tracestate baggage b3 x-b3-traceid x-b3-spanid x-b3-parentspanid x-b3-sampled x-b3-flags x-ot-span-context x-cloud-trace-context grpc-trace-bin x-datadog-trace-id x-datadog-parent-id x-datadog-sampling-priority x-datadog-tags x-datadog-origin x-amzn-trace-id uber-trace-id sw8 x-lane
