@@ -3,14 +3,20 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use crate::doctor::finding::{FindingId, Level, ServiceFinding, level};
+use crate::doctor::hosts::HostClock;
 use crate::doctor::system::{System, TracerKind};
 use crate::doctor::timing::median;
 use crate::traces::Kind;
 
 /// A difference of clocks that is worth a note, microseconds.
 const NOTABLE_US: i64 = 2_000;
+/// One that is worth a note of its own. Clocks that the network's time protocol sets differ by some milliseconds.
+const FAR_US: i64 = 50_000;
 /// A call may be longer than its caller waited by this much: timers are read at different places.
 const SLACK_US: i64 = 2_000;
+
+/// What lasts no longer has no duration: Zipkin's clients round up to this.
+const TIMELESS_US: i64 = 1;
 
 /// Among so many services all pairs are compared; a hostile backend names thousands.
 pub(super) const MAX_COMPARED: usize = 500;
@@ -65,40 +71,65 @@ fn through_others(services: usize, skews: &mut HashMap<(usize, usize), i64>) {
     }
 }
 
-/// A note for each service whose clock differs from most of those that it can be compared with.
-pub(super) fn clock_notes(system: &System, skews: &HashMap<(usize, usize), i64>) -> Vec<ServiceFinding> {
-    let note = |service: usize| {
-        let others: Vec<i64> = (0..system.names.len()).filter_map(|other| skews.get(&(other, service)).copied()).collect();
-        // Two services have nobody to decide between them: the one that is called gets the note.
-        let alone = others.len() == 1 && system.spans.iter().any(|span| span.service == service && span.is_root());
-        let skew = median(others)?;
-        if skew.abs() < NOTABLE_US || alone {
-            return None;
-        }
-        let direction = if skew > 0 { "ahead of" } else { "behind" };
-        let spans: Vec<usize> = system.entries(service).iter().map(|(at, _)| *at).collect();
-        Some(ServiceFinding {
-            id: FindingId::ClockSkew,
-            level: Level::Note,
-            service: system.name(service).to_owned(),
-            peer: None,
-            text: format!(
-                "its clock is about {} {direction} the others': its spans stand at the wrong place of the timeline",
-                milliseconds(skew.abs())
-            ),
-            cause: "the clock of its host is not synchronised".to_owned(),
-            next: "compare `chronyc tracking` or `timedatectl timesync-status` on the nodes".to_owned(),
-            run: None,
-            count: spans.len(),
-            of: spans.len(),
-            traces: system.examples(spans),
-        })
+/// A note for each service with a host whose clock is far off, and one for all those that are a little off.
+pub(super) fn clock_notes(system: &System) -> Vec<ServiceFinding> {
+    let mut off: BTreeMap<usize, Vec<&HostClock>> = BTreeMap::new();
+    for clock in system.clocks.iter().filter(|clock| clock.ahead.abs() >= NOTABLE_US) {
+        off.entry(clock.service).or_default().push(clock);
+    }
+    let mut off: Vec<_> = off.into_iter().collect();
+    off.iter_mut().for_each(|(_, clocks)| clocks.sort_by_key(|clock| std::cmp::Reverse(clock.ahead.abs())));
+    off.sort_by_key(|(_, clocks)| std::cmp::Reverse(clocks[0].ahead.abs()));
+    let (far, near): (Vec<_>, Vec<_>) = off.into_iter().partition(|(_, clocks)| clocks[0].ahead.abs() >= FAR_US);
+    let mut notes: Vec<ServiceFinding> = far.iter().map(|(service, clocks)| clock_note(system, *service, clocks, &[])).collect();
+    if let Some(((service, clocks), others)) = near.split_first() {
+        let others: Vec<&str> = others.iter().map(|(other, _)| system.name(*other)).collect();
+        notes.push(clock_note(system, *service, clocks, &others));
+    }
+    notes
+}
+
+/// `clocks`: those of hosts of this service, the worst first. `others`: services whose clocks are off by less.
+fn clock_note(system: &System, service: usize, clocks: &[&HostClock], others: &[&str]) -> ServiceFinding {
+    let all = system.clocks.iter().filter(|clock| clock.service == service);
+    let (hosts, of) = all.fold((0, 0), |(hosts, spans), clock| (hosts + 1, spans + clock.spans.len()));
+    let difference = |ahead: i64| {
+        let direction = if ahead > 0 { "ahead of" } else { "behind" };
+        format!("about {} {direction} the others'", milliseconds(ahead.abs()))
     };
-    (0..system.names.len()).filter_map(note).collect()
+    let whose = |clock: &HostClock| match clock.host.as_ref() {
+        "" => "its clock".to_owned(),
+        host if hosts == 1 => format!("the clock of its host {host}"),
+        host => format!("the clock of its host {host} ({} of {of} spans)", clock.spans.len()),
+    };
+    let mut named: Vec<String> =
+        clocks.iter().take(3).map(|clock| format!("{} is {}", whose(clock), difference(clock.ahead))).collect();
+    if clocks.len() > 3 {
+        named.push(format!("{} more of its hosts are off by less", clocks.len() - 3));
+    }
+    match others {
+        [] => {}
+        [one] => named.push(format!("that of {one} by less")),
+        several => named.push(format!("those of {} by less", several.join(", "))),
+    }
+    let spans = clocks.iter().flat_map(|clock| clock.spans.iter().copied());
+    ServiceFinding {
+        id: FindingId::ClockSkew,
+        level: Level::Note,
+        service: system.name(service).to_owned(),
+        peer: None,
+        text: format!("{}: spans stand at the wrong place of the timeline", named.join("; ")),
+        cause: "the clock of a host is not synchronised".to_owned(),
+        next: "compare `chronyc tracking` or `timedatectl timesync-status` on the nodes".to_owned(),
+        run: None,
+        count: clocks.iter().map(|clock| clock.spans.len()).sum(),
+        of,
+        traces: system.examples(spans),
+    }
 }
 
 fn milliseconds(us: i64) -> String {
-    if us >= 10_000_000 { format!("{} s", us / 1_000_000) } else { format!("{} ms", us / 1_000) }
+    if us >= 10_000_000 { format!("{} s", (us + 500_000) / 1_000_000) } else { format!("{} ms", (us + 500) / 1_000) }
 }
 
 /// Calls that take longer than their caller waited, and callees that report themselves as callers; the latter's services, too.
@@ -116,14 +147,15 @@ pub(super) fn impossible(system: &System) -> (Vec<ServiceFinding>, HashSet<usize
         if seen.insert((above, span.service)) {
             let (wrong, of) = kinds.entry(key).or_default();
             *of += 1;
-            if span.is(Kind::Client) && span.tracer != TracerKind::Envoy && caller.tracer != TracerKind::Envoy {
+            let is_client = span.is(Kind::Client) && span.tracer != TracerKind::Envoy && caller.tracer != TracerKind::Envoy;
+            if is_client || span.span.kind.is_none() {
                 wrong.push(at);
             }
         }
         let (wrong, of) = longer.entry(key).or_default();
         *of += 1;
         let (took, waited) = (span.end - span.start, caller.end - caller.start);
-        if waited > 0 && took > waited + SLACK_US.max(waited / 10) && !caller.span.is_error() && span.is(Kind::Server) {
+        if waited > TIMELESS_US && took > waited + SLACK_US.max(waited / 10) && !caller.span.is_error() && span.is(Kind::Server) {
             wrong.push(at);
         }
     }
@@ -154,8 +186,13 @@ pub(super) fn impossible(system: &System) -> (Vec<ServiceFinding>, HashSet<usize
             service: to.to_owned(),
             peer: Some(from.to_owned()),
             text: format!(
-                "{} of {of} calls from {from} arrive as client spans: it has no server span, or reports it with the wrong kind",
-                wrong.len()
+                "{} of {of} calls from {from} arrive as {}: it has no server span, or reports it with the wrong kind",
+                wrong.len(),
+                if wrong.iter().all(|at| system.spans[*at].is(Kind::Client)) {
+                    "client spans"
+                } else {
+                    "spans that are no server's"
+                }
             ),
             cause: "its server is not instrumented while its client is, or the span kind is set by hand".to_owned(),
             next: format!("look at one of the traces: the first span of {to} below {from} should have span.kind=server"),
@@ -166,6 +203,37 @@ pub(super) fn impossible(system: &System) -> (Vec<ServiceFinding>, HashSet<usize
         }
     });
     (longer.chain(kinds).collect(), services)
+}
+
+/// Services whose spans last no time, or less than none, though they hold others that do.
+pub(super) fn timeless(system: &System) -> Vec<ServiceFinding> {
+    let mut found: BTreeMap<usize, (Vec<usize>, usize)> = BTreeMap::new();
+    for (at, span) in system.spans.iter().enumerate().filter(|(_, span)| span.is(Kind::Server) || span.is(Kind::Client)) {
+        if !span.children.iter().any(|child| system.spans[*child].took() > SLACK_US) {
+            continue;
+        }
+        let (wrong, of) = found.entry(span.service).or_default();
+        *of += 1;
+        if span.took() <= TIMELESS_US {
+            wrong.push(at);
+        }
+    }
+    let finding = |(service, (wrong, of)): (usize, (Vec<usize>, usize))| {
+        ServiceFinding {
+        id: FindingId::SpansDuration,
+        level: level(wrong.len(), of),
+        service: system.name(service).to_owned(),
+        peer: None,
+        text: format!("{} of {of} of its spans have no duration, or one below zero, though spans below them last longer", wrong.len()),
+        cause: "its tracer computes the duration wrongly: another unit of time, a clock that went back, or a span that is ended at once".to_owned(),
+        next: "open one of the traces, and compare the span with those below it".to_owned(),
+        run: None,
+        count: wrong.len(),
+        of,
+        traces: system.examples(wrong),
+    }
+    };
+    found.into_iter().filter(|(_, (wrong, _))| !wrong.is_empty()).map(finding).collect()
 }
 
 /// Consumers that begin traces: right for a queue, and worth knowing.

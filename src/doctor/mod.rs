@@ -3,6 +3,7 @@
 //! ```text
 //!  load ─► system ─► context, forwarded, silent, missing, clocks ─► findings ─► report ─► text, JSON
 //!             │         └ timing: what lies inside what, and whether that is chance
+//!             ├ hosts: one clock for all
 //!             └ peers: the names that calls have for the called
 //! ```
 
@@ -10,6 +11,8 @@ mod clocks;
 mod context;
 mod finding;
 mod forwarded;
+mod hosts;
+mod leaves;
 mod load;
 mod missing;
 mod peers;
@@ -18,6 +21,7 @@ mod silent;
 mod system;
 mod timing;
 
+use std::collections::HashSet;
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -117,8 +121,11 @@ fn diagnose(traces: &[Trace], source: String) -> DoctorReport {
     findings.extend(stale.findings);
     findings.extend(silent.findings);
     findings.extend(impossible);
-    findings.extend(clocks::clock_notes(&system, &skews));
+    findings.extend(clocks::timeless(&system));
+    findings.extend(clocks::clock_notes(&system));
     findings.extend(clocks::cut_by_queues(&system));
+    let named: HashSet<String> = findings.iter().map(|finding| finding.service.to_lowercase()).collect();
+    findings.extend(leaves::unreported(&system, |name| named.contains(name) || silent.aliases.contains_key(name)));
     let order = |finding: &ServiceFinding| (finding.level == Level::Note, finding.id, std::cmp::Reverse(finding.count));
     findings.sort_by_key(order);
     DoctorReport::new(&system, source, traces.len(), findings)

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use anstyle::{AnsiColor, Style};
 use serde::Serialize;
 
-use crate::doctor::finding::{Level, ServiceFinding};
+use crate::doctor::finding::{FindingId, Level, ServiceFinding};
 use crate::doctor::system::{System, TracerKind};
 use crate::text::{counted, plain};
 use crate::traces::Kind;
@@ -111,8 +111,11 @@ impl DoctorReport {
         }
         let faults = self.findings.iter().filter(|finding| finding.level == Level::Fault).count();
         let services = self.services.iter().filter(|row| row.score < 100).count();
-        let verdict = if faults == 0 {
+        let silent = self.findings.iter().filter(|finding| finding.id == FindingId::ServiceSilent).count();
+        let verdict = if faults == 0 && silent == 0 {
             "every trace that was read goes on from service to service".to_owned()
+        } else if faults == 0 {
+            format!("no fault; nothing is known of {}", counted(silent, "called service"))
         } else {
             format!("{} at {}", counted(faults, "fault"), counted(services, "service"))
         };

@@ -336,7 +336,7 @@ impl<'a> SilentSearch<'a> {
 }
 
 /// A call over HTTP or gRPC, and not a span around several.
-fn is_request(span: &Span) -> bool {
+pub(super) fn is_request(span: &Span) -> bool {
     const MARKS: [&str; 9] = ["http.", "url.", "rpc.", "grpc.", "server.", "net.", "network.", "upstream_", "peer."];
     let is_method = |name: &str| ["get", "post", "put", "patch", "delete", "head"].contains(&name.to_lowercase().as_str());
     let verb = || span.name.as_deref().and_then(|name| name.split(' ').next()).is_some_and(is_method);

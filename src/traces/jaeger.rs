@@ -6,6 +6,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::traces::ids::{SpanId, TraceId, parent_id, span_id, trace_id};
+use crate::traces::lenient;
 use crate::traces::span::{Endpoint, Kind, Span};
 
 #[derive(Deserialize)]
@@ -37,10 +38,10 @@ struct JaegerSpan {
     operation_name: Box<str>,
     #[serde(default)]
     references: Vec<Reference>,
-    #[serde(default)]
-    start_time: u64,
-    #[serde(default)]
-    duration: u64,
+    #[serde(default, deserialize_with = "lenient::micros")]
+    start_time: Option<u64>,
+    #[serde(default, deserialize_with = "lenient::micros")]
+    duration: Option<u64>,
     #[serde(default)]
     tags: Vec<Tag>,
     #[serde(rename = "processID")]
@@ -79,8 +80,8 @@ fn of(span: JaegerSpan, processes: &HashMap<String, Process>) -> Span {
     // Of several parents the first counts, as in Jaeger's own page.
     out.parent_id = parents.next().and_then(|reference| reference.span);
     out.name = Some(span.operation_name);
-    out.timestamp = Some(span.start_time).filter(|time| *time > 0);
-    out.duration = Some(span.duration).filter(|time| *time > 0);
+    out.timestamp = span.start_time;
+    out.duration = span.duration;
     let process = processes.get(&span.process);
     let tags = process.into_iter().flat_map(|process| &process.tags).chain(&span.tags);
     out.tags = tags.map(|tag| (tag.key.clone(), text(&tag.value))).collect();

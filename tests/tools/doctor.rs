@@ -284,6 +284,84 @@ fn a_context_from_outside_is_a_note() {
 
 /// One span that was lost is one, however many were below it; and the last traces may not have come as a whole.
 #[test]
+fn the_clock_of_one_host_of_a_service_is_put_right_and_named() {
+    let mut spans = requests(60, &|_| {
+        vec![
+            ("front", "SERVER", None, 0, 60, ""),
+            ("front", "CLIENT", Some(0), 5, 50, "middle"),
+            ("middle", "SERVER", Some(1), 6, 45, ""),
+        ]
+    });
+    // One of two hosts of the service in the middle drops the context, and its clock is 30 s ahead.
+    for n in 0..60 {
+        let ahead = if n % 2 == 0 { 30_000_000 } else { 0 };
+        let middle = &mut spans[3 * n + 2];
+        let start = middle["timestamp"].as_u64().unwrap();
+        middle["timestamp"] = json!(start + ahead);
+        middle["localEndpoint"]["ipv4"] = json!(format!("10.0.0.{}", 1 + n % 2));
+        if n % 2 == 0 {
+            let id = format!("{:032x}", 0xbeef_0000 + n);
+            spans.push(json!({"traceId": id, "id": &id[16..], "kind": "SERVER", "name": "get", "timestamp": start + 9_000,
+                "duration": 20_000, "localEndpoint": {"serviceName": "leaf", "ipv4": "10.0.1.1"}}));
+        }
+    }
+    let report = report(&spans);
+    let found = faults(&report);
+    assert!(found.len() == 1 && found[0][0] == "context.dropped" && found[0][1] == "middle", "{found:?}");
+    let notes = report["findings"].as_array().unwrap();
+    let skew = notes.iter().find(|note| note["id"] == "clock.skew").unwrap();
+    assert_eq!((&skew["service"], &skew["count"], &skew["of"]), (&json!("middle"), &json!(30), &json!(60)), "{skew:#}");
+    let text = skew["text"].as_str().unwrap();
+    assert!(text.contains("10.0.0.1 (30 of 60 spans) is about 30 s ahead"), "{text}");
+}
+
+#[test]
+fn a_leaf_that_reports_nothing_is_a_note_and_the_verdict_says_so() {
+    let spans = requests(20, &|_| vec![("front", "SERVER", None, 0, 60, ""), ("front", "CLIENT", Some(0), 5, 50, "stock")]);
+    let report = report(&spans);
+    assert!(faults(&report).is_empty(), "{report:#}");
+    let notes = report["findings"].as_array().unwrap();
+    assert!(notes.iter().any(|note| note["id"] == "service.silent" && note["service"] == "stock"), "{report:#}");
+    let text = doctor(&spans, &[]).stdout;
+    assert!(text.contains("Verdict  no fault; nothing is known of 1 called service"), "{text}");
+}
+
+#[test]
+fn spans_without_a_duration_are_found_at_their_service_and_a_negative_one_is_read() {
+    let spans = requests(20, &|_| {
+        vec![
+            ("front", "SERVER", None, 0, 60, ""),
+            ("front", "CLIENT", Some(0), 5, 50, "back"),
+            ("back", "SERVER", Some(1), 6, 45, ""),
+        ]
+    });
+    let timeless = |span: &Value| span["localEndpoint"]["serviceName"] == "front";
+    let mut zipkin = spans.clone();
+    zipkin.iter_mut().filter(|span| timeless(span)).for_each(|span| span["duration"] = json!(1));
+    let jaeger: Vec<Value> = spans
+        .iter()
+        .map(|span| {
+            let duration = if timeless(span) { json!(-4_907) } else { span["duration"].clone() };
+            let kind = span["kind"].as_str().unwrap().to_lowercase();
+            let references = match span["parentId"].as_str() {
+                Some(parent) => json!([{"refType": "CHILD_OF", "traceID": span["traceId"], "spanID": parent}]),
+                None => json!([]),
+            };
+            json!({"traceID": span["traceId"], "spans": [{"traceID": span["traceId"], "spanID": span["id"],
+                "operationName": "get", "references": references, "startTime": span["timestamp"], "duration": duration,
+                "tags": [{"key": "span.kind", "type": "string", "value": kind}], "processID": "p"}],
+                "processes": {"p": {"serviceName": span["localEndpoint"]["serviceName"], "tags": []}}})
+        })
+        .collect();
+    for document in [Value::from(zipkin), json!({"data": jaeger})] {
+        let ran = doctor_of(&document, &["--output", "json"]);
+        let report = serde_json::from_str(&ran.stdout).unwrap_or_else(|_| panic!("{}", ran.stderr));
+        let found = faults(&report);
+        assert!(found.len() == 1 && found[0][0] == "spans.duration" && found[0][1] == "front", "{found:?}");
+    }
+}
+
+#[test]
 fn a_few_lost_spans_and_a_cut_at_the_end_are_notes() {
     let fan_out = |lost: &'static [u64]| {
         requests(60, &move |n| {
