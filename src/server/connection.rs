@@ -18,6 +18,7 @@ use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 
+use crate::net::body::ReceivedBody;
 use crate::server::activity::active::{ActiveRequest, BodyWait};
 use crate::server::activity::{Connection, ConnectionState};
 use crate::server::answer::TrackedBody;
@@ -145,7 +146,7 @@ impl<S: HttpService> Protocols<S> {
             let is_chunked = request.headers().contains_key(TRANSFER_ENCODING);
             let active = ActiveRequest::new(&self.connection, request.body().size_hint().exact());
             let wait = (!request.body().is_end_stream()).then(|| BodyWait::new(&self.connection));
-            let body = |body| RequestBody::http1(body, wait.clone());
+            let body = |body| RequestBody::new(ReceivedBody::Http1(body), wait.clone());
             let request = self.with_connection_info(request.map(body), &certificate);
             let upgraded = &upgraded;
             // Futures that `map_ok` wraps are polled in place; an `async` block would move the whole call once more.

@@ -21,6 +21,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use crate::net::body::ReceivedBody;
 use crate::server::activity::active::{ActiveRequest, BodyWait, WindowWait};
 use crate::server::activity::{Connection, Cut};
 use crate::server::answer::{Account, AnswerBody, COUNTED_AT_ONCE, Chunk, Guard};
@@ -96,7 +97,7 @@ impl<S: HttpService> Protocols<S> {
             };
             let active = ActiveRequest::new(&self.connection, Some(0));
             let body_wait = (!request.body().is_end_stream()).then(|| BodyWait::new(&self.connection));
-            let body = |stream| RequestBody::http2(stream, body_wait.clone());
+            let body = |stream| RequestBody::new(ReceivedBody::Http2(stream), body_wait.clone());
             let stream = Stream {
                 request: self.with_connection_info(request.map(body), &certificate),
                 body_wait,

@@ -7,13 +7,12 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use h2::RecvStream;
 use http::{Request, Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 use tower::BoxError;
 use tower_service::Service;
 
+use crate::net::body::ReceivedBody;
 use crate::server::activity::active::BodyWait;
 use crate::server::activity::{Connection, Cut};
 use crate::server::answer::AnswerBody;
@@ -51,23 +50,14 @@ impl ConnectionInfo {
 
 /// The body of a request.
 pub(crate) struct RequestBody {
-    source: BodySource,
+    body: ReceivedBody,
     /// As long as the client has not sent all of it.
     wait: Option<Arc<BodyWait>>,
 }
 
-enum BodySource {
-    Http1(Incoming),
-    Http2(RecvStream),
-}
-
 impl RequestBody {
-    pub(crate) fn http1(body: Incoming, wait: Option<Arc<BodyWait>>) -> Self {
-        Self { source: BodySource::Http1(body), wait }
-    }
-
-    pub(crate) fn http2(stream: RecvStream, wait: Option<Arc<BodyWait>>) -> Self {
-        Self { source: BodySource::Http2(stream), wait }
+    pub(crate) fn new(body: ReceivedBody, wait: Option<Arc<BodyWait>>) -> Self {
+        Self { body, wait }
     }
 }
 
@@ -76,7 +66,7 @@ impl Body for RequestBody {
     type Error = BoxError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let frame = ready!(self.source.poll_frame(cx));
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
         if self.wait.is_some()
             && (!matches!(frame, Some(Ok(_))) || self.is_end_stream())
             && let Some(wait) = self.wait.take()
@@ -87,34 +77,11 @@ impl Body for RequestBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        match &self.source {
-            BodySource::Http1(body) => body.is_end_stream(),
-            BodySource::Http2(stream) => stream.is_end_stream(),
-        }
+        self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        match &self.source {
-            BodySource::Http1(body) => body.size_hint(),
-            BodySource::Http2(stream) if stream.is_end_stream() => SizeHint::with_exact(0),
-            BodySource::Http2(_) => SizeHint::default(),
-        }
-    }
-}
-
-impl BodySource {
-    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        match self {
-            Self::Http1(body) => Pin::new(body).poll_frame(cx).map_err(BoxError::from),
-            Self::Http2(stream) => match ready!(stream.poll_data(cx)?) {
-                Some(bytes) => {
-                    // What was read makes room for more.
-                    let _ = stream.flow_control().release_capacity(bytes.len());
-                    Poll::Ready(Some(Ok(Frame::data(bytes))))
-                }
-                None => Poll::Ready(ready!(stream.poll_trailers(cx)?).map(|trailers| Ok(Frame::trailers(trailers)))),
-            },
-        }
+        self.body.size_hint()
     }
 }
 

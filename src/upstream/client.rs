@@ -15,7 +15,6 @@ use bytes::Bytes;
 use http::uri::Scheme;
 use http::{Method, Request, Response, Uri};
 use http_body_util::Full;
-use hyper::body::Incoming;
 use hyper::client::conn::http1::{Builder, SendRequest};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::connect::{Connection as _, HttpConnector, HttpInfo};
@@ -24,6 +23,7 @@ use rustls::ClientConfig;
 use tokio::time::Instant;
 use tower_service::Service as _;
 
+use crate::net::body::ReceivedBody;
 use crate::telemetry::ids;
 use crate::upstream::answer_tracker::{AnswerBegun, TrackedStream};
 use crate::upstream::multiplexed::{CallPlace, Lease, Multiplexed};
@@ -165,9 +165,9 @@ impl Pool {
     /// [`CallError::Connect`] and [`CallError::Broken`].
     pub(crate) async fn send(
         &self,
-        request: impl Fn() -> Request<Full<Bytes>>,
+        request: impl Fn() -> Request<Bytes>,
         sent: &mut Sent,
-    ) -> Result<(Response<Incoming>, PooledConnection), CallError> {
+    ) -> Result<(Response<ReceivedBody>, PooledConnection), CallError> {
         if self.multiplexed.is_used() {
             // Boxed, because its size would be every call's.
             return Box::pin(self.send_multiplexed(&request, sent)).await;
@@ -180,8 +180,8 @@ impl Pool {
             sent.peer = connection.peer;
             let request = request();
             let is_repeatable = request.method() == Method::GET;
-            match connection.sender.try_send_request(request).await {
-                Ok(response) => return Ok((response, self.in_use(connection))),
+            match connection.sender.try_send_request(request.map(Full::new)).await {
+                Ok(response) => return Ok((response.map(ReceivedBody::Http1), self.in_use(connection))),
                 Err(mut error) => {
                     let was_written = error.take_message().is_none();
                     if was_written && (connection.answer_begun.get() || !is_repeatable) {
@@ -206,19 +206,20 @@ impl Pool {
     async fn send_first(
         &self,
         mut connection: Http1Connection,
-        request: Request<Full<Bytes>>,
+        request: Request<Bytes>,
         sent: &mut Sent,
-    ) -> Result<(Response<Incoming>, PooledConnection), CallError> {
+    ) -> Result<(Response<ReceivedBody>, PooledConnection), CallError> {
         sent.peer = connection.peer;
-        let response = connection.sender.send_request(request).await;
-        Ok((response.map_err(|error| CallError::Broken(error.into()))?, self.in_use(connection)))
+        let response = connection.sender.send_request(request.map(Full::new)).await;
+        let response = response.map_err(|error| CallError::Broken(error.into()))?;
+        Ok((response.map(ReceivedBody::Http1), self.in_use(connection)))
     }
 
     async fn send_multiplexed(
         &self,
-        request: &impl Fn() -> Request<Full<Bytes>>,
+        request: &impl Fn() -> Request<Bytes>,
         sent: &mut Sent,
-    ) -> Result<(Response<Incoming>, PooledConnection), CallError> {
+    ) -> Result<(Response<ReceivedBody>, PooledConnection), CallError> {
         match self.lease().await? {
             Connected::Http1(connection) => self.send_first(connection, request(), sent).await,
             Connected::Http2(lease) => self.send_on(lease, request, sent).await,
@@ -228,9 +229,9 @@ impl Pool {
     async fn send_on(
         &self,
         mut lease: Lease,
-        request: &impl Fn() -> Request<Full<Bytes>>,
+        request: &impl Fn() -> Request<Bytes>,
         sent: &mut Sent,
-    ) -> Result<(Response<Incoming>, PooledConnection), CallError> {
+    ) -> Result<(Response<ReceivedBody>, PooledConnection), CallError> {
         let mut may_die = true;
         let mut pause = FIRST_PAUSE;
         loop {
@@ -241,7 +242,8 @@ impl Pool {
                 Ok(response) => return Ok((response, PooledConnection::Http2(lease))),
                 Err(unanswered) => unanswered,
             };
-            let died = is_get && lease.is_reused && unanswered.is_dead && std::mem::take(&mut may_die);
+            let may_repeat = !unanswered.was_written || is_get && lease.is_reused;
+            let died = may_repeat && unanswered.is_dead && std::mem::take(&mut may_die);
             drop(lease);
             if !died {
                 let wait = pause.mul_f64(0.5 + 0.5 * ids::unit());
@@ -271,7 +273,8 @@ impl Pool {
             changed.as_mut().enable();
             match pool.lease() {
                 CallPlace::Free(lease) => return Ok(Connected::Http2(lease)),
-                CallPlace::New if turn.is_some() => return self.connect().await,
+                // Boxed, because its size would be every call's.
+                CallPlace::New if turn.is_some() => return Box::pin(self.connect()).await,
                 CallPlace::New => {
                     turn = tokio::select! {
                         turn = pool.connecting.lock() => Some(turn),
@@ -320,7 +323,7 @@ impl Pool {
             return Err(CallError::Connect("the server offers no HTTP/2 by ALPN, without which there is no gRPC".into()));
         }
         if self.protocol != Protocol::Http || speaks_http2 {
-            let opened = self.multiplexed.open(stream, expires_at, peer, MAX_BUFFER as u32).await;
+            let opened = self.multiplexed.open(TokioIo::new(stream), expires_at, peer, MAX_BUFFER as u32).await;
             return opened.map(Connected::Http2);
         }
         self.multiplexed.set_used(false);
@@ -501,15 +504,15 @@ mod tests {
         pool_of(&server.addr.to_string(), RotatingResolver::system(), ConnectionLimits::default())
     }
 
-    fn request() -> Request<Full<Bytes>> {
-        Request::builder().uri("/").header("host", "x").body(Full::default()).unwrap()
+    fn request() -> Request<Bytes> {
+        Request::builder().uri("/").header("host", "x").body(Bytes::new()).unwrap()
     }
 
     /// The body, and how often the request was sent again.
     async fn try_get(pool: &Pool) -> Result<(String, u32), CallError> {
         let mut sent = Sent::default();
         let (response, connection) = pool.send(request, &mut sent).await?;
-        let body = response.into_body().collect().await.map_err(|error| CallError::Broken(error.into()))?;
+        let body = response.into_body().collect().await.map_err(CallError::Broken)?;
         connection.release();
         Ok((String::from_utf8(body.to_bytes().into()).unwrap(), sent.resend_count))
     }

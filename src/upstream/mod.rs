@@ -24,11 +24,11 @@ use http::header::{self, HeaderValue};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, Request, StatusCode, Uri, Version};
 use http_body::Body as _;
-use http_body_util::{BodyExt as _, Full};
-use hyper::body::Incoming;
+use http_body_util::BodyExt as _;
 use rustls::ClientConfig;
 use tonic::Code;
 
+use crate::net::body::ReceivedBody;
 use crate::rpc::{self, CALL, CONTENT_TYPE};
 use crate::system::held::{Held, HeldBudgets, HeldKind};
 use crate::telemetry::draws::{DrawPlace, Draws};
@@ -309,8 +309,8 @@ impl Upstreams {
         content: &Content,
         sent: &HeaderPairs,
         [hop_count, call_budget]: [u32; 2],
-    ) -> Request<Full<Bytes>> {
-        let mut request = Request::new(Full::new(content.body.clone()));
+    ) -> Request<Bytes> {
+        let mut request = Request::new(content.body.clone());
         if content.method != "GET" {
             *request.method_mut() = Method::from_bytes(content.method.as_bytes()).unwrap_or_default();
         }
@@ -370,7 +370,7 @@ struct Progress {
 async fn send_and_read(
     pool: &Pool,
     is_grpc: bool,
-    request: impl Fn() -> Request<Full<Bytes>>,
+    request: impl Fn() -> Request<Bytes>,
     progress: &mut Progress,
     mut held: Held,
 ) -> Result<Answer, CallError> {
@@ -390,14 +390,14 @@ async fn send_and_read(
 }
 
 /// Joins the frames as they come: a frame of one byte takes the memory of fifty until they are joined.
-async fn read_whole(mut body: Incoming, held: &mut Held, most: usize) -> Result<(Bytes, Option<HeaderMap>), CallError> {
+async fn read_whole(mut body: ReceivedBody, held: &mut Held, most: usize) -> Result<(Bytes, Option<HeaderMap>), CallError> {
     let (mut first, mut joined, mut trailers) = (Bytes::new(), Vec::new(), None);
     // The length that the head names.
     if body.size_hint().lower() > most as u64 {
         return Err(CallError::TooLarge);
     }
     while let Some(frame) = body.frame().await {
-        let data = match frame.map_err(|error| CallError::Broken(error.into()))?.into_data() {
+        let data = match frame.map_err(CallError::Broken)?.into_data() {
             Ok(data) => data,
             Err(frame) => {
                 trailers = frame.into_trailers().ok();

@@ -1,22 +1,25 @@
 //! The HTTP/2 connections to one next hop, each for many calls at once.
+//!
+//! Over the `h2` crate: with hyper's client each call passes two more tasks.
 
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::HOST;
+use futures_util::FutureExt as _;
+use h2::Reason;
+use h2::client::{Builder, SendRequest};
+use http::header::{CONTENT_LENGTH, HOST};
 use http::{Request, Response, Uri};
-use http_body_util::Full;
-use hyper::body::Incoming;
-use hyper::client::conn::http2::{Builder, SendRequest};
-use hyper::rt::{Read, Write};
-use hyper_util::rt::{TokioExecutor, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use crate::net::body::{ReceivedBody, http2_error};
 use crate::upstream::outcome::CallError;
 
 /// Calls at once on one connection, also where the server allows more. Beyond it another connection is opened.
@@ -40,7 +43,8 @@ pub(super) struct Multiplexed {
 }
 
 struct Http2Connection {
-    sender: SendRequest<Full<Bytes>>,
+    sender: SendRequest<Bytes>,
+    is_closed: AtomicBool,
     expires_at: Instant,
     peer: Option<SocketAddr>,
     calls: AtomicUsize,
@@ -79,6 +83,16 @@ pub(super) struct Unanswered {
     pub(super) is_dead: bool,
 }
 
+impl Unanswered {
+    /// The stream is refused, or its number is above the last one that a GOAWAY names: it was not processed.
+    fn new(error: &h2::Error, was_written: bool) -> Self {
+        let is_dead = error.is_io() || error.is_go_away();
+        let is_refused = error.is_remote() && (error.is_go_away() || error.reason() == Some(Reason::REFUSED_STREAM));
+        let is_unprocessed = is_refused || is_dead && !was_written;
+        Self { error: CallError::Broken(http2_error(error)), is_unprocessed, was_written, is_dead }
+    }
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -96,7 +110,7 @@ impl Multiplexed {
     pub(super) fn lease(self: &Arc<Self>) -> CallPlace {
         let now = Instant::now();
         let mut open = lock(&self.open);
-        open.retain(|connection| connection.expires_at > now && !connection.sender.is_closed());
+        open.retain(|connection| connection.expires_at > now && !connection.is_closed());
         if let Some(free) = open.iter().find(|connection| connection.calls() < connection.places()) {
             return CallPlace::Free(Lease::new(self.clone(), free.clone(), true));
         }
@@ -106,35 +120,35 @@ impl Multiplexed {
     /// Speaks HTTP/2 on a new connection, once the server's SETTINGS are there: until then nobody knows how many calls it allows.
     pub(super) async fn open(
         self: &Arc<Self>,
-        io: impl Read + Write + Send + Unpin + 'static,
+        io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
         expires_at: Instant,
         peer: Option<SocketAddr>,
         max_head: u32,
     ) -> Result<Lease, CallError> {
-        let mut http2 = Builder::new(TokioExecutor::new());
+        let mut http2 = Builder::new();
         http2
-            .timer(TokioTimer::new())
+            .enable_push(false)
             .initial_max_send_streams(0)
-            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_header_list_size(max_head);
-        let (sender, serving) = http2.handshake(io).await.map_err(|error| CallError::Connect(error.into()))?;
-        let mut serving = Box::pin(serving);
-        // hyper does not say when they come.
-        let mut pause = Duration::from_millis(1);
-        while serving.current_max_send_streams() == 0 {
-            if let Ok(ended) = tokio::time::timeout(pause, serving.as_mut()).await {
-                let why = ended.err().map_or_else(|| "the connection was closed before SETTINGS".into(), Into::into);
-                return Err(CallError::Broken(why));
-            }
-            pause = (2 * pause).min(Duration::from_millis(50));
-        }
+        let (sender, mut serving) = http2.handshake(io).await.map_err(|error| CallError::Connect(http2_error(&error)))?;
+        let settings = poll_fn(|cx| match serving.poll_unpin(cx) {
+            Poll::Pending if serving.max_concurrent_send_streams() == 0 => Poll::Pending,
+            Poll::Pending => Poll::Ready(Ok(())),
+            Poll::Ready(ended) => Poll::Ready(Err(ended.err())),
+        });
+        settings.await.map_err(|error| {
+            let closed = || "the connection was closed before SETTINGS".into();
+            CallError::Broken(error.as_ref().map_or_else(closed, http2_error))
+        })?;
         let connection = Arc::new(Http2Connection {
             sender,
+            is_closed: AtomicBool::new(false),
             expires_at,
             peer,
             calls: AtomicUsize::new(0),
-            allowed: AtomicUsize::new(serving.current_max_send_streams()),
+            allowed: AtomicUsize::new(serving.max_concurrent_send_streams()),
             accepted: AtomicUsize::new(MAX_STREAMS),
             idle_since: Mutex::new(Instant::now()),
         });
@@ -142,11 +156,10 @@ impl Multiplexed {
         tokio::spawn(async move {
             // An error also reaches the calls that wait for an answer.
             let ended = poll_fn(|cx| {
-                let ended = serving.as_mut().poll(cx);
-                if ended.is_pending()
-                    && let Some((pool, known)) = pool.upgrade().zip(known.upgrade())
-                {
-                    let allowed = serving.current_max_send_streams();
+                let ended = serving.poll_unpin(cx);
+                if let Some((pool, known)) = pool.upgrade().zip(known.upgrade()) {
+                    let allowed = serving.max_concurrent_send_streams();
+                    known.is_closed.store(ended.is_ready(), Ordering::Relaxed);
                     if known.allowed.swap(allowed, Ordering::Relaxed) != allowed {
                         pool.changed.notify_waiters();
                     }
@@ -166,7 +179,7 @@ impl Multiplexed {
         lock(&self.open).retain(|connection| {
             let is_idle = connection.calls() == 0;
             let is_overdue = is_idle && now - *lock(&connection.idle_since) >= idle_timeout;
-            !is_overdue && now < connection.expires_at && !connection.sender.is_closed()
+            !is_overdue && now < connection.expires_at && !connection.is_closed()
         });
     }
 
@@ -176,6 +189,10 @@ impl Multiplexed {
 }
 
 impl Http2Connection {
+    fn is_closed(&self) -> bool {
+        self.is_closed.load(Ordering::Relaxed)
+    }
+
     fn calls(&self) -> usize {
         self.calls.load(Ordering::Relaxed)
     }
@@ -197,25 +214,29 @@ impl Lease {
     }
 
     /// `target` has scheme and authority.
-    pub(super) async fn send(&mut self, request: Request<Full<Bytes>>, target: &Uri) -> Result<Response<Incoming>, Unanswered> {
+    pub(super) async fn send(&mut self, request: Request<Bytes>, target: &Uri) -> Result<Response<ReceivedBody>, Unanswered> {
+        let (head, body) = absolute(request, target).into_parts();
         let mut sender = self.connection.sender.clone();
-        match sender.try_send_request(absolute(request, target)).await {
-            Ok(response) => {
+        let sent = sender.send_request(Request::from_parts(head, ()), body.is_empty());
+        let (answer, mut stream) = sent.map_err(|error| Unanswered::new(&error, false))?;
+        if !body.is_empty() {
+            // Why it fails is why there is no answer.
+            let _ = stream.send_data(body, true);
+        }
+        match answer.await {
+            Ok(answer) => {
                 self.is_answered = true;
-                Ok(response)
+                Ok(answer.map(ReceivedBody::Http2))
             }
-            Err(mut error) => {
-                let was_written = error.take_message().is_none();
-                let error = error.into_error();
-                let is_unprocessed = !was_written || is_refused(&error);
-                let is_dead = sender.is_closed();
-                if is_unprocessed && !is_dead {
+            Err(error) => {
+                let unanswered = Unanswered::new(&error, true);
+                if unanswered.is_unprocessed && !unanswered.is_dead {
                     // The other calls on the connection go on.
                     self.is_answered = true;
                     let others = self.connection.calls().saturating_sub(1);
                     self.connection.accepted.fetch_min(others.max(1), Ordering::Relaxed);
                 }
-                Err(Unanswered { error: CallError::Broken(error.into()), is_unprocessed, was_written, is_dead })
+                Err(unanswered)
             }
         }
     }
@@ -236,19 +257,14 @@ impl Drop for Lease {
 }
 
 /// HTTP/2 has the host in the target.
-fn absolute(mut request: Request<Full<Bytes>>, target: &Uri) -> Request<Full<Bytes>> {
+fn absolute(mut request: Request<Bytes>, target: &Uri) -> Request<Bytes> {
     request.headers_mut().remove(HOST);
+    if !request.body().is_empty() {
+        let length = request.body().len().into();
+        request.headers_mut().insert(CONTENT_LENGTH, length);
+    }
     let mut parts = std::mem::take(request.uri_mut()).into_parts();
     (parts.scheme, parts.authority) = (target.scheme().cloned(), target.authority().cloned());
     *request.uri_mut() = Uri::from_parts(parts).unwrap_or_default();
     request
-}
-
-/// Whether the server says that it has not processed this request: the stream is refused, or its number is above the last one
-/// that a GOAWAY names.
-fn is_refused(error: &hyper::Error) -> bool {
-    let http2 = std::error::Error::source(error).and_then(|source| source.downcast_ref::<h2::Error>());
-    http2.is_some_and(|error| {
-        error.is_remote() && (error.is_go_away() || error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM))
-    })
 }
