@@ -220,7 +220,8 @@ impl<'a> RedactedHeaders<'a> {
     pub(crate) fn to_pairs(self) -> Vec<(String, Vec<String>)> {
         let mut pairs: Vec<(String, Vec<String>)> = Vec::with_capacity(self.0.len());
         for (name, value) in self.0 {
-            let shown = String::from_utf8_lossy(&shown(value)).into_owned();
+            let shown = String::from_utf8(shown(value).into_owned());
+            let shown = shown.unwrap_or_else(|bytes| String::from_utf8_lossy(bytes.as_bytes()).into_owned());
             match pairs.iter_mut().find(|(known, _)| known == name.as_str()) {
                 Some((_, values)) => values.push(shown),
                 None => pairs.push((name.as_str().to_owned(), vec![shown])),

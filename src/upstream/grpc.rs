@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
-use http::{HeaderMap, HeaderValue, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use prost::Message as _;
 use tonic::Code;
 
@@ -12,6 +12,8 @@ use crate::rpc::chain::CallRequest;
 use crate::rpc::status::of_headers;
 use crate::upstream::foreign_response::quoted;
 use crate::upstream::outcome::{Answer, CallError, RpcAnswer};
+
+static GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
 /// A flag for compression and the length.
 pub(super) const PREFIX: usize = 5;
@@ -22,7 +24,8 @@ pub(crate) fn request(service: u16, body: Bytes) -> Bytes {
     let mut framed = BytesMut::with_capacity(PREFIX + message.encoded_len());
     framed.put_u8(0);
     framed.put_u32(message.encoded_len() as u32);
-    framed.put(&*message.encode_to_vec());
+    // Fails only when the buffer cannot grow.
+    let _ = message.encode(&mut framed);
     framed.freeze()
 }
 
@@ -30,8 +33,8 @@ pub(crate) fn request(service: u16, body: Bytes) -> Bytes {
 pub(super) fn add_headers(headers: &mut HeaderMap, timeout: Duration) {
     headers.remove(header::ACCEPT);
     headers.insert(header::TE, HeaderValue::from_static("trailers"));
-    if let Ok(timeout) = HeaderValue::from_str(&rpc::timeout::format(timeout)) {
-        headers.insert("grpc-timeout", timeout);
+    if let Ok(timeout) = HeaderValue::try_from(rpc::timeout::format(timeout)) {
+        headers.insert(GRPC_TIMEOUT.clone(), timeout);
     }
 }
 

@@ -44,7 +44,7 @@ impl LogEncoder {
                 .attributes(record, |name, value| push_attribute(&mut encoded, &mut body, field::RECORD_ATTRIBUTES, name, value));
             push_item(&mut scope_logs, &encoded);
         }
-        self.0.close(scope_logs)
+        self.0.close(&scope_logs)
     }
 }
 

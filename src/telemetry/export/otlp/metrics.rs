@@ -114,7 +114,7 @@ impl MetricEncoder {
                 push_item(&mut scope_metrics, &metric.encode_to_vec());
             }
         }
-        request.body = self.envelope.close(scope_metrics);
+        request.body = self.envelope.close(&scope_metrics);
         request
     }
 

@@ -151,13 +151,13 @@ impl Envelope {
     }
 
     /// The bytes of the request around the items.
-    fn close(&self, scope_items: Vec<u8>) -> Vec<u8> {
-        let mut resource_items = Vec::with_capacity(self.resource.len() + scope_items.len() + 8);
-        resource_items.extend_from_slice(&self.resource);
-        push_field(&mut resource_items, field::RESOURCE_ITEMS_SCOPE_ITEMS, &scope_items);
-        let mut request = scope_items;
-        request.clear();
-        push_field(&mut request, field::REQUEST_RESOURCE_ITEMS, &resource_items);
+    fn close(&self, scope_items: &[u8]) -> Vec<u8> {
+        let resource_items = self.resource.len() + field_len(scope_items.len());
+        let mut request = Vec::with_capacity(field_len(resource_items));
+        request.push(key(field::REQUEST_RESOURCE_ITEMS));
+        push_length(&mut request, resource_items);
+        request.extend_from_slice(&self.resource);
+        push_field(&mut request, field::RESOURCE_ITEMS_SCOPE_ITEMS, scope_items);
         request
     }
 }
@@ -182,6 +182,11 @@ fn push_field(out: &mut Vec<u8>, number: u8, message: &[u8]) {
     out.extend_from_slice(message);
 }
 
+/// With a key of one byte.
+fn field_len(content: usize) -> usize {
+    1 + prost::length_delimiter_len(content) + content
+}
+
 /// Nearly every length is one byte.
 fn push_length(out: &mut Vec<u8>, length: usize) {
     if length < 128 {
@@ -195,7 +200,6 @@ fn push_length(out: &mut Vec<u8>, length: usize) {
 /// at each level.
 fn push_attribute(out: &mut Vec<u8>, scratch: &mut Vec<u8>, number: u8, name: &str, value: AttributeValue<'_>) {
     scratch.clear();
-    let field_len = |content: usize| 1 + prost::length_delimiter_len(content) + content;
     let value_len = match value {
         AttributeValue::Text(text) => field_len(text.len()),
         AttributeValue::Int(number) => {

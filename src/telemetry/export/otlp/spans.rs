@@ -30,7 +30,7 @@ impl OtlpEncoder {
 
     /// The bytes of an `ExportTraceServiceRequest`.
     pub(crate) fn encode(&self, batch: &SpanBatch, spans: &[QueuedSpan]) -> Vec<u8> {
-        let mut scope_spans = self.0.open(spans.len() * 384);
+        let mut scope_spans = self.0.open(spans.len() * 512);
         // One message, filled again for each span: its buffers are reused.
         let (mut message, mut encoded, mut scratch) = (OtlpSpan::default(), Vec::with_capacity(512), Vec::with_capacity(128));
         for span in spans {
@@ -47,7 +47,7 @@ impl OtlpEncoder {
             }
             push_item(&mut scope_spans, &encoded);
         }
-        self.0.close(scope_spans)
+        self.0.close(&scope_spans)
     }
 }
 
