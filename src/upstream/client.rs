@@ -493,11 +493,15 @@ mod tests {
     const MINUTE: Duration = Duration::from_secs(60);
 
     fn pool_of(authority: &str, resolver: RotatingResolver, limits: ConnectionLimits) -> Pool {
+        pool_speaking(Protocol::Http, authority, resolver, limits)
+    }
+
+    fn pool_speaking(protocol: Protocol, authority: &str, resolver: RotatingResolver, limits: ConnectionLimits) -> Pool {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let tls = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
         let tls = tls.with_root_certificates(rustls::RootCertStore::empty()).with_no_client_auth();
-        let connector = connector(resolver, MINUTE, tls, Protocol::Http);
-        Pool::new(connector, format!("http://{authority}").parse().unwrap(), limits, Protocol::Http)
+        let connector = connector(resolver, MINUTE, tls, protocol);
+        Pool::new(connector, format!("http://{authority}").parse().unwrap(), limits, protocol)
     }
 
     fn pool(server: &Server) -> Pool {
@@ -700,6 +704,65 @@ mod tests {
         answer.notify_one();
         assert_eq!(get(&pool).await, "127.0.0.1");
         assert_eq!(count(&server.accepted), 2);
+    }
+
+    /// A server of HTTP/2 that sends GOAWAY when it has answered so many requests on a connection.
+    async fn http2_server(answers: usize) -> Server {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let server = Server { addr, accepted: Arc::default(), open: Arc::default(), requests: Arc::default() };
+        let own = server.clone();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                own.accepted.fetch_add(1, Ordering::SeqCst);
+                own.open.fetch_add(1, Ordering::SeqCst);
+                let own = own.clone();
+                tokio::spawn(async move {
+                    let mut serving = h2::server::handshake(stream).await.unwrap();
+                    let mut left = answers;
+                    while let Some(Ok((_, mut respond))) = serving.accept().await {
+                        own.requests.fetch_add(1, Ordering::SeqCst);
+                        let mut stream = respond.send_response(Response::new(()), false).unwrap();
+                        stream.send_data(Bytes::from_static(b"127.0.0.1"), true).unwrap();
+                        left -= 1;
+                        if left == 0 {
+                            serving.graceful_shutdown();
+                        }
+                    }
+                    own.open.fetch_sub(1, Ordering::SeqCst);
+                });
+            }
+        });
+        server
+    }
+
+    #[tokio::test]
+    async fn over_http_2_unused_connections_are_closed_and_so_are_those_of_a_dropped_pool() {
+        let server = http2_server(100).await;
+        let (authority, limits) = (server.addr.to_string(), ConnectionLimits::default());
+        let pool = pool_speaking(Protocol::Http2, &authority, RotatingResolver::system(), limits);
+        futures_util::future::join_all((0..20).map(|_| get(&pool))).await;
+        assert_eq!((count(&server.accepted), count(&server.requests)), (1, 20));
+        pass(MINUTE).await;
+        until("the unused is closed", || count(&server.open) == 0).await;
+        get(&pool).await;
+        assert_eq!((count(&server.accepted), count(&server.open)), (2, 1));
+        drop(pool);
+        until("the dropped pool's is closed", || count(&server.open) == 0).await;
+    }
+
+    #[tokio::test]
+    async fn over_http_2_a_call_that_meets_goaway_is_made_on_another_connection_and_counts_as_one() {
+        let server = http2_server(1).await;
+        let (authority, limits) = (server.addr.to_string(), ConnectionLimits::default());
+        let pool = pool_speaking(Protocol::Http2, &authority, RotatingResolver::system(), limits);
+        for calls in 1..=20 {
+            let mut sent = Sent::new(1, MINUTE);
+            let post = || Request::post("/").body(Bytes::from_static(b"some")).unwrap();
+            let (response, _) = pool.send(post, &mut sent).await.unwrap();
+            assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "127.0.0.1");
+            assert_eq!((count(&server.requests), sent.resend_count), (calls, 0));
+        }
     }
 
     #[tokio::test]

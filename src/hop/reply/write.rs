@@ -375,6 +375,9 @@ impl Text<'_> {
 
 impl From<Text<'_>> for String {
     fn from(text: Text<'_>) -> Self {
+        if let Text::Borrowed(text) = text {
+            return text.to_owned();
+        }
         let mut plain = Vec::with_capacity(32);
         text.push_plain(&mut plain);
         Self::from_utf8(plain).unwrap_or_default()
