@@ -18,6 +18,9 @@ set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 memory=128 files="" share=1 only=""
 parse "memory files share only" "" "$@"
+whole memory "$memory"
+[ -z "$files" ] || whole files "$files"
+[[ $share =~ ^(1([.]0*)?|0?[.][0-9]*[1-9][0-9]*)$ ]] || usage_error "--share is above 0 and at most 1, not: $share"
 need cargo
 find_httpserver
 

@@ -37,6 +37,13 @@ said 2 "kind, minikube or k3d, not: docker" scripts/mesh-up.sh --with=docker
 said 2 "leave out --with k3d" scripts/mesh-up.sh --use-existing --with k3d
 said 2 "--ambient takes no value" scripts/mesh-up.sh --ambient=yes
 said 2 "NAME:TAG, not: a/b" scripts/mesh-up.sh --image=a/b
+said 2 "--memory is a whole number above 0, not: 128MiB" scripts/attack.sh --memory 128MiB
+said 2 "--share is above 0 and at most 1, not: 2" scripts/attack.sh --share=2
+said 2 "--runs is a whole number above 0, not: many" scripts/fuzz.sh --runs many
+said 2 "there are tutorials,traces" scripts/e2e-cluster.sh --only trace
+said 2 "no value is called TRACR" istio/local/render.sh gateway TRACR=otel
+said 2 "ADMIN_PORT is the number of a port, not: x" istio/local/render.sh gateway ADMIN_PORT=x
+said 2 "not host:port: collector:otlp" istio/local/render.sh gateway NAME=x TRACER=otel COLLECTOR=collector:otlp
 said 2 "unknown option: --wiht" scripts/mesh-up.sh --wiht=kind
 mkdir "$work/folder"
 touch "$work/file"

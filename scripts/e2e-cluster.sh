@@ -17,11 +17,12 @@ set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "$0")/lib.sh"
 
-only=tutorials,traces,check,strangers,security,lanes,scenarios,lessons,restarts,components,gateway-api keep=no restarts=1
+parts=tutorials,traces,check,strangers,security,lanes,scenarios,lessons,restarts,components,gateway-api
+only=$parts keep=no restarts=1
 parse "only restarts" keep "$@"
-[[ $restarts =~ ^[1-9][0-9]*$ ]] || usage_error "--restarts needs a number from 1"
+whole restarts "$restarts"
 for part in ${only//,/ }; do
-  [[ $part =~ ^(tutorials|traces|check|strangers|security|lanes|scenarios|lessons|restarts|components|gateway-api)$ ]] || usage_error "no part $part"
+  [[ ,$parts, == *",$part,"* ]] || usage_error "--only: no part $part: there are $parts"
 done
 need kubectl curl openssl python3
 cd "$top"

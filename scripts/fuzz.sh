@@ -17,7 +17,7 @@ set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 runs=10000000
 parse "runs ..." "" "$@"
-[[ $runs =~ ^[0-9]+$ ]] || usage_error "--runs needs a number"
+whole runs "$runs"
 need cargo rustc "${CXX:-c++}"
 mapfile -t known < <(sed -n '/^pub const PARSERS/,/^];/s/^    ("\([a-z0-9_]*\)".*/\1/p' "$top/src/fuzzing.rs")
 parsers=("${arguments[@]}")

@@ -18,13 +18,14 @@ here=$(cd "$(dirname "$0")" && pwd)
 
 die() { printf 'render.sh: %s\n' "$*" >&2; exit 2; }
 
+ports="ADMIN_PORT HTTPS_PORT HTTP_PORT PUBLIC_PORT INBOUND_PORT OUTBOUND_PORT"
 declare -A value=([LISTEN]=127.0.0.1 [ADMIN_PORT]=0)
 
 # endpoints HOST:PORT,...: the list as Envoy writes it, on one line
 endpoints() {
   local entry list=()
   for entry in ${1//,/ }; do
-    [[ $entry == *:* ]] || die "not host:port: $entry"
+    [[ $entry =~ ^.+:[0-9]{1,5}$ ]] || die "not host:port: $entry"
     list+=("{endpoint: {address: {socket_address: {address: ${entry%:*}, port_value: ${entry##*:}}}}}")
   done
   local IFS=,
@@ -82,6 +83,8 @@ case ${1:-} in
     template=$1; shift
     for pair; do
       [[ $pair == [A-Z]*=* ]] || die "not NAME=VALUE: $pair"
+      [[ " TRACER NAME COLLECTOR SERVICE1 SERVICE1_GRAY APP NEXT NEXT_GRAY LISTEN CERTS $ports " == *" ${pair%%=*} "* ]] || die "no value is called ${pair%%=*} (see --help)"
+      [[ " $ports " != *" ${pair%%=*} "* || ${pair#*=} =~ ^[0-9]{1,5}$ ]] || die "${pair%%=*} is the number of a port, not: ${pair#*=}"
       value[${pair%%=*}]=${pair#*=}
     done
     render "$template"
