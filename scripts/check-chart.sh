@@ -147,6 +147,8 @@ refused "minReplicas 5 is above maxReplicas 2" --set autoscaling.enabled=true,au
 refused "/namespace/name" --set namespace.name=Foo
 refused "without a mesh has no namespace istio-system" --set mesh.mode=none,jaeger.enabled=true
 refused "takes no fractions" --set gateway.mode=gateway-api,gateway.timeout=1.5s
+refused "shop.example.com is not under gateway.listenerHostname" --set 'gateway.mode=gateway-api,gateway.hosts={shop.example.com}'
+refused "service1 requests none" --set autoscaling.enabled=true,hopDefaults.resources.requests.cpu=null
 refused "/traffic/rate" --set traffic.rate=0.0
 for upstream in 101%=http://b grpc://b/x/y grpc://b/service01 ws://b http:// http://b:99999 http://b:0 b%=http://b '10%http://b'; do
   refused "upstream '$upstream' is none" --set-json "hops=[{\"name\":\"a\",\"upstreams\":[\"$upstream\"]}]"
@@ -177,6 +179,7 @@ refused "Deployment httpserver/a-gray" --set gateway.mode=istio --set-json 'hops
 refused "Service httpserver/a-base" --set gateway.mode=gateway-api --set-json 'hops=[{"name":"a"},{"name":"a-base"}]'
 refused "VirtualService httpserver/httpserver" --set gateway.mode=istio --set-json 'hops=[{"name":"httpserver"}]'
 refused "NetworkPolicy httpserver/platform" --set networkPolicy.enabled=true --set-json 'hops=[{"name":"platform"}]'
+refused "NetworkPolicy httpserver/check-a" --set networkPolicy.enabled=true --set-json 'hops=[{"name":"a"},{"name":"check-a"}]'
 refused "httpserver/jaeger" --set jaeger.enabled=true,jaeger.namespace=httpserver --set-json 'hops=[{"name":"jaeger"}]'
 refused "no hop can be called traffic" --set traffic.enabled=true --set-json 'hops=[{"name":"traffic"}]'
 for name in check default; do refused "no hop can be called $name" --set-json "hops=[{\"name\":\"$name\"}]"; done
@@ -206,6 +209,9 @@ taken x-tenant --set 'hopDefaults.dropHeaders={x-tenant}' --set-json 'hopDefault
 for latency in 0 1.5ms 1m30s 10ms..2s 0..5ms p50=20ms,p90=80ms,p99.9=400ms; do taken "value: \"$latency\"" --set-json "hopDefaults.latency=\"$latency\""; done
 for name in on off yes no true false null y n; do taken "app: \"$name\"" --set-json "hops=[{\"name\":\"$name\"}]" --set networkPolicy.enabled=true; done
 taken 'namespace: "123"' --set-string namespace.name=123
+for listener in shop.example.com '*.example.com'; do
+  taken "hostname: \"$listener\"" --set "gateway.mode=gateway-api,gateway.hosts={shop.example.com},gateway.listenerHostname=$listener"
+done
 taken --rate=1.5 --set traffic.enabled=true,traffic.rate=1.5
 taken "replicas: 0" --set-json 'hops=[{"name":"a","replicas":1,"versions":[{"name":"v2","replicas":0}]}]'
 healed='hops=[{"name":"a","faults":["abort=503"],"versions":[{"name":"v2","faults":[]}]}]'
