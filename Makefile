@@ -41,7 +41,7 @@ compose-up: ## three hops, an HTTPS gateway and Jaeger by Docker Compose
 	HTTPSERVER_IMAGE=$(IMAGE):$(REL_VERSION) COMPOSE_USER=$$(id -u):$$(id -g) $(COMPOSE) up --detach --wait
 
 compose-down: ## stop them
-	HTTPSERVER_IMAGE=$(IMAGE):$(REL_VERSION) $(COMPOSE) down
+	HTTPSERVER_IMAGE=$(IMAGE):$(REL_VERSION) $(COMPOSE) --profile store down
 
 deploy: ## to the cluster of kubectl: the hops, Jaeger, the certificate, the gateway and its routes
 	kubectl apply -k k8s

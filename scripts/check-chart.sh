@@ -208,6 +208,7 @@ for gone in lanes hopDefaults.latency hopDefaults.resources image.tag; do taken 
 taken x-tenant --set 'hopDefaults.dropHeaders={x-tenant}' --set-json 'hopDefaults.env=[{"name":"FORWARD_HEADERS","value":"x-tenant"}]'
 for latency in 0 1.5ms 1m30s 10ms..2s 0..5ms p50=20ms,p90=80ms,p99.9=400ms; do taken "value: \"$latency\"" --set-json "hopDefaults.latency=\"$latency\""; done
 for name in on off yes no true false null y n; do taken "app: \"$name\"" --set-json "hops=[{\"name\":\"$name\"}]" --set networkPolicy.enabled=true; done
+taken '"example.org:5000/httpserver@sha256:abc"' --set image.repository=example.org:5000/httpserver@sha256,image.tag=abc
 taken 'namespace: "123"' --set-string namespace.name=123
 for listener in shop.example.com '*.example.com'; do
   taken "hostname: \"$listener\"" --set "gateway.mode=gateway-api,gateway.hosts={shop.example.com},gateway.listenerHostname=$listener"
