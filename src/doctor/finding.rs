@@ -19,6 +19,9 @@ pub(super) enum FindingId {
     /// A service passes on the context that it received instead of its own.
     #[serde(rename = "context.stale")]
     ContextStale,
+    /// A service passes the trace on under the last 64 bits of its id.
+    #[serde(rename = "context.shortened")]
+    ContextShortened,
     /// Spans name a parent that nobody reported.
     #[serde(rename = "spans.orphaned")]
     SpansOrphaned,

@@ -1,6 +1,6 @@
 //! The traces, from files or from a trace backend.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::Read;
 use std::path::Path;
 use std::time::SystemTime;
@@ -148,7 +148,25 @@ fn grouped(spans: Vec<Span>) -> Vec<Trace> {
         });
         of_trace.push(span);
     }
+    join_shortened(&mut traces);
     order.into_iter().filter_map(|id| Trace::of_reports(traces.remove(&id)?)).collect()
+}
+
+/// Joins what has the last 64 bits of a longer id with the trace that it goes on from: spans keep the id that they have.
+fn join_shortened(traces: &mut HashMap<TraceId, Vec<Span>>) {
+    let low = |id: TraceId| id.to_bytes()[8..].to_vec();
+    let is_short = |id: &TraceId| id.to_bytes()[..8].iter().all(|byte| *byte == 0);
+    let short: HashMap<Vec<u8>, TraceId> = traces.keys().filter(|id| is_short(id)).map(|id| (low(*id), *id)).collect();
+    let long: Vec<TraceId> = traces.keys().filter(|id| !is_short(id)).copied().collect();
+    for id in long {
+        let Some(cut) = short.get(&low(id)) else { continue };
+        let known: HashSet<_> = traces[&id].iter().map(|span| span.id).collect();
+        let goes_on = |span: &Span| span.parent_id.is_some_and(|parent| known.contains(&parent));
+        if traces.get(cut).is_some_and(|spans| spans.iter().any(goes_on)) {
+            let spans = traces.remove(cut).unwrap_or_default();
+            traces.entry(id).or_default().extend(spans);
+        }
+    }
 }
 
 #[cfg(test)]

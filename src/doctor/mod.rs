@@ -17,6 +17,7 @@ mod load;
 mod missing;
 mod peers;
 mod report;
+mod shortened;
 mod silent;
 mod system;
 mod timing;
@@ -121,6 +122,7 @@ fn diagnose(traces: &[Trace], source: String) -> DoctorReport {
     findings.extend(stale.findings);
     findings.extend(silent.findings);
     findings.extend(impossible);
+    findings.extend(shortened::shortened_ids(&system));
     findings.extend(clocks::timeless(&system));
     findings.extend(clocks::clock_notes(&system));
     findings.extend(clocks::cut_by_queues(&system));

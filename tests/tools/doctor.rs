@@ -316,6 +316,28 @@ fn the_clock_of_one_host_of_a_service_is_put_right_and_named() {
 }
 
 #[test]
+fn a_service_that_cuts_trace_ids_is_named_and_nobody_else() {
+    let mut spans = requests(30, &|_| {
+        vec![
+            ("front", "SERVER", None, 0, 60, ""),
+            ("front", "CLIENT", Some(0), 5, 50, "middle"),
+            ("middle", "SERVER", Some(1), 6, 45, ""),
+            ("middle", "CLIENT", Some(2), 8, 30, "leaf"),
+            ("leaf", "SERVER", Some(3), 9, 20, ""),
+        ]
+    });
+    for (at, span) in spans.iter_mut().enumerate() {
+        let short = span["traceId"].as_str().unwrap().to_owned();
+        if at % 5 < 4 {
+            span["traceId"] = json!(format!("00000000abcdef01{short}"));
+        }
+    }
+    let found = faults(&report(&spans));
+    assert!(found.len() == 1, "{found:?}");
+    assert_eq!(found[0][..3], ["context.shortened", "middle", "leaf"]);
+}
+
+#[test]
 fn a_leaf_that_reports_nothing_is_a_note_and_the_verdict_says_so() {
     let spans = requests(20, &|_| vec![("front", "SERVER", None, 0, 60, ""), ("front", "CLIENT", Some(0), 5, 50, "stock")]);
     let report = report(&spans);
