@@ -16,6 +16,8 @@ pub(crate) struct Front<'a> {
     pub(crate) pods: Vec<&'a Object>,
     /// The port of that Service, by which Gateways number their servers.
     pub(crate) port: u64,
+    /// Where the gateway's pods listen for it.
+    pub(crate) target: Option<u64>,
     /// The URL's port is a NodePort.
     pub(crate) is_node_port: bool,
     /// The Gateways whose selector finds these pods.
@@ -86,7 +88,7 @@ impl<'a> Front<'a> {
             let best = servers.iter().map(|(_, _, server)| nearness(server, arrival.host)).max();
             servers.retain(|(_, _, server)| Some(nearness(server, arrival.host)) == best);
         }
-        Self { service, pods, port, is_node_port: by_node.is_some(), gateways, on_port, servers }
+        Self { service, pods, port, target, is_node_port: by_node.is_some(), gateways, on_port, servers }
     }
 }
 

@@ -4,8 +4,8 @@ use std::net::IpAddr;
 
 use serde_json::Value;
 
-use crate::check::cluster::mistake::Mistake;
 use crate::check::cluster::mistake::Symptom::{Answer, Headers, Identity, Proxies, Spans};
+use crate::check::cluster::mistake::{Mistake, Symptom};
 use crate::check::cluster::object::{Object, at, list, number, text};
 use crate::check::cluster::path::{Hop, Path};
 use crate::check::cluster::routing::{destination_rules, policy};
@@ -32,7 +32,9 @@ pub(super) fn mistakes(path: &Path<'_>) -> Vec<Mistake> {
     }
     for hop in path.hops.iter().filter(|_| !any) {
         let bare = hop.pods.first().filter(|pod| !is_ambient(pod));
-        out.extend(bare.and_then(|pod| revision(path, pod)).map(|mistake| mistake.hop(hop).standing()));
+        let older = |pod| older(pod, &[Proxies, Identity, Spans, Headers, Answer]);
+        let why = |pod| revision(path, pod).or_else(|| Some(older(pod)).filter(|_| is_injected(path, pod)));
+        out.extend(bare.copied().and_then(why).map(|mistake| mistake.hop(hop).standing()));
     }
     for hop in &path.hops {
         out.extend(mtls(path, hop).into_iter().map(|mistake| mistake.seam(path, hop)));
@@ -76,21 +78,38 @@ fn injection(path: &Path<'_>, hop: &Hop<'_>) -> Option<Mistake> {
         let field = if deployment.is_some() { "spec.template.spec.hostNetwork" } else { "spec.hostNetwork" };
         return Some(Mistake::new(object, field, "is true: such pods get no sidecar", explains));
     }
+    Some(older(pod, explains))
+}
+
+/// A pod that should have a sidecar and was not given one.
+fn older(pod: &Object, explains: &[Symptom]) -> Mistake {
     let since = pod.text("/metadata/creationTimestamp");
     let says = format!(
         "is {since}: the pod started before its namespace was labelled, or while the injector was away, and has no sidecar; restart its Deployment"
     );
-    Some(Mistake::new(pod, "metadata.creationTimestamp", says, explains))
+    Mistake::new(pod, "metadata.creationTimestamp", says, explains)
 }
+
+/// Whether pods of this namespace get sidecars, of a revision that runs, unless they say that they do not.
+fn is_injected(path: &Path<'_>, pod: &Object) -> bool {
+    let asks = |namespace: &Object| namespace.label("istio-injection") == "enabled" || !namespace.label(REVISION).is_empty();
+    let is_out =
+        ["labels", "annotations"].iter().any(|place| !pod.at(&format!("/metadata/{place}/sidecar.istio.io~1inject")).is_null());
+    path.snapshot.find("Namespace", "", pod.namespace()).is_some_and(asks) && !is_out && istiods(path).next().is_some()
+}
+
+fn istiods<'a>(path: &Path<'a>) -> impl Iterator<Item = &'a Object> {
+    let pods = path.snapshot.all("Pod").into_iter();
+    pods.filter(|pod| pod.namespace() == ROOT_NAMESPACE && pod.label("app") == "istiod")
+}
+
+const REVISION: &str = "istio.io/rev";
 
 /// A namespace that asks for the sidecars of a revision that nobody runs.
 fn revision(path: &Path<'_>, pod: &Object) -> Option<Mistake> {
-    const REVISION: &str = "istio.io/rev";
     let namespace = path.snapshot.find("Namespace", "", pod.namespace())?;
     let wanted = namespace.label(REVISION);
-    let pods =
-        path.snapshot.all("Pod").into_iter().filter(|pod| pod.namespace() == ROOT_NAMESPACE && pod.label("app") == "istiod");
-    let mut running: Vec<&str> = pods.map(|pod| pod.label(REVISION)).collect();
+    let mut running: Vec<&str> = istiods(path).map(|pod| pod.label(REVISION)).collect();
     running.dedup();
     if wanted.is_empty() || running.is_empty() || running.contains(&wanted) || !namespace.label("istio-injection").is_empty() {
         return None;

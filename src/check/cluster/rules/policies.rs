@@ -26,8 +26,14 @@ pub(super) fn mistakes(path: &Path<'_>) -> Vec<Mistake> {
     if let Some(front) = &path.front
         && let Some(pod) = front.pods.first()
     {
-        let asked =
-            Asked { principals: vec![None], namespace: "", path: &path.path, host: &path.host, port: None, may_have_token: true };
+        let asked = Asked {
+            principals: vec![None],
+            namespace: "",
+            path: &path.path,
+            host: &path.host,
+            port: front.target,
+            may_have_token: true,
+        };
         out.extend(
             verdict(path, pod, &asked, "the gateway")
                 .into_iter()
@@ -234,7 +240,8 @@ fn operation<'a>(operation: &Value, asked: &Asked<'_>) -> Option<(&'a str, Strin
     {
         let (wanted, unwanted) = (listed(yes), listed(no));
         if !wanted.is_empty() && !value.is_empty() && !wanted.iter().any(|pattern| fits(pattern, value)) {
-            return Some((yes, format!("is {}, and the call is {value}", wanted.join(", "))));
+            let counts = if yes == "ports" { ": that of the pod counts, not the Service's" } else { "" };
+            return Some((yes, format!("is {}, and the call is {value}{counts}", wanted.join(", "))));
         }
         if unwanted.iter().any(|pattern| fits(pattern, value)) {
             return Some((no, format!("is {}, and the call is {value}", unwanted.join(", "))));

@@ -93,6 +93,32 @@ fn a_revision_that_nobody_runs_is_named() {
     )]);
 }
 
+/// Where no hop has a sidecar, no hop is unlike the others.
+#[test]
+fn pods_that_are_all_older_than_the_label_of_their_namespace_are_named() {
+    let bare = |pod| Unset(pod, "/spec/initContainers");
+    let istiod = json!({"metadata": {"labels": {"app": "istiod", "istio.io/rev": "default"}}});
+    let all = |labels: Value| {
+        vec![
+            bare("Pod service1-7d4b9c6f5-x2x5z"),
+            bare("Pod service2-7d4b9c6f5-x2x5z"),
+            bare("Pod service3-7d4b9c6f5-x2x5z"),
+            Set("Namespace shop", "/metadata/labels", labels),
+            Add(object("v1", "Pod", "istio-system", "istiod-7d4b9c6f5-x2x5z", istiod.clone())),
+        ]
+    };
+    for (labels, is_named) in [
+        (json!({"istio-injection": "enabled"}), true),
+        (json!({"istio.io/rev": "default"}), true),
+        (json!({"istio-injection": "disabled"}), false),
+        (json!({}), false),
+    ] {
+        let named =
+            found(all(labels.clone())).into_iter().any(|mistake| mistake.stands && mistake.field == "metadata.creationTimestamp");
+        assert_eq!(named, is_named, "{labels}");
+    }
+}
+
 #[test]
 fn policies_are_named_with_their_field() {
     let policy = |spec: Value| vec![Add(security("AuthorizationPolicy", "p", spec))];
@@ -137,6 +163,25 @@ fn policies_are_named_with_their_field() {
             denied(),
             name,
             "spec.rules[0]",
+        ),
+        // The Service's port is not the one at which the pod listens.
+        (
+            policy(json!({"selector": second, "rules": [{"to": [{"operation": {"ports": ["80"]}}]}]})),
+            denied(),
+            name,
+            "spec.rules[0].to[0].operation.ports",
+        ),
+        (
+            vec![Add(object(
+                "security.istio.io/v1",
+                "AuthorizationPolicy",
+                "istio-system",
+                "p",
+                json!({"spec": {"rules": [{"to": [{"operation": {"ports": ["443"]}}]}]}}),
+            ))],
+            front("403 RBAC: access denied"),
+            "AuthorizationPolicy istio-system/p",
+            "spec.rules[0].to[0].operation.ports",
         ),
         (policy(json!({"selector": second, "rules": jwt})), denied(), name, "spec.rules[0].from[0].source.requestPrincipals"),
         (
