@@ -37,6 +37,9 @@ pub struct PlacedSpan {
     pub is_last: bool,
 }
 
+/// Which span a report is of: its id, on which side of a call it is, and whose.
+type SpanKey = (SpanId, Option<Kind>, Option<Box<str>>);
+
 impl Trace {
     /// Orders the spans of one trace; `None` when there are none. Takes time n log n in the spans, whatever they claim.
     pub fn new(spans: Vec<Arc<Span>>) -> Option<Self> {
@@ -86,7 +89,7 @@ impl Trace {
 
     /// The same from reports of which several may be of one span; `None` when there are none.
     pub fn of_reports(reports: Vec<Span>) -> Option<Self> {
-        let mut known: HashMap<(SpanId, Option<Kind>, Option<Box<str>>), usize> = HashMap::new();
+        let mut known: HashMap<SpanKey, usize> = HashMap::new();
         let mut spans: Vec<Span> = Vec::with_capacity(reports.len());
         for report in reports {
             let key = |kind| (report.id, kind, report.service().map(Box::from));

@@ -27,7 +27,6 @@ const MAX_RECENT: usize = 1_000_000;
 const SHORTEST_WINDOW: Duration = Duration::from_secs(1);
 /// However soon a trace has to arrive, the backend may take this long to answer.
 const SHORTEST_WAIT: Duration = Duration::from_secs(5);
-/// The tags under which apps and Envoy report the request id.
 
 /// Which API answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
