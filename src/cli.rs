@@ -407,13 +407,7 @@ async fn health(args: HealthArgs) -> ExitCode {
     } else {
         crate::net::tls::client_config()
     };
-    let client = reqwest::Client::builder()
-        .no_proxy()
-        .redirect(reqwest::redirect::Policy::none())
-        .tls_backend_preconfigured(tls)
-        .timeout(Duration::from_secs(3))
-        .build();
-    let answer = match client {
+    let answer = match crate::net::client::builder(tls).timeout(Duration::from_secs(3)).build() {
         Ok(client) => client.get(&url).send().await,
         Err(error) => Err(error),
     };

@@ -40,7 +40,7 @@ struct Source {
     paths: Vec<(Vec<String>, usize)>,
     /// Name, first line and number of lines of each function.
     functions: Vec<(String, usize, usize)>,
-    /// Name and line of each type, trait and alias outside functions and `impl` blocks.
+    /// Name and line of each type and trait, and of each alias outside functions and `impl` blocks.
     types: Vec<(String, usize)>,
 }
 
@@ -109,8 +109,9 @@ impl Reader {
                     }
                 }
                 TokenTree::Ident(ident) if *ident == "fn" => self.function(&tokens[at..]),
+                // Below the top a `type` is an item of a trait, whose name is the trait's.
                 TokenTree::Ident(ident)
-                    if self.depth == 0 && ["struct", "enum", "trait", "type"].iter().any(|kind| ident == kind) =>
+                    if ["struct", "enum", "trait"].iter().any(|kind| ident == kind) || self.depth == 0 && *ident == "type" =>
                 {
                     if let Some(TokenTree::Ident(name)) = tokens.get(at + 1) {
                         self.source.types.push((name.to_string(), name.span().start().line));

@@ -1,9 +1,8 @@
 //! The options of `check`, and what they say of each other.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
-use http::{HeaderName, HeaderValue};
+use http::header::ACCEPT;
 use reqwest::Url;
 
 use crate::check::backend::SecretHeader;
@@ -14,6 +13,7 @@ use crate::check::cluster::ClusterArgs;
 use crate::check::envoy::commands::{Given, RunOptions};
 use crate::check::reachability::tls::Trust;
 use crate::check::report::{Group, OutputFormat};
+use crate::check::shared_args::{BackendArgs, ClientArgs};
 use crate::values;
 
 /// Options of `httpserver check`.
@@ -25,27 +25,15 @@ pub struct CheckArgs {
     /// Connect to ADDRESS for this host and port, like curl (repeatable)
     #[arg(long, value_name = "HOST:PORT:ADDRESS")]
     pub resolve: Vec<Resolve>,
-    /// Trust the certificates in this PEM file, too
-    #[arg(long, value_name = "FILE")]
-    pub cacert: Option<PathBuf>,
-    /// Do not verify the certificate; problems are still reported
-    #[arg(short = 'k', long)]
-    pub insecure: bool,
-    /// Send this header with every request (repeatable)
-    #[arg(short = 'H', long = "header", value_name = "NAME: VALUE", value_parser = chain::expect::header)]
-    pub headers: Vec<(HeaderName, HeaderValue)>,
+    /// How the chain is called.
+    #[command(flatten)]
+    pub client: ClientArgs,
     /// The hops in order: `service1,service2,service3`; a fan-out: `service1(service2,service3)`
     #[arg(long, value_name = "HOPS")]
     pub expect: Option<Expect>,
-    /// Read the trace from this Jaeger query API or Zipkin v2 API
-    #[arg(long, value_name = "URL", value_parser = chain::expect::url)]
-    pub traces: Option<Url>,
-    /// Send this header to the trace backend, for example a token; it is never shown (repeatable)
-    #[arg(long, value_name = "NAME: VALUE")]
-    pub traces_header: Vec<SecretHeader>,
-    /// How long a trace may take to arrive, and the backend to answer
-    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = values::positive_duration)]
-    pub traces_wait: Duration,
+    /// Where the trace is read.
+    #[command(flatten)]
+    pub backend: BackendArgs,
     /// Send one request in this trace, 32 or 16 hex digits: the one whose trace --traces reads, else the first
     #[arg(long, value_name = "TRACE_ID")]
     pub trace_id: Option<ChosenTrace>,
@@ -80,9 +68,6 @@ pub struct CheckArgs {
     /// Requests per second, at most
     #[arg(long, value_name = "RATE", default_value = "50", value_parser = chain::expect::rate)]
     pub rate: f64,
-    /// How long one request may take
-    #[arg(long, value_name = "TIME", default_value = "15s", value_parser = values::positive_duration)]
-    pub timeout: Duration,
     /// How long the whole run may take; what was left out is reported, and the run counts as interrupted [default: 2m, and
     /// what --count, --lane, --watch and --traces-wait may take]
     #[arg(long, value_name = "TIME", value_parser = values::positive_duration)]
@@ -138,7 +123,7 @@ impl CheckArgs {
             let walks = if self.lane.is_empty() { 0 } else { LANE_REQUESTS * (1 + self.lane.len() as u64) };
             let kept = self.count.min(ONE_CONNECTION + 1);
             let sent = Duration::from_secs_f64((self.count + self.marked() + walks + kept) as f64 / self.rate);
-            let traces = self.traces.as_ref().map_or(Duration::ZERO, |_| 3 * self.traces_wait);
+            let traces = self.backend.traces.as_ref().map_or(Duration::ZERO, |_| 3 * self.backend.traces_wait);
             (STEPS + sent + traces).saturating_add(self.watch.unwrap_or_default())
         })
     }
@@ -151,13 +136,13 @@ impl CheckArgs {
 
     /// The first request. With a backend the one whose trace is read has the chosen id, and no other.
     pub(super) fn first_probe(&self) -> Probe {
-        let chosen = self.trace_id.filter(|_| self.traces.is_none());
+        let chosen = self.trace_id.filter(|_| self.backend.traces.is_none());
         chosen.map_or_else(Probe::ordinary, |trace| Probe::chosen(&trace))
     }
 
     /// The options of this run, for commands that repeat it.
     pub(super) fn options(&self) -> RunOptions {
-        let Self { url, resolve, cacert, insecure, plain_port, expect, .. } = self;
+        let Self { url, resolve, client: ClientArgs { cacert, insecure, .. }, plain_port, expect, .. } = self;
         let (cacert, expect) = (cacert.as_deref(), expect.as_ref());
         RunOptions::new(&Given { url, resolve, cacert, insecure: *insecure, plain_port: *plain_port, expect })
     }
@@ -166,7 +151,7 @@ impl CheckArgs {
     pub(super) fn groups(&self) -> Vec<Group> {
         let mut groups = vec![Group::Reach, Group::Chain, Group::Propagation];
         let optional = [
-            (Group::Traces, self.traces.is_some()),
+            (Group::Traces, self.backend.traces.is_some()),
             (Group::Lanes, !self.lane.is_empty()),
             (Group::Traffic, self.count > 0),
             (Group::Watch, self.watch.is_some()),
@@ -182,11 +167,11 @@ impl CheckArgs {
 /// # Errors
 /// One line that names the flag, the value and what is accepted.
 pub(super) fn validate(args: &CheckArgs) -> Result<Trust, String> {
-    let trust = Trust::new(args.cacert.as_deref(), args.insecure).map_err(|why| {
-        let path = args.cacert.as_deref().map(std::path::Path::display).map_or_else(String::new, |path| path.to_string());
-        format!("--cacert {path}: {why}; accepted: a PEM file with at least one certificate")
-    })?;
-    SecretHeader::map(&args.traces_header)?;
+    let trust = args.client.trust()?;
+    if args.client.headers.iter().any(|(name, _)| *name == ACCEPT) {
+        return Err("--header accept: `check` sends it itself; accepted: any other header".to_owned());
+    }
+    SecretHeader::map(&args.backend.traces_header)?;
     if !args.expect_split.is_empty() && args.count == 0 {
         return Err("--count 0: --expect-split needs requests; accepted: a number above 0".to_owned());
     }

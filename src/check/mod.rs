@@ -19,6 +19,7 @@ pub(crate) mod envoy;
 pub(crate) mod propagation;
 pub(crate) mod reachability;
 pub(crate) mod report;
+mod shared_args;
 mod traffic;
 
 use std::io::IsTerminal as _;
@@ -40,7 +41,7 @@ use crate::telemetry::client_tracing::{ClientTracer, ClientTracing};
 pub use args::CheckArgs;
 use args::{FOREVER, LANE_REQUESTS, ONE_CONNECTION, validate};
 pub use backend::SecretHeader;
-pub use backend::trace::{TraceArgs, TraceOutput, run as run_trace};
+pub use backend::trace::{TraceArgs, run as run_trace};
 use chain::evidence::Xray;
 use chain::probe::Probe;
 pub use cluster::ClusterArgs;
@@ -50,6 +51,7 @@ use reachability::client::{CheckClient, FrontAnswer, RequestFailure};
 use reachability::tls::Trust;
 pub use report::OutputFormat;
 use report::{CheckId, Finding, Group, ProgressLine, Report, Status};
+pub use shared_args::{BackendArgs, ClientArgs, TextOrJson};
 use traffic::TrafficExpectation;
 use traffic::sample::{Sample, Series};
 use traffic::watch::Watched;
@@ -302,14 +304,14 @@ impl<'a> Run<'a> {
         let series = |lane: Option<&str>| Series::new(client.clone(), context.clone(), traffic::lane_check::headers(lane));
         let marked_series = Series { is_marked: true, ..series(None) };
         // Those that bring no trace context also show the mesh's own sampling rate. Where nobody begins a trace they show nothing else.
-        let are_marked = self.args.traces.is_none() && xray.is_some_and(Xray::is_untraced);
+        let are_marked = self.args.backend.traces.is_none() && xray.is_some_and(Xray::is_untraced);
         let ordinary = if are_marked { &marked_series } else { &series(None) };
         let samples = self.send(ordinary, self.args.count).await;
         let marked = if are_marked { Vec::new() } else { self.send(&marked_series, self.args.marked()).await };
         let rates = traffic::rates::Rates::of(&samples, &marked, xray, &self.context);
         self.report.foresee(rates.causes());
         self.report.extend(traced);
-        if self.args.traces.is_some() && !samples.is_empty() {
+        if self.args.backend.traces.is_some() && !samples.is_empty() {
             self.report.add(traffic::sampling::finding(&samples, self.args.expect_sampling, xray, &self.context));
         }
         self.lanes(&series).await;
@@ -353,7 +355,7 @@ impl<'a> Run<'a> {
                     trace_id: self.args.trace_id.as_ref(),
                     hints: &self.context,
                 };
-                let wait = self.args.traces_wait;
+                let wait = self.args.backend.traces_wait;
                 let judged = backend::follow(&backend, &request, wait, &mut self.stop, &self.progress).await;
                 self.unseen.retain(|name| !judged.names.contains(name));
                 self.leave_unseen("the trace backend shows nothing of what it calls");
@@ -418,7 +420,7 @@ impl<'a> Run<'a> {
     async fn reach(&mut self) -> Option<(CheckClient, Tree, FrontAnswer)> {
         const CONNECT: Duration = Duration::from_secs(5);
         let Self { args, trust, context, report, .. } = self;
-        let limit = CONNECT.min(args.timeout);
+        let limit = CONNECT.min(args.client.timeout);
         let (findings, addresses) = reachability::reach::resolve(&args.url, &args.resolve).await;
         report.extend(findings);
         let (finding, address) = reachability::reach::connect(&addresses?, context, limit).await;
@@ -432,8 +434,8 @@ impl<'a> Run<'a> {
                 return None;
             }
         }
-        let extra: HeaderMap = args.headers.iter().cloned().collect();
-        let client = match CheckClient::new(args.url.clone(), address, trust, args.timeout, args.rate, extra) {
+        let extra: HeaderMap = args.client.headers.iter().cloned().collect();
+        let client = match CheckClient::new(args.url.clone(), address, trust, args.client.timeout, args.rate, extra) {
             Ok(client) => client,
             Err(error) => {
                 let hint = report::Hint::new("The TLS setup of this machine");
@@ -441,9 +443,9 @@ impl<'a> Run<'a> {
                 return None;
             }
         };
-        self.opening = self.args.traces.clone().map(|url| {
-            let (trust, wait) = (self.trust.clone(), self.args.traces_wait);
-            let headers = SecretHeader::map(&self.args.traces_header).unwrap_or_default();
+        self.opening = self.args.backend.traces.clone().map(|url| {
+            let (trust, wait) = (self.trust.clone(), self.args.backend.traces_wait);
+            let headers = SecretHeader::map(&self.args.backend.traces_header).unwrap_or_default();
             tokio::spawn(async move { backend::open(&url, &trust, headers, wait).await })
         });
         let probe = self.args.first_probe();
@@ -494,7 +496,7 @@ impl<'a> Run<'a> {
         self.backend().await;
         let Some(Ok((backend, _))) = &self.backend else { return };
         let failed = backend::Failed { sent, status, tree, url: &self.context.url };
-        let found = backend::evidence(backend, &failed, self.args.traces_wait, &mut self.stop, &self.progress).await;
+        let found = backend::evidence(backend, &failed, self.args.backend.traces_wait, &mut self.stop, &self.progress).await;
         Arc::make_mut(&mut self.context.evidence).failures.extend(found);
     }
 }

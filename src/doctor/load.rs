@@ -45,15 +45,15 @@ pub(super) async fn load(args: &DoctorArgs) -> Result<Loaded, LoadError> {
         spans.extend(read_file(path).and_then(|bytes| parse(&bytes)).map_err(named)?);
         sources.push(path.display().to_string());
     }
-    if let Some(url) = &args.traces {
-        let headers = SecretHeader::map(&args.traces_header).map_err(LoadError::Usage)?;
-        let backend = open_traces(url, headers, args.traces_wait).await.map_err(LoadError::Unread)?;
+    if let Some(url) = &args.backend.traces {
+        let headers = SecretHeader::map(&args.backend.traces_header).map_err(LoadError::Usage)?;
+        let backend = open_traces(url, headers, args.backend.traces_wait).await.map_err(LoadError::Unread)?;
         let recent = backend.recent(args.service.as_deref(), args.lookback, args.limit as usize);
         spans.extend(recent.await.map_err(|why| LoadError::Unread(format!("{} {why}", backend.name())))?);
         sources.push(backend.name());
     }
     let mut traces = grouped(spans);
-    if args.traces.is_some() {
+    if args.backend.traces.is_some() {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         traces = whole(traces, u64::try_from(now.as_micros()).unwrap_or(u64::MAX));
     }

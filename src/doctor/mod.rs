@@ -27,9 +27,7 @@ use std::io::Write as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use reqwest::Url;
-
-use crate::check::backend::SecretHeader;
+use crate::check::{BackendArgs, TextOrJson};
 use crate::traces::Trace;
 use crate::values;
 use finding::{Level, ServiceFinding};
@@ -41,15 +39,9 @@ use system::System;
 #[derive(Debug, Clone, clap::Args)]
 #[command(group = clap::ArgGroup::new("source").args(["traces", "file"]).required(true).multiple(true))]
 pub struct DoctorArgs {
-    /// Read the traces from this Jaeger query API or Zipkin v2 API
-    #[arg(long, value_name = "URL", value_parser = crate::check::chain::expect::url)]
-    pub traces: Option<Url>,
-    /// Send this header to the trace backend, for example a token; it is never shown (repeatable)
-    #[arg(long, value_name = "NAME: VALUE", requires = "traces")]
-    pub traces_header: Vec<SecretHeader>,
-    /// How long the trace backend may take for an answer
-    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = values::positive_duration)]
-    pub traces_wait: Duration,
+    /// Where the traces are read.
+    #[command(flatten)]
+    pub backend: BackendArgs,
     /// Read the traces from this file: Zipkin v2 JSON, Jaeger's download, or OTLP JSON; `-` for standard input (repeatable)
     #[arg(long, value_name = "FILE")]
     pub file: Vec<PathBuf>,
@@ -66,17 +58,8 @@ pub struct DoctorArgs {
     #[arg(long, value_name = "SCORE", value_parser = clap::value_parser!(u8).range(0..=100))]
     pub fail_under: Option<u8>,
     /// The form of the report on standard output
-    #[arg(long, value_enum, default_value_t = DoctorOutput::Text)]
-    pub output: DoctorOutput,
-}
-
-/// The form of the report.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum DoctorOutput {
-    /// For people.
-    Text,
-    /// One object.
-    Json,
+    #[arg(long, value_enum, default_value_t = TextOrJson::Text)]
+    pub output: TextOrJson,
 }
 
 /// Reads the traces and writes the report to standard output. Returns the exit code: 0 read, 1 nothing could be read or a service
@@ -95,8 +78,8 @@ pub async fn run(args: DoctorArgs) -> u8 {
     };
     let report = diagnose(&loaded.traces, loaded.source);
     let text = match args.output {
-        DoctorOutput::Text => report.text(crate::check::report::has_color()),
-        DoctorOutput::Json => report.json(),
+        TextOrJson::Text => report.text(crate::check::report::has_color()),
+        TextOrJson::Json => report.json(),
     };
     // A reader that hung up is no reason to fail: the exit code still has the result.
     let _ = std::io::stdout().write_all(text.as_bytes());

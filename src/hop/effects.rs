@@ -50,13 +50,13 @@ pub(crate) async fn before_work(exchange: &Exchange, struck: &Struck) -> Result<
 
 /// Uses a processor for so long, until the caller hangs up.
 async fn burn(time: Duration) {
-    struct Stop(Arc<AtomicBool>);
-    impl Drop for Stop {
+    struct StopFlag(Arc<AtomicBool>);
+    impl Drop for StopFlag {
         fn drop(&mut self) {
             self.0.store(true, Ordering::Relaxed);
         }
     }
-    let stop = Stop(Arc::default());
+    let stop = StopFlag(Arc::default());
     let is_stopped = stop.0.clone();
     let burning = tokio::task::spawn_blocking(move || {
         let begun = (Instant::now(), processor_time());

@@ -8,12 +8,22 @@ use http::Uri;
 
 /// `host:port`, `host` or `[::1]:port`, an address without its brackets; the port is the scheme's when it is not given.
 pub(crate) fn host_and_port<'a>(host: &'a str, scheme: &str) -> (&'a str, u16) {
-    let usual = if scheme == "https" { 443 } else { 80 };
+    let usual = usual_port(scheme);
     let (name, port) = match host.rsplit_once(':') {
         Some((name, port)) if !name.contains(':') || name.ends_with(']') => (name, port.parse().unwrap_or(usual)),
         _ => (host, usual),
     };
     (name.trim_matches(['[', ']']), port)
+}
+
+/// The port of URLs of this scheme that name none.
+pub(crate) fn usual_port(scheme: &str) -> u16 {
+    if matches!(scheme, "https" | "grpcs") { 443 } else { 80 }
+}
+
+/// The port of a URL: its own, or that of its scheme.
+pub(crate) fn port_of(uri: &Uri) -> u16 {
+    uri.port_u16().unwrap_or_else(|| usual_port(uri.scheme_str().unwrap_or_default()))
 }
 
 /// Whether a text is `uri-host [":" port]` (RFC 9110, 7.2): a name or an address, no user, and a port that exists.
@@ -161,6 +171,18 @@ mod tests {
         assert_eq!(host_and_port("[::1]:8080", "http"), ("::1", 8080));
         assert_eq!(host_and_port("[::1]", "http"), ("::1", 80));
         assert_eq!(host_and_port("::1", "https"), ("::1", 443));
+        assert_eq!(host_and_port("service2", "grpcs"), ("service2", 443));
+        for (url, port) in [
+            ("http://a", 80),
+            ("h2c://a/x", 80),
+            ("grpc://a", 80),
+            ("https://a", 443),
+            ("grpcs://a", 443),
+            ("grpcs://a:8443", 8443),
+            ("https://[::1]:1/", 1),
+        ] {
+            assert_eq!(port_of(&url.parse().unwrap()), port, "{url}");
+        }
     }
 
     #[test]

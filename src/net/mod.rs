@@ -1,8 +1,9 @@
-//! Hosts and addresses as they stand in URLs and headers (`hosts`, `addresses`), TLS of clients (`tls`), bodies as they arrive (`body`), messages of gRPC (`grpc`). A leaf: imports
-//! nothing of this crate.
+//! Hosts and addresses as they stand in URLs and headers (`hosts`, `addresses`), bodies as they arrive (`body`), clients (`client`) and their
+//! TLS (`tls`), messages of gRPC (`grpc`). A leaf: imports nothing of this crate.
 
 pub(crate) mod addresses;
 pub(crate) mod body;
+pub(crate) mod client;
 pub(crate) mod grpc;
 pub(crate) mod hosts;
 pub(crate) mod tls;

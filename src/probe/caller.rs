@@ -4,9 +4,9 @@ use std::time::{Duration, Instant};
 
 use http::{HeaderMap, Method};
 use reqwest::Url;
-use reqwest::redirect::Policy;
 
 use crate::check::reachability::tls::Trust;
+use crate::net::client::{builder, read_bounded};
 use crate::probe::ProbeArgs;
 use crate::probe::listener::{AppCall, Downstream};
 use crate::telemetry::ids;
@@ -47,14 +47,8 @@ impl AppClient {
     /// Errors: a usage error in words.
     pub(super) fn new(args: &ProbeArgs, trust: &Trust) -> Result<Self, String> {
         let tls = trust.config().map_err(|error| format!("--cacert: {error}"))?.0;
-        let http = reqwest::Client::builder()
-            .no_proxy()
-            .redirect(Policy::none())
-            .timeout(args.timeout)
-            .tls_backend_preconfigured(tls)
-            .build()
-            .map_err(|error| causes(&error))?;
-        let headers = args.headers.iter().cloned().collect();
+        let http = builder(tls).timeout(args.client.timeout).build().map_err(|error| causes(&error))?;
+        let headers = args.client.headers.iter().cloned().collect();
         Ok(Self { http, url: args.app_url.clone(), method: args.method.clone(), body: args.body.clone(), headers })
     }
 
@@ -81,14 +75,7 @@ impl AppClient {
                 let found = answer.headers().get(http::header::LOCATION);
                 location = found.and_then(|location| location.to_str().ok()).map(str::to_owned);
                 let status = answer.status().as_u16();
-                let mut read = 0;
-                loop {
-                    match answer.chunk().await {
-                        Ok(Some(chunk)) if read < MAX_ANSWER => read += chunk.len(),
-                        Ok(_) => break Ok(status),
-                        Err(error) => break Err(causes(&error)),
-                    }
-                }
+                read_bounded(&mut answer, MAX_ANSWER).await.map(|_| status).map_err(|error| causes(&error))
             }
             Err(error) => Err(causes(&error.without_url())),
         };

@@ -98,7 +98,8 @@ pub(super) fn reached(args: &ProbeArgs, outcome: &AppOutcome, status: u16) -> Fi
 fn calls_nobody(args: &ProbeArgs, outcome: &AppOutcome, addresses: &str) -> Hint {
     let setting =
         format!("its next hop has to be {addresses}, and it has to reach that: in a container this host is not 127.0.0.1");
-    let headers: String = args.headers.iter().map(|(name, _)| format!(" -H {}", quoted(&format!("{name}: VALUE")))).collect();
+    let headers: String =
+        args.client.headers.iter().map(|(name, _)| format!(" -H {}", quoted(&format!("{name}: VALUE")))).collect();
     let body = args.body.as_ref().map_or_else(String::new, |body| format!(" --data-raw {}", quoted(body)));
     let url = quoted(&without_secrets(&args.app_url));
     let asked = format!("curl -sv -X {}{headers}{body} {url}  # look for what the answer says", args.method);
@@ -476,7 +477,7 @@ pub(super) fn failures(session: &Session<'_>, results: &[(Mood, AppOutcome)], wi
         let repeated = if more { format!(", {calls} calls: it repeats") } else { String::new() };
         let answer = match &outcome.status {
             Ok(status) => format!("the app answers {status} after {} ms", outcome.took.as_millis()),
-            Err(_) => format!("no answer within {:?}: the app's client has no shorter timeout", session.args.timeout),
+            Err(_) => format!("no answer within {:?}: the app's client has no shorter timeout", session.args.client.timeout),
         };
         format!("it {what}: {answer}{repeated}")
     });

@@ -16,18 +16,15 @@ mod session;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::time::Duration;
 
-use http::{HeaderName, HeaderValue, Method, StatusCode};
+use http::{Method, StatusCode};
 use reqwest::Url;
 
 use crate::check::chain::expect;
 use crate::check::envoy::suggestions::quoted;
-use crate::check::listen_for_signals;
-use crate::check::reachability::tls::Trust;
 use crate::check::report::{self, CheckId, Group, OutputFormat, Report};
+use crate::check::{ClientArgs, listen_for_signals};
 use crate::net::hosts::redacted_url;
-use crate::values;
 use caller::AppClient;
 use listener::Downstream;
 use session::Expected;
@@ -66,22 +63,13 @@ pub struct ProbeArgs {
     /// The body of each request; `{nonce}` in it is replaced
     #[arg(long, value_name = "TEXT")]
     pub body: Option<String>,
-    /// Send this header with every request (repeatable)
-    #[arg(short = 'H', long = "header", value_name = "NAME: VALUE", value_parser = expect::header)]
-    pub headers: Vec<(HeaderName, HeaderValue)>,
+    /// How the app is called.
+    #[command(flatten)]
+    pub client: ClientArgs,
     /// What has to pass: some of w3c, b3, b3-single, x-request-id, baggage, tracestate or a carried header's name [default: one
     /// format of trace context, whichever]
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     pub expect: Vec<Expected>,
-    /// How long one request may take
-    #[arg(long, value_name = "TIME", default_value = "15s", value_parser = values::positive_duration)]
-    pub timeout: Duration,
-    /// Trust the certificates in this PEM file, too
-    #[arg(long, value_name = "FILE")]
-    pub cacert: Option<PathBuf>,
-    /// Do not verify the app's certificate
-    #[arg(short = 'k', long)]
-    pub insecure: bool,
     /// Report this check but do not let it fail the run (repeatable)
     #[arg(long, value_name = "CHECK")]
     pub skip: Vec<String>,
@@ -100,7 +88,7 @@ impl ProbeArgs {
             ("downstream-reply", &self.downstream_reply),
             ("downstream-tls-cert", &self.downstream_tls_cert),
             ("downstream-tls-key", &self.downstream_tls_key),
-            ("cacert", &self.cacert),
+            ("cacert", &self.client.cacert),
         ];
         for (name, file) in files {
             file.iter().for_each(|file| put(name, &file.display().to_string()));
@@ -113,11 +101,11 @@ impl ProbeArgs {
         }
         self.count.iter().for_each(|count| put("count", &count.to_string()));
         self.body.iter().for_each(|body| put("body", body));
-        self.headers.iter().for_each(|(name, _)| put("header", &format!("{name}: VALUE")));
+        self.client.headers.iter().for_each(|(name, _)| put("header", &format!("{name}: VALUE")));
         if !self.expect.is_empty() {
             put("expect", &self.expect.iter().map(|name| name.0.as_str()).collect::<Vec<_>>().join(","));
         }
-        let insecure = if self.insecure { " --insecure" } else { "" };
+        let insecure = if self.client.insecure { " --insecure" } else { "" };
         format!("{}{insecure}{more}", words.join(" "))
     }
 }
@@ -202,10 +190,7 @@ async fn prepare(args: &ProbeArgs) -> Result<(AppClient, Downstream), (u8, Strin
         let why = "TLS needs a certificate; accepted: with --downstream-tls-cert and --downstream-tls-key";
         return Err((2, format!("--downstream https:// or grpcs://{address}: {why}, or http://, h2c:// and grpc://")));
     }
-    let trust = Trust::new(args.cacert.as_deref(), args.insecure).map_err(|why| {
-        let path = args.cacert.as_deref().map(|path| path.display().to_string()).unwrap_or_default();
-        (2, format!("--cacert {path}: {why}; accepted: a PEM file with at least one certificate"))
-    })?;
+    let trust = args.client.trust().map_err(|why| (2, why))?;
     let downstream = Downstream::bind(args).await?;
     let caller = AppClient::new(args, &trust).map_err(|why| (2, why))?;
     Ok((caller, downstream))

@@ -51,22 +51,22 @@ pub(crate) fn code_of_answer(status: StatusCode) -> Code {
 
 /// `google.rpc.Status`.
 #[derive(Clone, PartialEq, prost::Message)]
-struct RpcStatus {
+pub(crate) struct RpcStatus {
     #[prost(int32, tag = "1")]
-    code: i32,
+    pub(crate) code: i32,
     #[prost(string, tag = "2")]
-    message: String,
+    pub(crate) message: String,
     #[prost(message, repeated, tag = "3")]
-    details: Vec<Any>,
+    pub(crate) details: Vec<Any>,
 }
 
 /// `google.protobuf.Any`.
 #[derive(Clone, PartialEq, prost::Message)]
-struct Any {
+pub(crate) struct Any {
     #[prost(string, tag = "1")]
-    type_url: String,
+    pub(crate) type_url: String,
     #[prost(bytes = "bytes", tag = "2")]
-    value: Bytes,
+    pub(crate) value: Bytes,
 }
 
 /// `google.rpc.ErrorInfo`.

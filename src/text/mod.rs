@@ -6,7 +6,7 @@ pub(crate) mod hex;
 pub(crate) mod number;
 pub(crate) mod time;
 
-pub(crate) use causes::causes;
+pub(crate) use causes::{causes, root_cause};
 pub(crate) use escape::{misleads, plain};
 
 /// The media type of problem documents (RFC 9457).

@@ -175,7 +175,7 @@ pub(crate) fn list<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer:
 /// An object of scalars as texts; null is the empty one. Of a key that comes twice the last value counts.
 pub(crate) fn tags<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<Box<str>, Box<str>>, D::Error> {
     #[derive(serde::Deserialize)]
-    struct Text(#[serde(deserialize_with = "text")] Box<str>);
-    let tags: Option<BTreeMap<Box<str>, Text>> = Option::deserialize(deserializer)?;
+    struct LooseText(#[serde(deserialize_with = "text")] Box<str>);
+    let tags: Option<BTreeMap<Box<str>, LooseText>> = Option::deserialize(deserializer)?;
     Ok(tags.into_iter().flatten().map(|(key, value)| (key, value.0)).collect())
 }

@@ -8,7 +8,7 @@ use http::header::InvalidHeaderValue;
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Uri};
 
-use crate::net::hosts::{UrlError, parse_url, redacted_url};
+use crate::net::hosts::{UrlError, parse_url, port_of, redacted_url, usual_port};
 use crate::rpc::CALL;
 use crate::upstream::client::Protocol;
 use crate::values::{MAX_SERVICE_NUMBER, percent_number, percent_text, service_number};
@@ -148,10 +148,10 @@ impl FromStr for Target {
             return Err(TargetError::GrpcPath);
         }
         let host = uri.host().unwrap_or_default();
-        let usual = if uri.scheme_str() == Some("https") { 443 } else { 80 };
-        let port = uri.port_u16().unwrap_or(usual);
-        let authority = if port == usual { host.to_owned() } else { format!("{host}:{port}") };
-        let base_url = format!("{}://{authority}", uri.scheme_str().unwrap_or_default());
+        let scheme = uri.scheme_str().unwrap_or_default();
+        let port = port_of(&uri);
+        let authority = if port == usual_port(scheme) { host.to_owned() } else { format!("{host}:{port}") };
+        let base_url = format!("{scheme}://{authority}");
         let authority = HeaderValue::from_str(&authority).map_err(TargetError::Host)?;
         Ok(Self {
             protocol,

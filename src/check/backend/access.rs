@@ -6,9 +6,11 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use reqwest::Url;
 
-use crate::check::reachability::client::{MAX_BODY, body};
+use crate::check::reachability::client::MAX_BODY;
 use crate::check::reachability::tls::Trust;
+use crate::net::client::{builder, read_bounded};
 use crate::net::hosts::redacted_url;
+use crate::text::root_cause;
 
 /// A header for the backend, whose value is never shown, also where it cannot be read.
 #[derive(Clone)]
@@ -94,11 +96,7 @@ impl BackendRefusal {
         if error.is_timeout() {
             return Self::TimedOut;
         }
-        let mut last: &dyn std::error::Error = error;
-        while let Some(source) = last.source() {
-            last = source;
-        }
-        Self::Unreachable(last.to_string())
+        Self::Unreachable(root_cause(error))
     }
 
     pub(super) fn cause(&self) -> &'static str {
@@ -138,13 +136,7 @@ pub(super) struct Http {
 impl Http {
     /// A client for the backend at `url`, whose user and password it sends. Errors: rustls's and reqwest's, about the setup.
     pub(super) fn new(url: &Url, trust: &Trust, headers: HeaderMap, wait: Duration) -> Result<Self, String> {
-        let client = reqwest::Client::builder()
-            .no_proxy()
-            .redirect(reqwest::redirect::Policy::none())
-            .timeout(wait)
-            .tls_backend_preconfigured(trust.config()?.0)
-            .build()
-            .map_err(|error| error.to_string())?;
+        let client = builder(trust.config()?.0).timeout(wait).build().map_err(|error| error.to_string())?;
         let decoded = |text: &str| percent_encoding::percent_decode_str(text).decode_utf8_lossy().into_owned();
         let user = Some(decoded(url.username())).filter(|user| !user.is_empty() || url.password().is_some());
         Ok(Self { client, headers, user: user.map(|user| (user, url.password().map(decoded))) })
@@ -168,6 +160,7 @@ impl Http {
         if !status.is_success() {
             return Err(BackendRefusal::Status(status.as_u16()));
         }
-        body(&mut answer).await.map_err(|error| BackendRefusal::of(&error))?.map(Some).ok_or(BackendRefusal::TooLong)
+        let body = read_bounded(&mut answer, MAX_BODY).await.map_err(|error| BackendRefusal::of(&error))?;
+        body.map(Some).ok_or(BackendRefusal::TooLong)
     }
 }

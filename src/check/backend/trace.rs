@@ -5,13 +5,13 @@ use std::io::Read as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use reqwest::Url;
 use tokio::time::Instant;
 
 use crate::check::backend::access::{BackendRefusal, SecretHeader};
 use crate::check::backend::client::{Backend, open};
 use crate::check::backend::expected::{expected_spans, trace_ids};
 use crate::check::reachability::tls::Trust;
+use crate::check::shared_args::{BackendArgs, TextOrJson};
 use crate::hop::reply::Tree;
 use crate::text::counted;
 use crate::text::escape::plain;
@@ -24,19 +24,14 @@ const POLL: Duration = Duration::from_millis(300);
 
 /// Options of `httpserver trace`.
 #[derive(Debug, Clone, clap::Args)]
+#[command(mut_arg("traces", |traces| traces.required(true)))]
 pub struct TraceArgs {
     /// The reply of the front as JSON, in a file; `-` for standard input
     #[arg(value_name = "REPLY")]
     pub reply: PathBuf,
-    /// Read the traces from this Jaeger query API or Zipkin v2 API
-    #[arg(long, value_name = "URL", value_parser = crate::check::chain::expect::url)]
-    pub traces: Url,
-    /// Send this header to the trace backend, for example a token; it is never shown (repeatable)
-    #[arg(long, value_name = "NAME: VALUE")]
-    pub traces_header: Vec<SecretHeader>,
-    /// How long the traces may take to be whole
-    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = values::positive_duration)]
-    pub traces_wait: Duration,
+    /// Where the traces are read.
+    #[command(flatten)]
+    pub backend: BackendArgs,
     /// How long they must stay so
     #[arg(long, value_name = "TIME", default_value = "0", value_parser = values::parse_duration)]
     pub settle: Duration,
@@ -59,17 +54,8 @@ pub struct TraceArgs {
     #[arg(long)]
     pub sidecars: bool,
     /// The form of the verdict on standard output
-    #[arg(long, value_enum, default_value_t = TraceOutput::Text)]
-    pub output: TraceOutput,
-}
-
-/// The form of the verdict.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum TraceOutput {
-    /// A line, and below it what is wrong.
-    Text,
-    /// The verdict as one JSON object.
-    Json,
+    #[arg(long, value_enum, default_value_t = TextOrJson::Text)]
+    pub output: TextOrJson,
 }
 
 /// Compares the traces with the reply and prints the verdict. Returns the exit code: 0 whole, 1 not, 2 wrong usage.
@@ -81,7 +67,8 @@ pub async fn run(args: TraceArgs) -> u8 {
             return 2;
         }
     };
-    let headers = match SecretHeader::map(&args.traces_header) {
+    let BackendArgs { traces: Some(url), traces_header, traces_wait } = &args.backend else { return 2 };
+    let headers = match SecretHeader::map(traces_header) {
         Ok(headers) => headers,
         Err(line) => {
             eprintln!("httpserver: {line}");
@@ -90,9 +77,9 @@ pub async fn run(args: TraceArgs) -> u8 {
     };
     let started = Instant::now();
     let backend = loop {
-        match open(&args.traces, &trust, headers.clone(), args.traces_wait).await {
+        match open(url, &trust, headers.clone(), *traces_wait).await {
             Ok((backend, _)) => break backend,
-            Err(_) if started.elapsed() < args.traces_wait => tokio::time::sleep(POLL).await,
+            Err(_) if started.elapsed() < *traces_wait => tokio::time::sleep(POLL).await,
             Err(finding) => {
                 println!("{}", finding.text);
                 return 1;
@@ -102,8 +89,8 @@ pub async fn run(args: TraceArgs) -> u8 {
     let expected = expectation(&args, &tree);
     let (verdict, traces) = settled(&args, &backend, &tree, &expected).await;
     match args.output {
-        TraceOutput::Json => println!("{}", serde_json::to_string_pretty(&verdict).unwrap_or_default()),
-        TraceOutput::Text => print!("{}", text(&verdict, &traces)),
+        TextOrJson::Json => println!("{}", serde_json::to_string_pretty(&verdict).unwrap_or_default()),
+        TextOrJson::Text => print!("{}", text(&verdict, &traces)),
     }
     u8::from(!verdict.whole)
 }
@@ -170,7 +157,7 @@ async fn settled(args: &TraceArgs, backend: &Backend, tree: &Tree, expected: &Ex
             }
         } else {
             whole_since = None;
-            if started.elapsed() >= args.traces_wait {
+            if started.elapsed() >= args.backend.traces_wait {
                 return (verdict, traces);
             }
         }

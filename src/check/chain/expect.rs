@@ -8,7 +8,7 @@ use std::time::Duration;
 use opentelemetry::trace::TraceId;
 use reqwest::Url;
 
-use crate::net::hosts::parse_url;
+use crate::net::hosts::{parse_url, usual_port};
 use crate::traces::ids::parse_trace_id;
 use crate::upstream::Target;
 use crate::values::percent_number;
@@ -303,9 +303,9 @@ pub(crate) fn header(text: &str) -> Result<(http::HeaderName, http::HeaderValue)
     let (name, value) = text.split_once(':').ok_or(accepted)?;
     let name: http::HeaderName = name.trim().parse().map_err(|_| accepted)?;
     let value = http::HeaderValue::from_str(value.trim()).map_err(|_| accepted)?;
-    let own = ["traceparent", "tracestate", "b3", "x-request-id", "x-lane", "accept", "host", "connection", "content-length"];
+    let own = ["traceparent", "tracestate", "b3", "x-request-id", "x-lane", "host", "connection", "content-length"];
     if own.contains(&name.as_str()) || name.as_str().starts_with("x-b3-") {
-        return Err(format!("`check` sends {name} itself; accepted: any other header"));
+        return Err(format!("the command sends {name} itself; accepted: any other header"));
     }
     Ok((name, value))
 }
@@ -324,8 +324,7 @@ pub(crate) fn front(text: &str) -> Result<Url, String> {
 
 /// The port of a URL that [`front`] accepted.
 pub(crate) fn port_of(url: &Url) -> u16 {
-    let usual = if is_tls(url) { 443 } else { 80 };
-    url.port_or_known_default().unwrap_or(usual)
+    url.port().unwrap_or_else(|| usual_port(url.scheme()))
 }
 
 /// Whether it is called by TLS.
@@ -341,7 +340,7 @@ pub(crate) fn url(text: &str) -> Result<Url, String> {
 
 /// A share of 0 to 100 percent, with or without `%`.
 pub(crate) fn percent(text: &str) -> Result<f64, String> {
-    percent_number(text.trim_end_matches('%')).ok_or_else(|| "accepted: a percentage from 0 to 100".to_owned())
+    percent_number(text.strip_suffix('%').unwrap_or(text)).ok_or_else(|| "accepted: a percentage from 0 to 100".to_owned())
 }
 
 /// Requests per second, above 0 and at most 10,000.
@@ -443,6 +442,8 @@ mod tests {
     fn rates_and_urls_have_bounds() {
         assert!(url("ftp://x").is_err() && url("127.0.0.1:80").is_err() && url("http://x:0/").is_err());
         assert!(url("http://127.0.0.1:8080/service1").is_ok());
+        assert_eq!((percent("50"), percent("50%"), percent("50 %")), (Ok(50.0), Ok(50.0), Ok(50.0)));
+        assert!(percent("50%%").is_err() && percent("%").is_err() && percent("101").is_err());
         assert!(rate("0").is_err() && rate("nan").is_err() && rate("-1").is_err() && rate("50").is_ok());
     }
 }

@@ -13,7 +13,7 @@ use crate::check::cluster::routing::{Choice, Destination, SeamCall, choose, dest
 use crate::check::cluster::snapshot::{ROOT_NAMESPACE, Snapshot};
 use crate::check::envoy::suggestions::name_of;
 use crate::hop::reply::Tree;
-use crate::net::hosts::host_of;
+use crate::net::hosts::{self, host_of};
 use crate::values::service_number;
 
 /// One hop.
@@ -275,8 +275,7 @@ impl<'a> Path<'a> {
     fn next_hop(&self, caller: usize, url: &str, reply: Option<&Tree>, (from, labels): (&str, &Value)) -> Hop<'a> {
         let host = host_of(url);
         let uri = url.parse::<Uri>().unwrap_or_default();
-        let usual = if uri.scheme_str() == Some("https") { 443 } else { 80 };
-        let (port, path) = (u64::from(uri.port_u16().unwrap_or(usual)), uri.path().to_owned());
+        let (port, path) = (u64::from(hosts::port_of(&uri)), uri.path().to_owned());
         let pod = reply.and_then(|tree| self.pod(&tree.hostname));
         let called = service_of(&host, from);
         let service = called.and_then(|(name, namespace)| self.snapshot.service(name, namespace));

@@ -6,7 +6,7 @@ use std::path::Path;
 use crate::check::chain::expect::{Expect, Resolve, port_of};
 use crate::check::envoy::suggestions::quoted;
 use crate::check::report::Finding;
-use crate::net::hosts::redacted_url;
+use crate::net::hosts::{host_and_port, redacted_url};
 
 /// The options of this run that its commands need, too.
 #[derive(Debug, Clone, Default)]
@@ -213,16 +213,11 @@ impl RunOptions {
 fn grpc_call(command: &str, options: &str) -> Option<String> {
     let url = command.split(' ').map(|word| word.trim_matches('\'')).find(|word| word.starts_with("grpc"))?;
     let (scheme, rest) = url.split_once("://")?;
-    let host = rest.split('/').next()?;
-    let (plain, host) = match (scheme, host.rsplit_once(':').is_some()) {
-        ("grpc", true) => (" -plaintext", host.to_owned()),
-        ("grpc", false) => (" -plaintext", format!("{host}:80")),
-        ("grpcs", true) => (options, host.to_owned()),
-        ("grpcs", false) => (options, format!("{host}:443")),
-        _ => return None,
-    };
+    let (host, port) = host_and_port(rest.split('/').next()?, scheme);
+    let host = bracketed(host);
+    let plain = if scheme == "grpc" { " -plaintext" } else { options };
     let comment = command.split_once("  #").map_or_else(String::new, |(_, comment)| format!("  #{comment}"));
-    Some(format!("grpcurl{plain} {host} httpserver.v1.Chain/Call{comment}"))
+    Some(format!("grpcurl{plain} {host}:{port} httpserver.v1.Chain/Call{comment}"))
 }
 
 fn bracketed(address: &str) -> String {

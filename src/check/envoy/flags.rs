@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::check::envoy::spans::{CallSpans, ProxySpan, UpstreamCluster};
 use crate::check::report::Hint;
+use crate::net::hosts::port_of;
 
 /// A connection that is refused, or TLS that fails, takes milliseconds.
 const NOBODY_ANSWERS: Duration = Duration::from_millis(900);
@@ -57,7 +58,7 @@ impl Signs<'_> {
     /// The route leads nowhere, to a destination for which this holds, given the called host and port.
     fn leads(&self, holds: impl Fn(UpstreamCluster<'_>, &str, &str) -> bool) -> bool {
         let uri = self.url.parse::<http::Uri>().unwrap_or_default();
-        let port = uri.port_u16().unwrap_or(if uri.scheme_str() == Some("https") { 443 } else { 80 }).to_string();
+        let port = port_of(&uri).to_string();
         let host = uri.host().unwrap_or_default();
         self.by_client(|span| span.has("NC") && span.destination().is_some_and(|to| holds(to, host, &port)))
     }

@@ -10,7 +10,6 @@ use std::sync::Mutex;
 use std::task::Poll;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use reqwest::Url;
 use tokio::time::Instant;
@@ -21,6 +20,7 @@ use crate::hop::reply::Headers;
 pub(crate) use crate::check::reachability::answer::{FrontAnswer, MAX_BODY, RequestFailure};
 use crate::check::reachability::grpc::GrpcFront;
 use crate::check::reachability::tls::Trust;
+use crate::net::client::{builder, read_bounded};
 use crate::telemetry::client_tracing::{ClientSpan, ClientTracer};
 use crate::trace_context::{Context, HeaderFamily};
 
@@ -105,13 +105,10 @@ impl CheckClient {
         let is_grpc = url.scheme().starts_with("grpc");
         let grpc = is_grpc.then(|| GrpcFront::new(&url, address, tls.clone(), timeout, extra.clone()));
         let host = url.host_str().unwrap_or_default().to_owned();
-        let http = reqwest::Client::builder()
-            .no_proxy()
-            .redirect(reqwest::redirect::Policy::none())
+        let http = builder(tls)
             .http1_only()
             .pool_max_idle_per_host(0)
             .timeout(timeout)
-            .tls_backend_preconfigured(tls)
             .user_agent(concat!("httpserver-check/", env!("CARGO_PKG_VERSION")))
             .resolve(&host, address)
             .connector_layer(tower::layer::layer_fn(Noting))
@@ -178,23 +175,12 @@ impl CheckClient {
         }
         let started = Instant::now();
         let mut response = request.send().await.map_err(|error| RequestFailure::of(&error))?;
-        let body = body(&mut response).await.map_err(|error| RequestFailure::of(&error))?.ok_or(RequestFailure::TooLarge)?;
+        let body = read_bounded(&mut response, MAX_BODY).await.map_err(|error| RequestFailure::of(&error))?;
+        let body = body.ok_or(RequestFailure::TooLarge)?;
         let (status, headers) = (response.status().as_u16(), response.headers().clone());
         let connected = CONNECTED.with(Cell::get).unwrap_or(started);
         Ok(FrontAnswer { status, headers, body, took: started.elapsed(), waited: connected.elapsed() })
     }
-}
-
-/// The body of an answer; `None` when it is longer than [`MAX_BODY`].
-pub(crate) async fn body(response: &mut reqwest::Response) -> reqwest::Result<Option<Bytes>> {
-    let mut body = BytesMut::new();
-    while let Some(part) = response.chunk().await? {
-        if body.len() + part.len() > MAX_BODY {
-            return Ok(None);
-        }
-        body.extend_from_slice(&part);
-    }
-    Ok(Some(body.freeze()))
 }
 
 /// A span for each context that the headers carry: a probe may begin one trace in W3C and another in B3.

@@ -388,11 +388,10 @@ fn max_age(value: &str) -> Option<u64> {
 }
 
 async fn plain(client: &CheckClient, plain_port: Option<u16>) -> Finding {
-    let port = match (plain_port, client.url.port_or_known_default()) {
+    let port = match (plain_port, port_of(&client.url)) {
         (Some(port), _) => port,
-        (None, Some(443)) => 80,
+        (None, 443) => 80,
         (None, port) => {
-            let port = port.unwrap_or_default();
             return Finding::skip(
                 CheckId::ReachRedirect,
                 format!(

@@ -24,8 +24,11 @@ use crate::hop::fault::{FAULTS, Fault, FaultKind, Faults, FaultsForm, Injection}
 use crate::hop::reply::Tree;
 use crate::hop::request_faults::AddressedFault;
 use crate::net::addresses::reachable;
+use crate::net::client::{builder, read_bounded};
 use crate::net::hosts::redacted_url;
+use crate::net::tls::client_config;
 use crate::server::shutdown::Phase;
+use crate::text::root_cause;
 use crate::trace_context::{BREAKS, Dropped, carried_names};
 use crate::traces::ids::{parse_span_id, parse_trace_id};
 use crate::traces::{Caller, ExpectedTrace, Kind, Span, SpanId, Trace, TraceId};
@@ -213,13 +216,7 @@ impl DemoState {
         links: Links,
         passed: watch::Sender<()>,
     ) -> Result<Self, String> {
-        let client = reqwest::Client::builder()
-            .no_proxy()
-            .redirect(reqwest::redirect::Policy::none())
-            .tls_backend_preconfigured(crate::net::tls::client_config())
-            .timeout(REQUEST)
-            .build()
-            .map_err(|error| error.to_string())?;
+        let client = builder(client_config()).timeout(REQUEST).build().map_err(|error| error.to_string())?;
         Ok(Self {
             hops,
             fan_out,
@@ -339,7 +336,7 @@ impl DemoState {
                 (exchange.trace_id, exchange.span_id) = answering_span(&answer).unzip();
                 match read(answer).await {
                     Ok(body) => {
-                        exchange.body = body.into();
+                        exchange.body = body;
                         match Tree::parse(&exchange.body) {
                             Ok(tree) => {
                                 reply = Some(tree);
@@ -455,18 +452,10 @@ fn why(error: &reqwest::Error) -> String {
     if error.is_timeout() {
         return "no answer in time".into();
     }
-    // The innermost cause is what the system said.
-    let causes = std::iter::successors(Some(error as &dyn std::error::Error), |error| error.source());
-    causes.last().map_or_else(String::new, ToString::to_string)
+    root_cause(error)
 }
 
-async fn read(mut answer: reqwest::Response) -> Result<Vec<u8>, String> {
-    let mut body = Vec::new();
-    while let Some(chunk) = answer.chunk().await.map_err(|error| why(&error))? {
-        if body.len() + chunk.len() > MAX_ANSWER {
-            return Err("the answer is too large to be shown".into());
-        }
-        body.extend_from_slice(&chunk);
-    }
-    Ok(body)
+async fn read(mut answer: reqwest::Response) -> Result<Bytes, String> {
+    let body = read_bounded(&mut answer, MAX_ANSWER).await.map_err(|error| why(&error))?;
+    body.ok_or_else(|| "the answer is too large to be shown".into())
 }

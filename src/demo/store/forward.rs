@@ -8,7 +8,9 @@ use tokio::sync::watch;
 
 use crate::demo::control::until;
 use crate::demo::store::Store;
+use crate::net::client::builder;
 use crate::net::hosts::redacted_url;
+use crate::net::tls::client_config;
 use crate::traces::TraceId;
 
 /// Spans that arrive within this time go on in one batch.
@@ -16,9 +18,7 @@ const FLUSH_INTERVAL: Duration = Duration::from_millis(300);
 
 /// Passes spans on until `stopped`. What the collector does not take is lost there and said once; the store still has it.
 pub(crate) async fn forward(store: Store, base: String, stopped: watch::Receiver<bool>) {
-    let client = reqwest::Client::builder().no_proxy().tls_backend_preconfigured(crate::net::tls::client_config());
-    let client = client.redirect(reqwest::redirect::Policy::none()).timeout(Duration::from_secs(5));
-    let Ok(client) = client.build() else { return };
+    let Ok(client) = builder(client_config()).timeout(Duration::from_secs(5)).build() else { return };
     let url = format!("{base}/api/v2/spans");
     let mut arrivals = store.subscribe();
     // How many spans of each trace have gone on; a store only ever adds at the end.

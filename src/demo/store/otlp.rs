@@ -10,6 +10,7 @@ use serde_json::json;
 use crate::demo::access::text;
 use crate::demo::store::Store;
 use crate::demo::store::receive::{BatchRefusal, receive, refusal};
+use crate::rpc::status::RpcStatus;
 use crate::traces::otlp::{OtlpSpans, decode_json, decode_protobuf};
 
 #[derive(Clone, Copy, PartialEq)]
@@ -37,15 +38,6 @@ impl OtlpEncoding {
     }
 }
 
-/// `google.rpc.Status`, as far as an exporter reads it.
-#[derive(Clone, PartialEq, Message)]
-struct OtlpRefusal {
-    #[prost(int32, tag = "1")]
-    code: i32,
-    #[prost(string, tag = "2")]
-    message: String,
-}
-
 pub(super) async fn post_traces(State(store): State<Store>, request: Request) -> Response {
     /// `INVALID_ARGUMENT` of gRPC.
     const INVALID: i32 = 3;
@@ -62,7 +54,7 @@ pub(super) async fn post_traces(State(store): State<Store>, request: Request) ->
         }
         Err((status, message)) => {
             let json = json!({"code": INVALID, "message": message});
-            form.answer(status, &OtlpRefusal { code: INVALID, message }, &json)
+            form.answer(status, &RpcStatus { code: INVALID, message, details: Vec::new() }, &json)
         }
     }
 }

@@ -27,8 +27,8 @@ use tower_service::Service;
 use super::http::{MAX_ANSWER, advice, shown};
 use super::{ExportError, ExportProtocol, ExporterError, OtlpOptions, Signal};
 use crate::net::grpc::BytesCodec;
-use crate::net::hosts::redacted_url;
-use crate::rpc::status::{code_of_answer, drop_unreadable_details, name};
+use crate::net::hosts::{port_of, redacted_url};
+use crate::rpc::status::{RpcStatus, code_of_answer, drop_unreadable_details, name};
 use crate::text::causes;
 
 /// Where one signal is sent to.
@@ -145,8 +145,7 @@ impl GrpcCollector {
     }
 
     fn advice(&self, status: Option<u16>, cause: &str) -> String {
-        let usual = if self.origin.scheme_str() == Some("https") { 443 } else { 80 };
-        advice(ExportProtocol::OtlpGrpc(self.signal), self.origin.port_u16().unwrap_or(usual), "", status, cause)
+        advice(ExportProtocol::OtlpGrpc(self.signal), port_of(&self.origin), "", status, cause)
     }
 
     /// The service is the signal's, and not of interest.
@@ -157,18 +156,6 @@ impl GrpcCollector {
 
 /// How long to wait, as a `google.rpc.RetryInfo` among the details of a `google.rpc.Status` says.
 fn retry_info(details: &[u8]) -> Option<Duration> {
-    #[derive(prost::Message)]
-    struct RpcStatus {
-        #[prost(message, repeated, tag = "3")]
-        details: Vec<Any>,
-    }
-    #[derive(prost::Message)]
-    struct Any {
-        #[prost(string, tag = "1")]
-        type_url: String,
-        #[prost(bytes = "vec", tag = "2")]
-        value: Vec<u8>,
-    }
     #[derive(prost::Message)]
     struct RetryInfo {
         #[prost(message, tag = "1")]
@@ -183,7 +170,7 @@ fn retry_info(details: &[u8]) -> Option<Duration> {
     }
     let details = RpcStatus::decode(details).ok()?.details;
     let info = details.into_iter().find(|detail| detail.type_url.ends_with("/google.rpc.RetryInfo"))?;
-    let delay = RetryInfo::decode(&*info.value).ok()?.retry_delay.unwrap_or_default();
+    let delay = RetryInfo::decode(info.value).ok()?.retry_delay.unwrap_or_default();
     let (seconds, nanos) = (u64::try_from(delay.seconds).unwrap_or(0), u32::try_from(delay.nanos).unwrap_or(0));
     Some(Duration::from_secs(seconds) + Duration::from_nanos(nanos.into()))
 }

@@ -2,14 +2,17 @@
 
 use std::time::{Duration, SystemTime};
 
+use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderMap, LOCATION, RETRY_AFTER};
 use http::{HeaderValue, StatusCode};
 use prost::Message as _;
 use reqwest::Url;
 
 use super::{ExporterError, Signal};
+use crate::net::client::{builder, read_bounded};
 use crate::net::hosts::redacted_url;
 use crate::net::tls::ClientTls;
+use crate::rpc::status::RpcStatus;
 use crate::text::causes;
 
 /// How many bytes of a collector's answer are read.
@@ -41,18 +44,6 @@ impl ExportError {
     }
 }
 
-/// The client for exports. It ignores the environment's proxy, because collectors are inside the cluster, and follows no redirect:
-/// the POST would become a GET whose 200 says nothing about spans, and headers with keys would go to another host.
-fn http_client(tls: ClientTls) -> Result<reqwest::Client, ExporterError> {
-    reqwest::Client::builder()
-        .no_proxy()
-        .redirect(reqwest::redirect::Policy::none())
-        .tls_backend_preconfigured(tls.config())
-        .pool_max_idle_per_host(1)
-        .build()
-        .map_err(ExporterError::HttpClient)
-}
-
 /// Where spans are posted.
 #[derive(Debug)]
 pub(crate) struct Collector {
@@ -75,29 +66,28 @@ impl Collector {
         tls: ClientTls,
     ) -> Result<Self, ExporterError> {
         let url = Url::parse(endpoint).map_err(|_| ExporterError::Endpoint(redacted_url(endpoint)))?;
-        Ok(Self { client: http_client(tls)?, url, headers, protocol, timeout })
+        let client = builder(tls.config()).pool_max_idle_per_host(1).build().map_err(ExporterError::HttpClient)?;
+        Ok(Self { client, url, headers, protocol, timeout })
     }
 
     /// Posts `body` and returns the body of the answer, in at most `limit` or the own timeout.
-    pub(crate) async fn post(&self, body: Vec<u8>, limit: Duration) -> Result<Vec<u8>, ExportError> {
+    pub(crate) async fn post(&self, body: Vec<u8>, limit: Duration) -> Result<Bytes, ExportError> {
         let request =
             self.client.post(self.url.clone()).headers(self.headers.clone()).body(body).timeout(limit.min(self.timeout));
-        let response = request.send().await.map_err(|error| self.unreachable(error))?;
+        let mut response = request.send().await.map_err(|error| self.unreachable(error))?;
         let (status, headers) = (response.status(), response.headers().clone());
-        let body = read_body(response).await;
+        let body = read_bounded(&mut response, MAX_ANSWER).await;
         if !status.is_success() {
-            return Err(self.refused(status, &headers, &body.unwrap_or_default()));
+            return Err(self.refused(status, &headers, body.ok().flatten().unwrap_or_default()));
         }
         if headers.get(CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"text/html")) {
             return Err(self.rejected(&format!("answered {status} with a page; no collector does"), status, ""));
         }
         match (self.protocol, body) {
-            (ExportProtocol::OtlpHttp(_), Ok(body)) if body.len() > MAX_ANSWER => {
-                Err(self.rejected(&format!("answered {status} with more than {MAX_ANSWER} bytes"), status, ""))
-            }
-            (_, Ok(body)) => Ok(body),
+            (_, Ok(Some(body))) => Ok(body),
             // The status says all.
-            (ExportProtocol::Zipkin, Err(_)) => Ok(Vec::new()),
+            (ExportProtocol::Zipkin, _) => Ok(Bytes::new()),
+            (_, Ok(None)) => Err(self.rejected(&format!("answered {status} with more than {MAX_ANSWER} bytes"), status, "")),
             (_, Err(error)) => Err(self.unreachable(error)),
         }
     }
@@ -108,7 +98,7 @@ impl Collector {
         ExportError { is_retryable: true, retry_after: None, reason: format!("{}: {cause}{advice}", self.shown_url()) }
     }
 
-    fn refused(&self, status: StatusCode, headers: &HeaderMap, body: &[u8]) -> ExportError {
+    fn refused(&self, status: StatusCode, headers: &HeaderMap, body: Bytes) -> ExportError {
         let mut what = format!("answered {status}");
         let said = shown_message(body);
         if let Some(to) = headers.get(LOCATION).filter(|_| status.is_redirection()) {
@@ -195,28 +185,11 @@ fn retry_after(value: &HeaderValue) -> Option<Duration> {
     seconds.or_else(|| Some(httpdate::parse_http_date(text).ok()?.duration_since(SystemTime::now()).unwrap_or_default()))
 }
 
-/// Reads an answer to its end, so that the connection can be reused; gives up after [`MAX_ANSWER`] bytes.
-async fn read_body(mut response: reqwest::Response) -> Result<Vec<u8>, reqwest::Error> {
-    let mut body = Vec::new();
-    while let Some(chunk) = response.chunk().await? {
-        body.extend_from_slice(&chunk);
-        if body.len() > MAX_ANSWER {
-            break;
-        }
-    }
-    Ok(body)
-}
-
 /// What an error's body says, for a log line: OTLP answers with a `google.rpc.Status`, others with text.
-fn shown_message(body: &[u8]) -> String {
-    #[derive(prost::Message)]
-    struct RpcStatus {
-        #[prost(string, tag = "2")]
-        message: String,
-    }
-    let text = match RpcStatus::decode(body) {
+fn shown_message(body: Bytes) -> String {
+    let text = match RpcStatus::decode(body.clone()) {
         Ok(status) if !status.message.is_empty() => status.message,
-        _ => String::from_utf8(body.to_vec()).unwrap_or_default(),
+        _ => String::from_utf8(body.into()).unwrap_or_default(),
     };
     shown(&text)
 }
@@ -255,7 +228,7 @@ mod tests {
             let collector = zipkin::collector(&url).unwrap();
             let (result, ()) = tokio::join!(collector.post(Vec::new(), Duration::MAX), server);
             match (result, expected) {
-                (Ok(body), None) => assert_eq!(body, b"ok"),
+                (Ok(body), None) => assert_eq!(body, "ok"),
                 (Err(error), Some((is_retryable, seconds))) => {
                     assert_eq!(
                         (error.is_retryable, error.retry_after),

@@ -4,6 +4,7 @@ use crate::check::cluster::mistake::Mistake;
 use crate::check::cluster::mistake::Symptom::{self, Answer, Headers, Overload, Retries, Sampling, Slow, Spans, Split};
 use crate::check::cluster::object::{Object, at, number, seconds, service_of};
 use crate::check::cluster::path::{Hop, Path, base_name, env, envs, is_of_chain};
+use crate::net::hosts::port_of;
 
 /// A variable, when it is a mistake, and what it does. The value stands in front.
 struct Rule {
@@ -95,7 +96,7 @@ fn collector(path: &Path<'_>, hop: &Hop<'_>) -> Option<Mistake> {
         None => format!("is {value}, and there is no Service {name} in {namespace}"),
         Some(service) => {
             let ports: Vec<u64> = service.list("/spec/ports").iter().filter_map(|port| number(at(port, "/port"))).collect();
-            let port = uri.port_u16().map_or(80, u64::from);
+            let port = u64::from(port_of(&uri));
             if ports.contains(&port) {
                 return other_protocol(hop, port, (object, &field, value));
             }

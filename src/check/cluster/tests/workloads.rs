@@ -273,6 +273,19 @@ fn variables_are_named_with_their_field() {
 }
 
 #[test]
+fn a_collector_without_a_port_is_called_at_that_of_its_scheme() {
+    let is_wrong = |port: u16| {
+        let url = json!({"name": "OTEL_EXPORTER_OTLP_ENDPOINT", "value": "https://jaeger-collector.istio-system"});
+        let found = found(vec![
+            Set("Service jaeger-collector", "/spec/ports", json!([{"port": port}])),
+            Set("Deployment service2", "/spec/template/spec/containers/0/env/0", url),
+        ]);
+        found.iter().any(|mistake| mistake.field.contains("OTLP_ENDPOINT"))
+    };
+    assert_eq!((is_wrong(443), is_wrong(80)), (false, true));
+}
+
+#[test]
 fn what_repeats_calls_is_not_what_makes_them_fail() {
     assert_names(vec![(
         vec![
