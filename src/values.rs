@@ -36,6 +36,19 @@ pub(crate) fn parse_percent(text: &str) -> Option<f64> {
     Some(percent_number(text.strip_suffix('%')?)? / 100.0)
 }
 
+/// The lane label of the baseline.
+pub(crate) const BASE_LANE: &str = "base";
+
+/// A DNS label (RFC 1123), as Kubernetes names many things.
+pub(crate) fn is_label(text: &str) -> bool {
+    const LONGEST: usize = 63;
+    let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    !text.is_empty()
+        && text.len() <= LONGEST
+        && text.bytes().all(|byte| inner(byte) || byte == b'-')
+        && [text.bytes().next(), text.bytes().last()].into_iter().flatten().all(inner)
+}
+
 /// A number from 0 to 100, without a sign for percent.
 pub(crate) fn percent_number(text: &str) -> Option<f64> {
     text.trim().parse().ok().filter(|percent| (0.0..=100.0).contains(percent))

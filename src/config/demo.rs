@@ -10,7 +10,7 @@ use crate::config::fan_out::FanOutParser;
 use crate::config::page::PageArgs;
 use crate::hop::latency::Latency;
 use crate::hop::request_faults::AddressedFault as Fault;
-use crate::trace_context::carried_names;
+use crate::trace_context::{carried_names, is_carried};
 use crate::upstream::FanOut;
 use crate::values::{header_name, service_number};
 
@@ -94,10 +94,7 @@ impl FromStr for CarriedName {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let name = header_name(text)?;
-        if carried_names().any(|carried| carried == name.as_str()) {
-            return Ok(Self(name));
-        }
-        Err(not_carried())
+        if is_carried(name.as_str()) { Ok(Self(name)) } else { Err(not_carried()) }
     }
 }
 
@@ -105,7 +102,7 @@ impl FromStr for CarriedName {
 fn demo_fault(text: &str) -> Result<Fault, String> {
     let fault: Fault = text.parse()?;
     match fault.what.header() {
-        Some(name) if !carried_names().any(|carried| carried == name.as_str()) => Err(not_carried()),
+        Some(name) if !is_carried(name.as_str()) => Err(not_carried()),
         _ => Ok(fault),
     }
 }

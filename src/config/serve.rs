@@ -24,9 +24,9 @@ use crate::server::options::ConnectionOptions;
 use crate::server::shutdown::DrainOptions;
 use crate::server::tls::{ServerTls, TlsOptions};
 use crate::telemetry::access_log::LogFormat;
-use crate::trace_context::{Break, carried_names};
+use crate::trace_context::{Break, is_carried};
 use crate::upstream::{FanOut, MAX_REQUEST, Target};
-use crate::values::{Listen, SizeRange, at_least_one, header_name, parse_duration, parse_label, positive_duration};
+use crate::values::{BASE_LANE, Listen, SizeRange, at_least_one, header_name, parse_duration, parse_label, positive_duration};
 
 /// The options of `serve`.
 #[derive(Debug, Clone, Args)]
@@ -42,7 +42,7 @@ pub struct ServeArgs {
     #[arg(long, env = "VERSION", default_value = "v1", value_name = "VERSION", value_parser = parse_label)]
     pub service_version: String,
     /// The lane label of this instance (shown, never used to route); `base` is the baseline
-    #[arg(long, env, default_value = "base", value_parser = parse_label)]
+    #[arg(long, env, default_value = BASE_LANE, value_parser = parse_label)]
     pub lane: String,
     /// A next hop, repeatable: none is the last hop, one a chain, several a fan-out. `http://`, `https://` (HTTP/2 where the server
     /// offers it), `h2c://` (HTTP/2 in plain text), `grpc://` or `grpcs://` (gRPC). A URL without a path gets `/service<N+1>`
@@ -237,8 +237,7 @@ impl HopConfig {
         config.response_size = args.response_size;
         config.upstream_timeout = args.upstream_timeout;
         config.faults = FaultConfig { latency: args.latency, faults: args.fault, breaks: args.breaks };
-        let is_carried =
-            |name: &HeaderName| carried_names().any(|carried| carried == name.as_str()) || args.forward_header.contains(name);
+        let is_carried = |name: &HeaderName| is_carried(name.as_str()) || args.forward_header.contains(name);
         if let Some(name) = args.drop_header.iter().find(|name| !is_carried(name)) {
             return Err(ConfigError::value("--drop-header (DROP_HEADERS)", name.as_str(), not_carried()));
         }

@@ -120,7 +120,7 @@ impl Access {
             return None;
         }
         if let Some(key) = key_in(head.uri.query().unwrap_or_default()) {
-            return match self.0.key.is(key) {
+            return match self.0.key.is(key.as_bytes()) {
                 true => Some(self.exchange(head)),
                 false => refused((
                     StatusCode::FORBIDDEN,
@@ -243,14 +243,13 @@ impl Access {
 
     /// Whether the key came along, as the page's cookie or as a bearer token.
     fn has_key(&self, head: &Parts) -> bool {
-        let bearer = only(&head.headers, header::AUTHORIZATION).and_then(|value| value.split_once(' '));
-        if bearer.is_some_and(|(scheme, key)| scheme.eq_ignore_ascii_case("bearer") && self.0.key.is(key.trim())) {
+        if bearer_token(&head.headers).is_some_and(|key| self.0.key.is(key)) {
             return true;
         }
         let name = cookie_name(host_of(head).as_ref());
         let cookies = head.headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
         let mut pairs = cookies.flat_map(|value| value.split(';')).filter_map(|pair| pair.trim().split_once('='));
-        pairs.any(|(cookie, key)| cookie == name && self.0.key.is(key))
+        pairs.any(|(cookie, key)| cookie == name && self.0.key.is(key.as_bytes()))
     }
 }
 

@@ -1,8 +1,6 @@
 //! The traces, from files or from a trace backend.
 
 use std::collections::{HashMap, HashSet};
-use std::io::Read;
-use std::path::Path;
 use std::time::SystemTime;
 
 use serde::de::IgnoredAny;
@@ -10,10 +8,11 @@ use serde_json::value::RawValue;
 
 use crate::check::backend::{SecretHeader, open_traces};
 use crate::doctor::DoctorArgs;
+use crate::system::files::read_input;
 use crate::traces::{Span, Trace, TraceId, decode, decode_traces, jaeger, otlp};
 
-/// Bytes that are read of a file.
-const MAX_FILE: u64 = 256 * 1024 * 1024;
+/// MiB that are read of a file.
+const MAX_FILE: u64 = 256;
 /// Spans in all.
 const MAX_SPANS: usize = 1_000_000;
 
@@ -42,7 +41,7 @@ pub(super) async fn load(args: &DoctorArgs) -> Result<Loaded, LoadError> {
     let mut sources = Vec::new();
     for path in &args.file {
         let named = |why: String| LoadError::Usage(format!("--file {}: {why}", path.display()));
-        spans.extend(read_file(path).and_then(|bytes| parse(&bytes)).map_err(named)?);
+        spans.extend(read_input(path, MAX_FILE).and_then(|bytes| parse(&bytes)).map_err(named)?);
         sources.push(path.display().to_string());
     }
     if let Some(url) = &args.backend.traces {
@@ -78,20 +77,6 @@ fn whole(mut traces: Vec<Trace>, now_us: u64) -> Vec<Trace> {
         traces.retain(|trace| !(is_young(trace) && is_torn(trace)));
     }
     traces
-}
-
-fn read_file(path: &Path) -> Result<Vec<u8>, String> {
-    let mut bytes = Vec::new();
-    let source: Box<dyn Read> = if path == Path::new("-") {
-        Box::new(std::io::stdin())
-    } else {
-        Box::new(std::fs::File::open(path).map_err(|error| error.to_string())?)
-    };
-    source.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(|error| error.to_string())?;
-    if bytes.len() as u64 > MAX_FILE {
-        return Err("larger than 256 MiB".to_owned());
-    }
-    Ok(bytes)
 }
 
 /// Reads Zipkin's list of spans or list of traces, Jaeger's answer or download, or OTLP.

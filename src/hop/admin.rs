@@ -22,6 +22,7 @@ use crate::hop::error::PROBLEM_JSON;
 use crate::hop::fault::{FAULTS, FaultsForm};
 use crate::hop::state::Node;
 use crate::hop::target;
+use crate::net::bearer::bearer_token;
 use crate::net::hosts::{host_and_port, is_loopback};
 use crate::telemetry::export::{Exporter, LogOptions, MetricOptions};
 use crate::telemetry::log_level::LogLevel;
@@ -120,12 +121,7 @@ impl Admin {
             return Err((StatusCode::FORBIDDEN, "this API is not for pages: a request with Origin is refused"));
         }
         if let Some(token) = &self.options.token {
-            let given = headers.get(header::AUTHORIZATION).and_then(|value| {
-                let (scheme, token) = value.as_bytes().split_at_checked(b"Bearer ".len())?;
-                // In any case (RFC 9110, 11.1).
-                scheme.eq_ignore_ascii_case(b"Bearer ").then(|| token.trim_ascii_start())
-            });
-            let is_right = given.is_some_and(|given| token.as_bytes().ct_eq(given).into());
+            let is_right = bearer_token(headers).is_some_and(|given| token.as_bytes().ct_eq(given).into());
             let needed = "Authorization: Bearer with the value of ADMIN_TOKEN is needed";
             return if is_right { Ok(()) } else { Err((StatusCode::UNAUTHORIZED, needed)) };
         }

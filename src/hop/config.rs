@@ -19,7 +19,7 @@ use crate::telemetry::export::{ExportOptions, ResourceOptions};
 use crate::telemetry::tracer::Sampler;
 use crate::trace_context::Propagators;
 use crate::upstream::{FanOut, MAX_REQUEST, Target};
-use crate::values::{Listen, SizeRange, parse_label};
+use crate::values::{BASE_LANE, Listen, SizeRange, parse_label};
 
 /// One hop's configuration: what [`App`](crate::hop::app::App) is made from.
 #[derive(Debug, Clone)]
@@ -107,7 +107,7 @@ impl HopConfig {
         let identity = Identity {
             name: name.to_owned(),
             version: "v1".to_owned(),
-            lane: "base".to_owned(),
+            lane: BASE_LANE.to_owned(),
             hostname: hostname(),
             place: Locality::default(),
         };

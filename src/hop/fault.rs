@@ -315,11 +315,6 @@ impl Faults {
         self.0.current.read().unwrap_or_else(PoisonError::into_inner).config.clone()
     }
 
-    /// Replaces the configuration, and with it the last order. Requests whose faults are decided already are not affected.
-    pub fn set(&self, config: FaultConfig) {
-        self.change(|now| *now = config);
-    }
-
     /// Replaces the latency alone: an order for a time goes on.
     pub(crate) fn set_latency(&self, latency: Latency) {
         self.0.current.write().unwrap_or_else(PoisonError::into_inner).config.latency = latency;

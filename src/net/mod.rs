@@ -1,7 +1,8 @@
-//! Hosts and addresses as they stand in URLs and headers (`hosts`, `addresses`), bodies as they arrive (`body`), clients (`client`) and their
-//! TLS (`tls`), messages of gRPC (`grpc`). A leaf: imports nothing of this crate.
+//! Hosts and addresses as they stand in URLs and headers (`hosts`, `addresses`), bodies as they arrive (`body`), credentials (`bearer`), clients
+//! (`client`) and their TLS (`tls`), messages of gRPC (`grpc`). A leaf: imports nothing of this crate.
 
 pub(crate) mod addresses;
+pub(crate) mod bearer;
 pub(crate) mod body;
 pub(crate) mod client;
 pub(crate) mod grpc;

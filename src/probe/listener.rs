@@ -76,7 +76,10 @@ pub(super) struct Downstream {
 impl Downstream {
     pub(super) async fn bind(args: &ProbeArgs) -> Result<Self, (u8, String)> {
         let reply = match &args.downstream_reply {
-            Some(path) => read_reply(path).map_err(|why| (2, format!("--downstream-reply {}: {why}", path.display())))?,
+            Some(path) => {
+                let read = read_input(path, (MAX_BODY >> 20) as u64);
+                read.map_err(|why| (2, format!("--downstream-reply {}: {why}", path.display())))?.into()
+            }
             None => Bytes::from_static(b"{}"),
         };
         let tls = match (&args.downstream_tls_cert, &args.downstream_tls_key) {
@@ -134,11 +137,6 @@ impl Downstream {
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn read_reply(path: &Path) -> Result<Bytes, String> {
-    let reply = std::fs::read(path).map_err(|error| error.to_string())?;
-    if reply.len() > MAX_BODY { Err("larger than 1 MiB".to_owned()) } else { Ok(reply.into()) }
 }
 
 fn framed(message: &[u8]) -> Bytes {

@@ -10,7 +10,7 @@ use crate::probe::ProbeArgs;
 use crate::probe::caller::{AppClient, AppOutcome, Wait};
 use crate::probe::fate::Format;
 use crate::probe::listener::Downstream;
-use crate::trace_context::carried_names;
+use crate::trace_context::is_carried;
 
 /// Something that `--expect` names.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,7 +22,7 @@ impl FromStr for Expected {
     fn from_str(text: &str) -> Result<Self, String> {
         let name = text.trim().to_ascii_lowercase();
         let formats = Format::ALL.map(Format::name);
-        let known = formats.contains(&name.as_str()) || carried_names().any(|carried| carried == name);
+        let known = formats.contains(&name.as_str()) || is_carried(&name);
         let accepted = "accepted: w3c, b3, b3-single, x-request-id, baggage, tracestate, or another carried header";
         if known { Ok(Self(name)) } else { Err(accepted.to_owned()) }
     }

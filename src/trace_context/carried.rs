@@ -81,6 +81,11 @@ pub fn carried_names() -> impl Iterator<Item = &'static str> {
     TABLE.iter().map(|line| line.text)
 }
 
+/// Whether a header is in the table; its name in lower case.
+pub(crate) fn is_carried(name: &str) -> bool {
+    find(name).is_some()
+}
+
 /// The line of a header in the table.
 pub(super) fn find(name: &str) -> Option<&'static CarriedHeader> {
     TABLE.iter().find(|line| is_same(line.text, name))

@@ -24,6 +24,7 @@ mod w3c;
 
 pub(crate) use breaks::{BREAKS, BreakInput, break_headers};
 pub use breaks::{Break, BreakKind};
+pub(crate) use carried::is_carried;
 pub use carried::{Carried, carried_names, is_never_carried, is_valid_request_id};
 pub(crate) use carried::{
     HeaderPairs, RedactedHeaders, X_CALL_BUDGET, X_HOP_COUNT, X_REQUEST_ID, is_foreign_tracer, is_trace_context,

@@ -346,19 +346,21 @@ fn a_connection_that_does_not_read_does_not_keep_others_from_watching() {
 #[test]
 fn an_order_that_cannot_be_is_refused_and_changes_nothing() {
     let demo = Demo::start(&[]);
-    let plan = |latency: Value, faults: Value| json!({"plan": {"hop": 2, "plan": {"latency_ms": latency, "faults": faults}}});
     for bad in [
         json!({}),
         json!({"send": {"headers": [["cookie", "x"]]}}),
         json!({"send": {"headers": [["host", "evil.example"]]}}),
         json!({"send": {"headers": [["baggage", "a\r\nx-evil: 1"]]}}),
         json!({"send": {"headers": [], "url": "http://evil.example/"}}),
-        json!({"plan": {"hop": 9, "plan": {"latency_ms": [0, 1], "faults": []}}}),
-        json!({"plan": {"hop": 0, "plan": {"latency_ms": [0, 1], "faults": []}}}),
-        plan(json!([2, 1]), json!([])),
-        plan(json!([0, 1e12]), json!([])),
-        plan(json!([0, 1]), json!([{"abort": {"status": 200, "percent": 1}}])),
-        plan(json!([0, 1]), json!([{"abort": {"status": 503, "percent": 100.1}}])),
+        json!({"plan": {"hop": 2, "plan": {"latency_ms": [0, 1], "faults": []}}}),
+        json!({"latency": {"hop": 9, "latency": "1ms"}}),
+        json!({"latency": {"hop": 0, "latency": "1ms"}}),
+        json!({"latency": {"hop": 2, "latency": "2ms..1ms"}}),
+        json!({"latency": {"hop": 2, "latency": "0..1000000000s"}}),
+        json!({"latency": {"hop": 2, "latency": "-1ms"}}),
+        json!({"faults": {"hop": 2, "faults": ["abort=200@1%"]}}),
+        json!({"faults": {"hop": 2, "faults": ["abort=503@100.1%"]}}),
+        json!({"faults": {"hop": 2, "faults": ["delay=-1ms"]}}),
         json!({"run": {"hop": 4, "running": false}}),
         json!({"ready": {"hop": 4, "ready": false}}),
         json!({"drop": {"hop": 4, "headers": []}}),
@@ -379,7 +381,7 @@ fn an_order_that_cannot_be_is_refused_and_changes_nothing() {
     let (status, _) = demo.order(&json!({"send": {"headers": [["baggage", "x".repeat(100_000)]]}}));
     assert_eq!(status, 413);
     let chain = demo.events().until("chain", |_| true);
-    assert_eq!(chain["hops"][1]["plan"], json!({"latency_ms": [0.0, 0.0], "faults": []}));
+    assert_eq!((&chain["hops"][1]["latency_ms"], &chain["hops"][1]["faults"]), (&json!([0.0, 0.0]), &json!([])));
 }
 
 #[test]
@@ -540,16 +542,20 @@ fn a_request_of_anybody_is_kept_with_its_headers_its_answer_and_what_was_lost() 
 fn a_hops_faults_change_while_it_runs_and_everybody_who_watches_is_told() {
     let demo = Demo::start(&[]);
     let mut events = demo.events();
-    let plan = json!({"latency_ms": [3.0, 4.0], "faults": [{"abort": {"status": 503, "percent": 100.0}}]});
-    assert_eq!(demo.order(&json!({"plan": {"hop": 2, "plan": plan}})), (200, json!({})));
-    events.until("chain", |chain| chain["hops"][1]["plan"] == plan);
+    let latency = |text: &str| demo.order(&json!({"latency": {"hop": 2, "latency": text}}));
+    for (text, range) in [("p50=1ms,p90=2ms", Value::Null), ("2ms", json!([2.0, 2.0])), ("3ms..4ms", json!([3.0, 4.0]))] {
+        assert_eq!(latency(text), (200, json!({})));
+        events.until("chain", |chain| chain["hops"][1]["latency_ms"] == range && chain["hops"][1]["latency"] == text);
+    }
+    assert_eq!(demo.order(&json!({"faults": {"hop": 2, "faults": ["abort=503"]}})), (200, json!({})));
+    events.until("chain", |chain| chain["hops"][1]["faults"] == json!(["abort=503"]));
     let (_, exchange) = demo.order(&json!({"send": {"headers": []}}));
     assert_eq!(exchange["status"], 502);
     let second = &exchange["reply"]["upstreams"][0];
     assert_eq!((&second["status"], &second["reply"]["injected"]["abort_status"]), (&json!(503), &json!(503)));
     // The caller fails with it. The two may be counted in different seconds.
     events.until("ticked", |hops| (0..2).all(|hop| hops[hop]["errors"].as_f64() > Some(0.0)));
-    assert_eq!(demo.order(&json!({"plan": {"hop": 2, "plan": {"latency_ms": [0, 0], "faults": []}}})).0, 200);
+    assert_eq!(demo.order(&json!({"faults": {"hop": 2, "faults": []}})).0, 200);
     let (_, exchange) = demo.order(&json!({"send": {"headers": []}}));
     assert_eq!(exchange["status"], 200);
 }
@@ -583,8 +589,7 @@ fn a_hop_loses_headers_and_is_not_ready_by_order_until_it_is_ordered_back() {
 fn a_hop_is_stopped_and_started_again_at_its_address_with_its_faults() {
     let demo = Demo::start(&[]);
     let mut events = demo.events();
-    let plan = json!({"latency_ms": [1.0, 2.0], "faults": []});
-    assert_eq!(demo.order(&json!({"plan": {"hop": 3, "plan": plan}})).0, 200);
+    assert_eq!(demo.order(&json!({"latency": {"hop": 3, "latency": "1ms..2ms"}})).0, 200);
     assert_eq!(demo.order(&json!({"run": {"hop": 3, "running": false}})).0, 200);
     events.until("chain", |chain| chain["hops"][2]["running"] == json!(false));
     events.until("ticked", |hops| hops[2]["health"]["state"] == "no_answer" && hops[1]["health"]["state"] == "ready");
@@ -597,7 +602,7 @@ fn a_hop_is_stopped_and_started_again_at_its_address_with_its_faults() {
     let (_, exchange) = demo.order(&json!({"send": {"headers": []}}));
     assert_eq!(exchange["status"], 200);
     let chain = demo.events().until("chain", |_| true);
-    assert_eq!((&chain["hops"][2]["running"], &chain["hops"][2]["plan"]), (&json!(true), &plan));
+    assert_eq!((&chain["hops"][2]["running"], &chain["hops"][2]["latency"]), (&json!(true), &json!("1ms..2ms")));
 }
 
 #[test]

@@ -1,8 +1,7 @@
 //! `httpserver trace REPLY --traces URL`: whether the traces of one request that was sent by somebody else are whole.
 
 use std::fmt::Write as _;
-use std::io::Read as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -13,12 +12,15 @@ use crate::check::backend::expected::{expected_spans, trace_ids};
 use crate::check::reachability::tls::Trust;
 use crate::check::shared_args::{BackendArgs, TextOrJson};
 use crate::hop::reply::Tree;
+use crate::system::files::read_input;
 use crate::text::counted;
 use crate::text::escape::plain;
 use crate::traces::ids::{parse_span_id, parse_trace_id};
 use crate::traces::{Caller, ExpectedTrace, Kind, SpanId, Trace, TraceId, Verdict};
 use crate::values;
 
+/// MiB that are read of a reply.
+const MAX_REPLY: u64 = 16;
 /// Between two questions for the traces.
 const POLL: Duration = Duration::from_millis(300);
 
@@ -95,14 +97,8 @@ pub async fn run(args: TraceArgs) -> u8 {
     u8::from(!verdict.whole)
 }
 
-fn read_reply(path: &PathBuf) -> Result<Tree, String> {
-    let mut body = Vec::new();
-    if path.as_os_str() == "-" {
-        std::io::stdin().read_to_end(&mut body).map_err(|error| error.to_string())?;
-    } else {
-        body = std::fs::read(path).map_err(|error| error.to_string())?;
-    }
-    Tree::parse(&body).map_err(|error| format!("not a hop's reply: {error}"))
+fn read_reply(path: &Path) -> Result<Tree, String> {
+    Tree::parse(&read_input(path, MAX_REPLY)?).map_err(|error| format!("not a hop's reply: {error}"))
 }
 
 /// What the flags and the reply say of the traces.

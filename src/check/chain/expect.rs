@@ -11,7 +11,7 @@ use reqwest::Url;
 use crate::net::hosts::{parse_url, usual_port};
 use crate::traces::ids::parse_trace_id;
 use crate::upstream::Target;
-use crate::values::percent_number;
+use crate::values::{BASE_LANE, is_label, percent_number};
 
 /// The expected hops: a chain, or a tree where one hop calls several.
 ///
@@ -68,9 +68,6 @@ impl FromStr for Expect {
         if rest.is_empty() { Ok(hop) } else { Err(accepted.to_owned()) }
     }
 }
-
-/// The lane label of the baseline.
-pub(crate) const BASE_LANE: &str = "base";
 
 /// Whether a hop's name is the expected one: the same, or the same with a namespace behind it (`service1.httpserver`).
 pub(crate) fn is_named(service: &str, expected: &str) -> bool {
@@ -284,13 +281,7 @@ fn all_digits(text: &str) -> bool {
 
 /// A lane's name: a DNS label, as Kubernetes and the lane routes have it.
 pub(crate) fn lane(text: &str) -> Result<String, String> {
-    const LONGEST: usize = 63;
-    let edge = |b: Option<u8>| b.is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
-    let ok = text.len() <= LONGEST
-        && edge(text.bytes().next())
-        && edge(text.bytes().last())
-        && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
-    match (ok, text) {
+    match (is_label(text), text) {
         (true, BASE_LANE) => Err("`base` is the baseline, which is always walked; accepted: the name of another lane".to_owned()),
         (true, _) => Ok(text.to_owned()),
         _ => Err("accepted: a lane's name in lower-case letters, digits and `-`, like `gray`".to_owned()),

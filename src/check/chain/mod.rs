@@ -173,7 +173,7 @@ fn unread_order(tree: &Tree) -> Option<Finding> {
 /// A line for each hop, and for each app of another make.
 fn table_of(hop: &Tree, depth: usize, table: &mut Vec<String>) {
     let name = |depth: usize, name: &str| format!("{}{name}", "  ".repeat(depth.min(8)));
-    let lane = if hop.lane == "base" { String::new() } else { format!("  lane {}", hop.lane) };
+    let lane = if hop.lane == crate::values::BASE_LANE { String::new() } else { format!("  lane {}", hop.lane) };
     let (first, version, host) = (name(depth, &hop.service), &hop.version, &hop.hostname);
     table.push(format!("{first:<20} {version:<8} {host:<28} {:>8.1} ms{lane}", hop.duration_ms));
     for call in &hop.upstreams {

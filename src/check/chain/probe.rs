@@ -5,13 +5,14 @@ use std::sync::LazyLock;
 
 use futures_util::future::join_all;
 
-use crate::check::chain::expect::{BASE_LANE, ChosenTrace};
+use crate::check::chain::expect::ChosenTrace;
 use crate::check::chain::hops;
 use crate::check::reachability::client::CheckClient;
 use crate::hop::reply::{Headers, Tree};
 use crate::telemetry::ids;
 use crate::trace_context::{Context, HeaderFamily, Sampling};
 use crate::traces::TraceId;
+use crate::values::BASE_LANE;
 
 /// A request whose headers can be recognised behind every hop.
 #[derive(Debug, Clone)]

@@ -171,19 +171,10 @@ pub(crate) fn seconds(text: &str) -> Option<f64> {
     crate::values::parse_duration(text).ok().map(|duration| duration.as_secs_f64())
 }
 
-/// A DNS label (RFC 1123): the only names that become arguments of a command.
-pub(crate) fn is_label(text: &str) -> bool {
-    const LONGEST: usize = 63;
-    let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
-    !text.is_empty()
-        && text.len() <= LONGEST
-        && text.bytes().all(|byte| inner(byte) || byte == b'-')
-        && [text.bytes().next(), text.bytes().last()].into_iter().flatten().all(inner)
-}
-
-/// A DNS subdomain (RFC 1123): labels with dots between, as Secrets and pods may be named.
+/// A DNS subdomain (RFC 1123): labels with dots between, as Secrets and pods may be named. Only such names and labels become
+/// arguments of a command.
 pub(crate) fn is_subdomain(text: &str) -> bool {
-    text.len() <= 253 && text.split('.').all(is_label)
+    text.len() <= 253 && text.split('.').all(crate::values::is_label)
 }
 
 #[cfg(test)]
@@ -191,6 +182,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::values::is_label;
 
     #[test]
     fn only_names_of_rfc_1123_become_arguments() {

@@ -8,13 +8,13 @@ use serde_json::Value;
 use crate::check::chain::evidence::CALLER;
 use crate::check::chain::expect::{Expect, Resolve, is_named, is_tls, port_of};
 use crate::check::cluster::front::{Arrival, Front, is_name, is_router};
-use crate::check::cluster::object::{Object, at, is_label, is_selected, list, number, service_host, service_of, text};
+use crate::check::cluster::object::{Object, at, is_selected, list, number, service_host, service_of, text};
 use crate::check::cluster::routing::{Choice, Destination, SeamCall, choose, destinations, virtual_services};
 use crate::check::cluster::snapshot::{ROOT_NAMESPACE, Snapshot};
 use crate::check::envoy::suggestions::name_of;
 use crate::hop::reply::Tree;
 use crate::net::hosts::{self, host_of};
-use crate::values::service_number;
+use crate::values::{is_label, service_number};
 
 /// One hop.
 #[derive(Debug)]

@@ -4,7 +4,8 @@ use futures_util::StreamExt as _;
 use serde_json::Value;
 
 use crate::check::cluster::command::{CommandError, Tool};
-use crate::check::cluster::object::{Object, is_label, is_subdomain, text};
+use crate::check::cluster::object::{Object, is_subdomain, text};
+use crate::values::is_label;
 
 /// A kind that is read, and from where.
 #[derive(Debug)]

@@ -1,11 +1,10 @@
 //! The running hops as the page shows and changes them. In reading order: `state` (the hops and the demo's own sender), `live`
-//! (their figures), `exchanges` (the requests as they passed), `seams` (what they lost between two hops), `orders` (the one endpoint
-//! that changes something) and `plan`.
+//! (their figures), `exchanges` (the requests as they passed), `seams` (what they lost between two hops) and `orders` (the one endpoint
+//! that changes something).
 
 pub(crate) mod exchanges;
 pub(crate) mod live;
 pub(crate) mod orders;
-pub(crate) mod plan;
 pub(crate) mod seams;
 pub(crate) mod state;
 

@@ -3,6 +3,7 @@
 //! Who may give orders is decided in `access`.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::Request;
@@ -13,18 +14,19 @@ use serde::Deserialize;
 
 use crate::demo::access::{Access, text};
 use crate::demo::control::exchanges::RequestSender;
-use crate::demo::control::plan::{MAX_DELAY, PlanForm};
 use crate::demo::control::state::DemoState;
 use crate::hop::fault::{FaultConfig, FaultsForm};
 use crate::hop::latency::Latency;
 use crate::hop::request_faults::X_FAULT;
-use crate::trace_context::carried_names;
+use crate::trace_context::is_carried;
 
 /// The largest order.
 const MAX_ORDER: usize = 32 << 10;
 /// The most headers of one request, and the longest value.
 const MAX_HEADERS: usize = 32;
 const MAX_VALUE: usize = 4 << 10;
+/// The longest latency.
+const MAX_LATENCY: Duration = Duration::from_secs(60);
 
 /// What can be ordered. Hops are numbered from 1, as in their names.
 #[derive(Debug, Deserialize)]
@@ -32,8 +34,6 @@ const MAX_VALUE: usize = 4 << 10;
 enum Order {
     /// Send one request to the first hop, with these headers.
     Send { headers: Vec<(String, String)> },
-    /// Change the latency and the faults of a hop.
-    Plan { hop: usize, plan: PlanForm },
     /// Change the faults and the breaks of a hop, for a time or until they are changed again.
     Faults {
         hop: usize,
@@ -65,7 +65,7 @@ pub(crate) async fn control(state: Arc<DemoState>, access: Access, request: Requ
         return text(status, why);
     }
     let read = Limited::new(body, MAX_ORDER).collect();
-    let body = match tokio::time::timeout(std::time::Duration::from_secs(10), read).await {
+    let body = match tokio::time::timeout(Duration::from_secs(10), read).await {
         Ok(Ok(body)) => body.to_bytes(),
         Ok(Err(_)) => return text(StatusCode::PAYLOAD_TOO_LARGE, "the order is too large or did not arrive whole"),
         Err(_) => return text(StatusCode::REQUEST_TIMEOUT, "the order did not arrive in time"),
@@ -83,7 +83,6 @@ pub(crate) async fn control(state: Arc<DemoState>, access: Access, request: Requ
 pub(crate) fn read_order(body: &[u8]) -> Result<(), String> {
     match serde_json::from_slice(body).map_err(|error| error.to_string())? {
         Order::Send { headers } => header_map(headers).map(drop),
-        Order::Plan { plan, .. } => plan.plan(&FaultConfig::default()).map(drop),
         Order::Faults { form, .. } => check_headers(&form.read(&FaultConfig::default())?.0),
         Order::Latency { latency, .. } => read_latency(&latency).map(drop),
         Order::Drop { headers, .. } => lost_headers(&headers).map(drop),
@@ -96,12 +95,6 @@ async fn follow(state: &DemoState, order: Order) -> Result<Response, String> {
         |hop: usize| hop.checked_sub(1).and_then(|at| state.hops.get(at)).ok_or_else(|| format!("there is no service{hop}"));
     match order {
         Order::Send { headers } => Ok(json(state.send(RequestSender::Page, header_map(headers)?).await.json)),
-        Order::Plan { hop, plan } => {
-            let faults = handle(hop)?.faults();
-            faults.set(plan.plan(&faults.config())?);
-            state.altered.send_replace(());
-            Ok(json("{}"))
-        }
         Order::Faults { hop, form } => {
             let faults = handle(hop)?.faults();
             check_headers(&form.read(&FaultConfig::default())?.0)?;
@@ -137,22 +130,24 @@ async fn follow(state: &DemoState, order: Order) -> Result<Response, String> {
 /// A latency of at most a minute.
 fn read_latency(text: &str) -> Result<Latency, String> {
     let latency: Latency = text.parse()?;
-    if latency.longest() <= MAX_DELAY { Ok(latency) } else { Err(format!("a latency of '{text}' is longer than a minute")) }
+    if latency.longest() <= MAX_LATENCY { Ok(latency) } else { Err(format!("a latency of '{text}' is longer than a minute")) }
 }
 
 /// Only what the chain carries can be lost.
 fn lost_headers(names: &[String]) -> Result<Vec<HeaderName>, String> {
-    let known = |name: &String| carried_names().find(|carried| *carried == name).map(HeaderName::from_static);
-    names.iter().map(|name| known(name).ok_or_else(|| format!("the header '{name}' is not one that the chain carries"))).collect()
+    let known =
+        |name: &String| name.parse().ok().filter(|name: &HeaderName| is_carried(name.as_str())).ok_or_else(|| not_carried(name));
+    names.iter().map(known).collect()
 }
 
 /// A break can only name a header that the chain carries.
 fn check_headers(config: &FaultConfig) -> Result<(), String> {
     let mut named = config.breaks.iter().filter_map(|broken| broken.kind.header());
-    match named.find(|name| !carried_names().any(|carried| carried == name.as_str())) {
-        Some(name) => Err(format!("the header '{name}' is not one that the chain carries")),
-        None => Ok(()),
-    }
+    named.find(|name| !is_carried(name.as_str())).map_or(Ok(()), |name| Err(not_carried(name.as_str())))
+}
+
+fn not_carried(name: &str) -> String {
+    format!("the header '{name}' is not one that the chain carries")
 }
 
 /// Only headers that the chain carries: the page sends nothing else, and nobody else is to reach the hop with more.
@@ -162,16 +157,14 @@ fn header_map(headers: Vec<(String, String)>) -> Result<HeaderMap, String> {
     }
     let mut map = HeaderMap::new();
     for (name, value) in headers {
-        if !carried_names().chain([X_FAULT]).any(|carried| carried.eq_ignore_ascii_case(&name)) {
-            return Err(format!("the header '{name}' is not one that the chain carries"));
-        }
+        let known = name.parse::<HeaderName>().ok().filter(|name| is_carried(name.as_str()) || name == X_FAULT);
+        let known = known.ok_or_else(|| not_carried(&name))?;
         if value.len() > MAX_VALUE {
             return Err(format!("the value of {name} is longer than {MAX_VALUE} bytes"));
         }
-        let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| format!("'{name}' is not a header's name"))?;
         let value =
             HeaderValue::from_str(&value).map_err(|_| format!("the value of {name} has characters that a header cannot have"))?;
-        map.append(name, value);
+        map.append(known, value);
     }
     Ok(map)
 }

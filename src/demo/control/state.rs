@@ -14,14 +14,14 @@ use tokio::sync::{Notify, watch};
 use crate::config::PageArgs;
 use crate::demo::control::exchanges::{Exchanges, RecordedExchange, RequestSender, hops_of};
 use crate::demo::control::live::{Figures, Gauge, Passed};
-use crate::demo::control::plan::PlanForm;
 use crate::demo::control::seams::seams;
 use crate::demo::control::until;
 use crate::demo::store::Store;
 use crate::hop::app::App;
 use crate::hop::config::HopConfig;
 use crate::hop::fault::{FAULTS, Fault, FaultKind, Faults, FaultsForm, Injection};
-use crate::hop::reply::Tree;
+use crate::hop::latency::Latency;
+use crate::hop::reply::{Tree, milliseconds};
 use crate::hop::request_faults::AddressedFault;
 use crate::net::addresses::reachable;
 use crate::net::client::{builder, read_bounded};
@@ -193,7 +193,8 @@ struct HopSnapshot<'a> {
     running: bool,
     /// Not ordered to be not ready.
     ready: bool,
-    plan: PlanForm,
+    /// From and to, uniform between them; null for a curve of percentiles, which the page leaves as it is.
+    latency_ms: Option<[f64; 2]>,
     /// The latency, and every fault and break, as options have them.
     latency: String,
     #[serde(flatten)]
@@ -243,7 +244,7 @@ impl DemoState {
             drops: hop.dropped().names().iter().map(|name| name.as_str().to_owned()).collect(),
             running: *hop.running.borrow(),
             ready: hop.phase().readiness() != Err("not ready by order"),
-            plan: PlanForm::from(config),
+            latency_ms: range_ms(&config.latency),
             latency: config.latency.to_string(),
             faults: FaultsForm::from(config),
         });
@@ -430,6 +431,15 @@ impl DemoState {
             at += 1;
         }
         order.into_iter().filter_map(|hop| Some(self.hops.get(hop)?.name.as_str().into())).collect()
+    }
+}
+
+fn range_ms(latency: &Latency) -> Option<[f64; 2]> {
+    match latency {
+        Latency::None => Some([0.0, 0.0]),
+        Latency::Fixed(delay) => Some([milliseconds(*delay); 2]),
+        Latency::Uniform(low, high) => Some([milliseconds(*low), milliseconds(*high)]),
+        Latency::Quantiles(_) => None,
     }
 }
 

@@ -54,9 +54,9 @@ function kinds(hop, title, forms, changed) {
 
 /** The controls of one hop. `data`: the chain, with the kinds that there are. */
 export function adjust(hop, number, data) {
-  const stops = [...new Set([...STOPS, ...(hop.plan.latency_ms ?? [])])].sort((a, b) => a - b);
+  const stops = [...new Set([...STOPS, ...(hop.latency_ms ?? [])])].sort((a, b) => a - b);
   const first = hop;
-  let range = hop.plan.latency_ms, timers = {}, running = true, ready = true;
+  let range = hop.latency_ms, timers = {}, running = true, ready = true;
   const error = h('p', { class: 'refused', role: 'alert', hidden: true });
 
   async function act(what) {
@@ -133,7 +133,7 @@ export function adjust(hop, number, data) {
       say(readiness, ready ? 'Not ready' : 'Ready again');
       readiness.hidden = !running;
       // Not under the finger that is moving it.
-      if (!timers.latency) { range = is.plan.latency_ms; latency(); }
+      if (!timers.latency) { range = is.latency_ms; latency(); }
       const busy = timers.faults || (el.contains(document.activeElement) && document.activeElement.matches('.kind input:not([type=checkbox])'));
       const active = busy ? faults.list().length + breaks.list().length : faults.show(is.faults) + breaks.show(is.breaks);
       if (!timers.drop) for (const one of lost) one.box.checked = is.drops.includes(one.name);

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 
 use super::{Call, Injected, Tree};
 use crate::text::plain;
+use crate::values::BASE_LANE;
 
 impl Tree {
     /// The tree for people.
@@ -74,7 +75,7 @@ impl Tree {
             self.status,
             self.duration_ms
         );
-        if self.lane != "base" {
+        if self.lane != BASE_LANE {
             let _ = write!(out, "  lane={}", plain(&self.lane));
         }
         if self.attempt > 1 {
