@@ -37,6 +37,7 @@ use crate::hop::reply::{Headers, Tree};
 use crate::net::hosts::{host_of, is_loopback, redacted_url};
 use crate::server::shutdown::Signals;
 use crate::telemetry::client_tracing::{ClientTracer, ClientTracing};
+use crate::text::terminal::has_color;
 
 pub use args::CheckArgs;
 use args::{FOREVER, LANE_REQUESTS, ONE_CONNECTION, validate};
@@ -73,7 +74,7 @@ pub async fn run(args: CheckArgs) -> u8 {
             return 2;
         }
     };
-    let color = report::has_color();
+    let color = has_color();
     let mut report =
         Report::new(redacted_url(args.url.as_str()), args.output, args.skip.clone(), color, Box::new(std::io::stdout()));
     let deadline = args.deadline();

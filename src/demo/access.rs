@@ -19,6 +19,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use subtle::ConstantTimeEq as _;
 
 use crate::net::addresses::reachable;
+use crate::net::bearer::bearer_token;
 use crate::net::{hosts, tls};
 use crate::server::ConnectionInfo;
 use crate::text::hex::push_hex;
@@ -53,7 +54,7 @@ struct AccessKey(String);
 
 impl fmt::Debug for AccessKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Key(***)")
+        f.write_str("AccessKey(***)")
     }
 }
 
@@ -70,8 +71,8 @@ impl AccessKey {
     }
 
     /// Takes the same time for every text of the key's length.
-    fn is(&self, text: &str) -> bool {
-        self.0.as_bytes().ct_eq(text.as_bytes()).into()
+    fn is(&self, given: &[u8]) -> bool {
+        self.0.as_bytes().ct_eq(given).into()
     }
 }
 

@@ -78,7 +78,7 @@ pub async fn run(args: DoctorArgs) -> u8 {
     };
     let report = diagnose(&loaded.traces, loaded.source);
     let text = match args.output {
-        TextOrJson::Text => report.text(crate::check::report::has_color()),
+        TextOrJson::Text => report.text(crate::text::terminal::has_color()),
         TextOrJson::Json => report.json(),
     };
     // A reader that hung up is no reason to fail: the exit code still has the result.

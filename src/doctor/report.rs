@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use crate::doctor::finding::{FindingId, Level, ServiceFinding};
 use crate::doctor::system::{System, TracerKind};
+use crate::text::terminal::{paint, wrapped};
 use crate::text::{counted, plain};
 use crate::traces::Kind;
 use crate::traces::ids::zipkin_id;
@@ -81,7 +82,7 @@ impl DoctorReport {
     }
 
     pub(super) fn text(&self, color: bool) -> String {
-        let paint = |style: Style, text: &str| if color { format!("{style}{text}{style:#}") } else { text.to_owned() };
+        let paint = |style: Style, text: &str| paint(color, style, text);
         let bold = Style::new().bold();
         let read = format!("{} and {}", counted(self.traces, "trace"), counted(self.spans, "span"));
         let mut out = format!("httpserver doctor {}: {read}\n", plain(&self.source));
@@ -127,10 +128,7 @@ impl DoctorReport {
 
 fn finding_text(finding: &ServiceFinding, mark: &str) -> String {
     const WIDTH: usize = 80;
-    let wrapped = |first: &str, rest: &str, text: &str| {
-        let text = plain(text);
-        textwrap::fill(&text, textwrap::Options::new(WIDTH).initial_indent(first).subsequent_indent(rest).break_words(false))
-    };
+    let wrapped = |first: &str, rest: &str, text: &str| wrapped(first, rest, &plain(text), WIDTH);
     let line = wrapped("    ", "    ", &format!("{}: {}", finding.service, finding.text));
     let ids: Vec<String> = finding.traces.iter().map(|id| zipkin_id(*id)).collect();
     // One line, however long: it is to be pasted.

@@ -2,7 +2,6 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -22,6 +21,7 @@ use crate::rpc::status::code_of;
 use crate::rpc::{CONTENT_TYPE, is_grpc};
 use crate::server::tls::{ServerTls, TlsOptions};
 use crate::server::{self, ServerConfig};
+use crate::system::files::read_input;
 
 /// Bytes of a call's body, and of the reply file.
 const MAX_BODY: usize = 1 << 20;

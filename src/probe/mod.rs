@@ -22,9 +22,10 @@ use reqwest::Url;
 
 use crate::check::chain::expect;
 use crate::check::envoy::suggestions::quoted;
-use crate::check::report::{self, CheckId, Group, OutputFormat, Report};
+use crate::check::report::{CheckId, Group, OutputFormat, Report};
 use crate::check::{ClientArgs, listen_for_signals};
 use crate::net::hosts::redacted_url;
+use crate::text::terminal::has_color;
 use caller::AppClient;
 use listener::Downstream;
 use session::Expected;
@@ -159,7 +160,7 @@ pub async fn run(args: ProbeArgs) -> u8 {
         }
     };
     let Some(mut signals) = listen_for_signals() else { return 1 };
-    let color = report::has_color();
+    let color = has_color();
     let out = Box::new(std::io::stdout());
     let mut report = Report::of_command("probe", redacted_url(args.app_url.as_str()), args.output, args.skip.clone(), color, out);
     let interrupted = tokio::select! {

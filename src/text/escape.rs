@@ -35,6 +35,17 @@ pub(crate) fn misleads(c: char) -> bool {
         || matches!(c, '\u{2028}' | '\u{2029}' | '\u{200e}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
+/// Whether a character takes no room on a terminal, so that two names that differ look alike. The joiners U+200C and U+200D, which
+/// scripts and emoji need, are none of them.
+fn is_invisible(c: char) -> bool {
+    matches!(u32::from(c), 0xad | 0x61c | 0x180e | 0x200b | 0x2060..=0x206f | 0xfeff | 0xfff0..=0xfffb | 0xe0000..=0xe0fff)
+}
+
+/// Whether a character is escaped on a terminal.
+pub(crate) fn is_unsafe(c: char) -> bool {
+    misleads(c) || is_invisible(c)
+}
+
 /// Appends a text as a JSON string's inside, and so that a line stays one line: what could end it, forge another one or move a
 /// terminal's cursor is escaped, and so are quotes and backslashes. What is not UTF-8 is replaced.
 pub(crate) fn push_escaped(out: &mut Vec<u8>, text: &[u8]) {
@@ -63,12 +74,12 @@ pub(crate) fn push_text(out: &mut Vec<u8>, text: &[u8]) {
 
 /// A text from elsewhere for a terminal: characters that could mislead its reader are escaped.
 pub(crate) fn plain(text: &str) -> Cow<'_, str> {
-    if !text.chars().any(misleads) {
+    if !text.chars().any(is_unsafe) {
         return Cow::Borrowed(text);
     }
     let mut escaped = String::with_capacity(text.len() + 8);
     for c in text.chars() {
-        if misleads(c) { escaped.extend(c.escape_default()) } else { escaped.push(c) }
+        if is_unsafe(c) { escaped.extend(c.escape_default()) } else { escaped.push(c) }
     }
     Cow::Owned(escaped)
 }
@@ -85,6 +96,14 @@ mod tests {
         assert!(!text.chars().any(|c| c.is_control() || c == '\u{2028}'), "{text}");
         let json: String = serde_json::from_str(&format!("\"{text}\"")).unwrap();
         assert_eq!(json, "a\r\nb\"c\\d\u{1b}[31m\u{9b}\u{2028}\u{202e}ü");
+    }
+
+    #[test]
+    fn what_a_terminal_does_not_show_is_escaped() {
+        for c in ['\u{ad}', '\u{61c}', '\u{180e}', '\u{200b}', '\u{2060}', '\u{feff}', '\u{e0041}', '\u{202e}', '\u{1b}', '\n'] {
+            assert_eq!(plain(&format!("service{c}1")), format!("service{}1", c.escape_default()));
+        }
+        assert_eq!(plain("ü 👩\u{200d}💻"), "ü 👩\u{200d}💻");
     }
 
     #[test]

@@ -1,9 +1,10 @@
-//! Text: escaping, hex, numbers, times, the causes of an error. A leaf: imports nothing of this crate.
+//! Text: escaping, hex, numbers, times, terminals, the causes of an error. A leaf: imports nothing of this crate.
 
 mod causes;
 pub(crate) mod escape;
 pub(crate) mod hex;
 pub(crate) mod number;
+pub(crate) mod terminal;
 pub(crate) mod time;
 
 pub(crate) use causes::{causes, root_cause};

@@ -7,7 +7,7 @@ use std::fmt;
 pub use opentelemetry::trace::{SpanId, TraceId};
 use serde::{Deserializer, Serializer};
 
-use crate::text::misleads;
+use crate::text::escape::is_unsafe;
 use crate::traces::lenient::Scalar;
 
 /// Why a text is not an id. Fit for a log line: bounded, without control characters.
@@ -67,7 +67,7 @@ pub(crate) fn shorten(text: &str, max: usize) -> String {
             out.push('…');
             break;
         }
-        if misleads(c) {
+        if is_unsafe(c) {
             out.extend(c.escape_default());
         } else {
             out.push(c);

@@ -10,7 +10,7 @@ mod junit;
 mod progress;
 mod terminal;
 
-use std::io::{IsTerminal as _, Write};
+use std::io::Write;
 use std::time::Instant;
 
 use serde::Serialize;
@@ -272,11 +272,6 @@ pub enum OutputFormat {
     Json,
     /// A test suite per group, for CI.
     Junit,
-}
-
-/// Whether standard output is a terminal that wants colour.
-pub(crate) fn has_color() -> bool {
-    std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
 /// Completes a finding.

@@ -4,6 +4,8 @@ use std::io::Write as _;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::text::terminal::knows_sequences;
+
 /// A progress line on standard error, for a person who waits. Does nothing when standard error is no terminal, or one that knows
 /// no control sequences.
 pub(crate) struct ProgressLine {
@@ -17,8 +19,7 @@ impl ProgressLine {
     const REDRAW_INTERVAL: Duration = Duration::from_millis(50);
 
     pub(crate) fn new(is_terminal: bool) -> Self {
-        let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
-        Self { on: is_terminal && !dumb, drawn: Mutex::new(None) }
+        Self { on: is_terminal && knows_sequences(std::env::var_os("TERM")), drawn: Mutex::new(None) }
     }
 
     /// `done` of `all`, and what is being done.

@@ -3,10 +3,9 @@
 use std::fmt::Write as _;
 
 use anstyle::{AnsiColor, Style};
-use textwrap::{Options, WordSeparator, WordSplitter, WrapAlgorithm};
 
 use crate::check::report::{Finding, Group, Report, Status};
-use crate::text::plain;
+use crate::text::{plain, terminal};
 
 const WIDTH: usize = 80;
 
@@ -21,7 +20,7 @@ pub(crate) struct Terminal {
 
 impl Terminal {
     fn paint(self, style: Style, text: &str) -> String {
-        if self.color { format!("{style}{text}{style:#}") } else { text.to_owned() }
+        terminal::paint(self.color, style, text)
     }
 
     pub(crate) fn heading(self, group: Group) -> String {
@@ -35,7 +34,7 @@ impl Terminal {
             Status::Skip => ("-", Style::new().dimmed()),
             Status::Follows => ("↳", Style::new().dimmed()),
         };
-        let mut out = format!("  {} {}\n", self.paint(style, mark), wrapped(&finding.text, "    ", 4));
+        let mut out = format!("  {} {}\n", self.paint(style, mark), wrapped(&finding.text, "    "));
         for line in &finding.detail {
             let _ = writeln!(out, "{INDENT}{}", plain(line));
         }
@@ -53,7 +52,7 @@ impl Terminal {
             );
         }
         if let Some(cause) = &finding.cause {
-            let _ = writeln!(out, "{INDENT}cause  {}", wrapped(cause, "             ", 13));
+            let _ = writeln!(out, "{INDENT}cause  {}", wrapped(cause, "             "));
         }
         for (index, command) in finding.next.iter().enumerate() {
             let _ = writeln!(out, "{INDENT}{}{}", if index == 0 { "next   " } else { "       " }, plain(command));
@@ -64,17 +63,12 @@ impl Terminal {
     pub(crate) fn verdict(self, report: &Report) -> String {
         let color = if report.is_fine() { AnsiColor::Green } else { AnsiColor::Red };
         let head = self.paint(color.on_default().bold(), "Verdict");
-        format!("\n{head}  {}\n", wrapped(&report.verdict(), "         ", 9))
+        format!("\n{head}  {}\n", wrapped(&report.verdict(), "         "))
     }
 }
 
-/// Text of a hop or a gateway, made safe for a terminal and broken at spaces. A longer word stands alone and stays whole, so
-/// that it can be copied. `used`: the columns that the first line has used.
-fn wrapped(text: &str, indent: &str, used: usize) -> String {
-    let options = Options::new(WIDTH - used)
-        .word_separator(WordSeparator::AsciiSpace)
-        .word_splitter(WordSplitter::NoHyphenation)
-        .wrap_algorithm(WrapAlgorithm::FirstFit)
-        .break_words(false);
-    textwrap::wrap(&plain(text), options).join(&format!("\n{indent}"))
+/// Text of a hop or a gateway, made safe for a terminal, after what takes the place of its indent in the first line.
+fn wrapped(text: &str, indent: &str) -> String {
+    let lines = terminal::wrapped(indent, indent, &plain(text), WIDTH);
+    lines.strip_prefix(indent).unwrap_or(&lines).to_owned()
 }

@@ -6,6 +6,8 @@ use std::fmt::Write as _;
 use unicode_width::UnicodeWidthChar as _;
 
 pub(crate) use crate::text::counted;
+use crate::text::escape::is_unsafe;
+use crate::text::terminal::wrapped;
 use crate::traces::{Kind, PlacedSpan};
 
 /// Rows of a drawing; more are counted, not drawn. Beyond this nobody scrolls back.
@@ -87,9 +89,9 @@ pub(crate) fn clean(text: &str, max: usize, unicode: bool) -> String {
     let mut cut_at = 0;
     let mark = if unicode { '…' } else { '~' };
     for c in text.chars() {
-        let hidden = matches!(u32::from(c), 0xad | 0x61c | 0x180e | 0x200b..=0x200f | 0x2028..=0x202e | 0x2060..=0x206f | 0xfeff | 0xfff0..=0xfffb | 0xe0000..=0xe0fff);
         let before = out.len();
-        if c.is_control() || hidden {
+        // Joiners, too: what they join has another width.
+        if is_unsafe(c) || matches!(c, '\u{200c}' | '\u{200d}') {
             out.extend(c.escape_unicode());
         } else if !unicode && !c.is_ascii() {
             out.push('?');
@@ -208,22 +210,7 @@ impl<'a> Canvas<'a> {
 
     /// Words broken to the width, the first line after `first`, the others after `rest`.
     pub(crate) fn paragraph(&mut self, first: &str, rest: &str, text: &str) {
-        let mut line = self.line();
-        line.put(PLAIN, first);
-        let mut empty = true;
-        for word in text.split(' ') {
-            if !empty && line.width + 1 + display_width(word) > self.style.width {
-                let full = std::mem::replace(&mut line, self.line());
-                self.end(full);
-                line.put(PLAIN, rest);
-                empty = true;
-            }
-            if !empty {
-                line.put(PLAIN, " ");
-            }
-            line.put(PLAIN, word);
-            empty = false;
-        }
-        self.end(line);
+        self.out.push_str(wrapped(first, rest, text, self.style.width).trim_end());
+        self.blank();
     }
 }

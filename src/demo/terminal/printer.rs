@@ -17,6 +17,7 @@ use crate::net::addresses::reachable;
 use crate::telemetry::client_tracing::ClientTracer;
 use crate::telemetry::ids;
 use crate::telemetry::line_writer::LineWriter;
+use crate::text::terminal::has_color;
 use crate::trace_context::{Context, HeaderFamily, Sampling};
 use crate::traces::{Caller, ExpectedTrace, Trace, TraceId, Verdict};
 
@@ -38,7 +39,7 @@ pub(crate) fn style_of_stdout() -> Style {
     let width = if terminal { terminal_size::terminal_size().map(|(width, _)| usize::from(width.0)) } else { None };
     Style {
         width: width.unwrap_or(100),
-        colour: terminal && set("NO_COLOR").is_none() && std::env::var("TERM").is_ok_and(|term| term != "dumb"),
+        colour: has_color(),
         // A terminal that says nothing (in a container, mostly) is a modern one.
         unicode: utf8.unwrap_or(terminal),
     }
