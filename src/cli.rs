@@ -13,13 +13,14 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::reload;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use crate::check::CheckArgs;
+use crate::check::{CheckArgs, no_signals};
+use crate::config::CommandFailure::{self, Stopped};
 use crate::config::{
     ConfigError, DemoArgs, Environment, HealthArgs, ServeArgs, StoreArgs, Verbosity, process_variable, shown_value,
     warn_of_misspelt_variables,
 };
+use crate::demo::Demo;
 use crate::demo::standalone::StoreServer;
-use crate::demo::{Demo, DemoError};
 use crate::doctor::DoctorArgs;
 use crate::hop::app::{App, Output};
 use crate::hop::config::HopConfig;
@@ -76,6 +77,9 @@ pub enum Command {
 /// Wrong usage or configuration.
 const USAGE: u8 = 2;
 
+/// The exit code of a command that came to its end, or why it did not.
+type CommandEnd = Result<u8, CommandFailure>;
+
 /// Runs the command that `args` name.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let cli = match parse(args) {
@@ -86,44 +90,40 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(if error.use_stderr() { USAGE } else { 0 });
         }
     };
-    match cli.command {
+    let ended = match cli.command {
         Command::Completions { shell } => print(&completions(shell)),
         Command::Manpage { command } => manpage(command.as_deref()),
         command => on_runtime(command),
-    }
+    };
+    ExitCode::from(ended.unwrap_or_else(|failure| {
+        eprintln!("httpserver: {failure}");
+        failure.exit_code()
+    }))
 }
 
 /// Runs a command that waits for something: with the threads that the variable asks for.
-fn on_runtime(command: Command) -> ExitCode {
+fn on_runtime(command: Command) -> CommandEnd {
     let variable = std::env::var(workers::VARIABLE);
-    let workers = match workers::count(variable.as_deref().ok()) {
-        Ok(workers) => workers,
-        Err(reason) => return wrong(&ConfigError::value(workers::VARIABLE, &variable.unwrap_or_default(), reason).to_string()),
-    };
-    if let Err(error) = descriptors::require_some() {
-        return stopped(&format!("too few files may be open, sockets included (ulimit -n): {error}"));
-    }
-    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            eprintln!("httpserver: no threads to run on: {error}");
-            return ExitCode::FAILURE;
-        }
-    };
-    let code = match command {
+    let workers = workers::count(variable.as_deref().ok())
+        .map_err(|reason| ConfigError::value(workers::VARIABLE, &variable.unwrap_or_default(), reason))?;
+    descriptors::require_some()
+        .map_err(|error| Stopped(format!("too few files may be open, sockets included (ulimit -n): {error}")))?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build();
+    let runtime = runtime.map_err(|error| Stopped(format!("no threads to run on: {error}")))?;
+    let ended = match command {
         Command::Serve(args) => runtime.block_on(serve(*args)),
         Command::Demo(args) => runtime.block_on(demo(args)),
         Command::Store(args) => runtime.block_on(store(args)),
-        Command::Check(args) => ExitCode::from(runtime.block_on(crate::check::run(*args))),
-        Command::Trace(args) => ExitCode::from(runtime.block_on(crate::check::run_trace(*args))),
-        Command::Probe(args) => ExitCode::from(runtime.block_on(crate::probe::run(*args))),
-        Command::Doctor(args) => ExitCode::from(runtime.block_on(crate::doctor::run(args))),
+        Command::Check(args) => runtime.block_on(crate::check::run(*args)),
+        Command::Trace(args) => runtime.block_on(crate::check::run_trace(*args)),
+        Command::Probe(args) => runtime.block_on(crate::probe::run(*args)),
+        Command::Doctor(args) => runtime.block_on(crate::doctor::run(args)),
         Command::Health(args) => runtime.block_on(health(args)),
-        Command::Completions { .. } | Command::Manpage { .. } => ExitCode::SUCCESS,
+        Command::Completions { .. } | Command::Manpage { .. } => Ok(0),
     };
     // What is left on the runtime (a request that was cut off, a name that is being resolved) must not delay the exit.
     runtime.shutdown_timeout(Duration::ZERO);
-    code
+    ended
 }
 
 fn completions(shell: clap_complete::Shell) -> Vec<u8> {
@@ -132,7 +132,7 @@ fn completions(shell: clap_complete::Shell) -> Vec<u8> {
     text
 }
 
-fn manpage(name: Option<&str>) -> ExitCode {
+fn manpage(name: Option<&str>) -> CommandEnd {
     let mut program = Cli::command().disable_help_subcommand(true);
     program.build();
     let known: Vec<_> = program.get_subcommands().map(clap::Command::get_name).collect();
@@ -142,22 +142,21 @@ fn manpage(name: Option<&str>) -> ExitCode {
             Some(command) => command.clone(),
             None => {
                 let reason = format!("no command; accepted: {}", known.join(", "));
-                return wrong(&ConfigError::value("COMMAND", name, reason).to_string());
+                return Err(ConfigError::value("COMMAND", name, reason).into());
             }
         },
     };
     let mut text = Vec::new();
-    match clap_mangen::Man::new(page).render(&mut text) {
-        Ok(()) => print(&text),
-        Err(error) => stopped(&format!("the manual page cannot be made: {error}")),
-    }
+    let made = clap_mangen::Man::new(page).render(&mut text);
+    made.map_err(|error| Stopped(format!("the manual page cannot be made: {error}")))?;
+    print(&text)
 }
 
 /// A reader that has seen enough, such as `head`, is no failure.
-fn print(text: &[u8]) -> ExitCode {
+fn print(text: &[u8]) -> CommandEnd {
     match std::io::stdout().write_all(text) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => stopped(&format!("cannot write to stdout: {error}")),
-        _ => ExitCode::SUCCESS,
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(Stopped(format!("cannot write to stdout: {error}"))),
+        _ => Ok(0),
     }
 }
 
@@ -230,12 +229,7 @@ fn name_variable(mut error: clap::Error, command: Option<&clap::Command>) -> cla
     error
 }
 
-fn wrong(line: &str) -> ExitCode {
-    eprintln!("httpserver: {line}");
-    ExitCode::from(USAGE)
-}
-
-async fn serve(args: ServeArgs) -> ExitCode {
+async fn serve(args: ServeArgs) -> CommandEnd {
     let verbosity = args.verbosity;
     let output = Output::new();
     // Before the variables are read: those of OpenTelemetry that cannot be used are warned about.
@@ -245,28 +239,20 @@ async fn serve(args: ServeArgs) -> ExitCode {
         warn_of_misspelt_variables(&warn);
         HopConfig::from_args(args, &env)
     });
-    let code = match config {
+    let ended = match config {
         Ok(config) => serve_until_signalled(config, &output).await,
-        Err(error) => wrong(&error.to_string()),
+        Err(error) => Err(error.into()),
     };
     output.stderr.flush(Duration::from_millis(500));
-    code
+    ended
 }
 
-async fn serve_until_signalled(config: HopConfig, output: &Output) -> ExitCode {
+async fn serve_until_signalled(config: HopConfig, output: &Output) -> CommandEnd {
     // Before the address is bound: a signal in between must drain, not kill.
-    let mut signals = match Signals::listen() {
-        Ok(signals) => signals,
-        Err(error) => return stopped(&format!("cannot listen to signals: {error}")),
-    };
-    match App::bind(config, output).await {
-        Ok(app) => match until_second_signal(&mut signals, |stop| app.run(stop)).await {
-            // A request that outlived the drain timeout is the caller's loss and in the log; the stop itself went as asked.
-            Some(_) => ExitCode::SUCCESS,
-            None => ExitCode::FAILURE,
-        },
-        Err(error) => stopped(&error.to_string()),
-    }
+    let mut signals = Signals::listen().map_err(no_signals)?;
+    let app = App::bind(config, output).await?;
+    // A request that outlived the drain timeout is the caller's loss and in the log; the stop itself went as asked.
+    Ok(u8::from(until_second_signal(&mut signals, |stop| app.run(stop)).await.is_none()))
 }
 
 /// Runs until it ends by itself or by the first signal; a second signal ends it at once.
@@ -296,7 +282,7 @@ fn quietly(verbose: u8) -> Verbosity {
     }
 }
 
-async fn demo(args: DemoArgs) -> ExitCode {
+async fn demo(args: DemoArgs) -> CommandEnd {
     let once = args.once;
     foreground(args.verbose, async |output, signals| {
         let demo = Demo::bind(args, output).await?;
@@ -305,7 +291,7 @@ async fn demo(args: DemoArgs) -> ExitCode {
     .await
 }
 
-async fn store(args: StoreArgs) -> ExitCode {
+async fn store(args: StoreArgs) -> CommandEnd {
     foreground(args.verbose, async |output, signals| {
         let store = StoreServer::bind(args, output).await?;
         Ok(until_second_signal(signals, |stop| store.run(stop)).await.map(|()| true))
@@ -314,33 +300,21 @@ async fn store(args: StoreArgs) -> ExitCode {
 }
 
 /// Runs `run` with what a command at a terminal needs, and makes an exit code of what came of it; `None` is a second signal.
-async fn foreground(verbose: u8, run: impl AsyncFnOnce(&Output, &mut Signals) -> Result<Option<bool>, DemoError>) -> ExitCode {
+async fn foreground(
+    verbose: u8,
+    run: impl AsyncFnOnce(&Output, &mut Signals) -> Result<Option<bool>, CommandFailure>,
+) -> CommandEnd {
     let output = Output::new();
-    if let Err(error) = diagnostics(quietly(verbose), &output) {
-        return wrong(&error.to_string());
-    }
-    let mut signals = match Signals::listen() {
-        Ok(signals) => signals,
-        Err(error) => return stopped(&format!("cannot listen to signals: {error}")),
-    };
-    let code = match run(&output, &mut signals).await {
-        Ok(Some(true)) => ExitCode::SUCCESS,
-        Ok(_) => ExitCode::FAILURE,
-        Err(DemoError::Usage(line)) => return wrong(&line),
-        Err(DemoError::Address(line)) => return stopped(&line),
-    };
+    diagnostics(quietly(verbose), &output)?;
+    let mut signals = Signals::listen().map_err(no_signals)?;
+    let ended = run(&output, &mut signals).await;
     output.stderr.flush(Duration::from_millis(500));
-    code
-}
-
-fn stopped(line: &str) -> ExitCode {
-    eprintln!("httpserver: {line}");
-    ExitCode::FAILURE
+    Ok(u8::from(ended? != Some(true)))
 }
 
 const LEVELS: &str = "accepted: error, warn, info, debug, trace, or module=level";
 
-/// Diagnostics go to stderr through the same bounded writer as everything else. Errors: a `RUST_LOG` that cannot be read.
+/// Diagnostics go to stderr through the same bounded writer as everything else.
 fn diagnostics(verbosity: Verbosity, output: &Output) -> Result<(), ConfigError> {
     let level = match (verbosity.verbose, verbosity.quiet) {
         (0, 0) => None,
@@ -390,7 +364,7 @@ fn diagnostics(verbosity: Verbosity, output: &Output) -> Result<(), ConfigError>
     Ok(())
 }
 
-async fn health(args: HealthArgs) -> ExitCode {
+async fn health(args: HealthArgs) -> CommandEnd {
     let url = args.url.unwrap_or_else(|| {
         let host = match args.addr.host {
             Some(host) if !host.is_unspecified() => host,
@@ -412,11 +386,12 @@ async fn health(args: HealthArgs) -> ExitCode {
         Err(error) => Err(error),
     };
     match answer {
-        Ok(answer) if answer.status() == http::StatusCode::OK => ExitCode::SUCCESS,
-        Ok(answer) => stopped(&format!("{} answered {}", redacted_url(&url), answer.status())),
+        Ok(answer) if answer.status() == http::StatusCode::OK => Ok(0),
+        Ok(answer) => Err(Stopped(format!("{} answered {}", redacted_url(&url), answer.status()))),
         Err(error) if error.is_builder() => {
-            wrong(&format!("invalid value '{}' for URL: accepted is http://host:port/path", redacted_input(&url).escape_debug()))
+            let url = redacted_input(&url).escape_debug().to_string();
+            Err(CommandFailure::Usage(format!("invalid value '{url}' for URL: accepted is http://host:port/path")))
         }
-        Err(error) => stopped(&format!("{}: {}", redacted_url(&url), crate::text::causes(&error.without_url()))),
+        Err(error) => Err(Stopped(format!("{}: {}", redacted_url(&url), crate::text::causes(&error.without_url())))),
     }
 }

@@ -319,12 +319,13 @@ fn the_lines_of_each_room_are_printed() {
 }
 
 /// Words that stand for a technical term, each with the term.
-const BANNED: [(&str, &str); 5] = [
+const BANNED: [(&str, &str); 6] = [
     ("thrown away", "discarded"),
     ("onion", "layers"),
     (" in hand", "in flight"),
     ("not judged", "not checked"),
     ("a stranger", "a foreign response"),
+    (" Errors: ", "a section # Errors"),
 ];
 
 #[test]

@@ -32,11 +32,12 @@ use http::HeaderMap;
 use tokio::sync::watch as signal;
 use tokio::task::JoinHandle;
 
-use crate::config::{Environment, caller_exporters, process_variable};
+use crate::config::{CommandFailure, Environment, caller_exporters, process_variable};
 use crate::hop::reply::{Headers, Tree};
 use crate::net::hosts::{host_of, is_loopback, redacted_url};
 use crate::server::shutdown::Signals;
 use crate::telemetry::client_tracing::{ClientTracer, ClientTracing};
+use crate::telemetry::export::Exporter;
 use crate::text::terminal::has_color;
 
 pub use args::CheckArgs;
@@ -58,33 +59,22 @@ use traffic::sample::{Sample, Series};
 use traffic::watch::Watched;
 
 /// Runs the checks and writes the report to standard output. Returns the exit code: 0 fine, 1 a check failed or the run was
-/// interrupted, 2 wrong usage: one line on standard error, and nothing was sent.
-pub async fn run(args: CheckArgs) -> u8 {
-    let trust = match validate(&args) {
-        Ok(trust) => trust,
-        Err(line) => {
-            eprintln!("httpserver: {line}");
-            return 2;
-        }
-    };
-    let tracing = match args.report_spans.then(start_tracing).transpose() {
-        Ok(tracing) => tracing.flatten(),
-        Err(line) => {
-            eprintln!("httpserver: {line}");
-            return 2;
-        }
+/// interrupted.
+///
+/// # Errors
+///
+/// Wrong usage: nothing was sent.
+pub async fn run(args: CheckArgs) -> Result<u8, CommandFailure> {
+    let trust = validate(&args).map_err(CommandFailure::Usage)?;
+    let tracing = match args.report_spans {
+        true => start_tracing(None, &|text| eprintln!("httpserver: {text}"))?,
+        false => None,
     };
     let color = has_color();
     let mut report =
         Report::new(redacted_url(args.url.as_str()), args.output, args.skip.clone(), color, Box::new(std::io::stdout()));
     let deadline = args.deadline();
-    let RunEnd { stop, mut left, is_over } = match RunEnd::listen(deadline) {
-        Ok(ending) => ending,
-        Err(error) => {
-            eprintln!("httpserver: cannot listen for signals: {error}");
-            return 1;
-        }
-    };
+    let RunEnd { stop, mut left, is_over } = RunEnd::listen(deadline).map_err(no_signals)?;
     let context = hints(&args);
     let outside = Arc::new(AtomicBool::new(context.is_outside));
     let progress = ProgressLine::new(std::io::stderr().is_terminal());
@@ -122,12 +112,12 @@ pub async fn run(args: CheckArgs) -> u8 {
     if lost > 0 {
         eprintln!("httpserver: --report-spans: the collector did not accept {lost} of the caller's spans");
     }
-    u8::from(!report.is_fine())
+    Ok(u8::from(!report.is_fine()))
 }
 
-/// `None`: the error is on standard error.
-pub(crate) fn listen_for_signals() -> Option<Signals> {
-    Signals::listen().inspect_err(|error| eprintln!("httpserver: cannot listen for signals: {error}")).ok()
+/// Why a command cannot be interrupted in order.
+pub(crate) fn no_signals(error: std::io::Error) -> CommandFailure {
+    CommandFailure::Stopped(format!("cannot listen for signals: {error}"))
 }
 
 fn hints(args: &CheckArgs) -> HintContext {
@@ -191,10 +181,15 @@ impl RunEnd {
 /// How long the collector may take to accept the last spans of `--report-spans`.
 const FLUSH: Duration = Duration::from_secs(3);
 
-fn start_tracing() -> Result<Option<ClientTracing>, String> {
-    let warn = |text: &str| eprintln!("httpserver: {text}");
-    let env = Environment { variable: &|name| process_variable(name, &warn), warn: &warn };
-    ClientTracing::start(caller_exporters(&env, None)).map_err(|error| format!("--report-spans: {error}"))
+/// Starts the export of `--report-spans`, to `default` where no variable names another collector.
+///
+/// # Errors
+///
+/// The variables ask for what cannot be.
+pub(crate) fn start_tracing(default: Option<Exporter>, warn: &dyn Fn(&str)) -> Result<Option<ClientTracing>, CommandFailure> {
+    let env = Environment { variable: &|name| process_variable(name, warn), warn };
+    let tracing = ClientTracing::start(caller_exporters(&env, default));
+    tracing.map_err(|error| CommandFailure::Usage(format!("--report-spans: {error}")))
 }
 
 /// A trace backend and the finding about it, or why there is none.

@@ -4,6 +4,7 @@
 //! of `check` and `trace` stand with their commands. Imports `hop` and the floors below it, none of which imports `config`.
 
 mod demo;
+mod failure;
 mod fan_out;
 mod misspelt;
 mod otel;
@@ -17,6 +18,7 @@ use std::fmt;
 use crate::net::hosts::redacted_input;
 
 pub use demo::{AtHop, CarriedName, DemoArgs};
+pub use failure::CommandFailure;
 pub(crate) use misspelt::warn_of_misspelt_variables;
 pub use otel::{Environment, ExporterName};
 pub(crate) use otel::{caller_exporters, pairs, process_variable};

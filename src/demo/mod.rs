@@ -18,7 +18,8 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::config::{DemoArgs, Environment, caller_exporters, process_variable};
+use crate::check::start_tracing;
+use crate::config::{CommandFailure, DemoArgs};
 use crate::hop::app::{App, BindError, Output, listen};
 use crate::hop::capacity::{Capacity, Resources};
 use crate::hop::config::HopConfig;
@@ -60,39 +61,43 @@ pub struct Demo {
 }
 
 /// Whether every hop that an option names is there.
-fn check_named(args: &DemoArgs) -> Result<(), DemoError> {
+fn check_named(args: &DemoArgs) -> Result<(), CommandFailure> {
     let count = args.hops;
     let is_there = |name: &str| (1..=count).any(|number| name == format!("service{number}"));
     let dropped = args.drop_header.iter().map(|header| format!("service{}", header.hop));
     let named = args.fault.iter().filter_map(|fault| fault.hop().map(str::to_owned)).chain(dropped);
     if let Some(hop) = named.into_iter().find(|name| !is_there(name)) {
-        return Err(DemoError::Usage(format!("there is no {hop}: the demo has service1 to service{count} (--hops)")));
+        return Err(CommandFailure::Usage(format!("there is no {hop}: the demo has service1 to service{count} (--hops)")));
     }
     let who = HopConfig::new("service1", Listen { host: Some(args.listen), port: 0 }).identity;
     let is_nobody = |instance: &&str| *instance != who.version && *instance != who.hostname;
     if let Some(instance) = args.fault.iter().filter_map(AddressedFault::instance).find(is_nobody) {
         let (version, host) = (&who.version, &who.hostname);
         let why = format!("no hop is '{instance}' (--fault): all of the demo are version {version} at host {host}");
-        return Err(DemoError::Usage(why));
+        return Err(CommandFailure::Usage(why));
     }
     Ok(())
 }
 
 impl Demo {
-    /// Takes every address or fails with one line that names the first that cannot be had.
-    pub async fn bind(args: DemoArgs, output: &Output) -> Result<Self, DemoError> {
+    /// Takes every address.
+    ///
+    /// # Errors
+    ///
+    /// An option asks for what cannot be, or the first address that cannot be had.
+    pub async fn bind(args: DemoArgs, output: &Output) -> Result<Self, CommandFailure> {
         let count = args.hops;
         check_named(&args)?;
         let port = args.port.unwrap_or(if args.once { 0 } else { 8080 });
         let store_port = args.store_port.unwrap_or(if args.once { 0 } else { 9411 });
         let free = port == 0;
         if !free && port.checked_add(count - 1).is_none() {
-            return Err(DemoError::Usage(format!("invalid value '{port}' for --port: {count} hops need ports up to 65535")));
+            return Err(CommandFailure::Usage(format!("invalid value '{port}' for --port: {count} hops need ports up to 65535")));
         }
         let at = |port: u16| Listen { host: Some(args.listen), port };
         let taken = |error: BindError| taken(&error, "--port 0 and --store-port 0 take free ones");
         let store_listener = listen(at(store_port)).await.map_err(taken)?;
-        let store_addr = store_listener.local_addr().map_err(|error| DemoError::Address(error.to_string()))?;
+        let store_addr = store_listener.local_addr().map_err(|error| CommandFailure::Stopped(error.to_string()))?;
         let endpoint = format!("http://{}/api/v2/spans", reachable(store_addr));
 
         // The last hop first: with free ports the one before must know its address.
@@ -110,7 +115,7 @@ impl Demo {
             let calls = next.iter().map(|(_, number)| usize::from(*number)).collect();
             for ((hop, _), number) in next {
                 let url = format!("http://{}/service{number}", reachable(hop.addr()));
-                config.upstreams.push(url.parse::<Target>().map_err(|error| DemoError::Address(error.to_string()))?);
+                config.upstreams.push(url.parse::<Target>().map_err(|error| CommandFailure::Stopped(error.to_string()))?);
             }
             config.set_capacity(Capacity::of(resources, config.upstreams.len(), None, None));
             config.max_hops = config.max_hops.max(u32::from(count));
@@ -140,17 +145,21 @@ impl Demo {
         hops.reverse();
         handles.reverse();
         let links = Links::from(&args.page);
-        let state = DemoState::new(handles, args.fan_out, Store::new(), links, passed).map_err(DemoError::Address)?;
+        let state = DemoState::new(handles, args.fan_out, Store::new(), links, passed).map_err(CommandFailure::Stopped)?;
         Ok(Self {
             hops,
             state: Arc::new(state),
-            access: Access::new(store_addr, args.page.allow_host, args.allow_remote_control).map_err(DemoError::Address)?,
+            access: Access::new(store_addr, args.page.allow_host, args.allow_remote_control).map_err(CommandFailure::Stopped)?,
             output: output.clone(),
             store_listener,
             once: args.once,
             quiet: args.quiet,
             style: style_of_stdout(),
-            tracing: if args.report_spans { start_tracing(&endpoint).map_err(DemoError::Usage)? } else { None },
+            // The demo's own spans go to its store, unless `OTEL_TRACES_EXPORTER` says otherwise.
+            tracing: match args.report_spans {
+                true => start_tracing(Some(Exporter::Zipkin { endpoint }), &|text| tracing::warn!("{text}"))?,
+                false => None,
+            },
         })
     }
 
@@ -211,26 +220,7 @@ impl Demo {
     }
 }
 
-/// Why a demo did not start.
-#[derive(Debug)]
-pub enum DemoError {
-    /// A flag asks for what cannot be.
-    Usage(String),
-    /// An address cannot be had.
-    Address(String),
-}
-
-/// The reason alone: what `serve` suggests beside it is no way out here.
-fn taken(error: &BindError, otherwise: &str) -> DemoError {
-    let error = error.to_string();
-    let (reason, _) = error.split_once(';').unwrap_or((&error, ""));
-    DemoError::Address(format!("{reason}; {otherwise}"))
-}
-
-/// The demo's own spans go to its store, unless `OTEL_TRACES_EXPORTER` says otherwise.
-fn start_tracing(store: &str) -> Result<Option<ClientTracing>, String> {
-    let default = Exporter::Zipkin { endpoint: store.to_owned() };
-    let warn = |text: &str| tracing::warn!("{text}");
-    let env = Environment { variable: &|name| process_variable(name, &warn), warn: &warn };
-    ClientTracing::start(caller_exporters(&env, Some(default))).map_err(|error| format!("--report-spans: {error}"))
+/// What `serve` suggests is no way out here.
+fn taken(error: &BindError, otherwise: &str) -> CommandFailure {
+    CommandFailure::Stopped(format!("{}; {otherwise}", error.reason()))
 }

@@ -8,12 +8,12 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-use crate::config::StoreArgs;
+use crate::config::{CommandFailure, StoreArgs};
 use crate::demo::access::Access;
 use crate::demo::control::state::{DemoState, Links};
 use crate::demo::control::until;
 use crate::demo::store::{Store, forward};
-use crate::demo::{DemoError, page, taken};
+use crate::demo::{page, taken};
 use crate::hop::app::{Output, listen};
 use crate::net::addresses::reachable;
 use crate::server::shutdown::Stop;
@@ -38,19 +38,24 @@ pub struct StoreServer {
 }
 
 impl StoreServer {
-    /// Takes the addresses or fails with one line that names the one that cannot be had.
-    pub async fn bind(args: StoreArgs, output: &Output) -> Result<Self, DemoError> {
+    /// Takes the addresses.
+    ///
+    /// # Errors
+    ///
+    /// One of them cannot be had.
+    pub async fn bind(args: StoreArgs, output: &Output) -> Result<Self, CommandFailure> {
         let at = |port: u16| Listen { host: Some(args.listen), port };
         let otherwise = "--port 0, --otlp-port 0 and --otlp-grpc-port 0 take free ones";
         let listener = listen(at(args.port)).await.map_err(|error| taken(&error, otherwise))?;
         let otlp = listen(at(args.otlp_port)).await.map_err(|error| taken(&error, otherwise))?;
         let grpc = listen(at(args.otlp_grpc_port)).await.map_err(|error| taken(&error, otherwise))?;
-        let addr = |listener: &TcpListener| listener.local_addr().map_err(|error| DemoError::Address(error.to_string()));
+        let addr = |listener: &TcpListener| listener.local_addr().map_err(|error| CommandFailure::Stopped(error.to_string()));
         let links = Links::from(&args.page);
-        let state = DemoState::new(Vec::new(), None, Store::new(), links, watch::Sender::new(())).map_err(DemoError::Address)?;
+        let state =
+            DemoState::new(Vec::new(), None, Store::new(), links, watch::Sender::new(())).map_err(CommandFailure::Stopped)?;
         Ok(Self {
             state: Arc::new(state),
-            access: Access::new(addr(&listener)?, args.page.allow_host, false).map_err(DemoError::Address)?,
+            access: Access::new(addr(&listener)?, args.page.allow_host, false).map_err(CommandFailure::Stopped)?,
             otlp_addr: reachable(addr(&otlp)?),
             grpc_addr: reachable(addr(&grpc)?),
             grpc,

@@ -7,6 +7,7 @@ use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 
 use crate::check::backend::{SecretHeader, open_traces};
+use crate::config::CommandFailure;
 use crate::doctor::DoctorArgs;
 use crate::system::files::read_input;
 use crate::traces::{Span, Trace, TraceId, decode, decode_traces, jaeger, otlp};
@@ -22,33 +23,24 @@ pub(super) struct Loaded {
     pub(super) source: String,
 }
 
-/// Why there are no traces.
-#[derive(Debug)]
-pub(super) enum LoadError {
-    /// A file that cannot be read, or is no file of traces.
-    Usage(String),
-    /// The backend does not answer as its API says.
-    Unread(String),
-}
-
 /// Reads all sources that the options name.
 ///
 /// # Errors
 ///
-/// See [`LoadError`].
-pub(super) async fn load(args: &DoctorArgs) -> Result<Loaded, LoadError> {
+/// See [`run`](crate::doctor::run).
+pub(super) async fn load(args: &DoctorArgs) -> Result<Loaded, CommandFailure> {
     let mut spans = Vec::new();
     let mut sources = Vec::new();
     for path in &args.file {
-        let named = |why: String| LoadError::Usage(format!("--file {}: {why}", path.display()));
+        let named = |why: String| CommandFailure::Usage(format!("--file {}: {why}", path.display()));
         spans.extend(read_input(path, MAX_FILE).and_then(|bytes| parse(&bytes)).map_err(named)?);
         sources.push(path.display().to_string());
     }
     if let Some(url) = &args.backend.traces {
-        let headers = SecretHeader::map(&args.backend.traces_header).map_err(LoadError::Usage)?;
-        let backend = open_traces(url, headers, args.backend.traces_wait).await.map_err(LoadError::Unread)?;
+        let headers = SecretHeader::map(&args.backend.traces_header).map_err(CommandFailure::Usage)?;
+        let backend = open_traces(url, headers, args.backend.traces_wait).await.map_err(CommandFailure::Stopped)?;
         let recent = backend.recent(args.service.as_deref(), args.lookback, args.limit as usize);
-        spans.extend(recent.await.map_err(|why| LoadError::Unread(format!("{} {why}", backend.name())))?);
+        spans.extend(recent.await.map_err(|why| CommandFailure::Stopped(format!("{} {why}", backend.name())))?);
         sources.push(backend.name());
     }
     let mut traces = grouped(spans);

@@ -28,6 +28,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::check::{BackendArgs, TextOrJson};
+use crate::config::CommandFailure;
 use crate::traces::Trace;
 use crate::values;
 use finding::{Level, ServiceFinding};
@@ -62,20 +63,14 @@ pub struct DoctorArgs {
     pub output: TextOrJson,
 }
 
-/// Reads the traces and writes the report to standard output. Returns the exit code: 0 read, 1 nothing could be read or a service
-/// scores less than `--fail-under`, 2 wrong usage: one line on standard error.
-pub async fn run(args: DoctorArgs) -> u8 {
-    let loaded = match load::load(&args).await {
-        Ok(loaded) => loaded,
-        Err(load::LoadError::Usage(line)) => {
-            eprintln!("httpserver: {line}");
-            return 2;
-        }
-        Err(load::LoadError::Unread(line)) => {
-            eprintln!("httpserver: {line}");
-            return 1;
-        }
-    };
+/// Reads the traces and writes the report to standard output. Returns the exit code: 0 read, 1 there is no trace or a service scores
+/// less than `--fail-under`.
+///
+/// # Errors
+///
+/// A file that cannot be read or is no file of traces, or a backend that does not answer as its API says.
+pub async fn run(args: DoctorArgs) -> Result<u8, CommandFailure> {
+    let loaded = load::load(&args).await?;
     let report = diagnose(&loaded.traces, loaded.source);
     let text = match args.output {
         TextOrJson::Text => report.text(crate::text::terminal::has_color()),
@@ -84,9 +79,9 @@ pub async fn run(args: DoctorArgs) -> u8 {
     // A reader that hung up is no reason to fail: the exit code still has the result.
     let _ = std::io::stdout().write_all(text.as_bytes());
     if loaded.traces.is_empty() {
-        return 1;
+        return Ok(1);
     }
-    u8::from(args.fail_under.is_some_and(|least| report.lowest_score() < u32::from(least)))
+    Ok(u8::from(args.fail_under.is_some_and(|least| report.lowest_score() < u32::from(least))))
 }
 
 fn diagnose(traces: &[Trace], source: String) -> DoctorReport {

@@ -104,21 +104,27 @@ pub enum BindError {
     Version(String, http::header::InvalidHeaderValue),
 }
 
+impl BindError {
+    /// The reason without what `serve` suggests.
+    pub(crate) fn reason(&self) -> String {
+        match self {
+            Self::PortTaken(listen) => format!("cannot listen on {listen}: the port is taken"),
+            Self::Listen(listen, error) | Self::Admin(listen, error) => format!("cannot listen on {listen}: {error}"),
+            Self::Exporter(error) => error.to_string(),
+            Self::Version(version, _) => format!("the version '{}' cannot be a header's value", version.escape_debug()),
+        }
+    }
+}
+
 impl fmt::Display for BindError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::PortTaken(listen) => {
-                write!(f, "cannot listen on {listen}: the port is taken; another one is set by --addr (ADDR)")
-            }
-            Self::Listen(listen, error) => {
-                write!(f, "cannot listen on {listen}: {error}; another address is set by --addr (ADDR)")
-            }
-            Self::Admin(listen, error) => {
-                write!(f, "cannot listen on {listen}: {error}; another address is set by --admin-addr (ADMIN_ADDR)")
-            }
-            Self::Exporter(error) => error.fmt(f),
-            Self::Version(version, _) => write!(f, "the version '{}' cannot be a header's value", version.escape_debug()),
-        }
+        f.write_str(&self.reason())?;
+        f.write_str(match self {
+            Self::PortTaken(_) => "; another one is set by --addr (ADDR)",
+            Self::Listen(..) => "; another address is set by --addr (ADDR)",
+            Self::Admin(..) => "; another address is set by --admin-addr (ADMIN_ADDR)",
+            Self::Exporter(_) | Self::Version(..) => "",
+        })
     }
 }
 

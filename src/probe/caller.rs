@@ -44,7 +44,9 @@ pub(super) struct AppOutcome {
 }
 
 impl AppClient {
-    /// Errors: a usage error in words.
+    /// # Errors
+    ///
+    /// The client cannot be built with the certificates of `--cacert`.
     pub(super) fn new(args: &ProbeArgs, trust: &Trust) -> Result<Self, String> {
         let tls = trust.config().map_err(|error| format!("--cacert: {error}"))?.0;
         let http = builder(tls).timeout(args.client.timeout).build().map_err(|error| causes(&error))?;

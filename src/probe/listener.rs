@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tonic::{Code, Status};
 
+use crate::config::CommandFailure;
 use crate::probe::{ListenAddress, ProbeArgs};
 use crate::rpc::status::code_of;
 use crate::rpc::{CONTENT_TYPE, is_grpc};
@@ -74,18 +75,19 @@ pub(super) struct Downstream {
 }
 
 impl Downstream {
-    pub(super) async fn bind(args: &ProbeArgs) -> Result<Self, (u8, String)> {
+    pub(super) async fn bind(args: &ProbeArgs) -> Result<Self, CommandFailure> {
+        let usage = CommandFailure::Usage;
         let reply = match &args.downstream_reply {
             Some(path) => {
                 let read = read_input(path, (MAX_BODY >> 20) as u64);
-                read.map_err(|why| (2, format!("--downstream-reply {}: {why}", path.display())))?.into()
+                read.map_err(|why| usage(format!("--downstream-reply {}: {why}", path.display())))?.into()
             }
             None => Bytes::from_static(b"{}"),
         };
         let tls = match (&args.downstream_tls_cert, &args.downstream_tls_key) {
             (Some(cert), Some(key)) => {
                 let options = TlsOptions { cert: cert.clone(), key: key.clone(), client_ca: None };
-                Some(ServerTls::load(options).map_err(|why| (2, why))?)
+                Some(ServerTls::load(options).map_err(usage)?)
             }
             _ => None,
         };
@@ -96,7 +98,8 @@ impl Downstream {
         let (stop, _) = watch::channel(false);
         let (mut addresses, mut servers) = (Vec::new(), Vec::new());
         for ListenAddress { address, .. } in &args.downstream {
-            let named = |error: std::io::Error| (1, format!("--downstream {address}: cannot listen there: {error}"));
+            let named =
+                |error: std::io::Error| CommandFailure::Stopped(format!("--downstream {address}: cannot listen there: {error}"));
             let listener = TcpListener::bind(address).await.map_err(named)?;
             let address = listener.local_addr().map_err(named)?;
             addresses.push(address);

@@ -23,8 +23,10 @@ use reqwest::Url;
 use crate::check::chain::expect;
 use crate::check::envoy::suggestions::quoted;
 use crate::check::report::{CheckId, Group, OutputFormat, Report};
-use crate::check::{ClientArgs, listen_for_signals};
+use crate::check::{ClientArgs, no_signals};
+use crate::config::CommandFailure;
 use crate::net::hosts::redacted_url;
+use crate::server::shutdown::Signals;
 use crate::text::terminal::has_color;
 use caller::AppClient;
 use listener::Downstream;
@@ -150,16 +152,14 @@ fn status(text: &str) -> Result<StatusCode, String> {
 }
 
 /// Runs the experiments and writes the report to standard output. Returns the exit code: 0 the app passes, 1 it does not or the run
-/// was interrupted, 2 wrong usage: one line on standard error, and nothing was sent.
-pub async fn run(args: ProbeArgs) -> u8 {
-    let (caller, downstream) = match prepare(&args).await {
-        Ok(ready) => ready,
-        Err((code, line)) => {
-            eprintln!("httpserver: {line}");
-            return code;
-        }
-    };
-    let Some(mut signals) = listen_for_signals() else { return 1 };
+/// was interrupted.
+///
+/// # Errors
+///
+/// Wrong usage, or an address that cannot be had: nothing was sent.
+pub async fn run(args: ProbeArgs) -> Result<u8, CommandFailure> {
+    let (caller, downstream) = prepare(&args).await?;
+    let mut signals = Signals::listen().map_err(no_signals)?;
     let color = has_color();
     let out = Box::new(std::io::stdout());
     let mut report = Report::of_command("probe", redacted_url(args.app_url.as_str()), args.output, args.skip.clone(), color, out);
@@ -172,27 +172,28 @@ pub async fn run(args: ProbeArgs) -> u8 {
     }
     downstream.stop().await;
     report.finish();
-    u8::from(!report.is_fine())
+    Ok(u8::from(!report.is_fine()))
 }
 
-/// Reads what the options name and takes the addresses. Errors: the exit code and a line.
-async fn prepare(args: &ProbeArgs) -> Result<(AppClient, Downstream), (u8, String)> {
+/// Reads what the options name and takes the addresses.
+async fn prepare(args: &ProbeArgs) -> Result<(AppClient, Downstream), CommandFailure> {
+    let usage = CommandFailure::Usage;
     if args.method != Method::GET && args.count.is_none() {
         let why = "each request may change something, and about 60 are sent before the test for cross-talk";
-        return Err((2, format!("--method {}: {why}; accepted: this method with --count N, 0 for no such test", args.method)));
+        return Err(usage(format!("--method {}: {why}; accepted: this method with --count N, 0 for no such test", args.method)));
     }
     let checks: Vec<&str> = CheckId::ALL.iter().filter(|id| id.group() == Group::Probe).map(|id| id.name()).collect();
     if let Some(unknown) = args.skip.iter().find(|skip| !checks.contains(&skip.as_str())) {
-        return Err((2, format!("--skip {unknown}: no such check; accepted: {}", checks.join(", "))));
+        return Err(usage(format!("--skip {unknown}: no such check; accepted: {}", checks.join(", "))));
     }
     if let Some(ListenAddress { address, .. }) =
         args.downstream.iter().find(|one| one.is_tls && args.downstream_tls_cert.is_none())
     {
         let why = "TLS needs a certificate; accepted: with --downstream-tls-cert and --downstream-tls-key";
-        return Err((2, format!("--downstream https:// or grpcs://{address}: {why}, or http://, h2c:// and grpc://")));
+        return Err(usage(format!("--downstream https:// or grpcs://{address}: {why}, or http://, h2c:// and grpc://")));
     }
-    let trust = args.client.trust().map_err(|why| (2, why))?;
+    let trust = args.client.trust().map_err(usage)?;
     let downstream = Downstream::bind(args).await?;
-    let caller = AppClient::new(args, &trust).map_err(|why| (2, why))?;
+    let caller = AppClient::new(args, &trust).map_err(usage)?;
     Ok((caller, downstream))
 }

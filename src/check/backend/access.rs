@@ -134,7 +134,11 @@ pub(super) struct Http {
 }
 
 impl Http {
-    /// A client for the backend at `url`, whose user and password it sends. Errors: rustls's and reqwest's, about the setup.
+    /// A client for the backend at `url`, whose user and password it sends.
+    ///
+    /// # Errors
+    ///
+    /// rustls's and reqwest's, about the setup.
     pub(super) fn new(url: &Url, trust: &Trust, headers: HeaderMap, wait: Duration) -> Result<Self, String> {
         let client = builder(trust.config()?.0).timeout(wait).build().map_err(|error| error.to_string())?;
         let decoded = |text: &str| percent_encoding::percent_decode_str(text).decode_utf8_lossy().into_owned();

@@ -66,7 +66,11 @@ pub(crate) struct Backend {
     api: Api,
 }
 
-/// Finds out what answers at `url`, within about `wait`. Errors: the finding that says why nothing does.
+/// Finds out what answers at `url`, within about `wait`.
+///
+/// # Errors
+///
+/// The finding that says why nothing does.
 pub(crate) async fn open(
     url: &Url,
     trust: &Trust,
@@ -169,7 +173,11 @@ fn errors(body: &[u8]) -> Option<String> {
     Some(crate::text::plain(&message).chars().take(SHOWN).collect())
 }
 
-/// Like [`open`], with the public roots. Errors: why nothing answers, on one line.
+/// Like [`open`], with the public roots.
+///
+/// # Errors
+///
+/// Why nothing answers, on one line.
 pub(crate) async fn open_traces(url: &Url, headers: HeaderMap, wait: Duration) -> Result<Backend, String> {
     let trust = Trust::new(None, false)?;
     let opened = open(url, &trust, headers, wait).await;

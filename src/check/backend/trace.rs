@@ -11,6 +11,7 @@ use crate::check::backend::client::{Backend, open};
 use crate::check::backend::expected::{expected_spans, trace_ids};
 use crate::check::reachability::tls::Trust;
 use crate::check::shared_args::{BackendArgs, TextOrJson};
+use crate::config::CommandFailure;
 use crate::hop::reply::Tree;
 use crate::system::files::read_input;
 use crate::text::counted;
@@ -60,23 +61,19 @@ pub struct TraceArgs {
     pub output: TextOrJson,
 }
 
-/// Compares the traces with the reply and prints the verdict. Returns the exit code: 0 whole, 1 not, 2 wrong usage.
-pub async fn run(args: TraceArgs) -> u8 {
-    let (tree, trust) = match read_reply(&args.reply).and_then(|tree| Ok((tree, Trust::new(None, false)?))) {
-        Ok(read) => read,
-        Err(why) => {
-            eprintln!("httpserver: {}: {why}", args.reply.display());
-            return 2;
-        }
+/// Compares the traces with the reply and prints the verdict. Returns the exit code: 0 whole, 1 not.
+///
+/// # Errors
+///
+/// Wrong usage.
+pub async fn run(args: TraceArgs) -> Result<u8, CommandFailure> {
+    let usage = CommandFailure::Usage;
+    let tree = read_reply(&args.reply).map_err(|why| usage(format!("{}: {why}", args.reply.display())))?;
+    let trust = Trust::new(None, false).map_err(usage)?;
+    let BackendArgs { traces: Some(url), traces_header, traces_wait } = &args.backend else {
+        return Err(usage("--traces is missing".to_owned()));
     };
-    let BackendArgs { traces: Some(url), traces_header, traces_wait } = &args.backend else { return 2 };
-    let headers = match SecretHeader::map(traces_header) {
-        Ok(headers) => headers,
-        Err(line) => {
-            eprintln!("httpserver: {line}");
-            return 2;
-        }
-    };
+    let headers = SecretHeader::map(traces_header).map_err(usage)?;
     let started = Instant::now();
     let backend = loop {
         match open(url, &trust, headers.clone(), *traces_wait).await {
@@ -84,7 +81,7 @@ pub async fn run(args: TraceArgs) -> u8 {
             Err(_) if started.elapsed() < *traces_wait => tokio::time::sleep(POLL).await,
             Err(finding) => {
                 println!("{}", finding.text);
-                return 1;
+                return Ok(1);
             }
         }
     };
@@ -94,7 +91,7 @@ pub async fn run(args: TraceArgs) -> u8 {
         TextOrJson::Json => println!("{}", serde_json::to_string_pretty(&verdict).unwrap_or_default()),
         TextOrJson::Text => print!("{}", text(&verdict, &traces)),
     }
-    u8::from(!verdict.whole)
+    Ok(u8::from(!verdict.whole))
 }
 
 fn read_reply(path: &Path) -> Result<Tree, String> {

@@ -92,7 +92,11 @@ pub(crate) struct CheckClient {
 }
 
 impl CheckClient {
-    /// A client for `url`, whose host leads to `address` whatever DNS says. Errors: rustls's and reqwest's, about the setup.
+    /// A client for `url`, whose host leads to `address` whatever DNS says.
+    ///
+    /// # Errors
+    ///
+    /// rustls's and reqwest's, about the setup.
     pub(crate) fn new(
         url: Url,
         address: SocketAddr,

@@ -29,7 +29,11 @@ pub(crate) struct Trust {
 }
 
 impl Trust {
-    /// Public roots, and those in the PEM file. Errors: the file cannot be read, or holds no certificate.
+    /// Public roots, and those in the PEM file.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be read, or has no certificate.
     pub(crate) fn new(cacert: Option<&std::path::Path>, insecure: bool) -> Result<Self, String> {
         let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
         let mut own = Vec::new();

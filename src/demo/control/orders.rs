@@ -79,7 +79,11 @@ pub(crate) async fn control(state: Arc<DemoState>, access: Access, request: Requ
     }
 }
 
-/// Reads an order as far as that needs no demo. Errors: what is wrong with it.
+/// Reads an order as far as that needs no demo.
+///
+/// # Errors
+///
+/// What is wrong with it.
 pub(crate) fn read_order(body: &[u8]) -> Result<(), String> {
     match serde_json::from_slice(body).map_err(|error| error.to_string())? {
         Order::Send { headers } => header_map(headers).map(drop),
