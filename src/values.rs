@@ -54,6 +54,20 @@ pub(crate) fn percent_number(text: &str) -> Option<f64> {
     text.trim().parse().ok().filter(|percent| (0.0..=100.0).contains(percent))
 }
 
+/// A share of 0 to 100 percent, with or without `%`.
+pub(crate) fn percent(text: &str) -> Result<f64, String> {
+    percent_number(text.strip_suffix('%').unwrap_or(text)).ok_or_else(|| "accepted: a percentage from 0 to 100".to_owned())
+}
+
+/// Requests per second, above 0 and at most 10,000.
+pub(crate) fn rate(text: &str) -> Result<f64, String> {
+    const HIGHEST: f64 = 10_000.0;
+    match text.parse::<f64>() {
+        Ok(rate) if rate > 0.0 && rate <= HIGHEST => Ok(rate),
+        _ => Err("accepted: requests per second, above 0 and at most 10000".to_owned()),
+    }
+}
+
 /// A share as a percentage. Shares are halves, tenths and the like: what was 7 % must not come back as 7.000000000000001.
 pub(crate) fn percent_text(share: f64) -> String {
     format!("{}%", (share * 1e8).round() / 1e6)
@@ -219,6 +233,13 @@ impl fmt::Display for Listen {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn percentages_and_rates_have_bounds() {
+        assert_eq!((percent("50"), percent("50%"), percent("50 %")), (Ok(50.0), Ok(50.0), Ok(50.0)));
+        assert!(percent("50%%").is_err() && percent("%").is_err() && percent("101").is_err());
+        assert!(rate("0").is_err() && rate("nan").is_err() && rate("-1").is_err() && rate("50").is_ok());
+    }
 
     #[test]
     fn the_number_of_a_service_is_0_to_9999_without_leading_zeros() {

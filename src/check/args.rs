@@ -38,7 +38,7 @@ pub struct CheckArgs {
     #[arg(long, value_name = "TRACE_ID")]
     pub trace_id: Option<ChosenTrace>,
     /// How many of the requests without trace context should be sampled, percent (evaluated with --traces)
-    #[arg(long, value_name = "PERCENT", default_value = "100", value_parser = chain::expect::percent)]
+    #[arg(long, value_name = "PERCENT", default_value = "100", value_parser = values::percent)]
     pub expect_sampling: f64,
     /// Walk this lane and the baseline (repeatable)
     #[arg(long, value_name = "LANE", value_parser = chain::expect::lane)]
@@ -47,7 +47,7 @@ pub struct CheckArgs {
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u64).range(0..=1_000_000))]
     pub count: u64,
     /// How many of the requests for the statistics should succeed, percent
-    #[arg(long, value_name = "PERCENT", default_value = "100", value_parser = chain::expect::percent)]
+    #[arg(long, value_name = "PERCENT", default_value = "100", value_parser = values::percent)]
     pub expect_success: f64,
     /// The promised split over versions: `v1=90,v2=10`, or `service2:v1=90,v2=10` (repeatable)
     #[arg(long, value_name = "SPLIT")]
@@ -59,14 +59,14 @@ pub struct CheckArgs {
     #[arg(long, value_name = "HOP=IDENTITY")]
     pub expect_principal: Vec<Principal>,
     /// How many of a hop's answers may be repeated attempts, percent
-    #[arg(long, value_name = "PERCENT", default_value = "0", value_parser = chain::expect::percent)]
+    #[arg(long, value_name = "PERCENT", default_value = "0", value_parser = values::percent)]
     pub expect_retries: f64,
     /// Send a constant load for this long, or `forever`, which is until Ctrl-C or SIGTERM, and report every failure: restart a
     /// Deployment meanwhile
     #[arg(long, value_name = "TIME", value_parser = watch_time)]
     pub watch: Option<Duration>,
     /// Requests per second, at most
-    #[arg(long, value_name = "RATE", default_value = "50", value_parser = chain::expect::rate)]
+    #[arg(long, value_name = "RATE", default_value = "50", value_parser = values::rate)]
     pub rate: f64,
     /// How long the whole run may take; what was left out is reported, and the run counts as interrupted [default: 2m, and
     /// what --count, --lane, --watch and --traces-wait may take]

@@ -5,7 +5,6 @@ use std::net::SocketAddr;
 
 use http::HeaderMap;
 
-use crate::check::envoy::suggestions::quoted;
 use crate::check::report::{CheckId, Finding, Hint};
 use crate::probe::caller::AppOutcome;
 use crate::probe::fate::{self, Decision, Fate, Format, WrittenIds};
@@ -13,6 +12,7 @@ use crate::probe::listener::{AppCall, Mood};
 use crate::probe::session::Session;
 use crate::probe::{ProbeArgs, without_secrets};
 use crate::text::counted;
+use crate::text::quoted;
 use crate::trace_context::HeaderFamily;
 use crate::trace_context::Mangling;
 

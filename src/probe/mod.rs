@@ -21,12 +21,12 @@ use http::{Method, StatusCode};
 use reqwest::Url;
 
 use crate::check::chain::expect;
-use crate::check::envoy::suggestions::quoted;
 use crate::check::report::{CheckId, Group, OutputFormat, Report};
 use crate::check::{ClientArgs, no_signals};
 use crate::config::CommandFailure;
 use crate::net::hosts::redacted_url;
 use crate::server::shutdown::Signals;
+use crate::text::quoted;
 use crate::text::terminal::has_color;
 use caller::AppClient;
 use listener::Downstream;

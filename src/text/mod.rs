@@ -4,11 +4,13 @@ mod causes;
 pub(crate) mod escape;
 pub(crate) mod hex;
 pub(crate) mod number;
+mod shell;
 pub(crate) mod terminal;
 pub(crate) mod time;
 
 pub(crate) use causes::{causes, root_cause};
 pub(crate) use escape::{misleads, plain};
+pub(crate) use shell::quoted;
 
 /// The media type of problem documents (RFC 9457).
 pub(crate) const PROBLEM_JSON: &str = "application/problem+json";

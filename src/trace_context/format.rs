@@ -2,6 +2,7 @@
 
 use bytes::BytesMut;
 use http::HeaderName;
+use opentelemetry::trace::TraceId;
 
 use super::carried::HeaderPairs;
 use super::context::{Context, HeaderSource, Incoming};
@@ -76,6 +77,11 @@ pub(crate) enum HeaderFamily {
     W3c,
     /// `x-b3-*`, or the single `b3`.
     B3,
+}
+
+/// Whether one of the contexts is of this trace.
+pub(crate) fn names_trace(contexts: &[(HeaderFamily, Context)], trace: TraceId) -> bool {
+    contexts.iter().any(|(_, context)| context.trace_id == trace)
 }
 
 impl HeaderFamily {

@@ -16,7 +16,6 @@ pub(crate) mod cases_for_tests;
 mod context;
 mod dropped;
 mod format;
-mod handover;
 mod mangling;
 mod propagator;
 mod secrets;
@@ -32,8 +31,7 @@ pub(crate) use carried::{
 pub(crate) use context::HeaderSource;
 pub use context::{Context, Incoming, Sampling};
 pub use dropped::Dropped;
-pub(crate) use format::HeaderFamily;
-pub(crate) use handover::{TraceBreak, names_trace};
+pub(crate) use format::{HeaderFamily, names_trace};
 pub(crate) use mangling::Mangling;
 pub use propagator::{Propagator, Propagators};
 pub use secrets::is_secret;

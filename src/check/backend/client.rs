@@ -10,10 +10,10 @@ use reqwest::Url;
 use serde_json::Value;
 
 use crate::check::backend::access::{BackendRefusal, Http};
-use crate::check::envoy::suggestions::quoted;
 use crate::check::reachability::tls::Trust;
 use crate::check::report::{CheckId, Finding, Hint};
 use crate::net::hosts::redacted_url;
+use crate::text::quoted;
 use crate::traces::ids::parse_trace_id;
 use crate::traces::{REQUEST_ID_TAGS, Span, Trace, TraceId, decode, decode_traces, jaeger};
 

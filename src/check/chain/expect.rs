@@ -11,7 +11,7 @@ use reqwest::Url;
 use crate::net::hosts::{parse_url, usual_port};
 use crate::traces::ids::parse_trace_id;
 use crate::upstream::Target;
-use crate::values::{BASE_LANE, is_label, percent_number};
+use crate::values::{BASE_LANE, is_label, percent, percent_number};
 
 /// The expected hops: a chain, or a tree where one hop calls several.
 ///
@@ -329,20 +329,6 @@ pub(crate) fn url(text: &str) -> Result<Url, String> {
     url.ok_or_else(|| "accepted: an http or https URL, like `http://127.0.0.1:8080/service1`".to_owned())
 }
 
-/// A share of 0 to 100 percent, with or without `%`.
-pub(crate) fn percent(text: &str) -> Result<f64, String> {
-    percent_number(text.strip_suffix('%').unwrap_or(text)).ok_or_else(|| "accepted: a percentage from 0 to 100".to_owned())
-}
-
-/// Requests per second, above 0 and at most 10,000.
-pub(crate) fn rate(text: &str) -> Result<f64, String> {
-    const HIGHEST: f64 = 10_000.0;
-    match text.parse::<f64>() {
-        Ok(rate) if rate > 0.0 && rate <= HIGHEST => Ok(rate),
-        _ => Err("accepted: requests per second, above 0 and at most 10000".to_owned()),
-    }
-}
-
 /// The trace of one request, as `--trace-id` names it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ChosenTrace {
@@ -430,11 +416,8 @@ mod tests {
     }
 
     #[test]
-    fn rates_and_urls_have_bounds() {
+    fn urls_have_bounds() {
         assert!(url("ftp://x").is_err() && url("127.0.0.1:80").is_err() && url("http://x:0/").is_err());
         assert!(url("http://127.0.0.1:8080/service1").is_ok());
-        assert_eq!((percent("50"), percent("50%"), percent("50 %")), (Ok(50.0), Ok(50.0), Ok(50.0)));
-        assert!(percent("50%%").is_err() && percent("%").is_err() && percent("101").is_err());
-        assert!(rate("0").is_err() && rate("nan").is_err() && rate("-1").is_err() && rate("50").is_ok());
     }
 }

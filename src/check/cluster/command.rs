@@ -84,7 +84,7 @@ impl Tool {
     /// The command as a user would type it.
     pub(crate) fn line(&self, words: &[&str]) -> String {
         let words = words.iter().copied().chain(self.options.iter().map(String::as_str));
-        let words: Vec<String> = words.map(crate::check::envoy::suggestions::quoted).collect();
+        let words: Vec<String> = words.map(crate::text::quoted).collect();
         format!("{} {}", self.program, words.join(" "))
     }
 

@@ -4,9 +4,9 @@
 use std::path::Path;
 
 use crate::check::chain::expect::{Expect, Resolve, port_of};
-use crate::check::envoy::suggestions::quoted;
 use crate::check::report::Finding;
 use crate::net::hosts::{host_and_port, redacted_url};
+use crate::text::quoted;
 
 /// The options of this run that its commands need, too.
 #[derive(Debug, Clone, Default)]

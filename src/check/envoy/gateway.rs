@@ -5,9 +5,10 @@ use crate::upstream::foreign_response::{ForeignResponse, detail};
 
 use crate::check::envoy::flags::{self, Signs, fill};
 use crate::check::envoy::spans::CallSpans;
-use crate::check::envoy::suggestions::{HintContext, HopRef, Runner, on_purpose, quoted};
+use crate::check::envoy::suggestions::{HintContext, HopRef, Runner, on_purpose};
 use crate::check::reachability::client::FrontAnswer;
 use crate::check::report::Hint;
+use crate::text::quoted;
 
 /// What the front's answer means: a sentence, and a hint.
 pub(crate) fn front(answer: &FrontAnswer, hints: &HintContext) -> (String, Hint) {

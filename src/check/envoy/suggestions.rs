@@ -8,6 +8,7 @@ use http::uri::Authority;
 use crate::check::envoy::spans::Evidence;
 use crate::hop::reply::Tree;
 use crate::net::hosts::{address_of, host_of, is_loopback, redacted_url};
+use crate::text::quoted;
 use crate::values::service_number;
 
 /// What runs the hops. Known from the host name in the reply, because `check` itself may run anywhere.
@@ -183,16 +184,6 @@ pub(crate) fn name_of(url: &str) -> String {
     let is_service = |part: &&str| part.strip_prefix("service").is_some_and(|digits| service_number(digits).is_some());
     let name = uri.path().rsplit('/').find(is_service).or(uri.authority().map(Authority::as_str));
     name.map_or_else(|| redacted_url(url), str::to_owned)
-}
-
-/// A word for a shell: as it is when that is safe, else in single quotes.
-pub(crate) fn quoted(word: &str) -> String {
-    let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_./:=,@%+[]".contains(&b);
-    if !word.is_empty() && word.bytes().all(plain) && !word.contains('[') {
-        word.to_owned()
-    } else {
-        format!("'{}'", word.replace('\'', r"'\''"))
-    }
 }
 
 #[cfg(test)]

@@ -6,10 +6,11 @@ use crate::check::chain::evidence::{CALLER, SeamFault, Xray};
 use crate::check::chain::probe::short;
 use crate::check::chain::seams::trace_of;
 use crate::check::chain::visit;
-use crate::check::envoy::suggestions::{HintContext, HopRef, Runner, quoted};
+use crate::check::envoy::suggestions::{HintContext, HopRef, Runner};
 use crate::check::propagation::fault;
 use crate::check::report::{CheckId, Finding, Hint, Status};
 use crate::hop::reply::{Headers, Tree};
+use crate::text::quoted;
 use crate::trace_context::{Context, HeaderFamily};
 
 /// A hop that every request reaches under one request id, or in one trace.

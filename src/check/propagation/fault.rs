@@ -2,10 +2,11 @@
 
 use crate::check::chain::evidence::{CALLER, Effect, SeamFault, Stranger, Xray};
 use crate::check::chain::probe::{is_of_this_run, short};
-use crate::check::envoy::suggestions::{HintContext, Runner, on_purpose, quoted};
+use crate::check::envoy::suggestions::{HintContext, Runner, on_purpose};
 use crate::check::propagation::words::{apart, ask, damaged, damaged_by, mixed_up};
 use crate::check::report::{CheckId, Finding, Hint, Side};
 use crate::hop::reply::Propagation;
+use crate::text::quoted;
 use crate::trace_context::{HeaderFamily, Mangling};
 use crate::traces::TraceId;
 use crate::traces::ids::parse_trace_id;

@@ -1,7 +1,8 @@
 //! Words for what happened to a header, and for who does such a thing.
 
 use crate::check::chain::probe::short;
-use crate::check::envoy::suggestions::{HopRef, quoted};
+use crate::check::envoy::suggestions::HopRef;
+use crate::text::quoted;
 use crate::trace_context::Mangling;
 use crate::traces::ids::shorten;
 

@@ -10,12 +10,13 @@ use crate::hop::reply::Tree;
 
 use crate::check::chain::expect::{Resolve, is_tls, port_of};
 use crate::check::envoy::gateway;
-use crate::check::envoy::suggestions::{HintContext, quoted};
+use crate::check::envoy::suggestions::HintContext;
 use crate::check::reachability::client::{CheckClient, FrontAnswer, RequestFailure};
 use crate::check::reachability::tls::{self, Trust};
 use crate::check::reachability::x509;
 use crate::check::report::{CheckId, Finding, Hint};
 use crate::net::hosts::{host_of, is_loopback, redacted_url};
+use crate::text::quoted;
 
 /// Fewer days of validity left fail the certificate's check, unless it lives so short anyway: what renews it should have done so.
 const RENEWED_BY_DAYS: i64 = 7;

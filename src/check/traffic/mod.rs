@@ -17,11 +17,12 @@ pub(crate) mod watch;
 use crate::check::chain::FailureCause;
 use crate::check::chain::evidence::Xray;
 use crate::check::chain::expect::{LatencyLimit, Principal, Split, is_named};
-use crate::check::envoy::suggestions::{HintContext, quoted};
+use crate::check::envoy::suggestions::HintContext;
 use crate::check::report::{CheckId, Finding, Hint};
 use crate::check::traffic::instance::{all_at, only_at};
 use crate::check::traffic::rates::Rates;
 use crate::check::traffic::sample::{HopSamples, Outcome, Sample, by_hop, most_calls};
+use crate::text::quoted;
 
 /// What the user expects of the traffic.
 pub(crate) struct TrafficExpectation<'a> {
