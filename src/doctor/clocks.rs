@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use crate::doctor::finding::{FindingId, Level, ServiceFinding, level};
 use crate::doctor::hosts::HostClock;
-use crate::doctor::system::{System, TracerKind};
+use crate::doctor::system::{System, SystemSpan, TracerKind};
 use crate::doctor::timing::median;
 use crate::traces::Kind;
 
@@ -72,27 +72,39 @@ fn through_others(services: usize, skews: &mut HashMap<(usize, usize), i64>) {
 }
 
 /// A note for each service with a host whose clock is far off, and one for all those that are a little off.
-pub(super) fn clock_notes(system: &System) -> Vec<ServiceFinding> {
+pub(super) fn clock_notes(system: &System, clocks: &[HostClock]) -> Vec<ServiceFinding> {
     let mut off: BTreeMap<usize, Vec<&HostClock>> = BTreeMap::new();
-    for clock in system.clocks.iter().filter(|clock| clock.ahead.abs() >= NOTABLE_US) {
+    for clock in clocks.iter().filter(|clock| clock.ahead.abs() >= NOTABLE_US) {
         off.entry(clock.service).or_default().push(clock);
     }
     let mut off: Vec<_> = off.into_iter().collect();
     off.iter_mut().for_each(|(_, clocks)| clocks.sort_by_key(|clock| std::cmp::Reverse(clock.ahead.abs())));
     off.sort_by_key(|(_, clocks)| std::cmp::Reverse(clocks[0].ahead.abs()));
     let (far, near): (Vec<_>, Vec<_>) = off.into_iter().partition(|(_, clocks)| clocks[0].ahead.abs() >= FAR_US);
-    let mut notes: Vec<ServiceFinding> = far.iter().map(|(service, clocks)| clock_note(system, *service, clocks, &[])).collect();
-    if let Some(((service, clocks), others)) = near.split_first() {
+    let of_service = |service: usize| {
+        let own = clocks.iter().filter(move |clock| clock.service == service);
+        own.fold((0, 0), |(hosts, spans), clock| (hosts + 1, spans + clock.spans.len()))
+    };
+    let note = |(service, off): &(usize, Vec<&HostClock>), others: &[&str]| {
+        clock_note(system, *service, of_service(*service), off, others)
+    };
+    let mut notes: Vec<ServiceFinding> = far.iter().map(|off| note(off, &[])).collect();
+    if let Some((first, others)) = near.split_first() {
         let others: Vec<&str> = others.iter().map(|(other, _)| system.name(*other)).collect();
-        notes.push(clock_note(system, *service, clocks, &others));
+        notes.push(note(first, &others));
     }
     notes
 }
 
-/// `clocks`: those of hosts of this service, the worst first. `others`: services whose clocks are off by less.
-fn clock_note(system: &System, service: usize, clocks: &[&HostClock], others: &[&str]) -> ServiceFinding {
-    let all = system.clocks.iter().filter(|clock| clock.service == service);
-    let (hosts, of) = all.fold((0, 0), |(hosts, spans), clock| (hosts + 1, spans + clock.spans.len()));
+/// `hosts`, `of`: how many hosts and spans the service has. `clocks`: those of its hosts that are off, the worst first. `others`:
+/// services whose clocks are off by less.
+fn clock_note(
+    system: &System,
+    service: usize,
+    (hosts, of): (usize, usize),
+    clocks: &[&HostClock],
+    others: &[&str],
+) -> ServiceFinding {
     let difference = |ahead: i64| {
         let direction = if ahead > 0 { "ahead of" } else { "behind" };
         format!("about {} {direction} the others'", milliseconds(ahead.abs()))
@@ -203,6 +215,47 @@ pub(super) fn impossible(system: &System) -> (Vec<ServiceFinding>, HashSet<usize
         }
     });
     (longer.chain(kinds).collect(), services)
+}
+
+/// Services that report the calls that they make as server spans: such a span is below another server span of the same tracer, and
+/// what is called below it.
+pub(super) fn calls_as_servers(system: &System) -> Vec<ServiceFinding> {
+    let mut calls: BTreeMap<(usize, usize), (Vec<usize>, usize)> = BTreeMap::new();
+    for span in system.spans.iter().filter(|span| span.is(Kind::Server)) {
+        let Some((above, caller)) = span.parent.map(|parent| (parent, &system.spans[parent])) else { continue };
+        if caller.service == span.service {
+            continue;
+        }
+        let (wrong, of) = calls.entry((caller.service, span.service)).or_default();
+        *of += 1;
+        let serves = caller.parent.map(|parent| &system.spans[parent]);
+        let is_nested =
+            |serves: &SystemSpan| serves.is(Kind::Server) && serves.service == caller.service && serves.tracer == caller.tracer;
+        if caller.is(Kind::Server) && caller.tracer != TracerKind::Envoy && serves.is_some_and(is_nested) {
+            wrong.push(above);
+        }
+    }
+    calls.retain(|_, (wrong, of)| level(wrong.len(), *of) == Level::Fault);
+    let finding = |((caller, callee), (wrong, of)): ((usize, usize), (Vec<usize>, usize))| {
+        let (from, to) = (system.name(caller), system.name(callee));
+        ServiceFinding {
+            id: FindingId::SpansKind,
+            level: Level::Fault,
+            service: from.to_owned(),
+            peer: Some(to.to_owned()),
+            text: format!(
+                "{} of {of} of its calls to {to} are server spans: it reports what it sends with the wrong kind",
+                wrong.len()
+            ),
+            cause: "the span kind is set by hand, or by an instrumentation that is used on the wrong side".to_owned(),
+            next: format!("look at one of the traces: the span of {from} above {to} should have span.kind=client"),
+            run: None,
+            count: wrong.len(),
+            of,
+            traces: system.examples(wrong),
+        }
+    };
+    calls.into_iter().map(finding).collect()
 }
 
 /// Services whose spans last no time, or less than none, though they hold others that do.

@@ -85,7 +85,8 @@ pub async fn run(args: DoctorArgs) -> Result<u8, CommandFailure> {
 }
 
 fn diagnose(traces: &[Trace], source: String) -> DoctorReport {
-    let system = System::new(traces);
+    let mut system = System::new(traces);
+    let host_clocks = hosts::align(&mut system.spans);
     let skews = clocks::skews(&system);
     let calls = forwarded::calls(&system);
     let stale = forwarded::stale_contexts(&system, &calls, &skews);
@@ -101,8 +102,9 @@ fn diagnose(traces: &[Trace], source: String) -> DoctorReport {
     findings.extend(silent.findings);
     findings.extend(impossible);
     findings.extend(shortened::shortened_ids(&system));
+    findings.extend(clocks::calls_as_servers(&system));
     findings.extend(clocks::timeless(&system));
-    findings.extend(clocks::clock_notes(&system));
+    findings.extend(clocks::clock_notes(&system, &host_clocks));
     findings.extend(clocks::cut_by_queues(&system));
     let named: HashSet<String> = findings.iter().map(|finding| finding.service.to_lowercase()).collect();
     findings.extend(leaves::unreported(&system, |name| named.contains(name) || silent.aliases.contains_key(name)));

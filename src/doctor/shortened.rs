@@ -7,14 +7,14 @@ use crate::doctor::system::System;
 
 /// The calls from one service to another, and those behind which ids are short.
 #[derive(Default)]
-struct Calls {
+struct CutCalls {
     all: usize,
     short: Vec<usize>,
 }
 
 /// One finding for each service that cuts ids: the caller, or a callee that does so for every caller.
 pub(super) fn shortened_ids(system: &System) -> Vec<ServiceFinding> {
-    let mut pairs: BTreeMap<(usize, usize), Calls> = BTreeMap::new();
+    let mut pairs: BTreeMap<(usize, usize), CutCalls> = BTreeMap::new();
     let is_short = |at: usize| system.spans[at].span.trace_id != system.ids[system.spans[at].trace];
     for (at, span) in system.spans.iter().enumerate() {
         let Some(above) = span.parent.filter(|above| !is_short(*above)) else { continue };
@@ -27,7 +27,7 @@ pub(super) fn shortened_ids(system: &System) -> Vec<ServiceFinding> {
     }
     pairs.retain(|_, calls| !calls.short.is_empty());
     let callers = |callee: usize| pairs.keys().filter(|(_, of)| *of == callee).count();
-    let mut found: BTreeMap<usize, (Calls, BTreeSet<usize>)> = BTreeMap::new();
+    let mut found: BTreeMap<usize, (CutCalls, BTreeSet<usize>)> = BTreeMap::new();
     for ((caller, callee), calls) in &pairs {
         let service = if callers(*callee) > 1 { *callee } else { *caller };
         let (of, peers) = found.entry(service).or_default();
@@ -38,7 +38,7 @@ pub(super) fn shortened_ids(system: &System) -> Vec<ServiceFinding> {
     found.into_iter().map(|(service, (calls, peers))| finding(system, service, &calls, &peers)).collect()
 }
 
-fn finding(system: &System, service: usize, calls: &Calls, peers: &BTreeSet<usize>) -> ServiceFinding {
+fn finding(system: &System, service: usize, calls: &CutCalls, peers: &BTreeSet<usize>) -> ServiceFinding {
     let name = system.name(service);
     let peers: Vec<&str> = peers.iter().map(|peer| system.name(*peer)).collect();
     let count = calls.short.len();

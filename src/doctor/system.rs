@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use crate::doctor::hosts::{self, HostClock};
 use crate::doctor::peers::{Names, peer_names};
 use crate::traces::{Kind, Span, Trace, TraceId};
 
@@ -95,8 +94,6 @@ pub(super) struct System {
     pub(super) spans: Vec<SystemSpan>,
     pub(super) names: Vec<Box<str>>,
     pub(super) by_name: Names,
-    /// The clocks of all hosts as they were; the times of `spans` are those of one clock.
-    pub(super) clocks: Vec<HostClock>,
     tracers: Vec<TracerKind>,
     /// The server spans with which requests enter each service, with the services that are called below.
     entries: Vec<Vec<(usize, BTreeSet<usize>)>>,
@@ -149,13 +146,12 @@ impl System {
                 spans[parent].children.push(at);
             }
         }
-        let clocks = hosts::align(&mut spans);
         let ids = traces.iter().map(Trace::id).collect();
         let (entries, open, tracers) =
             (vec![Vec::new(); names.len()], vec![Vec::new(); traces.len()], tracers(&spans, names.len()));
         let by_name = Names::new(&names);
         let entered = vec![Vec::new(); traces.len()];
-        let mut system = Self { ids, spans, names, by_name, clocks, tracers, entries, entered, open, usual: HashMap::new() };
+        let mut system = Self { ids, spans, names, by_name, tracers, entries, entered, open, usual: HashMap::new() };
         system.usual = system.usual_callees();
         for at in 0..system.spans.len() {
             let (service, trace) = (system.spans[at].service, system.spans[at].trace);
@@ -248,7 +244,12 @@ impl System {
     /// Whom a client span calls, from its attributes.
     pub(super) fn named_remote(&self, client: usize) -> Remote {
         let seen = &self.spans[client];
-        let (mut silent, names) = (None, peer_names(&seen.span));
+        let (mut silent, mut names) = (None, peer_names(&seen.span));
+        if names.is_empty() {
+            // Its own proxy below it knows whom it calls.
+            let own = |at: &&usize| self.spans[**at].service == seen.service && self.spans[**at].is(Kind::Client);
+            names = seen.children.iter().find(own).map(|at| peer_names(&self.spans[*at].span)).unwrap_or_default();
+        }
         for name in names {
             match self.by_name.find(name) {
                 Some(service) if service != seen.service => return Remote::Reports(service),

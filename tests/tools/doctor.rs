@@ -338,6 +338,46 @@ fn a_service_that_cuts_trace_ids_is_named_and_nobody_else() {
 }
 
 #[test]
+fn a_service_that_reports_its_calls_as_server_spans_is_named() {
+    let spans = requests(30, &|_| {
+        vec![
+            ("front", "SERVER", None, 0, 60, ""),
+            ("front", "CLIENT", Some(0), 5, 50, "middle"),
+            ("middle", "SERVER", Some(1), 6, 45, ""),
+            ("middle", "SERVER", Some(2), 8, 30, "leaf"),
+            ("leaf", "SERVER", Some(3), 9, 20, ""),
+        ]
+    });
+    let found = faults(&report(&spans));
+    assert!(found.len() == 1, "{found:?}");
+    assert_eq!(found[0][..3], ["spans.kind", "middle", "leaf"]);
+}
+
+#[test]
+fn a_sampler_of_its_own_is_named_where_only_the_proxy_knows_whom_its_app_calls() {
+    let spans = requests(60, &|n| {
+        let mut spans = vec![
+            ("front", "SERVER", None, 0, 60, ""),
+            ("front", "CLIENT", Some(0), 5, 50, ""),
+            ("front", "CLIENT", Some(1), 6, 48, "stock"),
+        ];
+        if n % 2 == 0 {
+            spans.push(("stock", "SERVER", Some(2), 8, 30, ""));
+        }
+        spans
+    });
+    let mut spans = spans;
+    for span in &mut spans {
+        if span["tags"]["peer.service"] == "stock" {
+            span["tags"] = json!({"component": "proxy", "upstream_cluster": "outbound|80||stock.shop.svc.cluster.local"});
+        }
+    }
+    let found = faults(&report(&spans));
+    assert!(found.len() == 1, "{found:?}");
+    assert_eq!(found[0][..3], ["sampling.differs", "stock", "front"]);
+}
+
+#[test]
 fn a_leaf_that_reports_nothing_is_a_note_and_the_verdict_says_so() {
     let spans = requests(20, &|_| vec![("front", "SERVER", None, 0, 60, ""), ("front", "CLIENT", Some(0), 5, 50, "stock")]);
     let report = report(&spans);
