@@ -1,5 +1,6 @@
 //! The app's caller: sends a request with exactly these headers, and collects the calls that the app makes meanwhile.
 
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use http::{HeaderMap, Method};
@@ -8,7 +9,8 @@ use reqwest::Url;
 use crate::check::reachability::tls::Trust;
 use crate::net::client::{builder, read_bounded};
 use crate::probe::ProbeArgs;
-use crate::probe::listener::{AppCall, Downstream};
+use crate::probe::listener::{AppCall, Downstream, lock};
+use crate::probe::sent::RunLog;
 use crate::telemetry::ids;
 use crate::text::causes;
 
@@ -28,6 +30,7 @@ pub(super) struct AppClient {
     method: Method,
     body: Option<String>,
     headers: HeaderMap,
+    sent: Mutex<RunLog>,
 }
 
 /// What one request led to.
@@ -51,7 +54,8 @@ impl AppClient {
         let tls = trust.config().map_err(|error| format!("--cacert: {error}"))?.0;
         let http = builder(tls).timeout(args.client.timeout).build().map_err(|error| causes(&error))?;
         let headers = args.client.headers.iter().cloned().collect();
-        Ok(Self { http, url: args.app_url.clone(), method: args.method.clone(), body: args.body.clone(), headers })
+        let (url, method, body) = (args.app_url.clone(), args.method.clone(), args.body.clone());
+        Ok(Self { http, url, method, body, headers, sent: Mutex::default() })
     }
 
     /// Whether a nonce has a place in the URL or the body.
@@ -90,21 +94,34 @@ impl AppClient {
         let nonce = ids::span_id().to_string();
         let mut outcome = self.send(headers, &nonce).await;
         let answered = Instant::now();
-        match wait {
+        let is_own = |call: &AppCall| !self.sent().is_of_another(call, &nonce);
+        let expected = match wait {
             Wait::First => {
-                until(downstream, 1, FIRST).await;
+                let latest = self.sent().latest;
+                until(downstream, 1, FIRST.max(latest + BACKGROUND), is_own).await;
                 tokio::time::sleep(BACKGROUND).await;
+                1
             }
             Wait::For { calls: Some(calls), patience, usual } => {
                 // An app that answers otherwise than usual may have made no call at all.
                 let is_usual = outcome.status.as_ref().is_ok_and(|status| *status == usual);
-                until(downstream, calls, if is_usual { patience.max(FIRST) } else { patience }).await;
+                until(downstream, calls, if is_usual { patience.max(FIRST) } else { patience }, is_own).await;
+                if is_usual { calls } else { 0 }
             }
-            Wait::For { calls: None, patience, .. } => until(downstream, usize::MAX, patience).await,
-        }
-        outcome.calls = downstream.take();
+            Wait::For { calls: None, patience, .. } => {
+                until(downstream, usize::MAX, patience, is_own).await;
+                0
+            }
+        };
+        let calls = downstream.take();
+        outcome.calls = self.sent().take(headers, (&nonce, answered), expected, calls);
         outcome.late = outcome.calls.last().map_or(Duration::ZERO, |call| call.at.saturating_duration_since(answered));
         outcome
+    }
+
+    /// What was sent until now.
+    pub(super) fn sent(&self) -> MutexGuard<'_, RunLog> {
+        lock(&self.sent)
     }
 }
 
@@ -117,9 +134,9 @@ pub(super) enum Wait {
     For { calls: Option<usize>, patience: Duration, usual: u16 },
 }
 
-async fn until(downstream: &Downstream, calls: usize, patience: Duration) {
+async fn until(downstream: &Downstream, calls: usize, patience: Duration, is_own: impl Fn(&AppCall) -> bool) {
     let deadline = Instant::now() + patience;
-    while Instant::now() < deadline && downstream.count() < calls {
+    while Instant::now() < deadline && downstream.count(&is_own) < calls {
         tokio::time::sleep(POLL).await;
     }
 }

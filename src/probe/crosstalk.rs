@@ -43,6 +43,9 @@ struct Tally {
 /// Sends `--count` requests, `--concurrency` at a time.
 pub(super) async fn run(session: &Session<'_>) -> Finding {
     let count = session.args.count.unwrap_or(200) as usize;
+    if let Some(leaked) = leaked(session) {
+        return leaked;
+    }
     if count == 0 {
         return Finding::skip(CheckId::ProbeCrossTalk, "Cross-talk: not checked (--count 0)");
     }
@@ -67,10 +70,10 @@ pub(super) async fn run(session: &Session<'_>) -> Finding {
     let requests: Vec<CrosstalkRequest> =
         stream::iter(0..count).map(send).buffer_unordered(session.args.concurrency as usize).collect().await;
     let due = session.calls.unwrap_or(1) * count;
-    let (mut seen, mut since) = (session.downstream.count(), Instant::now());
+    let (mut seen, mut since) = (session.downstream.count(|_| true), Instant::now());
     while seen < due && since.elapsed() < BACKGROUND + session.patience {
         tokio::time::sleep(Duration::from_millis(20)).await;
-        let count = session.downstream.count();
+        let count = session.downstream.count(|_| true);
         if count != seen {
             (seen, since) = (count, Instant::now());
         }
@@ -93,7 +96,7 @@ fn tally(requests: &[CrosstalkRequest], calls: &[AppCall], session: &Session<'_>
     let mut of_trace = vec![0; requests.len()];
     for call in calls {
         let carried = trace_of(call).and_then(|trace| by_trace.get(trace.to_ascii_lowercase().as_str()).copied());
-        let nonce = has_nonce.then(|| nonce_of(call, &by_nonce)).flatten();
+        let nonce = has_nonce.then(|| call.find(|word| by_nonce.get(word).copied())).flatten();
         let id = session.request_id.then(|| fate::values(&call.headers, "x-request-id").pop()).flatten();
         let owner = nonce.or_else(|| by_id.get(id?.as_str()).copied());
         tally.matched += usize::from(owner.is_some());
@@ -102,7 +105,9 @@ fn tally(requests: &[CrosstalkRequest], calls: &[AppCall], session: &Session<'_>
             tally.crossed += 1;
             continue;
         }
+        let is_earlier = || trace_of(call).is_some_and(|trace| session.caller.sent().has(&trace.to_ascii_lowercase()));
         match (carried, owner) {
+            (None, _) if is_earlier() => tally.crossed += 1,
             (None, _) => tally.without += 1,
             (Some(carried), Some(owner)) if carried != owner => tally.crossed += 1,
             (Some(carried), _) => of_trace[carried] += 1,
@@ -124,14 +129,15 @@ fn trace_of(call: &AppCall) -> Option<String> {
     Format::ALL.into_iter().find_map(ids)
 }
 
-/// The nonce in the path, the query or the body of a call: 16 hex digits.
-fn nonce_of(call: &AppCall, known: &HashMap<&str, usize>) -> Option<usize> {
-    let uri = call.uri.to_string();
-    let body = String::from_utf8_lossy(&call.body);
-    let words = |text: &str| -> Option<usize> {
-        text.split(|c: char| !c.is_ascii_hexdigit()).filter(|word| word.len() == 16).find_map(|word| known.get(word).copied())
-    };
-    words(&uri).or_else(|| words(&body))
+/// Calls that carry the trace of an earlier request although one request was sent at a time.
+fn leaked(session: &Session<'_>) -> Option<Finding> {
+    let sent = session.caller.sent();
+    let text = format!(
+        "{} of {} calls carry the trace of an earlier request, although one request was sent at a time",
+        sent.leaked, sent.calls
+    );
+    let cause = "the context is in a thread-local, a global or a client made once, and stays there when its request has ended";
+    (sent.leaked > 0).then(|| Finding::fail(CheckId::ProbeCrossTalk, text, Hint::new(cause)))
 }
 
 fn finding(session: &Session<'_>, count: usize, failed: usize, tally: &Tally) -> Finding {

@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use http::HeaderMap;
 
 use crate::check::report::{CheckId, Finding, Hint, Report};
-use crate::probe::caller::{AppClient, BACKGROUND, Wait};
+use crate::probe::caller::{AppClient, AppOutcome, BACKGROUND, Wait};
 use crate::probe::crosstalk;
 use crate::probe::fate::{self, Decision, Fate, Format, WrittenIds, sampled};
 use crate::probe::findings::{self, FateCounts};
@@ -33,17 +33,17 @@ pub(super) async fn run(args: &ProbeArgs, caller: &AppClient, downstream: &Downs
     report.extend(findings::failed(session.failed.get_mut().unwrap_or_else(PoisonError::into_inner)));
     session.invalid(report).await;
     session.failures(report).await;
+    report.extend(findings::late(&session));
     report.add(crosstalk::run(&session).await);
 }
 
 impl Session<'_> {
     /// Requests without any of the headers: does the app answer, and does it call?
     async fn reach(&mut self, report: &mut Report) -> bool {
-        let mut outcomes = Vec::new();
-        for _ in 0..REPEATS {
-            let outcome = self.caller.ask(self.downstream, &HeaderMap::new(), Wait::First).await;
-            self.patience = self.patience.max(BACKGROUND + 2 * outcome.late);
-            outcomes.push(outcome);
+        let mut outcomes = self.first_requests().await;
+        // Now it is known how late calls come.
+        if self.caller.sent().strays > 0 {
+            outcomes = self.first_requests().await;
         }
         let last = outcomes.last().expect("there are several");
         let status = match &last.status {
@@ -64,6 +64,16 @@ impl Session<'_> {
         outcomes.iter().any(|outcome| !outcome.calls.is_empty())
     }
 
+    async fn first_requests(&mut self) -> Vec<AppOutcome> {
+        let mut outcomes = Vec::new();
+        for _ in 0..REPEATS {
+            let outcome = self.caller.ask(self.downstream, &HeaderMap::new(), Wait::First).await;
+            self.patience = self.patience.max(BACKGROUND + 2 * outcome.late);
+            outcomes.push(outcome);
+        }
+        outcomes
+    }
+
     /// Each format alone.
     async fn formats(&mut self, report: &mut Report) {
         let mut results = Vec::new();
@@ -81,6 +91,10 @@ impl Session<'_> {
                 }
             }
             results.push((format, seen));
+        }
+        // What an app keeps of an earlier request shows where a request brings nothing.
+        for _ in 0..REPEATS {
+            self.ask(&HeaderMap::new()).await;
         }
         self.passing = results.iter().filter(|(_, seen)| seen.passes()).map(|(format, _)| *format).collect();
         for (format, seen) in &results {

@@ -188,6 +188,15 @@ pub(super) fn ids_of(format: Format, value: &str, call: &HeaderMap) -> Option<(S
     fields_of(format, value, call).filter(|(trace, span)| matches!(trace.len(), 16 | 32) && span.len() == SPAN_DIGITS)
 }
 
+/// The contexts in these headers: format, trace and span id.
+pub(super) fn traces_of(headers: &HeaderMap) -> Vec<(Format, String, String)> {
+    let of = |format: Format| {
+        let value = values(headers, format.header()).pop()?;
+        ids_of(format, value.trim(), headers).map(|(trace, span)| (format, trace.to_ascii_lowercase(), span))
+    };
+    Format::ALL.into_iter().filter_map(of).collect()
+}
+
 /// The hex digits in the places of trace and span id.
 fn fields_of(format: Format, value: &str, call: &HeaderMap) -> Option<(String, String)> {
     let is_hex = |text: &str| !text.is_empty() && text.bytes().all(|digit| digit.is_ascii_hexdigit());

@@ -163,6 +163,14 @@ pub(super) fn calls(args: &ProbeArgs, addresses: &[SocketAddr], outcomes: &[AppO
     out
 }
 
+/// Calls that came in the time of another request.
+pub(super) fn late(session: &Session<'_>) -> Option<Finding> {
+    let strays = session.caller.sent().strays;
+    let text =
+        format!("{} came so late after the answer that another request had been sent: not checked", counted(strays, "call"));
+    (strays > 0).then(|| Finding::skip(CheckId::ProbeCalls, text))
+}
+
 /// Requests that the app failed: what it makes of their headers is not known.
 pub(super) fn failed(failed: &[(&'static str, String)]) -> Option<Finding> {
     let (first, answer) = failed.first()?;
@@ -211,7 +219,9 @@ pub(super) fn format(session: &Session<'_>, format: Format, seen: &FateCounts) -
     }
     let partly = seen.count(&Fate::Untouched) + seen.count(&Fate::Continued) > 0;
     let text = format!("{title}: {} of {calls} calls", seen.text());
-    let hint = Hint::new(if partly {
+    let hint = Hint::new(if session.caller.sent().leaked > 0 {
+        "the app sends the context of an earlier request: see probe.cross-talk"
+    } else if partly {
         "some calls are made by a client that passes the context on, and some by one that does not"
     } else if seen.count(&Fate::Anew) > 0 {
         "the app traces, and does not read this format (OTEL_PROPAGATORS does not name it) or loses it before the call"
@@ -262,7 +272,9 @@ pub(super) fn context(session: &Session<'_>, results: &[(Format, FateCounts)]) -
     if session.passing.is_empty() {
         let anew = results.iter().any(|(_, seen)| seen.count(&Fate::Anew) > 0);
         let damaged = results.iter().any(|(_, seen)| seen.mangling().is_some());
-        let cause = if damaged {
+        let cause = if session.caller.sent().leaked > 0 {
+            "the app sends the context of an earlier request: see probe.cross-talk"
+        } else if damaged {
             "what the app passes on is damaged, so the next hop begins a trace: see above"
         } else if anew {
             "the app makes a trace of its own for each call: its server is not instrumented, or the context does not reach the client (another thread, a client made by hand)"
@@ -364,18 +376,10 @@ pub(super) fn sampling(tried: &[(Format, Decision, usize, usize)], turned: &[(Fo
     Finding::fail(id, text, Hint::new(cause))
 }
 
-fn traces_of(call: &HeaderMap) -> Vec<(Format, String, String)> {
-    let of = |format: Format| {
-        let value = fate::values(call, format.header()).pop()?;
-        fate::ids_of(format, value.trim(), call).map(|(trace, span)| (format, trace.to_ascii_lowercase(), span))
-    };
-    Format::ALL.into_iter().filter_map(of).collect()
-}
-
 /// All formats with one trace: what the call has must agree.
 pub(super) fn together(sent: &WrittenIds, calls: &[AppCall]) -> Finding {
     let id = CheckId::ProbeAgreement;
-    let found: Vec<Vec<(Format, String, String)>> = calls.iter().map(|call| traces_of(&call.headers)).collect();
+    let found: Vec<Vec<(Format, String, String)>> = calls.iter().map(|call| fate::traces_of(&call.headers)).collect();
     if found.iter().all(Vec::is_empty) {
         return Finding::skip(id, "A request with one trace in all formats: not checked, because no call has a context");
     }
@@ -405,7 +409,7 @@ pub(super) fn together(sent: &WrittenIds, calls: &[AppCall]) -> Finding {
 pub(super) fn precedence(sent: &[(Format, WrittenIds); 3], calls: &[AppCall]) -> Finding {
     let id = CheckId::ProbePrecedence;
     let Some(call) = calls.first() else { return Finding::skip(id, "When formats disagree: not checked, no call came") };
-    let contexts = traces_of(&call.headers);
+    let contexts = fate::traces_of(&call.headers);
     let owner = |trace: &str| sent.iter().find(|(_, sent)| sent.trace == trace).map(|(format, _)| *format);
     let own = contexts.iter().filter(|(format, trace, _)| owner(trace) == Some(*format)).count();
     if contexts.is_empty() {

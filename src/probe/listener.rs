@@ -43,6 +43,15 @@ pub(super) struct AppCall {
     pub(super) to: SocketAddr,
 }
 
+impl AppCall {
+    /// The first that is found of the words of 16 hex digits in its path, its query or its body.
+    pub(super) fn find<T>(&self, of: impl Fn(&str) -> Option<T>) -> Option<T> {
+        let (uri, body) = (self.uri.to_string(), String::from_utf8_lossy(&self.body));
+        let words = |text: &str| text.split(|c: char| !c.is_ascii_hexdigit()).filter(|word| word.len() == 16).find_map(&of);
+        words(&uri).or_else(|| words(&body))
+    }
+}
+
 /// How calls are answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Mood {
@@ -126,8 +135,8 @@ impl Downstream {
         std::mem::take(&mut lock(&self.shared.calls))
     }
 
-    pub(super) fn count(&self) -> usize {
-        lock(&self.shared.calls).len()
+    pub(super) fn count(&self, is_counted: impl Fn(&AppCall) -> bool) -> usize {
+        lock(&self.shared.calls).iter().filter(|call| is_counted(call)).count()
     }
 
     pub(super) async fn stop(self) {
@@ -138,7 +147,7 @@ impl Downstream {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

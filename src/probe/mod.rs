@@ -12,6 +12,7 @@ mod experiments;
 mod fate;
 mod findings;
 mod listener;
+mod sent;
 mod session;
 
 use std::net::SocketAddr;

@@ -322,6 +322,32 @@ fn a_context_that_leaks_between_requests_is_found() {
     assert!(text_of(&report, "probe.cross-talk").contains("carry the trace of another request"), "{report:#}");
 }
 
+/// The headers of the first request, for ever; those of the request before, where a request has none of a kind; and the same in full
+/// where it brings nothing.
+#[test]
+fn a_context_that_stays_after_its_request_is_found() {
+    let (first, before) = (Mutex::new(None), Mutex::new(Headers::new()));
+    let stale = move |headers: &Headers| {
+        let mut first = first.lock().unwrap();
+        if first.is_none() && headers.iter().any(|(name, _)| name == "traceparent") {
+            *first = Some(copied(headers));
+        }
+        Some(first.clone().unwrap_or_default())
+    };
+    let fills_in = move |headers: &Headers| {
+        let (mut before, mut sent) = (before.lock().unwrap(), copied(headers));
+        let absent = before.iter().filter(|(name, _)| sent.iter().all(|(known, _)| known != name)).cloned().collect::<Vec<_>>();
+        sent.extend(absent);
+        *before = sent.clone();
+        Some(sent)
+    };
+    for (ran, report) in [probed(stale, &[]), probed(fills_in, &[])] {
+        assert_eq!(ran.code, Some(1), "{report:#}");
+        assert!(failed(&report).contains(&"probe.cross-talk"), "{report:#}");
+        assert!(text_of(&report, "probe.cross-talk").contains("carry the trace of an earlier request"), "{report:#}");
+    }
+}
+
 /// Only the first attempt has the headers.
 #[test]
 fn a_call_that_is_repeated_without_the_headers_is_found() {
