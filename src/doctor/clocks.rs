@@ -38,7 +38,15 @@ pub(super) fn skews(system: &System) -> HashMap<(usize, usize), i64> {
     let mut skews = HashMap::new();
     for ((caller, callee), (low, high)) in bounds.into_iter().filter(|(_, (low, _))| low.len() >= 3) {
         let (Some(low), Some(high)) = (median(low), median(high)) else { continue };
-        let skew = if low > 0 || high < 0 { i64::midpoint(low, high) } else { 0 };
+        // Where only the caller's whole work bounds it, the least difference is the likeliest.
+        let middle = i64::midpoint(low, high);
+        let skew = if low > 0 {
+            middle.min(low + SLACK_US)
+        } else if high < 0 {
+            middle.max(high - SLACK_US)
+        } else {
+            0
+        };
         skews.insert((caller, callee), skew);
         skews.entry((callee, caller)).or_insert(-skew);
     }
@@ -149,20 +157,26 @@ pub(super) fn impossible(system: &System) -> (Vec<ServiceFinding>, HashSet<usize
     let mut longer: BTreeMap<(usize, usize), (Vec<usize>, usize)> = BTreeMap::new();
     let mut kinds: BTreeMap<(usize, usize), (Vec<usize>, usize)> = BTreeMap::new();
     let mut seen = HashSet::new();
+    let served: HashSet<_> =
+        system.spans.iter().filter(|span| span.is(Kind::Server)).map(|span| (span.service, &span.span.name)).collect();
     for (at, span) in system.spans.iter().enumerate() {
         let Some((above, caller)) = span.parent.map(|parent| (parent, &system.spans[parent])) else { continue };
-        if caller.service == span.service || !caller.is(Kind::Client) {
+        // Some tracers report no calls, and some report those to a database as a service of its own.
+        let is_request = caller.is(Kind::Server) && served.contains(&(span.service, &span.span.name));
+        if caller.service == span.service || !caller.is(Kind::Client) && !is_request {
             continue;
         }
         let key = (caller.service, span.service);
         // Below one call a server that lost its span may have several.
-        if seen.insert((above, span.service)) {
+        if is_request || seen.insert((above, span.service)) {
             let (wrong, of) = kinds.entry(key).or_default();
             *of += 1;
-            let is_client = span.is(Kind::Client) && span.tracer != TracerKind::Envoy && caller.tracer != TracerKind::Envoy;
-            if is_client || span.span.kind.is_none() {
+            if span.is(Kind::Client) && span.tracer != TracerKind::Envoy || span.span.kind.is_none() {
                 wrong.push(at);
             }
+        }
+        if is_request {
+            continue;
         }
         let (wrong, of) = longer.entry(key).or_default();
         *of += 1;

@@ -118,6 +118,16 @@ pub(super) fn lost_context(system: &System, service: usize) -> (String, String) 
     (cause.to_owned(), probe_next(name))
 }
 
+/// Why a service does not continue what its callers send, and what to do.
+pub(super) fn ignored_context(from: &str, name: &str) -> (String, String) {
+    (
+        format!(
+            "{name} reads another format than {from} writes (OTEL_PROPAGATORS, the mesh's provider), or its server is not instrumented to extract one"
+        ),
+        format!("send one request with a traceparent and b3 headers of your own to {name}, and look which trace it reports"),
+    )
+}
+
 /// Shows what one service does to each header. The address is that of its traces' reader, the URL is not known: names in traces are
 /// those of services.
 pub(super) const PROBE: &str = "httpserver probe http://HOST:PORT/PATH --downstream 127.0.0.1:9001";

@@ -2,11 +2,14 @@
 //!
 //! ```text
 //!  load ─► system ─► context, forwarded, silent, missing, clocks ─► findings ─► report ─► text, JSON
+//!             │         │                         └ orphans: who should have reported a parent
+//!             │         ├ begun: who called the roots that belong below a call
 //!             │         └ timing: what lies inside what, and whether that is chance
 //!             ├ hosts: one clock for all
 //!             └ peers: the names that calls have for the called
 //! ```
 
+mod begun;
 mod clocks;
 mod context;
 mod finding;
@@ -15,6 +18,7 @@ mod hosts;
 mod leaves;
 mod load;
 mod missing;
+mod orphans;
 mod peers;
 mod report;
 mod shortened;

@@ -97,7 +97,8 @@ impl<'a> PeerName<'a> {
 
     /// Whether the name says that a proxy or a load balancer stands there.
     pub(super) fn is_proxy(self) -> bool {
-        tokens(self.label()).any(|token| PROXIES.contains(&token.trim_end_matches(|c: char| c.is_ascii_digit())))
+        let is_proxy = |token: String| PROXIES.contains(&token.trim_end_matches(|c: char| c.is_ascii_digit()));
+        tokens(self.label()).any(is_proxy) || self.name.contains(".elb.")
     }
 }
 
@@ -203,6 +204,10 @@ impl Names {
 
     /// The service that is called by this name: its own, one with namespace and domain, a pod's, or a similar one.
     pub(super) fn find(&self, peer: PeerName<'_>) -> Option<usize> {
+        // The first part of a name of the public DNS is no service: `api.stripe.com`.
+        if peer.is_public() {
+            return self.exact(peer.name);
+        }
         let mut labels = peer.name.splitn(3, '.');
         let (app, namespace) = (labels.next().unwrap_or_default(), labels.next());
         let in_namespace = || self.exact(&format!("{app}.{}", namespace?));

@@ -6,6 +6,22 @@ use std::sync::Arc;
 use crate::doctor::peers::{Names, peer_names};
 use crate::traces::{Kind, Span, Trace, TraceId};
 
+/// Last parts of the paths of health checks, which come at the same times everywhere.
+const HEALTH: [&str; 12] = [
+    "health",
+    "healthz",
+    "healthcheck",
+    "livez",
+    "readyz",
+    "live",
+    "liveness",
+    "ready",
+    "readiness",
+    "ping",
+    "heartbeat",
+    "metrics",
+];
+
 /// Who made a span, from the marks that tracers leave.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -85,6 +101,13 @@ impl SystemSpan {
     /// Microseconds.
     pub(super) fn took(&self) -> i64 {
         self.end - self.start
+    }
+
+    /// Asks nothing but whether the service is there.
+    pub(super) fn is_health_check(&self) -> bool {
+        let last = |text: &str| text.rsplit(['/', ' ']).next().unwrap_or(text).to_lowercase();
+        let mut texts = self.span.path().into_iter().chain(self.span.tag("http.route")).chain(self.span.name.as_deref());
+        texts.any(|text| HEALTH.contains(&last(text).as_str()) || text.starts_with("grpc.health."))
     }
 }
 
@@ -275,7 +298,7 @@ impl System {
         &self.entries[service]
     }
 
-    fn callees(&self, entry: usize) -> BTreeSet<usize> {
+    pub(super) fn callees(&self, entry: usize) -> BTreeSet<usize> {
         self.answers_below(entry).map(|at| self.spans[at].service).collect()
     }
 

@@ -1,5 +1,7 @@
 //! Which spans lie inside which others in time, and whether that can be chance.
 
+use std::collections::HashSet;
+
 use crate::doctor::system::SystemSpan;
 
 /// Clocks of one host are read at slightly different moments, and some tracers cut microseconds off.
@@ -15,6 +17,7 @@ const LOOK_BACK: usize = 512;
 pub(super) type Interval = (i64, i64);
 
 /// Intervals in the order of their beginnings.
+#[derive(Clone)]
 pub(super) struct Timeline {
     /// Beginning, end, and the caller's name for it.
     intervals: Vec<(i64, i64, usize)>,
@@ -94,6 +97,10 @@ impl Timeline {
 
     /// Which of `inner` lie inside, when that is no chance. `skew` is how far the clock of `inner` is ahead.
     pub(super) fn matches(&self, inner: &[(usize, Interval)], skew: i64) -> Option<Matches> {
+        self.matches_with(inner, skew, EVIDENCE)
+    }
+
+    fn matches_with(&self, inner: &[(usize, Interval)], skew: i64, least: f64) -> Option<Matches> {
         let inner: Vec<_> = inner.iter().copied().filter(|(_, (start, _))| *start > 0).collect();
         if inner.is_empty() || self.intervals.is_empty() {
             return None;
@@ -106,14 +113,32 @@ impl Timeline {
         pairs.retain(|(_, fits)| *fits);
         let pairs: Vec<Pair> = pairs.into_iter().map(|(pair, _)| pair).collect();
         let either_length = (all - pairs.len()) * 5 > all;
-        (pairs.len() >= 3 && !either_order && !either_length && evidence(pairs.len(), inner.len(), chance) >= EVIDENCE)
+        (pairs.len() >= 3 && !either_order && !either_length && evidence(pairs.len(), inner.len(), chance) >= least)
             .then_some(Matches { pairs, chance })
     }
 
-    /// Like [`matches`](Self::matches), for hosts whose clocks were never compared: tries the differences that occur most.
+    /// Like [`matches`](Self::matches), for hosts whose clocks were never compared: at the differences that occur most, one for each
+    /// instance. `None` where these are few of all.
     pub(super) fn matches_at_any_skew(&self, inner: &[(usize, Interval)]) -> Option<Matches> {
-        const FARTHEST_US: i64 = 60_000_000;
         const FEWEST: usize = 8;
+        const MOST_CLOCKS: usize = 8;
+        let all = inner.len().min(self.len());
+        let (mut found, mut inner, mut outer) = (Matches::default(), inner.to_vec(), self.clone());
+        for _ in 0..MOST_CLOCKS {
+            let Some(Matches { pairs, chance }) = outer.at_likeliest_skew(&inner) else { break };
+            let (roots, hosts): (HashSet<usize>, HashSet<usize>) = pairs.iter().copied().unzip();
+            inner.retain(|(at, _)| !roots.contains(at));
+            outer.intervals.retain(|(.., at)| !hosts.contains(at));
+            found.pairs.extend(pairs);
+            found.chance = found.chance.max(chance);
+        }
+        (found.pairs.len() >= FEWEST && found.pairs.len() * 10 >= all * 7).then_some(found)
+    }
+
+    fn at_likeliest_skew(&self, inner: &[(usize, Interval)]) -> Option<Matches> {
+        const FARTHEST_US: i64 = 60_000_000;
+        /// So many differences are tried: the logarithm.
+        const TRIED: f64 = 10.0;
         let mut differences = Vec::new();
         for (_, (start, _)) in inner {
             let from = self.intervals.partition_point(|(outer, ..)| *outer < start - FARTHEST_US);
@@ -132,12 +157,10 @@ impl Timeline {
                 best = low..high + 1;
             }
         }
-        if best.len() < FEWEST || best.len() * 10 < inner.len().min(self.len()) * 7 {
-            return None;
-        }
         let near = &differences[best];
-        let tried = [10, 25, 50, 75].map(|percent| near[near.len() * percent / 100]);
-        tried.into_iter().filter_map(|skew| self.matches(inner, skew)).max_by_key(|found| found.pairs.len())
+        let tried = [10, 25, 50, 75].map(|percent| near.get(near.len() * percent / 100).copied());
+        let found = tried.into_iter().flatten().filter_map(|skew| self.matches_with(inner, skew, EVIDENCE + TRIED));
+        found.max_by_key(|found| found.pairs.len())
     }
 }
 
@@ -246,6 +269,16 @@ mod tests {
         assert!(outer.matches(&inner, 0).is_none_or(|found| found.pairs.len() < 10));
         let found = outer.matches_at_any_skew(&inner).unwrap().pairs;
         assert!(found.len() >= 38 && found.iter().all(|(inner, outer)| inner == outer), "{found:?}");
+    }
+
+    #[test]
+    fn each_instance_may_have_a_clock_of_its_own() {
+        let begin = |i: i64| 1_000_000_000 + i * i * 700_000;
+        let outer = Timeline::new((0..90).map(|i: i64| (i as usize, (begin(i), begin(i) + 100_000))));
+        let ahead = |i: i64| [3_050_000, -1_200_000, 400_000][i as usize % 3];
+        let inner: Vec<_> = (0..90).map(|i: i64| (i as usize, (begin(i) + ahead(i), begin(i) + ahead(i) + 20_000))).collect();
+        let found = outer.matches_at_any_skew(&inner).unwrap().pairs;
+        assert!(found.len() >= 80, "{}", found.len());
     }
 
     #[test]

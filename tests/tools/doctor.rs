@@ -445,6 +445,27 @@ fn a_few_lost_spans_and_a_cut_at_the_end_are_notes() {
     assert!(found.len() == 1 && found[0][1] == "middle", "{found:?}");
 }
 
+/// One that loses its spans is one finding, whatever hangs below them; neither a service that calls the same one nor a place is named.
+#[test]
+fn a_service_that_loses_spans_is_one_finding() {
+    let spans = requests(90, &|n| {
+        let middle = if n % 3 == 0 { "(middle)" } else { "middle" };
+        vec![
+            ("front", "SERVER", None, 0, 90, ""),
+            (middle, "SERVER", Some(0), 2, 50, ""),
+            ("middle", "CLIENT", Some(1), 3, 1, "redis"),
+            ("stock", "SERVER", Some(1), 6, 10, ""),
+            ("price", "SERVER", Some(1), 20, 10, ""),
+            (if n % 2 == 0 { "(other)" } else { "other" }, "SERVER", Some(0), 60, 20, ""),
+            (if n % 2 == 0 { "(stock)" } else { "stock" }, "SERVER", Some(5), 61, 10, ""),
+        ]
+    });
+    let found = faults(&report(&spans));
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert_eq!(found[0][..2], ["spans.orphaned", "middle"]);
+    assert!(found[0][3].contains("of its own spans") && found[0][3].contains("spans of price"), "{found:?}");
+}
+
 /// Its questions to a cache are all that it reports of its calls.
 #[test]
 fn a_service_that_reports_no_call_and_passes_nothing_on_is_found() {
@@ -462,7 +483,120 @@ fn a_service_that_reports_no_call_and_passes_nothing_on_is_found() {
     assert_eq!(found[0][..3], ["context.dropped", "middle", "back"]);
 }
 
-/// Two health checks at every full second: each time one lies inside the other.
+/// What merely runs at the same time as a service that drops the context is around fewer of its calls.
+#[test]
+fn a_service_beside_the_one_that_drops_the_context_is_not_named() {
+    let spans = requests(120, &|n| {
+        let mut spans = vec![
+            ("front", "SERVER", None, 0, 100, ""),
+            ("front", "CLIENT", Some(0), 1, 60, "cart"),
+            ("cart", "SERVER", Some(1), 2, 56, ""),
+            ("front", "CLIENT", Some(0), 1, 40, "ads"),
+            ("ads", "SERVER", Some(3), 2, 34, ""),
+        ];
+        let from = 10 + n % 30;
+        if n % 3 == 0 {
+            spans.push(("price", "SERVER", None, from, 8, ""));
+        } else {
+            spans.extend([("cart", "CLIENT", Some(2), from - 1, 10, "price"), ("price", "SERVER", Some(5), from, 8, "")]);
+        }
+        spans
+    });
+    let found = faults(&report(&spans));
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert_eq!(found[0][..3], ["context.dropped", "cart", "price"]);
+}
+
+/// `api.example.com` is not the service `api`, and nobody there calls back into the mesh.
+#[test]
+fn a_name_of_the_public_dns_is_no_service() {
+    let spans = requests(60, &|n| {
+        let mut spans = vec![
+            ("api", "SERVER", None, 0, 100, ""),
+            ("api", "CLIENT", Some(0), 1, 60, "cart"),
+            ("cart", "SERVER", Some(1), 2, 56, ""),
+            ("api", "CLIENT", Some(0), 1, 60, "ads"),
+            ("ads", "SERVER", Some(3), 2, 55, ""),
+            ("ads", "CLIENT", Some(4), 3, 50, "api.example.com"),
+        ];
+        let from = 10 + n % 20;
+        if n % 2 == 0 {
+            spans.push(("price", "SERVER", None, from, 8, ""));
+        } else {
+            spans.extend([("cart", "CLIENT", Some(2), from - 1, 10, "price"), ("price", "SERVER", Some(6), from, 8, "")]);
+        }
+        spans
+    });
+    let report = report(&spans);
+    let findings = report["findings"].as_array().unwrap();
+    assert_eq!(findings.len(), 1, "{report:#}");
+    assert_eq!((&findings[0]["id"], &findings[0]["service"]), (&json!("context.dropped"), &json!("cart")), "{report:#}");
+}
+
+/// A consumer may begin a trace; what it calls may not.
+#[test]
+fn a_consumer_that_drops_the_context_is_found() {
+    let spans = requests(60, &|n| {
+        vec![
+            ("front", "SERVER", None, 0, 20, ""),
+            ("front", "PRODUCER", Some(0), 1, 2, ""),
+            ("worker", "CONSUMER", Some(1), 40, 60 + n % 7, ""),
+            ("price", "SERVER", None, 50, 30 + n % 11, ""),
+        ]
+    });
+    let found = faults(&report(&spans));
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert_eq!(found[0][..3], ["context.dropped", "worker", "price"]);
+}
+
+/// Whatever the clocks say: a service that is called by its name and is never in its caller's trace, but in traces of its own.
+#[test]
+fn calls_of_which_none_is_continued_are_a_fault_without_times() {
+    let spans = |others: bool| {
+        requests(60, &move |n| {
+            let mut spans = vec![
+                ("front", "SERVER", None, 0, 60, ""),
+                ("front", "CLIENT", Some(0), 1, 20, "back"),
+                ("back", "SERVER", None, n * 7_919 % 40_000, 15, ""),
+            ];
+            if others {
+                spans.extend([("front", "CLIENT", Some(0), 30, 20, "cart"), ("cart", "SERVER", Some(3), 31, 15, "")]);
+            }
+            spans
+        })
+    };
+    for (others, expected) in [(true, ["context.ignored", "back", "front"]), (false, ["context.dropped", "front", "back"])] {
+        let found = faults(&report(&spans(others)));
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert_eq!(found[0][..3], expected);
+    }
+}
+
+/// Behind a proxy, and where callers report no calls.
+#[test]
+fn requests_that_are_reported_as_calls_are_found_below_any_caller() {
+    let mut behind_proxy = requests(60, &|_| {
+        vec![
+            ("front", "SERVER", None, 0, 60, ""),
+            ("front", "CLIENT", Some(0), 1, 50, "back"),
+            ("back", "CLIENT", Some(1), 2, 40, ""),
+        ]
+    });
+    behind_proxy.iter_mut().filter(|span| span["kind"] == "CLIENT" && !span["tags"].is_null()).for_each(|span| {
+        span["tags"]["component"] = json!("proxy");
+    });
+    let servers_alone = requests(60, &|n| {
+        let kind = if n % 5 == 0 { "CLIENT" } else { "SERVER" };
+        vec![("front", "SERVER", None, 0, 60, ""), ("back", kind, Some(0), 2, 40, "")]
+    });
+    for spans in [behind_proxy, servers_alone] {
+        let found = faults(&report(&spans));
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert_eq!(found[0][..3], ["spans.kind", "back", "front"]);
+    }
+}
+
+/// Two timers at every full second, health checks or others: each time one lies inside the other.
 #[test]
 fn timers_that_strike_together_are_no_calls() {
     let spans = requests(60, &|n| {
@@ -472,14 +606,19 @@ fn timers_that_strike_together_are_no_calls() {
             ("back", "SERVER", Some(1), 2, 1 + n % 40, ""),
         ]
     });
-    let at = |service: &str, n: u64, after: u64, long: u64| {
+    let at = |service: &str, name: &str, n: u64, after: u64, long: u64| {
         let id = format!("{:016x}", 900_000 + 100 * n + after);
-        json!({"traceId": id, "id": id, "kind": "SERVER", "name": "GET /healthz", "timestamp": 1_780_000_000_500_000 + n * 2_000_000 + after,
+        json!({"traceId": id, "id": id, "kind": "SERVER", "name": name, "timestamp": 1_780_000_000_500_000 + n * 2_000_000 + after,
             "duration": long, "localEndpoint": {"serviceName": service}})
     };
-    let checks = (0..40).flat_map(|n| [at("front", n, 1, 20_000 + n % 5 * 900), at("back", n, 8, 3_000 + n % 7 * 300)]);
-    let found = faults(&report(&spans.into_iter().chain(checks).collect::<Vec<_>>()));
-    assert!(found.is_empty(), "{found:?}");
+    for (name, times) in [("GET /healthz", 40), ("GET /poll", 40), ("GET /poll", 10)] {
+        // Of a few the one may take the longer, the longer the other does.
+        let more = |n: u64| if times == 10 { [n * 900, n * 300] } else { [n % 5 * 900, n % 7 * 300] };
+        let checks =
+            (0..times).flat_map(|n| [at("front", name, n, 1, 20_000 + more(n)[0]), at("back", name, n, 8, 3_000 + more(n)[1])]);
+        let found = faults(&report(&spans.iter().cloned().chain(checks).collect::<Vec<_>>()));
+        assert!(found.is_empty(), "{name} {times}: {found:?}");
+    }
 }
 
 /// What a reader has to fill in is in capitals, and the command is on one line.
