@@ -5,7 +5,7 @@ use serde_json::Value;
 use crate::check::cluster::object::Object;
 use crate::check::cluster::path::{Hop, Path};
 use crate::check::envoy::gateway::clip;
-use crate::check::report::{CheckId, Finding, Group, Status};
+use crate::check::report::{CheckId, Finding, Group, OwnCause, Status};
 
 /// How a mistake shows in the traffic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,44 +56,65 @@ pub(crate) const EVERYTHING: &[Symptom] = &[Answer, NoPod, Slow, Headers, Proxie
 
 /// What a finding shows.
 fn symptoms(finding: &Finding) -> Vec<Symptom> {
-    let words = format!("{} {} {}", finding.text, finding.cause.as_deref().unwrap_or_default(), finding.detail.join(" "));
-    let says = |parts: &[&str]| parts.iter().any(|part| words.contains(part));
-    let mut out = match finding.id.name() {
+    let mut out = match finding.id {
         // Neither is a matter of objects on the way of the request.
-        "reach.dns" | "traces.backend" => Vec::new(),
-        "reach.tcp" | "reach.tls" => vec![Connection],
-        "reach.certificate" => vec![Certificate],
-        "reach.redirect" | "reach.hsts" => vec![Redirect],
-        "traces.sampling" | "propagation.sampled" => vec![Sampling, Headers],
-        "propagation.proxies" | "propagation.sidecar" | "propagation.coverage" => vec![Proxies, Spans, Headers],
-        "traffic.identity" => vec![Identity, Proxies],
-        "traffic.retries" => vec![Retries],
-        "traffic.versions" | "traffic.split" => vec![Split],
-        "traffic.latency" => vec![Slow, Split],
-        _ => match finding.id.group() {
-            Group::Chain if finding.id.name() != "chain.hops" => vec![Symptom::Chain, Answer],
-            Group::Reach | Group::Chain | Group::Watch => vec![Answer],
+        CheckId::ReachDns | CheckId::TracesBackend => Vec::new(),
+        CheckId::ReachTcp | CheckId::ReachTls => vec![Connection],
+        CheckId::ReachCertificate => vec![Certificate],
+        CheckId::ReachRedirect | CheckId::ReachHsts => vec![Redirect],
+        CheckId::TracesSampling | CheckId::PropagationSampled => vec![Sampling, Headers],
+        CheckId::PropagationProxies | CheckId::PropagationSidecar | CheckId::PropagationCoverage => {
+            vec![Proxies, Spans, Headers]
+        }
+        CheckId::TrafficIdentity => vec![Identity, Proxies],
+        CheckId::TrafficRetries => vec![Retries],
+        CheckId::TrafficVersions | CheckId::TrafficSplit => vec![Split],
+        CheckId::TrafficLatency => vec![Slow, Split],
+        CheckId::ChainHops => vec![Answer],
+        id => match id.group() {
+            Group::Chain => vec![Symptom::Chain, Answer],
+            Group::Reach | Group::Watch => vec![Answer],
             Group::Propagation => vec![Headers, Proxies],
             Group::Traces => vec![Spans, Headers, Proxies],
             Group::Lanes => vec![Lanes],
             _ => vec![Answer, Split],
         },
     };
-    // Where the run itself gave up, no timeout on the way has struck.
     if matches!(finding.id.group(), Group::Reach | Group::Chain | Group::Traffic | Group::Watch | Group::Lanes) {
-        let words = [
-            (Slow, &["504", "in time", "timed out", "slower", "gave up", "timeout"][..]),
-            (Overload, &["overflow", "429", "circuit breaker", "limit"][..]),
-            (NoPod, &["no healthy upstream", "no pod", "UH"][..]),
-            (NotFound, &["404"]),
-            (Denied, &["403", "401", "RBAC", "denie"][..]),
-            (Retries, &["retried", "attempt"][..]),
-        ];
+        out.extend(match finding.own_cause {
+            Some(OwnCause::Denied | OwnCause::Unauthorized) => Some(Denied),
+            Some(OwnCause::Limited) => Some(Overload),
+            Some(OwnCause::NotFound) => Some(NotFound),
+            Some(OwnCause::Abort | OwnCause::Fault | OwnCause::Loop) | None => None,
+        });
+        let words = words(finding);
+        // Where the run itself gave up, no timeout on the way has struck.
         let own = finding.text.contains("(--timeout)");
-        let seen = words.into_iter().filter(|(symptom, parts)| says(parts) && !(own && *symptom == Slow));
-        out.extend(seen.map(|(symptom, _)| symptom));
+        let shows =
+            |symptom, signs: &[&str]| signs.iter().any(|sign| words.contains(&format!(" {sign} "))) && !(own && symptom == Slow);
+        out.extend(SIGNS.iter().filter(|(symptom, signs)| shows(*symptom, signs)).map(|(symptom, _)| *symptom));
     }
     out
+}
+
+/// What proxies, hops and this program write of a symptom, in whole words.
+const SIGNS: [(Symptom, &[&str]); 6] = [
+    (Slow, &["504", "in time", "timed out", "slower", "gave up", "timeout", "timeouts", "--timeout", "grpc-timeout"]),
+    (Overload, &["overflow", "429", "circuit breaker", "limit", "limits", "limited", "local_rate_limited"]),
+    (NoPod, &["no healthy upstream", "no pod", "no pods", "UH"]),
+    (NotFound, &["404"]),
+    (Denied, &["403", "401", "RBAC", "denied", "denies"]),
+    (Retries, &["retried", "attempt", "attempts"]),
+];
+
+/// A finding's words between single spaces, without the names of the hops that it is about. Whole words: other names and URLs may have
+/// any of them inside.
+fn words(finding: &Finding) -> String {
+    let names: Vec<&str> = finding.seam.iter().flat_map(|seam| [&*seam.from, &*seam.to]).chain(finding.hop.as_deref()).collect();
+    let texts = [Some(finding.text.as_str()), finding.cause.as_deref()].into_iter().flatten();
+    let words = texts.chain(finding.detail.iter().map(String::as_str)).flat_map(str::split_whitespace);
+    let words = words.map(|word| word.trim_matches(['.', ',', ':', ';', '(', ')', '[', ']', '"', '\'']));
+    words.filter(|word| !names.contains(word)).fold(" ".to_owned(), |text, word| text + word + " ")
 }
 
 /// Where a mistake acts.
@@ -284,6 +305,43 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::check::report::Hint;
+
+    #[test]
+    fn names_and_paths_of_users_are_no_symptoms() {
+        let symptoms_of = |to: &str, text: &str, cause: &str| {
+            let finding = Finding::fail(CheckId::ChainHops, text, Hint::new(cause)).seam("service1", to, None).hop(to);
+            symptoms(&finding)
+        };
+        for (to, text, cause) in [
+            (
+                "rate-limiter",
+                "service1 cannot reach rate-limiter: refused at http://rate-limiter/404",
+                "rate-limiter is not running",
+            ),
+            ("limit", "service1 cannot reach limit: connection refused", "limit: see its log"),
+            ("attempts", "The connection from service1 to attempts ended", "attempts stopped"),
+            (
+                "service2",
+                "connection refused at http://service2:404/timeout?x=503",
+                "UPSTREAM is http://uh/UH, lane UH-1, not-denied",
+            ),
+        ] {
+            assert_eq!(symptoms_of(to, text, cause), [Answer], "{text}");
+        }
+        for (text, cause, symptom) in [
+            ("got 404 without a hop's reply", "", NotFound),
+            ("service1 called a and got 503: no healthy upstream", "", NoPod),
+            ("answered", "has no pod to send it to (503, flag UH)", NoPod),
+            ("answered", "A circuit breaker is open (503, flag UO): limits are lower", Overload),
+            ("answered 429: local_rate_limited", "", Overload),
+            ("did not answer in time", "", Slow),
+            ("answered", "gave up waiting (UT): too short", Slow),
+            ("got 403: RBAC: access denied", "", Denied),
+        ] {
+            assert_eq!(symptoms_of("service2", text, cause), [Answer, symptom], "{text}");
+        }
+    }
 
     #[test]
     fn the_command_prints_the_field_and_says_what_to_look_for() {
