@@ -176,9 +176,18 @@ eval "$variables"
 say "the gateway is $INGRESS_HOST, HTTPS at $SECURE_INGRESS_PORT"
 claim "the chain answers through the gateway" soon 60 200 code service1.cncamp.io /hello/service1
 
-# Jaeger's query API, through a port of our own
+# Jaeger's query API, through a port of our own. kubectl ends when the pod does; a busy node may start Jaeger anew.
 jaeger_port=$(free_ports 1)
-kubectl -n istio-system port-forward --address 127.0.0.1 service/tracing "$jaeger_port:80" >"$work/port-forward.log" 2>&1 &
+forward_jaeger() {
+  local child=""
+  trap '[ -z "$child" ] || kill "$child"; exit' TERM
+  while :; do
+    kubectl -n istio-system port-forward --address 127.0.0.1 service/tracing "$jaeger_port:80" >>"$work/port-forward.log" 2>&1 &
+    child=$!
+    wait "$child" || sleep 1
+  done
+}
+forward_jaeger &
 forward=$!
 jaeger=http://127.0.0.1:$jaeger_port/jaeger
 eventually 30 "Jaeger's query API" curl -sf "$jaeger/api/services"
