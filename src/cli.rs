@@ -56,7 +56,7 @@ pub enum Command {
     Check(Box<CheckArgs>),
     /// Read the traces of one request from a backend and report whether they are whole; the request is known by its reply
     Trace(Box<crate::check::TraceArgs>),
-    /// Be an app's caller and its next hop, and say what it does to trace headers
+    /// Act as an app's caller and its next hop, and report what it does to trace headers
     Probe(Box<ProbeArgs>),
     /// Read a mesh's traces from its backend or from files, and say which service breaks them
     Doctor(DoctorArgs),
@@ -72,6 +72,11 @@ pub enum Command {
         /// The command [default: the program as a whole]
         command: Option<String>,
     },
+}
+
+/// What the command line may be: `parse` reads one without a command as `serve`.
+fn command() -> clap::Command {
+    Cli::command().subcommand_required(false)
 }
 
 /// Wrong usage or configuration.
@@ -128,12 +133,12 @@ fn on_runtime(command: Command) -> CommandEnd {
 
 fn completions(shell: clap_complete::Shell) -> Vec<u8> {
     let mut text = Vec::new();
-    clap_complete::generate(shell, &mut Cli::command(), "httpserver", &mut text);
+    clap_complete::generate(shell, &mut command(), "httpserver", &mut text);
     text
 }
 
 fn manpage(name: Option<&str>) -> CommandEnd {
-    let mut program = Cli::command().disable_help_subcommand(true);
+    let mut program = self::command().disable_help_subcommand(true);
     program.build();
     let known: Vec<_> = program.get_subcommands().map(clap::Command::get_name).collect();
     let page = match name {
@@ -173,7 +178,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Erro
     if !for_all && first.is_none_or(|first| first.starts_with('-')) {
         args.insert(1, "serve".into());
     }
-    let mut command = tidy_variables(Cli::command());
+    let mut command = tidy_variables(self::command());
     let subcommand = args.get(1).and_then(|name| command.find_subcommand(name)).cloned();
     let parsed = match subcommand.as_ref().and_then(variable_without_text) {
         Some(reason) => Err(command.error(ErrorKind::InvalidUtf8, reason)),

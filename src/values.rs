@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -29,6 +30,14 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
 /// A duration above zero.
 pub(crate) fn positive_duration(text: &str) -> Result<Duration, String> {
     parse_duration(text).and_then(|duration| if duration.is_zero() { Err("must be longer than 0".into()) } else { Ok(duration) })
+}
+
+/// The parser of a whole number.
+pub(crate) fn whole<N: TryFrom<u64>>(range: RangeInclusive<u64>) -> impl Fn(&str) -> Result<N, String> + Clone {
+    move |text| {
+        let number = text.trim().parse().ok().filter(|number| range.contains(number)).and_then(|number| N::try_from(number).ok());
+        number.ok_or_else(|| format!("accepted: a whole number from {} to {}", range.start(), range.end()))
+    }
 }
 
 /// A percentage (`10%`, `0.5%`) as a share from 0 to 1; `None` when it is not from 0 % to 100 %.

@@ -12,7 +12,7 @@ use crate::check::chain::probe::Probe;
 use crate::check::cluster::ClusterArgs;
 use crate::check::envoy::commands::{Given, RunOptions};
 use crate::check::reachability::tls::Trust;
-use crate::check::report::{Group, OutputFormat};
+use crate::check::report::{CheckId, Group, OutputFormat};
 use crate::check::shared_args::{BackendArgs, ClientArgs};
 use crate::values;
 
@@ -44,7 +44,7 @@ pub struct CheckArgs {
     #[arg(long, value_name = "LANE", value_parser = chain::expect::lane)]
     pub lane: Vec<String>,
     /// Requests for the statistics; 0 for none
-    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u64).range(0..=1_000_000))]
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = values::whole::<u64>(0..=1_000_000))]
     pub count: u64,
     /// How many of the requests for the statistics should succeed, percent
     #[arg(long, value_name = "PERCENT", default_value = "100", value_parser = values::percent)]
@@ -73,7 +73,7 @@ pub struct CheckArgs {
     #[arg(long, value_name = "TIME", value_parser = values::positive_duration)]
     pub deadline: Option<Duration>,
     /// The gateway's port for plain HTTP [default: 80 when the URL's port is 443]
-    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, value_name = "PORT", value_parser = values::whole::<u16>(1..=65_535))]
     pub plain_port: Option<u16>,
     /// The namespace that hints name for the hops
     #[arg(long, value_name = "NAME", default_value = "httpserver")]
@@ -189,9 +189,12 @@ pub(super) fn validate(args: &CheckArgs) -> Result<Trust, String> {
     }
     for id in &args.skip {
         let groups = Group::ALL.map(Group::name);
-        if !groups.contains(&id.split('.').next().unwrap_or_default()) {
+        let checks = || CheckId::ALL.iter().filter(|check| groups.contains(&check.group().name())).map(|check| check.name());
+        if !groups.contains(&id.as_str()) && !checks().any(|name| name == id) {
+            let of_group: Vec<_> = checks().filter(|name| name.split('.').next() == id.split('.').next()).collect();
+            let near = if of_group.is_empty() { "reach.hsts".to_owned() } else { of_group.join(", ") };
             let groups = groups.join(", ");
-            return Err(format!("--skip {id}: no such check; accepted: a group ({groups}) or a check's name like reach.hsts"));
+            return Err(format!("--skip {id}: no such check; accepted: a group ({groups}) or the name of a check, like {near}"));
         }
     }
     Ok(trust)

@@ -18,16 +18,16 @@ use crate::values::{header_name, service_number};
 #[derive(Debug, Clone, Args)]
 pub struct DemoArgs {
     /// How many services
-    #[arg(long, default_value = "3", value_parser = clap::value_parser!(u16).range(1..=50), value_name = "N")]
+    #[arg(long, default_value = "3", value_parser = crate::values::whole::<u16>(1..=50), value_name = "N")]
     pub hops: u16,
     /// The address that all of them listen on
     #[arg(long, default_value = "127.0.0.1", value_name = "ADDRESS")]
     pub listen: IpAddr,
     /// The port of service1; service2 has the next one, and so on; 0 takes free ones [default: 8080, with --once 0]
-    #[arg(long)]
+    #[arg(long, value_parser = crate::values::whole::<u16>(0..=65_535))]
     pub port: Option<u16>,
     /// The port of the trace store and its page; 0 takes a free one [default: 9411, with --once 0]
-    #[arg(long, value_name = "PORT")]
+    #[arg(long, value_name = "PORT", value_parser = crate::values::whole::<u16>(0..=65_535))]
     pub store_port: Option<u16>,
     /// Delay that every hop adds: `20ms`, `10ms..2s` or `p50=20ms,p90=80ms,p99=400ms`
     #[arg(long, default_value = "5ms..60ms")]
@@ -36,7 +36,7 @@ pub struct DemoArgs {
     #[arg(long, value_parser = demo_fault, value_name = "HOP:FAULT")]
     pub fault: Vec<Fault>,
     /// Every draw follows from this number, the trace's id and the hop's name [default: random]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = crate::values::whole::<u64>(0..=u64::MAX))]
     pub seed: Option<u64>,
     /// A header that one hop loses on purpose, repeatable: `service2:traceparent`
     #[arg(long, value_name = "HOP:NAME")]

@@ -85,13 +85,13 @@ pub struct ServeArgs {
     #[arg(long, env, default_value = "off", value_name = "WHOSE")]
     pub request_faults: Whose,
     /// Every draw follows from this number, the trace's id (else the request's) and the hop's name [default: random]
-    #[arg(long, env, value_name = "N")]
+    #[arg(long, env, value_name = "N", value_parser = crate::values::whole::<u64>(0..=u64::MAX))]
     pub seed: Option<u64>,
     /// Not ready for this long after the start
     #[arg(long, env, default_value = "0", value_parser = parse_duration, value_name = "DURATION")]
     pub ready_after: Duration,
     /// How often a failed call is repeated, at most 10: each attempt has the upstream timeout
-    #[arg(long, env, default_value = "0", value_parser = clap::value_parser!(u32).range(0..=10), value_name = "N")]
+    #[arg(long, env, default_value = "0", value_parser = crate::values::whole::<u32>(0..=10), value_name = "N")]
     pub retries: u32,
     /// A header to carry to the next hop beside the built-in ones, repeatable
     #[arg(long, env = "FORWARD_HEADERS", value_delimiter = ',', value_name = "NAME", value_parser = header_name)]
@@ -100,10 +100,10 @@ pub struct ServeArgs {
     #[arg(long, env = "DROP_HEADERS", value_delimiter = ',', value_name = "NAME", value_parser = header_name)]
     pub drop_header: Vec<HeaderName>,
     /// A chain that calls itself ends with 508 after so many hops, at most 256
-    #[arg(long, env, default_value = "16", value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_HOPS)), value_name = "N")]
+    #[arg(long, env, default_value = "16", value_parser = crate::values::whole::<u32>(1..=MAX_HOPS.into()), value_name = "N")]
     pub max_hops: u32,
     /// Calls that one request makes in all, at every hop together; at the limit the call is not made and the hop answers 508
-    #[arg(long, env, default_value = "1000", value_parser = clap::value_parser!(u32).range(1..), value_name = "N")]
+    #[arg(long, env, default_value = "1000", value_parser = crate::values::whole::<u32>(1..=u32::MAX.into()), value_name = "N")]
     pub max_calls: u32,
     /// More requests in flight get 503 at once [default: from the memory limit, at most 1024]
     #[arg(long, env, value_parser = at_least_one, value_name = "N")]
@@ -153,20 +153,20 @@ pub struct ServeArgs {
 /// On or off.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Switch {
-    /// There.
+    /// It is answered.
     On,
-    /// Not there.
+    /// It is not.
     Off,
 }
 
 /// Whose faults act.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Whose {
-    /// Nobody's.
+    /// `x-fault` is ignored.
     Off,
-    /// Everybody's.
+    /// Every caller's acts.
     On,
-    /// Of who has the token.
+    /// Only that of callers which send the token acts.
     Token,
 }
 

@@ -171,7 +171,7 @@ impl Demo {
         let expected = ExpectedTrace { hops: state.names(), ..ExpectedTrace::of_hops(hops.len()) };
         let printer = Printer { state: state.clone(), expected, style, out: output.stdout.clone(), tracer };
         if !quiet {
-            printer.print(&printer.introduction(&access));
+            printer.print(&printer.introduction(&access, once));
         }
         let arrivals = state.store.subscribe();
         let (stop, stopped) = watch::channel(false);

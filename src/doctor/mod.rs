@@ -54,13 +54,13 @@ pub struct DoctorArgs {
     #[arg(long, value_name = "TIME", default_value = "1h", value_parser = values::positive_duration)]
     pub lookback: Duration,
     /// How many traces to read at most
-    #[arg(long, value_name = "N", default_value_t = 2000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    #[arg(long, value_name = "N", default_value_t = 2000, value_parser = values::whole::<u32>(1..=100_000))]
     pub limit: u32,
     /// Read only traces in which this service takes part
     #[arg(long, value_name = "NAME")]
     pub service: Option<String>,
     /// Exit with 1 when a service scores less than this, 0 to 100
-    #[arg(long, value_name = "SCORE", value_parser = clap::value_parser!(u8).range(0..=100))]
+    #[arg(long, value_name = "SCORE", value_parser = values::whole::<u8>(0..=100))]
     pub fail_under: Option<u8>,
     /// The form of the report on standard output
     #[arg(long, value_enum, default_value_t = TextOrJson::Text)]

@@ -56,10 +56,10 @@ pub struct ProbeArgs {
     pub downstream_tls_key: Option<PathBuf>,
     /// Requests of the test for cross-talk; needed with a method other than GET, which may change something each time
     /// [default: 200]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=100_000))]
+    #[arg(long, value_name = "N", value_parser = crate::values::whole::<u32>(0..=100_000))]
     pub count: Option<u32>,
     /// How many of them at a time
-    #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    #[arg(long, value_name = "N", default_value_t = 50, value_parser = crate::values::whole::<u32>(1..=1_000))]
     pub concurrency: u32,
     /// The method
     #[arg(short = 'X', long, default_value = "GET")]

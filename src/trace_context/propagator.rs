@@ -73,7 +73,12 @@ impl fmt::Display for Propagators {
             WireFormat::B3 => "b3",
             WireFormat::B3Multi => "b3multi",
         });
-        let names: Vec<_> = formats.chain(self.baggage.then_some("baggage")).collect();
+        let mut names: Vec<_> = formats.collect();
+        if self.baggage {
+            // The standard's pair stays together.
+            let at = names.iter().position(|name| *name == "tracecontext").map_or(names.len(), |at| at + 1);
+            names.insert(at, "baggage");
+        }
         f.write_str(if names.is_empty() { "none" } else { "" })?;
         f.write_str(&names.join(","))
     }

@@ -103,6 +103,7 @@ pub enum TargetError {
 impl fmt::Display for TargetError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Url(UrlError::SchemeOrHost) => f.write_str("no scheme that is accepted, or no host")?,
             Self::Url(error) => error.fmt(f)?,
             Self::UserName => f.write_str("a user name in the URL is not supported")?,
             Self::GrpcPath => f.write_str("gRPC has no path but /service<N>, N from 0 to 9999")?,

@@ -315,6 +315,20 @@ fn every_lesson_in_the_mesh_prints_what_it_says() {
     }
 }
 
+/// The test runs both in one bash, a reader does not.
+#[test]
+fn a_second_terminal_has_no_variable_of_the_first() {
+    for path in guides() {
+        let text = fs::read_to_string(&path).unwrap();
+        let lines: Vec<_> = text.lines().collect();
+        for block in blocks(&text).into_iter().filter(|block| block.info == "sh terminal=2") {
+            let command = lines[block.lines].join("\n");
+            let named = command.split('$').skip(1).any(|rest| rest.starts_with(|c: char| c.is_ascii_alphabetic() || c == '{'));
+            assert!(!named, "{}: {command}", path.display());
+        }
+    }
+}
+
 #[test]
 fn ids_and_times_are_masked_and_nothing_else() {
     let same = |a: &str, b: &str| assert_eq!(masked(a), masked(b));

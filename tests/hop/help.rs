@@ -46,6 +46,11 @@ fn help_variables(help: &str) -> BTreeSet<String> {
 }
 
 #[test]
+fn the_usage_says_that_the_command_may_be_left_out() {
+    assert!(run(&["--help"], &[]).stdout.contains("Usage: httpserver [COMMAND]"));
+}
+
+#[test]
 fn the_help_names_every_flag_with_its_variable() {
     let flags = help_flags(&run(&["serve", "--help"], &[]).stdout);
     let one = |flag: &str| flags[flag].iter().map(String::as_str).collect::<Vec<_>>();

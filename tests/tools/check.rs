@@ -1442,6 +1442,7 @@ fn wrong_usage_is_exit_2_with_a_clear_error_and_nothing_sent() {
         (vec!["--expect-split", "v1=100", "--count", "0"], vec!["--expect-split", "--count"]),
         (vec!["--expect", "service1", "--expect-split", "service9:v1=100"], vec!["service9", "--expect"]),
         (vec!["--skip", "nonsense"], vec!["--skip", "nonsense"]),
+        (vec!["--skip", "reach.tpc"], vec!["--skip reach.tpc", "reach.tcp"]),
         (vec!["-H", "traceparent: x"], vec!["traceparent"]),
     ] {
         let run = check(&url, &args);
@@ -1510,7 +1511,10 @@ fn junit_is_for_ci() {
     let text = String::from_utf8(output.stdout).unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(text.starts_with("<?xml") && text.trim_end().ends_with("</testsuites>"), "{text}");
-    assert!(text.contains(" classname=\"propagation.lane\"") && text.contains("<failure message="), "{text}");
+    assert!(
+        text.contains("name=\"propagation.lane\" classname=\"propagation.lane\"") && text.contains("<failure message="),
+        "{text}"
+    );
 }
 
 #[test]

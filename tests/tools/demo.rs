@@ -30,6 +30,7 @@ fn get(address: SocketAddr, path: &str, headers: &str) -> (u16, String) {
 #[test]
 fn once_draws_a_complete_trace_and_exits_with_0() {
     let (code, stdout, stderr) = run(&["--once", "--latency", "1ms"]);
+    assert!(!stdout.contains("Try it"), "what has ended cannot be tried: {stdout}");
     assert_eq!(code, Some(0), "{stdout}\n{stderr}");
     assert!(stdout.contains("1 trace, 3 services, 5 spans, no orphan"), "{stdout}");
     assert!(stdout.contains("http://127.0.0.1:"), "{stdout}");

@@ -3,9 +3,11 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+// Tests start in the order of their names: those of probe wait the longest, and compute the least.
+#[path = "probe.rs"]
+mod app_probe;
 mod check;
 mod demo;
 mod doctor;
 mod page;
-mod probe;
 mod store;

@@ -12,6 +12,9 @@ use crate::common::{CARRIED, Hop, Ran, ports, run};
 
 type Headers = Vec<(String, String)>;
 
+/// Longer than `probe` waits for a call of which it does not know yet that it comes.
+const LATE: Duration = Duration::from_millis(450);
+
 /// An app that calls its next hop with the headers that `sends` makes of those that it received; `None`: no call.
 struct App {
     addr: SocketAddr,
@@ -261,7 +264,7 @@ fn a_call_long_after_the_answer_is_that_requests_call() {
     let app = App::start(downstream, move |headers| {
         let headers = copied(headers);
         std::thread::spawn(move || {
-            std::thread::sleep(Duration::from_millis(700));
+            std::thread::sleep(LATE);
             call(downstream, "/stock", &headers)
         });
         None
@@ -281,7 +284,7 @@ fn calls_that_come_later_than_the_first_are_counted() {
     let app = App::start(downstream, move |headers| {
         let (headers, number) = (copied(headers), served.fetch_add(1, Ordering::Relaxed));
         std::thread::spawn(move || {
-            std::thread::sleep(Duration::from_millis(if number % 3 == 1 { 600 } else { 0 }));
+            std::thread::sleep(if number % 3 == 1 { LATE } else { Duration::ZERO });
             call(downstream, "/stock", &headers)
         });
         None
@@ -398,14 +401,12 @@ fn each_address_is_judged_by_itself() {
 
 #[test]
 fn an_app_that_never_calls_is_said_to_do_so() {
-    let (ran, report) = probed(|_| None, &[]);
-    assert_eq!((ran.code, failed(&report)), (Some(1), vec!["probe.calls"]), "{report:#}");
-    assert!(text_of(&report, "probe.calls").contains("calls nobody at 127.0.0.1:"), "{report:#}");
-    for (answer, cause) in [
-        ("302 Found\r\nlocation: /login", "redirects to /login"),
-        ("500 Internal Server Error", "fails with 500 before its call"),
-        ("401 Unauthorized", "refuses the request with 401"),
-    ] {
+    let silent = || {
+        let (ran, report) = probed(|_| None, &[]);
+        assert_eq!((ran.code, failed(&report)), (Some(1), vec!["probe.calls"]), "{report:#}");
+        assert!(text_of(&report, "probe.calls").contains("calls nobody at 127.0.0.1:"), "{report:#}");
+    };
+    let refuses = |answer: &'static str, cause: &str| {
         let status = answer.split(' ').next().unwrap();
         let (ran, report) = probed_at(answering(answer));
         assert_eq!((ran.code, failed(&report)), (Some(1), vec!["probe.calls"]), "{report:#}");
@@ -417,7 +418,14 @@ fn an_app_that_never_calls_is_said_to_do_so() {
             next.starts_with("httpserver probe http://127.0.0.1:") || next.starts_with("curl -sv -X GET http://127.0.0.1:"),
             "{next}"
         );
-    }
+    };
+    // Each takes nine seconds, which it waits.
+    std::thread::scope(|scope| {
+        scope.spawn(silent);
+        scope.spawn(|| refuses("302 Found\r\nlocation: /login", "redirects to /login"));
+        scope.spawn(|| refuses("500 Internal Server Error", "fails with 500 before its call"));
+        scope.spawn(|| refuses("401 Unauthorized", "refuses the request with 401"));
+    });
     let nobody = format!("http://{}/", ports::free_addr());
     let ran = run(&["probe", &nobody, "--downstream", "127.0.0.1:0"], &[]);
     assert!(ran.code == Some(1) && ran.stdout.contains("has no answer"), "{}{}", ran.stdout, ran.stderr);

@@ -35,7 +35,7 @@ pub struct TraceArgs {
     /// Where the traces are read.
     #[command(flatten)]
     pub backend: BackendArgs,
-    /// How long they must stay so
+    /// How long they must stay whole
     #[arg(long, value_name = "TIME", default_value = "0", value_parser = values::parse_duration)]
     pub settle: Duration,
     /// The span id that the request brought, of a caller that reports no span [default: the request began the trace]

@@ -362,7 +362,7 @@ impl Report {
         let name = finding.id.name();
         if finding.status == Status::Fail && self.skip.iter().any(|skip| name == skip || finding.group.name() == skip) {
             finding = finding.into_informational();
-            finding.detail.insert(0, "not checked (--skip)".to_owned());
+            finding.detail.insert(0, "failed, and does not count (--skip)".to_owned());
         }
         if let Some(prepare) = &self.prepare {
             prepare(&mut finding);
@@ -619,7 +619,7 @@ mod tests {
     fn a_skipped_id_is_reported_but_not_checked() {
         let (text, report) = run(OutputFormat::Text, &["propagation"]);
         assert!(report.is_fine(), "{text}");
-        assert!(text.contains("not checked (--skip)"), "{text}");
+        assert!(text.contains("failed, and does not count (--skip)"), "{text}");
     }
 
     #[test]

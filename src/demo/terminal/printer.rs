@@ -56,8 +56,8 @@ pub(crate) struct Printer {
 }
 
 impl Printer {
-    /// The chain, the addresses, and commands to paste.
-    pub(crate) fn introduction(&self, access: &Access) -> String {
+    /// The chain, the addresses, and commands to paste unless it ends at once.
+    pub(crate) fn introduction(&self, access: &Access, once: bool) -> String {
         let (store, page) = (access.addr(), access.url());
         let hops = &self.state.hops;
         let front = reachable(hops[0].addr);
@@ -74,6 +74,10 @@ impl Printer {
         }
         let _ = writeln!(text, "  {:<10} http://{store}/api/v2/spans  (Zipkin v2, and OTLP over HTTP and gRPC)", "traces");
         let _ = writeln!(text, "  {:<10} {page}  (open it in a browser and watch)", "page");
+        if once {
+            text.push('\n');
+            return text;
+        }
         let _ = writeln!(text, "\nTry it:\n\n  curl http://{front}/service1\n");
         let _ = writeln!(text, "  curl -H 'b3: 463ac35c9f6413ad48485a3953bb6124-a2fb4a1d1a96d312-1' http://{front}/service1\n");
         text

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use crate::demo::terminal::canvas::*;
 use crate::hop::reply::{Headers, Tree};
 use crate::trace_context::HeaderFamily;
-use crate::traces::ids::zipkin_id;
+use crate::traces::ids::{parse_span_id, zipkin_id};
 use crate::traces::{Kind, PlacedSpan, SpanId, Trace};
 
 /// Calls explained; more are counted.
@@ -31,8 +31,10 @@ pub fn sent_headers(trace: &Trace, reply: &Tree) -> SentHeaders {
                 .iter()
                 .flat_map(|name| call.sent.get(name).iter().map(move |value| ((*name).to_owned(), value.clone())))
                 .collect();
-            let mut ids = HeaderFamily::ALL.into_iter().filter_map(|family| Some(family.read(&call.sent)?.span_id));
-            let sender = ids.find(|id| clients.contains(id));
+            let read = HeaderFamily::ALL.into_iter().filter_map(|family| Some(family.read(&call.sent)?.span_id));
+            // A hop that loses the trace id on purpose may still send its span's.
+            let alone = call.sent.get("x-b3-spanid").iter().filter_map(|id| parse_span_id(id).ok());
+            let sender = read.chain(alone).find(|id| clients.contains(id));
             if let Some(sender) = sender {
                 sent.insert(sender, headers);
             }
