@@ -15,7 +15,7 @@ pub(super) fn missing_spans(
     aliases: &BTreeMap<String, Option<usize>>,
 ) -> Vec<ServiceFinding> {
     let (mut findings, torn) = orphaned_spans(system, aliases);
-    findings.extend(unanswered(system, explained, &torn, aliases));
+    findings.extend(unanswered(system, explained, &torn));
     findings
 }
 
@@ -33,12 +33,7 @@ pub(super) struct Explained {
 }
 
 /// Calls to a service that reports, with nothing of it below: it decided not to sample, or its spans were lost.
-fn unanswered(
-    system: &System,
-    mut explained: Explained,
-    torn: &HashSet<usize>,
-    aliases: &BTreeMap<String, Option<usize>>,
-) -> Vec<ServiceFinding> {
+fn unanswered(system: &System, mut explained: Explained, torn: &HashSet<usize>) -> Vec<ServiceFinding> {
     let mut open: BTreeMap<(usize, usize), Vec<usize>> = BTreeMap::new();
     let mut answered: BTreeMap<(usize, usize), Vec<usize>> = BTreeMap::new();
     let mut unnamed: Vec<usize> = Vec::new();
@@ -50,11 +45,6 @@ fn unanswered(
             (Some(answer), _) => answered.entry((span.service, system.spans[answer].service)).or_default().push(at),
             (None, Remote::Reports(callee)) if !torn.contains(&span.trace) => {
                 open.entry((span.service, callee)).or_default().push(at);
-            }
-            (None, Remote::Silent(name)) if !torn.contains(&span.trace) => {
-                if let Some(Some(callee)) = aliases.get(&name.to_lowercase()) {
-                    open.entry((span.service, *callee)).or_default().push(at);
-                }
             }
             (None, Remote::Unnamed) if torn.contains(&span.trace) => {
                 explained.unclear.insert(span.service);
