@@ -15,6 +15,8 @@ pub(super) static CONSEQUENCES: &[(CheckId, &[CheckId])] = {
         (Id::TracesCalls, &[Id::ChainAddress, Id::PropagationSidecar, Id::PropagationCoverage]),
         (Id::TracesServices, &[Id::PropagationRequestId, Id::PropagationTrace, Id::PropagationSidecar, Id::PropagationCoverage]),
         (Id::TrafficSuccess, &[Id::ChainHops]),
+        // A cache, or whoever mixes requests up, strikes the others as it struck the probe.
+        (Id::TrafficPropagation, &[Id::PropagationTrace]),
         (
             Id::TrafficIdentity,
             &[Id::ChainHops, Id::ChainOrder, Id::ChainAddress, Id::PropagationSidecar, Id::PropagationCoverage, Id::TracesCalls],

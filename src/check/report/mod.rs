@@ -546,12 +546,18 @@ mod tests {
             Finding::fail(CheckId::TrafficTimes, "Calls wait", Hint::new("held")).seam("service1", "service2", None),
             Finding::fail(CheckId::TrafficTimes, "Others wait", Hint::new("held")).seam("service2", "service3", None),
             Finding::fail(CheckId::TrafficRetries, "Retries", Hint::new("calls fail")).hop("service0"),
+            // A reply that a cache keeps shows in the probe and, in another way, in some of the other requests.
+            Finding::fail(CheckId::PropagationTrace, "One reply comes back", Hint::new("a cache"))
+                .seam("check", "service1", None),
+            Finding::fail(CheckId::TrafficPropagation, "In 78 of 100", Hint::new("mixed up")).seam("check", "service1", None),
+            Finding::fail(CheckId::TrafficPropagation, "In 5 of 100", Hint::new("lost")).seam("service1", "service2", None),
         ]);
         let status = report.findings.iter().map(|finding| (finding.status, finding.follows)).collect::<Vec<_>>();
         let counted = (Status::Fail, None);
         let follows = (Status::Follows, Some(CheckId::ChainHops));
-        assert_eq!(status, [counted, follows, counted, follows, follows, counted, follows]);
-        assert!(report.verdict().starts_with("broken: 3 of 3 checks failed"), "{}", report.verdict());
+        let cached = (Status::Follows, Some(CheckId::PropagationTrace));
+        assert_eq!(status, [counted, follows, counted, follows, follows, counted, follows, counted, cached, counted]);
+        assert!(report.verdict().starts_with("broken: 5 of 5 checks failed"), "{}", report.verdict());
     }
 
     #[test]
