@@ -368,8 +368,11 @@ impl Report {
             prepare(&mut finding);
         }
         if finding.status == Status::Fail
-            && let Some(cause) =
-                self.findings.iter().chain(&self.foreseen).find(|known| known.is_broken() && finding.follows_from(known))
+            && let Some(cause) = self
+                .findings
+                .iter()
+                .chain(&self.foreseen)
+                .find(|known| known.is_broken() && known.follows != Some(finding.id) && finding.follows_from(known))
         {
             finding = finding.following(cause.follows.unwrap_or(cause.id));
         }
