@@ -18,8 +18,12 @@ const SLOWER: f64 = 2.0;
 const SLOWER_BY_MS: f64 = 50.0;
 /// A seam is slow when this share of its calls takes so much longer than nine tenths of the calls over every other seam.
 const SLOW_SHARE: f64 = 0.25;
-/// The same where nearly no call over another seam does.
+/// The same where nearly no call over another seam does, and a part of the calls is held for one time while others pass.
 const RARE_SHARE: f64 = 0.03;
+/// How far the middle half of such times may lie apart, of their median: what a busy machine holds up takes any time.
+const SPREAD: f64 = 0.25;
+/// How far the middle half of such calls has to lie apart, of the series: connections that wait for one retransmission begin together.
+const SCATTER: f64 = 0.15;
 const SEAM_SLOWER: f64 = 4.0;
 const SEAM_MS: f64 = 250.0;
 /// Calls that end together were held up together, by a machine or a proxy that stood still: one event of this width.
@@ -81,21 +85,47 @@ fn instances(hop: &HopSamples<'_>, hints: &HintContext) -> Option<Finding> {
     })
 }
 
-/// What lies between a call and the answer of the hop that was called: milliseconds, and in which event of which series the request ended.
-type Gap = (f64, (usize, u128));
+/// What lies between a call and the answer of the hop that was called.
+#[derive(Debug, Clone, Copy)]
+struct Gap {
+    ms: f64,
+    /// In which event of which series the request ended.
+    event: (usize, u128),
+    /// Whether a request that was sent later had its answer before half of that time was over: nothing stood still.
+    is_overtaken: bool,
+    /// Where in its series the request began: from 0 to 1.
+    began: f64,
+}
+
+/// For each request of a series, which are in the order of their start, when the first of those behind it has its answer.
+fn overtakers(samples: &[Sample]) -> Vec<Duration> {
+    let mut first = Duration::MAX;
+    let mut ends: Vec<Duration> = Vec::with_capacity(samples.len());
+    for sample in samples.iter().rev() {
+        ends.push(first);
+        first = first.min(sample.at + sample.took);
+    }
+    ends.reverse();
+    ends
+}
 
 /// By caller and called.
 fn by_seam<'a>(series: &[&'a [Sample]]) -> BTreeMap<(&'a str, &'a str), Vec<Gap>> {
     let mut seams: BTreeMap<(&str, &str), Vec<Gap>> = BTreeMap::new();
     for (of, samples) in series.iter().enumerate() {
-        for sample in *samples {
-            let event = (of, (sample.at + sample.took).as_millis() / EVENT.as_millis());
+        let span = samples.last().map_or(1.0, |last| last.at.as_secs_f64().max(f64::EPSILON));
+        for (sample, overtaker) in samples.iter().zip(overtakers(samples)) {
+            let end = sample.at + sample.took;
+            let event = (of, end.as_millis() / EVENT.as_millis());
             for (from, to, ms) in &sample.gaps {
-                seams.entry((from, to)).or_default().push((*ms, event));
+                let half = Duration::from_secs_f64(ms / 2000.0);
+                let is_overtaken = overtaker <= end.saturating_sub(half);
+                let began = sample.at.as_secs_f64() / span;
+                seams.entry((from, to)).or_default().push(Gap { ms: *ms, event, is_overtaken, began });
             }
         }
     }
-    seams.values_mut().for_each(|gaps| gaps.sort_by(|a, b| a.0.total_cmp(&b.0)));
+    seams.values_mut().for_each(|gaps| gaps.sort_by(|a, b| a.ms.total_cmp(&b.ms)));
     seams
 }
 
@@ -117,18 +147,30 @@ fn held(from: &str, to: &str, hops: &[HopSamples<'_>], hints: &HintContext) -> H
 }
 
 fn slow_seams(seams: &BTreeMap<(&str, &str), Vec<Gap>>, hops: &[HopSamples<'_>], hints: &HintContext) -> Vec<Finding> {
-    let high = |gaps: &Vec<Gap>| percentile(&gaps.iter().map(|(ms, _)| *ms).collect::<Vec<_>>(), 0.9).unwrap_or_default();
+    let high = |gaps: &Vec<Gap>| percentile(&gaps.iter().map(|gap| gap.ms).collect::<Vec<_>>(), 0.9).unwrap_or_default();
     let slow = seams.iter().filter_map(|((from, to), gaps)| {
         let others = seams.iter().filter(|((a, b), _)| (a, b) != (from, to)).map(|(_, gaps)| high(gaps));
         let limit = others.fold(0.0, f64::max).mul_add(SEAM_SLOWER, 0.0).max(SEAM_MS);
-        let over = |gaps: &[Gap]| gaps.iter().copied().filter(|(ms, _)| *ms > limit).unzip::<_, _, Vec<f64>, BTreeSet<_>>();
-        let (slow, events) = over(gaps);
+        let over = |gaps: &[Gap]| gaps.iter().copied().filter(|gap| gap.ms > limit).collect::<Vec<_>>();
+        let events_of = |gaps: Vec<Gap>| gaps.iter().map(|gap| gap.event).collect::<BTreeSet<_>>();
+        let held = over(gaps);
+        let slow: Vec<f64> = held.iter().map(|gap| gap.ms).collect();
+        let overtaken = held.iter().filter(|gap| gap.is_overtaken).count();
+        let began = sorted(held.iter().map(|gap| gap.began));
+        let events = events_of(held);
         let share = slow.len() as f64 / gaps.len() as f64;
         let is_chance = events.len() < MIN_EVENTS && share < NEARLY_ALL;
         // A machine that is busy with others holds up calls anywhere.
         let is_alone = || {
-            let elsewhere = seams.iter().filter(|((a, b), _)| (a, b) != (from, to)).map(|(_, gaps)| over(gaps).1.len());
-            share >= RARE_SHARE && MIN_EVENTS * elsewhere.max().unwrap_or_default() <= events.len()
+            let elsewhere = seams.iter().filter(|((a, b), _)| (a, b) != (from, to)).map(|(_, gaps)| events_of(over(gaps)).len());
+            let middle = |values: &[f64]| {
+                let at = |q: f64| percentile(values, q).unwrap_or_default();
+                (at(0.75) - at(0.25), at(0.5))
+            };
+            let (apart, median) = middle(&slow);
+            let is_one_time = apart <= SPREAD * median && 2 * overtaken >= slow.len();
+            let is_scattered = middle(&began).0 >= SCATTER;
+            share >= RARE_SHARE && is_one_time && is_scattered && MIN_EVENTS * elsewhere.max().unwrap_or_default() <= events.len()
         };
         (seams.len() > 1 && gaps.len() >= MIN_SAMPLES && (share >= SLOW_SHARE || is_alone()) && !is_chance).then_some((
             from,
@@ -174,6 +216,7 @@ mod tests {
                 sample.hops.push(HopSample { own_ms, took_ms: own_ms, ..answer });
                 let from = if hop == 1 { "check".into() } else { format!("service{}", hop - 1) };
                 let gap = draw(0.5, 8.0) + if hop == 3 && n % 100 * 37 % 100 < percent { seam_ms } else { 0.0 };
+                sample.took += Duration::from_secs_f64((own_ms + gap) / 1000.0);
                 sample.gaps.push((from, format!("service{hop}"), gap));
             }
             samples.push(sample);
@@ -220,6 +263,43 @@ mod tests {
         };
         let samples: Vec<Sample> = (0..100).map(sample).collect();
         assert!(slow_seams(&by_seam(&[&samples]), &[], &HintContext::for_tests()).is_empty());
+    }
+
+    /// A process that gets no processor again and again holds up what comes meanwhile, for any time and all of it.
+    #[test]
+    fn a_process_that_starves_is_no_slow_seam() {
+        let sample = |n: u32| {
+            let at = Duration::from_millis(20) * n;
+            // 600 ms of every two seconds it stands still.
+            let phase = at.as_millis() as u64 % 2000;
+            let waits = if phase < 600 { 600 - phase } else { 1 };
+            let gap = |from: &str, to: &str, ms: u64| (from.to_owned(), to.to_owned(), ms as f64);
+            let gaps = vec![gap("check", "service1", 1), gap("service1", "service2", waits)];
+            Sample { gaps, ..Sample::new(at, Duration::from_millis(waits + u64::from(n % 7) * 20), Outcome::Fine) }
+        };
+        let samples: Vec<Sample> = (0..400).map(sample).collect();
+        let seams = by_seam(&[&samples]);
+        let slow = seams[&("service1", "service2")].iter().filter(|gap| gap.ms > SEAM_MS).count();
+        assert!(slow * 4 < 400 && slow > 12, "{slow} of 400 are slow");
+        assert!(slow_seams(&seams, &[], &HintContext::for_tests()).is_empty());
+    }
+
+    /// Connections of one moment, whose first packet a busy listener dropped, wait for the same retransmission.
+    #[test]
+    fn a_burst_of_connections_is_no_slow_seam() {
+        let sample = |n: u32, burst: bool| {
+            let is_slow = if burst { (10..16).contains(&n) } else { n % 17 == 3 };
+            let gap = |from: &str, to: &str, ms: f64| (from.to_owned(), to.to_owned(), ms);
+            let ms = if is_slow { 3000.0 + f64::from(n) } else { 2.0 };
+            let gaps = vec![gap("check", "service1", 1.0), gap("service1", "service2", ms)];
+            let took = Duration::from_secs_f64((ms + f64::from(n % 7) * 20.0) / 1000.0);
+            Sample { gaps, ..Sample::new(Duration::from_millis(20) * n, took, Outcome::Fine) }
+        };
+        for burst in [true, false] {
+            let samples: Vec<Sample> = (0..100).map(|n| sample(n, burst)).collect();
+            let found = slow_seams(&by_seam(&[&samples]), &[], &HintContext::for_tests());
+            assert_eq!(found.is_empty(), burst, "{found:#?}");
+        }
     }
 
     #[test]
