@@ -142,10 +142,10 @@ fn commands_hold(finding: &Value) -> Result<String, String> {
 fn nobodys_address() -> String {
     let pods = kubectl(&["get", "pods", "-A", "-o", "jsonpath={.items[*].status.podIP}"], None);
     let taken: Vec<usize> = pods.split(' ').filter_map(|ip| ip.rsplit_once('.')).map(|(_, last)| last.parse().unwrap()).collect();
-    let newest = kubectl(
-        &["get", "pods", "-A", "--sort-by=.metadata.creationTimestamp", "-o", "jsonpath={.items[-1:].status.podIP}"],
-        None,
-    );
+    // A pod that is being made has none yet.
+    let by_age =
+        kubectl(&["get", "pods", "-A", "--sort-by=.metadata.creationTimestamp", "-o", "jsonpath={.items[*].status.podIP}"], None);
+    let newest = by_age.split_whitespace().next_back().unwrap_or_default();
     let (net, last) = newest.rsplit_once('.').unwrap();
     let last: usize = last.parse().unwrap();
     let free = (1..=250).map(|n| (last + 100 + n) % 250 + 2).find(|n| !taken.contains(n));
