@@ -30,7 +30,7 @@ pub(super) fn align(spans: &mut [SystemSpan]) -> Vec<HostClock> {
     let mut clocks = clocks(spans, &mut of_span, host_of);
     if clocks.len() > MAX_HOSTS {
         of_span.clear();
-        clocks = self::clocks(spans, &mut of_span, |_| "");
+        clocks = self::clocks(spans, &mut of_span, |_| Box::default());
     }
     if clocks.len() > MAX_HOSTS {
         return clocks;
@@ -52,22 +52,20 @@ pub(super) fn align(spans: &mut [SystemSpan]) -> Vec<HostClock> {
     clocks
 }
 
-/// What the span says of the host that made it. The names are those of OpenTelemetry, Jaeger's clients and Envoy.
-fn host_of(span: &Span) -> &str {
+/// What the span says of the host that made it; empty where it says nothing. The names are those of OpenTelemetry, Jaeger's clients
+/// and Envoy.
+fn host_of(span: &Span) -> Box<str> {
     const KEYS: [&str; 5] = ["host.name", "hostname", "k8s.pod.name", "service.instance.id", "ip"];
     let proxy = || span.tag("node_id")?.split('~').nth(1);
-    KEYS.iter().find_map(|key| span.tag(key)).or_else(proxy).unwrap_or("")
+    let address = || Some(span.local_endpoint.as_ref()?.ipv4?.to_string().into());
+    KEYS.iter().find_map(|key| span.tag(key)).or_else(proxy).map(Box::from).or_else(address).unwrap_or_default()
 }
 
-fn clocks(spans: &[SystemSpan], of_span: &mut Vec<usize>, host_of: impl Fn(&Span) -> &str) -> Vec<HostClock> {
+fn clocks(spans: &[SystemSpan], of_span: &mut Vec<usize>, host_of: impl Fn(&Span) -> Box<str>) -> Vec<HostClock> {
     let mut known: BTreeMap<(usize, Box<str>), usize> = BTreeMap::new();
     let mut clocks: Vec<HostClock> = Vec::new();
     for (at, span) in spans.iter().enumerate() {
-        let local = span.span.local_endpoint.as_ref();
-        let host: Box<str> = match (host_of(&span.span), local.and_then(|end| end.ipv4)) {
-            ("", Some(ip)) if clocks.len() <= MAX_HOSTS => ip.to_string().into(),
-            (host, _) => host.into(),
-        };
+        let host = host_of(&span.span);
         let clock = *known.entry((span.service, host.clone())).or_insert_with(|| {
             clocks.push(HostClock { service: span.service, host, ahead: 0, spans: Vec::new() });
             clocks.len() - 1
@@ -138,4 +136,39 @@ fn place(bounds: &[Bounds], shared: &[(i64, usize)]) -> Option<i64> {
     let within = (low - TOLERANCE_US / 2)..=(high + TOLERANCE_US / 2);
     let known = shared.iter().filter(|(at, _)| within.contains(at)).max_by_key(|(_, spans)| *spans);
     Some(known.map_or(i64::midpoint(low, high), |(at, _)| *at))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::doctor::system::System;
+    use crate::traces::{Trace, decode};
+
+    /// Each call has a host of its own at the callee, whose clock is 40 s ahead.
+    fn system(calls: u32) -> System {
+        let trace = |n: u32| {
+            let (id, ip) = (format!("{:016x}", n + 1), std::net::Ipv4Addr::from(0x0a00_0000 + n));
+            let (start, ahead) = (1_780_000_000_000_000 + u64::from(n) * 1_000_000, 40_000_000);
+            let spans = format!(
+                r#"[{{"traceId":"{id}","id":"{id}","kind":"CLIENT","timestamp":{start},"duration":20000,"localEndpoint":{{"serviceName":"a"}}}},
+                    {{"traceId":"{id}","id":"00000000000000ff","parentId":"{id}","kind":"SERVER","timestamp":{},"duration":18000,"localEndpoint":{{"serviceName":"b","ipv4":"{ip}"}}}}]"#,
+                start + 1_000 + ahead
+            );
+            Trace::of_reports(decode(spans.as_bytes(), 2).unwrap()).unwrap()
+        };
+        System::new(&(0..calls).map(trace).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn with_too_many_hosts_to_compare_each_service_is_one_and_its_clock_is_still_put_right() {
+        for (calls, hosts) in [(10, 11), (u32::try_from(MAX_HOSTS).unwrap() + 10, 2)] {
+            let mut system = system(calls);
+            let clocks = align(&mut system.spans);
+            assert_eq!(clocks.len(), hosts);
+            for span in system.spans.iter().filter(|span| span.is(Kind::Server)) {
+                let caller = &system.spans[span.parent.unwrap()];
+                assert!(caller.start <= span.start && span.end <= caller.end, "{calls} calls");
+            }
+        }
+    }
 }
