@@ -4,15 +4,16 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use futures_util::stream::{self, StreamExt as _};
-use http::HeaderMap;
+use opentelemetry::trace::TraceId;
 
 use crate::check::report::{CheckId, Finding, Hint};
 use crate::probe::caller::AppOutcome;
-use crate::probe::fate::{self, Format, WrittenIds, sampled};
+use crate::probe::fate::{self, written};
 use crate::probe::listener::AppCall;
 use crate::probe::session::Session;
 use crate::telemetry::ids;
 use crate::text::counted;
+use crate::trace_context::{Context, WireFormat};
 
 /// After the last answer or call, so much longer than one at a time may calls in the background come.
 const BACKGROUND: Duration = Duration::from_secs(2);
@@ -22,7 +23,7 @@ const NONCE: &str = "put {nonce} into the URL or --body where the app passes it 
 
 /// One request, recognisable by everything that it sent.
 struct CrosstalkRequest {
-    context: WrittenIds,
+    context: Context,
     request_id: String,
     nonce: String,
     outcome: AppOutcome,
@@ -56,11 +57,11 @@ pub(super) async fn run(session: &Session<'_>) -> Finding {
     }
     session.downstream.take();
     let send = |_| async {
-        let (context, nonce) = (WrittenIds::fresh(), ids::span_id().to_string());
+        let (context, nonce) = (fate::fresh(), ids::span_id().to_string());
         // An app that passes none of them may still mix them up under load.
-        let formats = if has_context { &session.passing[..] } else { &Format::ALL };
-        let formats: Vec<(Format, &WrittenIds)> = formats.iter().map(|format| (*format, &context)).collect();
-        let mut headers: HeaderMap = sampled(&formats);
+        let formats = if has_context { &session.passing[..] } else { &WireFormat::ALL };
+        let formats: Vec<(WireFormat, Context)> = formats.iter().map(|format| (*format, context)).collect();
+        let mut headers = written(&formats);
         let request_id = ids::request_id();
         headers.insert("x-request-id", request_id.clone());
         let outcome = session.caller.send(&headers, &nonce).await;
@@ -88,14 +89,15 @@ fn tally(requests: &[CrosstalkRequest], calls: &[AppCall], session: &Session<'_>
     let index = |key: fn(&CrosstalkRequest) -> &str| -> HashMap<&str, usize> {
         requests.iter().enumerate().map(|(n, request)| (key(request), n)).collect()
     };
-    let by_trace = index(|request| &request.context.trace);
+    let by_trace: HashMap<TraceId, usize> =
+        requests.iter().enumerate().map(|(n, request)| (request.context.trace_id, n)).collect();
     let by_id = index(|request| &request.request_id);
     let by_nonce = index(|request| &request.nonce);
     let has_nonce = session.caller.has_nonce();
     let mut tally = Tally { calls: calls.len(), ..Tally::default() };
     let mut of_trace = vec![0; requests.len()];
     for call in calls {
-        let carried = trace_of(call).and_then(|trace| by_trace.get(trace.to_ascii_lowercase().as_str()).copied());
+        let carried = trace_of(call).and_then(|trace| by_trace.get(&trace).copied());
         let nonce = has_nonce.then(|| call.find(|word| by_nonce.get(word).copied())).flatten();
         let id = session.request_id.then(|| fate::values(&call.headers, "x-request-id").pop()).flatten();
         let owner = nonce.or_else(|| by_id.get(id?.as_str()).copied());
@@ -105,7 +107,7 @@ fn tally(requests: &[CrosstalkRequest], calls: &[AppCall], session: &Session<'_>
             tally.crossed += 1;
             continue;
         }
-        let is_earlier = || trace_of(call).is_some_and(|trace| session.caller.sent().has(&trace.to_ascii_lowercase()));
+        let is_earlier = || trace_of(call).is_some_and(|trace| session.caller.sent().has(trace));
         match (carried, owner) {
             (None, _) if is_earlier() => tally.crossed += 1,
             (None, _) => tally.without += 1,
@@ -121,12 +123,8 @@ fn tally(requests: &[CrosstalkRequest], calls: &[AppCall], session: &Session<'_>
     tally
 }
 
-fn trace_of(call: &AppCall) -> Option<String> {
-    let ids = |format: Format| {
-        let value = fate::values(&call.headers, format.header()).pop()?;
-        fate::ids_of(format, value.trim(), &call.headers).map(|(trace, _)| trace)
-    };
-    Format::ALL.into_iter().find_map(ids)
+fn trace_of(call: &AppCall) -> Option<TraceId> {
+    fate::trace_ids(&call.headers).first().copied()
 }
 
 /// Calls that carry the trace of an earlier request although one request was sent at a time.

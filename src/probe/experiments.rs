@@ -7,13 +7,13 @@ use http::HeaderMap;
 use crate::check::report::{CheckId, Finding, Hint, Report};
 use crate::probe::caller::{AppClient, AppOutcome, BACKGROUND, Wait};
 use crate::probe::crosstalk;
-use crate::probe::fate::{self, Decision, Fate, Format, WrittenIds, sampled};
+use crate::probe::fate::{self, written};
 use crate::probe::findings::{self, FateCounts};
 use crate::probe::listener::{Downstream, Mood};
 use crate::probe::session::Session;
 use crate::probe::{ProbeArgs, without_secrets};
 use crate::telemetry::ids;
-use crate::trace_context::{carried_names, is_foreign_tracer};
+use crate::trace_context::{Context, Sampling, WireFormat, carried_names, is_foreign_tracer};
 
 /// Requests of one experiment: a single one could be the exception.
 const REPEATS: usize = 3;
@@ -77,16 +77,14 @@ impl Session<'_> {
     /// Each format alone.
     async fn formats(&mut self, report: &mut Report) {
         let mut results = Vec::new();
-        for format in Format::ALL {
+        for format in WireFormat::ALL {
             let mut seen = FateCounts::default();
             for _ in 0..REPEATS {
-                let sent = WrittenIds::fresh();
-                for call in self.ask_about(format.title(), &sampled(&[(format, &sent)])).await.calls {
+                let sent = fate::fresh();
+                for call in self.ask_about(format.title(), &written(&[(format, sent)])).await.calls {
                     let fate = fate::of_context(format, &sent, &call.headers);
-                    let others = Format::ALL.into_iter().filter(|other| *other != format);
-                    let goes_on =
-                        |other| matches!(fate::of_context(other, &sent, &call.headers), Fate::Continued | Fate::Untouched);
-                    seen.converted.extend(others.filter(|other| goes_on(*other)));
+                    let others = WireFormat::ALL.into_iter().filter(|other| *other != format);
+                    seen.converted.extend(others.filter(|other| fate::of_context(*other, &sent, &call.headers).is_on()));
                     seen.add(call.to, fate);
                 }
             }
@@ -107,10 +105,9 @@ impl Session<'_> {
     /// A trace id of 64 bits, which B3 permits.
     async fn short_ids(&self) -> Finding {
         let mut seen = Vec::new();
-        for &format in self.passing.iter().filter(|format| **format != Format::W3c) {
-            let mut sent = WrittenIds::fresh();
-            sent.trace.replace_range(..16, "");
-            for call in self.ask_about("B3 with a trace id of 64 bits", &sampled(&[(format, &sent)])).await.calls {
+        for &format in self.passing.iter().filter(|format| **format != WireFormat::TraceContext) {
+            let sent = fate::fresh_short();
+            for call in self.ask_about("B3 with a trace id of 64 bits", &written(&[(format, sent)])).await.calls {
                 seen.push((format, fate::of_short_id(format, &sent, &call.headers)));
             }
         }
@@ -123,8 +120,8 @@ impl Session<'_> {
         let names: Vec<&str> = ["x-request-id", "baggage", "tracestate"].into_iter().chain(others.iter().copied()).collect();
         let mut seen: Vec<FateCounts> = names.iter().map(|_| FateCounts::default()).collect();
         for _ in 0..REPEATS {
-            let (context, id) = (WrittenIds::fresh(), ids::span_id());
-            let mut headers = sampled(&[(Format::W3c, &context)]);
+            let (context, id) = (fate::fresh(), ids::span_id());
+            let mut headers = written(&[(WireFormat::TraceContext, context)]);
             let values: Vec<String> = names.iter().map(|name| value_for(name, &context, &id.to_string())).collect();
             for (name, value) in names.iter().zip(&values) {
                 if let (Ok(name), Ok(value)) = (name.parse::<http::HeaderName>(), value.parse()) {
@@ -152,20 +149,17 @@ impl Session<'_> {
         let mut tried = Vec::new();
         for &format in &self.passing {
             let decisions = match format {
-                Format::W3c => &[Decision::Sampled, Decision::NotSampled][..],
-                Format::B3 | Format::B3Single => &[Decision::Sampled, Decision::NotSampled, Decision::Debug],
+                WireFormat::TraceContext => &[Sampling::Sample, Sampling::Drop][..],
+                WireFormat::B3Multi | WireFormat::B3 => &[Sampling::Sample, Sampling::Drop, Sampling::Debug],
             };
             for &decision in decisions {
                 let (mut kept, mut of) = (0, 0);
                 for _ in 0..2 {
-                    let sent = WrittenIds::fresh();
-                    let mut headers = HeaderMap::new();
-                    sent.write(format, decision, &mut headers);
+                    let headers = written(&[(format, Context { sampling: decision, ..fate::fresh() })]);
                     for call in self.ask_about("another sampling decision", &headers).await.calls {
                         of += 1;
-                        let found = Format::ALL.map(|format| fate::decision_of(format, &call.headers));
-                        let found = fate::decision_of(format, &call.headers).or_else(|| found.into_iter().flatten().next());
-                        let sampled_as_asked = decision == Decision::Debug && found == Some(Decision::Sampled);
+                        let found = fate::decision_of(format, &call.headers);
+                        let sampled_as_asked = decision == Sampling::Debug && found == Some(Sampling::Sample);
                         if found == Some(decision) || sampled_as_asked {
                             kept += 1;
                         } else {
@@ -181,12 +175,12 @@ impl Session<'_> {
 
     /// All formats in one request: with one trace, and with three that disagree.
     async fn precedence(&mut self, report: &mut Report) {
-        let one = WrittenIds::fresh();
-        let together = self.ask_about("all formats of trace context", &sampled(&Format::ALL.map(|format| (format, &one)))).await;
+        let one = fate::fresh();
+        let together =
+            self.ask_about("all formats of trace context", &written(&WireFormat::ALL.map(|format| (format, one)))).await;
         report.add(findings::together(&one, &together.calls));
-        let several = Format::ALL.map(|format| (format, WrittenIds::fresh()));
-        let headers = sampled(&[(several[0].0, &several[0].1), (several[1].0, &several[1].1), (several[2].0, &several[2].1)]);
-        let outcome = self.ask_about("all formats of trace context", &headers).await;
+        let several = WireFormat::ALL.map(|format| (format, fate::fresh()));
+        let outcome = self.ask_about("all formats of trace context", &written(&several)).await;
         report.add(findings::precedence(&several, &outcome.calls));
     }
 
@@ -204,17 +198,13 @@ impl Session<'_> {
     async fn failures(&mut self, report: &mut Report) {
         let (mut results, mut without) = (Vec::new(), 0);
         // One for all: a call that is repeated late comes in the time of the next request.
-        let sent = WrittenIds::fresh();
-        let contexts: Vec<(Format, &WrittenIds)> = self.passing.iter().map(|format| (*format, &sent)).collect();
+        let sent = fate::fresh();
+        let contexts: Vec<(WireFormat, Context)> = self.passing.iter().map(|format| (*format, sent)).collect();
         for mood in [Mood::Unavailable, Mood::Reset, Mood::Hang] {
             self.downstream.set(mood);
             let wait = Wait::For { calls: None, patience: self.patience, usual: self.status };
-            let outcome = self.caller.ask(self.downstream, &sampled(&contexts), wait).await;
-            let goes_on = |call: &HeaderMap| {
-                let fates = Format::ALL.map(|format| fate::of_context(format, &sent, call));
-                fates.iter().any(|fate| matches!(fate, Fate::Untouched | Fate::Continued))
-            };
-            without += outcome.calls.iter().filter(|call| !contexts.is_empty() && !goes_on(&call.headers)).count();
+            let outcome = self.caller.ask(self.downstream, &written(&contexts), wait).await;
+            without += outcome.calls.iter().filter(|call| !contexts.is_empty() && !fate::goes_on(&sent, &call.headers)).count();
             results.push((mood, outcome));
         }
         self.downstream.set(Mood::Answer);
@@ -223,13 +213,14 @@ impl Session<'_> {
 }
 
 /// A value that a tracer of that kind would accept.
-fn value_for(name: &str, context: &WrittenIds, id: &str) -> String {
+fn value_for(name: &str, context: &Context, id: &str) -> String {
+    let (trace, span) = (context.trace_id.to_string(), context.span_id);
     match name {
         "x-request-id" => String::from_utf8_lossy(ids::request_id().as_bytes()).into_owned(),
         "baggage" | "tracestate" => format!("probe={id}"),
-        "uber-trace-id" => format!("{}:{}:0:1", context.trace, context.span),
-        "x-amzn-trace-id" => format!("Root=1-{}-{};Parent={};Sampled=1", &context.trace[..8], &context.trace[8..], context.span),
-        "x-cloud-trace-context" => format!("{}/1;o=1", context.trace),
+        "uber-trace-id" => format!("{trace}:{span}:0:1"),
+        "x-amzn-trace-id" => format!("Root=1-{}-{};Parent={span};Sampled=1", &trace[..8], &trace[8..]),
+        "x-cloud-trace-context" => format!("{trace}/1;o=1"),
         "x-datadog-sampling-priority" => "1".to_owned(),
         name if name.starts_with("x-datadog-") && name.ends_with("-id") => u64::from_str_radix(id, 16).unwrap_or(1).to_string(),
         _ => format!("probe-{id}"),

@@ -4,17 +4,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use http::HeaderMap;
+use opentelemetry::trace::{SpanId, TraceId};
 
 use crate::check::report::{CheckId, Finding, Hint};
 use crate::probe::caller::AppOutcome;
-use crate::probe::fate::{self, Decision, Fate, Format, WrittenIds};
+use crate::probe::fate::{self, Fate};
 use crate::probe::listener::{AppCall, Mood};
-use crate::probe::session::Session;
+use crate::probe::session::{Session, option_name};
 use crate::probe::{ProbeArgs, without_secrets};
-use crate::text::counted;
-use crate::text::quoted;
-use crate::trace_context::HeaderFamily;
-use crate::trace_context::Mangling;
+use crate::text::{counted, quoted};
+use crate::trace_context::{Context, HeaderFamily, Mangling, Sampling, WireFormat};
 
 /// What became of one header in all calls of an experiment.
 #[derive(Debug, Default)]
@@ -23,7 +22,7 @@ pub(super) struct FateCounts {
     /// The same for each address that was called.
     by_address: BTreeMap<SocketAddr, BTreeMap<Fate, usize>>,
     /// Formats in which the trace goes on although it was sent in another.
-    pub(super) converted: BTreeSet<Format>,
+    pub(super) converted: BTreeSet<WireFormat>,
 }
 
 impl FateCounts {
@@ -190,11 +189,11 @@ fn uncalled(id: CheckId, what: &str) -> Finding {
 }
 
 /// One format. That none of them passes is a finding of its own.
-pub(super) fn format(session: &Session<'_>, format: Format, seen: &FateCounts) -> Finding {
+pub(super) fn format(session: &Session<'_>, format: WireFormat, seen: &FateCounts) -> Finding {
     let id = match format {
-        Format::W3c => CheckId::ProbeW3c,
-        Format::B3 => CheckId::ProbeB3,
-        Format::B3Single => CheckId::ProbeB3Single,
+        WireFormat::TraceContext => CheckId::ProbeW3c,
+        WireFormat::B3Multi => CheckId::ProbeB3,
+        WireFormat::B3 => CheckId::ProbeB3Single,
     };
     let (title, calls) = (format.title(), seen.calls());
     if calls == 0 {
@@ -229,7 +228,7 @@ pub(super) fn format(session: &Session<'_>, format: Format, seen: &FateCounts) -
         "the app does not read this format, or its HTTP client is not instrumented"
     });
     let finding = Finding::fail(id, text, hint).lines(seen.lines());
-    if partly || session.expects(format.name()) { finding } else { finding.into_informational() }
+    if partly || session.expects(option_name(format)) { finding } else { finding.into_informational() }
 }
 
 fn mangled_by(how: &Mangling) -> &'static str {
@@ -247,12 +246,12 @@ fn mangled_by(how: &Mangling) -> &'static str {
 }
 
 /// Trace ids of 64 bits, which older Zipkin libraries make.
-pub(super) fn short_ids(seen: &[(Format, Fate)]) -> Finding {
+pub(super) fn short_ids(seen: &[(WireFormat, Fate)]) -> Finding {
     let id = CheckId::ProbeShortIds;
     if seen.is_empty() {
         return Finding::skip(id, "Trace ids of 64 bits: not checked, because no B3 passes");
     }
-    let lost = seen.iter().find(|(_, fate)| !matches!(fate, Fate::Untouched | Fate::Continued));
+    let lost = seen.iter().find(|(_, fate)| !fate.is_on());
     let Some((format, fate)) = lost else {
         return Finding::pass(id, format!("Trace ids of 64 bits go on in {}", counted(seen.len(), "call")));
     };
@@ -265,7 +264,7 @@ pub(super) fn short_ids(seen: &[(Format, Fate)]) -> Finding {
 }
 
 /// Whether a trace goes on at all.
-pub(super) fn context(session: &Session<'_>, results: &[(Format, FateCounts)]) -> Finding {
+pub(super) fn context(session: &Session<'_>, results: &[(WireFormat, FateCounts)]) -> Finding {
     if results.iter().all(|(_, seen)| seen.calls() == 0) {
         return uncalled(CheckId::ProbeContext, "A trace context");
     }
@@ -341,31 +340,34 @@ pub(super) fn carried(session: &Session<'_>, names: &[&str], seen: &[FateCounts]
     Finding::pass(CheckId::ProbeCarried, text).line(forwarded.join(", "))
 }
 
-fn decision(decision: Decision) -> &'static str {
-    match decision {
-        Decision::Sampled => "sampled",
-        Decision::NotSampled => "not sampled",
-        Decision::Debug => "debug",
-        Decision::Deferred => "left open",
+fn decision(sampling: Sampling) -> &'static str {
+    match sampling {
+        Sampling::Sample => "sampled",
+        Sampling::Drop => "not sampled",
+        Sampling::Debug => "debug",
+        Sampling::Deferred => "left open",
     }
 }
 
 /// `tried`: format, decision, calls that kept it, calls. `turned`: the others, with what they have.
-pub(super) fn sampling(tried: &[(Format, Decision, usize, usize)], turned: &[(Format, Decision, Option<Decision>)]) -> Finding {
+pub(super) fn sampling(
+    tried: &[(WireFormat, Sampling, usize, usize)],
+    turned: &[(WireFormat, Sampling, Option<Sampling>)],
+) -> Finding {
     let id = CheckId::ProbeSampling;
     if tried.iter().all(|(.., of)| *of == 0) {
         return Finding::skip(id, "Sampling: not checked, because no trace context passes");
     }
     let Some((format, sent, found)) = turned.first() else {
         let kept: Vec<String> =
-            tried.iter().map(|(format, sent, ..)| format!("{} ({})", decision(*sent), format.name())).collect();
+            tried.iter().map(|(format, sent, ..)| format!("{} ({})", decision(*sent), option_name(*format))).collect();
         return Finding::pass(id, format!("The sampling decision is kept: {}", kept.join(", ")));
     };
     let total: usize = tried.iter().map(|(.., of)| of).sum();
     let what = found.map_or("no decision at all", decision);
     let text = format!("\"{}\" in {} arrives as {what} ({} of {total} calls)", decision(*sent), format.title(), turned.len());
     let cause = match found {
-        None if *sent == Decision::Sampled => {
+        None if *sent == Sampling::Sample => {
             "the app passes the ids on and leaves the decision out, so the next hop decides anew"
         }
         None => "the app passes no context on when a request is not sampled, so the next hop decides anew",
@@ -377,16 +379,16 @@ pub(super) fn sampling(tried: &[(Format, Decision, usize, usize)], turned: &[(Fo
 }
 
 /// All formats with one trace: what the call has must agree.
-pub(super) fn together(sent: &WrittenIds, calls: &[AppCall]) -> Finding {
+pub(super) fn together(sent: &Context, calls: &[AppCall]) -> Finding {
     let id = CheckId::ProbeAgreement;
-    let found: Vec<Vec<(Format, String, String)>> = calls.iter().map(|call| fate::traces_of(&call.headers)).collect();
+    let found: Vec<Vec<(WireFormat, TraceId, SpanId)>> = calls.iter().map(|call| fate::traces_of(&call.headers)).collect();
     if found.iter().all(Vec::is_empty) {
         return Finding::skip(id, "A request with one trace in all formats: not checked, because no call has a context");
     }
     let torn = found.iter().find(|contexts| contexts.iter().any(|(_, trace, _)| *trace != contexts[0].1));
     if let Some(contexts) = torn {
         let lost: Vec<&str> =
-            contexts.iter().filter(|(_, trace, _)| *trace != sent.trace).map(|(format, ..)| format.title()).collect();
+            contexts.iter().filter(|(_, trace, _)| *trace != sent.trace_id).map(|(format, ..)| format.title()).collect();
         let text =
             format!("A request with one trace in all formats: the call has two traces, for {} has another", lost.join(", "));
         let cause = "the app continues one format and begins a trace in another, so the next hop's reading order decides";
@@ -394,7 +396,8 @@ pub(super) fn together(sent: &WrittenIds, calls: &[AppCall]) -> Finding {
     }
     let stale = found.iter().find(|contexts| contexts.iter().any(|(.., span)| *span != contexts[0].2));
     if let Some(contexts) = stale {
-        let own: Vec<&str> = contexts.iter().filter(|(.., span)| *span != sent.span).map(|(format, ..)| format.title()).collect();
+        let own: Vec<&str> =
+            contexts.iter().filter(|(.., span)| *span != sent.span_id).map(|(format, ..)| format.title()).collect();
         let text = format!(
             "One trace in all formats stays one; {} has the app's own span, the others still its caller's",
             own.join(", ")
@@ -406,11 +409,11 @@ pub(super) fn together(sent: &WrittenIds, calls: &[AppCall]) -> Finding {
 }
 
 /// Three formats with three traces: which one does the app follow?
-pub(super) fn precedence(sent: &[(Format, WrittenIds); 3], calls: &[AppCall]) -> Finding {
+pub(super) fn precedence(sent: &[(WireFormat, Context); 3], calls: &[AppCall]) -> Finding {
     let id = CheckId::ProbePrecedence;
     let Some(call) = calls.first() else { return Finding::skip(id, "When formats disagree: not checked, no call came") };
     let contexts = fate::traces_of(&call.headers);
-    let owner = |trace: &str| sent.iter().find(|(_, sent)| sent.trace == trace).map(|(format, _)| *format);
+    let owner = |trace: &TraceId| sent.iter().find(|(_, sent)| sent.trace_id == *trace).map(|(format, _)| *format);
     let own = contexts.iter().filter(|(format, trace, _)| owner(trace) == Some(*format)).count();
     if contexts.is_empty() {
         return Finding::skip(id, "When formats disagree: no context goes on");
@@ -419,10 +422,10 @@ pub(super) fn precedence(sent: &[(Format, WrittenIds); 3], calls: &[AppCall]) ->
         return Finding::pass(id, "When formats disagree, each is passed on as it came: the app follows none");
     }
     let lines = contexts.iter().map(|(format, trace, _)| {
-        let from = owner(trace).map_or("a new trace", Format::title);
+        let from = owner(trace).map_or("a new trace", WireFormat::title);
         format!("{}: {from}", format.title())
     });
-    let winners: BTreeSet<Option<Format>> = contexts.iter().map(|(_, trace, _)| owner(trace)).collect();
+    let winners: BTreeSet<Option<WireFormat>> = contexts.iter().map(|(_, trace, _)| owner(trace)).collect();
     let text = match (winners.len(), winners.first()) {
         (1, Some(Some(winner))) => format!("When formats disagree, {} wins", winner.title()),
         (1, _) => "When formats disagree, the app begins a new trace".to_owned(),

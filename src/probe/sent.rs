@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use http::HeaderMap;
+use opentelemetry::trace::TraceId;
 
 use crate::probe::fate;
 use crate::probe::listener::AppCall;
@@ -11,7 +12,7 @@ use crate::probe::listener::AppCall;
 /// Every id that was sent one request at a time.
 #[derive(Debug, Default)]
 pub(super) struct RunLog {
-    traces: HashSet<String>,
+    traces: HashSet<TraceId>,
     /// When the request of each nonce had its answer.
     nonces: HashMap<String, Instant>,
     /// Calls that earlier requests did not lead to in time.
@@ -35,8 +36,8 @@ impl RunLog {
         call.find(|word| self.nonces.get(word).copied())
     }
 
-    pub(super) fn has(&self, trace: &str) -> bool {
-        self.traces.contains(trace)
+    pub(super) fn has(&self, trace: TraceId) -> bool {
+        self.traces.contains(&trace)
     }
 
     /// A request with these headers and this nonce was answered, and these calls came until now, of `expected`. Returns its own.
@@ -47,11 +48,11 @@ impl RunLog {
         expected: usize,
         calls: Vec<AppCall>,
     ) -> Vec<AppCall> {
-        let own: Vec<String> = fate::traces_of(headers).into_iter().map(|(_, trace, _)| trace).collect();
+        let own = fate::trace_ids(headers);
         let mut kept = Vec::new();
         for call in calls {
-            let traces = fate::traces_of(&call.headers);
-            let is_foreign = traces.iter().any(|(_, trace, _)| self.has(trace) && !own.contains(trace));
+            let traces = fate::trace_ids(&call.headers);
+            let is_foreign = traces.iter().any(|trace| self.has(*trace) && !own.contains(trace));
             if self.is_of_another(&call, nonce) {
                 let late = self.nonce_in(&call).map_or(Duration::ZERO, |answered| call.at.saturating_duration_since(answered));
                 self.latest = self.latest.max(late);
@@ -77,7 +78,8 @@ mod tests {
     use http::Method;
 
     use super::*;
-    use crate::probe::fate::{Format, WrittenIds, sampled};
+    use crate::probe::fate::{fresh, written};
+    use crate::trace_context::WireFormat;
 
     fn call(headers: &HeaderMap, uri: &str) -> AppCall {
         let (headers, uri, body) = (headers.clone(), uri.parse().unwrap(), axum::body::Bytes::new());
@@ -86,7 +88,7 @@ mod tests {
 
     #[test]
     fn a_call_that_comes_late_is_that_of_its_request_and_a_trace_that_stays_is_a_leak() {
-        let requests: Vec<HeaderMap> = (0..3).map(|_| sampled(&[(Format::B3, &WrittenIds::fresh())])).collect();
+        let requests: Vec<HeaderMap> = (0..3).map(|_| written(&[(WireFormat::B3Multi, fresh())])).collect();
         let nonces = ["00000000000000a1", "00000000000000a2", "00000000000000a3"];
         let path = |n: usize| format!("/x/{}", nonces[n]);
         let mut sent = RunLog::default();
@@ -102,5 +104,10 @@ mod tests {
         sent.take(&requests[0], (nonces[0], Instant::now()), 1, vec![call(&requests[0], "/x")]);
         sent.take(&requests[1], (nonces[1], Instant::now()), 1, vec![call(&requests[0], &path(1))]);
         assert_eq!((sent.strays, sent.leaked, sent.calls), (0, 1, 2));
+        // A context that is not valid names the trace that an app may continue all the same.
+        let mut damaged = requests[0].clone();
+        damaged.insert("x-b3-spanid", "0000000000000000".parse().unwrap());
+        sent.take(&damaged, (nonces[2], Instant::now()), 1, vec![call(&requests[0], "/x")]);
+        assert_eq!((sent.strays, sent.leaked, sent.calls), (0, 1, 3));
     }
 }

@@ -8,9 +8,8 @@ use http::HeaderMap;
 
 use crate::probe::ProbeArgs;
 use crate::probe::caller::{AppClient, AppOutcome, Wait};
-use crate::probe::fate::Format;
 use crate::probe::listener::Downstream;
-use crate::trace_context::is_carried;
+use crate::trace_context::{WireFormat, is_carried};
 
 /// Something that `--expect` names.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,10 +20,19 @@ impl FromStr for Expected {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let name = text.trim().to_ascii_lowercase();
-        let formats = Format::ALL.map(Format::name);
+        let formats = WireFormat::ALL.map(option_name);
         let known = formats.contains(&name.as_str()) || is_carried(&name);
         let accepted = "accepted: w3c, b3, b3-single, x-request-id, baggage, tracestate, or another carried header";
         if known { Ok(Self(name)) } else { Err(accepted.to_owned()) }
+    }
+}
+
+/// The name of a format in `--expect`.
+pub(super) fn option_name(format: WireFormat) -> &'static str {
+    match format {
+        WireFormat::TraceContext => "w3c",
+        WireFormat::B3Multi => "b3",
+        WireFormat::B3 => "b3-single",
     }
 }
 
@@ -40,7 +48,7 @@ pub(super) struct Session<'a> {
     /// The status of the app's answer to a plain request.
     pub(super) status: u16,
     /// Formats whose trace goes on.
-    pub(super) passing: Vec<Format>,
+    pub(super) passing: Vec<WireFormat>,
     /// The request id arrives as it was sent.
     pub(super) request_id: bool,
     /// Requests of experiments on headers that the app failed: what they had, and how it answered.

@@ -142,14 +142,13 @@ pub(crate) fn break_headers(kinds: &[BreakKind], sent: &mut HeaderPairs, input: 
     broken
 }
 
-const ALL: [WireFormat; 3] = [WireFormat::TraceContext, WireFormat::B3, WireFormat::B3Multi];
-
 impl BreakKind {
     fn act(&self, sent: &mut HeaderPairs, input: &BreakInput<'_>, span: &mut Option<Context>) {
         match self {
             Self::StaleParent => {
-                let received = ALL.iter().filter_map(|format| format.parse(input.received)?.context).collect::<Vec<_>>();
-                rewrite(sent, &ALL, |context| {
+                let received =
+                    WireFormat::ALL.iter().filter_map(|format| format.parse(input.received)?.context).collect::<Vec<_>>();
+                rewrite(sent, &WireFormat::ALL, |context| {
                     if let Some(stale) = received.iter().find(|received| received.trace_id == context.trace_id) {
                         (context.span_id, context.parent_id) = (stale.span_id, stale.parent_id);
                     }
@@ -230,7 +229,7 @@ fn rewrite(sent: &mut HeaderPairs, formats: &[WireFormat], change: impl Fn(&mut 
 
 fn replace_trace(sent: &mut HeaderPairs, span: &mut Option<Context>, other: impl Fn(&Context) -> Context) {
     let replaced = std::cell::Cell::new(None);
-    rewrite(sent, &ALL, |context| {
+    rewrite(sent, &WireFormat::ALL, |context| {
         *context = other(context);
         replaced.set(Some(*context));
     });
@@ -238,7 +237,7 @@ fn replace_trace(sent: &mut HeaderPairs, span: &mut Option<Context>, other: impl
 }
 
 fn flip_sampled(sent: &mut HeaderPairs) {
-    rewrite(sent, &ALL, |context| {
+    rewrite(sent, &WireFormat::ALL, |context| {
         context.sampling = if context.sampling.decision() == Some(false) { Sampling::Sample } else { Sampling::Drop };
     });
     // A decision without ids.
@@ -269,7 +268,7 @@ fn second_value(name: &HeaderName, first: &HeaderValue, input: &BreakInput<'_>) 
         sampling: if *first == "1" { Sampling::Drop } else { Sampling::Sample },
     };
     let (mut written, mut buffer) = (HeaderPairs::new(), BytesMut::with_capacity(192));
-    for format in ALL {
+    for format in WireFormat::ALL {
         format.write(&context, &mut buffer, &mut written);
     }
     written.into_iter().find(|(known, _)| known == name).map_or_else(|| first.clone(), |(_, value)| value)

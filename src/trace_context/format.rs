@@ -2,28 +2,49 @@
 
 use bytes::BytesMut;
 use http::HeaderName;
-use opentelemetry::trace::TraceId;
+use opentelemetry::trace::{SpanId, TraceId};
 
 use super::carried::HeaderPairs;
-use super::context::{Context, HeaderSource, Incoming};
+use super::context::{Context, HeaderSource, Incoming, parse_span_id, parse_trace_id};
+use super::mangling::{self, trace_digits};
 use super::{b3, w3c};
 
 static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// A wire format for trace context.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum WireFormat {
     /// `traceparent` and `tracestate`.
     TraceContext,
-    /// The single `b3` header.
-    B3,
     /// The `x-b3-*` headers.
     B3Multi,
+    /// The single `b3` header.
+    B3,
 }
 
 impl WireFormat {
+    pub(crate) const ALL: [Self; 3] = [Self::TraceContext, Self::B3Multi, Self::B3];
+
+    /// The name for people.
+    pub(crate) fn title(self) -> &'static str {
+        match self {
+            Self::TraceContext => "W3C (traceparent)",
+            Self::B3Multi => "B3 (x-b3-…)",
+            Self::B3 => "B3 single (b3)",
+        }
+    }
+
+    /// The header that has the trace id.
+    pub(crate) fn header(self) -> &'static str {
+        match self {
+            Self::TraceContext => "traceparent",
+            Self::B3Multi => "x-b3-traceid",
+            Self::B3 => "b3",
+        }
+    }
+
     /// The context in `headers` in this format; `None` when it is not valid.
-    pub(super) fn parse(self, headers: &impl HeaderSource) -> Option<Incoming> {
+    pub(crate) fn parse(self, headers: &impl HeaderSource) -> Option<Incoming> {
         match self {
             // Of two `traceparent` headers neither can be trusted.
             Self::TraceContext => headers.only("traceparent").and_then(w3c::parse_traceparent).map(Incoming::from),
@@ -39,6 +60,36 @@ impl WireFormat {
             Self::B3 => b3::write_single(context, buffer, out),
             Self::B3Multi => b3::write_multi(context, buffer, out),
         }
+    }
+
+    /// The headers of a context.
+    pub(crate) fn headers(self, context: &Context) -> HeaderPairs {
+        let mut out = HeaderPairs::new();
+        self.write(context, &mut BytesMut::with_capacity(64), &mut out);
+        out
+    }
+
+    /// The texts in the places of trace and span id, also of a context that is not valid.
+    pub(crate) fn digits(self, headers: &impl HeaderSource) -> Option<(&str, &str)> {
+        let text = |name: &str| std::str::from_utf8(headers.first(name)?).ok();
+        let value = text(self.header())?;
+        let span = match self {
+            Self::TraceContext => value.split('-').nth(2)?,
+            Self::B3Multi => text("x-b3-spanid")?,
+            Self::B3 => value.split('-').nth(1)?,
+        };
+        Some((trace_digits(self.header(), value)?, span))
+    }
+
+    /// Trace and span id, where both are some, also of a context that is not valid for another reason.
+    pub(crate) fn ids(self, headers: &impl HeaderSource) -> Option<(TraceId, SpanId)> {
+        let (trace, span) = self.digits(headers)?;
+        Some((parse_trace_id(trace.as_bytes())?, parse_span_id(span.as_bytes())?))
+    }
+
+    /// The trace id, also of a context that is not valid for another reason.
+    pub(crate) fn trace_id(self, headers: &impl HeaderSource) -> Option<TraceId> {
+        mangling::trace_id(self.header(), std::str::from_utf8(headers.first(self.header())?).ok()?)
     }
 
     /// B3 in its other form.
@@ -97,10 +148,7 @@ impl HeaderFamily {
 
     /// The header whose name people know the family by.
     pub(crate) fn header(self) -> &'static str {
-        match self {
-            Self::W3c => "traceparent",
-            Self::B3 => "x-b3-traceid",
-        }
+        self.formats()[0].header()
     }
 
     /// The formats of the family, in the order of the default of `OTEL_PROPAGATORS`.
@@ -113,9 +161,7 @@ impl HeaderFamily {
 
     /// The headers of a context; of B3 in the form of several headers.
     pub(crate) fn write(self, context: &Context) -> HeaderPairs {
-        let mut out = HeaderPairs::new();
-        self.formats()[0].write(context, &mut BytesMut::with_capacity(64), &mut out);
-        out
+        self.formats()[0].headers(context)
     }
 
     /// The valid context of this family among `headers`.

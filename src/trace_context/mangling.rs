@@ -63,7 +63,7 @@ impl Mangling {
         if name == "traceparent" && was == is && first.bytes().any(|b| b.is_ascii_uppercase()) {
             return Some(Self::UpperCase);
         }
-        let (before, after) = (digits(name, before)?, digits(name, first)?);
+        let (before, after) = (trace_digits(name, before)?, trace_digits(name, first)?);
         // Zeros in front are how a trace id of 64 bits is written as one of 128.
         if was == is { None } else { Self::of_trace_id(before, after) }
     }
@@ -92,7 +92,8 @@ impl Mangling {
     }
 }
 
-fn digits<'a>(header: &str, value: &'a str) -> Option<&'a str> {
+/// The digits of the trace id in the value of a header.
+pub(super) fn trace_digits<'a>(header: &str, value: &'a str) -> Option<&'a str> {
     let mut parts = value.split('-');
     match header {
         "traceparent" => parts.nth(1),
@@ -102,8 +103,8 @@ fn digits<'a>(header: &str, value: &'a str) -> Option<&'a str> {
     }
 }
 
-fn trace_id(header: &str, value: &str) -> Option<TraceId> {
-    parse_trace_id(digits(header, value)?.as_bytes())
+pub(super) fn trace_id(header: &str, value: &str) -> Option<TraceId> {
+    parse_trace_id(trace_digits(header, value)?.as_bytes())
 }
 
 #[cfg(test)]

@@ -3,8 +3,8 @@
 //! Every header that a hop passes on is one line of the table in `carried`. With no exporter the hop forwards them untouched;
 //! with one it continues the trace: [`Propagator::extract`] reads the first valid context in the configured order, and
 //! `Propagator::outgoing` writes the hop's own context in every configured format that the request spoke, so that no stale
-//! context travels beside a fresh one. Whoever else reads trace headers (`check`, the demo's waterfall) reads them with
-//! `HeaderFamily::read`, which has the same parsers.
+//! context travels beside a fresh one. Whoever else reads trace headers (`check`, `probe`, the demo's waterfall) reads them with
+//! `HeaderFamily::read` or `WireFormat::parse`, which are the same parsers.
 //!
 //! Imports the leaves only. In reading order: `context`; `w3c` and `b3`; `format`; `carried`; `mangling`; `breaks`; `dropped`; `secrets`; `propagator`.
 
@@ -31,7 +31,7 @@ pub(crate) use carried::{
 pub(crate) use context::HeaderSource;
 pub use context::{Context, Incoming, Sampling};
 pub use dropped::Dropped;
-pub(crate) use format::{HeaderFamily, names_trace};
+pub(crate) use format::{HeaderFamily, WireFormat, names_trace};
 pub(crate) use mangling::Mangling;
 pub use propagator::{Propagator, Propagators};
 pub use secrets::is_secret;
