@@ -53,7 +53,7 @@ impl Chain for ChainService {
         exchange.set_body(size, kept.map(|held| ForwardedBody { bytes: body, content_type: None, _held: held }));
         // What a failed call has in its details may have to be shortened hop by hop.
         let write = |reply: reply::Reply<Written<'_>>| {
-            if (200..300).contains(&reply.status) { Ok(reply.into_message()) } else { Err(reply.to_json()) }
+            if reply::is_success(reply.status) { Ok(reply.into_message()) } else { Err(reply.to_json()) }
         };
         let (_, written) = answered(&exchange, n, write).await.map_err(Error::status)?;
         let mut reply = written.map_err(|json| match Tree::parse(&json) {

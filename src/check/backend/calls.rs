@@ -2,7 +2,6 @@
 
 use std::collections::HashSet;
 
-use crate::check::chain::visit;
 use crate::hop::reply::{Call, Tree};
 use crate::trace_context::HeaderFamily;
 use crate::traces::{Kind, SpanId, Trace};
@@ -11,10 +10,8 @@ use crate::traces::{Kind, SpanId, Trace};
 /// A line each.
 pub(super) fn multiplied(tree: &Tree, trace: &Trace) -> Vec<String> {
     const SHOWN: usize = 20;
-    let mut lines = Vec::new();
-    visit(tree, "", 0, &mut |hop, _, _| lines.extend(hop.upstreams.iter().filter_map(|call| line(&hop.service, call, trace))));
-    lines.truncate(SHOWN);
-    lines
+    let calls = tree.hops("").flat_map(|(hop, _)| hop.upstreams.iter().map(move |call| (&hop.service, call)));
+    calls.filter_map(|(from, call)| line(from, call, trace)).take(SHOWN).collect()
 }
 
 fn line(from: &str, call: &Call, trace: &Trace) -> Option<String> {

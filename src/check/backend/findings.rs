@@ -188,7 +188,7 @@ impl Arrived<'_> {
     fn absent(&self, trace: &Trace, expect: Option<&Expect>) -> Absent {
         let reporters = self.expected.iter().any(|expected| expected.role == Role::Server);
         let (mut forwarding, mut answered, mut gone) = (Vec::new(), Vec::new(), Vec::new());
-        crate::check::chain::visit(self.tree, "", 0, &mut |hop, url, _| {
+        for (hop, url) in self.tree.hops("") {
             answered.push(hop.service.clone());
             gone.extend(
                 hop.upstreams.iter().filter(|call| call.reply.is_none() && call.error.is_some()).map(|call| name_of(&call.url)),
@@ -197,7 +197,7 @@ impl Arrived<'_> {
             if reporters && hop.propagation == Propagation::Forward && !named {
                 forwarding.push(HopRef::of(hop, url));
             }
-        });
+        }
         let names = expect.map(Expect::names).unwrap_or_default().into_iter().map(str::to_owned);
         let mut unanswered: Vec<String> = Vec::new();
         for name in gone.into_iter().chain(names) {

@@ -18,11 +18,11 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::check::chain::breaks;
 use crate::check::chain::evidence::Xray;
 use crate::check::chain::expect::{ChosenTrace, Expect};
 use crate::check::chain::probe::{Probe, chosen_or_deepest};
 use crate::check::chain::xray::examine_behind;
-use crate::check::chain::{breaks, visit};
 use crate::check::envoy::gateway::front_key;
 use crate::check::envoy::spans::{CallSpans, RequestSpans};
 use crate::check::envoy::suggestions::HintContext;
@@ -147,7 +147,7 @@ impl Failed<'_> {
         };
         add(self.sent);
         if let Some(tree) = self.tree {
-            visit(tree, self.url, 0, &mut |hop, _, _| hop.upstreams.iter().for_each(|call| add(&call.sent)));
+            tree.hops("").flat_map(|(hop, _)| &hop.upstreams).for_each(|call| add(&call.sent));
         }
         ids
     }
@@ -158,13 +158,11 @@ impl Failed<'_> {
         let Some(tree) = self.tree else { return HashMap::from([(front_key(self.status), spans.front(self.sent))]) };
         let mut found = HashMap::new();
         let breaks = breaks(tree, self.url);
-        visit(tree, self.url, 0, &mut |hop, _, _| {
-            for call in &hop.upstreams {
-                for broken in breaks.iter().filter(|broken| broken.from.name == hop.service && broken.to.url == call.url) {
-                    found.insert(broken.kind(), spans.call(&call.sent, &call.url));
-                }
+        for (hop, call) in tree.hops("").flat_map(|(hop, _)| hop.upstreams.iter().map(move |call| (hop, call))) {
+            for broken in breaks.iter().filter(|broken| broken.from.name == hop.service && broken.to.url == call.url) {
+                found.insert(broken.kind(), spans.call(&call.sent, &call.url));
             }
-        });
+        }
         found
     }
 }

@@ -16,7 +16,6 @@ use crate::check::backend::client::Backend;
 use crate::check::chain::evidence::Stranger;
 use crate::check::chain::expect::is_named;
 use crate::check::chain::probe::{Probe, short};
-use crate::check::chain::visit;
 use crate::check::envoy::spans::RequestSpans;
 use crate::check::report::{CheckId, Finding, Hint, ProgressLine};
 use crate::hop::reply::{Headers, Tree};
@@ -46,7 +45,7 @@ struct Unseen {
 
 fn unseen(tree: &Tree) -> Vec<Unseen> {
     let mut out = Vec::new();
-    visit(tree, "", 0, &mut |hop, _, _| {
+    for (hop, _) in tree.hops("") {
         let began = humantime::parse_rfc3339(&hop.started_at).ok();
         let from = began.and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok()).unwrap_or_default();
         let to = from + Duration::from_secs_f64(hop.duration_ms.clamp(0.0, 1e6) / 1e3);
@@ -58,7 +57,7 @@ fn unseen(tree: &Tree) -> Vec<Unseen> {
             from,
             to,
         }));
-    });
+    }
     out
 }
 
@@ -91,12 +90,12 @@ struct TracedRequest {
 impl TracedRequest {
     fn of(probe: &Probe, tree: Tree) -> Self {
         let mut ids: Vec<TraceId> = HeaderFamily::read_all(&probe.headers).iter().map(|(_, context)| context.trace_id).collect();
-        visit(&tree, "", 0, &mut |hop, _, _| {
+        for (hop, _) in tree.hops("") {
             ids.extend(hop.trace_id.as_deref().and_then(|id| parse_trace_id(id).ok()));
             for headers in hop.upstreams.iter().map(|call| &call.sent).chain([&hop.received]) {
                 ids.extend(HeaderFamily::read_all(headers).iter().map(|(_, context)| context.trace_id));
             }
-        });
+        }
         Self { tree, ids }
     }
 }
@@ -215,7 +214,7 @@ fn goes_on(traces: &[Trace], call: &Unseen, tree: &Tree) -> Option<String> {
     let sent: HashSet<SpanId> = HeaderFamily::read_all(&call.sent).iter().map(|(_, context)| context.span_id).collect();
     let mut known = HashSet::new();
     let mut names = Vec::new();
-    visit(tree, "", 0, &mut |hop, _, _| {
+    for (hop, _) in tree.hops("") {
         names.push(hop.service.clone());
         known.extend(hop.span_id.clone());
         known.extend(
@@ -224,7 +223,7 @@ fn goes_on(traces: &[Trace], call: &Unseen, tree: &Tree) -> Option<String> {
                 .flat_map(|call| HeaderFamily::read_all(&call.sent))
                 .map(|(_, context)| context.span_id.to_string()),
         );
-    });
+    }
     let is_of_hop = |span: &Span| {
         let service = span.service().unwrap_or_default();
         known.contains(&span.id.to_string()) || names.iter().any(|name| is_named(service, name))
@@ -305,9 +304,7 @@ async fn begun_by_others(
             begun.entry(service).or_default().push((at, id));
         }
     }
-    let mut names = Vec::new();
-    visit(&first.tree, "", 0, &mut |hop, _, _| names.push(hop.service.clone()));
-    begun.retain(|service, _| !names.iter().any(|name| is_named(service, name)));
+    begun.retain(|service, _| !first.tree.hops("").any(|(hop, _)| is_named(service, &hop.service)));
     Ok(begun)
 }
 

@@ -115,15 +115,13 @@ fn expectation(args: &TraceArgs, tree: &Tree) -> ExpectedTrace {
 }
 
 fn succeeded(tree: &Tree) -> bool {
-    tree.status < 300 && tree.upstreams.iter().all(|call| call.error.is_none() && call.replies().all(succeeded))
+    tree.hops("").all(|(hop, _)| hop.is_success() && hop.upstreams.iter().all(|call| call.error.is_none()))
 }
 
 /// The traces that the reply names, and those in which a span has its request id.
 async fn load(backend: &Backend, tree: &Tree) -> Result<Vec<Trace>, BackendRefusal> {
     let mut ids = trace_ids(&expected_spans(tree, "", None));
-    crate::check::chain::visit(tree, "", 0, &mut |hop, _, _| {
-        ids.extend(hop.trace_id.as_deref().and_then(|id| parse_trace_id(id).ok()));
-    });
+    ids.extend(tree.hops("").filter_map(|(hop, _)| parse_trace_id(hop.trace_id.as_deref()?).ok()));
     ids.extend(backend.traces_of(&tree.request_id).await?);
     let mut traces: Vec<Trace> = Vec::new();
     for id in ids {

@@ -1,11 +1,10 @@
 //! Why a call failed, and what that means.
 
-use crate::check::chain::walk::is_ok;
 use crate::check::envoy::gateway;
 use crate::check::envoy::suggestions::{HintContext, HopRef, Runner, name_of, on_purpose};
 use crate::check::reachability::tls::alert_in;
 use crate::check::report::{CheckId, Finding, Hint, OwnCause};
-use crate::hop::reply::{Call, NO_REPLY};
+use crate::hop::reply::{Call, NO_REPLY, is_success};
 use crate::net::hosts::{address_of, host_of, is_loopback};
 use crate::upstream::foreign_response::ForeignResponse;
 
@@ -234,12 +233,12 @@ pub(super) fn cause(call: &Call) -> FailureCause {
     let has = |parts: &[&str]| parts.iter().any(|part| lower.contains(part));
     match call.status {
         // The status may have come in time and the rest of the answer not.
-        status if status.is_none_or(is_ok) && has(&["timed out", "timeout", "deadline", "no whole answer within"]) => {
+        status if status.is_none_or(is_success) && has(&["timed out", "timeout", "deadline", "no whole answer within"]) => {
             FailureCause::TimedOut
         }
-        Some(status) if is_ok(status) && error == NO_REPLY => FailureCause::NoReply,
-        Some(status) if is_ok(status) && has(&["broken answer"]) => FailureCause::Torn(error.to_owned()),
-        Some(status) if is_ok(status) => FailureCause::Unusable(error.to_owned()),
+        Some(status) if is_success(status) && error == NO_REPLY => FailureCause::NoReply,
+        Some(status) if is_success(status) && has(&["broken answer"]) => FailureCause::Torn(error.to_owned()),
+        Some(status) if is_success(status) => FailureCause::Unusable(error.to_owned()),
         Some(status) => FailureCause::Answered(status, ForeignResponse::parse(error)),
         None if has(&["refused"]) => FailureCause::Refused,
         None if has(&["dns", "lookup", "resolve", "name or service not known"]) => FailureCause::NoSuchHost,

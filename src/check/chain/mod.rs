@@ -18,8 +18,8 @@ use crate::check::chain::evidence::CALLER;
 use crate::check::chain::expect::Expect;
 use crate::check::chain::order::Comparison;
 pub(crate) use crate::check::chain::order::{CallNames, calls_at_times};
-use crate::check::chain::walk::{has_failed, is_ok, settled};
-pub(crate) use crate::check::chain::walk::{hops, numbered, visit};
+pub(crate) use crate::check::chain::walk::numbered;
+use crate::check::chain::walk::settled;
 use crate::check::envoy::suggestions::{HintContext, HopRef, Runner, name_of, runner};
 use crate::check::report::{CheckId, Finding, Hint, Status};
 
@@ -44,7 +44,7 @@ fn walk(caller: &HopRef, tree: &Tree, url: &str, above: &mut Vec<String>, out: &
     let before = out.len();
     above.push(tree.service.clone());
     for call in settled(tree) {
-        let failed = has_failed(call);
+        let failed = call.has_failed();
         match &call.reply {
             Some(reply) if above.contains(&reply.service) && (tree.status == 508 || call.status == Some(508)) => {
                 out.push(BreakPoint { from: hop.clone(), to: HopRef::of(reply, &call.url), cause: FailureCause::Loop });
@@ -69,7 +69,7 @@ fn walk(caller: &HopRef, tree: &Tree, url: &str, above: &mut Vec<String>, out: &
         }
     }
     above.pop();
-    if !is_ok(tree.status) && out.len() == before {
+    if !tree.is_success() && out.len() == before {
         out.push(BreakPoint { from: caller.clone(), to: hop, cause: FailureCause::Itself(tree.status) });
     }
 }
@@ -105,11 +105,7 @@ pub(crate) fn meets_proxies(tree: &Tree) -> bool {
     let by_envoy = |call: &Call| {
         call.error.as_ref().is_some_and(|error| error.contains("[server envoy]") || error.contains("[server istio-envoy]"))
     };
-    let mut meets = false;
-    visit(tree, "", 0, &mut |hop, _, _| {
-        meets |= runner(&hop.hostname) == Runner::Kubernetes || hop.upstreams.iter().any(by_envoy)
-    });
-    meets
+    tree.hops("").any(|(hop, _)| runner(&hop.hostname) == Runner::Kubernetes || hop.upstreams.iter().any(by_envoy))
 }
 
 /// The findings of the group.
@@ -128,7 +124,7 @@ pub(crate) fn findings(tree: &Tree, expect: Option<&Expect>, at_times: &[CallNam
     let mut table = Vec::new();
     table_of(tree, 0, &mut table);
     if !out.iter().any(|finding| finding.status == Status::Fail) {
-        let count = hops(tree);
+        let count = tree.hops("").count();
         let plural = if count == 1 { "hop" } else { "hops" };
         let text = match expect {
             Some(expect) if !out.is_empty() => format!("{count} of the expected {plural} answered in order: {expect}"),
@@ -139,7 +135,7 @@ pub(crate) fn findings(tree: &Tree, expect: Option<&Expect>, at_times: &[CallNam
     } else if let Some(first) = out.first_mut() {
         first.detail.extend(table);
     }
-    visit(tree, url, 0, &mut |hop, url, _| {
+    for (hop, url) in tree.hops(url) {
         for (call, reply) in hop.upstreams.iter().filter_map(|call| Some((call, call.reply.as_deref()?))) {
             let (from, to) = (HopRef::of(hop, url), HopRef::of(reply, &call.url));
             if let Some(hint) = by_address(&from, &to, hints) {
@@ -147,11 +143,11 @@ pub(crate) fn findings(tree: &Tree, expect: Option<&Expect>, at_times: &[CallNam
                 out.push(Finding::fail(CheckId::ChainAddress, text, hint).seam(&from.name, &to.name, None).hop(&from.name));
             }
         }
-    });
-    visit(tree, url, 0, &mut |hop, url, _| {
+    }
+    for (hop, url) in tree.hops(url) {
         let foreign = hop.upstreams.iter().filter(|call| call.is_foreign());
         out.extend(foreign.map(|call| stranger(&HopRef::of(hop, url), call, expect, hints)));
-    });
+    }
     out.extend(unread_order(tree));
     out
 }
@@ -159,14 +155,14 @@ pub(crate) fn findings(tree: &Tree, expect: Option<&Expect>, at_times: &[CallNam
 /// An `x-fault` of this run that changes nothing, because it cannot be read.
 fn unread_order(tree: &Tree) -> Option<Finding> {
     let (mut names, mut why) = (Vec::new(), None);
-    visit(tree, "", 0, &mut |hop, _, _| {
+    for (hop, _) in tree.hops("") {
         if let Some(error) = hop.injected.as_ref().and_then(|injected| injected.error.as_deref()) {
             why = why.or(Some(error));
             if !names.contains(&hop.service.as_str()) {
                 names.push(&hop.service);
             }
         }
-    });
+    }
     Some(Finding::skip(CheckId::ChainHops, format!("x-fault has no effect at {}: {}", names.join(", "), why?)))
 }
 

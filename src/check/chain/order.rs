@@ -2,7 +2,7 @@
 
 use crate::check::chain::evidence::CALLER;
 use crate::check::chain::expect::{Expect, is_named};
-use crate::check::chain::walk::{has_failed, settled, visit};
+use crate::check::chain::walk::settled;
 use crate::check::envoy::suggestions::{HintContext, HopRef, Runner, name_of};
 use crate::check::reachability::client::CheckClient;
 use crate::check::report::{CheckId, Finding, Hint};
@@ -91,7 +91,7 @@ impl<'a> Comparison<'a> {
             let found = Finding::fail(CheckId::ChainOrder, text, Hint::new(cause).run(hints.settings(&hop)));
             let found = found.seam(&tree.service, &name_of(&call.url), None);
             // A call that failed is reported by itself.
-            self.out.push(if has_failed(call) { found.following(CheckId::ChainHops) } else { found });
+            self.out.push(if call.has_failed() { found.following(CheckId::ChainHops) } else { found });
         }
     }
 
@@ -151,9 +151,5 @@ pub(crate) async fn calls_at_times(
 
 /// Whether this reply shows the call.
 fn makes(tree: &Tree, (from, to): &CallNames) -> bool {
-    let mut makes = false;
-    visit(tree, "", 0, &mut |hop, _, _| {
-        makes |= hop.service == *from && hop.upstreams.iter().any(|call| is_named(&named(call), to));
-    });
-    makes
+    tree.hops("").any(|(hop, _)| hop.service == *from && hop.upstreams.iter().any(|call| is_named(&named(call), to)))
 }

@@ -6,9 +6,8 @@ use std::sync::LazyLock;
 use futures_util::future::join_all;
 
 use crate::check::chain::expect::ChosenTrace;
-use crate::check::chain::hops;
 use crate::check::reachability::client::CheckClient;
-use crate::hop::reply::{Headers, Tree};
+use crate::hop::reply::{Headers, Tree, is_success};
 use crate::telemetry::ids;
 use crate::trace_context::{Context, HeaderFamily, Sampling};
 use crate::traces::TraceId;
@@ -72,7 +71,7 @@ pub(crate) async fn chosen_or_deepest(client: &CheckClient, trace: Option<&Chose
 async fn ask(client: &CheckClient, probe: Probe) -> Option<((bool, usize), Probe, Tree)> {
     let answer = client.get(&probe.headers).await.ok()?;
     let tree = answer.tree()?;
-    Some(((answer.status < 300, hops(&tree)), probe, tree))
+    Some(((is_success(answer.status), tree.hops("").count()), probe, tree))
 }
 
 /// A request and its reply. A failure hides the hops behind it, so the deepest of a few answers counts; those behind the first

@@ -94,8 +94,7 @@ impl Cluster {
     pub(crate) async fn saw(&mut self, tree: &Tree, subject: &ClusterSubject<'_>) {
         const MOST: usize = 4;
         if let Ok(snapshot) = &mut self.snapshot {
-            let mut names = Vec::new();
-            crate::check::chain::visit(tree, "", 0, &mut |hop, _, _| names.push(hop.hostname.clone()));
+            let mut names: Vec<String> = tree.hops("").map(|(hop, _)| hop.hostname.clone()).collect();
             names.retain(|name| is_subdomain(name) && !snapshot.all("Pod").iter().any(|pod| pod.name() == name));
             for name in names.iter().take(MOST) {
                 if let Some(namespace) = snapshot.find_pod(&self.tool, name).await.filter(|namespace| is_label(namespace)) {

@@ -5,7 +5,6 @@ use opentelemetry::trace::TraceId;
 use crate::check::chain::evidence::{CALLER, SeamFault, Xray};
 use crate::check::chain::probe::short;
 use crate::check::chain::seams::trace_of;
-use crate::check::chain::visit;
 use crate::check::envoy::suggestions::{HintContext, HopRef, Runner};
 use crate::check::propagation::fault;
 use crate::check::report::{CheckId, Finding, Hint, Status};
@@ -115,8 +114,7 @@ impl Replay {
     fn at(from: &str, one: &Tree, other: &Tree, url: &str) -> Option<Self> {
         let of = |tree: &Tree| (tree.started_at.clone(), tree.span_id.clone(), tree.request_id.clone(), tree.hostname.clone());
         if of(one) == of(other) && one.received == other.received && !one.received.0.is_empty() {
-            let mut hops = Vec::new();
-            visit(one, url, 0, &mut |hop, _, _| hops.push(hop.service.clone()));
+            let hops = one.hops(url).map(|(hop, _)| hop.service.clone()).collect();
             return Some(Self { from: from.to_owned(), to: HopRef::of(one, url), started_at: one.started_at.clone(), hops });
         }
         one.upstreams
@@ -161,10 +159,10 @@ pub(super) fn finding(bare: &Tree, xray: &Xray, hints: &HintContext) -> Option<F
         return walk.trace.map(|_| Finding::pass(ID, "A request without trace headers is one trace, too"));
     };
     let mut traces = Vec::new();
-    visit(bare, &hints.url, 0, &mut |hop, _, _| {
+    for (hop, _) in bare.hops("") {
         let contexts = HeaderFamily::read_all(&hop.received);
         traces.extend(contexts.iter().map(|(_, context)| context.trace_id).chain(trace_of(hop)));
-    });
+    }
     traces.sort_by_key(|id| id.to_bytes());
     traces.dedup();
     let breaks = |fault: &&SeamFault| HeaderFamily::ALL.into_iter().any(|format| fault.breaks(format));

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
-use crate::hop::reply::Tree;
+use crate::hop::reply::{Tree, is_success};
 
 use crate::check::chain::expect::{Resolve, is_tls, port_of};
 use crate::check::envoy::gateway;
@@ -187,7 +187,7 @@ pub(crate) async fn first(
         Ok(answer) => match answer.tree() {
             Some(tree) => {
                 let ms = answer.took.as_secs_f64() * 1000.0;
-                let broke = if answer.status < 300 { "" } else { "; what broke stands under Chain" };
+                let broke = if is_success(answer.status) { "" } else { "; what broke stands under Chain" };
                 let what = if answer.is_foreign() {
                     format!("an app of another make, in whose answer the reply of {} stands", tree.service)
                 } else {
@@ -331,7 +331,7 @@ async fn redirected(client: &CheckClient, mut answer: FrontAnswer, hints: &HintC
         at = next;
         match client.get_at(at.clone()).await {
             Ok(more) if (300..400).contains(&more.status) => answer = more,
-            Ok(more) if more.tree().is_some() || more.status < 300 => return end(&at),
+            Ok(more) if more.tree().is_some() || is_success(more.status) => return end(&at),
             Ok(more) => {
                 let (text, hint) = gateway::front(&more, hints);
                 return Finding::fail(
@@ -429,7 +429,7 @@ async fn plain(client: &CheckClient, plain_port: Option<u16>) -> Finding {
                 )
             }
         }
-        Ok(answer) if answer.status < 300 => {
+        Ok(answer) if is_success(answer.status) => {
             let hint = Hint::new("The Gateway's server for port 80 lacks tls.httpsRedirect: true, and a route serves it: what should be secret travels in the clear")
                 .run("kubectl get gateway -A -o yaml | grep -B4 -A6 'number: 80'");
             Finding::fail(CheckId::ReachRedirect, format!("Plain HTTP on port {port} is served, not redirected to https"), hint)

@@ -143,8 +143,10 @@ fn contexts(sent: &[(String, String)], received: &Headers, reply: Option<&Tree>)
             .flat_map(|(name, values)| values.iter().map(move |value| (name.clone(), value.clone())))
             .collect::<Vec<_>>()
     };
-    let below =
-        reply.into_iter().flat_map(hops_of).flat_map(|hop| hop.upstreams.iter().map(|call| &call.sent).chain([&hop.received]));
+    let below = reply
+        .into_iter()
+        .flat_map(|reply| reply.hops(""))
+        .flat_map(|(hop, _)| hop.upstreams.iter().map(|call| &call.sent).chain([&hop.received]));
     let arrived: Vec<_> = std::iter::once(received).chain(below).flat_map(all).collect();
     let read = |(name, value): (&str, &String)| {
         let family = match name {
@@ -157,12 +159,6 @@ fn contexts(sent: &[(String, String)], received: &Headers, reply: Option<&Tree>)
         Some((value.clone(), Ids { trace_id, span_id: context.span_id.to_string() }))
     };
     sent.chain(arrived.iter().map(|(name, value)| (name.as_str(), value))).filter_map(read).collect()
-}
-
-/// Every hop of a reply, depth first.
-pub(crate) fn hops_of(reply: &Tree) -> Box<dyn Iterator<Item = &Tree> + '_> {
-    let below = reply.upstreams.iter().filter_map(|call| call.reply.as_deref());
-    Box::new(std::iter::once(reply).chain(below.flat_map(hops_of)))
 }
 
 /// The newest requests. It forgets rather than grows.

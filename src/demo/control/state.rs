@@ -12,7 +12,7 @@ use serde::{Serialize, Serializer};
 use tokio::sync::{Notify, watch};
 
 use crate::config::PageArgs;
-use crate::demo::control::exchanges::{Exchanges, RecordedExchange, RequestSender, hops_of};
+use crate::demo::control::exchanges::{Exchanges, RecordedExchange, RequestSender};
 use crate::demo::control::live::{Figures, Gauge, Passed};
 use crate::demo::control::seams::seams;
 use crate::demo::control::until;
@@ -373,7 +373,7 @@ impl DemoState {
         let entry = kept.as_ref().and_then(|kept| self.hops.iter().position(|hop| hop.name == kept.service));
         let hops = if is_chain { self.reached_from(entry.unwrap_or(0)) } else { Vec::new() };
         let services = match &reply {
-            Some(reply) => Some(hops_of(reply).map(|hop| &hop.service).collect::<HashSet<_>>().len()),
+            Some(reply) => Some(reply.hops("").map(|(hop, _)| &hop.service).collect::<HashSet<_>>().len()),
             None => is_chain.then_some(hops.len()),
         };
         ExpectedTrace {
@@ -453,7 +453,7 @@ fn answering_span(answer: &reqwest::Response) -> Option<(TraceId, SpanId)> {
 /// Every trace id in a reply: one when all hops continued one trace.
 pub(crate) fn trace_ids(reply: &Tree) -> Vec<TraceId> {
     let mut known = HashSet::new();
-    let ids = hops_of(reply).filter_map(|hop| parse_trace_id(hop.trace_id.as_deref()?).ok());
+    let ids = reply.hops("").filter_map(|(hop, _)| parse_trace_id(hop.trace_id.as_deref()?).ok());
     ids.filter(|id| known.insert(*id)).collect()
 }
 

@@ -24,23 +24,16 @@ pub fn sent_headers(trace: &Trace, reply: &Tree) -> SentHeaders {
     let clients: HashSet<SpanId> =
         trace.rows().iter().filter(|row| row.span.kind == Some(Kind::Client)).map(|row| row.span.id).collect();
     let mut sent = HashMap::new();
-    let mut hops = vec![reply];
-    while let Some(hop) = hops.pop() {
-        for call in &hop.upstreams {
-            let headers: Vec<(String, String)> = ID_HEADERS
-                .iter()
-                .flat_map(|name| call.sent.get(name).iter().map(move |value| ((*name).to_owned(), value.clone())))
-                .collect();
-            let read = HeaderFamily::ALL.into_iter().filter_map(|family| Some(family.read(&call.sent)?.span_id));
-            // A hop that loses the trace id on purpose may still send its span's.
-            let alone = call.sent.get("x-b3-spanid").iter().filter_map(|id| parse_span_id(id).ok());
-            let sender = read.chain(alone).find(|id| clients.contains(id));
-            if let Some(sender) = sender {
-                sent.insert(sender, headers);
-            }
-            if let Some(reply) = &call.reply {
-                hops.push(reply);
-            }
+    for call in reply.hops("").flat_map(|(hop, _)| &hop.upstreams) {
+        let headers: Vec<(String, String)> = ID_HEADERS
+            .iter()
+            .flat_map(|name| call.sent.get(name).iter().map(move |value| ((*name).to_owned(), value.clone())))
+            .collect();
+        let read = HeaderFamily::ALL.into_iter().filter_map(|family| Some(family.read(&call.sent)?.span_id));
+        // A hop that loses the trace id on purpose may still send its span's.
+        let alone = call.sent.get("x-b3-spanid").iter().filter_map(|id| parse_span_id(id).ok());
+        if let Some(sender) = read.chain(alone).find(|id| clients.contains(id)) {
+            sent.insert(sender, headers);
         }
     }
     sent

@@ -139,6 +139,32 @@ pub struct Reply<R: Representation> {
     pub upstreams: Vec<Call<R>>,
 }
 
+/// Whether a status is one of success.
+pub(crate) fn is_success(status: u16) -> bool {
+    (200..300).contains(&status)
+}
+
+impl Tree {
+    /// Whether this hop answered with success.
+    pub fn is_success(&self) -> bool {
+        is_success(self.status)
+    }
+
+    /// Every hop that answered, in order, with the URL at which it was called: `url` for the first, empty behind an app of another
+    /// make, because where that calls is not known.
+    pub fn hops<'a>(&'a self, url: &'a str) -> impl Iterator<Item = (&'a Tree, &'a str)> {
+        let mut next = vec![(self, url)];
+        std::iter::from_fn(move || {
+            let (hop, url) = next.pop()?;
+            for call in hop.upstreams.iter().rev() {
+                next.extend(call.embedded.iter().rev().map(|reply| (&**reply, "")));
+                next.extend(call.reply.iter().map(|reply| (&**reply, call.url.as_str())));
+            }
+            Some((hop, url))
+        })
+    }
+}
+
 /// One call to a next hop.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(bound(
@@ -175,9 +201,14 @@ impl Call {
         self.reply.iter().chain(&self.embedded).map(|reply| &**reply)
     }
 
+    /// Whether it has an error, or no success.
+    pub fn has_failed(&self) -> bool {
+        self.error.is_some() || !self.status.is_some_and(is_success)
+    }
+
     /// Whether what answered is no hop: an app of another make, without an error.
     pub fn is_foreign(&self) -> bool {
-        self.reply.is_none() && self.error.is_none() && self.status.is_some_and(|status| (200..300).contains(&status))
+        self.reply.is_none() && !self.has_failed()
     }
 }
 
@@ -290,6 +321,35 @@ pub(crate) fn milliseconds(duration: std::time::Duration) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use super::*;
+
+    #[test]
+    fn every_hop_is_met_in_order_and_only_a_2xx_is_a_success() {
+        let reply = |name: &str, upstreams: serde_json::Value| {
+            let mut reply: serde_json::Value = serde_json::from_str(LEAF).unwrap();
+            (reply["service"], reply["upstreams"]) = (name.into(), upstreams);
+            reply
+        };
+        let call = |url: &str, reply: serde_json::Value, embedded: &[serde_json::Value]| serde_json::json!({"url": url, "status": 200, "duration_ms": 1.0, "error": null, "sent": {}, "reply": reply, "embedded": embedded});
+        let leaf = |name: &str| reply(name, serde_json::json!([]));
+        let middle = reply("b", serde_json::json!([call("http://c", leaf("c"), &[])]));
+        let calls = [
+            call("http://b", middle, &[]),
+            call("http://app", serde_json::Value::Null, &[leaf("d"), leaf("e")]),
+            call("http://f", leaf("f"), &[]),
+        ];
+        let mut tree = Tree::parse(reply("a", calls.to_vec().into()).to_string().as_bytes()).unwrap();
+        let met: Vec<_> = tree.hops("http://a").map(|(hop, url)| (hop.service.as_str(), url)).collect();
+        let expected = [("a", "http://a"), ("b", "http://b"), ("c", "http://c"), ("d", ""), ("e", ""), ("f", "http://f")];
+        assert_eq!(met, expected);
+        for (status, is_success) in [(0, false), (101, false), (200, true), (204, true), (299, true), (304, false), (503, false)]
+        {
+            tree.status = status;
+            tree.upstreams[0].status = Some(status);
+            assert_eq!((tree.is_success(), !tree.upstreams[0].has_failed()), (is_success, is_success), "{status}");
+        }
+    }
+
     /// A reply as another hop could have written it.
     pub(super) const LEAF: &str = r#"{"service":"service2","version":"v1","lane":"gray","hostname":"h2","message":"Hello, service2!","path":"/service2",
         "status":200,"started_at":"2026-01-02T03:04:05.678901Z","duration_ms":9.0,"request_id":"r","trace_id":null,"span_id":null,

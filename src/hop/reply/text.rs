@@ -54,7 +54,7 @@ impl Tree {
                 }
             }
         }
-        if self.upstreams.is_empty() && self.status < 300 {
+        if self.upstreams.is_empty() && self.is_success() {
             let _ = writeln!(out, "{below}  received:");
             for (name, values) in &self.received.0 {
                 for value in values {
