@@ -10,7 +10,7 @@ use crate::check::backend::{SecretHeader, open_traces};
 use crate::config::CommandFailure;
 use crate::doctor::DoctorArgs;
 use crate::system::files::read_input;
-use crate::traces::{Span, Trace, TraceId, decode, decode_traces, jaeger, otlp};
+use crate::traces::{Span, Trace, TraceId, decode_traces, jaeger, otlp};
 
 /// MiB that are read of a file.
 const MAX_FILE: u64 = 256;
@@ -77,7 +77,7 @@ fn parse(bytes: &[u8]) -> Result<Vec<Span>, String> {
                             OTLP JSON (objects with \"resourceSpans\")";
     let text = std::str::from_utf8(bytes).map_err(|_| format!("not UTF-8 text; {ACCEPTED}"))?.trim_start();
     let spans = if text.starts_with('[') {
-        zipkin(text)
+        decode_traces(text.as_bytes(), MAX_SPANS).map_err(|error| error.to_string())
     } else if is_object_with(text, "data") {
         jaeger::decode(text.as_bytes())
     } else if is_object_with(text, "resourceSpans") {
@@ -103,15 +103,6 @@ fn otlp_documents(text: &str) -> Result<Vec<Span>, String> {
 fn is_object_with(text: &str, field: &str) -> bool {
     let first = serde_json::Deserializer::from_str(text).into_iter::<HashMap<String, IgnoredAny>>().next();
     first.is_some_and(|object| object.is_ok_and(|object| object.contains_key(field)))
-}
-
-/// A list of spans, or a list of lists: one a trace.
-fn zipkin(text: &str) -> Result<Vec<Span>, String> {
-    let inner = text[1..].trim_start();
-    if !inner.starts_with('[') {
-        return decode(text.as_bytes(), MAX_SPANS).map_err(|error| error.to_string());
-    }
-    decode_traces(text.as_bytes(), MAX_SPANS).map_err(|error| error.to_string())
 }
 
 /// The traces of these spans.

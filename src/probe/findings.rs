@@ -201,7 +201,7 @@ pub(super) fn format(session: &Session<'_>, format: WireFormat, seen: &FateCount
     }
     if let Some(how) = seen.mangling() {
         let text = format!("{title}: the app {} ({calls} calls)", how.text());
-        return Finding::fail(id, text, Hint::new(mangled_by(how)));
+        return Finding::fail(id, text, Hint::new(how.cause()));
     }
     if seen.passes() {
         let converted: Vec<&str> = seen.converted.iter().map(|format| format.title()).collect();
@@ -231,20 +231,6 @@ pub(super) fn format(session: &Session<'_>, format: WireFormat, seen: &FateCount
     if partly || session.expects(option_name(format)) { finding } else { finding.into_informational() }
 }
 
-fn mangled_by(how: &Mangling) -> &'static str {
-    match how {
-        Mangling::Joined | Mangling::Doubled => {
-            "two parts of the app write the header: a library that injects it, and code that copies it"
-        }
-        Mangling::Padded => "code that takes every trace id for one of 128 bits",
-        Mangling::Shortened => "a tracer with trace ids of 64 bits",
-        Mangling::Halved => "a tracer with trace ids of 64 bits, which it writes as ones of 128",
-        Mangling::UpperCase | Mangling::SpanLength => "code that formats the ids by itself",
-        Mangling::StrayComma => "code that joins values by a comma, also where one of them is empty",
-        Mangling::Changed => "code that writes the header by itself",
-    }
-}
-
 /// Trace ids of 64 bits, which older Zipkin libraries make.
 pub(super) fn short_ids(seen: &[(WireFormat, Fate)]) -> Finding {
     let id = CheckId::ProbeShortIds;
@@ -257,7 +243,7 @@ pub(super) fn short_ids(seen: &[(WireFormat, Fate)]) -> Finding {
     };
     let text = |what: &str| format!("{} with a trace id of 64 bits: {what}", format.title());
     if let Fate::Mangled(how) = fate {
-        return Finding::fail(id, text(&format!("the app {}", how.text())), Hint::new(mangled_by(how)));
+        return Finding::fail(id, text(&format!("the app {}", how.text())), Hint::new(how.cause()));
     }
     let cause = "the app reads trace ids of 128 bits alone: a caller with an older Zipkin library loses its trace here";
     Finding::fail(id, text(word(fate)), Hint::new(cause)).into_informational()
@@ -297,7 +283,7 @@ pub(super) fn header(session: &Session<'_>, id: CheckId, name: &str, seen: &Fate
         return uncalled(id, name);
     }
     if let Some(how) = seen.mangling() {
-        return Finding::fail(id, format!("{name}: the app {} ({calls} calls)", how.text()), Hint::new(mangled_by(how)));
+        return Finding::fail(id, format!("{name}: the app {} ({calls} calls)", how.text()), Hint::new(how.cause()));
     }
     if seen.passes() {
         let added = if seen.count(&Fate::EmptyMember) > 0 {

@@ -9,7 +9,7 @@ pub(crate) mod terminal;
 pub(crate) mod time;
 
 pub(crate) use causes::{causes, root_cause};
-pub(crate) use escape::{misleads, plain};
+pub(crate) use escape::{misleads, plain, shorten};
 pub(crate) use shell::quoted;
 
 /// The media type of problem documents (RFC 9457).

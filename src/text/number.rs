@@ -6,6 +6,12 @@ use std::time::Duration;
 
 use http::HeaderValue;
 
+/// The value that a share `q` (0 to 1) of the sorted `values` does not exceed; `None` without values.
+pub(crate) fn percentile<T: Copy>(values: &[T], q: f64) -> Option<T> {
+    let rank = ((q * values.len() as f64).ceil() as usize).clamp(1, values.len().max(1));
+    values.get(rank - 1).copied()
+}
+
 /// Appends an unsigned number.
 pub(crate) fn push_number(out: &mut Vec<u8>, number: u64) {
     out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
@@ -63,6 +69,16 @@ pub(crate) fn push_address(out: &mut Vec<u8>, address: IpAddr) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn percentiles_are_values_that_occurred() {
+        let values: Vec<f64> = (1..=100).map(f64::from).collect();
+        assert_eq!(percentile(&values, 0.5), Some(50.0));
+        assert_eq!(percentile(&values, 0.99), Some(99.0));
+        assert_eq!(percentile(&values, 1.0), Some(100.0));
+        assert_eq!(percentile(&[7.0], 0.5), Some(7.0));
+        assert_eq!(percentile::<f64>(&[], 0.5), None);
+    }
 
     #[test]
     fn numbers_and_addresses_are_written_as_the_formatter_writes_them() {

@@ -43,6 +43,21 @@ impl Mangling {
         }
     }
 
+    /// Why somebody does, in words that stand for itself.
+    pub(crate) fn cause(self) -> &'static str {
+        match self {
+            Self::Joined | Self::Doubled => {
+                "two parts of it write the header: a library that injects it, and code that copies it"
+            }
+            Self::Shortened => "its tracer has trace ids of 64 bits",
+            Self::Halved => "its tracer has trace ids of 64 bits, which it writes as ones of 128",
+            Self::Padded => "it takes every trace id for one of 128 bits",
+            Self::UpperCase | Self::SpanLength => "it formats the ids by itself",
+            Self::StrayComma => "it joins values by a comma, also where one of them is empty",
+            Self::Changed => "it writes the header by itself",
+        }
+    }
+
     /// What happened to a header that had one value before. Lists, whose values may be joined, and headers of no trace are left alone.
     pub(crate) fn between(name: &str, before: &str, after: &[&str]) -> Option<Self> {
         let is_known = name == X_REQUEST_ID.as_str() || (is_trace_context(name) && name != "tracestate");

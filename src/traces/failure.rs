@@ -1,7 +1,6 @@
 //! Why a request failed: where it began, in a clause each, from the replies of its hops or from its spans.
 
-use crate::text::plain;
-use crate::traces::ids::shorten;
+use crate::text::{plain, shorten};
 use crate::traces::span::{Kind, Span};
 use crate::traces::trace::{PlacedSpan, Trace};
 

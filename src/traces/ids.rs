@@ -7,7 +7,7 @@ use std::fmt;
 pub use opentelemetry::trace::{SpanId, TraceId};
 use serde::{Deserializer, Serializer};
 
-use crate::text::escape::is_unsafe;
+use crate::text::shorten;
 use crate::traces::lenient::Scalar;
 
 /// Why a text is not an id. Fit for a log line: bounded, without control characters.
@@ -57,23 +57,6 @@ pub fn zipkin_id(id: TraceId) -> String {
         Some(low) => low.to_owned(),
         None => text,
     }
-}
-
-/// At most `max` characters of a text from outside, escaped where it could mislead a reader.
-pub(crate) fn shorten(text: &str, max: usize) -> String {
-    let mut out = String::new();
-    for (n, c) in text.chars().enumerate() {
-        if n == max {
-            out.push('…');
-            break;
-        }
-        if is_unsafe(c) {
-            out.extend(c.escape_default());
-        } else {
-            out.push(c);
-        }
-    }
-    out
 }
 
 /// `#[serde(with)]` for a trace id.

@@ -13,7 +13,8 @@ use serde::de::{self, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
-use crate::traces::ids::{self, SpanId, TraceId, shorten};
+use crate::text::shorten;
+use crate::traces::ids::{self, SpanId, TraceId};
 use crate::traces::lenient;
 
 /// The tags with the id of a request, the app's before its proxy's.
@@ -363,12 +364,15 @@ pub fn decode(body: &[u8], max: usize) -> Result<Vec<Span>, DecodeError> {
     })
 }
 
-/// Reads a JSON array of traces, each an array of spans, as Zipkin answers a query; all their spans.
+/// Reads what Zipkin answers, all its spans: a JSON array of traces, each an array of spans, or one of spans.
 ///
 /// # Errors
 ///
 /// See [`DecodeError`].
 pub fn decode_traces(body: &[u8], max: usize) -> Result<Vec<Span>, DecodeError> {
+    if !body.trim_ascii_start().get(1..).is_some_and(|inner| inner.trim_ascii_start().starts_with(b"[")) {
+        return decode(body, max);
+    }
     let traces: Vec<&RawValue> = serde_json::from_slice(body).map_err(|error| DecodeError::Invalid(error.to_string()))?;
     let mut spans = Vec::new();
     for trace in traces {

@@ -3,7 +3,8 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use crate::traces::ids::{SpanId, TraceId, shorten};
+use crate::text::shorten;
+use crate::traces::ids::{SpanId, TraceId};
 use crate::traces::span::{Kind, Span};
 
 /// The longest name in a sentence, characters.

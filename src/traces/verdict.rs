@@ -8,8 +8,9 @@ use std::ops::RangeInclusive;
 use serde::Serialize;
 
 use crate::text::counted;
+use crate::text::shorten;
 use crate::traces::failure::{Failure, listed};
-use crate::traces::ids::{self, SpanId, TraceId, shorten};
+use crate::traces::ids::{self, SpanId, TraceId};
 use crate::traces::span::{Kind, Span};
 use crate::traces::trace::{PlacedSpan, Trace};
 

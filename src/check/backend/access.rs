@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::HeaderMap;
 use reqwest::Url;
 
+use crate::check::chain::expect::header_pair;
 use crate::check::reachability::client::MAX_BODY;
 use crate::check::reachability::tls::Trust;
 use crate::net::client::{builder, read_bounded};
@@ -36,11 +37,8 @@ impl SecretHeader {
     pub(crate) fn map(options: &[Self]) -> Result<HeaderMap, String> {
         let mut headers = HeaderMap::new();
         for Self(text) in options {
-            let pair = text.split_once(':').and_then(|(name, value)| {
-                Some((name.trim().parse::<HeaderName>().ok()?, HeaderValue::from_str(value.trim()).ok()?))
-            });
             let (name, mut value) =
-                pair.ok_or("--traces-header ***: accepted: a name and a value, `Authorization: Bearer TOKEN`")?;
+                header_pair(text).ok_or("--traces-header ***: accepted: a name and a value, `Authorization: Bearer TOKEN`")?;
             value.set_sensitive(true);
             headers.append(name, value);
         }

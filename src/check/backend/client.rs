@@ -13,9 +13,9 @@ use crate::check::backend::access::{BackendRefusal, Http};
 use crate::check::reachability::tls::Trust;
 use crate::check::report::{CheckId, Finding, Hint};
 use crate::net::hosts::redacted_url;
-use crate::text::quoted;
+use crate::text::{quoted, shorten};
 use crate::traces::ids::parse_trace_id;
-use crate::traces::{REQUEST_ID_TAGS, Span, Trace, TraceId, decode, decode_traces, jaeger};
+use crate::traces::{REQUEST_ID_TAGS, Span, Trace, TraceId, decode_traces, jaeger};
 
 /// Spans of one trace that are read at most.
 const MAX_SPANS: usize = 100_000;
@@ -48,6 +48,15 @@ impl Api {
             Self::Zipkin => "/api/v2/services",
             Self::Jaeger => "/api/services",
         }
+    }
+
+    /// The spans of an answer.
+    fn decode(self, body: &[u8]) -> Result<Vec<Span>, BackendRefusal> {
+        let spans = match self {
+            Self::Zipkin => decode_traces(body, MAX_SPANS).map_err(|error| error.to_string()),
+            Self::Jaeger => jaeger::decode(body),
+        };
+        spans.map_err(BackendRefusal::Unreadable)
     }
 
     /// Whether this is the API's answer to the question for its services.
@@ -170,7 +179,7 @@ fn errors(body: &[u8]) -> Option<String> {
         return None;
     }
     let message = first["msg"].as_str().map_or_else(|| first.to_string(), str::to_owned);
-    Some(crate::text::plain(&message).chars().take(SHOWN).collect())
+    Some(shorten(&message, SHOWN))
 }
 
 /// Like [`open`], with the public roots.
@@ -213,12 +222,7 @@ impl Backend {
             Api::Jaeger => "/api/traces/",
         };
         let Some(body) = self.fetch(&format!("{}{path}{id}", self.base)).await? else { return Ok(None) };
-        let spans = match self.api {
-            Api::Zipkin => decode(&body, MAX_SPANS).map_err(|error| error.to_string()),
-            Api::Jaeger => jaeger::decode(&body),
-        };
-        let spans: Vec<Span> = spans.map_err(BackendRefusal::Unreadable)?;
-        Ok(Trace::of_reports(spans))
+        Ok(Trace::of_reports(self.api.decode(&body)?))
     }
 
     /// The body at a URL of the API; `None` where there is nothing.
@@ -358,11 +362,7 @@ impl Backend {
         let url = Url::parse_with_params(&format!("{}{path}", self.base), &pairs);
         let url = url.map_err(|error| BackendRefusal::Unreachable(error.to_string()))?;
         let body = self.fetch(url.as_str()).await?.ok_or(BackendRefusal::Status(404))?;
-        let spans = match self.api {
-            Api::Zipkin => decode_traces(&body, MAX_SPANS).map_err(|error| error.to_string()),
-            Api::Jaeger => jaeger::decode(&body),
-        };
-        spans.map_err(BackendRefusal::Unreadable)
+        self.api.decode(&body)
     }
 
     async fn services(&self) -> Result<Vec<String>, BackendRefusal> {

@@ -12,6 +12,7 @@ use crate::check::envoy::suggestions::{HintContext, HopRef, Runner, name_of};
 use crate::check::report::{CheckId, Finding, Hint};
 use crate::hop::reply::{Propagation, Tree};
 use crate::telemetry::client_tracing;
+use crate::text::counted;
 use crate::trace_context::HeaderFamily;
 use crate::traces::{Span, SpanId, Trace, TraceId, Verdict};
 
@@ -275,7 +276,6 @@ impl Arrived<'_> {
         let server = spans.iter().filter(|span| is(span.id, Role::Server)).count();
         let calls = spans.iter().filter(|span| !is(span.id, Role::Server) && is_call(span)).count();
         let app = server + calls;
-        let plural = |n: usize, one: &str| if n == 1 { format!("{n} {one}") } else { format!("{n} {one}s") };
         let by_service = |spans: &[&Span]| {
             let mut by: BTreeMap<&str, usize> = BTreeMap::new();
             spans.iter().for_each(|span| *by.entry(span.service().unwrap_or_default()).or_default() += 1);
@@ -286,20 +286,20 @@ impl Arrived<'_> {
         let (proxies, others): (Vec<&Span>, Vec<&Span>) = rest.partition(|span| span.is_proxy() || is(span.id, Role::Proxy));
         let mut lines = Vec::new();
         if app > 0 {
-            lines.push(format!("{} of the app: {server} answering, {calls} calling the next hop", plural(app, "span")));
+            lines.push(format!("{} of the app: {server} answering, {calls} calling the next hop", counted(app, "span")));
         }
         for (of, spans) in [("proxies", &proxies), ("other apps", &others)] {
             if !spans.is_empty() {
-                lines.push(format!("{} of {of}: {}", plural(spans.len(), "span"), by_service(spans)));
+                lines.push(format!("{} of {of}: {}", counted(spans.len(), "span"), by_service(spans)));
             }
         }
         let text = match (app, proxies.len(), others.len()) {
-            (app, 0, 0) => format!("{}, all of the app: no proxy reports", plural(app, "span")),
-            (0, proxies, 0) => format!("{}, all of proxies: the app only forwards", plural(proxies, "span")),
-            (app, proxies, 0) => format!("{}: {proxies} of proxies, {app} of the app", plural(app + proxies, "span")),
+            (app, 0, 0) => format!("{}, all of the app: no proxy reports", counted(app, "span")),
+            (0, proxies, 0) => format!("{}, all of proxies: the app only forwards", counted(proxies, "span")),
+            (app, proxies, 0) => format!("{}: {proxies} of proxies, {app} of the app", counted(app + proxies, "span")),
             (app, proxies, others) => format!(
                 "{}: {proxies} of proxies, {app} of the app, {others} of other apps",
-                plural(app + proxies + others, "span")
+                counted(app + proxies + others, "span")
             ),
         };
         let mut data = serde_json::json!({"spans": spans.len(), "app": app, "proxies": proxies.len()});

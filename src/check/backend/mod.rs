@@ -170,6 +170,13 @@ impl Failed<'_> {
 /// Traces of one request that are read at most.
 const MAX_TRACES: usize = 4;
 
+/// Shows how long is waited, and waits until the backend is asked again. Returns whether the run is stopped.
+async fn pause(what: &str, started: Instant, limit: Duration, stop: &mut watch::Receiver<bool>, progress: &ProgressLine) -> bool {
+    const POLL: Duration = Duration::from_millis(500);
+    progress.show(what, started.elapsed().as_secs(), limit.as_secs());
+    tokio::time::timeout(POLL, stop.wait_for(|stop| *stop)).await.is_ok()
+}
+
 /// What the proxies report of a request that failed, once they have: Envoy sends its spans every five seconds.
 pub(crate) async fn evidence(
     backend: &Backend,
@@ -178,7 +185,6 @@ pub(crate) async fn evidence(
     stop: &mut watch::Receiver<bool>,
     progress: &ProgressLine,
 ) -> HashMap<String, CallSpans> {
-    const POLL: Duration = Duration::from_millis(500);
     const REPORTED: Duration = Duration::from_secs(7);
     let started = Instant::now();
     let mut found = HashMap::new();
@@ -199,11 +205,7 @@ pub(crate) async fn evidence(
         if is_late || started.elapsed() >= wait || *stop.borrow() {
             break;
         }
-        progress.show("seconds, waiting for what proxies report", started.elapsed().as_secs(), REPORTED.as_secs());
-        tokio::select! {
-            () = tokio::time::sleep(POLL) => {}
-            _ = stop.wait_for(|stop| *stop) => {}
-        }
+        pause("seconds, waiting for what proxies report", started, REPORTED, stop, progress).await;
     }
     progress.clear();
     found
@@ -218,7 +220,6 @@ async fn arrival(
     stop: &mut watch::Receiver<bool>,
     progress: &ProgressLine,
 ) -> (Option<Trace>, Verdict, Option<BackendRefusal>) {
-    const POLL: Duration = Duration::from_millis(500);
     let started = Instant::now();
     let (mut trace, mut trouble) = (None, None);
     let verdict = loop {
@@ -234,11 +235,7 @@ async fn arrival(
         if complete || started.elapsed() >= wait || *stop.borrow() {
             break verdict;
         }
-        progress.show("seconds, waiting for the trace", started.elapsed().as_secs(), wait.as_secs());
-        tokio::select! {
-            () = tokio::time::sleep(POLL) => {}
-            _ = stop.wait_for(|stop| *stop) => {}
-        }
+        pause("seconds, waiting for the trace", started, wait, stop, progress).await;
     };
     progress.clear();
     (trace, verdict, trouble)

@@ -10,9 +10,9 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::check::backend::CheckedRequest;
 use crate::check::backend::access::BackendRefusal;
 use crate::check::backend::client::Backend;
+use crate::check::backend::{CheckedRequest, pause};
 use crate::check::chain::evidence::Stranger;
 use crate::check::chain::expect::is_named;
 use crate::check::chain::probe::{Probe, short};
@@ -30,7 +30,6 @@ const REQUESTS: usize = 5;
 const CHANCE: f64 = 1e-4;
 /// How long spans are on their way: Envoy and OpenTelemetry's SDKs report every five seconds.
 const REPORTED: Duration = Duration::from_secs(8);
-const POLL: Duration = Duration::from_millis(500);
 
 /// A call to an app of another make whose answer has no reply of a hop.
 #[derive(Debug, Clone)]
@@ -140,14 +139,8 @@ pub(super) async fn judge(
         if evidence.iter().all(Option::is_some) || started.elapsed() >= limit {
             break trouble;
         }
-        progress.show(
-            "seconds, waiting for what is reported behind the apps of another make",
-            started.elapsed().as_secs(),
-            limit.as_secs(),
-        );
-        tokio::select! {
-            () = tokio::time::sleep(POLL) => {}
-            _ = stop.wait_for(|stop| *stop) => break None,
+        if pause("seconds, waiting for what is reported behind the apps of another make", started, limit, stop, progress).await {
+            break None;
         }
     };
     progress.clear();

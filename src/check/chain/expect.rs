@@ -289,11 +289,14 @@ pub(crate) fn lane(text: &str) -> Result<String, String> {
 }
 
 /// `NAME: VALUE` or `NAME:VALUE`.
+pub(crate) fn header_pair(text: &str) -> Option<(http::HeaderName, http::HeaderValue)> {
+    let (name, value) = text.split_once(':')?;
+    Some((name.trim().parse().ok()?, value.trim().parse().ok()?))
+}
+
+/// A header that `check` does not send by itself.
 pub(crate) fn header(text: &str) -> Result<(http::HeaderName, http::HeaderValue), String> {
-    let accepted = "accepted: `NAME: VALUE`";
-    let (name, value) = text.split_once(':').ok_or(accepted)?;
-    let name: http::HeaderName = name.trim().parse().map_err(|_| accepted)?;
-    let value = http::HeaderValue::from_str(value.trim()).map_err(|_| accepted)?;
+    let (name, value) = header_pair(text).ok_or("accepted: `NAME: VALUE`")?;
     let own = ["traceparent", "tracestate", "b3", "x-request-id", "x-lane", "host", "connection", "content-length"];
     if own.contains(&name.as_str()) || name.as_str().starts_with("x-b3-") {
         return Err(format!("the command sends {name} itself; accepted: any other header"));

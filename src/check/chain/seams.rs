@@ -4,6 +4,7 @@ use opentelemetry::trace::TraceId;
 
 use crate::check::chain::evidence::{Effect, Proxy, RequestId, SIDECAR_CALLS_FROM};
 use crate::hop::reply::{Headers, Propagation, Tree};
+use crate::text::shorten;
 use crate::trace_context::{
     Context, HeaderFamily, HeaderSource as _, Mangling, is_foreign_tracer, is_trace_context, is_valid_request_id,
     is_valid_tracestate, names_trace,
@@ -99,12 +100,9 @@ fn name_damage(effects: &mut Vec<Effect>, before: &Headers, after: &Headers) {
 }
 
 /// A value as it is quoted.
-fn shown(mut value: String) -> String {
+fn shown(value: String) -> String {
     const SHOWN: usize = 140;
-    if let Some((at, _)) = value.char_indices().nth(SHOWN) {
-        value.replace_range(at.., "…");
-    }
-    value
+    shorten(&value, SHOWN)
 }
 
 /// What became of the trace contexts between a caller and a hop.

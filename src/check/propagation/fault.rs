@@ -3,7 +3,7 @@
 use crate::check::chain::evidence::{CALLER, Effect, SeamFault, Stranger, Xray};
 use crate::check::chain::probe::{is_of_this_run, short};
 use crate::check::envoy::suggestions::{HintContext, Runner, on_purpose};
-use crate::check::propagation::words::{apart, ask, damaged, damaged_by, mixed_up};
+use crate::check::propagation::words::{apart, ask, damaged, mixed_up};
 use crate::check::report::{CheckId, Finding, Hint, Side};
 use crate::hop::reply::Propagation;
 use crate::text::quoted;
@@ -259,7 +259,7 @@ fn by_stranger(fault: &SeamFault, via: &Stranger, xray: &Xray) -> Hint {
     let Stranger { name, url } = via;
     let makes_traces = || fault.effects.iter().any(|effect| matches!(effect, Effect::Trace { .. }));
     let cause = if let Some((header, how)) = damage(fault) {
-        format!("{name}, an app of another make, damages {header}: {}", damaged_by(how))
+        format!("{name}, an app of another make, damages {header}: {}", how.cause())
     } else if subject(fault) == Subject::Sampled {
         format!("{name}, an app of another make, decides about sampling by itself: its sampler is not parent-based")
     } else if is_of_another_request(fault, xray) {
@@ -304,7 +304,7 @@ fn by_hop(fault: &SeamFault, xray: &Xray, hints: &HintContext) -> Hint {
     }
     let names = lost(fault);
     if let Some((header, how)) = damage(fault) {
-        let cause = format!("{name} damages {header}, which it should pass on whole: {}", damaged_by(how));
+        let cause = format!("{name} damages {header}, which it should pass on whole: {}", how.cause());
         return Hint::new(cause).run(hints.settings(hop));
     }
     if names.is_empty() {
@@ -349,7 +349,7 @@ fn by_proxy(fault: &SeamFault, xray: &Xray, hints: &HintContext) -> Hint {
                         "request_headers_to_add of its route, a filter (lua, header_mutation)"
                     )
                 ),
-                _ => format!("A proxy between {from} and {to} damages {header}: {}", damaged_by(how)),
+                _ => format!("A proxy between {from} and {to} damages {header}: {}", how.cause()),
             },
             Subject::Sampled => {
                 "A proxy between them decides anew about sampling instead of respecting the decision that came in".to_owned()

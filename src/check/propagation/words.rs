@@ -2,9 +2,8 @@
 
 use crate::check::chain::probe::short;
 use crate::check::envoy::suggestions::HopRef;
-use crate::text::quoted;
+use crate::text::{quoted, shorten};
 use crate::trace_context::Mangling;
-use crate::traces::ids::shorten;
 
 /// Two values as they are quoted beside each other: in short where that shows that they differ.
 pub(super) fn apart(before: &str, after: &str) -> (String, String) {
@@ -25,18 +24,6 @@ pub(super) fn damaged(how: Mangling) -> &'static str {
         Mangling::Padded => "a trace id that is padded to 128 bits",
         Mangling::UpperCase => "it in upper case",
         Mangling::SpanLength | Mangling::StrayComma | Mangling::Changed => "another value",
-    }
-}
-
-/// What a damage comes from, at whoever wrote the header.
-pub(super) fn damaged_by(how: Mangling) -> &'static str {
-    match how {
-        Mangling::Joined | Mangling::Doubled => "two parts of it write the header, one beside what the other passes on",
-        Mangling::Shortened | Mangling::Halved => "its tracer has trace ids of 64 bits",
-        Mangling::Padded => "its tracer takes every trace id for one of 128 bits",
-        Mangling::SpanLength | Mangling::UpperCase | Mangling::StrayComma | Mangling::Changed => {
-            "it formats the header by itself"
-        }
     }
 }
 

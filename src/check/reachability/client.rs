@@ -10,7 +10,7 @@ use std::sync::Mutex;
 use std::task::Poll;
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::HeaderMap;
 use reqwest::Url;
 use tokio::time::Instant;
 use tower_service::Service;
@@ -170,12 +170,8 @@ impl CheckClient {
             return grpc.call(headers).await;
         }
         let mut request = self.http.get(url).header(http::header::ACCEPT, "application/json").headers(self.extra.clone());
-        for (name, values) in &headers.0 {
-            for value in values {
-                if let (Ok(name), Ok(value)) = (name.parse::<HeaderName>(), HeaderValue::from_str(value)) {
-                    request = request.header(name, value);
-                }
-            }
+        for (name, value) in &headers.to_map() {
+            request = request.header(name, value);
         }
         let started = Instant::now();
         let mut response = request.send().await.map_err(|error| RequestFailure::of(&error))?;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::header::{self, HeaderMap};
-use http::{HeaderName, HeaderValue, Request, StatusCode};
+use http::{Request, StatusCode};
 use http_body_util::{BodyExt as _, Full};
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper::rt::{Read, Write};
@@ -96,15 +96,8 @@ impl GrpcFront {
             .header(header::TE, "trailers")
             .header(header::USER_AGENT, concat!("httpserver-check/", env!("CARGO_PKG_VERSION")))
             .header("grpc-timeout", rpc::timeout::format(self.timeout));
-        for (name, value) in &self.extra {
+        for (name, value) in self.extra.iter().chain(&headers.to_map()) {
             built = built.header(name, value);
-        }
-        for (name, values) in &headers.0 {
-            for value in values {
-                if let (Ok(name), Ok(value)) = (name.parse::<HeaderName>(), HeaderValue::from_str(value)) {
-                    built = built.header(name, value);
-                }
-            }
         }
         built.body(Full::new(request(self.service, Bytes::new()))).unwrap_or_default()
     }

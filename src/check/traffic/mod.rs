@@ -22,7 +22,9 @@ use crate::check::report::{CheckId, Finding, Hint};
 use crate::check::traffic::instance::{all_at, only_at};
 use crate::check::traffic::rates::Rates;
 use crate::check::traffic::sample::{HopSamples, Outcome, Sample, by_hop, most_calls};
-use crate::text::quoted;
+use crate::check::traffic::stats::sorted;
+use crate::text::number::percentile;
+use crate::text::{counted, quoted};
 
 /// What the user expects of the traffic.
 pub(crate) struct TrafficExpectation<'a> {
@@ -165,19 +167,14 @@ fn single_instance(samples: &[Sample], hops: &[HopSamples<'_>], key: &str) -> Op
 fn latency(samples: &[Sample]) -> Option<Finding> {
     let fine = samples.iter().filter(|sample| sample.is_fine());
     let times = sorted(fine.map(|sample| sample.took.as_secs_f64() * 1000.0));
-    let at = |q: f64| stats::percentile(&times, q);
+    let at = |q: f64| percentile(&times, q);
     let (p50, p90, p99, max) = (at(0.5)?, at(0.9)?, at(0.99)?, at(1.0)?);
-    let median = |hop: HopSamples<'_>| {
-        let own = sorted(hop.answers.iter().map(|answer| answer.own_ms));
-        Some((stats::percentile(&own, 0.5)?, hop.name.to_owned()))
-    };
     let hops = by_hop(samples);
     let on_purpose =
         hops.iter().flat_map(|hop| rates::on_purpose(hop).into_iter().map(move |what| format!("{:<20} {what}", hop.name)));
     let on_purpose: Vec<String> = on_purpose.collect();
-    let slowest = hops.into_iter().filter_map(median).max_by(|a, b| a.0.total_cmp(&b.0));
-    let slowest =
-        slowest.map_or_else(String::new, |(ms, name)| format!("; the slowest hop is {name}, p50 {ms:.1} ms of its own"));
+    let slowest = slowest(&hops, 0.5)
+        .map_or_else(String::new, |(ms, name)| format!("; the slowest hop is {name}, p50 {ms:.1} ms of its own"));
     let text = format!("Latency p50 {p50:.1} ms, p90 {p90:.1} ms, p99 {p99:.1} ms, longest {max:.1} ms{slowest}");
     let data = serde_json::json!({"p50_ms": p50, "p90_ms": p90, "p99_ms": p99, "max_ms": max});
     Some(Finding::pass(CheckId::TrafficLatency, text).lines(on_purpose).data(data))
@@ -190,7 +187,7 @@ fn by_version(hops: &[HopSamples<'_>]) -> Option<Finding> {
         let versions = hop.tally(|answer| &answer.version);
         for version in versions.keys().filter(|_| versions.len() > 1) {
             let own = sorted(hop.answers.iter().filter(|answer| answer.version == **version).map(|answer| answer.own_ms));
-            let at = |q: f64| stats::percentile(&own, q).unwrap_or_default();
+            let at = |q: f64| percentile(&own, q).unwrap_or_default();
             let (p50, p90, p99, all) = (at(0.5), at(0.9), at(0.99), own.len());
             lines.push(format!(
                 "{:<20} {version:<8} p50 {p50:.0} ms, p90 {p90:.0} ms, p99 {p99:.0} ms of {all} answers",
@@ -202,10 +199,13 @@ fn by_version(hops: &[HopSamples<'_>]) -> Option<Finding> {
     (!lines.is_empty()).then(|| Finding::pass(CheckId::TrafficLatency, text).lines(lines))
 }
 
-fn sorted(values: impl Iterator<Item = f64>) -> Vec<f64> {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_by(f64::total_cmp);
-    values
+/// The hop that takes longest by itself at a percentile, and how long.
+fn slowest(hops: &[HopSamples<'_>], q: f64) -> Option<(f64, String)> {
+    let own = hops.iter().filter_map(|hop| {
+        let own = sorted(hop.answers.iter().map(|answer| answer.own_ms));
+        Some((percentile(&own, q)?, hop.name.to_owned()))
+    });
+    own.max_by(|a, b| a.0.total_cmp(&b.0))
 }
 
 fn versions(hops: &[HopSamples<'_>]) -> Finding {
@@ -217,8 +217,7 @@ fn versions(hops: &[HopSamples<'_>]) -> Finding {
         let share = |(version, count): (&&str, &u64)| format!("{version} {:.1} %", 100.0 * *count as f64 / all);
         let shares: Vec<String> = versions.iter().map(share).collect();
         let hosts = hop.tally(|answer| &answer.hop.hostname).len();
-        let plural = if hosts == 1 { "host" } else { "hosts" };
-        lines.push(format!("{:<20} {:<30} {hosts} {plural}", hop.name, shares.join(", ")));
+        lines.push(format!("{:<20} {:<30} {}", hop.name, shares.join(", "), counted(hosts, "host")));
         data.insert(hop.name.to_owned(), serde_json::json!(versions));
     }
     Finding::pass(CheckId::TrafficVersions, "Versions that answered, per hop").lines(lines).data(data.into())
@@ -281,7 +280,7 @@ fn limited(samples: &[Sample], hops: &[HopSamples<'_>], limit: &LatencyLimit, hi
             None => (expected.as_str(), Vec::new()),
         },
     };
-    let Some(measured) = stats::percentile(&times, limit.percent / 100.0) else {
+    let Some(measured) = percentile(&times, limit.percent / 100.0) else {
         return Finding::skip(ID, format!("{name}, {limit}: not checked, because it never answered"));
     };
     let data = serde_json::json!({"limit": limit.to_string(), "measured_ms": measured, "answers": times.len()});
@@ -289,14 +288,7 @@ fn limited(samples: &[Sample], hops: &[HopSamples<'_>], limit: &LatencyLimit, hi
     let finding = if measured <= limit.limit.as_secs_f64() * 1000.0 {
         Finding::pass(ID, format!("{text}, as promised ({limit})"))
     } else {
-        let own = |hop: &HopSamples<'_>| {
-            Some((
-                stats::percentile(&sorted(hop.answers.iter().map(|answer| answer.own_ms)), limit.percent / 100.0)?,
-                hop.name.to_owned(),
-            ))
-        };
-        let slowest = hops.iter().filter_map(own).max_by(|a, b| a.0.total_cmp(&b.0));
-        let (ms, slowest) = slowest.unwrap_or_default();
+        let (ms, slowest) = slowest(hops, limit.percent / 100.0).unwrap_or_default();
         let on_purpose = hops.iter().find(|hop| hop.name == slowest).map(rates::on_purpose).unwrap_or_default();
         let on_purpose = if on_purpose.is_empty() { String::new() } else { format!(" (on purpose: {})", on_purpose.join(", ")) };
         let hint = Hint::new(format!(

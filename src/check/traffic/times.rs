@@ -7,7 +7,8 @@ use crate::check::chain::evidence::CALLER;
 use crate::check::envoy::suggestions::{HintContext, Runner};
 use crate::check::report::{CheckId, Finding, Hint};
 use crate::check::traffic::sample::{HopSamples, Sample};
-use crate::check::traffic::stats::percentile;
+use crate::check::traffic::stats::sorted;
+use crate::text::number::percentile;
 
 const ID: CheckId = CheckId::TrafficTimes;
 
@@ -42,12 +43,6 @@ pub(crate) fn findings(series: [&[Sample]; 2], hops: &[HopSamples<'_>], hints: &
         out.push(Finding::pass(ID, "No instance is slower than its siblings, and no seam than the others"));
     }
     out
-}
-
-fn sorted(values: impl Iterator<Item = f64>) -> Vec<f64> {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_by(f64::total_cmp);
-    values
 }
 
 /// An instance that takes longer itself than the others of its hop.
@@ -150,7 +145,7 @@ fn slow_seams(seams: &BTreeMap<(&str, &str), Vec<Gap>>, hops: &[HopSamples<'_>],
     let high = |gaps: &Vec<Gap>| percentile(&gaps.iter().map(|gap| gap.ms).collect::<Vec<_>>(), 0.9).unwrap_or_default();
     let slow = seams.iter().filter_map(|((from, to), gaps)| {
         let others = seams.iter().filter(|((a, b), _)| (a, b) != (from, to)).map(|(_, gaps)| high(gaps));
-        let limit = others.fold(0.0, f64::max).mul_add(SEAM_SLOWER, 0.0).max(SEAM_MS);
+        let limit = (others.fold(0.0, f64::max) * SEAM_SLOWER).max(SEAM_MS);
         let over = |gaps: &[Gap]| gaps.iter().copied().filter(|gap| gap.ms > limit).collect::<Vec<_>>();
         let events_of = |gaps: Vec<Gap>| gaps.iter().map(|gap| gap.event).collect::<BTreeSet<_>>();
         let held = over(gaps);

@@ -7,6 +7,7 @@ use crate::check::envoy::suggestions::{HintContext, HopRef};
 use crate::check::report::{CheckId, Finding, Hint};
 use crate::check::traffic::sample::{Outcome, Sample};
 use crate::check::traffic::{FailureKind, failures};
+use crate::text::counted;
 
 /// What is kept of the requests: no more after a month than after a minute.
 #[derive(Default)]
@@ -195,8 +196,7 @@ fn instances(hops: &[(String, Vec<Instance>)]) -> Option<Finding> {
         let mut silent = Vec::new();
         for Silence { from, to, failed } in silences {
             let (from, to) = (from.as_secs_f64(), to.as_secs_f64());
-            let plural = if *failed == 1 { "failure" } else { "failures" };
-            let after = if *failed > 0 { format!(", after {failed} {plural}") } else { String::new() };
+            let after = if *failed > 0 { format!(", after {}", counted(*failed, "failure")) } else { String::new() };
             lines.push(format!("{:<12} left out for {:.1} s, from {from:.1} to {to:.1} s{after}", "", to - from));
             silent.push(serde_json::json!({"from_s": from, "to_s": to, "failed_before": failed}));
         }

@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use tokio::sync::watch;
 
+use crate::text::number::percentile;
+
 /// The window of the figures. Long enough for a steady p99 at ten requests a second, short enough to see a slider's effect.
 pub(crate) const WINDOW: Duration = Duration::from_secs(10);
 /// Durations that are remembered of each second; of more, a part that is spread over the second.
@@ -89,11 +91,7 @@ impl Gauge {
         let mut took_us: Vec<u32> = within().flat_map(|second| &second.took_us).copied().collect();
         drop(seconds);
         took_us.sort_unstable();
-        // The smallest time that at least this share of the requests did not pass.
-        let quantile = |share: f64| {
-            let rank = (share * took_us.len() as f64).ceil() as usize;
-            took_us.get(rank.saturating_sub(1)).map(|us| f64::from(*us) / 1e3)
-        };
+        let quantile = |share: f64| percentile(&took_us, share).map(|us| f64::from(us) / 1e3);
         Figures {
             rate: requests as f64 / WINDOW.as_secs_f64(),
             errors: (requests > 0).then(|| errors as f64 / requests as f64),

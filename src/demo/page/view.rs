@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use crate::text::shorten;
 use crate::traces::ids::{parent_id, span_id, trace_id};
 use crate::traces::{Kind, Span, SpanId, Trace, TraceId, Verdict};
 
@@ -13,7 +14,7 @@ const MAX_SERVICES: usize = 64;
 const MAX_REQUESTS: usize = 200;
 
 fn short(text: &str) -> String {
-    text.chars().take(MAX_TEXT).collect()
+    shorten(text, MAX_TEXT)
 }
 
 /// What a span did, in a few characters: the path that was asked for where the name is only its template or the method.

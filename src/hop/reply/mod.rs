@@ -20,6 +20,7 @@ mod write;
 
 use std::fmt::Debug;
 
+use http::{HeaderMap, HeaderName};
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde::ser::{SerializeMap, Serializer};
 use serde::{Deserialize, Serialize};
@@ -270,6 +271,16 @@ impl Headers {
     /// Every value of `name` (lower case); empty when the header is not there.
     pub fn get(&self, name: &str) -> &[String] {
         self.0.iter().find(|(known, _)| known == name).map_or(&[], |(_, values)| values)
+    }
+
+    /// Those that can be sent, as headers of a request.
+    pub(crate) fn to_map(&self) -> HeaderMap {
+        let pairs = self.0.iter().flat_map(|(name, values)| values.iter().map(move |value| (name, value)));
+        let mut map = HeaderMap::new();
+        for (name, value) in pairs.filter_map(|(name, value)| Some((name.parse::<HeaderName>().ok()?, value.parse().ok()?))) {
+            map.append(name, value);
+        }
+        map
     }
 
     /// The only or first value of `name` (lower case).

@@ -13,7 +13,8 @@ use opentelemetry_proto::tonic::trace::v1::status::StatusCode;
 use prost::Message as _;
 
 use crate::net::addresses;
-use crate::traces::ids::{SpanId, TraceId, shorten};
+use crate::text::shorten;
+use crate::traces::ids::{SpanId, TraceId};
 use crate::traces::span::{Annotation, DecodeError, Endpoint, Kind, Link, Span};
 
 mod json;
