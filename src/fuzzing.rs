@@ -55,7 +55,7 @@ pub const PARSERS: [Parser; 23] = [
     ("jaeger", |data| drop(jaeger::decode(data).map(backend_spans))),
     ("order", |data| drop(read_order(data))),
     ("reply", reply),
-    ("stranger", stranger),
+    ("stranger", foreign_response),
     ("metadata", metadata),
     ("message", message),
     ("websocket", websocket),
@@ -205,8 +205,8 @@ fn zipkin(data: &[u8]) {
     assert!(spans.len() <= MAX);
     let count = spans.len();
     // What is stored can be written, and what is written can be read again.
-    let told = serde_json::to_vec(&spans).expect("spans are JSON");
-    assert_eq!(decode(&told, MAX).expect("our own JSON is read").len(), count);
+    let written = serde_json::to_vec(&spans).expect("spans are JSON");
+    assert_eq!(decode(&written, MAX).expect("our own JSON is read").len(), count);
     let limits = Limits { traces: 2, spans: 8, bytes: 16 << 10, trace_spans: 4, trace_bytes: 8 << 10 };
     let store = Store::with_limits(limits);
     store.insert(spans);
@@ -251,7 +251,7 @@ fn reply(data: &[u8]) {
 }
 
 /// Three parts, the first two a line each: `content-type`, `server`, and the body of a failed answer.
-fn stranger(data: &[u8]) {
+fn foreign_response(data: &[u8]) {
     let mut parts = data.splitn(3, |byte| *byte == b'\n');
     let mut headers = HeaderMap::new();
     for name in [CONTENT_TYPE, SERVER] {
@@ -259,13 +259,13 @@ fn stranger(data: &[u8]) {
             headers.insert(name, value);
         }
     }
-    let stranger = ForeignResponse::read(&headers, parts.next().unwrap_or_default());
-    let error = format!("answered 503 Service Unavailable{stranger}");
+    let foreign_response = ForeignResponse::read(&headers, parts.next().unwrap_or_default());
+    let error = format!("answered 503 Service Unavailable{foreign_response}");
     assert!(error.len() < 512 && !error.chars().any(misleads), "{error:?}");
-    let told = ForeignResponse::parse(&error);
+    let written = ForeignResponse::parse(&error);
     // Without a server at its end, a text may resemble one that names a server.
-    if !stranger.server.is_empty() || !error.ends_with(']') {
-        assert_eq!(told, stranger, "{error}");
+    if !foreign_response.server.is_empty() || !error.ends_with(']') {
+        assert_eq!(written, foreign_response, "{error}");
     }
     // It also reads what other hops wrote.
     ForeignResponse::parse(text(data));
@@ -276,8 +276,8 @@ fn metadata(data: &[u8]) {
     let mut lines = data.split(|byte| *byte == b'\n');
     if let Some(timeout) = rpc::timeout::parse(text(lines.next().unwrap_or_default())) {
         assert!(tokio::time::Instant::now().checked_add(timeout).is_some());
-        let told = rpc::timeout::format(timeout);
-        assert!(told.len() <= 9 && rpc::timeout::parse(&told).is_some_and(|read| read <= timeout), "{told}");
+        let written = rpc::timeout::format(timeout);
+        assert!(written.len() <= 9 && rpc::timeout::parse(&written).is_some_and(|read| read <= timeout), "{written}");
     }
     let mut trailers = HeaderMap::new();
     for name in ["grpc-status", "grpc-message", "grpc-status-details-bin"] {

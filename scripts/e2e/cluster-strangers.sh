@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# The part "strangers" of scripts/e2e-cluster.sh, which sources this file: service1 calls an app of another make (tests/apps/catalog), which calls
+# The part "strangers" of scripts/e2e-cluster.sh, which sources this file: service1 calls a foreign app (tests/apps/catalog), which calls
 # service3; all of them have sidecars. What check, doctor and probe say of it, whatever the app does to the trace headers.
 #
 # The app needs the image of catalog.yaml in the cluster.
@@ -76,13 +76,13 @@ probed() {
 }
 
 strangers() {
-  part "an app of another make in the middle"
+  part "a foreign app in the middle"
   find_checker
-  [ -x "$checker" ] || { not_run+=("an app of another make: no binary to run here: cargo build, or name one in HTTPSERVER"); return; }
+  [ -x "$checker" ] || { not_run+=("a foreign app: no binary to run here: cargo build, or name one in HTTPSERVER"); return; }
   overlay sidecar ../../tests/apps/catalog
   kubectl apply -k "${work:?}/overlay" >/dev/null 2>&1
   if ! k rollout status deployment/catalog --timeout=90s >/dev/null; then
-    not_run+=("an app of another make: its image $(k get deployment catalog -o jsonpath='{.spec.template.spec.containers[0].image}') does not start")
+    not_run+=("a foreign app: its image $(k get deployment catalog -o jsonpath='{.spec.template.spec.containers[0].image}') does not start")
   else
     settled
     flavours

@@ -87,7 +87,7 @@ pub struct CheckArgs {
     /// Report this check but do not let it fail the run: its name in JSON, `reach.hsts`, or a group, `reach` (repeatable)
     #[arg(long, value_name = "CHECK")]
     pub skip: Vec<String>,
-    /// Exit with 1, too, when a part of the chain cannot be seen: an app of another make, and whatever it calls
+    /// Exit with 1, too, when a part of the chain cannot be seen: an app that is not httpserver, and whatever it calls
     #[arg(long)]
     pub strict: bool,
     /// Report the client span of every request that begins a trace, to the collector that OTEL_EXPORTER_* names, so that the

@@ -209,7 +209,7 @@ struct Run<'a> {
     /// The same, once that is known.
     backend: Option<Opened>,
     cluster: Option<Cluster>,
-    /// Apps of another make, behind which nothing is seen.
+    /// Foreign apps, behind which nothing is seen.
     unseen: Vec<String>,
     /// The same as in the context, for the report.
     outside: Arc<AtomicBool>,
@@ -305,7 +305,7 @@ impl<'a> Run<'a> {
         let samples = self.send(ordinary, self.args.count).await;
         let marked = if are_marked { Vec::new() } else { self.send(&marked_series, self.args.marked()).await };
         let rates = traffic::rates::Rates::of(&samples, &marked, xray, &self.context);
-        self.report.foresee(rates.causes());
+        self.report.expect_causes(rates.causes());
         self.report.extend(traced);
         if self.args.backend.traces.is_some() && !samples.is_empty() {
             self.report.add(traffic::sampling::finding(&samples, self.args.expect_sampling, xray, &self.context));
@@ -352,11 +352,11 @@ impl<'a> Run<'a> {
                     hints: &self.context,
                 };
                 let wait = self.args.backend.traces_wait;
-                let judged = backend::follow(&backend, &request, wait, &mut self.stop, &self.progress).await;
-                self.unseen.retain(|name| !judged.names.contains(name));
+                let examined = backend::check_trace(&backend, &request, wait, &mut self.stop, &self.progress).await;
+                self.unseen.retain(|name| !examined.names.contains(name));
                 self.leave_unseen("the trace backend shows nothing of what it calls");
                 self.backend = Some(Ok((backend, finding.clone())));
-                (std::iter::once(finding).chain(judged.findings).collect(), judged.more_calls)
+                (std::iter::once(finding).chain(examined.findings).collect(), examined.more_calls)
             }
             Some(Err(finding)) => {
                 self.leave_unseen("the trace backend cannot be read");
@@ -483,12 +483,12 @@ impl<'a> Run<'a> {
             (Ok(answer), ..) => answer.header("server").is_some_and(|server| server.contains("envoy")),
         };
         if proxied && !(200..400).contains(&status) {
-            self.autopsy(&probe.headers, status, tree.as_ref()).await;
+            self.collect_failure_spans(&probe.headers, status, tree.as_ref()).await;
         }
     }
 
     /// Adds what proxies report of a request that failed to what is known.
-    async fn autopsy(&mut self, sent: &Headers, status: u16, tree: Option<&Tree>) {
+    async fn collect_failure_spans(&mut self, sent: &Headers, status: u16, tree: Option<&Tree>) {
         self.backend().await;
         let Some(Ok((backend, _))) = &self.backend else { return };
         let failed = backend::Failed { sent, status, tree, url: &self.context.url };

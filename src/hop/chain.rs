@@ -114,7 +114,7 @@ fn call_context<'a>(node: &'a Node, exchange: &'a Exchange, n: u16) -> CallConte
     }
 }
 
-/// Whether an answer lacks every header that a hop's answer has: an app of another make answers with what a hop told it.
+/// Whether an answer lacks every header that a hop's answer has: a foreign app answers with what a hop told it.
 fn is_retold(headers: &HeaderMap) -> bool {
     let is_grpc = || headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
     !headers.contains_key(&VERSION)
@@ -136,7 +136,7 @@ struct CheckedCall<'a> {
     reply: Option<NestedReply<'a>>,
     /// Over gRPC, in its place.
     message: Option<MessageReply>,
-    /// In an answer of an app of another make: those of the hops that it called.
+    /// In an answer of a foreign app: those of the hops that it called.
     embedded: Vec<String>,
 }
 

@@ -147,7 +147,7 @@ impl Ticks {
     }
 
     /// How it ended, for a reader.
-    fn told(&self, end: StreamEnd) -> String {
+    fn end_message(&self, end: StreamEnd) -> String {
         let Self { sent, pace, .. } = self;
         format!("{}: {sent} of {} replies were sent", end.as_str(), pace.count)
     }
@@ -191,8 +191,8 @@ pub(crate) fn replies(
                 return Some((Ok(reply), Some(ticks)));
             }
             Err(StreamEnd::Complete) => return None,
-            Err(end @ StreamEnd::Draining) => Status::unavailable(ticks.told(end)),
-            Err(end) => Status::deadline_exceeded(ticks.told(end)),
+            Err(end @ StreamEnd::Draining) => Status::unavailable(ticks.end_message(end)),
+            Err(end) => Status::deadline_exceeded(ticks.end_message(end)),
         };
         ticks.exchange.set_grpc_code(status.code());
         Some((Err(status), None))

@@ -18,7 +18,7 @@ pub trait Watch: fmt::Debug + Send + Sync {
     /// Whether a request that has passed so many hops is to be copied.
     fn keeps(&self, hops: u32) -> bool;
     /// Takes the copy of a request when it has ended; never one of a probe or a scrape.
-    fn keep(&self, seen: WatchedRequest);
+    fn record(&self, seen: WatchedRequest);
 }
 
 /// A request with its answer.

@@ -47,7 +47,7 @@ pub(crate) struct Forwarded {
 
 /// Reads the first element of a `forwarded`.
 pub(crate) fn first_forwarded(value: &str) -> Forwarded {
-    let (mut said, mut rest) = (Forwarded::default(), value.trim_start_matches([' ', '\t', ',']));
+    let (mut first, mut rest) = (Forwarded::default(), value.trim_start_matches([' ', '\t', ',']));
     while let Some((name, after)) = rest.split_once('=') {
         let (value, after) = match after.strip_prefix('"') {
             Some(quoted) => unquoted(quoted),
@@ -57,9 +57,9 @@ pub(crate) fn first_forwarded(value: &str) -> Forwarded {
             }
         };
         match name.trim() {
-            name if name.eq_ignore_ascii_case("for") => said.client = Some(value),
-            name if name.eq_ignore_ascii_case("host") => said.host = Some(value),
-            name if name.eq_ignore_ascii_case("proto") => said.scheme = Some(value),
+            name if name.eq_ignore_ascii_case("for") => first.client = Some(value),
+            name if name.eq_ignore_ascii_case("host") => first.host = Some(value),
+            name if name.eq_ignore_ascii_case("proto") => first.scheme = Some(value),
             _ => {}
         }
         match after.trim_start().strip_prefix(';') {
@@ -67,7 +67,7 @@ pub(crate) fn first_forwarded(value: &str) -> Forwarded {
             None => break,
         }
     }
-    said
+    first
 }
 
 /// A quoted string whose first quote was read, and what is behind it.
@@ -157,7 +157,7 @@ mod tests {
         ] {
             assert_eq!(of(none), None, "{none}");
         }
-        let said = first_forwarded("for=_a;host=\"a.example:8443\";Proto=https, host=b");
-        assert_eq!((said.host.as_deref(), said.scheme.as_deref()), (Some("a.example:8443"), Some("https")));
+        let first = first_forwarded("for=_a;host=\"a.example:8443\";Proto=https, host=b");
+        assert_eq!((first.host.as_deref(), first.scheme.as_deref()), (Some("a.example:8443"), Some("https")));
     }
 }

@@ -8,7 +8,7 @@ use opentelemetry::trace::TraceId;
 
 use crate::check::report::{CheckId, Finding, Hint};
 use crate::probe::caller::AppOutcome;
-use crate::probe::fate::{self, written};
+use crate::probe::header_outcome::{self, written};
 use crate::probe::listener::AppCall;
 use crate::probe::session::Session;
 use crate::telemetry::ids;
@@ -57,7 +57,7 @@ pub(super) async fn run(session: &Session<'_>) -> Finding {
     }
     session.downstream.take();
     let send = |_| async {
-        let (context, nonce) = (fate::fresh(), ids::span_id().to_string());
+        let (context, nonce) = (header_outcome::fresh(), ids::span_id().to_string());
         // An app that passes none of them may still mix them up under load.
         let formats = if has_context { &session.passing[..] } else { &WireFormat::ALL };
         let formats: Vec<(WireFormat, Context)> = formats.iter().map(|format| (*format, context)).collect();
@@ -99,10 +99,10 @@ fn tally(requests: &[CrosstalkRequest], calls: &[AppCall], session: &Session<'_>
     for call in calls {
         let carried = trace_of(call).and_then(|trace| by_trace.get(&trace).copied());
         let nonce = has_nonce.then(|| call.find(|word| by_nonce.get(word).copied())).flatten();
-        let id = session.request_id.then(|| fate::values(&call.headers, "x-request-id").pop()).flatten();
+        let id = session.request_id.then(|| header_outcome::values(&call.headers, "x-request-id").pop()).flatten();
         let owner = nonce.or_else(|| by_id.get(id?.as_str()).copied());
         tally.matched += usize::from(owner.is_some());
-        let sent_by = fate::values(&call.headers, "x-request-id").pop().and_then(|id| by_id.get(id.as_str()).copied());
+        let sent_by = header_outcome::values(&call.headers, "x-request-id").pop().and_then(|id| by_id.get(id.as_str()).copied());
         if nonce.is_some() && sent_by.is_some() && sent_by != nonce {
             tally.crossed += 1;
             continue;
@@ -124,7 +124,7 @@ fn tally(requests: &[CrosstalkRequest], calls: &[AppCall], session: &Session<'_>
 }
 
 fn trace_of(call: &AppCall) -> Option<TraceId> {
-    fate::trace_ids(&call.headers).first().copied()
+    header_outcome::trace_ids(&call.headers).first().copied()
 }
 
 /// Calls that carry the trace of an earlier request although one request was sent at a time.

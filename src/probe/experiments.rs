@@ -7,9 +7,9 @@ use http::HeaderMap;
 use crate::check::report::{CheckId, Finding, Hint, Report};
 use crate::probe::caller::{AppClient, AppOutcome, BACKGROUND, Wait};
 use crate::probe::crosstalk;
-use crate::probe::fate::{self, written};
-use crate::probe::findings::{self, FateCounts};
-use crate::probe::listener::{Downstream, Mood};
+use crate::probe::findings::{self, OutcomeCounts};
+use crate::probe::header_outcome::{self, written};
+use crate::probe::listener::{Downstream, ListenerMode};
 use crate::probe::session::Session;
 use crate::probe::{ProbeArgs, without_secrets};
 use crate::telemetry::ids;
@@ -78,14 +78,15 @@ impl Session<'_> {
     async fn formats(&mut self, report: &mut Report) {
         let mut results = Vec::new();
         for format in WireFormat::ALL {
-            let mut seen = FateCounts::default();
+            let mut seen = OutcomeCounts::default();
             for _ in 0..REPEATS {
-                let sent = fate::fresh();
+                let sent = header_outcome::fresh();
                 for call in self.ask_about(format.title(), &written(&[(format, sent)])).await.calls {
-                    let fate = fate::of_context(format, &sent, &call.headers);
+                    let outcome = header_outcome::of_context(format, &sent, &call.headers);
                     let others = WireFormat::ALL.into_iter().filter(|other| *other != format);
-                    seen.converted.extend(others.filter(|other| fate::of_context(*other, &sent, &call.headers).is_on()));
-                    seen.add(call.to, fate);
+                    seen.converted
+                        .extend(others.filter(|other| header_outcome::of_context(*other, &sent, &call.headers).is_on()));
+                    seen.add(call.to, outcome);
                 }
             }
             results.push((format, seen));
@@ -106,9 +107,9 @@ impl Session<'_> {
     async fn short_ids(&self) -> Finding {
         let mut seen = Vec::new();
         for &format in self.passing.iter().filter(|format| **format != WireFormat::TraceContext) {
-            let sent = fate::fresh_short();
+            let sent = header_outcome::fresh_short();
             for call in self.ask_about("B3 with a trace id of 64 bits", &written(&[(format, sent)])).await.calls {
-                seen.push((format, fate::of_short_id(format, &sent, &call.headers)));
+                seen.push((format, header_outcome::of_short_id(format, &sent, &call.headers)));
             }
         }
         findings::short_ids(&seen)
@@ -118,9 +119,9 @@ impl Session<'_> {
     async fn headers(&mut self, report: &mut Report) {
         let others: Vec<&str> = carried_names().filter(|name| is_foreign_tracer(name) || *name == "x-lane").collect();
         let names: Vec<&str> = ["x-request-id", "baggage", "tracestate"].into_iter().chain(others.iter().copied()).collect();
-        let mut seen: Vec<FateCounts> = names.iter().map(|_| FateCounts::default()).collect();
+        let mut seen: Vec<OutcomeCounts> = names.iter().map(|_| OutcomeCounts::default()).collect();
         for _ in 0..REPEATS {
-            let (context, id) = (fate::fresh(), ids::span_id());
+            let (context, id) = (header_outcome::fresh(), ids::span_id());
             let mut headers = written(&[(WireFormat::TraceContext, context)]);
             let values: Vec<String> = names.iter().map(|name| value_for(name, &context, &id.to_string())).collect();
             for (name, value) in names.iter().zip(&values) {
@@ -131,7 +132,7 @@ impl Session<'_> {
             let what = "W3C (traceparent), x-request-id, baggage, tracestate and other carried headers";
             for call in self.ask_about(what, &headers).await.calls {
                 for ((name, value), seen) in names.iter().zip(&values).zip(&mut seen) {
-                    seen.add(call.to, fate::of_value(name, value, &call.headers));
+                    seen.add(call.to, header_outcome::of_value(name, value, &call.headers));
                 }
             }
         }
@@ -155,10 +156,10 @@ impl Session<'_> {
             for &decision in decisions {
                 let (mut kept, mut of) = (0, 0);
                 for _ in 0..2 {
-                    let headers = written(&[(format, Context { sampling: decision, ..fate::fresh() })]);
+                    let headers = written(&[(format, Context { sampling: decision, ..header_outcome::fresh() })]);
                     for call in self.ask_about("another sampling decision", &headers).await.calls {
                         of += 1;
-                        let found = fate::decision_of(format, &call.headers);
+                        let found = header_outcome::decision_of(format, &call.headers);
                         let sampled_as_asked = decision == Sampling::Debug && found == Some(Sampling::Sample);
                         if found == Some(decision) || sampled_as_asked {
                             kept += 1;
@@ -175,11 +176,11 @@ impl Session<'_> {
 
     /// All formats in one request: with one trace, and with three that disagree.
     async fn precedence(&mut self, report: &mut Report) {
-        let one = fate::fresh();
+        let one = header_outcome::fresh();
         let together =
             self.ask_about("all formats of trace context", &written(&WireFormat::ALL.map(|format| (format, one)))).await;
         report.add(findings::together(&one, &together.calls));
-        let several = WireFormat::ALL.map(|format| (format, fate::fresh()));
+        let several = WireFormat::ALL.map(|format| (format, header_outcome::fresh()));
         let outcome = self.ask_about("all formats of trace context", &written(&several)).await;
         report.add(findings::precedence(&several, &outcome.calls));
     }
@@ -198,16 +199,20 @@ impl Session<'_> {
     async fn failures(&mut self, report: &mut Report) {
         let (mut results, mut without) = (Vec::new(), 0);
         // One for all: a call that is repeated late comes in the time of the next request.
-        let sent = fate::fresh();
+        let sent = header_outcome::fresh();
         let contexts: Vec<(WireFormat, Context)> = self.passing.iter().map(|format| (*format, sent)).collect();
-        for mood in [Mood::Unavailable, Mood::Reset, Mood::Hang] {
-            self.downstream.set(mood);
+        for mode in [ListenerMode::Unavailable, ListenerMode::Reset, ListenerMode::Hang] {
+            self.downstream.set(mode);
             let wait = Wait::For { calls: None, patience: self.patience, usual: self.status };
             let outcome = self.caller.ask(self.downstream, &written(&contexts), wait).await;
-            without += outcome.calls.iter().filter(|call| !contexts.is_empty() && !fate::goes_on(&sent, &call.headers)).count();
-            results.push((mood, outcome));
+            without += outcome
+                .calls
+                .iter()
+                .filter(|call| !contexts.is_empty() && !header_outcome::goes_on(&sent, &call.headers))
+                .count();
+            results.push((mode, outcome));
         }
-        self.downstream.set(Mood::Answer);
+        self.downstream.set(ListenerMode::Answer);
         report.add(findings::failures(self, &results, without));
     }
 }

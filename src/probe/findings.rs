@@ -8,8 +8,8 @@ use opentelemetry::trace::{SpanId, TraceId};
 
 use crate::check::report::{CheckId, Finding, Hint};
 use crate::probe::caller::AppOutcome;
-use crate::probe::fate::{self, Fate};
-use crate::probe::listener::{AppCall, Mood};
+use crate::probe::header_outcome::{self, HeaderOutcome};
+use crate::probe::listener::{AppCall, ListenerMode};
 use crate::probe::session::{Session, option_name};
 use crate::probe::{ProbeArgs, without_secrets};
 use crate::text::{counted, quoted};
@@ -17,66 +17,69 @@ use crate::trace_context::{Context, HeaderFamily, Mangling, Sampling, WireFormat
 
 /// What became of one header in all calls of an experiment.
 #[derive(Debug, Default)]
-pub(super) struct FateCounts {
-    fates: BTreeMap<Fate, usize>,
+pub(super) struct OutcomeCounts {
+    outcomes: BTreeMap<HeaderOutcome, usize>,
     /// The same for each address that was called.
-    by_address: BTreeMap<SocketAddr, BTreeMap<Fate, usize>>,
+    by_address: BTreeMap<SocketAddr, BTreeMap<HeaderOutcome, usize>>,
     /// Formats in which the trace goes on although it was sent in another.
     pub(super) converted: BTreeSet<WireFormat>,
 }
 
-impl FateCounts {
-    pub(super) fn add(&mut self, to: SocketAddr, fate: Fate) {
-        *self.by_address.entry(to).or_default().entry(fate.clone()).or_default() += 1;
-        *self.fates.entry(fate).or_default() += 1;
+impl OutcomeCounts {
+    pub(super) fn add(&mut self, to: SocketAddr, outcome: HeaderOutcome) {
+        *self.by_address.entry(to).or_default().entry(outcome.clone()).or_default() += 1;
+        *self.outcomes.entry(outcome).or_default() += 1;
     }
 
     /// A line for each address, where they differ.
     fn lines(&self) -> Vec<String> {
-        let kinds: BTreeSet<Vec<&Fate>> = self.by_address.values().map(|fates| fates.keys().collect()).collect();
+        let kinds: BTreeSet<Vec<&HeaderOutcome>> = self.by_address.values().map(|outcomes| outcomes.keys().collect()).collect();
         if kinds.len() < 2 {
             return Vec::new();
         }
-        self.by_address.iter().map(|(address, fates)| format!("{address}: {}", text(fates))).collect()
+        self.by_address.iter().map(|(address, outcomes)| format!("{address}: {}", text(outcomes))).collect()
     }
 
     fn calls(&self) -> usize {
-        self.fates.values().sum()
+        self.outcomes.values().sum()
     }
 
-    fn count(&self, fate: &Fate) -> usize {
-        self.fates.get(fate).copied().unwrap_or(0)
+    fn count(&self, outcome: &HeaderOutcome) -> usize {
+        self.outcomes.get(outcome).copied().unwrap_or(0)
     }
 
     fn mangling(&self) -> Option<&Mangling> {
-        self.fates.keys().find_map(|fate| if let Fate::Mangled(how) = fate { Some(how) } else { None })
+        self.outcomes.keys().find_map(|outcome| if let HeaderOutcome::Mangled(how) = outcome { Some(how) } else { None })
     }
 
     /// Every call goes on with what was sent, in this format or in another.
     pub(super) fn passes(&self) -> bool {
-        let on = [Fate::Untouched, Fate::Continued, Fate::EmptyMember].iter().map(|fate| self.count(fate)).sum::<usize>();
-        let converted = !self.converted.is_empty() && on + self.count(&Fate::Dropped) == self.calls();
+        let on = [HeaderOutcome::Untouched, HeaderOutcome::Continued, HeaderOutcome::EmptyMember]
+            .iter()
+            .map(|outcome| self.count(outcome))
+            .sum::<usize>();
+        let converted = !self.converted.is_empty() && on + self.count(&HeaderOutcome::Dropped) == self.calls();
         self.calls() > 0 && (on == self.calls() || converted)
     }
 
     fn text(&self) -> String {
-        text(&self.fates)
+        text(&self.outcomes)
     }
 }
 
-fn text(fates: &BTreeMap<Fate, usize>) -> String {
-    let parts = fates.iter().map(|(fate, count)| format!("{} in {count}", word(fate)));
+fn text(outcomes: &BTreeMap<HeaderOutcome, usize>) -> String {
+    let parts = outcomes.iter().map(|(outcome, count)| format!("{} in {count}", word(outcome)));
     parts.collect::<Vec<_>>().join(", ")
 }
 
-fn word(fate: &Fate) -> &'static str {
-    match fate {
-        Fate::Untouched => "forwarded untouched",
-        Fate::Continued => "continued",
-        Fate::EmptyMember => "forwarded with an empty list member",
-        Fate::Anew => "another trace",
-        Fate::Dropped => "absent",
-        Fate::Mangled(_) => "damaged",
+fn word(outcome: &HeaderOutcome) -> &'static str {
+    match outcome {
+        HeaderOutcome::Untouched => "forwarded untouched",
+        HeaderOutcome::Continued => "continued",
+        HeaderOutcome::EmptyMember => "forwarded with an empty list member",
+        HeaderOutcome::NewTrace => "another trace",
+        HeaderOutcome::Dropped => "absent",
+        HeaderOutcome::Mangled(_) => "damaged",
     }
 }
 
@@ -189,7 +192,7 @@ fn uncalled(id: CheckId, what: &str) -> Finding {
 }
 
 /// One format. That none of them passes is a finding of its own.
-pub(super) fn format(session: &Session<'_>, format: WireFormat, seen: &FateCounts) -> Finding {
+pub(super) fn format(session: &Session<'_>, format: WireFormat, seen: &OutcomeCounts) -> Finding {
     let id = match format {
         WireFormat::TraceContext => CheckId::ProbeW3c,
         WireFormat::B3Multi => CheckId::ProbeB3,
@@ -205,24 +208,24 @@ pub(super) fn format(session: &Session<'_>, format: WireFormat, seen: &FateCount
     }
     if seen.passes() {
         let converted: Vec<&str> = seen.converted.iter().map(|format| format.title()).collect();
-        let text = if seen.count(&Fate::Dropped) > 0 {
+        let text = if seen.count(&HeaderOutcome::Dropped) > 0 {
             format!("{title}: the trace goes on, written as {}", converted.join(" and "))
-        } else if seen.count(&Fate::Untouched) == calls {
+        } else if seen.count(&HeaderOutcome::Untouched) == calls {
             format!("{title}: forwarded untouched in all {calls} calls")
-        } else if seen.count(&Fate::Continued) == calls {
+        } else if seen.count(&HeaderOutcome::Continued) == calls {
             format!("{title}: continued with own span ids in all {calls} calls")
         } else {
             format!("{title}: the trace goes on in all {calls} calls ({})", seen.text())
         };
         return Finding::pass(id, text);
     }
-    let partly = seen.count(&Fate::Untouched) + seen.count(&Fate::Continued) > 0;
+    let partly = seen.count(&HeaderOutcome::Untouched) + seen.count(&HeaderOutcome::Continued) > 0;
     let text = format!("{title}: {} of {calls} calls", seen.text());
     let hint = Hint::new(if session.caller.sent().leaked > 0 {
         "the app sends the context of an earlier request: see probe.cross-talk"
     } else if partly {
         "some calls are made by a client that passes the context on, and some by one that does not"
-    } else if seen.count(&Fate::Anew) > 0 {
+    } else if seen.count(&HeaderOutcome::NewTrace) > 0 {
         "the app traces, and does not read this format (OTEL_PROPAGATORS does not name it) or loses it before the call"
     } else {
         "the app does not read this format, or its HTTP client is not instrumented"
@@ -232,30 +235,30 @@ pub(super) fn format(session: &Session<'_>, format: WireFormat, seen: &FateCount
 }
 
 /// Trace ids of 64 bits, which older Zipkin libraries make.
-pub(super) fn short_ids(seen: &[(WireFormat, Fate)]) -> Finding {
+pub(super) fn short_ids(seen: &[(WireFormat, HeaderOutcome)]) -> Finding {
     let id = CheckId::ProbeShortIds;
     if seen.is_empty() {
         return Finding::skip(id, "Trace ids of 64 bits: not checked, because no B3 passes");
     }
-    let lost = seen.iter().find(|(_, fate)| !fate.is_on());
-    let Some((format, fate)) = lost else {
+    let lost = seen.iter().find(|(_, outcome)| !outcome.is_on());
+    let Some((format, outcome)) = lost else {
         return Finding::pass(id, format!("Trace ids of 64 bits go on in {}", counted(seen.len(), "call")));
     };
     let text = |what: &str| format!("{} with a trace id of 64 bits: {what}", format.title());
-    if let Fate::Mangled(how) = fate {
+    if let HeaderOutcome::Mangled(how) = outcome {
         return Finding::fail(id, text(&format!("the app {}", how.text())), Hint::new(how.cause()));
     }
     let cause = "the app reads trace ids of 128 bits alone: a caller with an older Zipkin library loses its trace here";
-    Finding::fail(id, text(word(fate)), Hint::new(cause)).into_informational()
+    Finding::fail(id, text(word(outcome)), Hint::new(cause)).into_informational()
 }
 
 /// Whether a trace goes on at all.
-pub(super) fn context(session: &Session<'_>, results: &[(WireFormat, FateCounts)]) -> Finding {
+pub(super) fn context(session: &Session<'_>, results: &[(WireFormat, OutcomeCounts)]) -> Finding {
     if results.iter().all(|(_, seen)| seen.calls() == 0) {
         return uncalled(CheckId::ProbeContext, "A trace context");
     }
     if session.passing.is_empty() {
-        let anew = results.iter().any(|(_, seen)| seen.count(&Fate::Anew) > 0);
+        let anew = results.iter().any(|(_, seen)| seen.count(&HeaderOutcome::NewTrace) > 0);
         let damaged = results.iter().any(|(_, seen)| seen.mangling().is_some());
         let cause = if session.caller.sent().leaked > 0 {
             "the app sends the context of an earlier request: see probe.cross-talk"
@@ -277,7 +280,7 @@ pub(super) fn context(session: &Session<'_>, results: &[(WireFormat, FateCounts)
 }
 
 /// A header without ids of spans.
-pub(super) fn header(session: &Session<'_>, id: CheckId, name: &str, seen: &FateCounts) -> Finding {
+pub(super) fn header(session: &Session<'_>, id: CheckId, name: &str, seen: &OutcomeCounts) -> Finding {
     let calls = seen.calls();
     if calls == 0 {
         return uncalled(id, name);
@@ -286,9 +289,9 @@ pub(super) fn header(session: &Session<'_>, id: CheckId, name: &str, seen: &Fate
         return Finding::fail(id, format!("{name}: the app {} ({calls} calls)", how.text()), Hint::new(how.cause()));
     }
     if seen.passes() {
-        let added = if seen.count(&Fate::EmptyMember) > 0 {
+        let added = if seen.count(&HeaderOutcome::EmptyMember) > 0 {
             ", with list members that are empty, which W3C permits and some parsers refuse"
-        } else if seen.count(&Fate::Continued) > 0 {
+        } else if seen.count(&HeaderOutcome::Continued) > 0 {
             ", with members of the app's own"
         } else {
             ""
@@ -301,15 +304,15 @@ pub(super) fn header(session: &Session<'_>, id: CheckId, name: &str, seen: &Fate
 }
 
 /// The other headers of the table, in one finding.
-pub(super) fn carried(session: &Session<'_>, names: &[&str], seen: &[FateCounts]) -> Finding {
+pub(super) fn carried(session: &Session<'_>, names: &[&str], seen: &[OutcomeCounts]) -> Finding {
     if seen.iter().all(|seen| seen.calls() == 0) {
         return uncalled(CheckId::ProbeCarried, "Other headers");
     }
-    let of = |wanted: fn(&FateCounts) -> bool| -> Vec<&str> {
+    let of = |wanted: fn(&OutcomeCounts) -> bool| -> Vec<&str> {
         names.iter().zip(seen).filter(|(_, seen)| wanted(seen)).map(|(name, _)| *name).collect()
     };
     let damaged = of(|seen| seen.mangling().is_some());
-    let forwarded = of(FateCounts::passes);
+    let forwarded = of(OutcomeCounts::passes);
     let missed: Vec<&str> = names.iter().copied().filter(|name| session.expects(name) && !forwarded.contains(name)).collect();
     if !damaged.is_empty() {
         let text = format!("Other headers: the app damages {}", damaged.join(", "));
@@ -367,12 +370,13 @@ pub(super) fn sampling(
 /// All formats with one trace: what the call has must agree.
 pub(super) fn together(sent: &Context, calls: &[AppCall]) -> Finding {
     let id = CheckId::ProbeAgreement;
-    let found: Vec<Vec<(WireFormat, TraceId, SpanId)>> = calls.iter().map(|call| fate::traces_of(&call.headers)).collect();
+    let found: Vec<Vec<(WireFormat, TraceId, SpanId)>> =
+        calls.iter().map(|call| header_outcome::traces_of(&call.headers)).collect();
     if found.iter().all(Vec::is_empty) {
         return Finding::skip(id, "A request with one trace in all formats: not checked, because no call has a context");
     }
-    let torn = found.iter().find(|contexts| contexts.iter().any(|(_, trace, _)| *trace != contexts[0].1));
-    if let Some(contexts) = torn {
+    let split = found.iter().find(|contexts| contexts.iter().any(|(_, trace, _)| *trace != contexts[0].1));
+    if let Some(contexts) = split {
         let lost: Vec<&str> =
             contexts.iter().filter(|(_, trace, _)| *trace != sent.trace_id).map(|(format, ..)| format.title()).collect();
         let text =
@@ -398,7 +402,7 @@ pub(super) fn together(sent: &Context, calls: &[AppCall]) -> Finding {
 pub(super) fn precedence(sent: &[(WireFormat, Context); 3], calls: &[AppCall]) -> Finding {
     let id = CheckId::ProbePrecedence;
     let Some(call) = calls.first() else { return Finding::skip(id, "When formats disagree: not checked, no call came") };
-    let contexts = fate::traces_of(&call.headers);
+    let contexts = header_outcome::traces_of(&call.headers);
     let owner = |trace: &TraceId| sent.iter().find(|(_, sent)| sent.trace_id == *trace).map(|(format, _)| *format);
     let own = contexts.iter().filter(|(format, trace, _)| owner(trace) == Some(*format)).count();
     if contexts.is_empty() {
@@ -425,14 +429,14 @@ pub(super) fn invalid(session: &Session<'_>, results: &[(&'static str, HeaderMap
     let id = CheckId::ProbeInvalid;
     let failed = |outcome: &AppOutcome| outcome.status.as_ref().map_or(true, |status| *status >= 500 && session.status < 500);
     let broken: Vec<&str> = results.iter().filter(|(.., outcome)| failed(outcome)).map(|(name, ..)| *name).collect();
-    let mut fates: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    let mut outcomes: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for (name, headers, outcome) in results {
         let Some(call) = outcome.calls.first() else {
-            fates.entry("no call").or_default().push(name);
+            outcomes.entry("no call").or_default().push(name);
             continue;
         };
         let header = headers.keys().next().map_or("", http::HeaderName::as_str);
-        let (before, after) = (fate::values(headers, header), fate::values(&call.headers, header));
+        let (before, after) = (header_outcome::values(headers, header), header_outcome::values(&call.headers, header));
         let is_valid = || HeaderFamily::ALL.iter().any(|family| family.has(header) && family.read(&call.headers).is_some());
         let what = if after.is_empty() {
             "dropped"
@@ -443,11 +447,11 @@ pub(super) fn invalid(session: &Session<'_>, results: &[(&'static str, HeaderMap
         } else {
             "changed"
         };
-        fates.entry(what).or_default().push(name);
+        outcomes.entry(what).or_default().push(name);
     }
-    let lines = fates.iter().map(|(what, names)| format!("{what}: {}", names.join("; ")));
+    let lines = outcomes.iter().map(|(what, names)| format!("{what}: {}", names.join("; ")));
     if broken.is_empty() {
-        let summary: Vec<String> = fates.iter().map(|(what, names)| format!("{} {what}", names.len())).collect();
+        let summary: Vec<String> = outcomes.iter().map(|(what, names)| format!("{} {what}", names.len())).collect();
         let text = format!("{} invalid contexts make no request fail: {}", results.len(), summary.join(", "));
         return Finding::pass(id, text).lines(lines);
     }
@@ -457,13 +461,13 @@ pub(super) fn invalid(session: &Session<'_>, results: &[(&'static str, HeaderMap
 
 /// What a failing next hop does to the answer, which is neither right nor wrong, and to the trace.
 /// `without`: calls that do not go on with the trace, as repeated ones may.
-pub(super) fn failures(session: &Session<'_>, results: &[(Mood, AppOutcome)], without: usize) -> Finding {
-    let lines = results.iter().map(|(mood, outcome)| {
-        let what = match mood {
-            Mood::Answer => "answers",
-            Mood::Unavailable => "answers 503",
-            Mood::Reset => "resets the connection",
-            Mood::Hang => "never answers",
+pub(super) fn failures(session: &Session<'_>, results: &[(ListenerMode, AppOutcome)], without: usize) -> Finding {
+    let lines = results.iter().map(|(mode, outcome)| {
+        let what = match mode {
+            ListenerMode::Answer => "answers",
+            ListenerMode::Unavailable => "answers 503",
+            ListenerMode::Reset => "resets the connection",
+            ListenerMode::Hang => "never answers",
         };
         let calls = outcome.calls.len();
         let more = session.calls.is_some_and(|usual| calls > usual);

@@ -54,7 +54,7 @@ impl AppCall {
 
 /// How calls are answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Mood {
+pub(super) enum ListenerMode {
     /// With the reply.
     Answer,
     /// With 503.
@@ -67,7 +67,7 @@ pub(super) enum Mood {
 
 struct ListenerState {
     calls: Mutex<Vec<AppCall>>,
-    mood: Mutex<Mood>,
+    mode: Mutex<ListenerMode>,
     status: StatusCode,
     reply: Bytes,
     /// Over gRPC, framed.
@@ -102,8 +102,8 @@ impl Downstream {
         };
         // Without a file it is empty, which every message may be.
         let message = framed(if args.downstream_reply.is_some() { &reply } else { &[] });
-        let (calls, mood) = (Mutex::default(), Mutex::new(Mood::Answer));
-        let shared = Arc::new(ListenerState { calls, mood, status: args.downstream_status, reply, message });
+        let (calls, mode) = (Mutex::default(), Mutex::new(ListenerMode::Answer));
+        let shared = Arc::new(ListenerState { calls, mode, status: args.downstream_status, reply, message });
         let (stop, _) = watch::channel(false);
         let (mut addresses, mut servers) = (Vec::new(), Vec::new());
         for ListenAddress { address, .. } in &args.downstream {
@@ -126,8 +126,8 @@ impl Downstream {
         Ok(Self { shared, addresses, servers, stop })
     }
 
-    pub(super) fn set(&self, mood: Mood) {
-        *lock(&self.shared.mood) = mood;
+    pub(super) fn set(&self, mode: ListenerMode) {
+        *lock(&self.shared.mode) = mode;
     }
 
     /// The calls since the last time.
@@ -182,17 +182,17 @@ async fn answer(
             calls.push(AppCall { method, uri, headers, body, at: Instant::now(), to });
         }
     }
-    let mood = *lock(&shared.mood);
+    let mode = *lock(&shared.mode);
     let json = HeaderValue::from_static("application/json");
-    match mood {
-        Mood::Answer if is_grpc => grpc_answer(shared.status, shared.message.clone()),
-        Mood::Unavailable if is_grpc => grpc_answer(StatusCode::SERVICE_UNAVAILABLE, Bytes::new()),
-        Mood::Answer => (shared.status, [(header::CONTENT_TYPE, json)], shared.reply.clone()).into_response(),
-        Mood::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, [(header::CONTENT_TYPE, json)], "{}").into_response(),
-        Mood::Hang => std::future::pending().await,
-        Mood::Reset => {
-            let torn = futures_util::stream::iter([Ok(Bytes::from_static(b"{")), Err(std::io::Error::other("cut on purpose"))]);
-            Response::new(Body::from_stream(torn))
+    match mode {
+        ListenerMode::Answer if is_grpc => grpc_answer(shared.status, shared.message.clone()),
+        ListenerMode::Unavailable if is_grpc => grpc_answer(StatusCode::SERVICE_UNAVAILABLE, Bytes::new()),
+        ListenerMode::Answer => (shared.status, [(header::CONTENT_TYPE, json)], shared.reply.clone()).into_response(),
+        ListenerMode::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, [(header::CONTENT_TYPE, json)], "{}").into_response(),
+        ListenerMode::Hang => std::future::pending().await,
+        ListenerMode::Reset => {
+            let cut = futures_util::stream::iter([Ok(Bytes::from_static(b"{")), Err(std::io::Error::other("cut on purpose"))]);
+            Response::new(Body::from_stream(cut))
         }
     }
 }

@@ -3,14 +3,14 @@
 //!
 //! ```text
 //!  caller ─► the app ─► listener
-//!     └── experiments: what is sent ──► fate: what arrived ──► findings ──► check's report
+//!     └── experiments: what is sent ──► header_outcome: what arrived ──► findings ──► check's report
 //! ```
 
 mod caller;
 mod crosstalk;
 mod experiments;
-mod fate;
 mod findings;
+mod header_outcome;
 mod listener;
 mod sent;
 mod session;

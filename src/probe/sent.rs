@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use http::HeaderMap;
 use opentelemetry::trace::TraceId;
 
-use crate::probe::fate;
+use crate::probe::header_outcome;
 use crate::probe::listener::AppCall;
 
 /// Every id that was sent one request at a time.
@@ -48,10 +48,10 @@ impl RunLog {
         expected: usize,
         calls: Vec<AppCall>,
     ) -> Vec<AppCall> {
-        let own = fate::trace_ids(headers);
+        let own = header_outcome::trace_ids(headers);
         let mut kept = Vec::new();
         for call in calls {
-            let traces = fate::trace_ids(&call.headers);
+            let traces = header_outcome::trace_ids(&call.headers);
             let is_foreign = traces.iter().any(|trace| self.has(*trace) && !own.contains(trace));
             if self.is_of_another(&call, nonce) {
                 let late = self.nonce_in(&call).map_or(Duration::ZERO, |answered| call.at.saturating_duration_since(answered));
@@ -78,7 +78,7 @@ mod tests {
     use http::Method;
 
     use super::*;
-    use crate::probe::fate::{fresh, written};
+    use crate::probe::header_outcome::{fresh, written};
     use crate::trace_context::WireFormat;
 
     fn call(headers: &HeaderMap, uri: &str) -> AppCall {

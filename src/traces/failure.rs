@@ -222,31 +222,32 @@ mod tests {
         Trace::new(decode(&json, 99).unwrap().into_iter().map(Arc::new).collect()).unwrap()
     }
 
-    fn said(text: &str) -> Option<String> {
+    fn sentence(text: &str) -> Option<String> {
         Failure::of(&trace(text)).map(|failure| failure.sentence(&[]))
     }
 
     #[test]
     fn a_failure_is_followed_to_where_it_began() {
         let chain = |last: &str| format!("1 - SERVER front 502\n2 1 CLIENT front 502\n3 2 SERVER middle 502\n{last}");
-        let answered = said(&chain("4 3 CLIENT middle 503\n5 4 SERVER back 503"));
+        let answered = sentence(&chain("4 3 CLIENT middle 503\n5 4 SERVER back 503"));
         assert_eq!(answered.as_deref(), Some("The request failed with 502: back answered 503."));
-        let alone = said(&chain("4 3 CLIENT middle connection_refused"));
+        let alone = sentence(&chain("4 3 CLIENT middle connection_refused"));
         assert_eq!(
             alone.as_deref(),
             Some("The request failed with 502: middle called its next hop in vain (connection_refused).")
         );
-        let late = said(&chain("4 3 CLIENT middle timeout\n5 4 SERVER back canceled"));
+        let late = sentence(&chain("4 3 CLIENT middle timeout\n5 4 SERVER back canceled"));
         assert_eq!(late.as_deref(), Some("The request failed with 502: middle called back in vain (timeout)."));
-        let inside = said("1 - SERVER shop 500\n2 1 INTERNAL shop sql");
+        let inside = sentence("1 - SERVER shop 500\n2 1 INTERNAL shop sql");
         assert_eq!(inside.as_deref(), Some("The request failed with 500: shop answered 500."));
-        let two =
-            said("1 - SERVER a 502\n2 1 CLIENT a 500\n3 2 SERVER b 500\n4 1 CLIENT a 503\n5 4 SERVER c 503\n6 1 CLIENT a 200");
+        let two = sentence(
+            "1 - SERVER a 502\n2 1 CLIENT a 500\n3 2 SERVER b 500\n4 1 CLIENT a 503\n5 4 SERVER c 503\n6 1 CLIENT a 200",
+        );
         assert_eq!(two.as_deref(), Some("The request failed with 502: b answered 500, and c answered 503."));
-        let silent = said("1 - SERVER shop stock\n2 1 CLIENT shop 200");
+        let silent = sentence("1 - SERVER shop stock\n2 1 CLIENT shop 200");
         assert_eq!(silent.as_deref(), Some("The request failed: shop failed (stock)."));
-        assert_eq!(said("1 - SERVER front 200\n2 1 CLIENT front 503"), None, "the caller coped with it");
-        assert_eq!(said("1 - SERVER front 404"), None);
+        assert_eq!(sentence("1 - SERVER front 200\n2 1 CLIENT front 503"), None, "the caller coped with it");
+        assert_eq!(sentence("1 - SERVER front 404"), None);
     }
 
     #[test]

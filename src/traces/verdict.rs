@@ -273,12 +273,12 @@ impl Verdict {
             (Caller::Untraced, Some(_)) => false,
             (Caller::Untraced | Caller::Unknown, None) => true,
         };
-        let (beginnings, torn): (Vec<&PlacedSpan>, Vec<&PlacedSpan>) = tops.into_iter().partition(|row| begins(row));
+        let (beginnings, orphans): (Vec<&PlacedSpan>, Vec<&PlacedSpan>) = tops.into_iter().partition(|row| begins(row));
         let service = |row: &PlacedSpan| Box::from(row.span.service().unwrap_or_default());
         // Each request that used the id has a beginning of its own.
         let requests = if expected.caller == Caller::Unknown { trace.requests() } else { 1 };
-        self.broken_at.extend(beginnings.iter().skip(requests).chain(&torn).map(|row| service(row)));
-        for row in torn.iter().take(NAMED_ORPHANS) {
+        self.broken_at.extend(beginnings.iter().skip(requests).chain(&orphans).map(|row| service(row)));
+        for row in orphans.iter().take(NAMED_ORPHANS) {
             let title = title(&row.span);
             let id = row.span.id;
             self.say(match row.missing_parent {
@@ -295,10 +295,10 @@ impl Verdict {
                 }
             });
         }
-        if torn.len() > NAMED_ORPHANS {
-            self.say(format!("{} more spans have a parent that nobody reported.", torn.len() - NAMED_ORPHANS));
+        if orphans.len() > NAMED_ORPHANS {
+            self.say(format!("{} more spans have a parent that nobody reported.", orphans.len() - NAMED_ORPHANS));
         }
-        self.orphans.extend(torn.iter().filter_map(|row| {
+        self.orphans.extend(orphans.iter().filter_map(|row| {
             let name = row.span.name.clone().unwrap_or_default();
             Some(Orphan { id: row.span.id, parent: row.missing_parent?, service: service(row), name })
         }));

@@ -26,7 +26,7 @@ use tower_service::Service as _;
 use crate::net::body::ReceivedBody;
 use crate::telemetry::ids;
 use crate::upstream::answer_tracker::{AnswerBegun, TrackedStream};
-use crate::upstream::multiplexed::{CallPlace, Lease, Multiplexed};
+use crate::upstream::multiplexed::{CallPlace, Multiplexed, PooledCall};
 use crate::upstream::outcome::CallError;
 use crate::upstream::resolver::RotatingResolver;
 
@@ -115,7 +115,7 @@ fn lock(idle: &Mutex<Idle>) -> MutexGuard<'_, Idle> {
 /// A connection in use. [`PooledConnection::release`] returns it to its pool; dropped, it is closed. One of HTTP/2 stays open.
 pub(crate) enum PooledConnection {
     Http1 { connection: Http1Connection, idle: Weak<Mutex<Idle>> },
-    Http2(#[expect(dead_code, reason = "its place is free when it is dropped")] Lease),
+    Http2(#[expect(dead_code, reason = "its place is free when it is dropped")] PooledCall),
 }
 
 /// What is known of a call as soon as it is sent.
@@ -139,7 +139,7 @@ impl Sent {
 /// A new connection: ALPN decides what it speaks.
 enum Connected {
     Http1(Http1Connection),
-    Http2(Lease),
+    Http2(PooledCall),
 }
 
 impl Pool {
@@ -220,7 +220,7 @@ impl Pool {
         request: &impl Fn() -> Request<Bytes>,
         sent: &mut Sent,
     ) -> Result<(Response<ReceivedBody>, PooledConnection), CallError> {
-        match self.lease().await? {
+        match self.take_place().await? {
             Connected::Http1(connection) => self.send_first(connection, request(), sent).await,
             Connected::Http2(lease) => self.send_on(lease, request, sent).await,
         }
@@ -228,7 +228,7 @@ impl Pool {
 
     async fn send_on(
         &self,
-        mut lease: Lease,
+        mut lease: PooledCall,
         request: &impl Fn() -> Request<Bytes>,
         sent: &mut Sent,
     ) -> Result<(Response<ReceivedBody>, PooledConnection), CallError> {
@@ -254,7 +254,7 @@ impl Pool {
                 pause = (2 * pause).min(LONGEST_PAUSE);
             }
             sent.resend_count += u32::from(unanswered.was_written);
-            lease = match self.lease().await? {
+            lease = match self.take_place().await? {
                 Connected::Http1(connection) => return self.send_first(connection, request(), sent).await,
                 Connected::Http2(lease) => lease,
             };
@@ -262,16 +262,16 @@ impl Pool {
     }
 
     /// A place on an HTTP/2 connection, or a new connection.
-    async fn lease(&self) -> Result<Connected, CallError> {
+    async fn take_place(&self) -> Result<Connected, CallError> {
         let pool = &self.multiplexed;
-        if let CallPlace::Free(lease) = pool.lease() {
+        if let CallPlace::Free(lease) = pool.take_place() {
             return Ok(Connected::Http2(lease));
         }
         let mut turn = None;
         loop {
             let mut changed = pin!(pool.changed.notified());
             changed.as_mut().enable();
-            match pool.lease() {
+            match pool.take_place() {
                 CallPlace::Free(lease) => return Ok(Connected::Http2(lease)),
                 // Boxed, because its size would be every call's.
                 CallPlace::New if turn.is_some() => return Box::pin(self.connect()).await,

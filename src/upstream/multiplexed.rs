@@ -57,7 +57,7 @@ struct Http2Connection {
 
 /// Where a call may be made.
 pub(super) enum CallPlace {
-    Free(Lease),
+    Free(PooledCall),
     /// A connection has to be opened.
     New,
     /// There are as many connections as there may be: when `changed` is notified.
@@ -65,7 +65,7 @@ pub(super) enum CallPlace {
 }
 
 /// One call's place on a connection.
-pub(crate) struct Lease {
+pub(crate) struct PooledCall {
     pool: Arc<Multiplexed>,
     connection: Arc<Http2Connection>,
     /// Other calls were made on it before.
@@ -107,12 +107,12 @@ impl Multiplexed {
     }
 
     /// A place on an open connection.
-    pub(super) fn lease(self: &Arc<Self>) -> CallPlace {
+    pub(super) fn take_place(self: &Arc<Self>) -> CallPlace {
         let now = Instant::now();
         let mut open = lock(&self.open);
         open.retain(|connection| connection.expires_at > now && !connection.is_closed());
         if let Some(free) = open.iter().find(|connection| connection.calls() < connection.places()) {
-            return CallPlace::Free(Lease::new(self.clone(), free.clone(), true));
+            return CallPlace::Free(PooledCall::new(self.clone(), free.clone(), true));
         }
         if open.len() < MAX_CONNECTIONS { CallPlace::New } else { CallPlace::Later }
     }
@@ -124,7 +124,7 @@ impl Multiplexed {
         expires_at: Instant,
         peer: Option<SocketAddr>,
         max_head: u32,
-    ) -> Result<Lease, CallError> {
+    ) -> Result<PooledCall, CallError> {
         let mut http2 = Builder::new();
         http2
             .enable_push(false)
@@ -168,7 +168,7 @@ impl Multiplexed {
             });
             let _ = ended.await;
         });
-        let lease = Lease::new(self.clone(), connection.clone(), false);
+        let lease = PooledCall::new(self.clone(), connection.clone(), false);
         lock(&self.open).push(connection);
         self.set_used(true);
         Ok(lease)
@@ -183,7 +183,7 @@ impl Multiplexed {
         });
     }
 
-    fn retire(&self, connection: &Arc<Http2Connection>) {
+    fn stop_new_calls(&self, connection: &Arc<Http2Connection>) {
         lock(&self.open).retain(|open| !Arc::ptr_eq(open, connection));
     }
 }
@@ -203,7 +203,7 @@ impl Http2Connection {
     }
 }
 
-impl Lease {
+impl PooledCall {
     fn new(pool: Arc<Multiplexed>, connection: Arc<Http2Connection>, is_reused: bool) -> Self {
         connection.calls.fetch_add(1, Ordering::Relaxed);
         Self { pool, connection, is_reused, is_answered: false }
@@ -242,7 +242,7 @@ impl Lease {
     }
 }
 
-impl Drop for Lease {
+impl Drop for PooledCall {
     fn drop(&mut self) {
         *lock(&self.connection.idle_since) = Instant::now();
         self.connection.calls.fetch_sub(1, Ordering::Relaxed);
@@ -250,7 +250,7 @@ impl Drop for Lease {
             self.pool.changed.notify_one();
         } else {
             // It may have met a connection on which no answer comes any more: the next call is made on another.
-            self.pool.retire(&self.connection);
+            self.pool.stop_new_calls(&self.connection);
             self.pool.changed.notify_waiters();
         }
     }

@@ -9,12 +9,12 @@
 //! - [`eventually`], [`wait_until`]: the only ways to wait for something.
 #![allow(dead_code, unused_imports, unreachable_pub, reason = "every test binary uses its own part of this")]
 
+pub mod foreign_app;
 pub mod grpc;
 pub mod http2;
 mod in_process;
 pub mod ports;
 mod process;
-pub mod stranger;
 pub mod tls;
 
 use std::collections::{BTreeMap, BTreeSet};

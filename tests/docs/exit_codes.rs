@@ -11,7 +11,7 @@ const MARKS: [&str; 2] = ["<!-- from runs: begin -->\n", "<!-- from runs: end --
 /// Beside every run: a chain, and a hop that is under test.
 const BESIDE: &str = "httpserver serve --addr 127.0.0.1:8083 --name app --upstream http://127.0.0.1:9000 --upstream-timeout 500ms & httpserver demo";
 
-/// `check` of a hop that calls an app of another make.
+/// `check` of a hop that calls a foreign app.
 macro_rules! unseen {
     ($option:literal) => {
         concat!(

@@ -6,10 +6,10 @@ mod backends;
 mod bounds;
 mod breaks;
 mod envoy;
+mod foreign_apps;
 mod grpc;
 mod mesh;
 mod signs;
-mod strangers;
 mod support;
 
 use std::io::{Read as _, Write as _};
@@ -283,7 +283,7 @@ fn a_hop_that_answers_503_now_and_then_is_named_with_its_share() {
 }
 
 #[test]
-fn a_hop_that_answers_without_a_reply_is_no_stranger() {
+fn a_hop_that_answers_without_a_reply_is_no_foreign_app() {
     let two = serve("service2", &[], &[]);
     let hello = serve("service1", &["--upstream", &format!("http://{}/hello", two.addr)], &[]);
     // The header `accept` is what a proxy may take away; curl's own callers get text without it.
@@ -334,7 +334,7 @@ fn an_upstream_that_is_no_hop_is_unknown_and_named_with_what_was_expected_there(
     let target = format!("http://{stranger}/service2");
     let one = serve("service1", &["--upstream", &target], &[]);
     let url = format!("http://{}/service1", one.addr);
-    // It may be an app of another make that belongs there, or the wrong server: nobody can say from its answer.
+    // It may be a foreign app that belongs there, or the wrong server: nobody can say from its answer.
     let expected = ["--expect", "service1,service2,service3", "--count", "1"];
     let run = check(&url, &expected);
     run.fine();

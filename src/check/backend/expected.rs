@@ -132,7 +132,7 @@ impl Walk<'_> {
             if let Some(reply) = &call.reply {
                 self.hop(reply, &call.url, server.map(|(_, id)| id).or(caller));
             }
-            // What an app of another make reports is its own business.
+            // What a foreign app reports is its own business.
             call.embedded.iter().for_each(|reply| self.hop(reply, "", None));
         }
     }

@@ -1,15 +1,15 @@
 //! The group of findings about traces: one request's trace as the trace backend has it.
 //!
 //! [`client`] reads it, [`expected`] is what the reply says must be there, the [`Verdict`] compares the two, [`proxies`] is what the
-//! proxies reported, [`calls`] what became of each call, [`findings`] words what is wrong, and [`strangers`] judges what no reply shows.
+//! proxies reported, [`calls`] what became of each call, [`findings`] words what is wrong, and [`foreign_apps`] examines what no reply shows.
 
 mod access;
 mod calls;
 mod client;
 mod expected;
 mod findings;
+mod foreign_apps;
 mod proxies;
-mod strangers;
 pub(crate) mod trace;
 
 use std::collections::HashMap;
@@ -37,9 +37,9 @@ pub use access::SecretHeader;
 pub(crate) use client::{Backend, open, open_traces};
 use expected::{HopSpan, expected_spans, trace_ids};
 use findings::Arrived;
+use foreign_apps::examine;
+pub(crate) use foreign_apps::{ExaminedApps, unseen_names};
 use proxies::Proxies;
-use strangers::judge;
-pub(crate) use strangers::{Judged, unseen_names};
 
 /// Where the request goes, and what is expected of it.
 pub(crate) struct CheckedRequest<'a> {
@@ -51,15 +51,15 @@ pub(crate) struct CheckedRequest<'a> {
 }
 
 /// Sends an ordinary request and compares its trace with its reply.
-pub(crate) async fn follow(
+pub(crate) async fn check_trace(
     backend: &Backend,
     request: &CheckedRequest<'_>,
     wait: Duration,
     stop: &mut watch::Receiver<bool>,
     progress: &ProgressLine,
-) -> Judged {
+) -> ExaminedApps {
     let &CheckedRequest { client, trace_id, hints, .. } = request;
-    let only = |finding: Finding| Judged { findings: vec![finding], ..Judged::default() };
+    let only = |finding: Finding| ExaminedApps { findings: vec![finding], ..ExaminedApps::default() };
     let Some((probe, tree)) = chosen_or_deepest(client, trace_id).await else {
         return only(Finding::skip(CheckId::TracesArrived, "Trace: skipped, because no request brought the chain's reply"));
     };
@@ -74,18 +74,19 @@ pub(crate) async fn follow(
     let answer = (&probe, &tree);
     let (mut findings, more_calls) = match trace_ids(&expected).as_slice() {
         [] => {
-            let mut judged = judge(backend, request, answer, wait, stop, progress).await;
-            if judged.names.is_empty() {
-                judged.findings.insert(0, findings::nobody_reports(&xray, hints));
+            let mut examined = examine(backend, request, answer, wait, stop, progress).await;
+            if examined.names.is_empty() {
+                examined.findings.insert(0, findings::nobody_reports(&xray, hints));
             }
-            return judged;
+            return examined;
         }
         ids => one_trace(backend, request, answer, (&xray, expected, ids), wait, stop, progress).await,
     };
     let is_refused = findings.iter().any(|finding| finding.id == CheckId::TracesBackend);
-    let mut judged = if is_refused { Judged::default() } else { judge(backend, request, answer, wait, stop, progress).await };
-    findings.append(&mut judged.findings);
-    Judged { findings, more_calls, ..judged }
+    let mut examined =
+        if is_refused { ExaminedApps::default() } else { examine(backend, request, answer, wait, stop, progress).await };
+    findings.append(&mut examined.findings);
+    ExaminedApps { findings, more_calls, ..examined }
 }
 
 /// The trace in which the request begins.

@@ -1,7 +1,7 @@
 //! What the proxies of each hop reported: whether a span that a proxy must have written came, and whether a call passed by it.
 
 use crate::check::backend::expected::HopSpan;
-use crate::check::chain::evidence::{HopEvidence, Stranger, Xray};
+use crate::check::chain::evidence::{ForeignApp, HopEvidence, Xray};
 use crate::check::chain::probe::short;
 use crate::check::envoy::spans::{CallSpans, RequestSpans};
 use crate::check::envoy::suggestions::{HintContext, HopRef, Runner};
@@ -71,15 +71,15 @@ pub(super) struct Proxies<'a> {
     /// The gateway's; `None` where no gateway is seen.
     gateway: Option<ProxyReport>,
     front: CallSpans,
-    /// Apps of another make that put span ids into the headers and reported no span under them, with the ids.
-    lost_strangers: Vec<(Stranger, SpanId)>,
+    /// Foreign apps that put span ids into the headers and reported no span under them, with the ids.
+    lost_foreign_apps: Vec<(ForeignApp, SpanId)>,
 }
 
 impl<'a> Proxies<'a> {
     /// `sent`: with the request. `tree`: its reply.
     pub(super) fn of(spans: RequestSpans<'a>, sent: &Headers, tree: &Tree, xray: &Xray, url: &str) -> Self {
         let front = spans.front(sent);
-        let mut proxies = Self { spans, hops: Vec::new(), gateway: None, front, lost_strangers: Vec::new() };
+        let mut proxies = Self { spans, hops: Vec::new(), gateway: None, front, lost_foreign_apps: Vec::new() };
         let mut rows = xray.rows.iter();
         proxies.hop(tree, sent, url, &mut rows);
         let has_sidecars = xray.rows.iter().any(|row| row.proxy.sidecar);
@@ -96,13 +96,13 @@ impl<'a> Proxies<'a> {
         let row = rows.next();
         let has_sidecar = row.is_some_and(|row| row.proxy.is_own_sidecar());
         let traced = row.is_some_and(|row| row.proxy.traces());
-        let is_behind_stranger = row.is_some_and(|row| row.via.is_some());
+        let is_behind_foreign_app = row.is_some_and(|row| row.via.is_some());
         let inbound = match self.in_front(tree, sent) {
             Above::Reported(span) if span.is_proxy() && span.kind == Some(Kind::Server) => Some(ProxyReport::Came),
             // It may be the span of the app that called.
-            Above::Reported(span) if is_behind_stranger && !span.is_proxy() => None,
+            Above::Reported(span) if is_behind_foreign_app && !span.is_proxy() => None,
             Above::Nobody => None,
-            Above::Caller if is_behind_stranger => None,
+            Above::Caller if is_behind_foreign_app => None,
             Above::Reported(_) | Above::Caller => has_sidecar.then_some(ProxyReport::Bypassed),
             Above::Lost => (traced && tree.sampled != Some(false)).then_some(ProxyReport::Lost),
         };
@@ -132,7 +132,7 @@ impl<'a> Proxies<'a> {
             // Of two formats one may hold what the other one's tracer left alone.
             let ids: Vec<SpanId> = own.map(|(_, context)| context.span_id).collect();
             if let Some(id) = ids.first().filter(|_| ids.iter().all(|id| self.spans.get(*id).is_none())) {
-                self.lost_strangers.push((Stranger::at(&call.url), *id));
+                self.lost_foreign_apps.push((ForeignApp::at(&call.url), *id));
             }
             self.hop(reply, &call.sent, "", rows);
         }
@@ -171,7 +171,7 @@ impl<'a> Proxies<'a> {
     /// Whose spans are the ids that nobody reported: for orphans.
     pub(super) fn has_lost(&self) -> bool {
         self.gateway == Some(ProxyReport::Lost)
-            || !self.lost_strangers.is_empty()
+            || !self.lost_foreign_apps.is_empty()
             || self.hops.iter().any(|hop| hop.count(ProxyReport::Lost) > 0)
     }
 
@@ -204,17 +204,17 @@ impl<'a> Proxies<'a> {
         let quiet: Vec<&HopProxies> =
             self.hops.iter().filter(|hop| hop.count(ProxyReport::Lost) > 0 || is_untraced(hop)).take(MAX_HOPS).collect();
         // Several hops that report nothing at all have it from one setting.
-        let (mute, others): (Vec<&HopProxies>, Vec<&HopProxies>) =
+        let (silent, others): (Vec<&HopProxies>, Vec<&HopProxies>) =
             quiet.into_iter().partition(|hop| hop.count(ProxyReport::Came) == 0);
-        match mute[..] {
-            [first, _, ..] => out.push(mutes(first, &mute, hints)),
-            _ => out.extend(mute.iter().map(|hop| quiet_one(hop, hints))),
+        match silent[..] {
+            [first, _, ..] => out.push(silent_sidecars(first, &silent, hints)),
+            _ => out.extend(silent.iter().map(|hop| silent_sidecar(hop, hints))),
         }
-        out.extend(others.iter().map(|hop| quiet_one(hop, hints)));
-        for (Stranger { name, .. }, id) in &self.lost_strangers {
+        out.extend(others.iter().map(|hop| silent_sidecar(hop, hints)));
+        for (ForeignApp { name, .. }, id) in &self.lost_foreign_apps {
             let text = format!("{name} continues the trace and no span of it arrived: {} is missing", short(&id.to_string()));
             let cause = format!(
-                "{name}, an app of another make, reports to another backend or to nobody, or its report gets lost: its exporter's endpoint, or its proxy's tracing provider"
+                "{name}, an app that is not httpserver, reports to another backend or to nobody, or its report gets lost: its exporter's endpoint, or its proxy's tracing provider"
             );
             out.push(Finding::fail(ID, text, Hint::new(cause)).hop(name));
         }
@@ -323,8 +323,8 @@ impl<'a> Proxies<'a> {
     /// The hop that lost the span with this id, where that is known.
     pub(super) fn owner(&self, id: SpanId, expected: &[HopSpan]) -> Option<String> {
         let own = expected.iter().find(|expected| expected.span.id == id).map(|expected| expected.hop.name.clone());
-        let stranger = || Some(self.lost_strangers.iter().find(|(_, lost)| *lost == id)?.0.name.clone());
-        own.or_else(stranger).or_else(|| {
+        let foreign_app = || Some(self.lost_foreign_apps.iter().find(|(_, lost)| *lost == id)?.0.name.clone());
+        own.or_else(foreign_app).or_else(|| {
             // A proxy's span that names it as its parent stands in front of a hop that the owner called.
             let server = self.spans.below(id).into_iter().find(|span| span.is_proxy() && span.kind == Some(Kind::Server))?;
             let service = server.service().unwrap_or_default();
@@ -342,8 +342,8 @@ impl<'a> Proxies<'a> {
 const NO_REPORT: &str = "Its configuration has no tracing, or the collector's cluster there has the wrong address or port, or the collector drops spans";
 
 /// Several sidecars that report nothing.
-fn mutes(first: &HopProxies, mute: &[&HopProxies], hints: &HintContext) -> Finding {
-    let names: Vec<&str> = mute.iter().map(|hop| hop.hop.name.as_str()).collect();
+fn silent_sidecars(first: &HopProxies, silent: &[&HopProxies], hints: &HintContext) -> Finding {
+    let names: Vec<&str> = silent.iter().map(|hop| hop.hop.name.as_str()).collect();
     let cause = format!(
         "The Telemetry resource that covers them switches tracing off (disableSpanReporting) or names a provider that meshConfig.extensionProviders does not have, or none covers the namespace {}. Else a Sidecar resource keeps the collector's Service from them (egress.hosts), or the provider's service or port is wrong",
         hints.namespace_of(&first.hop)
@@ -355,7 +355,7 @@ fn mutes(first: &HopProxies, mute: &[&HopProxies], hints: &HintContext) -> Findi
 }
 
 /// One hop whose proxy reports too little, or nothing.
-fn quiet_one(hop: &HopProxies, hints: &HintContext) -> Finding {
+fn silent_sidecar(hop: &HopProxies, hints: &HintContext) -> Finding {
     let (lost, came) = (hop.count(ProxyReport::Lost), hop.count(ProxyReport::Came));
     let name = &hop.hop.name;
     let namespace = hints.namespace_of(&hop.hop);

@@ -11,7 +11,7 @@ pub(crate) const CALLER: &str = "check";
 
 /// Something that went wrong with a header.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Effect {
+pub(crate) enum HeaderChange {
     /// It was there before and is not there behind.
     Lost(String),
     /// Its value changed.
@@ -32,7 +32,7 @@ pub(crate) enum Effect {
     Order { fresh: HeaderFamily, read: HeaderFamily, trace: bool },
 }
 
-impl Effect {
+impl HeaderChange {
     /// The header that it is about; of a context the one that names it.
     pub(crate) fn header(&self) -> Option<String> {
         match self {
@@ -53,19 +53,19 @@ pub(crate) struct SeamFault {
     pub(crate) side: Side,
     /// What the hop that is in question says of itself.
     pub(crate) mode: Option<Propagation>,
-    /// An app of another make that stands between the two.
-    pub(crate) via: Option<Stranger>,
-    pub(crate) effects: Vec<Effect>,
+    /// A foreign app that stands between the two.
+    pub(crate) via: Option<ForeignApp>,
+    pub(crate) effects: Vec<HeaderChange>,
 }
 
-/// An app of another make, known by the URL that a hop calls.
+/// A foreign app, known by the URL that a hop calls.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Stranger {
+pub(crate) struct ForeignApp {
     pub(crate) name: String,
     pub(crate) url: String,
 }
 
-impl Stranger {
+impl ForeignApp {
     pub(crate) fn at(url: &str) -> Self {
         Self { name: name_of(url), url: url.to_owned() }
     }
@@ -75,19 +75,19 @@ impl SeamFault {
     /// Whether a trace context is among what was lost or replaced.
     pub(crate) fn breaks(&self, format: HeaderFamily) -> bool {
         self.effects.iter().any(|effect| match effect {
-            Effect::Lost(name) => format.has(name),
-            Effect::Trace { format: of, .. } | Effect::Invalid { format: of, .. } => *of == format,
-            Effect::NewTrace { received, .. } => received.iter().any(|(of, _)| *of == format),
-            Effect::Order { .. } => true,
-            Effect::Changed { name, .. } | Effect::Mangled { name, .. } => format.has(name),
-            Effect::Sampled { .. } | Effect::StaleParent { .. } => false,
+            HeaderChange::Lost(name) => format.has(name),
+            HeaderChange::Trace { format: of, .. } | HeaderChange::Invalid { format: of, .. } => *of == format,
+            HeaderChange::NewTrace { received, .. } => received.iter().any(|(of, _)| *of == format),
+            HeaderChange::Order { .. } => true,
+            HeaderChange::Changed { name, .. } | HeaderChange::Mangled { name, .. } => format.has(name),
+            HeaderChange::Sampled { .. } | HeaderChange::StaleParent { .. } => false,
         })
     }
 
     /// Whether this header is in question.
     pub(crate) fn touches(&self, header: &str) -> bool {
         self.effects.iter().any(|effect| match effect {
-            Effect::Lost(name) | Effect::Changed { name, .. } | Effect::Mangled { name, .. } => name == header,
+            HeaderChange::Lost(name) | HeaderChange::Changed { name, .. } | HeaderChange::Mangled { name, .. } => name == header,
             _ => false,
         })
     }
@@ -140,8 +140,8 @@ pub(crate) struct HopEvidence {
     pub(crate) hop: HopRef,
     /// 0 for the first hop.
     pub(crate) depth: usize,
-    /// An app of another make through which its caller reached it.
-    pub(crate) via: Option<Stranger>,
+    /// A foreign app through which its caller reached it.
+    pub(crate) via: Option<ForeignApp>,
     pub(crate) mode: Propagation,
     /// How it was asked, as its reply shows it.
     pub(crate) protocol: Option<String>,
@@ -175,7 +175,7 @@ pub(crate) enum RequestId {
     Missing,
 }
 
-/// From a hop to one that it called, or that an app of another make called for it.
+/// From a hop to one that it called, or that a foreign app called for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Step {
     /// Which of its calls.
@@ -208,7 +208,7 @@ pub(crate) struct Xray {
     pub(crate) unwritten: Vec<Unwritten>,
     /// Formats that hops leave out by configuration, harmless where nobody speaks them.
     pub(crate) left_out: Vec<(HopRef, HeaderFamily)>,
-    /// What apps of another make leave out while the trace goes on through them.
+    /// What foreign apps leave out while the trace goes on through them.
     pub(crate) withheld: Vec<Withheld>,
     /// Calls behind which nothing could be seen: the caller and the called.
     pub(crate) unobserved: Vec<(HopRef, HopRef)>,
@@ -216,13 +216,13 @@ pub(crate) struct Xray {
     pub(crate) decided: Vec<Decided>,
 }
 
-/// Headers that an app of another make received from one hop and did not pass on to another.
+/// Headers that a foreign app received from one hop and did not pass on to another.
 #[derive(Debug, Clone)]
 pub(crate) struct Withheld {
-    pub(crate) via: Stranger,
+    pub(crate) via: ForeignApp,
     pub(crate) from: HopRef,
     pub(crate) to: HopRef,
-    pub(crate) effects: Vec<Effect>,
+    pub(crate) effects: Vec<HeaderChange>,
 }
 
 /// A hop that injection left out.
@@ -309,7 +309,14 @@ impl Xray {
     }
 
     /// Adds what went wrong on one side of a seam.
-    pub(crate) fn fault(&mut self, from: &HopRef, to: &HopRef, side: Side, mode: Option<Propagation>, effects: Vec<Effect>) {
+    pub(crate) fn fault(
+        &mut self,
+        from: &HopRef,
+        to: &HopRef,
+        side: Side,
+        mode: Option<Propagation>,
+        effects: Vec<HeaderChange>,
+    ) {
         if effects.is_empty() {
             return;
         }

@@ -55,8 +55,8 @@ impl BreakPoint {
             FailureCause::TimedOut => format!("{to} did not answer {from} in time"),
             FailureCause::Closed => format!("The connection from {from} to {to} ended before an answer"),
             FailureCause::Transport(error) => format!("{from} cannot call {to}: {error}"),
-            FailureCause::Answered(status, stranger) => {
-                format!("{from} called {to} and got {status} without a hop's reply{stranger}")
+            FailureCause::Answered(status, foreign) => {
+                format!("{from} called {to} and got {status} without a hop's reply{foreign}")
             }
             FailureCause::NoReply => format!("{to} answered {from}, but not with a reply of the chain"),
             FailureCause::Torn(error) => format!("The answer of {to} to {from} ended early: {error}"),
@@ -75,7 +75,7 @@ impl BreakPoint {
             FailureCause::TimedOut => "timed out".to_owned(),
             FailureCause::Closed => "connection closed".to_owned(),
             FailureCause::Transport(error) => error.clone(),
-            FailureCause::Answered(status, stranger) => format!("{status} without a reply{stranger}"),
+            FailureCause::Answered(status, foreign) => format!("{status} without a reply{foreign}"),
             FailureCause::NoReply => "no reply of a hop".to_owned(),
             FailureCause::Torn(_) => "the answer ended early".to_owned(),
             FailureCause::Unusable(error) => error.clone(),
@@ -151,8 +151,8 @@ impl BreakPoint {
             FailureCause::NoReply => Hint::new(format!("The path in the UPSTREAM of {} is not the chain's, which is /service<N>, or something between {} and {name} removes the header accept or rewrites the path or the body", from.name, from.name)).run(hints.settings(from)),
             FailureCause::Torn(_) => up(format!("{name} crashed, was killed or stopped while it answered, or has a fault of its own (reset, truncate), or a proxy between {} and {name} cut the answer off", from.name)),
             FailureCause::Unusable(_) => Hint::new(format!("The UPSTREAM of {} leads to something that is not a hop of this chain, or the answers of {name} are larger than a hop reads", from.name)).run(hints.settings(from)),
-            FailureCause::Answered(status, stranger) => {
-                gateway::inside(*status, stranger, from, to, hints, &self.kind()).unwrap_or_default()
+            FailureCause::Answered(status, foreign) => {
+                gateway::inside(*status, foreign, from, to, hints, &self.kind()).unwrap_or_default()
             }
             FailureCause::Injected(status) => Hint::new(on_purpose(name, &format!("fails on purpose: abort={status}"), "--fault or FAULT")).run(hints.settings(to)),
             FailureCause::Itself(503) => Hint::new(format!("{name} is overloaded (MAX_CONCURRENCY) or draining: its log says which")).run(hints.logs(to)),

@@ -56,8 +56,8 @@ fn walk(caller: &HopRef, tree: &Tree, url: &str, above: &mut Vec<String>, out: &
                 out.push(BreakPoint { from: hop.clone(), to, cause });
             }
             None => {
-                let stranger = HopRef { name: name_of(&call.url), hostname: String::new(), url: call.url.clone() };
-                call.embedded.iter().for_each(|reply| walk(&stranger, reply, "", above, out));
+                let foreign_app = HopRef { name: name_of(&call.url), hostname: String::new(), url: call.url.clone() };
+                call.embedded.iter().for_each(|reply| walk(&foreign_app, reply, "", above, out));
             }
         }
         // The reply is a success and the call is not: the caller gave up, or a proxy changed the answer.
@@ -83,7 +83,7 @@ pub(crate) fn outline(tree: &Tree) -> String {
         .map(|call| match &call.reply {
             Some(reply) => outline(reply),
             None => {
-                let what = if call.is_foreign() { "another make" } else { "no reply" };
+                let what = if call.is_foreign() { "not httpserver" } else { "no reply" };
                 let name = format!("{} ({what})", name_of(&call.url));
                 match call.embedded.iter().map(|reply| outline(reply)).collect::<Vec<_>>().as_slice() {
                     [] => name,
@@ -146,7 +146,7 @@ pub(crate) fn findings(tree: &Tree, expect: Option<&Expect>, at_times: &[CallNam
     }
     for (hop, url) in tree.hops(url) {
         let foreign = hop.upstreams.iter().filter(|call| call.is_foreign());
-        out.extend(foreign.map(|call| stranger(&HopRef::of(hop, url), call, expect, hints)));
+        out.extend(foreign.map(|call| foreign_app(&HopRef::of(hop, url), call, expect, hints)));
     }
     out.extend(unread_order(tree));
     out
@@ -166,7 +166,7 @@ fn unread_order(tree: &Tree) -> Option<Finding> {
     Some(Finding::skip(CheckId::ChainHops, format!("x-fault has no effect at {}: {}", names.join(", "), why?)))
 }
 
-/// A line for each hop, and for each app of another make.
+/// A line for each hop, and for each foreign app.
 fn table_of(hop: &Tree, depth: usize, table: &mut Vec<String>) {
     let name = |depth: usize, name: &str| format!("{}{name}", "  ".repeat(depth.min(8)));
     let lane = if hop.lane == crate::values::BASE_LANE { String::new() } else { format!("  lane {}", hop.lane) };
@@ -174,7 +174,7 @@ fn table_of(hop: &Tree, depth: usize, table: &mut Vec<String>) {
     table.push(format!("{first:<20} {version:<8} {host:<28} {:>8.1} ms{lane}", hop.duration_ms));
     for call in &hop.upstreams {
         if call.is_foreign() {
-            let (name, what) = (name(depth + 1, &name_of(&call.url)), "an app of another make");
+            let (name, what) = (name(depth + 1, &name_of(&call.url)), "an app that is not httpserver");
             table.push(format!("{name:<20} {:<8} {what:<28} {:>8.1} ms", "", call.duration_ms));
         }
         let below = depth + 1 + usize::from(call.reply.is_none());
@@ -182,30 +182,30 @@ fn table_of(hop: &Tree, depth: usize, table: &mut Vec<String>) {
     }
 }
 
-/// An app of another make that answered a hop.
-fn stranger(hop: &HopRef, call: &Call, expect: Option<&Expect>, hints: &HintContext) -> Finding {
+/// A foreign app that answered a hop.
+fn foreign_app(hop: &HopRef, call: &Call, expect: Option<&Expect>, hints: &HintContext) -> Finding {
     let (url, name) = (&call.url, name_of(&call.url));
     let seen: Vec<&str> = call.embedded.iter().map(|reply| reply.service.as_str()).collect();
     if !seen.is_empty() {
         let text = format!(
-            "{url} is no hop of this chain: {} called it, and its answer has the reply of {}, so it is judged from both sides",
+            "{url} is no hop of this chain: {} called it, and its answer has the reply of {}, so both of its sides are compared",
             hop.name,
             seen.join(", ")
         );
-        return Finding::pass(CheckId::ChainStranger, text).hop(&name);
+        return Finding::pass(CheckId::ChainForeignApp, text).hop(&name);
     }
     let text = format!("{url} is no hop of this chain: {} called it and it answered, but without a reply to look into", hop.name);
     let text = format!("{text}; its answer shows nothing of what is behind it");
     let expected = expect.map_or_else(Vec::new, |expect| expect.below(&hop.name));
     if expected.is_empty() {
-        return Finding::skip(CheckId::ChainStranger, text).hop(&name);
+        return Finding::skip(CheckId::ChainForeignApp, text).hop(&name);
     }
-    // It may be an app of another make that belongs there, and it may be the wrong server: the answer is the same.
+    // It may be a foreign app that belongs there, and it may be the wrong server: the answer is the same.
     let text = format!("{text}, where {} should be", expected.join(", "));
     let cause = format!(
         "Where {name} should be a hop, the UPSTREAM of {} leads to another server: a wrong port, path or Service",
         hop.name
     );
     let hint = Hint::new(cause).run(hints.settings(hop));
-    Finding::fail(CheckId::ChainStranger, text, hint).seam(&hop.name, &name, None).hop(&name).into_informational()
+    Finding::fail(CheckId::ChainForeignApp, text, hint).seam(&hop.name, &name, None).hop(&name).into_informational()
 }

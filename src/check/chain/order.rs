@@ -73,7 +73,7 @@ impl<'a> Comparison<'a> {
             match call {
                 None => self.not_called(&hop, &tree.service, &below.name),
                 Some(Call { url, reply: Some(reply), .. }) => self.compare(below, &hop, reply, url),
-                // The app of another make may be named or left out.
+                // The foreign app may be named or left out.
                 Some(call) if !call.embedded.is_empty() => {
                     let from = HopRef { name: name_of(&call.url), hostname: String::new(), url: call.url.clone() };
                     let is_first = |expect: &Expect| is_named(&call.embedded[0].service, &expect.name);

@@ -2,7 +2,7 @@
 
 use opentelemetry::trace::TraceId;
 
-use crate::check::chain::evidence::{Effect, Proxy, RequestId, SIDECAR_CALLS_FROM};
+use crate::check::chain::evidence::{HeaderChange, Proxy, RequestId, SIDECAR_CALLS_FROM};
 use crate::hop::reply::{Headers, Propagation, Tree};
 use crate::text::shorten;
 use crate::trace_context::{
@@ -47,17 +47,21 @@ pub(crate) fn proxy(sent: &Headers, tree: &Tree, attempt: u32) -> Proxy {
 }
 
 /// What something between a caller and a hop did to the headers.
-pub(crate) fn between(sent: &Headers, received: &Headers, is_edge: bool) -> (Vec<Effect>, RequestId) {
+pub(crate) fn between(sent: &Headers, received: &Headers, is_edge: bool) -> (Vec<HeaderChange>, RequestId) {
     let mut effects = Vec::new();
     let request_id = match (sent.first("x-request-id"), received.first("x-request-id").filter(|value| !value.is_empty())) {
         (Some(before), Some(after)) if same_request(before, after) => RequestId::Kept,
         (Some(_), Some(_)) if is_edge => RequestId::Replaced,
         (Some(before), Some(after)) => {
-            effects.push(Effect::Changed { name: "x-request-id".to_owned(), before: before.to_owned(), after: after.to_owned() });
+            effects.push(HeaderChange::Changed {
+                name: "x-request-id".to_owned(),
+                before: before.to_owned(),
+                after: after.to_owned(),
+            });
             RequestId::Regenerated
         }
         (Some(_), None) => {
-            effects.push(Effect::Lost("x-request-id".to_owned()));
+            effects.push(HeaderChange::Lost("x-request-id".to_owned()));
             RequestId::Missing
         }
         (None, Some(_)) => RequestId::Replaced,
@@ -72,7 +76,7 @@ pub(crate) fn between(sent: &Headers, received: &Headers, is_edge: bool) -> (Vec
 }
 
 /// Puts what was done to headers by its own name in place of its consequences.
-fn name_damage(effects: &mut Vec<Effect>, before: &Headers, after: &Headers) {
+fn name_damage(effects: &mut Vec<HeaderChange>, before: &Headers, after: &Headers) {
     let mut damage = Vec::new();
     for (name, _) in &before.0 {
         let (was, is) = (values(before, name), values(after, name));
@@ -84,14 +88,14 @@ fn name_damage(effects: &mut Vec<Effect>, before: &Headers, after: &Headers) {
             if is_other && matches!(how, Mangling::Shortened | Mangling::Halved | Mangling::Padded) {
                 continue;
             }
-            damage.push(Effect::Mangled { name: name.clone(), how, values: shown(is.join(" | ")) });
+            damage.push(HeaderChange::Mangled { name: name.clone(), how, values: shown(is.join(" | ")) });
         }
     }
     let is_same = |name: &str, other: &str| {
         name == other || HeaderFamily::ALL.into_iter().any(|format| format.has(name) && format.has(other))
     };
-    let named = |effect: &Effect| {
-        let names = damage.iter().filter_map(Effect::header).collect::<Vec<_>>();
+    let named = |effect: &HeaderChange| {
+        let names = damage.iter().filter_map(HeaderChange::header).collect::<Vec<_>>();
         effect.header().is_some_and(|header| names.iter().any(|name| is_same(name, &header)))
     };
     effects.retain(|effect| !named(effect));
@@ -106,7 +110,7 @@ fn shown(value: String) -> String {
 }
 
 /// What became of the trace contexts between a caller and a hop.
-fn contexts_between(sent: &Headers, received: &Headers) -> Vec<Effect> {
+fn contexts_between(sent: &Headers, received: &Headers) -> Vec<HeaderChange> {
     let mut effects = Vec::new();
     let before = HeaderFamily::read_all(sent);
     for (format, was) in &before {
@@ -116,24 +120,28 @@ fn contexts_between(sent: &Headers, received: &Headers) -> Vec<Effect> {
         };
         // A proxy that speaks both writes `traceparent` anew from B3: its trace then is one that was sent.
         if !names_trace(&before, is.trace_id) {
-            effects.push(Effect::Trace { format: *format, before: was.trace_id.to_string(), after: is.trace_id.to_string() });
+            effects.push(HeaderChange::Trace {
+                format: *format,
+                before: was.trace_id.to_string(),
+                after: is.trace_id.to_string(),
+            });
         } else if let (Some(before), Some(after)) = (was.sampling.decision(), is.sampling.decision())
             && before != after
         {
-            effects.push(Effect::Sampled { before, after });
+            effects.push(HeaderChange::Sampled { before, after });
         }
     }
     effects
 }
 
 /// The headers of a format that are gone; when none is, the one that is no valid context any more.
-fn lost_or_invalid(format: HeaderFamily, before: &Headers, after: &Headers) -> Vec<Effect> {
+fn lost_or_invalid(format: HeaderFamily, before: &Headers, after: &Headers) -> Vec<HeaderChange> {
     let gone = missing_headers(format, before, after);
-    if gone.is_empty() { vec![invalid(format, before, after)] } else { gone.into_iter().map(Effect::Lost).collect() }
+    if gone.is_empty() { vec![invalid(format, before, after)] } else { gone.into_iter().map(HeaderChange::Lost).collect() }
 }
 
 /// What became of one header that is no part of a trace context.
-fn header_between(name: &str, sent: &Headers, received: &Headers, is_edge: bool) -> Option<Effect> {
+fn header_between(name: &str, sent: &Headers, received: &Headers, is_edge: bool) -> Option<HeaderChange> {
     let lost = !received.is_present(name) && sent.is_present(name);
     let is_fault = match name {
         "x-request-id" => false,
@@ -154,11 +162,11 @@ fn header_between(name: &str, sent: &Headers, received: &Headers, is_edge: bool)
                 return None;
             }
             let (before, after) = (values(sent, name).join(","), values(received, name).join(","));
-            return Some(Effect::Changed { name: name.to_owned(), before, after });
+            return Some(HeaderChange::Changed { name: name.to_owned(), before, after });
         }
         other => lost && !is_trace_context(other) && !is_foreign_tracer(other),
     };
-    is_fault.then(|| Effect::Lost(name.to_owned()))
+    is_fault.then(|| HeaderChange::Lost(name.to_owned()))
 }
 
 /// The members of a header that is a list.
@@ -174,7 +182,7 @@ fn missing_headers(format: HeaderFamily, before: &Headers, after: &Headers) -> V
 
 /// What a hop did to the headers that it passes on as they came: all of them for one that forwards, all but the trace
 /// context for one that continues.
-pub(crate) fn verbatim(received: &Headers, sent: &Headers, mode: Propagation) -> Vec<Effect> {
+pub(crate) fn verbatim(received: &Headers, sent: &Headers, mode: Propagation) -> Vec<HeaderChange> {
     let mut effects = Vec::new();
     for (name, _) in &received.0 {
         if mode == Propagation::Continue && is_trace_context(name) {
@@ -188,17 +196,17 @@ pub(crate) fn verbatim(received: &Headers, sent: &Headers, mode: Propagation) ->
             continue;
         }
         if after.is_empty() {
-            effects.push(Effect::Lost(name.clone()));
+            effects.push(HeaderChange::Lost(name.clone()));
         } else if name == "x-b3-sampled" {
             let flag = |value: &str| value == "1" || value == "true";
-            effects.push(Effect::Sampled { before: flag(before[0]), after: flag(after[0]) });
+            effects.push(HeaderChange::Sampled { before: flag(before[0]), after: flag(after[0]) });
         } else {
             effects.push(change(name, received, sent));
         }
     }
     // The state belongs to the trace that was left.
-    if effects.iter().any(|effect| matches!(effect, Effect::Trace { format: HeaderFamily::W3c, .. })) {
-        effects.retain(|effect| *effect != Effect::Lost("tracestate".to_owned()));
+    if effects.iter().any(|effect| matches!(effect, HeaderChange::Trace { format: HeaderFamily::W3c, .. })) {
+        effects.retain(|effect| *effect != HeaderChange::Lost("tracestate".to_owned()));
     }
     name_damage(&mut effects, received, sent);
     if mode == Propagation::Continue {
@@ -208,7 +216,7 @@ pub(crate) fn verbatim(received: &Headers, sent: &Headers, mode: Propagation) ->
 }
 
 /// A changed value, said as precisely as the header allows.
-fn change(name: &str, received: &Headers, sent: &Headers) -> Effect {
+fn change(name: &str, received: &Headers, sent: &Headers) -> HeaderChange {
     let format = HeaderFamily::ALL.into_iter().find(|format| format.has(name));
     if let Some(format) = format
         && let Some(was) = format.read(received)
@@ -216,29 +224,29 @@ fn change(name: &str, received: &Headers, sent: &Headers) -> Effect {
         let Some(is) = format.read(sent) else { return invalid(format, received, sent) };
         match (was.trace_id != is.trace_id, was.sampling.decision(), is.sampling.decision()) {
             (true, ..) => {
-                return Effect::Trace { format, before: was.trace_id.to_string(), after: is.trace_id.to_string() };
+                return HeaderChange::Trace { format, before: was.trace_id.to_string(), after: is.trace_id.to_string() };
             }
-            (false, Some(before), Some(after)) if before != after => return Effect::Sampled { before, after },
+            (false, Some(before), Some(after)) if before != after => return HeaderChange::Sampled { before, after },
             _ => {}
         }
     }
-    Effect::Changed { name: name.to_owned(), before: values(received, name).join(","), after: values(sent, name).join(",") }
+    HeaderChange::Changed { name: name.to_owned(), before: values(received, name).join(","), after: values(sent, name).join(",") }
 }
 
 /// A context that was valid `before` and is not `after`, although its headers are there.
-fn invalid(format: HeaderFamily, before: &Headers, after: &Headers) -> Effect {
+fn invalid(format: HeaderFamily, before: &Headers, after: &Headers) -> HeaderChange {
     let names = || before.0.iter().map(|(name, _)| name.as_str()).filter(|name| format.has(name));
     let changed = names().find(|name| before.get(name) != after.get(name)).or(names().next()).unwrap_or(format.header());
-    Effect::Invalid { format, name: changed.to_owned(), value: shown(values(after, changed).join(", ")) }
+    HeaderChange::Invalid { format, name: changed.to_owned(), value: shown(values(after, changed).join(", ")) }
 }
 
 /// Whether a continuing hop joined the trace that it received, and the right one.
-pub(crate) fn joined(sent: &Headers, tree: &Tree) -> Vec<Effect> {
+pub(crate) fn joined(sent: &Headers, tree: &Tree) -> Vec<HeaderChange> {
     let contexts = HeaderFamily::read_all(&tree.received);
     let Some(trace) = trace_of(tree).filter(|_| !contexts.is_empty()) else { return Vec::new() };
     if !names_trace(&contexts, trace) {
         let received = contexts.into_iter().map(|(format, context)| (format, context.trace_id.to_string())).collect();
-        return vec![Effect::NewTrace { received, started: trace.to_string() }];
+        return vec![HeaderChange::NewTrace { received, started: trace.to_string() }];
     }
     // A proxy wrote one format and left the other alone: the hop must read the one that the proxy wrote.
     let fresh =
@@ -250,14 +258,14 @@ pub(crate) fn joined(sent: &Headers, tree: &Tree) -> Vec<Effect> {
     let parent = tree.parent_span_id.as_ref().and_then(|id| parse_span_id(id).ok());
     let follows = |context: &Context| trace == context.trace_id && parent == Some(context.span_id);
     if follows(left) && !follows(by_proxy) {
-        return vec![Effect::Order { fresh: *fresh, read: *read, trace: left.trace_id != by_proxy.trace_id }];
+        return vec![HeaderChange::Order { fresh: *fresh, read: *read, trace: left.trace_id != by_proxy.trace_id }];
     }
     Vec::new()
 }
 
 /// What a continuing hop wrote: its own trace in every format, the decision that came in. Formats that came in and were not
 /// written at all are returned beside, with the headers that are gone.
-pub(crate) fn continued(tree: &Tree, sent: &Headers, own: bool) -> (Vec<Effect>, Vec<(HeaderFamily, Vec<String>)>) {
+pub(crate) fn continued(tree: &Tree, sent: &Headers, own: bool) -> (Vec<HeaderChange>, Vec<(HeaderFamily, Vec<String>)>) {
     let (mut effects, mut unwritten) = (Vec::new(), Vec::new());
     let (received, written) = (HeaderFamily::read_all(&tree.received), HeaderFamily::read_all(sent));
     let trace = trace_of(tree);
@@ -273,13 +281,13 @@ pub(crate) fn continued(tree: &Tree, sent: &Headers, own: bool) -> (Vec<Effect>,
         received.iter().any(|(_, was)| (was.trace_id, was.span_id) == (context.trace_id, context.span_id))
     };
     if let Some((_, stale)) = written.iter().find(is_stale) {
-        effects.push(Effect::StaleParent { span: stale.span_id.to_string() });
+        effects.push(HeaderChange::StaleParent { span: stale.span_id.to_string() });
     }
     for (format, context) in &written {
         if let Some(trace) = trace
             && context.trace_id != trace
         {
-            effects.push(Effect::Trace { format: *format, before: trace.to_string(), after: context.trace_id.to_string() });
+            effects.push(HeaderChange::Trace { format: *format, before: trace.to_string(), after: context.trace_id.to_string() });
         }
     }
     if own {
@@ -289,7 +297,7 @@ pub(crate) fn continued(tree: &Tree, sent: &Headers, own: bool) -> (Vec<Effect>,
         if let (Some(before), Some(after)) = (decided, after)
             && before != after
         {
-            effects.push(Effect::Sampled { before, after });
+            effects.push(HeaderChange::Sampled { before, after });
         }
     }
     let is_own = |headers: &Headers| HeaderFamily::W3c.read(headers).is_some_and(|context| Some(context.trace_id) == trace);
@@ -299,21 +307,21 @@ pub(crate) fn continued(tree: &Tree, sent: &Headers, own: bool) -> (Vec<Effect>,
         && !sent.is_present("tracestate")
         && is_valid_tracestate(tree.received.values("tracestate"))
     {
-        effects.push(Effect::Lost("tracestate".to_owned()));
+        effects.push(HeaderChange::Lost("tracestate".to_owned()));
     }
     let (before, after) = (members(&tree.received, "tracestate"), members(sent, "tracestate"));
     let often = |all: &[&str], member: &str| all.iter().filter(|other| **other == member).count();
     if state_goes_on && !after.is_empty() && before.iter().any(|member| often(&before, member) != often(&after, member)) {
         let (before, after) = (before.join(","), after.join(","));
-        effects.push(Effect::Changed { name: "tracestate".to_owned(), before, after });
+        effects.push(HeaderChange::Changed { name: "tracestate".to_owned(), before, after });
     }
     name_damage(&mut effects, &tree.received, sent);
-    effects.retain(|effect| !matches!(effect, Effect::Mangled { name, .. } if !is_trace_context(name)));
+    effects.retain(|effect| !matches!(effect, HeaderChange::Mangled { name, .. } if !is_trace_context(name)));
     (effects, unwritten)
 }
 
-fn dedup(effects: &mut Vec<Effect>) {
-    let mut seen: Vec<Effect> = Vec::new();
+fn dedup(effects: &mut Vec<HeaderChange>) {
+    let mut seen: Vec<HeaderChange> = Vec::new();
     effects.retain(|effect| {
         let new = !seen.contains(effect);
         seen.push(effect.clone());

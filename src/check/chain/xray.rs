@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 
 use crate::check::chain::evidence::{
-    CALLER, Decided, Effect, HopEvidence, Proxy, RequestId, SeamFault, Step, Stranger, Unwritten, Withheld, Xray,
+    CALLER, Decided, ForeignApp, HeaderChange, HopEvidence, Proxy, RequestId, SeamFault, Step, Unwritten, Withheld, Xray,
 };
 use crate::check::chain::probe::Probe;
 use crate::check::chain::seams::{between, continued, joined, proxy, trace_of, verbatim};
@@ -33,14 +33,14 @@ fn brought_by(probe: &Probe) -> Xray {
     Xray { brought, ..Xray::default() }
 }
 
-/// The same of a chain whose front may be an app of another make.
+/// The same of a chain whose front may be a foreign app.
 pub(crate) fn examine_behind(is_front_foreign: bool, probe: &Probe, tree: &Tree, url: &str) -> Xray {
     if !is_front_foreign {
         return examine(probe, tree, url);
     }
     let mut xray = brought_by(probe);
     let caller = HopRef { name: CALLER.to_owned(), hostname: String::new(), url: String::new() };
-    xray.behind_stranger(&caller, &Stranger::at(url), &probe.headers, tree, &mut Vec::new());
+    xray.behind_foreign_app(&caller, &ForeignApp::at(url), &probe.headers, tree, &mut Vec::new());
     xray.settle_withheld();
     xray
 }
@@ -62,7 +62,7 @@ impl Xray {
         let (mut effects, request_id) = between(sent, &tree.received, is_edge);
         if proxy.traces() {
             effects.retain(|effect| match *effect {
-                Effect::Sampled { before, after } => {
+                HeaderChange::Sampled { before, after } => {
                     self.decided.push(Decided { from: caller.clone(), to: hop.clone(), before, after });
                     false
                 }
@@ -79,7 +79,7 @@ impl Xray {
         let mut own = true;
         if tree.propagation == Propagation::Continue {
             let effects = joined(sent, tree);
-            own = !effects.iter().any(|effect| matches!(effect, Effect::NewTrace { .. }));
+            own = !effects.iter().any(|effect| matches!(effect, HeaderChange::NewTrace { .. }));
             self.fault(caller, &hop, Side::NewTrace, Some(tree.propagation), effects);
         }
         for (index, (call, attempt)) in numbered(tree).enumerate() {
@@ -116,7 +116,7 @@ impl Xray {
                 None => {
                     for (at, reply) in call.embedded.iter().enumerate() {
                         path.push(Step { call: index, reply: at, is_foreign: true });
-                        self.behind_stranger(&hop, &Stranger::at(&call.url), &call.sent, reply, path);
+                        self.behind_foreign_app(&hop, &ForeignApp::at(&call.url), &call.sent, reply, path);
                         path.pop();
                     }
                 }
@@ -124,22 +124,22 @@ impl Xray {
         }
     }
 
-    /// A hop that an app of another make called, while it was called itself with the headers `sent`. Such an app may continue the trace
+    /// A hop that a foreign app called, while it was called itself with the headers `sent`. Such an app may continue the trace
     /// in the one format that its tracer speaks, and need not pass on what is no part of a trace; what it passes on must be whole.
-    fn behind_stranger(&mut self, caller: &HopRef, via: &Stranger, sent: &Headers, tree: &Tree, path: &mut Vec<Step>) {
+    fn behind_foreign_app(&mut self, caller: &HopRef, via: &ForeignApp, sent: &Headers, tree: &Tree, path: &mut Vec<Step>) {
         let hop = HopRef::of(tree, "");
         let (effects, request_id) = between(sent, &tree.received, false);
         let contexts = HeaderFamily::read_all(sent);
         let is_mangled = |format: HeaderFamily| {
-            effects.iter().any(|effect| matches!(effect, Effect::Mangled { name, .. } if format.has(name)))
+            effects.iter().any(|effect| matches!(effect, HeaderChange::Mangled { name, .. } if format.has(name)))
         };
         let goes_on = HeaderFamily::read_all(&tree.received)
             .into_iter()
             .any(|(format, context)| names_trace(&contexts, context.trace_id) && !is_mangled(format));
         let is_broken = !contexts.is_empty() && !goes_on;
-        let (faults, left): (Vec<Effect>, Vec<Effect>) = effects.into_iter().partition(|effect| match effect {
-            Effect::Mangled { .. } | Effect::Sampled { .. } => true,
-            Effect::Changed { name, .. } => is_broken && name != "x-request-id",
+        let (faults, left): (Vec<HeaderChange>, Vec<HeaderChange>) = effects.into_iter().partition(|effect| match effect {
+            HeaderChange::Mangled { .. } | HeaderChange::Sampled { .. } => true,
+            HeaderChange::Changed { name, .. } => is_broken && name != "x-request-id",
             _ => is_broken,
         });
         if !faults.is_empty() {
@@ -160,12 +160,12 @@ impl Xray {
     fn settle_withheld(&mut self) {
         let formats = HeaderFamily::ALL.into_iter();
         let spoken: Vec<HeaderFamily> = formats.filter(|format| self.mesh_speaks(*format)).collect();
-        let breaks = |effect: &Effect| {
+        let breaks = |effect: &HeaderChange| {
             let header = effect.header();
             spoken.iter().any(|format| header.as_ref().is_some_and(|header| format.has(header)))
         };
         for Withheld { via, from, to, effects } in std::mem::take(&mut self.withheld) {
-            let (effects, left): (Vec<Effect>, Vec<Effect>) = effects.into_iter().partition(breaks);
+            let (effects, left): (Vec<HeaderChange>, Vec<HeaderChange>) = effects.into_iter().partition(breaks);
             if !left.is_empty() {
                 self.withheld.push(Withheld { via: via.clone(), from: from.clone(), to: to.clone(), effects: left });
             }
@@ -184,7 +184,7 @@ impl Xray {
             let solo = answers.entry(open.format).or_insert_with(|| answer(open.format));
             let reads = solo.as_ref().and_then(|tree| at(tree, &open.path)).and_then(|hop| reads(hop, open.format));
             if reads == Some(true) || self.mesh_speaks(open.format) || (reads.is_none() && !self.mesh_traces()) {
-                let effects = open.names.into_iter().map(Effect::Lost).collect();
+                let effects = open.names.into_iter().map(HeaderChange::Lost).collect();
                 self.fault(&open.from, &open.to, Side::Hop, Some(Propagation::Continue), effects);
             } else if !self.left_out.iter().any(|(hop, format)| *hop == open.from && *format == open.format) {
                 self.left_out.push((open.from, open.format));
@@ -197,7 +197,7 @@ impl Xray {
     pub(crate) fn settle_by_orders(&mut self) {
         for open in std::mem::take(&mut self.unwritten) {
             if self.broken_by(&open.from).is_some() || self.mesh_speaks(open.format) {
-                let effects = open.names.into_iter().map(Effect::Lost).collect();
+                let effects = open.names.into_iter().map(HeaderChange::Lost).collect();
                 self.fault(&open.from, &open.to, Side::Hop, Some(Propagation::Continue), effects);
             }
         }
@@ -209,12 +209,12 @@ fn at<'a>(tree: &'a Tree, path: &[Step]) -> Option<&'a Tree> {
     path.iter().try_fold(tree, |hop, step| hop.upstreams.get(step.call)?.replies().nth(step.reply))
 }
 
-/// How many stand above a hop, those of another make included.
+/// How many stand above a hop, foreign apps included.
 fn depth(path: &[Step]) -> usize {
     path.iter().map(|step| 1 + usize::from(step.is_foreign)).sum()
 }
 
-fn row(tree: &Tree, hop: &HopRef, depth: usize, request_id: RequestId, proxy: Proxy, via: Option<Stranger>) -> HopEvidence {
+fn row(tree: &Tree, hop: &HopRef, depth: usize, request_id: RequestId, proxy: Proxy, via: Option<ForeignApp>) -> HopEvidence {
     let others = ["baggage", "tracestate", "x-lane"].into_iter().filter(|name| tree.received.is_present(name)).collect();
     HopEvidence {
         hop: hop.clone(),

@@ -485,7 +485,11 @@ fn a_hop_that_sends_an_invalid_context_is_named() {
         let fault = &xray.faults[0];
         assert_eq!((xray.faults.len(), fault.from.name.as_str(), fault.side), (1, "service1", Side::Hop), "{:#?}", xray.faults);
         let how = Mangling::UpperCase;
-        assert!(matches!(&fault.effects[..], [Effect::Mangled { how: found, .. }] if *found == how), "{:#?}", fault.effects);
+        assert!(
+            matches!(&fault.effects[..], [HeaderChange::Mangled { how: found, .. }] if *found == how),
+            "{:#?}",
+            fault.effects
+        );
     }
 }
 

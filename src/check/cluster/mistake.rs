@@ -119,7 +119,7 @@ fn words(finding: &Finding) -> String {
 
 /// Where a mistake acts.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Place {
+pub(crate) enum MistakeScope {
     /// At the gateway, in front of the first hop.
     Front,
     /// Where one hop calls another.
@@ -129,14 +129,14 @@ pub(crate) enum Place {
     Anywhere,
 }
 
-impl Place {
+impl MistakeScope {
     fn is_of(&self, finding: &Finding) -> bool {
         let hop = finding.hop.as_deref();
         match (self, &finding.seam) {
             (Self::Anywhere, _) => true,
             (Self::Front, None) => finding.group == Group::Reach || hop.is_none(),
             (Self::Front, Some(seam)) => seam.from == crate::check::chain::evidence::CALLER,
-            // What passes an app of another make names the hops on both sides of it, and the app beside.
+            // What passes a foreign app names the hops on both sides of it, and the app beside.
             (Self::Seam(from, to), Some(seam)) => {
                 (seam.from == *from && (seam.to == *to || Some(to.as_str()) == hop))
                     || (seam.to == *to && Some(from.as_str()) == hop)
@@ -160,10 +160,10 @@ pub(crate) struct Mistake {
     pub(crate) field: String,
     /// What the field is and why that does not work, from its verb on: `is DISABLE, and …`.
     pub(crate) says: String,
-    place: Place,
+    scope: MistakeScope,
     explains: Vec<Symptom>,
     /// It is reported even where this run saw none of its effects.
-    pub(crate) stands: bool,
+    pub(crate) is_always_reported: bool,
     pub(crate) next: String,
 }
 
@@ -171,23 +171,31 @@ impl Mistake {
     pub(crate) fn new(object: &Object, field: impl Into<String>, says: impl Into<String>, explains: &[Symptom]) -> Self {
         let (field, title) = (field.into(), object.title());
         let next = show(object, &field);
-        Self { object: title, field, says: says.into(), place: Place::Anywhere, explains: explains.to_vec(), stands: false, next }
+        Self {
+            object: title,
+            field,
+            says: says.into(),
+            scope: MistakeScope::Anywhere,
+            explains: explains.to_vec(),
+            is_always_reported: false,
+            next,
+        }
     }
 
     pub(crate) fn front(self) -> Self {
-        Self { place: Place::Front, ..self }
+        Self { scope: MistakeScope::Front, ..self }
     }
 
     pub(crate) fn seam(self, path: &Path<'_>, hop: &Hop<'_>) -> Self {
-        let place = match hop.caller {
-            Some(_) => Place::Seam(path.caller_name(hop).to_owned(), hop.name.clone()),
-            None => Place::Front,
+        let scope = match hop.caller {
+            Some(_) => MistakeScope::Seam(path.caller_name(hop).to_owned(), hop.name.clone()),
+            None => MistakeScope::Front,
         };
-        Self { place, ..self }
+        Self { scope, ..self }
     }
 
     pub(crate) fn hop(self, hop: &Hop<'_>) -> Self {
-        Self { place: Place::Hop(hop.name.clone()), ..self }
+        Self { scope: MistakeScope::Hop(hop.name.clone()), ..self }
     }
 
     /// With another command than the one that shows the field.
@@ -197,7 +205,7 @@ impl Mistake {
 
     /// Reported also where this run saw no effect.
     pub(crate) fn standing(self) -> Self {
-        Self { stands: true, ..self }
+        Self { is_always_reported: true, ..self }
     }
 
     pub(crate) fn sentence(&self) -> String {
@@ -208,7 +216,7 @@ impl Mistake {
     pub(crate) fn explains(&self, finding: &Finding) -> bool {
         // Calls are repeated wherever one of the hops below fails.
         let is_below = finding.id == CheckId::TrafficRetries;
-        (is_below || self.place.is_of(finding)) && symptoms(finding).iter().any(|symptom| self.explains.contains(symptom))
+        (is_below || self.scope.is_of(finding)) && symptoms(finding).iter().any(|symptom| self.explains.contains(symptom))
     }
 
     /// Gives a finding its cause.
@@ -225,10 +233,10 @@ impl Mistake {
         finding.status = status;
         finding.next.push(self.next.clone());
         (finding.object, finding.field) = (Some(self.object.clone()), Some(self.field.clone()));
-        if let Place::Seam(from, to) = &self.place {
+        if let MistakeScope::Seam(from, to) = &self.scope {
             return finding.seam(from, to, None).hop(to);
         }
-        if let Place::Hop(name) = &self.place {
+        if let MistakeScope::Hop(name) = &self.scope {
             return finding.hop(name);
         }
         finding
@@ -240,7 +248,7 @@ impl Mistake {
 pub(crate) fn cause_of<'a>(mistakes: impl Iterator<Item = &'a Mistake>, finding: &Finding) -> Option<usize> {
     let is_of_repeats = |mistake: &Mistake| finding.id == CheckId::TrafficRetries && !mistake.explains.contains(&Answer);
     let fitting = mistakes.enumerate().filter(|(_, mistake)| mistake.explains(finding));
-    fitting.min_by_key(|(at, mistake)| (is_of_repeats(mistake), !mistake.stands, *at)).map(|(at, _)| at)
+    fitting.min_by_key(|(at, mistake)| (is_of_repeats(mistake), !mistake.is_always_reported, *at)).map(|(at, _)| at)
 }
 
 /// The command that shows a field, and what it prints.

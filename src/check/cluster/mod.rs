@@ -149,7 +149,7 @@ impl Cluster {
         out.extend(self.path(subject).and_then(|path| data_plane::finding(&path, xray)));
         {
             let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-            let alone = known.iter().filter(|(mistake, used)| mistake.stands && !used);
+            let alone = known.iter().filter(|(mistake, used)| mistake.is_always_reported && !used);
             out.extend(alone.map(|(mistake, _)| mistake.finding(Status::Fail)));
         }
         if let Some(istioctl) = &self.istioctl {

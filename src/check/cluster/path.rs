@@ -31,7 +31,7 @@ pub(crate) struct Hop<'a> {
     pub(crate) deployments: Vec<&'a Object>,
     /// Its reply was there.
     pub(crate) answered: bool,
-    /// An app of another make.
+    /// A foreign app.
     pub(crate) is_foreign: bool,
     /// The VirtualServices that hold for the call, the rule that takes it, and where it sends it.
     pub(crate) routes: Vec<&'a Object>,
@@ -244,20 +244,20 @@ impl<'a> Path<'a> {
                 continue;
             }
             let next = self.next_hop(at, &call.url, call.reply.as_deref(), (&namespace, &labels));
-            let stranger = self.hops.len();
+            let foreign_app = self.hops.len();
             self.add(Hop { is_foreign: call.is_foreign(), ..next }, call.reply.as_deref());
-            let (namespace, labels) = (self.hops[stranger].namespace.clone(), self.hops[stranger].labels().clone());
+            let (namespace, labels) = (self.hops[foreign_app].namespace.clone(), self.hops[foreign_app].labels().clone());
             for reply in &call.embedded {
                 let url = self.url_of(reply, &namespace);
-                if self.hops.len() < MOST && !self.is_above(stranger, &url) {
-                    let next = self.next_hop(stranger, &url, Some(reply), (&namespace, &labels));
+                if self.hops.len() < MOST && !self.is_above(foreign_app, &url) {
+                    let next = self.next_hop(foreign_app, &url, Some(reply), (&namespace, &labels));
                     self.add(next, Some(reply));
                 }
             }
         }
     }
 
-    /// Where an app of another make called a hop: no reply has that, so it is the Service of the hop's pod, at its first port.
+    /// Where a foreign app called a hop: no reply has that, so it is the Service of the hop's pod, at its first port.
     fn url_of(&self, tree: &Tree, from: &str) -> String {
         let pod = self.pod(&tree.hostname);
         let service = pod.and_then(|pod| self.snapshot.all("Service").into_iter().find(|service| selects(service, pod)));

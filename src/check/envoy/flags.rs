@@ -436,9 +436,9 @@ envoy_flags! {
 
     "" when |answer| (500..600).contains(&answer.status);
         at_gateway "{status} from something in front of the chain: {body}"
-            because "Not an answer of a hop: the gateway, a load balancer or another server answered, or an app of another make that fails by itself or by its own next hop: its log says which"
+            because "Not an answer of a hop: the gateway, a load balancer or another server answered, or an app that is not httpserver and fails by itself or by its own next hop: its log says which"
             next [CURL];
-        between_hops because "A proxy, or something that is no hop, answered {caller} in place of {called}: an app of another make that fails, by itself or by its own next hop (its log says which), or another server",
+        between_hops because "A proxy, or something that is no hop, answered {caller} in place of {called}: an app that is not httpserver and fails, by itself or by its own next hop (its log says which), or another server",
             next ["{settings}", PODS, PROXY_LOG];
 
     "" when |answer| (200..300).contains(&answer.status) && answer.by_hop;

@@ -103,15 +103,15 @@ fn refused_by_hop(status: u16, body: &str, hints: &HintContext) -> (String, Hint
 /// What it means between two hops that no hop answered. `status`: 0 without any answer. `kind`: of the failure.
 pub(crate) fn inside(
     status: u16,
-    stranger: &ForeignResponse,
+    foreign: &ForeignResponse,
     from: &HopRef,
     to: &HopRef,
     hints: &HintContext,
     kind: &str,
 ) -> Option<Hint> {
     let (caller, called) = (from.name.as_str(), to.name.as_str());
-    let words = stranger.message.as_deref();
-    let by_envoy = is_envoys(stranger);
+    let words = foreign.message.as_deref();
+    let by_envoy = is_envoys(foreign);
     if let Some(error) = words.and_then(Error::of_detail) {
         return Some(refused(error, from, to, by_envoy, hints));
     }
@@ -140,7 +140,7 @@ pub(crate) fn inside(
             503 => format!("{called} is draining, or something in front of it has nobody to send to"),
             300..=399 => fill(flags::REDIRECTED, &values),
             500..=599 => format!(
-                "What listens at {} is no hop of this chain: an app of another make that fails, by itself or by its own next hop (its log says which), or another server",
+                "What listens at {} is no hop of this chain: an app that is not httpserver and fails, by itself or by its own next hop (its log says which), or another server",
                 to.url
             ),
             _ => format!("What listens at {} is no hop of this chain, or does not know the path", to.url),
@@ -148,7 +148,7 @@ pub(crate) fn inside(
         return Some(Hint::new(cause).run(format!("curl -sv -H 'accept: application/json' {}", quoted(&to.url))));
     }
     let body = words.map(str::to_ascii_lowercase);
-    let by_other = !by_envoy && !stranger.server.is_empty();
+    let by_other = !by_envoy && !foreign.server.is_empty();
     let is_mesh = hints.runner(from) == Runner::Kubernetes;
     let signs = Signs { status, by_envoy, by_hop: false, by_other, body: body.as_deref(), spans: &spans, url: &to.url, is_mesh };
     flags::between_hops(&signs, &values)

@@ -113,7 +113,7 @@ impl CallSpans {
         self.server.is_none() && self.client.as_ref().is_some_and(by_route)
     }
 
-    /// Whether a proxy of another make than Istio's reported.
+    /// Whether a proxy other than Istio's reported.
     pub(crate) fn are_foreign(&self) -> bool {
         let mut spans = self.client.iter().chain(&self.server).peekable();
         spans.peek().is_some() && spans.all(|span| !span.is_istio())
@@ -130,7 +130,7 @@ impl CallSpans {
 pub(crate) struct Evidence {
     /// Failures, by their kind, and what proxies reported of one of them.
     pub(crate) failures: HashMap<String, CallSpans>,
-    /// Whether an app of another make answers at the checked URL, in front of the first hop.
+    /// Whether a foreign app answers at the checked URL, in front of the first hop.
     pub(crate) is_front_foreign: bool,
     /// The hops that have a sidecar for certain.
     pub(crate) sidecars: Vec<String>,

@@ -97,7 +97,7 @@ impl HintContext {
             Runner::Kubernetes if hop.hostname.is_empty() => format!("kubectl set env deploy/{} --list -n {namespace}", hop.name),
             Runner::Kubernetes => format!("kubectl set env pod/{} --list -n {namespace}", hop.hostname),
             Runner::Compose => format!("docker inspect -f '{{{{.Config.Env}}}} {{{{.Args}}}}' {}", hop.hostname),
-            // Where an app of another make calls is not known.
+            // Where a foreign app calls is not known.
             Runner::Local => {
                 let url = if hop.url.is_empty() { &self.url } else { &hop.url };
                 format!("curl -s {}  # its last hop lists what it received", quoted(url))

@@ -1,6 +1,6 @@
 //! A fault of the x-ray as a finding: the sentence, the likely cause, the next command.
 
-use crate::check::chain::evidence::{CALLER, Effect, SeamFault, Stranger, Xray};
+use crate::check::chain::evidence::{CALLER, ForeignApp, HeaderChange, SeamFault, Xray};
 use crate::check::chain::probe::{is_of_this_run, short};
 use crate::check::envoy::suggestions::{HintContext, Runner, on_purpose};
 use crate::check::propagation::words::{apart, ask, damaged, mixed_up};
@@ -37,8 +37,10 @@ fn subject(fault: &SeamFault) -> Subject {
         (true, true) => Subject::Trace,
         (true, false) => Subject::Only(HeaderFamily::W3c),
         (false, true) => Subject::Only(HeaderFamily::B3),
-        (false, false) if fault.effects.iter().any(|effect| matches!(effect, Effect::StaleParent { .. })) => Subject::Parent,
-        (false, false) if fault.effects.iter().any(|effect| matches!(effect, Effect::Sampled { .. })) => Subject::Sampled,
+        (false, false) if fault.effects.iter().any(|effect| matches!(effect, HeaderChange::StaleParent { .. })) => {
+            Subject::Parent
+        }
+        (false, false) if fault.effects.iter().any(|effect| matches!(effect, HeaderChange::Sampled { .. })) => Subject::Sampled,
         (false, false) if fault.touches("x-request-id") => Subject::RequestId,
         (false, false) => Subject::Others,
     }
@@ -50,7 +52,7 @@ pub(crate) fn is_about_id(fault: &SeamFault) -> bool {
 }
 
 pub(crate) fn is_order(fault: &SeamFault) -> bool {
-    fault.effects.iter().any(|effect| matches!(effect, Effect::Order { .. }))
+    fault.effects.iter().any(|effect| matches!(effect, HeaderChange::Order { .. }))
 }
 
 pub(crate) fn id(fault: &SeamFault) -> CheckId {
@@ -71,16 +73,23 @@ pub(crate) fn id(fault: &SeamFault) -> CheckId {
 }
 
 fn lost(fault: &SeamFault) -> Vec<&str> {
-    fault.effects.iter().filter_map(|effect| if let Effect::Lost(name) = effect { Some(name.as_str()) } else { None }).collect()
+    fault
+        .effects
+        .iter()
+        .filter_map(|effect| if let HeaderChange::Lost(name) = effect { Some(name.as_str()) } else { None })
+        .collect()
 }
 
 /// The header whose value is no valid context any more.
 fn invalid(fault: &SeamFault) -> Option<&str> {
-    fault.effects.iter().find_map(|effect| if let Effect::Invalid { name, .. } = effect { Some(name.as_str()) } else { None })
+    fault
+        .effects
+        .iter()
+        .find_map(|effect| if let HeaderChange::Invalid { name, .. } = effect { Some(name.as_str()) } else { None })
 }
 
 /// Names in a sentence; the headers of B3 multi as one.
-pub(crate) fn said(names: &[&str]) -> String {
+pub(crate) fn joined_names(names: &[&str]) -> String {
     let mut short: Vec<&str> = Vec::new();
     let many = names.iter().filter(|name| name.starts_with("x-b3-")).count() > 1;
     for name in names {
@@ -100,7 +109,7 @@ pub(crate) fn said(names: &[&str]) -> String {
 fn head(fault: &SeamFault) -> String {
     let (from, to) = (&fault.from.name, &fault.to.name);
     let head = match subject(fault) {
-        _ if fault.effects.iter().any(|effect| matches!(effect, Effect::Order { trace: false, .. })) => {
+        _ if fault.effects.iter().any(|effect| matches!(effect, HeaderChange::Order { trace: false, .. })) => {
             format!("The order of OTEL_PROPAGATORS at {to} does not fit the mesh")
         }
         Subject::Trace => format!("Trace broke between {from} and {to}"),
@@ -125,7 +134,7 @@ pub(crate) fn sentence(fault: &SeamFault) -> String {
     let mut parts = Vec::new();
     let names = lost(fault);
     if !names.is_empty() {
-        let list = said(&names);
+        let list = joined_names(&names);
         let them = if names.len() > 1 { "them" } else { "it" };
         parts.push(match fault.side {
             Side::Hop => format!("{from} received {list} and did not send {them}"),
@@ -134,55 +143,55 @@ pub(crate) fn sentence(fault: &SeamFault) -> String {
     }
     for effect in &fault.effects {
         parts.push(match (effect, fault.side) {
-            (Effect::Lost(_), _) => continue,
-            (Effect::Mangled { name, how, values }, Side::Hop) => {
+            (HeaderChange::Lost(_), _) => continue,
+            (HeaderChange::Mangled { name, how, values }, Side::Hop) => {
                 format!("{from} received one {name} and sent {} ({values})", damaged(*how))
             }
-            (Effect::Mangled { name, how, values }, _) => {
+            (HeaderChange::Mangled { name, how, values }, _) => {
                 format!("{from} sent one {name}, {to} got {} ({values})", damaged(*how))
             }
-            (Effect::Changed { name, before, after }, Side::Hop) => {
+            (HeaderChange::Changed { name, before, after }, Side::Hop) => {
                 let (before, after) = apart(before, after);
                 format!("{from} received {name} {before} and sent {after}")
             }
-            (Effect::Changed { name, before, after }, _) => {
+            (HeaderChange::Changed { name, before, after }, _) => {
                 let (before, after) = apart(before, after);
                 format!("{from} sent {name} {before}, {to} got {after}")
             }
-            (Effect::Invalid { name, value, .. }, Side::Hop) => {
+            (HeaderChange::Invalid { name, value, .. }, Side::Hop) => {
                 format!("{from} received a valid {name} and sent one that is invalid: {value}")
             }
-            (Effect::Invalid { name, value, .. }, _) => {
+            (HeaderChange::Invalid { name, value, .. }, _) => {
                 format!("{from} sent a valid {name}, and the one that {to} received is invalid: {value}")
             }
-            (Effect::Trace { format, before, after }, Side::Hop) => {
+            (HeaderChange::Trace { format, before, after }, Side::Hop) => {
                 format!("{from} is in trace {} and sent {} in {}", short(before), short(after), format.header())
             }
-            (Effect::Trace { format, before, after }, _) => {
+            (HeaderChange::Trace { format, before, after }, _) => {
                 format!("{from} sent trace {} in {}, {to} got {}", short(before), format.header(), short(after))
             }
-            (Effect::Sampled { before, after }, Side::Hop) => {
+            (HeaderChange::Sampled { before, after }, Side::Hop) => {
                 format!("{from} received {} and sent {}", decision(*before), decision(*after))
             }
-            (Effect::Sampled { before, after }, _) => {
+            (HeaderChange::Sampled { before, after }, _) => {
                 format!("{from} sent {}, {to} got {}", decision(*before), decision(*after))
             }
-            (Effect::StaleParent { span }, _) => format!(
+            (HeaderChange::StaleParent { span }, _) => format!(
                 "{from} has spans of its own and sent the span id that it received, {}, so the span of {to} hangs beside the one of {from}",
                 short(span)
             ),
-            (Effect::NewTrace { received, started }, _) => {
+            (HeaderChange::NewTrace { received, started }, _) => {
                 let mut traces: Vec<String> =
                     received.iter().map(|(format, id)| format!("{} ({})", short(id), format.name())).collect();
                 traces.dedup();
                 format!("{to} received trace {} and started a new one, {}", traces.join(" and "), short(started))
             }
-            (Effect::Order { fresh, read, trace: true }, _) => format!(
+            (HeaderChange::Order { fresh, read, trace: true }, _) => format!(
                 "the proxy in front of {to} speaks {}, and {to} joined the other trace, which the caller left in {}",
                 fresh.name(),
                 read.header()
             ),
-            (Effect::Order { fresh, read, trace: false }, _) => format!(
+            (HeaderChange::Order { fresh, read, trace: false }, _) => format!(
                 "the proxy in front of {to} speaks {}, and {to} took its parent from the older {}, so its span hangs beside the proxy's",
                 fresh.name(),
                 read.header()
@@ -195,20 +204,20 @@ pub(crate) fn sentence(fault: &SeamFault) -> String {
 pub(crate) fn finding(fault: &SeamFault, xray: &Xray, hints: &HintContext) -> Finding {
     let (from, to) = (&fault.from.name, &fault.to.name);
     let hint = hint(fault, xray, hints);
-    let stranger = fault.via.as_ref().map(|via| &via.name);
+    let foreign_app = fault.via.as_ref().map(|via| &via.name);
     Finding::fail(id(fault), sentence(fault), hint)
         .seam(from, to, Some(fault.side))
-        .hop(stranger.unwrap_or(if fault.side == Side::NewTrace { to } else { from }))
+        .hop(foreign_app.unwrap_or(if fault.side == Side::NewTrace { to } else { from }))
 }
 
 fn has_damage(fault: &SeamFault) -> bool {
-    fault.effects.iter().any(|effect| matches!(effect, Effect::Mangled { .. }))
+    fault.effects.iter().any(|effect| matches!(effect, HeaderChange::Mangled { .. }))
 }
 
 /// The first damage, and its header.
 fn damage(fault: &SeamFault) -> Option<(&str, Mangling)> {
     fault.effects.iter().find_map(|effect| match effect {
-        Effect::Mangled { name, how, .. } => Some((name.as_str(), *how)),
+        HeaderChange::Mangled { name, how, .. } => Some((name.as_str(), *how)),
         _ => None,
     })
 }
@@ -217,14 +226,14 @@ fn damage(fault: &SeamFault) -> Option<(&str, Mangling)> {
 fn is_of_another_request(fault: &SeamFault, xray: &Xray) -> bool {
     let is_others = |trace: TraceId| is_of_this_run(trace) && !xray.brought.contains(&trace);
     fault.effects.iter().any(|effect| match effect {
-        Effect::Trace { after, .. } => parse_trace_id(after).is_ok_and(is_others),
+        HeaderChange::Trace { after, .. } => parse_trace_id(after).is_ok_and(is_others),
         _ => false,
     })
 }
 
 fn hint(fault: &SeamFault, xray: &Xray, hints: &HintContext) -> Hint {
     if let Some(via) = &fault.via {
-        return by_stranger(fault, via, xray);
+        return by_foreign_app(fault, via, xray);
     }
     if is_of_another_request(fault, xray) && xray.broken_by(&fault.from).is_none() {
         let name = match fault.side {
@@ -254,23 +263,23 @@ fn consequence(fault: &SeamFault, xray: &Xray) -> String {
     }
 }
 
-/// An app of another make that stands between the two hops.
-fn by_stranger(fault: &SeamFault, via: &Stranger, xray: &Xray) -> Hint {
-    let Stranger { name, url } = via;
-    let makes_traces = || fault.effects.iter().any(|effect| matches!(effect, Effect::Trace { .. }));
+/// A foreign app that stands between the two hops.
+fn by_foreign_app(fault: &SeamFault, via: &ForeignApp, xray: &Xray) -> Hint {
+    let ForeignApp { name, url } = via;
+    let makes_traces = || fault.effects.iter().any(|effect| matches!(effect, HeaderChange::Trace { .. }));
     let cause = if let Some((header, how)) = damage(fault) {
-        format!("{name}, an app of another make, damages {header}: {}", how.cause())
+        format!("{name}, an app that is not httpserver, damages {header}: {}", how.cause())
     } else if subject(fault) == Subject::Sampled {
-        format!("{name}, an app of another make, decides about sampling by itself: its sampler is not parent-based")
+        format!("{name}, an app that is not httpserver, decides about sampling by itself: its sampler is not parent-based")
     } else if is_of_another_request(fault, xray) {
-        mixed_up(&format!("{name}, an app of another make,"))
+        mixed_up(&format!("{name}, an app that is not httpserver,"))
     } else if makes_traces() {
         format!(
-            "{name}, an app of another make, begins a trace of its own: its server is not instrumented, reads another format, or the context does not reach its HTTP client"
+            "{name}, an app that is not httpserver, begins a trace of its own: its server is not instrumented, reads another format, or the context does not reach its HTTP client"
         )
     } else {
         format!(
-            "{name}, an app of another make, does not pass the trace on: its HTTP client is not instrumented, or it does not copy the headers"
+            "{name}, an app that is not httpserver, does not pass the trace on: its HTTP client is not instrumented, or it does not copy the headers"
         )
     };
     Hint::new(cause).run(format!(
@@ -288,8 +297,9 @@ fn by_hop(fault: &SeamFault, xray: &Xray, hints: &HintContext) -> Hint {
         return Hint::new(cause).run(hints.settings(hop));
     }
     if subject(fault) == Subject::Parent {
-        let cause =
-            format!("{name} copies the headers that it received beside its spans: another build, or an app of another make");
+        let cause = format!(
+            "{name} copies the headers that it received beside its spans: another build, or an app that is not httpserver"
+        );
         return Hint::new(cause).run(hints.settings(hop));
     }
     if subject(fault) == Subject::Sampled {
@@ -313,7 +323,7 @@ fn by_hop(fault: &SeamFault, xray: &Xray, hints: &HintContext) -> Hint {
     }
     let formats =
         names.iter().any(|name| *name == "traceparent" || *name == "baggage" || *name == "b3" || name.starts_with("x-b3-"));
-    let mut cause = format!("DROP_HEADERS (--drop-header) at {name} names {}", said(&names));
+    let mut cause = format!("DROP_HEADERS (--drop-header) at {name} names {}", joined_names(&names));
     if continues && formats {
         let mut missing: Vec<&str> = Vec::new();
         for (header, propagator) in
@@ -325,7 +335,7 @@ fn by_hop(fault: &SeamFault, xray: &Xray, hints: &HintContext) -> Hint {
         }
         cause.push_str(&format!(", or OTEL_PROPAGATORS there lacks {}", missing.join(",")));
     } else {
-        cause.push_str(", or an app of another make runs there that forwards only headers it knows");
+        cause.push_str(", or an app that is not httpserver runs there and forwards only headers it knows");
     }
     cause.push_str(&consequence(fault, xray));
     match hints.runner(hop) {
@@ -378,7 +388,7 @@ fn by_proxy(fault: &SeamFault, xray: &Xray, hints: &HintContext) -> Hint {
     };
     let cause = format!(
         "{what} {}: {}{}",
-        said(&names),
+        joined_names(&names),
         hints.configured_by(
             "headers.request.remove of a VirtualService, an EnvoyFilter, or a proxy that is not of the mesh",
             "request_headers_to_remove of its route, or a filter (lua, header_mutation)"
@@ -407,7 +417,7 @@ fn by_proxy(fault: &SeamFault, xray: &Xray, hints: &HintContext) -> Hint {
 fn by_new_trace(fault: &SeamFault, xray: &Xray, hints: &HintContext) -> Hint {
     let hop = &fault.to;
     let order =
-        fault.effects.iter().find_map(|effect| if let Effect::Order { fresh, .. } = effect { Some(*fresh) } else { None });
+        fault.effects.iter().find_map(|effect| if let HeaderChange::Order { fresh, .. } = effect { Some(*fresh) } else { None });
     // A hop that does not write the format either does not have it at all.
     let is_unwritten = |format: HeaderFamily| {
         let mut by_hop = xray.faults.iter().filter(|known| known.side == Side::Hop && known.from == *hop);
@@ -436,7 +446,7 @@ fn by_new_trace(fault: &SeamFault, xray: &Xray, hints: &HintContext) -> Hint {
             let formats: Vec<&str> = fault
                 .effects
                 .iter()
-                .flat_map(|effect| if let Effect::NewTrace { received, .. } = effect { received.as_slice() } else { &[] })
+                .flat_map(|effect| if let HeaderChange::NewTrace { received, .. } = effect { received.as_slice() } else { &[] })
                 .map(|(format, _)| format.name())
                 .collect();
             format!(

@@ -9,7 +9,7 @@ mod sidecars;
 mod table;
 mod words;
 
-use crate::check::chain::evidence::{Effect, HopEvidence, SeamFault, Withheld, Xray};
+use crate::check::chain::evidence::{HeaderChange, HopEvidence, SeamFault, Withheld, Xray};
 use crate::check::chain::probe::{Probe, deepest};
 use crate::check::chain::xray::examine_behind;
 use crate::check::envoy::suggestions::HintContext;
@@ -20,7 +20,7 @@ use crate::trace_context::{HeaderFamily, is_trace_context};
 
 use bare::{FixedId, Replay};
 pub(crate) use fault::{finding, sentence};
-use fault::{is_about_id, is_order, said};
+use fault::{is_about_id, is_order, joined_names};
 use sidecars::{coverage, missing_sidecars};
 use table::table;
 
@@ -120,13 +120,14 @@ pub(crate) fn findings(probe: &Probe, xray: &Xray, pair: Option<(&Tree, &[Tree])
 }
 
 fn breaks_trace(fault: &SeamFault) -> bool {
-    fault.side == Side::Between && fault.effects.iter().all(|effect| matches!(effect, Effect::Trace { .. }))
+    fault.side == Side::Between && fault.effects.iter().all(|effect| matches!(effect, HeaderChange::Trace { .. }))
 }
 
 /// A hop that does not read what came does not send it on, either: the check that has this cause.
 fn unread(fault: &SeamFault, xray: &Xray) -> Option<CheckId> {
     // OTEL_PROPAGATORS decides about baggage, too.
-    let is_lost = |effect: &Effect| matches!(effect, Effect::Lost(name) if is_trace_context(name) || name == "baggage");
+    let is_lost =
+        |effect: &HeaderChange| matches!(effect, HeaderChange::Lost(name) if is_trace_context(name) || name == "baggage");
     let by_hop = fault.side == Side::Hop && fault.mode == Some(Propagation::Continue) && fault.effects.iter().all(is_lost);
     let cause = xray.faults.iter().find(|known| by_hop && known.side == Side::NewTrace && known.to == fault.from)?;
     Some(fault::id(cause))
@@ -140,10 +141,10 @@ pub(crate) fn damage(probe: &Probe, tree: &Tree, hints: &HintContext) -> Vec<Fin
     xray.faults.iter().take(SHOWN).map(|fault| finding(fault, &xray, hints)).collect()
 }
 
-/// What an app of another make leaves out is its own business as long as the trace goes on.
+/// What a foreign app leaves out is its own business as long as the trace goes on.
 fn withheld(withheld: &Withheld) -> Finding {
-    let names: Vec<String> = withheld.effects.iter().filter_map(Effect::header).collect();
-    let (via, names) = (&withheld.via.name, said(&names.iter().map(String::as_str).collect::<Vec<_>>()));
+    let names: Vec<String> = withheld.effects.iter().filter_map(HeaderChange::header).collect();
+    let (via, names) = (&withheld.via.name, joined_names(&names.iter().map(String::as_str).collect::<Vec<_>>()));
     let text =
         format!("{via} passes the trace on to {}, without {names}: no fault, as it is no hop of this chain", withheld.to.name);
     Finding::skip(CheckId::PropagationHeaders, text).hop(via)

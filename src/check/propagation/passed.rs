@@ -1,7 +1,7 @@
 //! What came through at every hop.
 
-use crate::check::chain::evidence::{CALLER, Decided, Effect, RequestId, Xray};
-use crate::check::propagation::fault::{decision, said};
+use crate::check::chain::evidence::{CALLER, Decided, HeaderChange, RequestId, Xray};
+use crate::check::propagation::fault::{decision, joined_names};
 use crate::check::report::{CheckId, Finding, Hint};
 use crate::hop::reply::Propagation;
 use crate::trace_context::HeaderFamily;
@@ -34,7 +34,7 @@ pub(crate) fn findings(xray: &Xray, is_id_fixed: bool) -> Vec<Finding> {
         .filter(|name| !touched(xray, name))
         .partition(|name| xray.rows.iter().all(|row| row.others.contains(name)));
     if !through.is_empty() {
-        out.push(Finding::pass(CheckId::PropagationHeaders, format!("{} {hops}", said(&through))));
+        out.push(Finding::pass(CheckId::PropagationHeaders, format!("{} {hops}", joined_names(&through))));
     }
     out.extend(stopped.into_iter().filter_map(|name| not_checked(xray, name)));
     out
@@ -71,7 +71,7 @@ fn trace(xray: &Xray, format: HeaderFamily, hops: &str) -> Option<Finding> {
 
 /// The sampling decision, when no hop flips it.
 fn sampling(xray: &Xray, hops: &str) -> Option<Finding> {
-    let flips = |effect: &Effect| matches!(effect, Effect::Sampled { .. });
+    let flips = |effect: &HeaderChange| matches!(effect, HeaderChange::Sampled { .. });
     if xray.faults.iter().any(|fault| fault.effects.iter().any(flips)) {
         return None;
     }

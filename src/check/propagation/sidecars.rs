@@ -6,7 +6,7 @@ use crate::check::report::{CheckId, Finding, Hint};
 
 /// Hops that injection left out.
 pub(crate) fn missing_sidecars(xray: &Xray, hints: &HintContext) -> Vec<Finding> {
-    let told = |MissingSidecar { at, hop, is_certain }: MissingSidecar<'_>| {
+    let finding = |MissingSidecar { at, hop, is_certain }: MissingSidecar<'_>| {
         let name = &hop.name;
         let namespace = hints.namespace_of(hop);
         // A hop that calls nobody shows its sidecar nowhere else.
@@ -34,7 +34,7 @@ pub(crate) fn missing_sidecars(xray: &Xray, hints: &HintContext) -> Vec<Finding>
         let caller = xray.caller_of(at).map_or(CALLER, |row| row.hop.name.as_str());
         Finding::fail(CheckId::PropagationSidecar, text, hint).seam(caller, name, None).hop(name)
     };
-    xray.without_sidecar().into_iter().map(told).collect()
+    xray.without_sidecar().into_iter().map(finding).collect()
 }
 
 /// Between two hops no proxy writes spans, while proxies do elsewhere.

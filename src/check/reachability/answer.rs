@@ -34,7 +34,7 @@ impl FrontAnswer {
         self.headers.get(name)?.to_str().ok()
     }
 
-    /// Whether an app of another make answered.
+    /// Whether a foreign app answered.
     pub(crate) fn is_foreign(&self) -> bool {
         Tree::parse(&self.body).is_err()
     }
@@ -43,7 +43,7 @@ impl FrontAnswer {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 
-    /// The reply of the chain, or the first one in the answer of an app of another make; `None` when nothing of a hop is there.
+    /// The reply of the chain, or the first one in the answer of a foreign app; `None` when nothing of a hop is there.
     pub(crate) fn tree(&self) -> Option<Tree> {
         let body = Some(&self.body).filter(|body| body.len() <= MAX_REPLY)?;
         let mut tree = match Tree::parse(body) {

@@ -147,8 +147,8 @@ fn read(status: StatusCode, headers: &HeaderMap, trailers: Option<HeaderMap>, bo
         Some(called) if called.code() == Code::Ok => (status, message(body).and_then(json).unwrap_or_default()),
         Some(called) => {
             let (status, reply) = rpc::status::read(&called);
-            let told = || format!("{}: {}", rpc::status::name(called.code()), called.message()).into();
-            (status, reply.and_then(json).unwrap_or_else(told))
+            let message = || format!("{}: {}", rpc::status::name(called.code()), called.message()).into();
+            (status, reply.and_then(json).unwrap_or_else(message))
         }
         None => (StatusCode::BAD_GATEWAY, Bytes::from_static(b"the answer has no grpc-status")),
     }

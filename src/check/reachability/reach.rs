@@ -189,7 +189,7 @@ pub(crate) async fn first(
                 let ms = answer.took.as_secs_f64() * 1000.0;
                 let broke = if is_success(answer.status) { "" } else { "; what broke stands under Chain" };
                 let what = if answer.is_foreign() {
-                    format!("an app of another make, in whose answer the reply of {} stands", tree.service)
+                    format!("an app that is not httpserver, in whose answer the reply of {} stands", tree.service)
                 } else {
                     "the chain's reply".to_owned()
                 };

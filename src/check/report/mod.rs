@@ -287,7 +287,7 @@ pub(crate) struct Report {
     terminal: Terminal,
     findings: Vec<Finding>,
     /// What will be reported later and is the cause of what comes before it.
-    foreseen: Vec<Finding>,
+    expected_causes: Vec<Finding>,
     started: Instant,
     interrupted: bool,
     /// What stopped the run, where it was no signal.
@@ -326,7 +326,7 @@ impl Report {
             skip,
             terminal,
             findings,
-            foreseen: Vec::new(),
+            expected_causes: Vec::new(),
             started,
             interrupted: false,
             stopped_by,
@@ -354,8 +354,8 @@ impl Report {
     }
 
     /// Names causes that are reported later.
-    pub(crate) fn foresee(&mut self, causes: Vec<Finding>) {
-        self.foreseen = causes;
+    pub(crate) fn expect_causes(&mut self, causes: Vec<Finding>) {
+        self.expected_causes = causes;
     }
 
     pub(crate) fn add(&mut self, mut finding: Finding) {
@@ -371,7 +371,7 @@ impl Report {
             && let Some(cause) = self
                 .findings
                 .iter()
-                .chain(&self.foreseen)
+                .chain(&self.expected_causes)
                 .find(|known| known.is_broken() && known.follows != Some(finding.id) && finding.follows_from(known))
         {
             finding = finding.following(cause.follows.unwrap_or(cause.id));
@@ -379,7 +379,7 @@ impl Report {
         if let Some(cause) = finding.follows {
             // What `--skip` leaves out is not told by its consequences either.
             let is_there = self.findings.iter().any(|known| known.id == cause && known.status != Status::Pass);
-            if is_there || self.foreseen.iter().any(|known| known.id == cause || known.follows == Some(cause)) {
+            if is_there || self.expected_causes.iter().any(|known| known.id == cause || known.follows == Some(cause)) {
                 (finding.cause, finding.next) = (None, Vec::new());
             } else {
                 (finding.status, finding.follows) = (Status::Fail, None);

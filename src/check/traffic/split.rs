@@ -17,7 +17,7 @@ pub(crate) fn findings(hops: &[HopSamples<'_>], split: &Split, hints: &HintConte
             split.shares.iter().filter(|(version, _)| versions.contains_key(version.as_str())).count() > 1
         }
     };
-    let found: Vec<Finding> = hops.iter().filter(is_concerned).map(|hop| judge(hop, split, hints)).collect();
+    let found: Vec<Finding> = hops.iter().filter(is_concerned).map(|hop| compare(hop, split, hints)).collect();
     if !found.is_empty() {
         return found;
     }
@@ -25,7 +25,7 @@ pub(crate) fn findings(hops: &[HopSamples<'_>], split: &Split, hints: &HintConte
         return vec![Finding::skip(ID, format!("Split {split} at {hop}: not checked, because {hop} never answered"))];
     }
     if split.shares.iter().filter(|(_, share)| *share > 0.0).count() < 2 {
-        return hops.first().map(|hop| judge(hop, split, hints)).into_iter().collect();
+        return hops.first().map(|hop| compare(hop, split, hints)).into_iter().collect();
     }
     let cause = "No weighted route is in force: it is for another host or Gateway, or a version has no pods behind its subset";
     let text = format!("Split {split}: no hop answered in more than one of these versions");
@@ -39,7 +39,7 @@ fn hint(cause: String, hints: &HintContext) -> Hint {
 }
 
 /// The exact binomial test for every version, corrected for the number of versions.
-fn judge(hop: &HopSamples<'_>, split: &Split, hints: &HintContext) -> Finding {
+fn compare(hop: &HopSamples<'_>, split: &Split, hints: &HintContext) -> Finding {
     let name = hop.name;
     let counts = hop.tally(|answer| &answer.version);
     let count = |version: &str| counts.get(version).copied().unwrap_or(0);

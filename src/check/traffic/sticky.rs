@@ -52,12 +52,12 @@ fn of_calls(hop: &HopSamples<'_>, pods: Pods<'_>, hints: &HintContext) -> Vec<Fi
     }
     // Which of the cluster's pods stand behind which of several URLs is unknown.
     let in_cluster = if urls.len() == 1 { pods(hop.name) } else { None };
-    let judged = urls.values().filter_map(|(by_caller, seen)| {
+    let checked = urls.values().filter_map(|(by_caller, seen)| {
         // The caller that called most says most.
         let ((_, caller), called) = by_caller.iter().max_by_key(|(_, called)| called.len())?;
         Some((called.len(), finding(hop.name, caller, called, known(seen.len(), in_cluster), hints)))
     });
-    let (failed, mut others): (Vec<_>, Vec<_>) = judged.partition(|(_, finding)| finding.status == Status::Fail);
+    let (failed, mut others): (Vec<_>, Vec<_>) = checked.partition(|(_, finding)| finding.status == Status::Fail);
     others.sort_by_key(|(calls, _)| *calls);
     let most = others.pop().filter(|_| failed.is_empty());
     failed.into_iter().chain(most).map(|(_, finding)| finding).collect()
@@ -113,13 +113,13 @@ mod tests {
     #[test]
     fn calls_that_stay_at_one_of_several_pods_are_a_fault_unless_it_may_be_chance() {
         let hints = HintContext::for_tests();
-        let judge = |called: &[&str], pods| finding("service2", "service1", called, pods, &hints);
-        let stuck = judge(&["a"; 20], 3);
+        let verdict = |called: &[&str], pods| finding("service2", "service1", called, pods, &hints);
+        let stuck = verdict(&["a"; 20], 3);
         assert_eq!(stuck.status, Status::Fail);
         assert!(stuck.text.contains("All 20 calls of service1 over one connection went to one of 3 pods"), "{stuck:?}");
-        assert_eq!(judge(&["a"; 20], 1).status, Status::Skip);
-        assert_eq!(judge(&["a"; 5], 2).status, Status::Skip, "one in sixteen is chance");
-        assert_eq!(judge(&["a", "a", "b"], 2).status, Status::Pass);
+        assert_eq!(verdict(&["a"; 20], 1).status, Status::Skip);
+        assert_eq!(verdict(&["a"; 5], 2).status, Status::Skip, "one in sixteen is chance");
+        assert_eq!(verdict(&["a", "a", "b"], 2).status, Status::Pass);
     }
 
     #[test]
@@ -132,17 +132,17 @@ mod tests {
             sample.protocol = "grpc".to_owned();
             sample
         };
-        let judge = |calls: &[HopSample], pods: Option<u64>| {
+        let verdict = |calls: &[HopSample], pods: Option<u64>| {
             let hop = HopSamples { name: "hop", answers: calls.iter().collect() };
             findings(&[hop], &[], None, &|_| pods, &HintContext::for_tests()).iter().map(|one| one.status).collect::<Vec<_>>()
         };
         // Three hops of one name, one below the other.
         let chain = [vec![call("d1", "grpc://two/", "d2"); 50], vec![call("d2", "grpc://three/", "d3"); 50]].concat();
-        assert_eq!(judge(&chain, None), [Status::Skip]);
+        assert_eq!(verdict(&chain, None), [Status::Skip]);
         // Each version of the caller has a next hop of its own.
         let pinned = [vec![call("v1", "grpc://v1/", "a"); 50], vec![call("v2", "grpc://v2/", "b"); 50]].concat();
-        assert_eq!(judge(&pinned, Some(2)), [Status::Skip]);
+        assert_eq!(verdict(&pinned, Some(2)), [Status::Skip]);
         let shared = [vec![call("v1", "grpc://one/", "a"); 50], vec![call("v2", "grpc://one/", "b"); 50]].concat();
-        assert_eq!(judge(&shared, None), [Status::Fail]);
+        assert_eq!(verdict(&shared, None), [Status::Fail]);
     }
 }

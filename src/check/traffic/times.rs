@@ -38,8 +38,8 @@ pub(crate) fn findings(series: [&[Sample]; 2], hops: &[HopSamples<'_>], hints: &
     let mut out: Vec<Finding> = hops.iter().filter_map(|hop| instances(hop, hints)).collect();
     let seams = by_seam(&series);
     out.extend(slow_seams(&seams, hops, hints));
-    let is_judged = hops.iter().any(|hop| hop.answers.len() >= MIN_SAMPLES) && !seams.is_empty();
-    if out.is_empty() && is_judged {
+    let is_compared = hops.iter().any(|hop| hop.answers.len() >= MIN_SAMPLES) && !seams.is_empty();
+    if out.is_empty() && is_compared {
         out.push(Finding::pass(ID, "No instance is slower than its siblings, and no seam than the others"));
     }
     out
@@ -125,7 +125,7 @@ fn by_seam<'a>(series: &[&'a [Sample]]) -> BTreeMap<(&'a str, &'a str), Vec<Gap>
 }
 
 /// Why a call may be held between two hops.
-fn held(from: &str, to: &str, hops: &[HopSamples<'_>], hints: &HintContext) -> Hint {
+fn delay_hint(from: &str, to: &str, hops: &[HopSamples<'_>], hints: &HintContext) -> Hint {
     let answered = hops.iter().find(|hop| hop.name == to).and_then(|hop| hop.answers.first());
     let hint = Hint::new(format!(
         "Something between {from} and {to} holds the call: {} (flag DI in the proxy's log), a proxy that waits for a connection or a retry, or the network",
@@ -180,7 +180,7 @@ fn slow_seams(seams: &BTreeMap<(&str, &str), Vec<Gap>>, hops: &[HopSamples<'_>],
             "{median:.0} ms lie between the call of {from} and the answer of {to}, in {} of {all} calls: neither of the two takes them",
             slow.len()
         );
-        Finding::fail(ID, text, held(from, to, hops, hints)).seam(from, to, None).hop(to)
+        Finding::fail(ID, text, delay_hint(from, to, hops, hints)).seam(from, to, None).hop(to)
     })
     .collect()
 }
@@ -306,7 +306,7 @@ mod tests {
             ("check", "service1", "kubectl logs -n istio-system deploy/istio-ingressgateway --tail=5"),
             ("service1", "service2", "kubectl logs deploy/service1 -c istio-proxy -n httpserver --tail=5"),
         ] {
-            assert_eq!(held(from, to, &hops, &HintContext::for_tests()).next.last().map(String::as_str), Some(log));
+            assert_eq!(delay_hint(from, to, &hops, &HintContext::for_tests()).next.last().map(String::as_str), Some(log));
         }
     }
 

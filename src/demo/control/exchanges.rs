@@ -177,7 +177,7 @@ impl Exchanges {
     }
 
     /// Keeps a request. The demo's own is also seen by the hop that answers it: what the demo knows of it stays.
-    pub(crate) fn keep(&self, exchange: RecordedExchange) {
+    pub(crate) fn record(&self, exchange: RecordedExchange) {
         let mut ring = self.ring();
         let key = exchange.span_id.map(|span| (exchange.trace_id, span));
         let known = ring.kept.iter().rposition(|known| key.is_some() && known.span_id.map(|span| (known.trace_id, span)) == key);
@@ -229,10 +229,10 @@ impl Watch for HopWatch {
         self.is_front || hops == 0
     }
 
-    fn keep(&self, seen: WatchedRequest) {
+    fn record(&self, seen: WatchedRequest) {
         let body = Bytes::from(seen.answer.body);
         let reply = if seen.answer.reply == body { body.clone() } else { seen.answer.reply.into() };
-        self.exchanges.keep(RecordedExchange {
+        self.exchanges.record(RecordedExchange {
             sender: RequestSender::Other,
             service: self.service.clone(),
             method: seen.method,
@@ -281,18 +281,18 @@ mod tests {
             exchanges.of(parse_trace_id(trace).unwrap(), first.map(|span| parse_span_id(span).unwrap())).map(|found| found.sender)
         };
         // The hop and the demo's own client both know of it, in either order.
-        exchanges.keep(exchange(RequestSender::Other, "a", "1", 10));
-        exchanges.keep(exchange(RequestSender::Page, "a", "1", 10));
-        exchanges.keep(exchange(RequestSender::Other, "a", "1", 10));
+        exchanges.record(exchange(RequestSender::Other, "a", "1", 10));
+        exchanges.record(exchange(RequestSender::Page, "a", "1", 10));
+        exchanges.record(exchange(RequestSender::Other, "a", "1", 10));
         assert_eq!((of("a", None), exchanges.ring().kept.len()), (Some(RequestSender::Page), 1));
         // The same trace id again is another request.
-        exchanges.keep(exchange(RequestSender::Other, "a", "2", 10));
+        exchanges.record(exchange(RequestSender::Other, "a", "2", 10));
         assert_eq!(
             (of("a", None), of("a", Some("1")), of("a", Some("3"))),
             (Some(RequestSender::Other), Some(RequestSender::Page), None)
         );
         for n in 0..40 {
-            exchanges.keep(exchange(RequestSender::Other, "b", &format!("{:x}", n + 10), 1 << 20));
+            exchanges.record(exchange(RequestSender::Other, "b", &format!("{:x}", n + 10), 1 << 20));
         }
         assert_eq!(of("a", None), None);
         let ring = exchanges.ring();

@@ -71,7 +71,7 @@ pub(crate) async fn control(state: Arc<DemoState>, access: Access, request: Requ
         Err(_) => return text(StatusCode::REQUEST_TIMEOUT, "the order did not arrive in time"),
     };
     match serde_json::from_slice::<Order>(&body) {
-        Ok(order) => match follow(&state, order).await {
+        Ok(order) => match execute(&state, order).await {
             Ok(response) => response,
             Err(why) => text(StatusCode::BAD_REQUEST, crate::text::plain(&why)),
         },
@@ -94,7 +94,7 @@ pub(crate) fn read_order(body: &[u8]) -> Result<(), String> {
     }
 }
 
-async fn follow(state: &DemoState, order: Order) -> Result<Response, String> {
+async fn execute(state: &DemoState, order: Order) -> Result<Response, String> {
     let handle =
         |hop: usize| hop.checked_sub(1).and_then(|at| state.hops.get(at)).ok_or_else(|| format!("there is no service{hop}"));
     match order {

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::check::chain::evidence::{CALLER, Effect};
+use crate::check::chain::evidence::{CALLER, HeaderChange};
 use crate::check::chain::probe::Probe;
 use crate::check::chain::xray::examine;
 use crate::check::propagation::sentence;
@@ -40,10 +40,11 @@ pub(crate) fn seams(tree: &Tree) -> Vec<BrokenSeam> {
         .iter()
         .map(|fault| {
             let name = |name: &str| if name == CALLER { "the caller".to_owned() } else { name.to_owned() };
-            let is_elsewhere = |effect: &Effect| matches!(effect, Effect::NewTrace { .. } | Effect::StaleParent { .. });
+            let is_elsewhere =
+                |effect: &HeaderChange| matches!(effect, HeaderChange::NewTrace { .. } | HeaderChange::StaleParent { .. });
             let broken = is_apart(&fault.from.name, &fault.to.name) || fault.effects.iter().any(is_elsewhere);
-            let headers = fault.effects.iter().filter_map(Effect::header).collect();
-            let ends_sampling = fault.effects.iter().any(|effect| matches!(effect, Effect::Sampled { after: false, .. }));
+            let headers = fault.effects.iter().filter_map(HeaderChange::header).collect();
+            let ends_sampling = fault.effects.iter().any(|effect| matches!(effect, HeaderChange::Sampled { after: false, .. }));
             let (from, to, text) = (name(&fault.from.name), fault.to.name.clone(), sentence(fault) + ".");
             BrokenSeam { from, to, broken, ends_sampling, headers, text }
         })

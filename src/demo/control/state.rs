@@ -354,7 +354,7 @@ impl DemoState {
         exchange.duration = begun.elapsed();
         let (url, status, error, json) = (exchange.url.clone(), exchange.status, exchange.error.clone(), exchange.to_json());
         if exchange.status.is_some() {
-            self.exchanges.keep(exchange);
+            self.exchanges.record(exchange);
         }
         SentRequest { url, status, error, reply, json }
     }

@@ -22,7 +22,7 @@ use crate::demo::access::{Access, ORDERS_PATH, peer};
 use crate::demo::control::orders;
 use crate::demo::control::state::DemoState;
 use crate::demo::page::events::Streams;
-use crate::demo::page::view::JudgedTrace;
+use crate::demo::page::view::TraceWithVerdict;
 use crate::traces::ids::{parse_span_id, parse_trace_id};
 use crate::traces::{SpanId, Verdict};
 
@@ -157,7 +157,7 @@ fn verdict(state: &DemoState, id: &str, part: &TracePart) -> Response {
     if let Some(hops) = part.hops {
         expected.services = (hops > 0).then_some(hops..=usize::MAX);
     }
-    Json(JudgedTrace::new(&trace, shown, Verdict::of(std::slice::from_ref(shown), &expected))).into_response()
+    Json(TraceWithVerdict::new(&trace, shown, Verdict::of(std::slice::from_ref(shown), &expected))).into_response()
 }
 
 #[cfg(test)]

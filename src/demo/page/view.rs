@@ -73,7 +73,7 @@ impl Summary {
 
 /// A trace as the page draws it, and what is wrong with it.
 #[derive(Serialize)]
-pub(super) struct JudgedTrace<'a> {
+pub(super) struct TraceWithVerdict<'a> {
     #[serde(flatten)]
     verdict: Verdict,
     start_us: u64,
@@ -108,7 +108,7 @@ struct Row<'a> {
     error: bool,
 }
 
-impl<'a> JudgedTrace<'a> {
+impl<'a> TraceWithVerdict<'a> {
     /// `shown` is the part of `trace` that is drawn, or all of it.
     pub(super) fn new(trace: &Trace, shown: &'a Trace, verdict: Verdict) -> Self {
         let rows = shown.rows().iter().map(|row| Row {

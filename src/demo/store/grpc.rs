@@ -13,7 +13,7 @@ use tonic::{Code, Status};
 
 use crate::demo::access::text;
 use crate::demo::store::Store;
-use crate::demo::store::otlp::keep;
+use crate::demo::store::otlp::insert_batch;
 use crate::demo::store::receive::{BODY_TIMEOUT, MAX_BODY};
 use crate::net::grpc::BytesCodec;
 use crate::traces::DecodeError;
@@ -56,7 +56,7 @@ impl UnaryService<Bytes> for Export {
                 }
                 DecodeError::Invalid(why) => Status::invalid_argument(format!("not an ExportTraceServiceRequest: {why}")),
             })?;
-            let message = ExportTraceServiceResponse { partial_success: keep(&store, batch) };
+            let message = ExportTraceServiceResponse { partial_success: insert_batch(&store, batch) };
             Ok(tonic::Response::new(message.encode_to_vec().into()))
         }
         .boxed()

@@ -57,11 +57,11 @@ impl Default for Limits {
 /// What the store holds and what it had to let go.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Stats {
-    /// Traces held.
+    /// Traces stored.
     pub traces: usize,
-    /// Spans held.
+    /// Spans stored.
     pub spans: usize,
-    /// Bytes held, about.
+    /// Bytes stored, about.
     pub bytes: usize,
     /// Traces that made room for newer ones.
     pub evicted_traces: u64,
@@ -77,8 +77,8 @@ pub struct Store {
 
 #[derive(Debug)]
 struct StoreState {
-    // A std mutex: it is never held across an await, and what is done under it is short.
-    held: Mutex<StoredSpans>,
+    // A std mutex: it is never locked across an await, and what is done under it is short.
+    stored: Mutex<StoredSpans>,
     limits: Limits,
     arrivals: broadcast::Sender<TraceId>,
     posts: Semaphore,
@@ -126,7 +126,7 @@ impl Store {
     pub fn with_limits(limits: Limits) -> Self {
         Self {
             shared: Arc::new(StoreState {
-                held: Mutex::default(),
+                stored: Mutex::default(),
                 limits,
                 arrivals: broadcast::Sender::new(NOTIFICATIONS),
                 posts: Semaphore::new(MAX_POSTS),
@@ -136,9 +136,9 @@ impl Store {
         }
     }
 
-    fn held(&self) -> MutexGuard<'_, StoredSpans> {
+    fn stored(&self) -> MutexGuard<'_, StoredSpans> {
         // A panic under the lock could at worst leave the counts off by one batch; a demo goes on.
-        self.shared.held.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shared.stored.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Stores spans, notifies the subscribers, and returns how many were not stored because their trace was at its limit.
@@ -146,11 +146,11 @@ impl Store {
         let mut touched = HashSet::new();
         let mut arrived = Vec::new();
         let mut dropped = 0;
-        let mut held = self.held();
+        let mut stored = self.stored();
         for span in spans {
             let trace = span.trace_id;
             let service = self.shared.services.hash_one(span.service());
-            if held.insert(span, service, &self.shared.limits) {
+            if stored.insert(span, service, &self.shared.limits) {
                 if touched.insert(trace) {
                     arrived.push(trace);
                 }
@@ -158,7 +158,7 @@ impl Store {
                 dropped += 1;
             }
         }
-        drop(held);
+        drop(stored);
         for trace in arrived {
             // An error only says that nobody listens.
             let _ = self.shared.arrivals.send(trace);
@@ -168,23 +168,23 @@ impl Store {
 
     /// The spans of a trace in the order in which they arrived; `None` when the store has none.
     pub fn trace(&self, id: TraceId) -> Option<Vec<Arc<Span>>> {
-        self.held().traces.get(&id).map(|entry| entry.spans.clone())
+        self.stored().traces.get(&id).map(|entry| entry.spans.clone())
     }
 
     /// The tree of a trace as the store has it now.
     pub fn tree(&self, id: TraceId) -> Option<Trace> {
-        let (spans, dropped) = self.held().traces.get(&id).map(|entry| (entry.spans.clone(), entry.dropped))?;
+        let (spans, dropped) = self.stored().traces.get(&id).map(|entry| (entry.spans.clone(), entry.dropped))?;
         Some(Trace::new(spans)?.with_dropped(dropped))
     }
 
     /// How many reports of spans of this trace were not kept because it was at its bound. 0 for a trace that is whole.
     pub fn dropped(&self, id: TraceId) -> u64 {
-        self.held().traces.get(&id).map_or(0, |entry| entry.dropped)
+        self.stored().traces.get(&id).map_or(0, |entry| entry.dropped)
     }
 
     /// The ids of all traces, the latest arrival first.
     pub fn trace_ids(&self) -> Vec<TraceId> {
-        self.held().order.iter().rev().copied().collect()
+        self.stored().order.iter().rev().copied().collect()
     }
 
     /// A notification for every trace of every batch that arrives from now on. A receiver that falls more than 1,024
@@ -193,15 +193,15 @@ impl Store {
         self.shared.arrivals.subscribe()
     }
 
-    /// What is held, and what had to go.
+    /// What is stored, and what had to go.
     pub fn stats(&self) -> Stats {
-        let held = self.held();
+        let stored = self.stored();
         Stats {
-            traces: held.traces.len(),
-            spans: held.spans,
-            bytes: held.bytes,
-            evicted_traces: held.evicted_traces,
-            dropped_spans: held.dropped_spans,
+            traces: stored.traces.len(),
+            spans: stored.spans,
+            bytes: stored.bytes,
+            evicted_traces: stored.evicted_traces,
+            dropped_spans: stored.dropped_spans,
         }
     }
 
@@ -234,7 +234,7 @@ impl Store {
 
     /// The spans of every trace, in no order.
     fn snapshot(&self) -> Vec<Vec<Arc<Span>>> {
-        self.held().traces.values().map(|entry| entry.spans.clone()).collect()
+        self.stored().traces.values().map(|entry| entry.spans.clone()).collect()
     }
 }
 

@@ -70,11 +70,11 @@ async fn accept(store: &Store, form: OtlpEncoding, request: Request) -> Result<O
         }
         OtlpEncoding::Json => decode_json(&body, max).map_err(|error| refusal(&error, "an ExportTraceServiceRequest in JSON"))?,
     };
-    Ok(keep(store, batch))
+    Ok(insert_batch(store, batch))
 }
 
 /// Stores a batch; says what of it was not stored.
-pub(super) fn keep(store: &Store, batch: OtlpSpans) -> Option<ExportTracePartialSuccess> {
+pub(super) fn insert_batch(store: &Store, batch: OtlpSpans) -> Option<ExportTracePartialSuccess> {
     let dropped = store.insert(batch.spans);
     let rejected = batch.rejected as i64 + dropped as i64;
     let why = match (batch.rejected, dropped) {

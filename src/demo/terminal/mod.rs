@@ -1,22 +1,22 @@
 //! What the terminal shows of a trace. All text in spans is from outside: here it loses its control characters and its length.
 
 mod canvas;
+mod id_links;
 pub(crate) mod printer;
 #[cfg(test)]
 mod tests;
-mod ties;
 mod waterfall;
 
 pub use canvas::Style;
-pub use ties::{SentHeaders, render_ties, sent_headers};
+pub use id_links::{SentHeaders, render_id_links, sent_headers};
 pub use waterfall::render_rows;
 
 use crate::traces::{Trace, Verdict};
 use canvas::*;
 
-/// Draws a trace: [`render_rows`], and below it [`render_ties`]. Ends with a newline.
+/// Draws a trace: [`render_rows`], and below it [`render_id_links`]. Ends with a newline.
 pub fn render(trace: &Trace, sent: &SentHeaders, style: &Style) -> String {
-    format!("{}\n{}", render_rows(trace, style), render_ties(trace, sent, style))
+    format!("{}\n{}", render_rows(trace, style), render_id_links(trace, sent, style))
 }
 
 /// The verdict: one line when all is well, else a line below it for how the request failed and for each deviation. Ends with a newline.

@@ -203,8 +203,8 @@ impl Printer {
                 // Why it failed or broke, where the demo has its answer; of a trace from elsewhere what its spans say.
                 let known = self.state.expected(&trace, None);
                 let failure = Verdict::of(std::slice::from_ref(&trace), &known).failure;
-                let said = render_sentences(failure.iter().chain(&known.breaks), &self.style);
-                self.print(&format!("{}{said}\n", render_rows(&trace, &self.style)));
+                let sentences = render_sentences(failure.iter().chain(&known.breaks), &self.style);
+                self.print(&format!("{}{sentences}\n", render_rows(&trace, &self.style)));
             }
             if drawn.len() > 4 * Limits::default().traces {
                 let known: HashSet<_> = self.state.store.trace_ids().into_iter().collect();

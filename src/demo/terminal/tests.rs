@@ -265,7 +265,7 @@ fn failed_spans_and_orphans_are_marked() {
 
 #[test]
 fn the_ids_show_who_is_whose_parent_and_every_call_shows_how_its_id_travelled() {
-    let text = render_ties(&trace(&chain()), &SentHeaders::new(), &WIDE);
+    let text = render_id_links(&trace(&chain()), &SentHeaders::new(), &WIDE);
     for line in [
         "  00f067aa0ba902b7   none, the root    service1 server GET /service1",
         "  b7ad6b7169203331 ← 53995c3f42cd8ad8  service2 server GET /service2",
@@ -282,7 +282,7 @@ fn the_ids_show_who_is_whose_parent_and_every_call_shows_how_its_id_travelled() 
 fn a_call_without_a_server_span_and_a_shared_id_are_told() {
     let mut served = span("2", Some("1"), "SERVER", "service2", 5, 10);
     served["shared"] = json!(true);
-    let text = render_ties(
+    let text = render_id_links(
         &trace(&json!([
             span("1", None, "SERVER", "service1", 0, 100),
             span("2", Some("1"), "CLIENT", "service1", 1, 50),
@@ -319,7 +319,7 @@ fn with_the_reply_the_very_headers_that_were_sent_are_shown() {
     let first = hop("service1", call(sent, second));
     let reply = Tree::parse(first.to_string().as_bytes()).unwrap();
     let trace = trace(&chain());
-    let text = render_ties(&trace, &sent_headers(&trace, &reply), &WIDE);
+    let text = render_id_links(&trace, &sent_headers(&trace, &reply), &WIDE);
     let expected = "  service1 → service2
     sent in the headers of the call:
       x-b3-traceid       4bf92f3577b34da6a3ce929d0e0e4736

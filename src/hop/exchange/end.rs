@@ -108,7 +108,7 @@ impl Drop for Exchange {
                 watch.ended(status, duration);
             }
             if let Some(copy) = self.copy.as_ref().filter(|_| !self.untraced.load(Ordering::Relaxed)) {
-                watch.keep(self.seen(copy, status, duration));
+                watch.record(self.seen(copy, status, duration));
             }
         }
         let template = self.template();

@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn replies_are_recognised_and_judged_as_serde_would() {
+    fn replies_are_recognised_and_checked_as_serde_would() {
         let serde = |text: &str| serde_json::from_str::<Reply<Checked>>(text).is_ok();
         let is_usual = |text: &str| NestedReply::unpadded(text).is_usual();
         let numbered = compact(2);

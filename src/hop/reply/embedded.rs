@@ -1,4 +1,4 @@
-//! Replies of hops in the answer of an app of another make, which calls hops and puts what they answered into JSON of its own.
+//! Replies of hops in the answer of a foreign app, which calls hops and puts what they answered into JSON of its own.
 
 use std::collections::{BTreeMap, VecDeque};
 

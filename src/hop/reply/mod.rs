@@ -191,13 +191,13 @@ pub struct Call<R: Representation = Owned> {
     /// The next hop's own reply; null when the answer was not one.
     #[serde(deserialize_with = "present")]
     pub reply: Option<R::Nested>,
-    /// The replies of hops that stood somewhere in an answer that was no reply itself: of an app of another make, which called them.
+    /// The replies of hops that stood somewhere in an answer that was no reply itself: of a foreign app, which called them.
     #[serde(default = "Vec::new", skip_serializing_if = "Vec::is_empty")]
     pub embedded: Vec<R::Nested>,
 }
 
 impl Call {
-    /// The reply of the hop that was called, or those of the hops that an app of another make called.
+    /// The reply of the hop that was called, or those of the hops that a foreign app called.
     pub fn replies(&self) -> impl Iterator<Item = &Tree> {
         self.reply.iter().chain(&self.embedded).map(|reply| &**reply)
     }
@@ -207,7 +207,7 @@ impl Call {
         self.error.is_some() || !self.status.is_some_and(is_success)
     }
 
-    /// Whether what answered is no hop: an app of another make, without an error.
+    /// Whether what answered is no hop: a foreign app, without an error.
     pub fn is_foreign(&self) -> bool {
         self.reply.is_none() && !self.has_failed()
     }

@@ -133,9 +133,9 @@ impl GrpcCollector {
             _ if is_retryable => Some(503),
             _ => None,
         };
-        let said = shown(status.message());
-        let what = if said.is_empty() { String::new() } else { format!(" ({said})") };
-        let reason = format!("{} answered {}{what}{}", self.shown_url(), name(status.code()), self.advice(http, &said));
+        let message = shown(status.message());
+        let what = if message.is_empty() { String::new() } else { format!(" ({message})") };
+        let reason = format!("{} answered {}{what}{}", self.shown_url(), name(status.code()), self.advice(http, &message));
         ExportError { is_retryable, retry_after, reason }
     }
 

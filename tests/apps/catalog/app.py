@@ -1,4 +1,4 @@
-"""An app of another make for a mesh: the standard library alone, no tracing SDK.
+"""A foreign app for a mesh: the standard library alone, no tracing SDK.
 
 NEXT: what it calls. FORWARD: all (the usual trace headers), request-id, none. ANSWER: nested (with the answer of NEXT in it), own."""
 

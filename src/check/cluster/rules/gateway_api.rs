@@ -116,7 +116,7 @@ fn serves(path: &Path<'_>, gateway: &Object, routes: &[&Object]) -> bool {
         && (path.is_ours(gateway.namespace()) || routes.iter().any(|route| route.list("/spec/parentRefs").iter().any(is_parent)))
 }
 
-fn said(condition: &Value) -> String {
+fn condition_text(condition: &Value) -> String {
     format!("{} is False ({}): {}", text(condition, "/type"), text(condition, "/reason"), text(condition, "/message"))
 }
 
@@ -134,7 +134,7 @@ fn of_condition(route: &Object, condition: &Value) -> Mistake {
         "NoMatchingListenerHostname" => "spec.hostnames".to_owned(),
         _ => "spec.parentRefs[0]".to_owned(),
     };
-    Mistake::new(route, field, format!("is not accepted: {}", said(condition)), &[Answer, NoPod])
+    Mistake::new(route, field, format!("is not accepted: {}", condition_text(condition)), &[Answer, NoPod])
 }
 
 fn of_listener(gateway: &Object, name: &str, condition: &Value) -> Mistake {
@@ -143,5 +143,5 @@ fn of_listener(gateway: &Object, name: &str, condition: &Value) -> Mistake {
         "InvalidCertificateRef" | "RefNotPermitted" => format!("spec.listeners[{index}].tls.certificateRefs[0]"),
         _ => format!("spec.listeners[{index}]"),
     };
-    Mistake::new(gateway, field, format!("does not work: {}", said(condition)), &[Connection, Answer])
+    Mistake::new(gateway, field, format!("does not work: {}", condition_text(condition)), &[Connection, Answer])
 }

@@ -69,7 +69,7 @@ fn is_set(value: &str) -> bool {
 
 pub(super) fn mistakes(path: &Path<'_>) -> Vec<Mistake> {
     let mut out = Vec::new();
-    // The variables are those of a hop: in an app of another make the same names may mean anything.
+    // The variables are those of a hop: in a foreign app the same names may mean anything.
     for hop in path.hops.iter().filter(|hop| !hop.is_foreign) {
         for rule in RULES {
             for (object, field, value) in envs(hop, rule.name).into_iter().filter(|(.., value)| (rule.is_wrong)(value)) {

@@ -113,8 +113,9 @@ fn pods_that_are_all_older_than_the_label_of_their_namespace_are_named() {
         (json!({"istio-injection": "disabled"}), false),
         (json!({}), false),
     ] {
-        let named =
-            found(all(labels.clone())).into_iter().any(|mistake| mistake.stands && mistake.field == "metadata.creationTimestamp");
+        let named = found(all(labels.clone()))
+            .into_iter()
+            .any(|mistake| mistake.is_always_reported && mistake.field == "metadata.creationTimestamp");
         assert_eq!(named, is_named, "{labels}");
     }
 }
@@ -240,11 +241,11 @@ fn telemetry_and_filters_are_named_with_their_field() {
     let sampled = found(set("/spec/tracing/0/randomSamplingPercentage", json!(0)));
     assert_eq!(explained(&sampled, &refused), None, "whoever collects the spans is no matter of who makes them: {sampled:#?}");
     let found = found(set("/spec/tracing/0/providers/0/name", json!("jeager")));
-    let standing = found.iter().find(|mistake| mistake.stands).expect("reported without a symptom, too");
+    let standing = found.iter().find(|mistake| mistake.is_always_reported).expect("reported without a symptom, too");
     assert!(standing.sentence().ends_with("is jeager, and the mesh has jaeger, zipkin"), "{}", standing.sentence());
 }
 
-/// service1 calls service2, an app of another make, whose answer has the reply of service3 in it.
+/// service1 calls service2, a foreign app, whose answer has the reply of service3 in it.
 fn through_an_app_of_another_make() -> Tree {
     let reply = |n: usize, upstreams: Value| {
         json!({"service": format!("service{n}"), "version": "v1", "lane": "base", "hostname": format!("service{n}-7d4b9c6f5-x2x5z"), "message": "",

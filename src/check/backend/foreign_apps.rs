@@ -1,4 +1,4 @@
-//! Apps of another make whose answers show nothing of what they call: whether the trace goes on behind them, by the backend's word.
+//! Foreign apps whose answers show nothing of what they call: whether the trace goes on behind them, by the backend's word.
 //!
 //! It goes on where somebody behind the app reports into the request's own trace. It is broken where another trace begins behind the app: one
 //! with the request id of the request, or one that begins at the same service within the time of the call, request after request, and so
@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use crate::check::backend::access::BackendRefusal;
 use crate::check::backend::client::Backend;
 use crate::check::backend::{CheckedRequest, pause};
-use crate::check::chain::evidence::Stranger;
+use crate::check::chain::evidence::ForeignApp;
 use crate::check::chain::expect::is_named;
 use crate::check::chain::probe::{Probe, short};
 use crate::check::envoy::spans::RequestSpans;
@@ -31,11 +31,11 @@ const CHANCE: f64 = 1e-4;
 /// How long spans are on their way: Envoy and OpenTelemetry's SDKs report every five seconds.
 const REPORTED: Duration = Duration::from_secs(8);
 
-/// A call to an app of another make whose answer has no reply of a hop.
+/// A call to a foreign app whose answer has no reply of a hop.
 #[derive(Debug, Clone)]
 struct Unseen {
     caller: String,
-    stranger: Stranger,
+    foreign_app: ForeignApp,
     sent: Headers,
     /// The time in which the caller had the request, since 1970 by its own clock.
     from: Duration,
@@ -51,7 +51,7 @@ fn unseen(tree: &Tree) -> Vec<Unseen> {
         let calls = hop.upstreams.iter().filter(|call| call.is_foreign() && call.embedded.is_empty());
         out.extend(calls.map(|call| Unseen {
             caller: hop.service.clone(),
-            stranger: Stranger::at(&call.url),
+            foreign_app: ForeignApp::at(&call.url),
             sent: call.sent.clone(),
             from,
             to,
@@ -60,9 +60,9 @@ fn unseen(tree: &Tree) -> Vec<Unseen> {
     out
 }
 
-/// The apps of another make behind which a reply shows nothing.
+/// The foreign apps behind which a reply shows nothing.
 pub(crate) fn unseen_names(tree: &Tree) -> Vec<String> {
-    let mut names: Vec<String> = unseen(tree).into_iter().map(|unseen| unseen.stranger.name).collect();
+    let mut names: Vec<String> = unseen(tree).into_iter().map(|unseen| unseen.foreign_app.name).collect();
     names.sort();
     names.dedup();
     names
@@ -101,59 +101,61 @@ impl TracedRequest {
 
 /// What became known of the apps behind which replies show nothing.
 #[derive(Default)]
-pub(crate) struct Judged {
+pub(crate) struct ExaminedApps {
     pub(crate) findings: Vec<Finding>,
-    /// The names of those that were judged.
+    /// The names of those that were examined.
     pub(crate) names: HashSet<String>,
     /// Calls that were multiplied on the way, a line each.
     pub(crate) more_calls: Vec<String>,
 }
 
-/// Judges the apps of another make of one request, whose reply is `tree`.
-pub(super) async fn judge(
+/// Examines the foreign apps of one request, whose reply is `tree`.
+pub(super) async fn examine(
     backend: &Backend,
     request: &CheckedRequest<'_>,
     (probe, tree): (&Probe, &Tree),
     wait: Duration,
     stop: &mut watch::Receiver<bool>,
     progress: &ProgressLine,
-) -> Judged {
+) -> ExaminedApps {
     let calls = unseen(tree);
-    let mut judged = Judged::default();
+    let mut examined = ExaminedApps::default();
     if calls.is_empty() || *stop.borrow() {
-        return judged;
+        return examined;
     }
     let first = TracedRequest::of(probe, tree.clone());
     let more = tokio::select! {
         more = ask_again(request, tree) => more,
-        _ = stop.wait_for(|stop| *stop) => return judged,
+        _ = stop.wait_for(|stop| *stop) => return examined,
     };
     let started = Instant::now();
     let mut evidence: Vec<Option<AppEvidence>> = calls.iter().map(|_| None).collect();
     let limit = wait.min(REPORTED);
     let trouble = loop {
         let trouble = tokio::select! {
-            looked = look(backend, &calls, &first, &more, &mut evidence) => looked.err(),
+            collected = collect_evidence(backend, &calls, &first, &more, &mut evidence) => collected.err(),
             _ = stop.wait_for(|stop| *stop) => break None,
         };
         if evidence.iter().all(Option::is_some) || started.elapsed() >= limit {
             break trouble;
         }
-        if pause("seconds, waiting for what is reported behind the apps of another make", started, limit, stop, progress).await {
+        if pause("seconds, waiting for what is reported behind the apps that are not httpserver", started, limit, stop, progress)
+            .await
+        {
             break None;
         }
     };
     progress.clear();
     for (call, evidence) in calls.iter().zip(evidence) {
         if evidence.is_some() {
-            judged.names.insert(call.stranger.name.clone());
+            examined.names.insert(call.foreign_app.name.clone());
         }
         let finding = finding(backend, call, evidence, trouble.as_ref());
-        if !judged.findings.iter().any(|known| known.text == finding.text) {
-            judged.findings.push(finding);
+        if !examined.findings.iter().any(|known| known.text == finding.text) {
+            examined.findings.push(finding);
         }
     }
-    judged
+    examined
 }
 
 /// Sends the request a few times, with pauses in which others may begin traces.
@@ -171,7 +173,7 @@ async fn ask_again(request: &CheckedRequest<'_>, tree: &Tree) -> Vec<TracedReque
 }
 
 /// Looks for evidence that is not there yet.
-async fn look(
+async fn collect_evidence(
     backend: &Backend,
     calls: &[Unseen],
     first: &TracedRequest,
@@ -184,7 +186,7 @@ async fn look(
     }
     let spans = RequestSpans::of(&own);
     for (call, found) in calls.iter().zip(&mut *evidence).filter(|(_, found)| found.is_none()) {
-        if spans.call(&call.sent, &call.stranger.url).is_answered_by_proxy() {
+        if spans.call(&call.sent, &call.foreign_app.url).is_answered_by_proxy() {
             *found = Some(AppEvidence::ByProxy);
             continue;
         }
@@ -239,7 +241,7 @@ fn goes_on(traces: &[Trace], call: &Unseen, tree: &Tree) -> Option<String> {
             let service = span.service().unwrap_or_default();
             // A hop of ours that no reply shows, or the app's own proxy where it sends the next call.
             let is_ours = span.tag("request.id").is_some() && span.tag("lane").is_some();
-            let leaves_app = span.is_proxy() && span.kind == Some(Kind::Client) && is_named(service, &call.stranger.name);
+            let leaves_app = span.is_proxy() && span.kind == Some(Kind::Client) && is_named(service, &call.foreign_app.name);
             if !is_of_hop(span) && (is_ours || leaves_app) {
                 return Some(service.to_owned());
             }
@@ -303,7 +305,7 @@ async fn begun_by_others(
 
 /// A service that begins a trace in the time of each call, and hardly at other times.
 fn same_time(begun: &BTreeMap<String, Vec<(Duration, TraceId)>>, call: &Unseen, more: &[TracedRequest]) -> Option<AppEvidence> {
-    let same = |other: &Unseen| other.caller == call.caller && other.stranger == call.stranger;
+    let same = |other: &Unseen| other.caller == call.caller && other.foreign_app == call.foreign_app;
     let windows: Vec<Unseen> = more.iter().filter_map(|sent| unseen(&sent.tree).into_iter().find(same)).collect();
     if windows.len() < REQUESTS {
         return None;
@@ -328,8 +330,8 @@ fn same_time(begun: &BTreeMap<String, Vec<(Duration, TraceId)>>, call: &Unseen, 
 }
 
 fn finding(backend: &Backend, call: &Unseen, evidence: Option<AppEvidence>, trouble: Option<&BackendRefusal>) -> Finding {
-    const ID: CheckId = CheckId::TracesStranger;
-    let (name, caller) = (&call.stranger.name, &call.caller);
+    const ID: CheckId = CheckId::TracesForeignApp;
+    let (name, caller) = (&call.foreign_app.name, &call.caller);
     let (text, pages, service) = match evidence {
         Some(AppEvidence::GoesOn(service)) => {
             let text = format!("{name} is no hop of this chain, and passes the trace on: {service} reports below it");
@@ -366,9 +368,9 @@ fn finding(backend: &Backend, call: &Unseen, evidence: Option<AppEvidence>, trou
             service,
         ),
     };
-    let hint = Hint::new(format!("{name}, an app of another make, does not pass the trace headers on: its HTTP client is not instrumented, or it does not copy them")).run(format!(
+    let hint = Hint::new(format!("{name}, an app that is not httpserver, does not pass the trace headers on: its HTTP client is not instrumented, or it does not copy them")).run(format!(
         "httpserver probe {} --downstream 127.0.0.1:9001  # with the next hop of {name} set to that address",
-        quoted(&call.stranger.url)
+        quoted(&call.foreign_app.url)
     ));
     Finding::fail(ID, text, hint).lines(pages.iter().map(|id| backend.page(*id))).seam(caller, &service, None).hop(name)
 }

@@ -1,4 +1,4 @@
-//! An app of another make in the middle of a chain: it calls the next hop and answers in its own words.
+//! A foreign app in the middle of a chain: it calls the next hop and answers in its own words.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -24,7 +24,7 @@ struct App {
 }
 
 /// Starts one on a thread of its own, for as long as the tests run. `next`: the URL that it calls.
-pub fn stranger(
+pub fn foreign_app(
     next: &str,
     passes: impl Fn(&HeaderMap) -> HeaderMap + Send + Sync + 'static,
     answers: impl Fn(&str) -> Response<Body> + Send + Sync + 'static,

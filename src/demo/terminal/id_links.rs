@@ -18,7 +18,7 @@ const ID_HEADERS: [&str; 7] =
 /// The headers that the hops say they sent, by the client span whose id they carry.
 pub type SentHeaders = HashMap<SpanId, Vec<(String, String)>>;
 
-/// Reads from a reply what the hops sent, so that [`render_ties`] shows the very headers that tied a client span to its server
+/// Reads from a reply what the hops sent, so that [`render_id_links`] shows the very headers that tied a client span to its server
 /// span.
 pub fn sent_headers(trace: &Trace, reply: &Tree) -> SentHeaders {
     let clients: HashSet<SpanId> =
@@ -47,7 +47,7 @@ fn says_unsampled(headers: &[(String, String)]) -> bool {
 
 /// How the hops are tied together: the ids of every span, and for every call the headers in which they travelled. Ends with
 /// a newline.
-pub fn render_ties(trace: &Trace, sent: &SentHeaders, style: &Style) -> String {
+pub fn render_id_links(trace: &Trace, sent: &SentHeaders, style: &Style) -> String {
     let style = style.usable();
     let mut canvas = Canvas::new(&style);
     let colours = service_colours(trace.services());

@@ -1,4 +1,4 @@
-//! Chains with an app of another make in the middle: front, the app, leaf.
+//! Chains with a foreign app in the middle: front, the app, leaf.
 
 use axum::body::Body;
 use axum::http::{HeaderMap, HeaderValue, Response};
@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::support::*;
 use crate::common;
-use crate::common::stranger::{answered, only, stranger};
+use crate::common::foreign_app::{answered, foreign_app, only};
 
 fn everything(headers: &HeaderMap) -> HeaderMap {
     only(headers, &common::CARRIED)
@@ -45,7 +45,7 @@ fn silent(_: &str) -> Response<Body> {
     answered("application/json", r#"{"items":[1,2,3]}"#)
 }
 
-/// A front, an app of another make, and a leaf, the hops as `hop` is.
+/// A front, a foreign app, and a leaf, the hops as `hop` is.
 struct Mixed {
     _hops: Vec<common::Hop>,
     url: String,
@@ -62,7 +62,7 @@ impl Mixed {
             hop.vars.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect(),
         );
         let leaf = serve("leaf", &args, &vars);
-        let app = stranger(&format!("http://{}/service3", leaf.addr), passes, answers);
+        let app = foreign_app(&format!("http://{}/service3", leaf.addr), passes, answers);
         let upstream = format!("http://localhost:{}/catalog", app.port());
         let front = serve("front", &[&args[..], &["--upstream", &upstream]].concat(), &vars);
         let url = format!("http://{}/service1", front.addr);
@@ -82,7 +82,7 @@ fn what_passes_through_an_app_that_tells_is_judged_on_both_sides_of_it() {
         let run = chain.check(&[]);
         run.fine();
         assert_eq!(run.json["verdict"], "healthy", "{:#}", run.json);
-        assert!(run.check("chain.hops")["text"].as_str().unwrap().contains("(another make) -> leaf v1"), "{:#}", run.json);
+        assert!(run.check("chain.hops")["text"].as_str().unwrap().contains("(not httpserver) -> leaf v1"), "{:#}", run.json);
         assert_eq!(run.check("propagation.w3c")["status"], "pass", "{:#}", run.json);
         assert!(run.checks().iter().all(|check| check["id"] != "propagation.unseen"), "{:#}", run.json);
 
@@ -98,7 +98,7 @@ fn what_passes_through_an_app_that_tells_is_judged_on_both_sides_of_it() {
                     "front sent",
                     "traceparent",
                     lost,
-                    "an app of another make",
+                    "an app that is not httpserver",
                     "httpserver probe",
                 ],
             );
@@ -181,7 +181,7 @@ fn with_the_backend_an_app_that_tells_is_judged_once() {
     assert_eq!(run.check("traces.spans")["data"], json!({"spans": 3, "app": 3, "proxies": 0}), "{:#}", run.json);
     for passes in [nothing as fn(&HeaderMap) -> HeaderMap, request_id] {
         let run = Mixed::start(&hop, passes, telling).check(&traces);
-        run.breaks_at("propagation.trace", "front", "leaf", Some("between"), &["an app of another make"]);
+        run.breaks_at("propagation.trace", "front", "leaf", Some("between"), &["an app that is not httpserver"]);
         run.follows("traces.one", "propagation.trace", &["2 traces"]);
         assert_eq!(run.failed().len(), 1, "{:#}", run.json);
     }
@@ -200,7 +200,7 @@ fn an_app_that_answers_with_the_next_hops_reply_is_no_proxy() {
             assert!(run.check("propagation.proxies")["text"].as_str().unwrap().contains("No proxy seen"), "{:#}", run.json);
         }
         let run = Mixed::start(&hop, nothing, retelling).check(&[]);
-        run.breaks_at("propagation.trace", "front", "leaf", Some("between"), &["localhost", "an app of another make"]);
+        run.breaks_at("propagation.trace", "front", "leaf", Some("between"), &["localhost", "an app that is not httpserver"]);
         assert_eq!(run.failed().len(), 1, "{:#}", run.json);
     }
 }
@@ -210,13 +210,19 @@ fn an_app_that_answers_with_the_next_hops_reply_is_no_proxy() {
 fn an_app_of_another_make_may_be_the_first_of_all() {
     let leaf = serve("leaf", &[], &[]);
     for (passes, is_whole) in [(everything as fn(&HeaderMap) -> HeaderMap, true), (nothing, false)] {
-        let app = stranger(&format!("http://{}/service3", leaf.addr), passes, telling);
+        let app = foreign_app(&format!("http://{}/service3", leaf.addr), passes, telling);
         let run = check(&format!("http://{app}/catalog"), &["--count", "20", "--rate", "500"]);
         assert!(run.check("reach.http")["text"].as_str().unwrap().contains("in whose answer the reply of leaf stands"));
         if is_whole {
             run.fine();
         } else {
-            run.breaks_at("propagation.trace", "check", "leaf", Some("between"), &["an app of another make", "httpserver probe"]);
+            run.breaks_at(
+                "propagation.trace",
+                "check",
+                "leaf",
+                Some("between"),
+                &["an app that is not httpserver", "httpserver probe"],
+            );
         }
     }
 }

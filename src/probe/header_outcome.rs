@@ -25,7 +25,7 @@ pub(super) fn written(contexts: &[(WireFormat, Context)]) -> HeaderMap {
 
 /// What became of a header or of a context.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) enum Fate {
+pub(super) enum HeaderOutcome {
     /// Arrived as it was sent.
     Untouched,
     /// The trace goes on, with a span id of the app's own.
@@ -33,12 +33,12 @@ pub(super) enum Fate {
     /// A list that got members which are empty.
     EmptyMember,
     /// Another trace.
-    Anew,
+    NewTrace,
     Dropped,
     Mangled(Mangling),
 }
 
-impl Fate {
+impl HeaderOutcome {
     /// The trace goes on.
     pub(super) fn is_on(&self) -> bool {
         matches!(self, Self::Untouched | Self::Continued)
@@ -51,34 +51,34 @@ pub(super) fn values(headers: &HeaderMap, name: &str) -> Vec<String> {
 }
 
 /// What became of a context that was sent in `format`.
-pub(super) fn of_context(format: WireFormat, sent: &Context, call: &HeaderMap) -> Fate {
+pub(super) fn of_context(format: WireFormat, sent: &Context, call: &HeaderMap) -> HeaderOutcome {
     match call.get_all(format.header()).iter().count() {
-        0 => return Fate::Dropped,
+        0 => return HeaderOutcome::Dropped,
         1 => {}
-        _ => return Fate::Mangled(Mangling::Doubled),
+        _ => return HeaderOutcome::Mangled(Mangling::Doubled),
     }
     if let Some(how) = of_lines(format, call) {
-        return Fate::Mangled(how);
+        return HeaderOutcome::Mangled(how);
     }
     let is_hex = |text: &str| !text.is_empty() && text.bytes().all(|digit| digit.is_ascii_hexdigit());
     let digits = format.digits(call).filter(|(trace, span)| is_hex(trace) && is_hex(span));
-    let Some((trace, span)) = digits else { return Fate::Mangled(Mangling::Changed) };
+    let Some((trace, span)) = digits else { return HeaderOutcome::Mangled(Mangling::Changed) };
     let sent_trace = sent.trace_id.to_string();
     let sent_trace = &sent_trace[if sent.short_trace_id { 16 } else { 0 }..];
     if !trace.eq_ignore_ascii_case(sent_trace) {
-        return Mangling::of_trace_id(sent_trace, trace).map_or(Fate::Anew, Fate::Mangled);
+        return Mangling::of_trace_id(sent_trace, trace).map_or(HeaderOutcome::NewTrace, HeaderOutcome::Mangled);
     }
     if [trace, span].into_iter().any(|id| id.bytes().any(|digit| digit.is_ascii_uppercase())) {
-        return Fate::Mangled(Mangling::UpperCase);
+        return HeaderOutcome::Mangled(Mangling::UpperCase);
     }
     if span.len() != SPAN_DIGITS {
-        return Fate::Mangled(Mangling::SpanLength);
+        return HeaderOutcome::Mangled(Mangling::SpanLength);
     }
     // Receivers leave out a context that is not valid as a whole.
     match format.parse(call).and_then(|incoming| incoming.context) {
-        None => Fate::Mangled(Mangling::Changed),
-        Some(context) if context.span_id == sent.span_id => Fate::Untouched,
-        Some(_) => Fate::Continued,
+        None => HeaderOutcome::Mangled(Mangling::Changed),
+        Some(context) if context.span_id == sent.span_id => HeaderOutcome::Untouched,
+        Some(_) => HeaderOutcome::Continued,
     }
 }
 
@@ -108,15 +108,15 @@ fn of_commas(value: &str) -> Option<Mangling> {
 
 /// What became of a context with a trace id of 64 bits. A tracer whose ids have 128 bits puts zeros in front, and goes on with spans of
 /// its own: in W3C it has no other way. Whoever forwards the caller's span leaves its trace id alone.
-pub(super) fn of_short_id(format: WireFormat, sent: &Context, call: &HeaderMap) -> Fate {
+pub(super) fn of_short_id(format: WireFormat, sent: &Context, call: &HeaderMap) -> HeaderOutcome {
     let padded = Context { short_trace_id: false, ..*sent };
     let shapes = WireFormat::ALL.into_iter().filter(|other| *other == format || values(call, format.header()).is_empty());
-    let fates = shapes.map(|shape| match of_context(shape, &padded, call) {
-        Fate::Untouched => Fate::Mangled(Mangling::Padded),
-        Fate::Mangled(Mangling::Shortened | Mangling::Halved) | Fate::Anew => of_context(shape, sent, call),
-        fate => fate,
+    let outcomes = shapes.map(|shape| match of_context(shape, &padded, call) {
+        HeaderOutcome::Untouched => HeaderOutcome::Mangled(Mangling::Padded),
+        HeaderOutcome::Mangled(Mangling::Shortened | Mangling::Halved) | HeaderOutcome::NewTrace => of_context(shape, sent, call),
+        outcome => outcome,
     });
-    fates.min().unwrap_or(Fate::Dropped)
+    outcomes.min().unwrap_or(HeaderOutcome::Dropped)
 }
 
 /// The trace ids in these headers, also of contexts that are not valid.
@@ -138,33 +138,33 @@ pub(super) fn decision_of(format: WireFormat, call: &HeaderMap) -> Option<Sampli
 }
 
 /// What became of a header that has no ids of a span.
-pub(super) fn of_value(name: &str, sent: &str, call: &HeaderMap) -> Fate {
+pub(super) fn of_value(name: &str, sent: &str, call: &HeaderMap) -> HeaderOutcome {
     let found = values(call, name);
     match found.as_slice() {
-        [] => Fate::Dropped,
-        [value] if value == sent => Fate::Untouched,
+        [] => HeaderOutcome::Dropped,
+        [value] if value == sent => HeaderOutcome::Untouched,
         lines if matches!(name, "baggage" | "tracestate") => of_list(name, sent, lines),
         [value] if value.split(',').any(|part| part.trim() == sent) => {
-            of_commas(value).map_or(Fate::Mangled(Mangling::Changed), Fate::Mangled)
+            of_commas(value).map_or(HeaderOutcome::Mangled(Mangling::Changed), HeaderOutcome::Mangled)
         }
-        [value] if value.eq_ignore_ascii_case(sent) => Fate::Mangled(Mangling::UpperCase),
-        [value] if name == "x-request-id" && !value.contains(sent) => Fate::Anew,
-        [_] => Fate::Mangled(Mangling::Changed),
-        several if several.iter().any(|value| value == sent) => Fate::Mangled(Mangling::Doubled),
-        _ => Fate::Mangled(Mangling::Changed),
+        [value] if value.eq_ignore_ascii_case(sent) => HeaderOutcome::Mangled(Mangling::UpperCase),
+        [value] if name == "x-request-id" && !value.contains(sent) => HeaderOutcome::NewTrace,
+        [_] => HeaderOutcome::Mangled(Mangling::Changed),
+        several if several.iter().any(|value| value == sent) => HeaderOutcome::Mangled(Mangling::Doubled),
+        _ => HeaderOutcome::Mangled(Mangling::Changed),
     }
 }
 
 /// What became of the one member of a list, to which others may be added, in the same line or in lines of their own.
-fn of_list(name: &str, sent: &str, lines: &[String]) -> Fate {
+fn of_list(name: &str, sent: &str, lines: &[String]) -> HeaderOutcome {
     let members: Vec<&str> = lines.iter().flat_map(|line| line.split(',')).map(str::trim).collect();
     match members.iter().filter(|member| **member == sent).count() {
-        0 => Fate::Mangled(Mangling::Changed),
-        1 if !members.contains(&"") => Fate::Continued,
+        0 => HeaderOutcome::Mangled(Mangling::Changed),
+        1 if !members.contains(&"") => HeaderOutcome::Continued,
         // W3C lets `tracestate` have members that are empty, and `baggage` not.
-        1 if name == "tracestate" => Fate::EmptyMember,
-        1 => Fate::Mangled(Mangling::StrayComma),
-        _ => Fate::Mangled(Mangling::Doubled),
+        1 if name == "tracestate" => HeaderOutcome::EmptyMember,
+        1 => HeaderOutcome::Mangled(Mangling::StrayComma),
+        _ => HeaderOutcome::Mangled(Mangling::Doubled),
     }
 }
 
@@ -212,50 +212,58 @@ mod tests {
         let sent = sent();
         let same = "00-463ac35c9f6413ad48485a3953bb6124-a2fb4a1d1a96d312-01";
         let upper = same.to_uppercase();
-        for (format, headers, fate) in [
-            (WireFormat::TraceContext, vec![], Fate::Dropped),
-            (WireFormat::TraceContext, vec![("traceparent", same)], Fate::Untouched),
+        for (format, headers, outcome) in [
+            (WireFormat::TraceContext, vec![], HeaderOutcome::Dropped),
+            (WireFormat::TraceContext, vec![("traceparent", same)], HeaderOutcome::Untouched),
             (
                 WireFormat::TraceContext,
                 vec![("traceparent", "00-463ac35c9f6413ad48485a3953bb6124-00000000000000aa-01")],
-                Fate::Continued,
+                HeaderOutcome::Continued,
             ),
             (
                 WireFormat::TraceContext,
                 vec![("traceparent", "00-11111111111111111111111111111111-00000000000000aa-01")],
-                Fate::Anew,
+                HeaderOutcome::NewTrace,
             ),
-            (WireFormat::TraceContext, vec![("traceparent", same), ("traceparent", same)], Fate::Mangled(Mangling::Doubled)),
-            (WireFormat::TraceContext, vec![("traceparent", &format!("{same}, {same}"))], Fate::Mangled(Mangling::Joined)),
-            (WireFormat::TraceContext, vec![("traceparent", &upper)], Fate::Mangled(Mangling::UpperCase)),
-            (WireFormat::TraceContext, vec![("traceparent", "00-463ac35c9f6413ad")], Fate::Mangled(Mangling::Changed)),
+            (
+                WireFormat::TraceContext,
+                vec![("traceparent", same), ("traceparent", same)],
+                HeaderOutcome::Mangled(Mangling::Doubled),
+            ),
+            (
+                WireFormat::TraceContext,
+                vec![("traceparent", &format!("{same}, {same}"))],
+                HeaderOutcome::Mangled(Mangling::Joined),
+            ),
+            (WireFormat::TraceContext, vec![("traceparent", &upper)], HeaderOutcome::Mangled(Mangling::UpperCase)),
+            (WireFormat::TraceContext, vec![("traceparent", "00-463ac35c9f6413ad")], HeaderOutcome::Mangled(Mangling::Changed)),
             (
                 WireFormat::B3Multi,
                 vec![("x-b3-traceid", "48485a3953bb6124"), ("x-b3-spanid", "00000000000000aa")],
-                Fate::Mangled(Mangling::Shortened),
+                HeaderOutcome::Mangled(Mangling::Shortened),
             ),
-            (WireFormat::B3, vec![("b3", "463ac35c9f6413ad48485a3953bb6124-a2fb4a1d1a96d312-1")], Fate::Untouched),
-            (WireFormat::B3, vec![("b3", "48485a3953bb6124-00000000000000aa-1")], Fate::Mangled(Mangling::Shortened)),
-            (WireFormat::B3, vec![("b3", "463ac35c9f6413ad-a2fb4a1d1a96d312-1")], Fate::Mangled(Mangling::Shortened)),
+            (WireFormat::B3, vec![("b3", "463ac35c9f6413ad48485a3953bb6124-a2fb4a1d1a96d312-1")], HeaderOutcome::Untouched),
+            (WireFormat::B3, vec![("b3", "48485a3953bb6124-00000000000000aa-1")], HeaderOutcome::Mangled(Mangling::Shortened)),
+            (WireFormat::B3, vec![("b3", "463ac35c9f6413ad-a2fb4a1d1a96d312-1")], HeaderOutcome::Mangled(Mangling::Shortened)),
             (
                 WireFormat::B3,
                 vec![("b3", "000000000000000048485a3953bb6124-a2fb4a1d1a96d312-1")],
-                Fate::Mangled(Mangling::Halved),
+                HeaderOutcome::Mangled(Mangling::Halved),
             ),
             (
                 WireFormat::B3,
                 vec![("b3", "463ac35c9f6413ad48485a3953bb6124-0000a2fb4a1d1a96d312-1")],
-                Fate::Mangled(Mangling::SpanLength),
+                HeaderOutcome::Mangled(Mangling::SpanLength),
             ),
             (
                 WireFormat::B3Multi,
                 vec![("x-b3-traceid", "000000000000000048485a3953bb6124"), ("x-b3-spanid", "a2fb4a1d1a96d312")],
-                Fate::Mangled(Mangling::Halved),
+                HeaderOutcome::Mangled(Mangling::Halved),
             ),
             (
                 WireFormat::B3Multi,
                 vec![("x-b3-traceid", "463ac35c9f6413ad48485a3953bb6124"), ("x-b3-spanid", "1a96d312")],
-                Fate::Mangled(Mangling::SpanLength),
+                HeaderOutcome::Mangled(Mangling::SpanLength),
             ),
             (
                 WireFormat::B3Multi,
@@ -264,48 +272,48 @@ mod tests {
                     ("x-b3-spanid", "a2fb4a1d1a96d312"),
                     ("x-b3-spanid", "00000000000000aa"),
                 ],
-                Fate::Mangled(Mangling::Doubled),
+                HeaderOutcome::Mangled(Mangling::Doubled),
             ),
             (
                 WireFormat::B3Multi,
                 vec![("x-b3-traceid", "463AC35C9F6413AD48485A3953BB6124"), ("x-b3-spanid", "a2fb4a1d1a96d312")],
-                Fate::Mangled(Mangling::UpperCase),
+                HeaderOutcome::Mangled(Mangling::UpperCase),
             ),
             (
                 WireFormat::TraceContext,
                 vec![("traceparent", "00-000000000000000048485a3953bb6124-00000000000000aa-01")],
-                Fate::Mangled(Mangling::Halved),
+                HeaderOutcome::Mangled(Mangling::Halved),
             ),
             (
                 WireFormat::TraceContext,
                 vec![("traceparent", "00-463ac35c9f6413ad0000000000000000-a2fb4a1d1a96d312-01")],
-                Fate::Mangled(Mangling::Halved),
+                HeaderOutcome::Mangled(Mangling::Halved),
             ),
             (
                 WireFormat::TraceContext,
                 vec![("traceparent", "00-48485a3953bb6124-00000000000000aa-01")],
-                Fate::Mangled(Mangling::Shortened),
+                HeaderOutcome::Mangled(Mangling::Shortened),
             ),
             (
                 WireFormat::TraceContext,
                 vec![("traceparent", "00-0000463ac35c9f6413ad48485a3953bb6124-a2fb4a1d1a96d312-01")],
-                Fate::Mangled(Mangling::Padded),
+                HeaderOutcome::Mangled(Mangling::Padded),
             ),
             (
                 WireFormat::TraceContext,
                 vec![("traceparent", "00-463ac35c9f6413ad48485a3953bb6124-0000000000000000a2fb4a1d1a96d312-01")],
-                Fate::Mangled(Mangling::SpanLength),
+                HeaderOutcome::Mangled(Mangling::SpanLength),
             ),
             (
                 WireFormat::TraceContext,
                 vec![("traceparent", "00-463ac35c9f6413ad48485a3953bb6124-A2FB4A1D1A96D312-01")],
-                Fate::Mangled(Mangling::UpperCase),
+                HeaderOutcome::Mangled(Mangling::UpperCase),
             ),
-            (WireFormat::TraceContext, vec![("traceparent", &format!("{same},"))], Fate::Mangled(Mangling::StrayComma)),
-            (WireFormat::TraceContext, vec![("traceparent", &same[..54])], Fate::Mangled(Mangling::Changed)),
-            (WireFormat::B3, vec![("b3", "0")], Fate::Mangled(Mangling::Changed)),
+            (WireFormat::TraceContext, vec![("traceparent", &format!("{same},"))], HeaderOutcome::Mangled(Mangling::StrayComma)),
+            (WireFormat::TraceContext, vec![("traceparent", &same[..54])], HeaderOutcome::Mangled(Mangling::Changed)),
+            (WireFormat::B3, vec![("b3", "0")], HeaderOutcome::Mangled(Mangling::Changed)),
         ] {
-            assert_eq!(of_context(format, &sent, &call(&headers)), fate, "{headers:?}");
+            assert_eq!(of_context(format, &sent, &call(&headers)), outcome, "{headers:?}");
         }
     }
 
@@ -314,46 +322,49 @@ mod tests {
         let low = TraceId::from(u128::from_be_bytes(sent().trace_id.to_bytes()) & u128::from(u64::MAX));
         let sent = Context { trace_id: low, short_trace_id: true, ..sent() };
         let padded = "000000000000000048485a3953bb6124";
-        for (headers, fate) in [
-            (vec![("b3", "48485a3953bb6124-a2fb4a1d1a96d312-1".to_owned())], Fate::Untouched),
-            (vec![("b3", "48485a3953bb6124-00000000000000aa-1".to_owned())], Fate::Continued),
-            (vec![("b3", format!("{padded}-00000000000000aa-1"))], Fate::Continued),
-            (vec![("traceparent", format!("00-{padded}-00000000000000aa-01"))], Fate::Continued),
-            (vec![("b3", format!("{padded}-a2fb4a1d1a96d312-1"))], Fate::Mangled(Mangling::Padded)),
-            (vec![("b3", "48485a3953bb61240000000000000000-00000000000000aa-1".to_owned())], Fate::Mangled(Mangling::Padded)),
-            (vec![("b3", format!("{padded}00000000-00000000000000aa-1"))], Fate::Mangled(Mangling::Padded)),
-            (vec![("b3", "11111111111111110000000000000000-00000000000000aa-1".to_owned())], Fate::Anew),
-            (vec![], Fate::Dropped),
+        for (headers, outcome) in [
+            (vec![("b3", "48485a3953bb6124-a2fb4a1d1a96d312-1".to_owned())], HeaderOutcome::Untouched),
+            (vec![("b3", "48485a3953bb6124-00000000000000aa-1".to_owned())], HeaderOutcome::Continued),
+            (vec![("b3", format!("{padded}-00000000000000aa-1"))], HeaderOutcome::Continued),
+            (vec![("traceparent", format!("00-{padded}-00000000000000aa-01"))], HeaderOutcome::Continued),
+            (vec![("b3", format!("{padded}-a2fb4a1d1a96d312-1"))], HeaderOutcome::Mangled(Mangling::Padded)),
+            (
+                vec![("b3", "48485a3953bb61240000000000000000-00000000000000aa-1".to_owned())],
+                HeaderOutcome::Mangled(Mangling::Padded),
+            ),
+            (vec![("b3", format!("{padded}00000000-00000000000000aa-1"))], HeaderOutcome::Mangled(Mangling::Padded)),
+            (vec![("b3", "11111111111111110000000000000000-00000000000000aa-1".to_owned())], HeaderOutcome::NewTrace),
+            (vec![], HeaderOutcome::Dropped),
         ] {
             let call = call(&headers.iter().map(|(name, value)| (*name, value.as_str())).collect::<Vec<_>>());
-            assert_eq!(of_short_id(WireFormat::B3, &sent, &call), fate, "{headers:?}");
+            assert_eq!(of_short_id(WireFormat::B3, &sent, &call), outcome, "{headers:?}");
         }
     }
 
     #[test]
     fn each_fate_of_another_header_has_its_name() {
-        for (name, sent, got, fate) in [
-            ("x-request-id", "abc", vec!["abc"], Fate::Untouched),
-            ("x-request-id", "abc", vec!["xyz"], Fate::Anew),
-            ("x-request-id", "abc", vec!["abc", "abc"], Fate::Mangled(Mangling::Doubled)),
-            ("x-request-id", "abc", vec!["abc, abc"], Fate::Mangled(Mangling::Joined)),
-            ("x-request-id", "abc", vec![], Fate::Dropped),
-            ("x-request-id", "abc", vec!["abc,"], Fate::Mangled(Mangling::StrayComma)),
-            ("baggage", "a=1", vec!["b=2,a=1"], Fate::Continued),
-            ("baggage", "a=1", vec!["b=2", "a=1"], Fate::Continued),
-            ("baggage", "a=1", vec!["a=1,"], Fate::Mangled(Mangling::StrayComma)),
-            ("baggage", "a=1", vec!["a=1,,b=2"], Fate::Mangled(Mangling::StrayComma)),
-            ("baggage", "a=1", vec!["a=1,a=1"], Fate::Mangled(Mangling::Doubled)),
-            ("tracestate", "a=1", vec!["b=2,a=1"], Fate::Continued),
-            ("tracestate", "a=1", vec!["a=1", "b=2"], Fate::Continued),
-            ("tracestate", "a=1", vec!["a=1,"], Fate::EmptyMember),
-            ("tracestate", "a=1", vec![", ,a=1,b=2"], Fate::EmptyMember),
-            ("tracestate", "a=1", vec!["a=1", "a=1"], Fate::Mangled(Mangling::Doubled)),
-            ("tracestate", "a=1", vec!["a=2,"], Fate::Mangled(Mangling::Changed)),
-            ("baggage", "a=1", vec!["b=2"], Fate::Mangled(Mangling::Changed)),
+        for (name, sent, got, outcome) in [
+            ("x-request-id", "abc", vec!["abc"], HeaderOutcome::Untouched),
+            ("x-request-id", "abc", vec!["xyz"], HeaderOutcome::NewTrace),
+            ("x-request-id", "abc", vec!["abc", "abc"], HeaderOutcome::Mangled(Mangling::Doubled)),
+            ("x-request-id", "abc", vec!["abc, abc"], HeaderOutcome::Mangled(Mangling::Joined)),
+            ("x-request-id", "abc", vec![], HeaderOutcome::Dropped),
+            ("x-request-id", "abc", vec!["abc,"], HeaderOutcome::Mangled(Mangling::StrayComma)),
+            ("baggage", "a=1", vec!["b=2,a=1"], HeaderOutcome::Continued),
+            ("baggage", "a=1", vec!["b=2", "a=1"], HeaderOutcome::Continued),
+            ("baggage", "a=1", vec!["a=1,"], HeaderOutcome::Mangled(Mangling::StrayComma)),
+            ("baggage", "a=1", vec!["a=1,,b=2"], HeaderOutcome::Mangled(Mangling::StrayComma)),
+            ("baggage", "a=1", vec!["a=1,a=1"], HeaderOutcome::Mangled(Mangling::Doubled)),
+            ("tracestate", "a=1", vec!["b=2,a=1"], HeaderOutcome::Continued),
+            ("tracestate", "a=1", vec!["a=1", "b=2"], HeaderOutcome::Continued),
+            ("tracestate", "a=1", vec!["a=1,"], HeaderOutcome::EmptyMember),
+            ("tracestate", "a=1", vec![", ,a=1,b=2"], HeaderOutcome::EmptyMember),
+            ("tracestate", "a=1", vec!["a=1", "a=1"], HeaderOutcome::Mangled(Mangling::Doubled)),
+            ("tracestate", "a=1", vec!["a=2,"], HeaderOutcome::Mangled(Mangling::Changed)),
+            ("baggage", "a=1", vec!["b=2"], HeaderOutcome::Mangled(Mangling::Changed)),
         ] {
             let headers: Vec<_> = got.iter().map(|value| (name, *value)).collect();
-            assert_eq!(of_value(name, sent, &call(&headers)), fate, "{name} {got:?}");
+            assert_eq!(of_value(name, sent, &call(&headers)), outcome, "{name} {got:?}");
         }
     }
 }
