@@ -328,7 +328,7 @@ const BANNED: [(&str, &str); 26] = [
     ("Judged", "what was found"),
     ("fn judge", "what it compares"),
     ("a stranger", "a foreign response"),
-    ("ForeignApp", "ForeignApp"),
+    ("Stranger", "ForeignApp"),
     ("another make", "a foreign app; to users: an app that is not httpserver"),
     (" Errors: ", "a section # Errors"),
     ("autopsy", "what it collects"),
