@@ -340,7 +340,7 @@ fn log_line(data: &[u8]) {
 }
 
 fn certificate(data: &[u8]) {
-    if let Some(certificate) = crate::check::reachability::x509::parse(data) {
+    if let Some(certificate) = crate::net::x509::parse(data) {
         assert!(certificate.names.len() <= data.len());
     }
 }

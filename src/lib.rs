@@ -66,6 +66,7 @@
 //! cli  fuzzing
 //! demo  doctor  probe
 //! check
+//! report
 //! config
 //! hop
 //! server  upstream
@@ -86,6 +87,7 @@ pub mod fuzzing;
 pub mod hop;
 mod net;
 pub mod probe;
+mod report;
 mod rpc;
 pub mod server;
 mod system;

@@ -6,11 +6,27 @@ use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::time::Duration;
 
-use http::HeaderName;
+use http::{HeaderName, HeaderValue};
 use serde::Serialize;
 
 /// The longest duration that is accepted.
 const MAX_DURATION: Duration = Duration::from_secs(366 * 24 * 60 * 60);
+
+/// `NAME: VALUE` or `NAME:VALUE`.
+pub(crate) fn header_pair(text: &str) -> Option<(HeaderName, HeaderValue)> {
+    let (name, value) = text.split_once(':')?;
+    Some((name.trim().parse().ok()?, value.trim().parse().ok()?))
+}
+
+/// A header that `check` and `probe` do not send by themselves.
+pub(crate) fn header(text: &str) -> Result<(HeaderName, HeaderValue), String> {
+    let (name, value) = header_pair(text).ok_or("accepted: `NAME: VALUE`")?;
+    let own = ["traceparent", "tracestate", "b3", "x-request-id", "x-lane", "host", "connection", "content-length"];
+    if own.contains(&name.as_str()) || name.as_str().starts_with("x-b3-") {
+        return Err(format!("the command sends {name} itself; accepted: any other header"));
+    }
+    Ok((name, value))
+}
 
 /// A duration with a unit (`20ms`, `2s`, `1m 30s`), or `0`.
 ///

@@ -12,11 +12,12 @@ use std::path::{Path, PathBuf};
 use proc_macro2::{Delimiter, TokenStream, TokenTree};
 
 /// The rooms, top floor first. A room may import from its own floor's rooms not at all, and from every floor below.
-const FLOORS: [&[&str]; 10] = [
+const FLOORS: [&[&str]; 11] = [
     &["main"],
     &["cli", "fuzzing"],
     &["demo", "doctor", "probe"],
     &["check"],
+    &["report"],
     &["config"],
     &["hop"],
     &["server", "upstream"],

@@ -11,9 +11,9 @@ use crate::check::chain::expect::{ChosenTrace, Expect, LatencyLimit, Principal, 
 use crate::check::chain::probe::Probe;
 use crate::check::cluster::ClusterArgs;
 use crate::check::envoy::commands::{Given, RunOptions};
-use crate::check::reachability::tls::Trust;
-use crate::check::report::{CheckId, Group, OutputFormat};
 use crate::check::shared_args::{BackendArgs, ClientArgs};
+use crate::net::trust::Trust;
+use crate::report::{CheckId, Group, OutputFormat};
 use crate::values;
 
 /// Options of `httpserver check`.

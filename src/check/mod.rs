@@ -18,7 +18,6 @@ pub mod cluster;
 pub(crate) mod envoy;
 pub(crate) mod propagation;
 pub(crate) mod reachability;
-pub(crate) mod report;
 mod shared_args;
 mod traffic;
 
@@ -40,6 +39,9 @@ use crate::telemetry::client_tracing::{ClientTracer, ClientTracing};
 use crate::telemetry::export::Exporter;
 use crate::text::terminal::has_color;
 
+use crate::net::trust::Trust;
+pub use crate::report::OutputFormat;
+use crate::report::{CheckId, Finding, Group, ProgressLine, Report, Status};
 pub use args::CheckArgs;
 use args::{FOREVER, LANE_REQUESTS, ONE_CONNECTION, validate};
 pub use backend::SecretHeader;
@@ -50,9 +52,6 @@ pub use cluster::ClusterArgs;
 use cluster::{Cluster, ClusterSubject};
 use envoy::suggestions::HintContext;
 use reachability::client::{CheckClient, FrontAnswer, RequestFailure};
-use reachability::tls::Trust;
-pub use report::OutputFormat;
-use report::{CheckId, Finding, Group, ProgressLine, Report, Status};
 pub use shared_args::{BackendArgs, ClientArgs, TextOrJson};
 use traffic::TrafficExpectation;
 use traffic::sample::{Sample, Series};
@@ -422,7 +421,7 @@ impl<'a> Run<'a> {
         let (finding, address) = reachability::reach::connect(&addresses?, context, limit).await;
         report.add(finding);
         let address = address?;
-        if chain::expect::is_tls(&args.url) {
+        if crate::net::hosts::is_tls(&args.url) {
             let (findings, is_usable) =
                 reachability::reach::tls(trust, &host_of(args.url.as_str()), address, context, limit).await;
             report.extend(findings);
@@ -434,7 +433,7 @@ impl<'a> Run<'a> {
         let client = match CheckClient::new(args.url.clone(), address, trust, args.client.timeout, args.rate, extra) {
             Ok(client) => client,
             Err(error) => {
-                let hint = report::Hint::new("The TLS setup of this machine");
+                let hint = crate::report::Hint::new("The TLS setup of this machine");
                 report.add(Finding::fail(CheckId::ReachHttp, format!("No client: {error}"), hint));
                 return None;
             }

@@ -7,15 +7,15 @@ use http::{HeaderName, HeaderValue};
 use reqwest::Url;
 
 use crate::check::backend::SecretHeader;
-use crate::check::chain::expect;
-use crate::check::reachability::tls::Trust;
+use crate::net::hosts::http_url;
+use crate::net::trust::Trust;
 use crate::values;
 
 /// How an app is called.
 #[derive(Debug, Clone, clap::Args)]
 pub struct ClientArgs {
     /// Send this header with every request (repeatable)
-    #[arg(short = 'H', long = "header", value_name = "NAME: VALUE", value_parser = expect::header)]
+    #[arg(short = 'H', long = "header", value_name = "NAME: VALUE", value_parser = values::header)]
     pub headers: Vec<(HeaderName, HeaderValue)>,
     /// Trust the certificates in this PEM file, too
     #[arg(long, value_name = "FILE")]
@@ -46,7 +46,7 @@ impl ClientArgs {
 #[derive(Debug, Clone, clap::Args)]
 pub struct BackendArgs {
     /// Read traces from this Jaeger query API or Zipkin v2 API
-    #[arg(long, value_name = "URL", value_parser = expect::url)]
+    #[arg(long, value_name = "URL", value_parser = http_url)]
     pub traces: Option<Url>,
     /// Send this header to the trace backend, for example a token; it is never shown (repeatable)
     #[arg(long, value_name = "NAME: VALUE", requires = "traces")]

@@ -5,6 +5,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
 
 use http::Uri;
+use reqwest::Url;
 
 /// `host:port`, `host` or `[::1]:port`, an address without its brackets; the port is the scheme's when it is not given.
 pub(crate) fn host_and_port<'a>(host: &'a str, scheme: &str) -> (&'a str, u16) {
@@ -24,6 +25,22 @@ pub(crate) fn usual_port(scheme: &str) -> u16 {
 /// The port of a URL: its own, or that of its scheme.
 pub(crate) fn port_of(uri: &Uri) -> u16 {
     uri.port_u16().unwrap_or_else(|| usual_port(uri.scheme_str().unwrap_or_default()))
+}
+
+/// The port of a URL: its own, or that of its scheme.
+pub(crate) fn url_port(url: &Url) -> u16 {
+    url.port().unwrap_or_else(|| usual_port(url.scheme()))
+}
+
+/// Whether a URL is called by TLS.
+pub(crate) fn is_tls(url: &Url) -> bool {
+    matches!(url.scheme(), "https" | "grpcs")
+}
+
+/// An http or https URL with a host and a port that can be connected to.
+pub(crate) fn http_url(text: &str) -> Result<Url, String> {
+    let url = text.trim().parse::<Url>().ok().filter(|url| parse_url(url.as_str()).is_ok());
+    url.ok_or_else(|| "accepted: an http or https URL, like `http://127.0.0.1:8080/service1`".to_owned())
 }
 
 /// Whether a text is `uri-host [":" port]` (RFC 9110, 7.2): a name or an address, no user, and a port that exists.

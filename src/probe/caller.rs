@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use http::{HeaderMap, Method};
 use reqwest::Url;
 
-use crate::check::reachability::tls::Trust;
 use crate::net::client::{builder, read_bounded};
+use crate::net::trust::Trust;
 use crate::probe::ProbeArgs;
 use crate::probe::listener::{AppCall, Downstream, lock};
 use crate::probe::sent::RunLog;

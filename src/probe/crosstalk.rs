@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 use futures_util::stream::{self, StreamExt as _};
 use opentelemetry::trace::TraceId;
 
-use crate::check::report::{CheckId, Finding, Hint};
 use crate::probe::caller::AppOutcome;
 use crate::probe::header_outcome::{self, written};
 use crate::probe::listener::AppCall;
 use crate::probe::session::Session;
+use crate::report::{CheckId, Finding, Hint};
 use crate::telemetry::ids;
 use crate::text::counted;
 use crate::trace_context::{Context, WireFormat};

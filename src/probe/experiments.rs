@@ -4,7 +4,6 @@ use std::sync::{Mutex, PoisonError};
 
 use http::HeaderMap;
 
-use crate::check::report::{CheckId, Finding, Hint, Report};
 use crate::probe::caller::{AppClient, AppOutcome, BACKGROUND, Wait};
 use crate::probe::crosstalk;
 use crate::probe::findings::{self, OutcomeCounts};
@@ -12,6 +11,7 @@ use crate::probe::header_outcome::{self, written};
 use crate::probe::listener::{Downstream, ListenerMode};
 use crate::probe::session::Session;
 use crate::probe::{ProbeArgs, without_secrets};
+use crate::report::{CheckId, Finding, Hint, Report};
 use crate::telemetry::ids;
 use crate::trace_context::{Context, Sampling, WireFormat, carried_names, is_foreign_tracer};
 

@@ -6,12 +6,12 @@ use std::net::SocketAddr;
 use http::HeaderMap;
 use opentelemetry::trace::{SpanId, TraceId};
 
-use crate::check::report::{CheckId, Finding, Hint};
 use crate::probe::caller::AppOutcome;
 use crate::probe::header_outcome::{self, HeaderOutcome};
 use crate::probe::listener::{AppCall, ListenerMode};
 use crate::probe::session::{Session, option_name};
 use crate::probe::{ProbeArgs, without_secrets};
+use crate::report::{CheckId, Finding, Hint};
 use crate::text::{counted, quoted};
 use crate::trace_context::{Context, HeaderFamily, Mangling, Sampling, WireFormat};
 

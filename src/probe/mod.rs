@@ -21,11 +21,10 @@ use std::path::PathBuf;
 use http::{Method, StatusCode};
 use reqwest::Url;
 
-use crate::check::chain::expect;
-use crate::check::report::{CheckId, Group, OutputFormat, Report};
 use crate::check::{ClientArgs, no_signals};
 use crate::config::CommandFailure;
-use crate::net::hosts::redacted_url;
+use crate::net::hosts::{http_url, redacted_url};
+use crate::report::{CheckId, Group, OutputFormat, Report};
 use crate::server::shutdown::Signals;
 use crate::text::quoted;
 use crate::text::terminal::has_color;
@@ -37,7 +36,7 @@ use session::Expected;
 #[derive(Debug, Clone, clap::Args)]
 pub struct ProbeArgs {
     /// The app's URL that makes it call its next hop; `{nonce}` in it is replaced by another text for each request
-    #[arg(value_parser = expect::url)]
+    #[arg(value_parser = http_url)]
     pub app_url: Url,
     /// Listen here for the app's calls, over HTTP and gRPC: point its next-hop setting at this address (repeatable)
     #[arg(long, value_name = "ADDRESS", required = true, value_parser = address)]

@@ -6,12 +6,12 @@ use bytes::Bytes;
 use http::HeaderMap;
 use reqwest::Url;
 
-use crate::check::chain::expect::header_pair;
 use crate::check::reachability::client::MAX_BODY;
-use crate::check::reachability::tls::Trust;
 use crate::net::client::{builder, read_bounded};
 use crate::net::hosts::redacted_url;
+use crate::net::trust::Trust;
 use crate::text::root_cause;
+use crate::values::header_pair;
 
 /// A header for the backend, whose value is never shown, also where it cannot be read.
 #[derive(Clone)]

@@ -10,9 +10,9 @@ use reqwest::Url;
 use serde_json::Value;
 
 use crate::check::backend::access::{BackendRefusal, Http};
-use crate::check::reachability::tls::Trust;
-use crate::check::report::{CheckId, Finding, Hint};
 use crate::net::hosts::redacted_url;
+use crate::net::trust::Trust;
+use crate::report::{CheckId, Finding, Hint};
 use crate::text::{quoted, shorten};
 use crate::traces::ids::parse_trace_id;
 use crate::traces::{REQUEST_ID_TAGS, Span, Trace, TraceId, decode_traces, jaeger};

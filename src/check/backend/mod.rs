@@ -27,8 +27,8 @@ use crate::check::envoy::gateway::front_key;
 use crate::check::envoy::spans::{CallSpans, RequestSpans};
 use crate::check::envoy::suggestions::HintContext;
 use crate::check::reachability::client::CheckClient;
-use crate::check::report::{CheckId, Finding, ProgressLine};
 use crate::hop::reply::{Headers, Tree};
+use crate::report::{CheckId, Finding, ProgressLine};
 use crate::trace_context::HeaderFamily;
 use crate::traces::{Caller, ExpectedTrace, Trace, TraceId, Verdict};
 

@@ -5,8 +5,8 @@ use crate::check::chain::evidence::{ForeignApp, HopEvidence, Xray};
 use crate::check::chain::probe::short;
 use crate::check::envoy::spans::{CallSpans, RequestSpans};
 use crate::check::envoy::suggestions::{HintContext, HopRef, Runner};
-use crate::check::report::{CheckId, Finding, Hint};
 use crate::hop::reply::{Headers, Tree};
+use crate::report::{CheckId, Finding, Hint};
 use crate::trace_context::HeaderFamily;
 use crate::traces::{Kind, Span, SpanId};
 

@@ -1,8 +1,8 @@
 //! What one request shows of every hop and every seam: the evidence that the findings are made from.
 
 use crate::check::envoy::suggestions::{HopRef, Runner, name_of, runner};
-use crate::check::report::Side;
 use crate::hop::reply::Propagation;
+use crate::report::Side;
 use crate::trace_context::{Context, HeaderFamily, Mangling};
 use crate::traces::TraceId;
 

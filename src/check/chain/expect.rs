@@ -8,7 +8,7 @@ use std::time::Duration;
 use opentelemetry::trace::TraceId;
 use reqwest::Url;
 
-use crate::net::hosts::{parse_url, usual_port};
+use crate::net::hosts::http_url;
 use crate::traces::ids::parse_trace_id;
 use crate::upstream::Target;
 use crate::values::{BASE_LANE, is_label, percent, percent_number};
@@ -288,48 +288,16 @@ pub(crate) fn lane(text: &str) -> Result<String, String> {
     }
 }
 
-/// `NAME: VALUE` or `NAME:VALUE`.
-pub(crate) fn header_pair(text: &str) -> Option<(http::HeaderName, http::HeaderValue)> {
-    let (name, value) = text.split_once(':')?;
-    Some((name.trim().parse().ok()?, value.trim().parse().ok()?))
-}
-
-/// A header that `check` does not send by itself.
-pub(crate) fn header(text: &str) -> Result<(http::HeaderName, http::HeaderValue), String> {
-    let (name, value) = header_pair(text).ok_or("accepted: `NAME: VALUE`")?;
-    let own = ["traceparent", "tracestate", "b3", "x-request-id", "x-lane", "host", "connection", "content-length"];
-    if own.contains(&name.as_str()) || name.as_str().starts_with("x-b3-") {
-        return Err(format!("the command sends {name} itself; accepted: any other header"));
-    }
-    Ok((name, value))
-}
-
-/// What `check` calls first: as [`url`], or a hop over gRPC.
+/// What `check` calls first: as [`http_url`], or a hop over gRPC.
 pub(crate) fn front(text: &str) -> Result<Url, String> {
     let text = text.trim();
     if !text.starts_with("grpc") {
-        return url(text).map_err(|accepted| format!("{accepted}, or grpc:// and grpcs:// as in `grpc://127.0.0.1:8080`"));
+        return http_url(text).map_err(|accepted| format!("{accepted}, or grpc:// and grpcs:// as in `grpc://127.0.0.1:8080`"));
     }
     let given = text.parse::<Url>().ok().filter(|given| given.username().is_empty() && text.parse::<Target>().is_ok());
     given.ok_or_else(|| {
         "accepted: a gRPC URL without a path, or with /service<N>, like `grpc://127.0.0.1:8080/service1`".to_owned()
     })
-}
-
-/// The port of a URL that [`front`] accepted.
-pub(crate) fn port_of(url: &Url) -> u16 {
-    url.port().unwrap_or_else(|| usual_port(url.scheme()))
-}
-
-/// Whether it is called by TLS.
-pub(crate) fn is_tls(url: &Url) -> bool {
-    matches!(url.scheme(), "https" | "grpcs")
-}
-
-/// An http or https URL with a host and a port that can be connected to.
-pub(crate) fn url(text: &str) -> Result<Url, String> {
-    let url = text.trim().parse::<Url>().ok().filter(|url| parse_url(url.as_str()).is_ok());
-    url.ok_or_else(|| "accepted: an http or https URL, like `http://127.0.0.1:8080/service1`".to_owned())
 }
 
 /// The trace of one request, as `--trace-id` names it.
@@ -420,7 +388,7 @@ mod tests {
 
     #[test]
     fn urls_have_bounds() {
-        assert!(url("ftp://x").is_err() && url("127.0.0.1:80").is_err() && url("http://x:0/").is_err());
-        assert!(url("http://127.0.0.1:8080/service1").is_ok());
+        assert!(http_url("ftp://x").is_err() && http_url("127.0.0.1:80").is_err() && http_url("http://x:0/").is_err());
+        assert!(http_url("http://127.0.0.1:8080/service1").is_ok());
     }
 }

@@ -3,9 +3,9 @@
 use crate::check::envoy::gateway;
 use crate::check::envoy::suggestions::{HintContext, HopRef, Runner, name_of, on_purpose};
 use crate::check::reachability::tls::alert_in;
-use crate::check::report::{CheckId, Finding, Hint, OwnCause};
 use crate::hop::reply::{Call, NO_REPLY, is_success};
 use crate::net::hosts::{address_of, host_of, is_loopback};
+use crate::report::{CheckId, Finding, Hint, OwnCause};
 use crate::upstream::foreign_response::ForeignResponse;
 
 /// Why a call failed, or a hop.

@@ -21,7 +21,7 @@ pub(crate) use crate::check::chain::order::{CallNames, calls_at_times};
 pub(crate) use crate::check::chain::walk::numbered;
 use crate::check::chain::walk::settled;
 use crate::check::envoy::suggestions::{HintContext, HopRef, Runner, name_of, runner};
-use crate::check::report::{CheckId, Finding, Hint, Status};
+use crate::report::{CheckId, Finding, Hint, Status};
 
 pub(crate) use crate::check::chain::failure::{BreakPoint, FailureCause};
 use crate::check::chain::failure::{by_address, cause};

@@ -5,8 +5,8 @@ use crate::check::chain::expect::{Expect, is_named};
 use crate::check::chain::walk::settled;
 use crate::check::envoy::suggestions::{HintContext, HopRef, Runner, name_of};
 use crate::check::reachability::client::CheckClient;
-use crate::check::report::{CheckId, Finding, Hint};
 use crate::hop::reply::{Call, Headers, Tree};
+use crate::report::{CheckId, Finding, Hint};
 
 /// What `--expect` says beside what a reply shows.
 pub(super) struct Comparison<'a> {

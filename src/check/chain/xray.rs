@@ -15,8 +15,8 @@ use crate::check::chain::probe::Probe;
 use crate::check::chain::seams::{between, continued, joined, proxy, trace_of, verbatim};
 use crate::check::chain::walk::numbered;
 use crate::check::envoy::suggestions::{HopRef, name_of};
-use crate::check::report::Side;
 use crate::hop::reply::{Headers, Propagation, Tree};
+use crate::report::Side;
 use crate::trace_context::{HeaderFamily, HeaderSource as _, names_trace};
 
 /// Examines one request.

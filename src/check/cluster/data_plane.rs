@@ -4,8 +4,8 @@ use crate::check::chain::evidence::{HopEvidence, Xray};
 use crate::check::cluster::object::Object;
 use crate::check::cluster::path::{Hop, Path};
 use crate::check::cluster::rules::{has_sidecar, is_ambient};
-use crate::check::report::{CheckId, Finding};
 use crate::hop::reply::Propagation;
+use crate::report::{CheckId, Finding};
 use crate::text::counted;
 
 /// What stands between a hop and its callers.

@@ -6,7 +6,7 @@ use crate::check::cluster::command::Tool;
 use crate::check::cluster::object::{is_subdomain, text};
 use crate::check::cluster::path::Path;
 use crate::check::cluster::rules::has_sidecar;
-use crate::check::report::{CheckId, Finding};
+use crate::report::{CheckId, Finding};
 use crate::text::counted;
 
 /// Lines of one command that are shown.

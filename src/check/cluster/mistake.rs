@@ -5,7 +5,7 @@ use serde_json::Value;
 use crate::check::cluster::object::Object;
 use crate::check::cluster::path::{Hop, Path};
 use crate::check::envoy::gateway::clip;
-use crate::check::report::{CheckId, Finding, Group, OwnCause, Status};
+use crate::report::{CheckId, Finding, Group, OwnCause, Status};
 
 /// How a mistake shows in the traffic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -313,7 +313,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::check::report::Hint;
+    use crate::report::Hint;
 
     #[test]
     fn names_and_paths_of_users_are_no_symptoms() {

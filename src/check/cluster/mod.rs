@@ -23,8 +23,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::check::chain::evidence::Xray;
-use crate::check::report::{CheckId, Finding, Hint, Status};
 use crate::hop::reply::Tree;
+use crate::report::{CheckId, Finding, Hint, Status};
 use crate::text::counted;
 use crate::values::is_label;
 use command::{CommandError, Tool};

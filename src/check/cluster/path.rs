@@ -6,14 +6,14 @@ use reqwest::Url;
 use serde_json::Value;
 
 use crate::check::chain::evidence::CALLER;
-use crate::check::chain::expect::{Expect, Resolve, is_named, is_tls, port_of};
+use crate::check::chain::expect::{Expect, Resolve, is_named};
 use crate::check::cluster::front::{Arrival, Front, is_name, is_router};
 use crate::check::cluster::object::{Object, at, is_selected, list, number, service_host, service_of, text};
 use crate::check::cluster::routing::{Choice, Destination, SeamCall, choose, destinations, virtual_services};
 use crate::check::cluster::snapshot::{ROOT_NAMESPACE, Snapshot};
 use crate::check::envoy::suggestions::name_of;
 use crate::hop::reply::Tree;
-use crate::net::hosts::{self, host_of};
+use crate::net::hosts::{self, host_of, is_tls, url_port};
 use crate::values::{is_label, service_number};
 
 /// One hop.
@@ -68,7 +68,7 @@ impl ClusterSubject<'_> {
     /// Where `--resolve` leads, else the URL's own host.
     fn address(&self) -> &str {
         let host = self.url.host_str().unwrap_or_default();
-        let port = port_of(self.url);
+        let port = url_port(self.url);
         let given = self.resolve.iter().find(|resolve| resolve.host == host && resolve.port == port);
         given.map_or(host, |resolve| resolve.address.as_str())
     }
@@ -139,7 +139,7 @@ impl<'a> Path<'a> {
         let arrival = Arrival {
             host: &path.host,
             is_https: path.is_https,
-            port: u64::from(port_of(url)),
+            port: u64::from(url_port(url)),
             address: subject.address(),
             namespace: subject.gateway_namespace,
         };

@@ -3,9 +3,9 @@
 
 use std::path::Path;
 
-use crate::check::chain::expect::{Expect, Resolve, port_of};
-use crate::check::report::Finding;
-use crate::net::hosts::{host_and_port, redacted_url};
+use crate::check::chain::expect::{Expect, Resolve};
+use crate::net::hosts::{host_and_port, redacted_url, url_port};
+use crate::report::Finding;
 use crate::text::quoted;
 
 /// The options of this run that its commands need, too.
@@ -119,7 +119,7 @@ const CUSTOM: [&str; 11] = [
 impl RunOptions {
     pub(crate) fn new(given: &Given<'_>) -> Self {
         let host = given.url.host_str().unwrap_or_default().to_owned();
-        let port = port_of(given.url);
+        let port = url_port(given.url);
         let of = |port: u16| given.resolve.iter().find(|resolve| resolve.host == host && resolve.port == port);
         let address = of(port).map(|resolve| resolve.address.clone());
         let (mut curl, mut check) = (String::new(), String::new());
@@ -249,7 +249,7 @@ fn signed(command: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::check::report::{CheckId, Hint};
+    use crate::report::{CheckId, Hint};
 
     #[test]
     fn commands_run_as_they_stand() {

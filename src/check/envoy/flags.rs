@@ -6,8 +6,8 @@
 use std::time::Duration;
 
 use crate::check::envoy::spans::{CallSpans, ProxySpan, UpstreamCluster};
-use crate::check::report::Hint;
 use crate::net::hosts::port_of;
+use crate::report::Hint;
 
 /// A connection that is refused, or TLS that fails, takes milliseconds.
 const NOBODY_ANSWERS: Duration = Duration::from_millis(900);

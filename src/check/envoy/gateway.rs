@@ -7,7 +7,7 @@ use crate::check::envoy::flags::{self, Signs, fill};
 use crate::check::envoy::spans::CallSpans;
 use crate::check::envoy::suggestions::{HintContext, HopRef, Runner, on_purpose};
 use crate::check::reachability::client::FrontAnswer;
-use crate::check::report::Hint;
+use crate::report::Hint;
 use crate::text::quoted;
 
 /// What the front's answer means: a sentence, and a hint.

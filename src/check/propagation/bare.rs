@@ -7,8 +7,8 @@ use crate::check::chain::probe::short;
 use crate::check::chain::seams::trace_of;
 use crate::check::envoy::suggestions::{HintContext, HopRef, Runner};
 use crate::check::propagation::fault;
-use crate::check::report::{CheckId, Finding, Hint, Status};
 use crate::hop::reply::{Headers, Tree};
+use crate::report::{CheckId, Finding, Hint, Status};
 use crate::text::quoted;
 use crate::trace_context::{Context, HeaderFamily};
 

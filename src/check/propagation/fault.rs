@@ -4,8 +4,8 @@ use crate::check::chain::evidence::{CALLER, ForeignApp, HeaderChange, SeamFault,
 use crate::check::chain::probe::{is_of_this_run, short};
 use crate::check::envoy::suggestions::{HintContext, Runner, on_purpose};
 use crate::check::propagation::words::{apart, ask, damaged, mixed_up};
-use crate::check::report::{CheckId, Finding, Hint, Side};
 use crate::hop::reply::Propagation;
+use crate::report::{CheckId, Finding, Hint, Side};
 use crate::text::quoted;
 use crate::trace_context::{HeaderFamily, Mangling};
 use crate::traces::TraceId;

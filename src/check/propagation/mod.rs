@@ -14,8 +14,8 @@ use crate::check::chain::probe::{Probe, deepest};
 use crate::check::chain::xray::examine_behind;
 use crate::check::envoy::suggestions::HintContext;
 use crate::check::reachability::client::CheckClient;
-use crate::check::report::{CheckId, Finding, Side};
 use crate::hop::reply::{Propagation, Tree};
+use crate::report::{CheckId, Finding, Side};
 use crate::trace_context::{HeaderFamily, is_trace_context};
 
 use bare::{FixedId, Replay};

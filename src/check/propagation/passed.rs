@@ -2,8 +2,8 @@
 
 use crate::check::chain::evidence::{CALLER, Decided, HeaderChange, RequestId, Xray};
 use crate::check::propagation::fault::{decision, joined_names};
-use crate::check::report::{CheckId, Finding, Hint};
 use crate::hop::reply::Propagation;
+use crate::report::{CheckId, Finding, Hint};
 use crate::trace_context::HeaderFamily;
 
 /// The headers beside trace context and request id that the probe carries.

@@ -2,7 +2,7 @@
 
 use crate::check::chain::evidence::{CALLER, HopEvidence, MissingSidecar, Xray};
 use crate::check::envoy::suggestions::HintContext;
-use crate::check::report::{CheckId, Finding, Hint};
+use crate::report::{CheckId, Finding, Hint};
 
 /// Hops that injection left out.
 pub(crate) fn missing_sidecars(xray: &Xray, hints: &HintContext) -> Vec<Finding> {

@@ -19,8 +19,8 @@ use crate::hop::reply::Headers;
 
 pub(crate) use crate::check::reachability::answer::{FrontAnswer, MAX_BODY, RequestFailure};
 use crate::check::reachability::grpc::GrpcFront;
-use crate::check::reachability::tls::Trust;
 use crate::net::client::{builder, read_bounded};
+use crate::net::trust::Trust;
 use crate::telemetry::client_tracing::{ClientSpan, ClientTracer};
 use crate::trace_context::{Context, HeaderFamily};
 

@@ -20,10 +20,10 @@ use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
 use tonic::Code;
 
-use crate::check::chain::expect::is_tls;
 use crate::check::reachability::answer::{FrontAnswer, MAX_BODY, RequestFailure};
 use crate::hop::reply::{Headers, MessageReply};
 use crate::net::hosts::host_of;
+use crate::net::hosts::is_tls;
 use crate::rpc::status::of_headers;
 use crate::rpc::{self, CALL, CONTENT_TYPE};
 use crate::text::causes;

@@ -1,9 +1,8 @@
 //! The target of a check. In reading order: `client` (every request of `check` passes it), `reach` (DNS, TCP, TLS, HTTP), `tls`
-//! and `x509` (the certificate that was presented).
+//! (the certificate that was presented).
 
 pub(crate) mod answer;
 pub(crate) mod client;
 pub(crate) mod grpc;
 pub(crate) mod reach;
 pub(crate) mod tls;
-pub(crate) mod x509;

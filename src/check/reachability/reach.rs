@@ -8,14 +8,16 @@ use tokio::time::{Instant, timeout};
 
 use crate::hop::reply::{Tree, is_success};
 
-use crate::check::chain::expect::{Resolve, is_tls, port_of};
+use crate::check::chain::expect::Resolve;
 use crate::check::envoy::gateway;
 use crate::check::envoy::suggestions::HintContext;
 use crate::check::reachability::client::{CheckClient, FrontAnswer, RequestFailure};
-use crate::check::reachability::tls::{self, Trust};
-use crate::check::reachability::x509;
-use crate::check::report::{CheckId, Finding, Hint};
+use crate::check::reachability::tls;
 use crate::net::hosts::{host_of, is_loopback, redacted_url};
+use crate::net::hosts::{is_tls, url_port};
+use crate::net::trust::Trust;
+use crate::net::x509;
+use crate::report::{CheckId, Finding, Hint};
 use crate::text::quoted;
 
 /// Fewer days of validity left fail the certificate's check, unless it lives so short anyway: what renews it should have done so.
@@ -24,7 +26,7 @@ const RENEWED_BY_DAYS: i64 = 7;
 /// The first findings: the address of the target, unless it has none.
 pub(crate) async fn resolve(url: &reqwest::Url, resolves: &[Resolve]) -> (Vec<Finding>, Option<Vec<SocketAddr>>) {
     let host = url.host_str().unwrap_or_default().trim_start_matches('[').trim_end_matches(']').to_owned();
-    let port = port_of(url);
+    let port = url_port(url);
     let given = resolves.iter().find(|resolve| resolve.host == host && resolve.port == port);
     let name = given.map_or(host.as_str(), |resolve| resolve.address.as_str()).to_owned();
     let how = if given.is_some() { " (--resolve)" } else { "" };
@@ -227,7 +229,7 @@ async fn probe_tls(client: &CheckClient, trust: &Trust, address: SocketAddr, lim
 
 fn no_answer(failure: &RequestFailure, tls: Option<Tls>, url: &reqwest::Url, hints: &HintContext) -> Finding {
     let namespace = &hints.namespace;
-    let port = port_of(url);
+    let port = url_port(url);
     let is_grpc = url.scheme().starts_with("grpc");
     if let Some(Tls::Sidecar(workload)) = &tls {
         let text = format!("A sidecar ({workload}) refuses plain text on port {port}: {failure}");
@@ -389,7 +391,7 @@ fn max_age(value: &str) -> Option<u64> {
 }
 
 async fn plain(client: &CheckClient, plain_port: Option<u16>) -> Finding {
-    let port = match (plain_port, port_of(&client.url)) {
+    let port = match (plain_port, url_port(&client.url)) {
         (Some(port), _) => port,
         (None, 443) => 80,
         (None, port) => {

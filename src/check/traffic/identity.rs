@@ -3,8 +3,8 @@
 use crate::check::chain::evidence::{CALLER, Proxy, Xray};
 use crate::check::chain::expect::{Principal, is_named};
 use crate::check::envoy::suggestions::HintContext;
-use crate::check::report::{CheckId, Finding, Hint};
 use crate::check::traffic::sample::{HopSample, HopSamples};
+use crate::report::{CheckId, Finding, Hint};
 
 const ID: CheckId = CheckId::TrafficIdentity;
 

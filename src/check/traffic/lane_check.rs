@@ -4,8 +4,8 @@ use crate::hop::reply::{Headers, Tree};
 
 use crate::check::chain::evidence::CALLER;
 use crate::check::envoy::suggestions::{HintContext, HopRef, Runner};
-use crate::check::report::{CheckId, Finding, Hint};
 use crate::check::traffic::sample::{HopSamples, Outcome, Sample, Series, by_hop};
+use crate::report::{CheckId, Finding, Hint};
 use crate::values::BASE_LANE;
 
 /// The headers of a request of this lane; the baseline's has none.

@@ -18,11 +18,11 @@ use crate::check::chain::FailureCause;
 use crate::check::chain::evidence::Xray;
 use crate::check::chain::expect::{LatencyLimit, Principal, Split, is_named};
 use crate::check::envoy::suggestions::HintContext;
-use crate::check::report::{CheckId, Finding, Hint};
 use crate::check::traffic::instance::{all_at, only_at};
 use crate::check::traffic::rates::Rates;
 use crate::check::traffic::sample::{HopSamples, Outcome, Sample, by_hop, most_calls};
 use crate::check::traffic::stats::sorted;
+use crate::report::{CheckId, Finding, Hint};
 use crate::text::number::percentile;
 use crate::text::{counted, quoted};
 
@@ -307,8 +307,8 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::check::report::Status;
     use crate::check::traffic::sample::HopSample;
+    use crate::report::Status;
 
     fn sample(outcome: Outcome, attempt: u32) -> Sample {
         let answer = HopSample { attempt, calls: attempt, ..HopSample::for_tests("service1", "service1-0") };

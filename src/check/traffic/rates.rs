@@ -3,9 +3,9 @@
 use crate::check::chain::evidence::{CALLER, Xray};
 use crate::check::envoy::suggestions::HintContext;
 use crate::check::propagation;
-use crate::check::report::{CheckId, Finding, Seam};
 use crate::check::traffic::instance::{all_at, struck_at};
 use crate::check::traffic::sample::{HopSamples, Sample, by_hop};
+use crate::report::{CheckId, Finding, Seam};
 
 /// Kinds of damage that are reported.
 const SHOWN: usize = 10;
@@ -131,8 +131,8 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::check::report::{Hint, Status};
     use crate::check::traffic::sample::{HopSample, Outcome};
+    use crate::report::{Hint, Status};
 
     /// Requests through service1 and service2, `struck` of which were broken between them.
     fn samples(all: usize, struck: usize) -> Vec<Sample> {

@@ -18,7 +18,7 @@ use crate::check::envoy::gateway;
 use crate::check::envoy::suggestions::{HintContext, HopRef};
 use crate::check::propagation;
 use crate::check::reachability::client::{CheckClient, FrontAnswer, RequestFailure};
-use crate::check::report::{Finding, Hint, ProgressLine};
+use crate::report::{Finding, Hint, ProgressLine};
 
 /// One hop in one request.
 #[derive(Debug, Clone)]

@@ -2,10 +2,10 @@
 
 use crate::check::chain::evidence::Xray;
 use crate::check::envoy::suggestions::{HintContext, Runner};
-use crate::check::report::{CheckId, Finding, Hint};
 use crate::check::traffic::instance::{all_at, struck_at};
 use crate::check::traffic::sample::{Sample, by_hop};
 use crate::check::traffic::stats::{self, ALPHA, MIN_DETECTABLE_SHIFT};
+use crate::report::{CheckId, Finding, Hint};
 
 const ID: CheckId = CheckId::TracesSampling;
 

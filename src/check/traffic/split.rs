@@ -2,9 +2,9 @@
 
 use crate::check::chain::expect::{Split, is_named};
 use crate::check::envoy::suggestions::HintContext;
-use crate::check::report::{CheckId, Finding, Hint};
 use crate::check::traffic::sample::HopSamples;
 use crate::check::traffic::stats::{self, ALPHA, MIN_DETECTABLE_SHIFT};
+use crate::report::{CheckId, Finding, Hint};
 
 const ID: CheckId = CheckId::TrafficSplit;
 

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::check::chain::evidence::Xray;
 use crate::check::envoy::suggestions::HintContext;
-use crate::check::report::{CheckId, Finding, Hint, Status};
 use crate::check::traffic::sample::{HopSamples, Sample, by_hop};
+use crate::report::{CheckId, Finding, Hint, Status};
 
 const ID: CheckId = CheckId::TrafficSticky;
 

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use crate::check::chain::evidence::CALLER;
 use crate::check::envoy::suggestions::{HintContext, Runner};
-use crate::check::report::{CheckId, Finding, Hint};
 use crate::check::traffic::sample::{HopSamples, Sample};
 use crate::check::traffic::stats::sorted;
+use crate::report::{CheckId, Finding, Hint};
 use crate::text::number::percentile;
 
 const ID: CheckId = CheckId::TrafficTimes;
@@ -188,8 +188,8 @@ fn slow_seams(seams: &BTreeMap<(&str, &str), Vec<Gap>>, hops: &[HopSamples<'_>],
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::check::report::Status;
     use crate::check::traffic::sample::{HopSample, Outcome, by_hop};
+    use crate::report::Status;
     /// A hundred requests over three hops of two instances each, with the demo's latencies; `change` adds to the time of an
     /// instance of service2, and to what lies between service2 and service3 in so many of a hundred calls.
     fn run(seed: u64, instance_ms: f64, seam_ms: f64, percent: u32) -> Vec<Finding> {

@@ -4,9 +4,9 @@
 use std::time::Duration;
 
 use crate::check::envoy::suggestions::{HintContext, HopRef};
-use crate::check::report::{CheckId, Finding, Hint};
 use crate::check::traffic::sample::{Outcome, Sample};
 use crate::check::traffic::{FailureKind, failures};
+use crate::report::{CheckId, Finding, Hint};
 use crate::text::counted;
 
 /// What is kept of the requests: no more after a month than after a minute.
@@ -210,8 +210,8 @@ fn instances(hops: &[(String, Vec<Instance>)]) -> Option<Finding> {
 mod tests {
     use super::*;
     use crate::check::chain::{BreakPoint, FailureCause};
-    use crate::check::report::Status;
     use crate::check::traffic::sample::HopSample;
+    use crate::report::Status;
 
     /// A request that was sent at a second, took 100 ms, and met an instance.
     fn sample(at: u64, outcome: Outcome, host: &str) -> Sample {

@@ -12,8 +12,8 @@ use crate::check::cluster::mistake::{Mistake, cause_of};
 use crate::check::cluster::path::{ClusterSubject, Path};
 use crate::check::cluster::rules::mistakes;
 use crate::check::cluster::snapshot::{SecretSeen, Snapshot};
-use crate::check::report::{CheckId, Finding, Hint};
 use crate::hop::reply::Tree;
+use crate::report::{CheckId, Finding, Hint};
 
 const MESH: &str = "enableTracing: true\nextensionProviders:\n- name: jaeger\n  opentelemetry:\n    port: 4317\n    service: jaeger-collector.istio-system.svc.cluster.local\n- name: zipkin\nrootNamespace: istio-system\n";
 

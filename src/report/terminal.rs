@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use anstyle::{AnsiColor, Style};
 
-use crate::check::report::{Finding, Group, Report, Status};
+use crate::report::{Finding, Group, Report, Status};
 use crate::text::{plain, terminal};
 
 const WIDTH: usize = 80;

@@ -2,7 +2,7 @@
 
 use quick_junit::{NonSuccessKind, TestCase, TestCaseStatus, TestSuite};
 
-use crate::check::report::{Finding, Report, Status};
+use crate::report::{Finding, Report, Status};
 
 pub(crate) fn document(report: &Report) -> String {
     let mut document = quick_junit::Report::new(format!("httpserver {}", report.command));

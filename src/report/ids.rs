@@ -168,7 +168,7 @@ mod tests {
 
     #[test]
     fn a_name_begins_with_its_group_and_the_guide_lists_it() {
-        let guide = concat!(include_str!("../../../docs/check.md"), include_str!("../../../docs/probe.md"));
+        let guide = concat!(include_str!("../../docs/check.md"), include_str!("../../docs/probe.md"));
         for id in CheckId::ALL {
             let (group, rest) = id.name().split_once('.').unwrap();
             assert_eq!(group, id.group().name(), "{id:?}");

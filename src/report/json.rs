@@ -1,6 +1,6 @@
 //! The report as one JSON object.
 
-use crate::check::report::{Report, Status};
+use crate::report::{Report, Status};
 
 pub(crate) fn document(report: &Report) -> String {
     let document = serde_json::json!({

@@ -1,6 +1,6 @@
 //! Which checks fail because another has failed.
 
-use crate::check::report::ids::CheckId;
+use crate::report::ids::CheckId;
 
 /// Where the context of a trace is lost.
 const CONTEXT: &[CheckId] =
