@@ -2,9 +2,12 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use crate::doctor::finding::{FindingId, Level, MIN_SHARE, PROBE, ServiceFinding, ignored_context, level, lost_context};
+use crate::doctor::finding::{
+    FindingId, Level, MIN_COUNT, MIN_SHARE, PROBE, ServiceFinding, ignored_context, level, lost_context,
+};
 use crate::doctor::orphans::orphaned_spans;
 use crate::doctor::peers::peer_names;
+use crate::doctor::silent::path;
 use crate::doctor::system::{Remote, System};
 use crate::doctor::timing::median;
 
@@ -36,7 +39,7 @@ pub(super) struct Explained {
 fn unanswered(system: &System, mut explained: Explained, torn: &HashSet<usize>) -> Vec<ServiceFinding> {
     let mut open: BTreeMap<(usize, usize), Vec<usize>> = BTreeMap::new();
     let mut answered: BTreeMap<(usize, usize), Vec<usize>> = BTreeMap::new();
-    let mut unnamed: Vec<usize> = Vec::new();
+    let (mut unnamed, mut renamed) = (Vec::new(), Vec::new());
     for (at, span) in system.spans.iter().enumerate() {
         if !system.is_outer_client(at) || explained.calls.contains(&at) || span.span.is_error() || span.span.timestamp.is_none() {
             continue;
@@ -50,10 +53,14 @@ fn unanswered(system: &System, mut explained: Explained, torn: &HashSet<usize>) 
                 explained.unclear.insert(span.service);
             }
             (None, Remote::Unnamed) => unnamed.push(at),
+            (None, Remote::Silent(_)) if !torn.contains(&span.trace) => renamed.push(at),
             _ => {}
         }
     }
-    for (pair, calls) in guessed(system, unnamed, &answered, &explained.unclear) {
+    let paths = served_paths(system, &answered);
+    renamed.extend(unnamed.extract_if(.., |at| request(system, *at).is_some_and(|request| paths.contains_key(&request))));
+    let guessed = guessed(system, unnamed, &answered, &explained.unclear);
+    for (pair, calls) in guessed.into_iter().chain(by_path(system, renamed, &paths, &answered)) {
         open.entry(pair).or_default().extend(calls);
     }
     let known = |pair: &(usize, usize)| explained.pairs.contains(pair) || explained.kinds.contains(&pair.0);
@@ -68,7 +75,8 @@ fn unanswered(system: &System, mut explained: Explained, torn: &HashSet<usize>) 
             let others = |(pair, calls): (&(usize, usize), &Vec<usize>)| pair.0 == caller && calls.len() >= MIN_APART;
             return Some(apart(system, (caller, callee), calls, answered.iter().any(others)));
         }
-        let level = if joined == 0 || is_rare { Level::Note } else { level(count, of) };
+        let is_unknown = joined == 0 && !(count >= MIN_APART && reports_nothing_of_others(system, callee, &calls));
+        let level = if is_unknown || is_rare { Level::Note } else { level(count, of) };
         (count as f64 >= MIN_SHARE * of as f64).then(|| ServiceFinding {
             id: FindingId::SamplingDiffers,
             level,
@@ -88,6 +96,16 @@ fn unanswered(system: &System, mut explained: Explained, torn: &HashSet<usize>) 
 
 /// So many calls are needed where none was answered.
 const MIN_APART: usize = 10;
+
+/// Whether all that the callee reports are a few requests of its own, health checks and the like: those of others are not sampled.
+fn reports_nothing_of_others(system: &System, callee: usize, calls: &[usize]) -> bool {
+    let entries = system.entries(callee);
+    let is_named = |at: &usize| peer_names(&system.spans[*at].span).first().is_some_and(|name| !name.is_public());
+    entries.len() >= MIN_COUNT
+        && entries.len() * 5 <= calls.len()
+        && entries.iter().all(|(at, _)| system.spans[*at].is_root())
+        && calls.iter().all(is_named)
+}
 
 /// Whether the callee reports these requests, in traces of its own: as many, and nothing in anybody else's.
 fn are_apart(system: &System, callee: usize, calls: &[usize]) -> bool {
@@ -131,6 +149,46 @@ fn apart(system: &System, (caller, callee): (usize, usize), calls: Vec<usize>, o
 /// Caller, callee, and the calls between them.
 type CallsBetween = BTreeMap<(usize, usize), Vec<usize>>;
 
+/// Who makes a call, its name, and its path.
+type Request<'a> = (usize, Option<&'a str>, &'a str);
+
+fn request(system: &System, call: usize) -> Option<Request<'_>> {
+    let seen = &system.spans[call];
+    Some((seen.service, seen.span.name.as_deref(), path(&seen.span)?))
+}
+
+/// Who answers each request, where it is always the same and serves the very path.
+fn served_paths<'a>(system: &'a System, answered: &CallsBetween) -> HashMap<Request<'a>, usize> {
+    let mut served: HashMap<Request<'a>, Option<usize>> = HashMap::new();
+    for (&(_, callee), calls) in answered {
+        for &call in calls {
+            let Some(request) = request(system, call) else { continue };
+            let is_its = system.answered_by(call).and_then(|answer| path(&system.spans[answer].span)) == Some(request.2);
+            let known = served.entry(request).or_insert(Some(callee));
+            *known = known.filter(|known| is_its && *known == callee);
+        }
+    }
+    served.into_iter().filter_map(|(request, callee)| Some((request, callee?))).collect()
+}
+
+/// To whom calls without an answer go that do not name a service: to the one that always serves their path. It worked, for they take
+/// as long as others do; a cache would answer sooner.
+fn by_path(system: &System, calls: Vec<usize>, paths: &HashMap<Request<'_>, usize>, answered: &CallsBetween) -> CallsBetween {
+    let mut found = CallsBetween::new();
+    for at in calls {
+        if let Some(callee) = request(system, at).and_then(|request| paths.get(&request)) {
+            found.entry((system.spans[at].service, *callee)).or_default().push(at);
+        }
+    }
+    found.retain(|pair, calls| typical(system, calls) * 4 >= typical(system, &answered[pair]) * 3);
+    found
+}
+
+/// How long these calls take.
+fn typical(system: &System, calls: &[usize]) -> i64 {
+    median(calls.iter().map(|at| system.spans[*at].took()).collect()).unwrap_or(0)
+}
+
 /// To whom calls go that name nobody and have no answer: to the one service that is missing beside them, where that is called without
 /// a name at other times, too.
 fn guessed(system: &System, unnamed: Vec<usize>, answered: &CallsBetween, unclear: &HashSet<usize>) -> CallsBetween {
@@ -151,10 +209,9 @@ fn guessed(system: &System, unnamed: Vec<usize>, answered: &CallsBetween, unclea
         }
     }
     // Where the callee worked they take as long as others; else somebody in between did not call it.
-    let typical = |calls: &[usize]| median(calls.iter().map(|at| system.spans[*at].took()).collect()).unwrap_or(0);
     guessed.retain(|pair, calls| {
         let others = elsewhere.get(&pair.0).copied().unwrap_or(0);
-        others * 5 <= calls.len() && typical(calls) * 4 >= typical(&answered[pair]) * 3
+        others * 5 <= calls.len() && typical(system, calls) * 4 >= typical(system, &answered[pair]) * 3
     });
     guessed
 }

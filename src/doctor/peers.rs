@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
+use crate::net::addresses;
 use crate::traces::{HOST_TAGS, Span, URL_TAGS};
 
 /// Parts of names that say where or how a service runs, not which one it is.
@@ -120,6 +121,23 @@ pub(super) fn peer_names(span: &Span) -> Vec<PeerName<'_>> {
         }
     }
     names
+}
+
+/// The addresses that a client span has for the one that it calls.
+pub(super) fn peer_addresses(span: &Span) -> impl Iterator<Item = IpAddr> {
+    let hosts = HOST_TAGS.iter().filter_map(|key| span.tag(key));
+    let urls = URL_TAGS.iter().filter_map(|key| url_host(span.tag(key)?));
+    let remote = span.remote_endpoint.as_ref().and_then(|remote| Some(IpAddr::V4(remote.ipv4?)));
+    let sockets = ["network.peer.address", "net.sock.peer.addr"].into_iter().filter_map(|key| span.tag(key));
+    hosts.chain(urls).chain(sockets).filter_map(addresses::parse).chain(remote).filter(|address| !address.is_loopback())
+}
+
+/// The addresses of the host that made a span.
+pub(super) fn own_addresses(span: &Span) -> impl Iterator<Item = IpAddr> {
+    let local = span.local_endpoint.as_ref().and_then(|local| Some(IpAddr::V4(local.ipv4?)));
+    let tags = ["ip", "host.ip", "k8s.pod.ip"].into_iter().filter_map(|key| span.tag(key));
+    let proxy = span.tag("node_id").and_then(|node| node.split('~').nth(1));
+    tags.chain(proxy).filter_map(addresses::parse).chain(local).filter(|address| !address.is_loopback())
 }
 
 fn url_host(url: &str) -> Option<&str> {

@@ -344,7 +344,7 @@ pub(super) fn is_request(span: &Span) -> bool {
 }
 
 /// The path of a request, longer than `/`, without templates.
-fn path(span: &Span) -> Option<&str> {
+pub(super) fn path(span: &Span) -> Option<&str> {
     let path = span.path().or_else(|| span.tag("http.route"))?.trim_end_matches('/');
     (path.len() > 1 && !path.contains(['{', ':', '<', '*'])).then_some(path)
 }

@@ -1,9 +1,10 @@
 //! The services of a mesh and the calls between them, as its traces have them.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::doctor::peers::{Names, peer_names};
+use crate::doctor::peers::{Names, own_addresses, peer_addresses, peer_names};
 use crate::traces::{Kind, Span, Trace, TraceId};
 
 /// Last parts of the paths of health checks, which come at the same times everywhere.
@@ -98,6 +99,16 @@ impl SystemSpan {
         self.parent.is_none() && !self.is_orphan
     }
 
+    /// A proxy's span of a request to its own app.
+    pub(super) fn is_inbound(&self) -> bool {
+        self.span.tag("upstream_cluster").is_some_and(|cluster| cluster.starts_with("inbound"))
+    }
+
+    /// A proxy's span of a request from its own app.
+    pub(super) fn is_outbound(&self) -> bool {
+        self.span.tag("upstream_cluster").is_some_and(|cluster| cluster.starts_with("outbound"))
+    }
+
     /// Microseconds.
     pub(super) fn took(&self) -> i64 {
         self.end - self.start
@@ -117,6 +128,8 @@ pub(super) struct System {
     pub(super) spans: Vec<SystemSpan>,
     pub(super) names: Vec<Box<str>>,
     pub(super) by_name: Names,
+    /// Whose hosts have which address; `None`: several services'.
+    by_address: HashMap<IpAddr, Option<usize>>,
     tracers: Vec<TracerKind>,
     /// The server spans with which requests enter each service, with the services that are called below.
     entries: Vec<Vec<(usize, BTreeSet<usize>)>>,
@@ -174,7 +187,8 @@ impl System {
             (vec![Vec::new(); names.len()], vec![Vec::new(); traces.len()], tracers(&spans, names.len()));
         let by_name = Names::new(&names);
         let entered = vec![Vec::new(); traces.len()];
-        let mut system = Self { ids, spans, names, by_name, tracers, entries, entered, open, usual: HashMap::new() };
+        let by_address = addresses(&spans);
+        let mut system = Self { ids, spans, names, by_name, by_address, tracers, entries, entered, open, usual: HashMap::new() };
         system.usual = system.usual_callees();
         for at in 0..system.spans.len() {
             let (service, trace) = (system.spans[at].service, system.spans[at].trace);
@@ -280,7 +294,11 @@ impl System {
                 None => silent = silent.or_else(|| Some(name.label().into())),
             }
         }
-        silent.map_or(Remote::Unnamed, Remote::Silent)
+        let mut addressed = peer_addresses(&seen.span).filter_map(|address| *self.by_address.get(&address)?);
+        match addressed.find(|service| *service != seen.service) {
+            Some(service) => Remote::Reports(service),
+            None => silent.map_or(Remote::Unnamed, Remote::Silent),
+        }
     }
 
     /// The calls of one trace that have no answer below, the latest 64.
@@ -357,6 +375,17 @@ impl System {
     pub(super) fn tracer(&self, service: usize) -> TracerKind {
         self.tracers[service]
     }
+}
+
+fn addresses(spans: &[SystemSpan]) -> HashMap<IpAddr, Option<usize>> {
+    let mut known: HashMap<IpAddr, Option<usize>> = HashMap::new();
+    for span in spans {
+        for address in own_addresses(&span.span) {
+            let service = known.entry(address).or_insert(Some(span.service));
+            *service = service.filter(|service| *service == span.service);
+        }
+    }
+    known
 }
 
 fn tracers(spans: &[SystemSpan], services: usize) -> Vec<TracerKind> {
