@@ -18,6 +18,9 @@ const SLACK_US: i64 = 2_000;
 /// What lasts no longer has no duration: Zipkin's clients round up to this.
 const TIMELESS_US: i64 = 1;
 
+/// A duration that is so many times too long has another unit.
+const UNIT: i64 = 50;
+
 /// Among so many services all pairs are compared; a hostile backend names thousands.
 pub(super) const MAX_COMPARED: usize = 500;
 
@@ -156,7 +159,8 @@ fn milliseconds(us: i64) -> String {
 pub(super) fn impossible(system: &System) -> (Vec<ServiceFinding>, HashSet<usize>) {
     let mut longer: BTreeMap<(usize, usize), (Vec<usize>, usize)> = BTreeMap::new();
     let mut kinds: BTreeMap<(usize, usize), (Vec<usize>, usize)> = BTreeMap::new();
-    let mut seen = HashSet::new();
+    // Services with calls that were not too long.
+    let (mut seen, mut fits) = (HashSet::new(), HashSet::new());
     let served: HashSet<_> =
         system.spans.iter().filter(|span| span.is(Kind::Server)).map(|span| (span.service, &span.span.name)).collect();
     for (at, span) in system.spans.iter().enumerate() {
@@ -171,7 +175,8 @@ pub(super) fn impossible(system: &System) -> (Vec<ServiceFinding>, HashSet<usize
         if is_request || seen.insert((above, span.service)) {
             let (wrong, of) = kinds.entry(key).or_default();
             *of += 1;
-            if span.is(Kind::Client) && span.tracer != TracerKind::Envoy || span.span.kind.is_none() {
+            let is_server = || span.tracer != TracerKind::Envoy || span.is_inbound();
+            if span.is(Kind::Client) && is_server() || span.span.kind.is_none() {
                 wrong.push(at);
             }
         }
@@ -183,14 +188,24 @@ pub(super) fn impossible(system: &System) -> (Vec<ServiceFinding>, HashSet<usize
         let (took, waited) = (span.end - span.start, caller.end - caller.start);
         if waited > TIMELESS_US && took > waited + SLACK_US.max(waited / 10) && !caller.span.is_error() && span.is(Kind::Server) {
             wrong.push(at);
+        } else if waited > TIMELESS_US {
+            fits.insert(span.service);
         }
     }
     let longer = longer.into_iter().filter(|(_, (wrong, of))| level(wrong.len(), *of) == Level::Fault);
+    // Work after the answer is not each time so much longer.
+    let is_unit = |wrong: &[usize], of: usize| {
+        let times =
+            |at: &usize| system.spans[*at].parent.map_or(0, |above| system.spans[*at].took() / system.spans[above].took());
+        wrong.len() * 20 >= of * 19
+            && wrong.iter().all(|at| !fits.contains(&system.spans[*at].service))
+            && median(wrong.iter().map(times).collect()).is_some_and(|times| times >= UNIT)
+    };
     let longer = longer.map(|((caller, callee), (wrong, of))| {
         let (from, to) = (system.name(caller), system.name(callee));
         ServiceFinding {
             id: FindingId::SpansDuration,
-            level: Level::Note,
+            level: if is_unit(&wrong, of) { level(wrong.len(), of) } else { Level::Note },
             service: to.to_owned(),
             peer: Some(from.to_owned()),
             text: format!("{} of {of} of its spans for {from} are longer than {from} waited, without an error there", wrong.len()),
@@ -243,9 +258,11 @@ pub(super) fn calls_as_servers(system: &System) -> Vec<ServiceFinding> {
         let (wrong, of) = calls.entry((caller.service, span.service)).or_default();
         *of += 1;
         let serves = caller.parent.map(|parent| &system.spans[parent]);
-        let is_nested =
-            |serves: &SystemSpan| serves.is(Kind::Server) && serves.service == caller.service && serves.tracer == caller.tracer;
-        if caller.is(Kind::Server) && caller.tracer != TracerKind::Envoy && serves.is_some_and(is_nested) {
+        let is_nested = |serves: &SystemSpan| {
+            let is_own = serves.service == caller.service && !serves.is(Kind::Client);
+            is_own && if caller.tracer == TracerKind::Envoy { caller.is_outbound() } else { serves.tracer == caller.tracer }
+        };
+        if caller.is(Kind::Server) && serves.is_some_and(is_nested) {
             wrong.push(above);
         }
     }
@@ -272,11 +289,14 @@ pub(super) fn calls_as_servers(system: &System) -> Vec<ServiceFinding> {
     calls.into_iter().map(finding).collect()
 }
 
-/// Services whose spans last no time, or less than none, though they hold others that do.
+/// Services whose spans last no time, or less than none, though they hold others that do, or all though callers waited for them.
 pub(super) fn timeless(system: &System) -> Vec<ServiceFinding> {
     let mut found: BTreeMap<usize, (Vec<usize>, usize)> = BTreeMap::new();
+    let lasting: HashSet<usize> = system.spans.iter().filter(|span| span.took() > TIMELESS_US).map(|span| span.service).collect();
     for (at, span) in system.spans.iter().enumerate().filter(|(_, span)| span.is(Kind::Server) || span.is(Kind::Client)) {
-        if !span.children.iter().any(|child| system.spans[*child].took() > SLACK_US) {
+        // Below a leaf there is nothing; a clock of milliseconds shows none of what is faster, and some of the rest.
+        let around = span.parent.filter(|_| !lasting.contains(&span.service));
+        if !span.children.iter().chain(&around).any(|other| system.spans[*other].took() > SLACK_US) {
             continue;
         }
         let (wrong, of) = found.entry(span.service).or_default();
@@ -285,13 +305,16 @@ pub(super) fn timeless(system: &System) -> Vec<ServiceFinding> {
             wrong.push(at);
         }
     }
+    let holds = |wrong: &[usize]| {
+        wrong.iter().any(|at| system.spans[*at].children.iter().any(|child| system.spans[*child].took() > SLACK_US))
+    };
     let finding = |(service, (wrong, of)): (usize, (Vec<usize>, usize))| {
         ServiceFinding {
         id: FindingId::SpansDuration,
-        level: level(wrong.len(), of),
+        level: if lasting.contains(&service) || holds(&wrong) { level(wrong.len(), of) } else { Level::Note },
         service: system.name(service).to_owned(),
         peer: None,
-        text: format!("{} of {of} of its spans have no duration, or one below zero, though spans below them last longer", wrong.len()),
+        text: format!("{} of {of} of its spans have no duration, or one below zero, though spans around or below them last longer", wrong.len()),
         cause: "its tracer computes the duration wrongly: another unit of time, a clock that went back, or a span that is ended at once".to_owned(),
         next: "open one of the traces, and compare the span with those below it".to_owned(),
         run: None,
