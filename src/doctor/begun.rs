@@ -6,7 +6,7 @@ use crate::doctor::clocks::MAX_COMPARED;
 use crate::doctor::finding::MIN_COUNT;
 use crate::doctor::peers::peer_names;
 use crate::doctor::system::{Remote, System, TracerKind};
-use crate::doctor::timing::{Matches, Pair, Timeline, contains, correlation, interval, is_regular, median};
+use crate::doctor::timing::{Interval, Matches, Pair, Timeline, come_with, contains, correlation, interval, is_regular, median};
 use crate::traces::Kind;
 
 /// Spans that hold a call which its callee knows nothing of, by the service that made them.
@@ -56,6 +56,8 @@ pub(super) struct Search<'a> {
     calls_services: HashSet<usize>,
     /// What services do with messages, with whom they call for it.
     consumers: BTreeMap<usize, Vec<(usize, BTreeSet<usize>)>>,
+    /// The server spans of each service that begin traces.
+    begun: BTreeMap<usize, Vec<usize>>,
 }
 
 fn joined(system: &System) -> BTreeMap<(usize, usize), Edge> {
@@ -90,7 +92,11 @@ impl<'a> Search<'a> {
             consumers.entry(span.service).or_default().push((at, system.callees(at)));
         }
         let (edges, used, explained) = (joined(system), HashSet::new(), HashSet::new());
-        Self { system, skews, aliases, edges, used, explained, timers: timers(system), calls_services, consumers }
+        let timers = timers(system);
+        let begun = BTreeMap::new();
+        let mut search = Self { system, skews, aliases, edges, used, explained, timers, calls_services, consumers, begun };
+        search.begun = search.roots(|kind| kind == Some(Kind::Server));
+        search
     }
 
     /// Gives the roots to their callers.
@@ -232,7 +238,9 @@ impl<'a> Search<'a> {
                     match self.aliases.get(&name.to_lowercase()) {
                         Some(Some(service)) => Remote::Reports(*service),
                         // Nobody behind a name of the public DNS calls back into the mesh; a load balancer has such a name, too.
-                        _ if names.iter().any(|name| name.is_proxy()) => Remote::Unnamed,
+                        _ if names.iter().any(|name| name.is_proxy() && system.by_name.find(*name) != Some(span.service)) => {
+                            Remote::Unnamed
+                        }
                         _ if names.first().is_some_and(|name| name.is_public()) => continue,
                         _ => Remote::Silent(name),
                     }
@@ -311,7 +319,10 @@ impl<'a> Search<'a> {
                     Remote::Silent(name) if !self.aliases.contains_key(&name.to_lowercase()) => Some(&**name),
                     _ => None,
                 };
-                let pairs = self.inside(roots, calls, false).pairs;
+                let mut pairs = self.inside(roots, calls, false).pairs;
+                if self.are_asked_together(callee, &pairs) {
+                    pairs.clear();
+                }
                 // Who stands between makes such a call nearly each time that it is called.
                 if silent.is_none() || pairs.len() * 4 >= calls.len() {
                     found.push(Candidate { caller, silent, pairs });
@@ -327,8 +338,7 @@ impl<'a> Search<'a> {
         let inside = |((caller, _), _): (&(usize, usize), &Edge)| {
             let work = self.without_call(*caller, Some(callee));
             let pairs = self.inside(roots, &work, false).pairs;
-            let is_otherwise = self.is_otherwise(callee, &pairs) || self.are_roots(&pairs, &work);
-            let is_call = !is_otherwise && self.at_usual_time(*caller, callee, &pairs);
+            let is_call = !self.is_otherwise(callee, &pairs) && self.at_usual_time(*caller, callee, &pairs);
             is_call.then_some(Candidate { caller: *caller, silent: None, pairs })
         };
         known.filter_map(inside).collect()
@@ -360,8 +370,7 @@ impl<'a> Search<'a> {
             let most = pairs.len() * 20 >= roots.len() * 17 && hosts * 10 >= entries.len() * 4;
             let is_rare = chance < 0.05 && hosts * 10 >= entries.len();
             let is_one = pairs.len() >= 10 && (most || is_rare);
-            let is_otherwise = self.is_otherwise(callee, &pairs) || self.are_roots(&pairs, &entries);
-            (is_one && !is_otherwise && !self.are_siblings(&pairs, leaves)).then_some(Candidate { caller, silent: None, pairs })
+            (is_one && !self.is_otherwise(callee, &pairs)).then_some(Candidate { caller, silent: None, pairs })
         };
         let unknown = |caller: &usize| *caller != callee && !is_known(caller);
         let mut found: Vec<_> = leaves.iter().copied().filter(unknown).filter_map(inside).collect();
@@ -374,24 +383,31 @@ impl<'a> Search<'a> {
         best.into_iter().collect()
     }
 
-    /// Whether the outer spans are roots themselves although most work of their service is not: somebody outside asks both at a time,
-    /// as a monitor does.
-    fn are_roots(&self, pairs: &[Pair], work: &[usize]) -> bool {
-        let is_root = |at: &usize| self.system.spans[*at].is_root();
-        let hosts: BTreeSet<usize> = pairs.iter().map(|(_, outer)| *outer).collect();
-        let share = work.iter().copied().filter(|at| is_root(at)).count() as f64 / work.len().max(1) as f64;
-        let roots = hosts.iter().filter(|at| is_root(at)).count();
-        roots * 20 >= hosts.len() * 19 && share.powi(hosts.len().try_into().unwrap_or(i32::MAX)) < 1e-3
-    }
-
-    /// Whether the outer spans begin traces inside somebody's work, too: then both are calls of that one, made at a time.
-    fn are_siblings(&self, pairs: &[Pair], leaves: &BTreeSet<usize>) -> bool {
-        let outer: BTreeSet<usize> = pairs.iter().map(|(_, outer)| *outer).collect();
-        let roots: Vec<usize> = outer.iter().copied().filter(|at| self.system.spans[*at].is_root()).collect();
-        let caller = pairs.first().map_or(0, |(_, outer)| self.system.spans[*outer].service);
-        let is_around =
-            |other: &usize| self.inside(&roots, &self.without_call(*other, Some(caller)), false).pairs.len() * 2 > outer.len();
-        roots.len() * 2 > outer.len() && leaves.iter().filter(|other| **other != caller).any(is_around)
+    /// Whether the roots come with those of other services that their hosts did not call: somebody outside, a monitor or a page, asks
+    /// one service after the other.
+    fn are_asked_together(&self, callee: usize, pairs: &[Pair]) -> bool {
+        let spans = &self.system.spans;
+        let Some(caller) = pairs.first().map(|(_, outer)| spans[*outer].service) else { return false };
+        let joins = |callee: usize| self.edges.get(&(caller, callee)).is_some_and(|edge| edge.joined > 0);
+        let inner: Vec<Interval> = pairs.iter().map(|(root, _)| interval(&spans[*root])).collect();
+        let hosts: Vec<Interval> = pairs.iter().map(|(_, outer)| interval(&spans[*outer])).collect();
+        let traces: HashSet<usize> = pairs.iter().map(|(_, outer)| spans[*outer].trace).collect();
+        let has_called = |callee: usize| {
+            let without: HashSet<usize> = self.without_call(caller, Some(callee)).into_iter().collect();
+            pairs.iter().filter(|(_, outer)| !without.contains(outer)).count() * 5 >= pairs.len() * 4
+        };
+        let (mut near, mut before) = (0, 0);
+        for (&other, roots) in self.begun.iter().filter(|(service, _)| **service != callee && **service != caller) {
+            let is_apart = |at: &&usize| !traces.contains(&spans[**at].trace);
+            let starts: Vec<i64> = roots.iter().filter(is_apart).map(|at| spans[*at].start).collect();
+            // Who loses the contexts of some calls loses them of all: nobody whom it never calls, or has called already, is one of those.
+            let is_strange = joins(callee) && (!joins(other) || has_called(other));
+            if let Some(share) = come_with(&inner, &hosts, starts, is_strange) {
+                near += 1;
+                before += usize::from(is_strange || share >= 0.5);
+            }
+        }
+        near >= 2 || before > 0
     }
 
     /// Whether something else than a call explains these pairs: two timers that strike at a fixed distance (who waits for another takes
@@ -410,7 +426,7 @@ impl<'a> Search<'a> {
             pairs.iter().filter(|(_, outer)| system.answers_below(*outer).any(|at| droppers(&system.spans[at].service)));
         // A few vary together by chance.
         let together = pairs.len() >= 20 && correlation(&times(|pair| pair.0), &times(|pair| pair.1)) >= 0.8;
-        are_timers && !together || is_lost || most(by_callees.count())
+        are_timers && !together || is_lost || most(by_callees.count()) || self.are_asked_together(callee, pairs)
     }
 
     /// Whether roots begin as long after the spans around them as calls that are continued do: another timer of the same period
@@ -447,7 +463,9 @@ fn by_request_id(system: &System, inner: &[usize], outer: &[usize], skew: i64) -
     let found = inner.iter().filter_map(|at| Some((*at, *ids.get(system.spans[*at].span.request_id()?)?)));
     let apart = |(inner, outer): &Pair| {
         let (inner, outer) = (&system.spans[*inner], &system.spans[*outer]);
-        inner.trace != outer.trace && contains(interval(outer), (inner.start - skew, inner.end - skew))
+        let is_inside = || contains(interval(outer), (inner.start - skew, inner.end - skew));
+        // A whole chain has one request id, and may take less time than clocks are exact.
+        inner.trace != outer.trace && inner.took() <= outer.took() && is_inside()
     };
     found.filter(apart).collect()
 }

@@ -164,6 +164,32 @@ impl Timeline {
     }
 }
 
+/// Whether something begins near most of `inner` and outside of the spans around them (or `anywhere`), more often than by chance; the
+/// share that begins before those.
+pub(super) fn come_with(inner: &[Interval], hosts: &[Interval], mut others: Vec<i64>, anywhere: bool) -> Option<f64> {
+    const LEAST: f64 = 8.0;
+    const FARTHEST_US: i64 = 5_000_000;
+    others.sort_unstable();
+    let outside = |at: &&i64, host: &Interval| anywhere || !(host.0 - TOLERANCE_US..=host.1 + TOLERANCE_US).contains(*at);
+    let nearest = |(inner, host): (&Interval, &Interval)| {
+        let after = others.partition_point(|at| *at < inner.0);
+        let earlier = others[..after].iter().rev().take(LOOK_BACK).find(|at| outside(at, host));
+        let later = others[after..].iter().take(LOOK_BACK).find(|at| outside(at, host));
+        let distance = |at: &&i64| (**at - inner.0).abs();
+        earlier.into_iter().chain(later).min_by_key(distance).map(|at| (distance(&at), *at < host.0))
+    };
+    let mut near: Vec<(i64, bool)> = inner.iter().zip(hosts).filter_map(nearest).collect();
+    near.sort_unstable();
+    let most = (inner.len() * 4).div_ceil(5);
+    let reach = near.get(most.checked_sub(1)?)?.0.max(TOLERANCE_US);
+    let around = Timeline::new(others.iter().enumerate().map(|(n, at)| (n, (at - reach, at + reach))));
+    let points: Vec<(usize, Interval)> = inner.iter().enumerate().map(|(n, (start, _))| (n, (*start, *start))).collect();
+    let chance = around.chance(&points, 0);
+    let are_close = reach <= FARTHEST_US && chance < 0.25 && evidence(most, inner.len(), chance) >= LEAST;
+    near.truncate(most);
+    are_close.then(|| near.iter().filter(|(_, before)| *before).count() as f64 / most as f64)
+}
+
 /// The Chernoff bound of finding `hits` of `n` where a share of `chance` is expected: minus its natural logarithm.
 fn evidence(hits: usize, n: usize, chance: f64) -> f64 {
     let (share, n) = (hits as f64 / n as f64, n as f64);

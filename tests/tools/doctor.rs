@@ -54,6 +54,16 @@ fn healthy_systems_have_no_fault() {
     }
 }
 
+/// Somebody without a tracer asks the services on the paths of users, one after the other: what is asked next begins a trace, and lies
+/// inside what was asked before wherever that takes longer.
+#[test]
+fn services_that_a_monitor_or_a_page_asks_by_turns_have_no_fault() {
+    for seed in 3_000..3_000 + sample() {
+        let found = faults(&report(&System::asked(seed).spans(seed, 200)));
+        assert!(found.is_empty(), "system {seed}: {found:?}");
+    }
+}
+
 #[test]
 fn planted_faults_are_found_at_their_service() {
     let (mut found, mut wrong, mut missed) = (0, Vec::new(), Vec::new());
@@ -348,9 +358,48 @@ fn a_service_that_reports_its_calls_as_server_spans_is_named() {
             ("leaf", "SERVER", Some(3), 9, 20, ""),
         ]
     });
+    // A consumer, and a proxy that reports the request and the call alike.
+    let mut consumer = spans.clone();
+    consumer.iter_mut().filter(|span| span["duration"] == 45_000).for_each(|span| {
+        span["kind"] = json!("CONSUMER");
+        span.as_object_mut().unwrap().remove("parentId");
+    });
+    let mut proxy = spans.clone();
+    proxy.iter_mut().filter(|span| span["localEndpoint"]["serviceName"] == "middle").for_each(|span| {
+        let cluster = if span["duration"] == 45_000 { "inbound|80||" } else { "outbound|80||leaf.shop.svc.cluster.local" };
+        span["tags"] = json!({"component": "proxy", "upstream_cluster": cluster});
+    });
+    for spans in [spans, consumer, proxy] {
+        let found = faults(&report(&spans));
+        assert!(found.len() == 1, "{found:?}");
+        assert_eq!(found[0][..3], ["spans.kind", "middle", "leaf"]);
+    }
+}
+
+/// A chain whose hops take microseconds: clocks are not that exact, and all spans have one request id.
+#[test]
+fn the_end_of_a_fast_chain_that_loses_the_context_at_its_first_hop_is_not_named() {
+    let mut spans = requests(60, &|_| {
+        vec![
+            ("front", "SERVER", None, 0, 0, ""),
+            ("front", "CLIENT", Some(0), 0, 0, ""),
+            ("middle", "SERVER", None, 0, 0, ""),
+            ("middle", "CLIENT", Some(2), 0, 0, ""),
+            ("leaf", "SERVER", Some(3), 0, 0, ""),
+        ]
+    });
+    for (at, span) in spans.iter_mut().enumerate() {
+        let (request, place) = (at / 5, at as u64 % 5);
+        let start = span["timestamp"].as_u64().unwrap();
+        (span["timestamp"], span["duration"]) = (json!(start + place * 20), json!(300 - 60 * place));
+        span["tags"] = json!({"request.id": format!("7d444840-9dc0-11d1-b245-{request:012x}")});
+        if place > 2 {
+            span["traceId"] = json!(format!("{:016x}", 1_000 * (request as u64 + 1) + 2));
+        }
+    }
     let found = faults(&report(&spans));
-    assert!(found.len() == 1, "{found:?}");
-    assert_eq!(found[0][..3], ["spans.kind", "middle", "leaf"]);
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert_eq!(found[0][..3], ["context.dropped", "front", "middle"]);
 }
 
 #[test]
@@ -377,6 +426,83 @@ fn a_sampler_of_its_own_is_named_where_only_the_proxy_knows_whom_its_app_calls()
     assert_eq!(found[0][..3], ["sampling.differs", "stock", "front"]);
 }
 
+/// Calls that name nobody: by the path that always the same one serves, and by the address of its host.
+#[test]
+fn a_sampler_of_its_own_is_named_by_the_path_or_the_address_of_the_call() {
+    let spans = requests(90, &|n| {
+        let back = if n % 2 == 0 { "back" } else { "(back)" };
+        let (stock, caller) = if n % 3 == 0 { ("stock", "front") } else { ("(stock)", "(front)") };
+        vec![
+            ("front", "SERVER", None, 0, 60, ""),
+            ("front", "CLIENT", Some(0), 5, 20, ""),
+            (back, "SERVER", Some(1), 6, 15, ""),
+            (caller, "CLIENT", Some(0), 30, 20, ""),
+            (stock, "SERVER", Some(3), 31, 15, ""),
+        ]
+    });
+    let marked = |mark: &dyn Fn(&mut Value, &str, u64)| {
+        let mut spans = spans.clone();
+        for span in &mut spans {
+            let from = span["timestamp"].as_u64().unwrap();
+            let request = u64::from_str_radix(span["traceId"].as_str().unwrap(), 16).unwrap() / 1_000 - 1;
+            let begin = 1_780_000_000_000_000 + request * 1_000_000 + (request * request * 7_919) % 300_000;
+            let called = if from - begin < 25_000 { "back" } else { "stock" };
+            mark(span, called, span["duration"].as_u64().unwrap() / 1_000);
+        }
+        spans
+    };
+    let by_path = marked(&|span, called, long| {
+        if long < 60 {
+            span["tags"] = json!({"http.path": format!("/api/{called}")});
+        }
+    });
+    let by_address = marked(&|span, called, long| {
+        let address = if called == "back" { "10.0.0.7" } else { "10.0.0.8" };
+        match long {
+            20 => span["tags"] = json!({"server.address": address}),
+            15 => span["localEndpoint"]["ipv4"] = json!(address),
+            _ => {}
+        }
+    });
+    for spans in [by_path, by_address] {
+        let found = faults(&report(&spans));
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert_eq!(found[0][..3], ["sampling.differs", "back", "front"]);
+    }
+}
+
+/// Nothing of the calls is sampled, and its own health checks are.
+#[test]
+fn a_service_that_samples_none_of_its_calls_is_a_fault() {
+    let mut spans = requests(60, &|_| vec![("front", "SERVER", None, 0, 60, ""), ("front", "CLIENT", Some(0), 5, 50, "back")]);
+    for n in 0..6u64 {
+        spans.push(json!({"traceId": format!("{:032x}", 0xbeef_0000 + n), "id": format!("{:016x}", n + 1), "kind": "SERVER",
+            "name": "get /healthz", "timestamp": 1_780_000_000_500_000 + n * 10_000_000, "duration": 900,
+            "localEndpoint": {"serviceName": "back"}}));
+    }
+    let found = faults(&report(&spans));
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert_eq!(found[0][..3], ["sampling.differs", "back", "front"]);
+}
+
+/// Each time a thousand times as long as its caller waited is another unit; some times as long is work after the answer.
+#[test]
+fn a_duration_in_another_unit_is_a_fault_and_work_after_the_answer_a_note() {
+    for (long, level) in [(40_000, "fault"), (90, "note")] {
+        let spans = requests(30, &|_| {
+            vec![
+                ("front", "SERVER", None, 0, 60, ""),
+                ("front", "CLIENT", Some(0), 5, 50, "back"),
+                ("back", "SERVER", Some(1), 6, long, ""),
+            ]
+        });
+        let report = report(&spans);
+        let findings = report["findings"].as_array().unwrap();
+        let found: Vec<_> = findings.iter().map(|f| (&f["id"], &f["service"], &f["level"])).collect();
+        assert_eq!(found, [(&json!("spans.duration"), &json!("back"), &json!(level))]);
+    }
+}
+
 #[test]
 fn a_leaf_that_reports_nothing_is_a_note_and_the_verdict_says_so() {
     let spans = requests(20, &|_| vec![("front", "SERVER", None, 0, 60, ""), ("front", "CLIENT", Some(0), 5, 50, "stock")]);
@@ -397,6 +523,15 @@ fn spans_without_a_duration_are_found_at_their_service_and_a_negative_one_is_rea
             ("back", "SERVER", Some(1), 6, 45, ""),
         ]
     });
+    // A leaf has nothing below it, and its tracer may count milliseconds.
+    let mut leaf = spans.clone();
+    leaf.iter_mut()
+        .filter(|span| span["kind"] == "SERVER" && span["parentId"] != Value::Null)
+        .for_each(|span| span["duration"] = json!(1));
+    let notes = report(&leaf);
+    assert!(
+        faults(&notes).is_empty() && notes["findings"][0]["id"] == "spans.duration" && notes["findings"][0]["service"] == "back"
+    );
     let timeless = |span: &Value| span["localEndpoint"]["serviceName"] == "front";
     let mut zipkin = spans.clone();
     zipkin.iter_mut().filter(|span| timeless(span)).for_each(|span| span["duration"] = json!(1));
@@ -589,7 +724,18 @@ fn requests_that_are_reported_as_calls_are_found_below_any_caller() {
         let kind = if n % 5 == 0 { "CLIENT" } else { "SERVER" };
         vec![("front", "SERVER", None, 0, 60, ""), ("back", kind, Some(0), 2, 40, "")]
     });
-    for spans in [behind_proxy, servers_alone] {
+    let mut proxy = requests(60, &|_| {
+        vec![
+            ("front", "SERVER", None, 0, 60, ""),
+            ("front", "CLIENT", Some(0), 1, 50, ""),
+            ("back", "CLIENT", Some(1), 2, 40, ""),
+        ]
+    });
+    proxy.iter_mut().filter(|span| span["kind"] == "CLIENT").for_each(|span| {
+        let cluster = if span["duration"] == 40_000 { "inbound|80||" } else { "outbound|80||back.shop.svc.cluster.local" };
+        span["tags"] = json!({"component": "proxy", "upstream_cluster": cluster});
+    });
+    for spans in [behind_proxy, servers_alone, proxy] {
         let found = faults(&report(&spans));
         assert_eq!(found.len(), 1, "{found:?}");
         assert_eq!(found[0][..3], ["spans.kind", "back", "front"]);

@@ -57,6 +57,22 @@ pub(super) enum Fault {
     Kind,
 }
 
+/// Somebody outside, without a tracer, who asks several services on the paths of users.
+#[derive(Debug, Clone, PartialEq)]
+enum Asks {
+    Nobody,
+    /// All of them now and then, with this many microseconds between two; `waits`: the next one when the last has answered.
+    Monitor {
+        gap: i64,
+        waits: bool,
+    },
+    /// These, each time that a user comes, one after the other.
+    Page {
+        services: Vec<usize>,
+        gap: i64,
+    },
+}
+
 /// How a caller's tracer names whom it calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Naming {
@@ -96,6 +112,7 @@ pub(super) struct System {
     naming: Naming,
     /// The host under which each service is called, and what a load balancer there takes, microseconds.
     hosts: Vec<(String, i64)>,
+    asks: Asks,
 }
 
 #[derive(Clone, Copy)]
@@ -142,10 +159,24 @@ impl System {
         let aliased = r.chance(0.4);
         let hosts =
             names.iter().map(|name| if aliased && r.chance(0.4) { alias(&mut r, name) } else { (name.clone(), 0) }).collect();
-        let mut system = Self { names, tracers, calls, entries, skews, faulty: None, gap, naming, hosts };
+        let mut system = Self { names, tracers, calls, entries, skews, faulty: None, gap, naming, hosts, asks: Asks::Nobody };
         if fault {
             system.plant(&mut r);
         }
+        system
+    }
+
+    /// A healthy system with a monitor or a page that asks its services itself.
+    pub(super) fn asked(seed: u64) -> Self {
+        let mut system = Self::random(seed, false);
+        let mut r = Random::new(seed ^ 0x6d6f);
+        system.gap = system.gap.max(200_000.0);
+        let gap = [1_000, 4_000, 20_000, 150_000][r.below(4) as usize];
+        let several = 2 + r.below(3) as usize;
+        system.asks = match r.below(3) {
+            0 => Asks::Page { services: (0..several).map(|_| r.below(system.names.len() as u64) as usize).collect(), gap },
+            n => Asks::Monitor { gap, waits: n == 1 },
+        };
         system
     }
 
@@ -237,7 +268,10 @@ impl System {
         for _ in 0..requests {
             now += -self.gap * (1.0 - made.r.share()).ln();
             let entry = self.entries[made.r.below(self.entries.len() as u64) as usize];
-            made.entry(entry, now as i64);
+            match &self.asks {
+                Asks::Page { services, gap } => made.ask(&[&[entry], services.as_slice()].concat(), now as i64, *gap, true),
+                _ => made.entry(entry, now as i64),
+            }
         }
         let long = now - begin as f64;
         // A timer that calls a service from outside every trace, and one that is a service and traces its own work.
@@ -250,6 +284,10 @@ impl System {
                 let id = made.r.next() | 1;
                 made.push(id, id, None, "nightly-timer", "CLIENT", "job", at, 900, (&[], None), 0);
             }
+        }
+        if let Asks::Monitor { gap, waits } = self.asks {
+            let all: Vec<usize> = (0..self.names.len()).collect();
+            (0..25).for_each(|n| made.ask(&all, begin + (long * (n as f64 + 0.5) / 25.0) as i64, gap, waits));
         }
         made.spans
     }
@@ -304,6 +342,14 @@ impl Made<'_> {
 
     fn entry(&mut self, service: usize, at: i64) {
         self.serve(service, None, at, 0);
+    }
+
+    /// Somebody outside asks these services, one after the other.
+    fn ask(&mut self, services: &[usize], mut at: i64, gap: i64, waits: bool) {
+        for &service in services {
+            let took = self.serve(service, None, at, 0);
+            at += gap / 2 + self.r.below(gap as u64 / 2) as i64 + if waits { took } else { 0 };
+        }
     }
 
     /// Serves a request that arrives at `at`; returns how long it took.
