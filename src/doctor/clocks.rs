@@ -155,57 +155,37 @@ fn milliseconds(us: i64) -> String {
     if us >= 10_000_000 { format!("{} s", (us + 500_000) / 1_000_000) } else { format!("{} ms", (us + 500) / 1_000) }
 }
 
-/// Calls that take longer than their caller waited, and callees that report themselves as callers; the latter's services, too.
-pub(super) fn impossible(system: &System) -> (Vec<ServiceFinding>, HashSet<usize>) {
+/// Calls that take longer than their caller waited.
+pub(super) fn longer_than_waited(system: &System) -> Vec<ServiceFinding> {
     let mut longer: BTreeMap<(usize, usize), (Vec<usize>, usize)> = BTreeMap::new();
-    let mut kinds: BTreeMap<(usize, usize), (Vec<usize>, usize)> = BTreeMap::new();
-    // Services with calls that were not too long.
-    let (mut seen, mut fits) = (HashSet::new(), HashSet::new());
-    let served: HashSet<_> =
-        system.spans.iter().filter(|span| span.is(Kind::Server)).map(|span| (span.service, &span.span.name)).collect();
+    // Calls of each service that were not too long.
+    let mut fit: HashMap<usize, usize> = HashMap::new();
     for (at, span) in system.spans.iter().enumerate() {
-        let Some((above, caller)) = span.parent.map(|parent| (parent, &system.spans[parent])) else { continue };
-        // Some tracers report no calls, and some report those to a database as a service of its own.
-        let is_request = caller.is(Kind::Server) && served.contains(&(span.service, &span.span.name));
-        if caller.service == span.service || !caller.is(Kind::Client) && !is_request {
+        let Some(caller) = span.parent.map(|parent| &system.spans[parent]) else { continue };
+        if caller.service == span.service || !caller.is(Kind::Client) {
             continue;
         }
-        let key = (caller.service, span.service);
-        // Below one call a server that lost its span may have several.
-        if is_request || seen.insert((above, span.service)) {
-            let (wrong, of) = kinds.entry(key).or_default();
-            *of += 1;
-            let is_server = || span.tracer != TracerKind::Envoy || span.is_inbound();
-            if span.is(Kind::Client) && is_server() || span.span.kind.is_none() {
-                wrong.push(at);
-            }
-        }
-        if is_request {
-            continue;
-        }
-        let (wrong, of) = longer.entry(key).or_default();
+        let (wrong, of) = longer.entry((caller.service, span.service)).or_default();
         *of += 1;
-        let (took, waited) = (span.end - span.start, caller.end - caller.start);
+        let (took, waited) = (span.took(), caller.took());
         if waited > TIMELESS_US && took > waited + SLACK_US.max(waited / 10) && !caller.span.is_error() && span.is(Kind::Server) {
             wrong.push(at);
-        } else if waited > TIMELESS_US {
-            fits.insert(span.service);
+        } else {
+            *fit.entry(span.service).or_default() += 1;
         }
     }
-    let longer = longer.into_iter().filter(|(_, (wrong, of))| level(wrong.len(), *of) == Level::Fault);
     // Work after the answer is not each time so much longer.
-    let is_unit = |wrong: &[usize], of: usize| {
-        let times =
-            |at: &usize| system.spans[*at].parent.map_or(0, |above| system.spans[*at].took() / system.spans[above].took());
-        wrong.len() * 20 >= of * 19
-            && wrong.iter().all(|at| !fits.contains(&system.spans[*at].service))
-            && median(wrong.iter().map(times).collect()).is_some_and(|times| times >= UNIT)
+    let is_unit = |callee: usize, wrong: &[usize]| {
+        let times = |at: &usize| system.spans[*at].parent.map(|above| system.spans[*at].took() / system.spans[above].took());
+        let is_usual = fit.get(&callee).is_none_or(|fit| fit * 20 <= wrong.len());
+        is_usual && median(wrong.iter().filter_map(times).collect()).is_some_and(|times| times >= UNIT)
     };
-    let longer = longer.map(|((caller, callee), (wrong, of))| {
+    let longer = longer.into_iter().filter(|(_, (wrong, of))| level(wrong.len(), *of) == Level::Fault);
+    longer.map(|((caller, callee), (wrong, of))| {
         let (from, to) = (system.name(caller), system.name(callee));
         ServiceFinding {
             id: FindingId::SpansDuration,
-            level: if is_unit(&wrong, of) { level(wrong.len(), of) } else { Level::Note },
+            level: if is_unit(callee, &wrong) { Level::Fault } else { Level::Note },
             service: to.to_owned(),
             peer: Some(from.to_owned()),
             text: format!("{} of {of} of its spans for {from} are longer than {from} waited, without an error there", wrong.len()),
@@ -216,7 +196,32 @@ pub(super) fn impossible(system: &System) -> (Vec<ServiceFinding>, HashSet<usize
             of,
             traces: system.examples(wrong),
         }
-    });
+    }).collect()
+}
+
+/// Callees that report requests as callers do; these services, too.
+pub(super) fn requests_as_calls(system: &System) -> (Vec<ServiceFinding>, HashSet<usize>) {
+    let mut kinds: BTreeMap<(usize, usize), (Vec<usize>, usize)> = BTreeMap::new();
+    let mut seen = HashSet::new();
+    let served: HashSet<_> =
+        system.spans.iter().filter(|span| span.is(Kind::Server)).map(|span| (span.service, &span.span.name)).collect();
+    for (at, span) in system.spans.iter().enumerate() {
+        let Some((above, caller)) = span.parent.map(|parent| (parent, &system.spans[parent])) else { continue };
+        // Some tracers report no calls, and some report those to a database as a service of its own.
+        let is_request = caller.is(Kind::Server) && served.contains(&(span.service, &span.span.name));
+        if caller.service == span.service || !caller.is(Kind::Client) && !is_request {
+            continue;
+        }
+        // Below one call a server that lost its span may have several.
+        if is_request || seen.insert((above, span.service)) {
+            let (wrong, of) = kinds.entry((caller.service, span.service)).or_default();
+            *of += 1;
+            let is_server = || span.tracer != TracerKind::Envoy || span.is_inbound();
+            if span.is(Kind::Client) && is_server() || span.span.kind.is_none() {
+                wrong.push(at);
+            }
+        }
+    }
     kinds.retain(|_, (wrong, of)| level(wrong.len(), *of) == Level::Fault);
     let services = kinds.keys().map(|(_, callee)| *callee).collect();
     let kinds = kinds.into_iter().map(|((caller, callee), (wrong, of))| {
@@ -243,7 +248,7 @@ pub(super) fn impossible(system: &System) -> (Vec<ServiceFinding>, HashSet<usize
             traces: system.examples(wrong),
         }
     });
-    (longer.chain(kinds).collect(), services)
+    (kinds.collect(), services)
 }
 
 /// Services that report the calls that they make as server spans: such a span is below another server span of the same tracer, and

@@ -96,7 +96,7 @@ fn diagnose(traces: &[Trace], source: String) -> DoctorReport {
     let stale = forwarded::stale_contexts(&system, &calls, &skews);
     let silent = silent::silent_services(&system, &calls, &stale);
     let lost = context::lost_contexts(&system, &skews, &silent.aliases);
-    let (impossible, kinds) = clocks::impossible(&system);
+    let (as_calls, kinds) = clocks::requests_as_calls(&system);
     let mut explained = Explained { calls: lost.calls, pairs: lost.pairs, kinds, unclear: silent.unclear };
     explained.calls.extend(stale.calls);
     explained.pairs.extend(silent.pairs);
@@ -104,7 +104,8 @@ fn diagnose(traces: &[Trace], source: String) -> DoctorReport {
     findings.extend(missing::missing_spans(&system, explained, &silent.aliases));
     findings.extend(stale.findings);
     findings.extend(silent.findings);
-    findings.extend(impossible);
+    findings.extend(as_calls);
+    findings.extend(clocks::longer_than_waited(&system));
     findings.extend(shortened::shortened_ids(&system));
     findings.extend(clocks::calls_as_servers(&system));
     findings.extend(clocks::timeless(&system));
