@@ -53,12 +53,17 @@ pub(crate) fn push_address(out: &mut Vec<u8>, address: IpAddr) {
     match address {
         // The formatter pads and measures; four numbers need neither.
         IpAddr::V4(v4) => {
-            for (i, octet) in v4.octets().into_iter().enumerate() {
-                if i > 0 {
-                    out.push(b'.');
-                }
-                push_number(out, u64::from(octet));
+            let (mut text, mut end) = ([0; 16], 0);
+            for octet in v4.octets() {
+                let leading = usize::from(octet < 100) + usize::from(octet < 10);
+                let first = usize::from(octet) * 3 + leading;
+                // Three bytes whatever the number's length: what is too much is overwritten.
+                text[end..end + 3].copy_from_slice(&DIGITS[first..first + 3]);
+                end += 3 - leading;
+                text[end] = b'.';
+                end += 1;
             }
+            out.extend_from_slice(&text[..end - 1]);
         }
         IpAddr::V6(v6) => {
             let _ = write!(out, "{v6}");
@@ -96,7 +101,7 @@ mod tests {
         for (micros, text) in [(0, "0.000"), (12_345, "12.345"), (1_000_007, "1000.007")] {
             assert_eq!(written(&|out| push_milliseconds(out, Duration::from_micros(micros))), text);
         }
-        for text in ["0.0.0.0", "10.20.30.255", "::1", "2001:db8::1"] {
+        for text in ["0.0.0.0", "10.20.30.255", "255.255.255.255", "9.99.100.1", "::1", "2001:db8::1"] {
             assert_eq!(written(&|out| push_address(out, text.parse().unwrap())), text);
         }
     }
