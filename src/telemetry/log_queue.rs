@@ -10,7 +10,7 @@ use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::layer::{Context as LayerContext, Layer};
 
-use crate::telemetry::queue::{Batch, Counted, Queue, SPARE_ITEMS, TextRange, Texts};
+use crate::telemetry::queue::{BATCH_ITEMS, Batch, Counted, Queue, TextRange, Texts};
 use crate::telemetry::span_queue::AttributeValue;
 use crate::trace_context::Context;
 
@@ -95,7 +95,7 @@ impl Batch for LogBatch {
 
     fn clear(&mut self) {
         self.records.clear();
-        self.records.shrink_to(SPARE_ITEMS);
+        self.records.shrink_to(BATCH_ITEMS);
         self.texts.clear();
     }
 }

@@ -1,15 +1,15 @@
 //! The bounded queue between what records a signal and its exporter, and the counts of what became of it.
 
 use std::fmt;
-use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use opentelemetry::trace::TraceId;
 use tokio::sync::Notify;
 
-/// How much of an empty batch's memory is not given back.
-pub(crate) const SPARE_ITEMS: usize = 1024;
+/// The most items of a batch, which one request carries. As few as this stay in the processor's cache from their record to their
+/// export.
+pub(crate) const BATCH_ITEMS: usize = 512;
 
 /// The text that an item may have on average, in bytes: usual spans have half of it. Without this bound a queue of long paths
 /// would hold ten times the memory of a usual one.
@@ -26,14 +26,8 @@ pub(crate) trait Batch: Default + fmt::Debug + Send + Sync + 'static {
     /// What an item counts as.
     fn counted(&self, item: usize) -> Counted;
 
-    /// Empties it and gives back most of its memory.
+    /// Empties it and gives back the memory that a usual batch does not need.
     fn clear(&mut self);
-
-    /// Ranges of at most `size` items that are exported together.
-    fn chunks(&self, size: usize) -> impl Iterator<Item = Range<usize>> + Send + use<Self> {
-        let len = self.len();
-        (0..len).step_by(size).map(move |start| start..(start + size).min(len))
-    }
 }
 
 /// Byte range into a batch's text.
@@ -51,7 +45,10 @@ impl Texts {
     /// Copies a text, cut at `max` bytes.
     pub(crate) fn copy(&mut self, text: &str, max: usize) -> TextRange {
         let start = self.0.len() as u32;
-        self.0.push_str(&text[..text.floor_char_boundary(max)]);
+        // Half of a span's texts are empty.
+        if !text.is_empty() {
+            self.0.push_str(&text[..text.floor_char_boundary(max)]);
+        }
         TextRange { start, end: self.0.len() as u32 }
     }
 
@@ -61,7 +58,7 @@ impl Texts {
 
     pub(crate) fn clear(&mut self) {
         self.0.clear();
-        self.0.shrink_to(SPARE_ITEMS * TEXT_OF_AN_ITEM);
+        self.0.shrink_to(2 * BATCH_ITEMS * TEXT_OF_AN_ITEM);
     }
 }
 
@@ -140,18 +137,40 @@ pub(crate) struct Queue<B> {
     waiting: Mutex<WaitingItems<B>>,
     /// The most items that may wait.
     max: usize,
-    half_full: Notify,
+    batch_full: Notify,
 }
 
 #[derive(Debug, Default)]
 struct WaitingItems<B> {
+    /// The oldest first.
+    full: Vec<B>,
+    /// The items and the bytes of text in the full ones.
+    full_items: usize,
+    full_text: usize,
+    /// Not full yet.
     batch: B,
+    /// An empty one, whose memory the next batch uses.
+    spare: Option<B>,
     counts: Counts,
+}
+
+impl<B: Batch> WaitingItems<B> {
+    fn close_batch(&mut self) {
+        self.full_items += self.batch.len();
+        self.full_text += self.batch.text_len();
+        let next = self.spare.take().unwrap_or_default();
+        self.full.push(std::mem::replace(&mut self.batch, next));
+    }
 }
 
 impl<B: Batch> Queue<B> {
     pub(crate) fn new(max: usize) -> Self {
-        Self { waiting: Mutex::default(), max, half_full: Notify::new() }
+        Self { waiting: Mutex::default(), max, batch_full: Notify::new() }
+    }
+
+    /// The most items of a batch: a queue of few has two.
+    fn batch_items(&self) -> usize {
+        BATCH_ITEMS.min(self.max.div_ceil(2))
     }
 
     fn lock(&self) -> MutexGuard<'_, WaitingItems<B>> {
@@ -160,29 +179,43 @@ impl<B: Batch> Queue<B> {
 
     /// Has `write` append an item; one that does not fit is dropped and counted.
     pub(crate) fn push_with(&self, counted: Counted, write: impl FnOnce(&mut B)) {
-        let mut waiting = self.lock();
-        let queued = waiting.batch.len();
-        let max_text = self.max.saturating_mul(TEXT_OF_AN_ITEM);
-        let text_before = waiting.batch.text_len();
+        let mut guard = self.lock();
+        let waiting = &mut *guard;
         waiting.counts.recorded += 1;
         waiting.counts.latest.recorded = counted;
-        if queued >= self.max || text_before >= max_text {
+        let (items, text) = (waiting.full_items + waiting.batch.len(), waiting.full_text + waiting.batch.text_len());
+        if items >= self.max || text >= self.max.saturating_mul(TEXT_OF_AN_ITEM) {
             waiting.counts.queue_full += 1;
             waiting.counts.latest.queue_full = counted;
             return;
         }
         waiting.counts.queued += 1;
         write(&mut waiting.batch);
-        let has_half_of_text = text_before < max_text / 2 && waiting.batch.text_len() >= max_text / 2;
-        drop(waiting);
-        if queued + 1 == self.max.div_ceil(2) || has_half_of_text {
-            self.half_full.notify_one();
+        let max = self.batch_items();
+        let is_full = waiting.batch.len() >= max || waiting.batch.text_len() >= max * TEXT_OF_AN_ITEM;
+        if is_full {
+            waiting.close_batch();
+        }
+        drop(guard);
+        if is_full {
+            self.batch_full.notify_one();
         }
     }
 
-    /// Removes every waiting item and leaves `empty` in its place. They count as queued until they are settled.
-    pub(crate) fn take(&self, empty: B) -> B {
-        std::mem::replace(&mut self.lock().batch, empty)
+    /// Removes the full batches, and with `all` the one that is not full yet. Their items count as queued until they are settled.
+    pub(crate) fn take(&self, all: bool) -> Vec<B> {
+        let waiting = &mut *self.lock();
+        if all && waiting.batch.len() > 0 {
+            waiting.close_batch();
+        }
+        (waiting.full_items, waiting.full_text) = (0, 0);
+        std::mem::take(&mut waiting.full)
+    }
+
+    /// Keeps the memory of a batch that was exported for the next one.
+    pub(crate) fn reuse(&self, mut batch: B) {
+        batch.clear();
+        self.lock().spare = Some(batch);
     }
 
     /// Counts items that do not wait, and are on their way at once.
@@ -213,9 +246,9 @@ impl<B: Batch> Queue<B> {
         self.lock().counts
     }
 
-    /// Resolves when the queue is half full, so that the exporter need not wait for its schedule.
-    pub(crate) async fn half_full(&self) {
-        self.half_full.notified().await;
+    /// Resolves when a batch is full, so that the exporter need not wait for its schedule.
+    pub(crate) async fn batch_full(&self) {
+        self.batch_full.notified().await;
     }
 }
 

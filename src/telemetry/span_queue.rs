@@ -11,7 +11,7 @@ use opentelemetry_semantic_conventions::attribute as key;
 use tonic::Code;
 
 use crate::rpc;
-use crate::telemetry::queue::{Batch, Counted, Queue, SPARE_ITEMS, TextRange, Texts};
+use crate::telemetry::queue::{BATCH_ITEMS, Batch, Counted, Queue, TextRange, Texts};
 use crate::trace_context::{Carried, Context, HeaderSource as _};
 
 /// Which side of a call a span measures.
@@ -173,7 +173,7 @@ impl Batch for SpanBatch {
 
     fn clear(&mut self) {
         self.spans.clear();
-        self.spans.shrink_to(SPARE_ITEMS);
+        self.spans.shrink_to(BATCH_ITEMS);
         self.text.clear();
     }
 }
@@ -252,6 +252,11 @@ impl SpanBatch {
             trace_state: span.trace_state.map_or(TextRange { start: 0, end: 0 }, |carried| self.copy_trace_state(carried)),
         };
         self.spans.push(queued);
+    }
+
+    /// Every text of a span that is not a constant, one after the other; without its `tracestate`.
+    pub(crate) fn texts(&self, span: &QueuedSpan) -> &str {
+        self.text(TextRange { start: span.url.start, end: span.request_id.end })
     }
 
     fn text(&self, text: TextRange) -> &str {
@@ -373,14 +378,29 @@ mod tests {
         let latest = Latest { recorded: last, queue_full: last, ..Latest::default() };
         let counts = Counts { recorded: 3, queued: 2, queue_full: 1, latest, ..Counts::default() };
         assert_eq!(queue.counts(), counts);
-        let batch = queue.take(SpanBatch::default());
-        let paths: Vec<_> = batch.spans.iter().map(|span| batch.text(span.path)).collect();
+        let batches = queue.take(true);
+        let paths: Vec<_> = batches.iter().flat_map(|batch| batch.spans.iter().map(|span| batch.text(span.path))).collect();
         assert_eq!(paths, ["/a", "/b"]);
         assert_eq!(queue.counts(), counts, "what was taken is queued until it is settled");
-        queue.settle(1, ExportFate::Exported, batch.counted(1));
+        queue.settle(1, ExportFate::Exported, batches[1].counted(0));
         queue.settle(1, ExportFate::Rejected, None);
         let latest = Latest { exported: last, ..latest };
         assert_eq!(queue.counts(), Counts { queued: 0, exported: 1, rejected: 1, latest, ..counts });
+    }
+
+    #[test]
+    fn what_is_full_is_taken_in_batches_of_one_request_and_the_rest_with_all() {
+        let queue = SpanQueue::new(4 * BATCH_ITEMS);
+        let context = context(Sampling::Sample);
+        let push = |spans| (0..spans).for_each(|_| queue.push(&finished(&context, "/a")));
+        let taken = |all| queue.take(all).iter().map(Batch::len).collect::<Vec<_>>();
+        push(BATCH_ITEMS - 1);
+        assert_eq!((taken(false), taken(true), taken(true)), (vec![], vec![BATCH_ITEMS - 1], vec![]));
+        push(2 * BATCH_ITEMS + 3);
+        assert_eq!((taken(false), taken(true)), (vec![BATCH_ITEMS; 2], vec![3]));
+        // What was taken leaves its place to others.
+        push(4 * BATCH_ITEMS + 1);
+        assert_eq!((taken(true), queue.counts().queue_full), (vec![BATCH_ITEMS; 4], 1));
     }
 
     #[test]
@@ -391,10 +411,13 @@ mod tests {
         for _ in 0..1000 {
             queue.push(&finished(&context, &long));
         }
-        let mut batch = queue.take(SpanBatch::default());
-        assert_eq!(batch.spans.len() as u64 + queue.counts().queue_full, 1000);
-        assert!((100..300).contains(&batch.spans.len()), "{}", batch.spans.len());
-        assert!(batch.text_len() < 1000 * TEXT_OF_AN_ITEM + 4 * SpanBatch::MAX_TEXT, "{}", batch.text_len());
+        let mut batches = queue.take(true);
+        let (spans, text) = batches.iter().fold((0, 0), |(spans, text), batch| (spans + batch.len(), text + batch.text_len()));
+        assert_eq!(spans as u64 + queue.counts().queue_full, 1000);
+        assert!((100..300).contains(&spans), "{spans}");
+        assert!(text < 1000 * TEXT_OF_AN_ITEM + 4 * SpanBatch::MAX_TEXT, "{text}");
+        assert!(batches.len() == 2 || batches.len() == 3, "{}", batches.len());
+        let batch = &mut batches[0];
         batch.text.0.reserve(4 << 20);
         batch.clear();
         assert!(batch.text.0.capacity() < 1 << 20, "{}", batch.text.0.capacity());
@@ -405,7 +428,7 @@ mod tests {
         let queue = SpanQueue::new(2);
         let long = format!("/{}", "ü".repeat(2000));
         queue.push(&finished(&context(Sampling::Debug), &long));
-        let batch = queue.take(SpanBatch::default());
+        let batch = queue.take(true).pop().unwrap();
         let mut visited = Vec::new();
         batch.attributes(&batch.spans[0], |name, value| visited.push((name, value)));
         assert!(visited.contains(&("http.response.status_code", AttributeValue::Int(503))), "{visited:?}");

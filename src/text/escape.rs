@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::io::Write as _;
 
 /// Whether every byte is printable ASCII and neither quote nor backslash. Nearly all text is.
-fn is_plain(text: &[u8]) -> bool {
+pub(crate) fn is_plain(text: &[u8]) -> bool {
     is_printable_without(text, *b"\"\\")
 }
 

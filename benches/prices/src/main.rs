@@ -76,7 +76,7 @@ fn main() {
         "record_span-sdk" => sdk_spans(times),
         "encode_zipkin-own" => {
             let resource = zipkin::EncodedResource::new(&resource());
-            encoded(times, |batch| zipkin::encode(&resource, batch, &batch.spans));
+            encoded(times, |batch| zipkin::encode(&resource, batch));
         }
         "encode_zipkin-serde_json" => encoded(times, |batch| {
             let spans: Vec<Span> = batch.spans.iter().map(|span| model(batch, span)).collect();
@@ -93,7 +93,7 @@ fn main() {
         }
         "encode_otlp-own" => {
             let encoder = OtlpEncoder::new(resource());
-            encoded(times, |batch| encoder.encode(batch, &batch.spans));
+            encoded(times, |batch| encoder.encode(batch));
         }
         "encode_otlp-opentelemetry_otlp" => {
             let mut exporter = opentelemetry_otlp::SpanExporter::builder()
@@ -254,13 +254,10 @@ fn finished() -> FinishedSpan<'static> {
 
 fn own_queue(times: usize) {
     let queue = SpanQueue::new(1 << 14);
-    let mut spare = SpanBatch::default();
     for i in 0..times {
         queue.push(black_box(&finished()));
         if i % BATCH == 0 {
-            let mut batch = queue.take(spare);
-            batch.clear();
-            spare = batch;
+            queue.take(true).into_iter().for_each(|batch| queue.reuse(batch));
         }
     }
 }
@@ -313,11 +310,11 @@ fn sdk_resource() -> Resource {
 
 /// `times` spans, encoded in batches.
 fn encoded(times: usize, encode: impl Fn(&SpanBatch) -> Vec<u8>) {
-    let queue = SpanQueue::new(BATCH);
+    let queue = SpanQueue::new(2 * BATCH);
     for _ in 0..BATCH {
         queue.push(&finished());
     }
-    let batch = queue.take(SpanBatch::default());
+    let batch = queue.take(true).remove(0);
     for _ in 0..times / BATCH {
         black_box(encode(&batch));
     }

@@ -21,8 +21,8 @@ impl ConsoleSink {
         Self { out, service: resource.service_name }
     }
 
-    pub(super) fn send(&self, batch: &SpanBatch, spans: &[QueuedSpan]) {
-        for span in spans {
+    pub(super) fn send(&self, batch: &SpanBatch) {
+        for span in &batch.spans {
             self.out.line(|line| self.write(line, batch, span));
         }
     }

@@ -26,7 +26,7 @@ use crate::net::hosts::redacted_url;
 use crate::net::tls::ClientTls;
 use crate::telemetry::ids;
 use crate::telemetry::line_writer::LineWriter;
-use crate::telemetry::span_queue::{QueuedSpan, SpanBatch};
+use crate::telemetry::span_queue::SpanBatch;
 
 /// How long one request to the collector may take, unless OTLP's own variable sets it.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(10);
@@ -316,12 +316,12 @@ impl SpanSink {
         })
     }
 
-    async fn export(&self, batch: &SpanBatch, spans: &[QueuedSpan]) -> Result<Accepted, ExportError> {
+    async fn export(&self, batch: &SpanBatch) -> Result<Accepted, ExportError> {
         match self {
-            Self::Zipkin(sink) => sink.send(batch, spans).await,
-            Self::Otlp { collector, encoder } => collector.export(encoder.encode(batch, spans), Duration::MAX).await,
+            Self::Zipkin(sink) => sink.send(batch).await,
+            Self::Otlp { collector, encoder } => collector.export(encoder.encode(batch), Duration::MAX).await,
             Self::Console(sink) => {
-                sink.send(batch, spans);
+                sink.send(batch);
                 Ok(Accepted::default())
             }
         }

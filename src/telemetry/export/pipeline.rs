@@ -1,8 +1,7 @@
-//! The task that drains a queue and sends its items in chunks, and the exporters of a hop together.
+//! The task that drains a queue and sends its batches, and the exporters of a hop together.
 //!
 //! The queue is bounded, so an unreachable collector costs items, which are counted, and never a request.
 
-use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,23 +20,20 @@ use crate::telemetry::metrics::Metrics;
 use crate::telemetry::queue::{Batch, ExportFate, Queue};
 use crate::telemetry::span_queue::{SpanBatch, SpanQueue};
 
-/// How many items one request carries at most.
-const CHUNK: usize = 512;
-
 /// Where the items of a queue go.
 trait ExportSink: Send + Sync + 'static {
     type Batch: Batch;
     const SIGNAL: Signal;
 
-    fn send(&self, batch: &Self::Batch, items: Range<usize>) -> impl Future<Output = Result<Accepted, ExportError>> + Send;
+    fn send(&self, batch: &Self::Batch) -> impl Future<Output = Result<Accepted, ExportError>> + Send;
 }
 
 impl ExportSink for SpanSink {
     type Batch = SpanBatch;
     const SIGNAL: Signal = Signal::Traces;
 
-    async fn send(&self, batch: &SpanBatch, items: Range<usize>) -> Result<Accepted, ExportError> {
-        self.export(batch, &batch.spans[items]).await
+    async fn send(&self, batch: &SpanBatch) -> Result<Accepted, ExportError> {
+        self.export(batch).await
     }
 }
 
@@ -51,8 +47,8 @@ impl ExportSink for LogSink {
     type Batch = LogBatch;
     const SIGNAL: Signal = Signal::Logs;
 
-    async fn send(&self, batch: &LogBatch, items: Range<usize>) -> Result<Accepted, ExportError> {
-        self.collector.export(self.encoder.encode(batch, items), Duration::MAX).await
+    async fn send(&self, batch: &LogBatch) -> Result<Accepted, ExportError> {
+        self.collector.export(self.encoder.encode(batch), Duration::MAX).await
     }
 }
 
@@ -80,19 +76,17 @@ impl<B: Batch> Pipeline<B> {
 /// Exports what is queued until the stop.
 async fn drain<S: ExportSink>(sink: S, queue: Arc<Queue<S::Batch>>, stopped: watch::Receiver<bool>, schedule_delay: Duration) {
     let mut delivery = Delivery::new(S::SIGNAL, stopped);
-    let mut spare = S::Batch::default();
     loop {
-        tokio::select! {
-            () = sleep(schedule_delay) => {}
-            () = queue.half_full() => {}
-            () = delivery.stopped() => {}
-        }
+        let all = tokio::select! {
+            () = sleep(schedule_delay) => true,
+            () = queue.batch_full() => false,
+            () = delivery.stopped() => true,
+        };
         // Read before the queue is emptied: items that are recorded after the stop are not waited for.
         let stopping = delivery.is_stopping();
-        let mut batch = queue.take(spare);
-        for range in batch.chunks(CHUNK) {
-            let (items, last) = (range.len(), batch.counted(range.end - 1));
-            match delivery.deliver(items, Duration::MAX, |_| sink.send(&batch, range.clone())).await {
+        for batch in queue.take(all || stopping) {
+            let (items, last) = (batch.len(), batch.counted(batch.len() - 1));
+            match delivery.deliver(items, Duration::MAX, |_| sink.send(&batch)).await {
                 Ok(accepted) => {
                     let rejected = accepted.rejected.min(items);
                     // Which of them were rejected is not known.
@@ -101,9 +95,8 @@ async fn drain<S: ExportSink>(sink: S, queue: Arc<Queue<S::Batch>>, stopped: wat
                 }
                 Err(fate) => queue.settle(items, fate, last),
             }
+            queue.reuse(batch);
         }
-        batch.clear();
-        spare = batch;
         if stopping {
             return;
         }

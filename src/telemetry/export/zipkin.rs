@@ -11,7 +11,7 @@ use opentelemetry_semantic_conventions::attribute::ERROR_TYPE;
 use super::{Accepted, Collector, ExportError, ExportProtocol, ExporterError, ResourceOptions, TIMEOUT};
 use crate::net::tls::ClientTls;
 use crate::telemetry::span_queue::{AttributeValue, QueuedSpan, SpanBatch, SpanKind};
-use crate::text::escape::{push_escaped, push_text};
+use crate::text::escape::{self, push_text};
 use crate::text::hex::push_hex;
 use crate::text::number::{push_address, push_number};
 use crate::trace_context::Sampling;
@@ -47,8 +47,8 @@ impl ZipkinSink {
         Ok(Self { collector: collector(endpoint)?, resource: EncodedResource::new(resource) })
     }
 
-    pub(super) async fn send(&self, batch: &SpanBatch, spans: &[QueuedSpan]) -> Result<Accepted, ExportError> {
-        self.collector.post(encode(&self.resource, batch, spans), Duration::MAX).await.map(|_| Accepted::default())
+    pub(super) async fn send(&self, batch: &SpanBatch) -> Result<Accepted, ExportError> {
+        self.collector.post(encode(&self.resource, batch), Duration::MAX).await.map(|_| Accepted::default())
     }
 }
 
@@ -80,10 +80,10 @@ impl EncodedResource {
     }
 }
 
-pub(crate) fn encode(resource: &EncodedResource, batch: &SpanBatch, spans: &[QueuedSpan]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(2 + spans.len() * (640 + resource.local_endpoint.len() + resource.tags.len()));
+pub(crate) fn encode(resource: &EncodedResource, batch: &SpanBatch) -> Vec<u8> {
+    let mut out = Vec::with_capacity(2 + batch.spans.len() * (640 + resource.local_endpoint.len() + resource.tags.len()));
     out.push(b'[');
-    for (i, span) in spans.iter().enumerate() {
+    for (i, span) in batch.spans.iter().enumerate() {
         if i > 0 {
             out.push(b',');
         }
@@ -127,13 +127,15 @@ fn encode_span(out: &mut Vec<u8>, resource: &EncodedResource, batch: &SpanBatch,
     }
     out.extend_from_slice(b",\"tags\":{");
     out.extend_from_slice(&resource.tags);
-    // The names are constants that need no escaping.
+    // Names and other constants need no escaping, and a scan of all texts at once costs less than one of each.
+    let is_plain = escape::is_plain(batch.texts(span).as_bytes());
     let mut tag = |name: &str, value: AttributeValue<'_>| {
         out.extend_from_slice(b",\"");
         out.extend_from_slice(name.as_bytes());
         out.extend_from_slice(b"\":\"");
         match value {
-            AttributeValue::Text(text) => push_escaped(out, text.as_bytes()),
+            AttributeValue::Text(text) if is_plain => out.extend_from_slice(text.as_bytes()),
+            AttributeValue::Text(text) => escape::push_escaped(out, text.as_bytes()),
             AttributeValue::Int(number) => push_number(out, number),
             AttributeValue::Address(address) => push_address(out, address),
         }
@@ -172,6 +174,39 @@ mod tests {
     use crate::traces::{self, Kind};
     use opentelemetry::trace::{SpanId, TraceId};
 
+    /// One text that needs escaping, whichever it is.
+    #[test]
+    fn every_text_of_a_span_is_escaped() {
+        let context = Context {
+            trace_id: TraceId::from(7),
+            short_trace_id: false,
+            random: false,
+            span_id: SpanId::from(2),
+            parent_id: None,
+            sampling: Sampling::Sample,
+        };
+        let odd = "a\"\n\\";
+        let span =
+            || FinishedSpan { query: Some("q"), user_agent: "u", server: Some(("s", 1)), ..FinishedSpan::for_tests(&context) };
+        let spans = [
+            FinishedSpan { original_method: odd, ..span() },
+            FinishedSpan { path: odd, ..span() },
+            FinishedSpan { query: Some(odd), ..span() },
+            FinishedSpan { user_agent: odd, ..span() },
+            FinishedSpan { server: Some((odd, 1)), ..span() },
+            FinishedSpan { request_id: odd, ..span() },
+            FinishedSpan { kind: SpanKind::Client, base_url: odd, ..span() },
+        ];
+        let queue = SpanQueue::new(1000);
+        spans.iter().for_each(|span| queue.push(span));
+        let json = encode(&EncodedResource::new(&ResourceOptions::default()), &queue.take(true).pop().unwrap());
+        let decoded = traces::decode(&json, 10).unwrap();
+        assert_eq!(decoded.len(), spans.len());
+        for span in &decoded {
+            assert!(span.tags.iter().any(|(_, value)| value.contains(odd)), "{span:?}");
+        }
+    }
+
     #[test]
     fn what_is_written_by_hand_is_a_span_of_the_trace_model() {
         let context = Context {
@@ -201,8 +236,8 @@ mod tests {
         let root = Context { short_trace_id: true, parent_id: None, ..context };
         let peer = Some("[2001:db8::2]:80".parse().unwrap());
         queue.push(&FinishedSpan { kind: SpanKind::Client, context: &root, route: "", status: 200, peer, ..span });
-        let batch = queue.take(SpanBatch::default());
-        let json = encode(&EncodedResource::new(&resource), &batch, &batch.spans);
+        let batch = queue.take(true).pop().unwrap();
+        let json = encode(&EncodedResource::new(&resource), &batch);
         let [server, client] = &traces::decode(&json, 10).unwrap()[..] else { panic!("{}", String::from_utf8_lossy(&json)) };
 
         assert_eq!((server.trace_id, server.id, server.parent_id), (context.trace_id, context.span_id, context.parent_id));

@@ -1,6 +1,5 @@
 //! Log records as OTLP.
 
-use std::ops::Range;
 use std::time::SystemTime;
 
 use opentelemetry_proto::tonic::logs::v1::{LogRecord, SeverityNumber};
@@ -29,10 +28,10 @@ impl LogEncoder {
     }
 
     /// The bytes of an `ExportLogsServiceRequest`.
-    pub(crate) fn encode(&self, batch: &LogBatch, records: Range<usize>) -> Vec<u8> {
-        let mut scope_logs = self.0.open(records.len() * 384);
+    pub(crate) fn encode(&self, batch: &LogBatch) -> Vec<u8> {
+        let mut request = self.0.open(batch.records.len() * 384);
         let (mut message, mut encoded, mut body) = (LogRecord::default(), Vec::with_capacity(512), Vec::with_capacity(256));
-        for record in &batch.records[records] {
+        for record in &batch.records {
             fill(&mut message, record);
             encoded.clear();
             // Fails only when the buffer cannot grow.
@@ -42,9 +41,10 @@ impl LogEncoder {
             push_field(&mut encoded, field::RECORD_BODY, &body);
             batch
                 .attributes(record, |name, value| push_attribute(&mut encoded, &mut body, field::RECORD_ATTRIBUTES, name, value));
-            push_item(&mut scope_logs, &encoded);
+            push_item(&mut request, &encoded);
         }
-        self.0.close(&scope_logs)
+        self.0.close(&mut request);
+        request
     }
 }
 
@@ -113,9 +113,9 @@ mod tests {
         let queue = LogQueue::new(8);
         queue.push_request(&entry, b"a line\n");
         queue.push_request(&AccessEntry { known_method: "_OTHER", trace: None, ..entry }, b"\xff\n");
-        let batch = queue.take(LogBatch::default());
+        let batch = queue.take(true).pop().unwrap();
         let encoder = LogEncoder::new(ResourceOptions { service_name: "service1".into(), attributes: Vec::new() });
-        let request = ExportLogsServiceRequest::decode(&*encoder.encode(&batch, 0..2)).unwrap();
+        let request = ExportLogsServiceRequest::decode(&*encoder.encode(&batch)).unwrap();
         let scope = &request.resource_logs[0].scope_logs[0];
         assert_eq!(scope.scope.as_ref().unwrap().name, "httpserver");
         let [line, other] = &scope.log_records[..] else { panic!("{request:?}") };

@@ -99,8 +99,7 @@ impl MetricEncoder {
         latest: &Latest,
         now: SystemTime,
     ) -> MetricRequest {
-        let mut scope_metrics = self.envelope.open(16 << 10);
-        let mut request = MetricRequest { body: Vec::new(), points: 0, values: HashMap::new(), at: now };
+        let mut request = MetricRequest { body: self.envelope.open(16 << 10), points: 0, values: HashMap::new(), at: now };
         for family in families {
             let metric = match family.get_field_type() {
                 MetricType::COUNTER | MetricType::GAUGE => self.numbers(family, latest, &mut request),
@@ -111,10 +110,10 @@ impl MetricEncoder {
                 MetricType::SUMMARY | MetricType::UNTYPED => None,
             };
             if let Some(metric) = metric {
-                push_item(&mut scope_metrics, &metric.encode_to_vec());
+                push_item(&mut request.body, &metric.encode_to_vec());
             }
         }
-        request.body = self.envelope.close(&scope_metrics);
+        self.envelope.close(&mut request.body);
         request
     }
 

@@ -23,7 +23,7 @@ use opentelemetry_proto::tonic::resource::v1::Resource;
 use opentelemetry_semantic_conventions::SCHEMA_URL;
 use opentelemetry_semantic_conventions::attribute::SERVICE_NAME;
 use prost::Message as _;
-use prost::encoding::int64;
+use prost::encoding::encoded_len_varint;
 
 use super::grpc::GrpcCollector;
 use super::http::shown;
@@ -143,23 +143,40 @@ impl Envelope {
         Self { resource: encoded(field::RESOURCE_ITEMS_RESOURCE, resource.encode_to_vec()), scope }
     }
 
-    /// A buffer for items, each to be added by [`push_item`].
+    /// A request without items, each to be added by [`push_item`], with room for so many bytes of them.
     fn open(&self, bytes: usize) -> Vec<u8> {
-        let mut scope_items = Vec::with_capacity(self.scope.len() + bytes);
-        scope_items.extend_from_slice(&self.scope);
-        scope_items
-    }
-
-    /// The bytes of the request around the items.
-    fn close(&self, scope_items: &[u8]) -> Vec<u8> {
-        let resource_items = self.resource.len() + field_len(scope_items.len());
-        let mut request = Vec::with_capacity(field_len(resource_items));
-        request.push(key(field::REQUEST_RESOURCE_ITEMS));
-        push_length(&mut request, resource_items);
+        let mut request = Vec::with_capacity(self.scope_start() + self.scope.len() + bytes);
+        push_open(&mut request, field::REQUEST_RESOURCE_ITEMS);
         request.extend_from_slice(&self.resource);
-        push_field(&mut request, field::RESOURCE_ITEMS_SCOPE_ITEMS, scope_items);
+        push_open(&mut request, field::RESOURCE_ITEMS_SCOPE_ITEMS);
+        request.extend_from_slice(&self.scope);
         request
     }
+
+    /// Writes the lengths that were not known before the items were.
+    fn close(&self, request: &mut [u8]) {
+        close_field(request, OPEN_FIELD);
+        close_field(request, self.scope_start());
+    }
+
+    fn scope_start(&self) -> usize {
+        OPEN_FIELD + self.resource.len() + OPEN_FIELD
+    }
+}
+
+/// Key and length of a field that is begun before its length is known. The length has four bytes whatever it is, so that the items
+/// are not moved once more: decoders accept leading zeros.
+const OPEN_FIELD: usize = 5;
+
+fn push_open(out: &mut Vec<u8>, number: u8) {
+    out.extend_from_slice(&[key(number), 0, 0, 0, 0]);
+}
+
+/// Writes the length of the field whose content begins at `start` and ends with `out`.
+fn close_field(out: &mut [u8], start: usize) {
+    let length = out.len() - start;
+    let seven_bits = |i: usize| (length >> (7 * i) & 0x7f) as u8;
+    out[start - 4..start].copy_from_slice(&[seven_bits(0) | 0x80, seven_bits(1) | 0x80, seven_bits(2) | 0x80, seven_bits(3)]);
 }
 
 fn push_item(scope_items: &mut Vec<u8>, item: &[u8]) {
@@ -176,53 +193,72 @@ const fn key(number: u8) -> u8 {
     number << 3 | LENGTH_DELIMITED
 }
 
+#[inline]
 fn push_field(out: &mut Vec<u8>, number: u8, message: &[u8]) {
-    out.push(key(number));
-    push_length(out, message.len());
+    push_key(out, number, message.len());
     out.extend_from_slice(message);
+}
+
+/// Key and length of a field. Nearly every length is one byte.
+#[inline]
+fn push_key(out: &mut Vec<u8>, number: u8, length: usize) {
+    if length < 128 {
+        out.extend_from_slice(&[key(number), length as u8]);
+    } else {
+        out.push(key(number));
+        push_varint(out, length as u64);
+    }
 }
 
 /// With a key of one byte.
 fn field_len(content: usize) -> usize {
-    1 + prost::length_delimiter_len(content) + content
+    1 + encoded_len_varint(content as u64) + content
 }
 
-/// Nearly every length is one byte.
-fn push_length(out: &mut Vec<u8>, length: usize) {
-    if length < 128 {
-        out.push(length as u8);
-    } else {
-        let _ = prost::encode_length_delimiter(length, out);
+fn push_varint(out: &mut Vec<u8>, mut value: u64) {
+    while value > 0x7f {
+        out.push(value as u8 | 0x80);
+        value >>= 7;
     }
+    out.push(value as u8);
 }
 
 /// Appends an attribute to an encoded message, as its field `number`. As messages, three deep, their lengths would be counted again
 /// at each level.
 fn push_attribute(out: &mut Vec<u8>, scratch: &mut Vec<u8>, number: u8, name: &str, value: AttributeValue<'_>) {
-    scratch.clear();
-    let value_len = match value {
-        AttributeValue::Text(text) => field_len(text.len()),
-        AttributeValue::Int(number) => {
-            int64::encode(field::ANY_VALUE_INT.into(), &i64::try_from(number).unwrap_or(i64::MAX), scratch);
-            scratch.len()
-        }
+    let text = match value {
+        AttributeValue::Text(text) => text.as_bytes(),
         AttributeValue::Address(address) => {
-            // Less than 128 bytes: its length is one.
-            scratch.extend_from_slice(&[key(field::ANY_VALUE_STRING), 0]);
+            scratch.clear();
             push_address(scratch, address);
-            scratch[1] = (scratch.len() - 2) as u8;
-            scratch.len()
+            scratch
+        }
+        AttributeValue::Int(value) => {
+            // The type is signed, and its negative numbers are not ours.
+            let value = value.min(i64::MAX as u64);
+            push_name(out, number, name, 1 + encoded_len_varint(value));
+            out.push(field::ANY_VALUE_INT << 3);
+            return push_varint(out, value);
         }
     };
-    out.push(key(number));
-    push_length(out, field_len(name.len()) + field_len(value_len));
-    push_field(out, field::KEY_VALUE_KEY, name.as_bytes());
-    out.push(key(field::KEY_VALUE_VALUE));
-    push_length(out, value_len);
-    match value {
-        AttributeValue::Text(text) => push_field(out, field::ANY_VALUE_STRING, text.as_bytes()),
-        AttributeValue::Int(_) | AttributeValue::Address(_) => out.extend_from_slice(scratch),
+    // All four lengths are one byte, as nearly always: so they are written in two pieces.
+    if name.len() + text.len() < 128 - 6 {
+        let (name_len, text_len) = (name.len() as u8, text.len() as u8);
+        out.extend_from_slice(&[key(number), name_len + text_len + 6, key(field::KEY_VALUE_KEY), name_len]);
+        out.extend_from_slice(name.as_bytes());
+        out.extend_from_slice(&[key(field::KEY_VALUE_VALUE), text_len + 2, key(field::ANY_VALUE_STRING), text_len]);
+        out.extend_from_slice(text);
+    } else {
+        push_name(out, number, name, field_len(text.len()));
+        push_field(out, field::ANY_VALUE_STRING, text);
     }
+}
+
+/// An attribute up to its value, which has so many bytes.
+fn push_name(out: &mut Vec<u8>, number: u8, name: &str, value_len: usize) {
+    push_key(out, number, field_len(name.len()) + field_len(value_len));
+    push_field(out, field::KEY_VALUE_KEY, name.as_bytes());
+    push_key(out, field::KEY_VALUE_VALUE, value_len);
 }
 
 fn nanoseconds(duration: Duration) -> u64 {
@@ -232,7 +268,39 @@ fn nanoseconds(duration: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use opentelemetry_proto::tonic::collector::trace::v1::ExportTracePartialSuccess;
+    use opentelemetry_proto::tonic::collector::trace::v1::{ExportTracePartialSuccess, ExportTraceServiceRequest};
+
+    #[test]
+    fn an_attribute_is_that_of_prost_at_every_length() {
+        let lengths = (0..300).chain([16_000, 17_000]).map(|length| "x".repeat(length)).collect::<Vec<_>>();
+        let texts = lengths.iter().map(|text| (AttributeValue::Text(text), Value::StringValue(text.clone())));
+        let numbers = [0, 1, 127, 128, 16_384, i64::MAX as u64].map(|n| (AttributeValue::Int(n), Value::IntValue(n as i64)));
+        let addresses = ["10.0.0.7", "2001:db8::1"]
+            .map(|text| (AttributeValue::Address(text.parse().unwrap()), Value::StringValue(text.to_owned())));
+        for (value, expected) in texts.chain(numbers).chain(addresses) {
+            for name in ["n", "http.request.method", &"n".repeat(130)] {
+                let (mut out, mut prost) = (Vec::new(), Vec::new());
+                push_attribute(&mut out, &mut vec![b'-'], 9, name, value);
+                prost::encoding::message::encode(9, &attribute(name.to_owned(), expected.clone()), &mut prost);
+                assert_eq!(out, prost, "{name} {value:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_length_of_a_request_is_written_after_its_items() {
+        let envelope = Envelope::new(ResourceOptions { service_name: "s".into(), attributes: Vec::new() });
+        for items in [0, 1, 200, 3000] {
+            let mut request = envelope.open(0);
+            (0..items).for_each(|_| push_item(&mut request, &[0x2a, 1, b'n']));
+            envelope.close(&mut request);
+            let decoded = ExportTraceServiceRequest::decode(&*request).unwrap();
+            let [resource_spans] = &decoded.resource_spans[..] else { panic!("{decoded:?}") };
+            let [scope_spans] = &resource_spans.scope_spans[..] else { panic!("{decoded:?}") };
+            assert_eq!((scope_spans.spans.len(), &*scope_spans.schema_url), (items, SCHEMA_URL));
+            assert!(scope_spans.spans.iter().all(|span| span.name == "n"));
+        }
+    }
 
     #[test]
     fn a_partial_success_says_how_many_spans_were_rejected() {

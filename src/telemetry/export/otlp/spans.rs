@@ -1,23 +1,42 @@
 //! Spans as OTLP.
 //!
 //! The exporter of `opentelemetry-otlp` accepts the SDK's `SpanData` only, and the way from our batch through it costs several
-//! times as much as the encoding itself (`ARCHITECTURE.md`, "What was asked for, and where it works").
+//! times as much as the encoding itself (`ARCHITECTURE.md`, "What own code of telemetry buys").
 
 use std::time::SystemTime;
 
+use opentelemetry_proto::tonic::trace::v1::SpanFlags;
 use opentelemetry_proto::tonic::trace::v1::span::SpanKind as OtlpSpanKind;
 use opentelemetry_proto::tonic::trace::v1::status::StatusCode;
-use opentelemetry_proto::tonic::trace::v1::{Span as OtlpSpan, SpanFlags, Status};
 use opentelemetry_semantic_conventions::attribute::ERROR_TYPE;
-use prost::Message as _;
 
-use super::{Envelope, nanoseconds, push_attribute, push_item};
+use super::{Envelope, nanoseconds, push_attribute, push_field, push_item, push_key};
 use crate::telemetry::export::ResourceOptions;
 use crate::telemetry::span_queue::{AttributeValue, QueuedSpan, SpanBatch, SpanKind};
 use crate::trace_context::flags;
 
-/// The number of the field that nests attributes, as `trace.proto` of OpenTelemetry assigns it.
-const SPAN_ATTRIBUTES: u8 = 9;
+/// Numbers of the fields of a span and its status, as `trace.proto` of OpenTelemetry assigns them.
+mod field {
+    pub(super) const TRACE_ID: u8 = 1;
+    pub(super) const SPAN_ID: u8 = 2;
+    pub(super) const TRACE_STATE: u8 = 3;
+    pub(super) const PARENT_SPAN_ID: u8 = 4;
+    pub(super) const NAME: u8 = 5;
+    pub(super) const KIND: u8 = 6;
+    pub(super) const START_TIME: u8 = 7;
+    pub(super) const END_TIME: u8 = 8;
+    pub(super) const ATTRIBUTES: u8 = 9;
+    pub(super) const STATUS: u8 = 15;
+    pub(super) const FLAGS: u8 = 16;
+    pub(super) const STATUS_CODE: u8 = 3;
+}
+
+/// The types of fields that have no length, in the lowest three bits of their keys.
+mod wire_type {
+    pub(super) const VARINT: u8 = 0;
+    pub(super) const FIXED_64: u8 = 1;
+    pub(super) const FIXED_32: u8 = 5;
+}
 
 /// Encodes spans of one resource.
 #[derive(Debug)]
@@ -29,58 +48,60 @@ impl OtlpEncoder {
     }
 
     /// The bytes of an `ExportTraceServiceRequest`.
-    pub(crate) fn encode(&self, batch: &SpanBatch, spans: &[QueuedSpan]) -> Vec<u8> {
-        let mut scope_spans = self.0.open(spans.len() * 512);
-        // One message, filled again for each span: its buffers are reused.
-        let (mut message, mut encoded, mut scratch) = (OtlpSpan::default(), Vec::with_capacity(512), Vec::with_capacity(128));
-        for span in spans {
-            fill(&mut message, batch, span);
+    pub(crate) fn encode(&self, batch: &SpanBatch) -> Vec<u8> {
+        let mut request = self.0.open(batch.spans.len() * 512);
+        let (mut encoded, mut scratch) = (Vec::with_capacity(1024), Vec::with_capacity(64));
+        for span in &batch.spans {
             encoded.clear();
-            // Fails only when the buffer cannot grow.
-            let _ = message.encode(&mut encoded);
-            let mut push = |name: &str, value: AttributeValue<'_>| {
-                push_attribute(&mut encoded, &mut scratch, SPAN_ATTRIBUTES, name, value);
-            };
-            batch.attributes(span, &mut push);
-            if let Some(error) = batch.error_type(span) {
-                push(ERROR_TYPE, AttributeValue::Text(&error.to_string()));
-            }
-            push_item(&mut scope_spans, &encoded);
+            encode_span(&mut encoded, &mut scratch, batch, span);
+            push_item(&mut request, &encoded);
         }
-        self.0.close(&scope_spans)
+        self.0.close(&mut request);
+        request
     }
 }
 
-/// Sets every field of a span but its attributes.
-fn fill(message: &mut OtlpSpan, batch: &SpanBatch, span: &QueuedSpan) {
-    let set_bytes = |field: &mut Vec<u8>, bytes: &[u8]| {
-        field.clear();
-        field.extend_from_slice(bytes);
-    };
+/// Written field by field: a message of `prost` counts its lengths before it writes them, and its texts are copied into it first.
+fn encode_span(out: &mut Vec<u8>, scratch: &mut Vec<u8>, batch: &SpanBatch, span: &QueuedSpan) {
     let context = &span.context;
-    set_bytes(&mut message.trace_id, &context.trace_id.to_bytes());
-    set_bytes(&mut message.span_id, &context.span_id.to_bytes());
-    match context.parent_id {
-        Some(parent) => set_bytes(&mut message.parent_span_id, &parent.to_bytes()),
-        None => message.parent_span_id.clear(),
+    push_field(out, field::TRACE_ID, &context.trace_id.to_bytes());
+    push_field(out, field::SPAN_ID, &context.span_id.to_bytes());
+    let trace_state = batch.trace_state(span);
+    if !trace_state.is_empty() {
+        push_field(out, field::TRACE_STATE, trace_state.as_bytes());
+    }
+    if let Some(parent) = context.parent_id {
+        push_field(out, field::PARENT_SPAN_ID, &parent.to_bytes());
+    }
+    let (method, route) = batch.name(span);
+    let space = if route.is_empty() { "" } else { " " };
+    push_key(out, field::NAME, method.len() + space.len() + route.len());
+    for part in [method, space, route] {
+        out.extend_from_slice(part.as_bytes());
     }
     // Whether the parent is remote: a root has none, and a client span's is the server span.
     let (kind, is_remote) = match span.kind {
         SpanKind::Server => (OtlpSpanKind::Server, context.parent_id.is_some()),
         SpanKind::Client => (OtlpSpanKind::Client, false),
     };
-    message.kind = kind as i32;
+    out.extend_from_slice(&[field::KIND << 3 | wire_type::VARINT, kind as u8]);
+    let start = nanoseconds(span.start.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default());
+    for (number, time) in [(field::START_TIME, start), (field::END_TIME, start.saturating_add(nanoseconds(span.duration)))] {
+        out.push(number << 3 | wire_type::FIXED_64);
+        out.extend_from_slice(&time.to_le_bytes());
+    }
+    batch.attributes(span, |name, value| push_attribute(out, scratch, field::ATTRIBUTES, name, value));
+    let error = batch.error_type(span);
+    if let Some(error) = error {
+        push_attribute(out, scratch, field::ATTRIBUTES, ERROR_TYPE, AttributeValue::Text(&error.to_string()));
+    }
+    let code = if error.is_some() { StatusCode::Error } else { StatusCode::Unset };
+    push_field(out, field::STATUS, &[field::STATUS_CODE << 3 | wire_type::VARINT, code as u8]);
     let remote = if is_remote { SpanFlags::ContextIsRemoteMask as u32 } else { 0 };
-    message.flags = u32::from(flags(context)) | SpanFlags::ContextHasIsRemoteMask as u32 | remote;
-    message.trace_state.clear();
-    message.trace_state.push_str(batch.trace_state(span));
-    let (method, route) = batch.name(span);
-    message.name.clear();
-    message.name.extend([method, if route.is_empty() { "" } else { " " }, route]);
-    message.start_time_unix_nano = nanoseconds(span.start.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default());
-    message.end_time_unix_nano = message.start_time_unix_nano.saturating_add(nanoseconds(span.duration));
-    let code = if batch.error_type(span).is_some() { StatusCode::Error } else { StatusCode::Unset };
-    message.status = Some(Status { code: code as i32, message: String::new() });
+    let flags = u32::from(flags(context)) | SpanFlags::ContextHasIsRemoteMask as u32 | remote;
+    // The key of a field above 15 has two bytes.
+    out.extend_from_slice(&[(field::FLAGS & 0xf) << 3 | wire_type::FIXED_32 | 0x80, field::FLAGS >> 4]);
+    out.extend_from_slice(&flags.to_le_bytes());
 }
 
 #[cfg(test)]
@@ -92,6 +113,7 @@ mod tests {
     use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
     use opentelemetry_proto::tonic::common::v1::KeyValue;
     use opentelemetry_proto::tonic::common::v1::any_value::Value;
+    use prost::Message as _;
     use std::collections::BTreeMap;
     use std::time::Duration;
 
@@ -127,13 +149,13 @@ mod tests {
         queue.push(&span);
         queue.push(&FinishedSpan { context: &second, route: "", status: 200, client: None, request_id: "r", ..span });
         queue.push(&FinishedSpan { kind: SpanKind::Client, context: &first, error: Some("timeout"), status: 0, ..span });
-        let batch = queue.take(SpanBatch::default());
+        let batch = queue.take(true).pop().unwrap();
         let encoder = OtlpEncoder::new(ResourceOptions {
             service_name: "service1".into(),
             attributes: vec![("lane".into(), "gray".into())],
         });
 
-        let request = ExportTraceServiceRequest::decode(&*encoder.encode(&batch, &batch.spans)).unwrap();
+        let request = ExportTraceServiceRequest::decode(&*encoder.encode(&batch)).unwrap();
         let [resource_spans] = &request.resource_spans[..] else { panic!("{request:?}") };
         let resource = resource_spans.resource.as_ref().unwrap();
         assert_eq!(attributes(&resource.attributes), [("service.name", "service1".into()), ("lane", "gray".into())].into());
