@@ -197,8 +197,10 @@ fn guessed(system: &System, unnamed: Vec<usize>, answered: &CallsBetween, unclea
     let mut elsewhere: HashMap<usize, usize> = HashMap::new();
     for at in unnamed.into_iter().filter(|at| !unclear.contains(&system.spans[*at].service)) {
         let service = system.spans[at].service;
-        let is_alike = |call: &&usize| {
-            system.spans[**call].span.name == system.spans[at].span.name && system.named_remote(**call) == Remote::Unnamed
+        // Some tracers name calls by their method only.
+        let is_alike = |answered: &&usize| {
+            let (call, other) = (&system.spans[**answered].span, &system.spans[at].span);
+            call.name == other.name && path(call) == path(other) && system.named_remote(**answered) == Remote::Unnamed
         };
         match by_exclusion(system, at, answered) {
             Some(callee) if answered[&(service, callee)].iter().take(16).any(|call| is_alike(&call)) => {
