@@ -92,8 +92,7 @@ impl<'a> Search<'a> {
             consumers.entry(span.service).or_default().push((at, system.callees(at)));
         }
         let (edges, used, explained) = (joined(system), HashSet::new(), HashSet::new());
-        let timers = timers(system);
-        let begun = BTreeMap::new();
+        let (timers, begun) = (timers(system), BTreeMap::new());
         let mut search = Self { system, skews, aliases, edges, used, explained, timers, calls_services, consumers, begun };
         search.begun = search.roots(|kind| kind == Some(Kind::Server));
         search
@@ -103,6 +102,7 @@ impl<'a> Search<'a> {
     pub(super) fn run(&mut self) {
         self.calls_that_begin_traces();
         self.entries_below_own_proxy();
+        self.entries_by_address();
         let open = self.open_calls();
         self.entries(|search, callee, roots| search.inside_named_calls(&open, callee, roots));
         let leaves = self.leaves();
@@ -160,7 +160,7 @@ impl<'a> Search<'a> {
             if self.used.insert(root) {
                 let is_joined = caller != callee && system.spans[root].service == caller;
                 edge.lost_and_joined += usize::from(is_joined && system.spans[root].children.iter().any(answers));
-                let is_call = self.system.spans[outer].is(Kind::Client);
+                let is_call = outer != root && self.system.spans[outer].is(Kind::Client);
                 edge.with_client_span += usize::from(is_call);
                 edge.lost.push((root, outer));
                 self.explained.extend(is_call.then_some(outer));
@@ -199,10 +199,23 @@ impl<'a> Search<'a> {
             }
             for (callee, roots) in by_callee {
                 let entries = self.without_call(service, callee);
-                let pairs = self.inside(&roots, &entries, false).pairs;
+                let mut pairs = self.inside(&roots, &entries, false).pairs;
+                if !pairs.is_empty() && self.never_continues(service, callee, &roots) {
+                    // Whether the request around it was recorded or not: none has a context.
+                    let placed: HashSet<usize> = pairs.iter().map(|(root, _)| *root).collect();
+                    pairs.extend(roots.iter().filter(|root| !placed.contains(root)).map(|root| (*root, *root)));
+                }
                 self.take(service, callee.unwrap_or(service), pairs, None);
             }
         }
+    }
+
+    /// Whether no call from one service to another is part of the request that it serves: these begin traces.
+    fn never_continues(&self, service: usize, callee: Option<usize>, begun: &[usize]) -> bool {
+        let Some(callee) = callee else { return false };
+        let joined = self.edges.get(&(service, callee)).map_or(0, |edge| edge.joined);
+        let answers = |at: &usize| self.system.spans[*at].service == callee && self.system.spans[*at].is(Kind::Server);
+        joined <= begun.iter().flat_map(|root| &self.system.spans[*root].children).filter(|at| answers(at)).count()
     }
 
     /// An app's server span without a parent inside its own proxy's: the two speak different formats.
@@ -220,6 +233,22 @@ impl<'a> Search<'a> {
             // Two formats are two at every request.
             if pairs.len() * 2 >= apps.len().min(proxies.len()) && !self.is_otherwise(service, &pairs) {
                 self.take(service, service, pairs, None);
+            }
+        }
+    }
+
+    /// Roots that came from the hosts of a service and lie inside its work: less is needed to rule out chance.
+    fn entries_by_address(&mut self) {
+        for (callee, roots) in self.roots(|kind| kind == Some(Kind::Server)) {
+            let mut by_caller: BTreeMap<usize, Vec<(usize, Interval)>> = BTreeMap::new();
+            for root in roots {
+                let Some(caller) = self.system.caller(root) else { continue };
+                by_caller.entry(caller).or_default().push((root, interval(&self.system.spans[root])));
+            }
+            for (caller, inner) in by_caller {
+                let skew = self.skews.get(&(caller, callee)).copied().unwrap_or(0);
+                let found = self.timeline(&self.without_call(caller, None)).matches_known(&inner, skew);
+                self.take(caller, callee, found.unwrap_or_default().pairs, None);
             }
         }
     }

@@ -9,8 +9,12 @@ use crate::doctor::begun::{Edge, Search};
 use crate::doctor::finding::{
     FindingId, Level, MIN_SHARE, PROBE, ServiceFinding, ignored_context, level, lost_context, probe_next,
 };
-use crate::doctor::system::System;
+use crate::doctor::hosts::host_of;
+use crate::doctor::system::{System, SystemSpan};
 use crate::traces::Kind;
+
+/// So many continued requests are needed to know that a service continues what it gets.
+const MIN_CONTINUED: usize = 8;
 
 /// What the rule about contexts found.
 pub(super) struct ContextFindings {
@@ -45,7 +49,7 @@ fn findings(system: &System, edges: BTreeMap<(usize, usize), Edge>) -> Vec<Servi
             findings.push(silent_and_dropping(system, caller, callee, silent, edge));
         } else if caller == callee && edge.lost.iter().all(|(root, _)| system.spans[*root].is(Kind::Server)) {
             findings.push(apart_from_proxy(system, callee, edge));
-        } else if ignores(&edges, caller, callee, edge) {
+        } else if ignores(&edges, caller, callee, edge) || ignores_on_some_hosts(system, callee, edge) {
             findings.push(ignored(system, caller, callee, edge));
         } else {
             drops.entry(caller).or_default().push((callee, edge));
@@ -67,6 +71,21 @@ fn ignores(edges: &BTreeMap<(usize, usize), Edge>, caller: usize, callee: usize,
     edge.with_client_span * 2 > edge.lost.len() && caller_is_fine && !callee_reads_others
 }
 
+/// Whether the new traces begin on some hosts of the callee only, and these continue nothing while the others continue what they get.
+fn ignores_on_some_hosts(system: &System, callee: usize, edge: &Edge) -> bool {
+    let begun: HashSet<Box<str>> = edge.lost.iter().map(|(root, _)| host_of(&system.spans[*root].span)).collect();
+    let is_called = |span: &&SystemSpan| span.service == callee && span.is(Kind::Server) && span.parent.is_some();
+    let joined = || system.spans.iter().filter(is_called);
+    let is_one = |span: &&SystemSpan| system.spans[span.parent.unwrap_or_default()].service != callee;
+    let continued: HashSet<Box<str>> = joined().filter(is_one).map(|span| host_of(&span.span)).collect();
+    let are_callees = edge.lost.iter().all(|(root, _)| system.spans[*root].service == callee);
+    are_callees
+        && !continued.is_empty()
+        && !begun.contains("")
+        && begun.is_disjoint(&continued)
+        && joined().count() >= MIN_CONTINUED
+}
+
 fn dropped(system: &System, service: usize, edges: &[(usize, &Edge)]) -> ServiceFinding {
     let lost: usize = edges.iter().map(|(_, edge)| edge.lost.len()).sum();
     let of = edges.iter().map(|(_, edge)| edge.all()).sum::<usize>();
@@ -75,10 +94,13 @@ fn dropped(system: &System, service: usize, edges: &[(usize, &Edge)]) -> Service
     let whom = if callees.is_empty() { String::new() } else { format!(" to {}", callees.join(", ")) };
     let calls = edges.iter().flat_map(|(_, edge)| &edge.lost);
     let unparented = calls.clone().filter(|(root, _)| system.spans[*root].service == service).count();
-    let sign = if unparented * 2 > lost {
-        "its outgoing spans have no parent, each in the middle of a request that it served"
+    let seen = calls.clone().filter(|(root, outer)| root != outer).count();
+    let sign = if unparented * 2 > lost && seen < lost {
+        format!("its outgoing spans have no parent, {seen} of them in the middle of a request that was recorded")
+    } else if unparented * 2 > lost {
+        "its outgoing spans have no parent, each in the middle of a request that it served".to_owned()
     } else {
-        "each time the callee began a new trace while it waited"
+        "each time the callee began a new trace while it waited".to_owned()
     };
     let (cause, next) = lost_context(system, service);
     ServiceFinding {

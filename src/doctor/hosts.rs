@@ -54,7 +54,7 @@ pub(super) fn align(spans: &mut [SystemSpan]) -> Vec<HostClock> {
 
 /// What the span says of the host that made it; empty where it says nothing. The names are those of OpenTelemetry, Jaeger's clients
 /// and Envoy.
-fn host_of(span: &Span) -> Box<str> {
+pub(super) fn host_of(span: &Span) -> Box<str> {
     const KEYS: [&str; 5] = ["host.name", "hostname", "k8s.pod.name", "service.instance.id", "ip"];
     let proxy = || span.tag("node_id")?.split('~').nth(1);
     let address = || Some(span.local_endpoint.as_ref()?.ipv4?.to_string().into());

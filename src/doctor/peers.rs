@@ -132,6 +132,15 @@ pub(super) fn peer_addresses(span: &Span) -> impl Iterator<Item = IpAddr> {
     hosts.chain(urls).chain(sockets).filter_map(addresses::parse).chain(remote).filter(|address| !address.is_loopback())
 }
 
+/// The addresses that a server span has for the one that called.
+pub(super) fn caller_addresses(span: &Span) -> impl Iterator<Item = IpAddr> {
+    const KEYS: [&str; 6] =
+        ["client.address", "network.peer.address", "net.sock.peer.addr", "net.peer.ip", "peer.address", "peer.ipv4"];
+    let remote = span.remote_endpoint.as_ref().and_then(|remote| Some(IpAddr::V4(remote.ipv4?)));
+    let tags = KEYS.into_iter().filter_map(|key| span.tag(key));
+    tags.filter_map(addresses::parse).chain(remote).filter(|address| !address.is_loopback())
+}
+
 /// The addresses of the host that made a span.
 pub(super) fn own_addresses(span: &Span) -> impl Iterator<Item = IpAddr> {
     let local = span.local_endpoint.as_ref().and_then(|local| Some(IpAddr::V4(local.ipv4?)));

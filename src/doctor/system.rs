@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::doctor::peers::{Names, own_addresses, peer_addresses, peer_names};
+use crate::doctor::peers::{Names, caller_addresses, own_addresses, peer_addresses, peer_names};
 use crate::traces::{Kind, Span, Trace, TraceId};
 
 /// Last parts of the paths of health checks, which come at the same times everywhere.
@@ -299,6 +299,13 @@ impl System {
             Some(service) => Remote::Reports(service),
             None => silent.map_or(Remote::Unnamed, Remote::Silent),
         }
+    }
+
+    /// The service from one of whose hosts a request came.
+    pub(super) fn caller(&self, server: usize) -> Option<usize> {
+        let seen = &self.spans[server];
+        let callers = caller_addresses(&seen.span).filter_map(|address| *self.by_address.get(&address)?);
+        callers.into_iter().find(|caller| *caller != seen.service)
     }
 
     /// The calls of one trace that have no answer below, the latest 64.

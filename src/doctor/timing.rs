@@ -100,6 +100,12 @@ impl Timeline {
         self.matches_with(inner, skew, EVIDENCE)
     }
 
+    /// Like [`matches`](Self::matches), where it is known from elsewhere that the outer ones' service made `inner`.
+    pub(super) fn matches_known(&self, inner: &[(usize, Interval)], skew: i64) -> Option<Matches> {
+        const LEAST: f64 = 3.0;
+        self.matches_with(inner, skew, LEAST)
+    }
+
     fn matches_with(&self, inner: &[(usize, Interval)], skew: i64, least: f64) -> Option<Matches> {
         let inner: Vec<_> = inner.iter().copied().filter(|(_, (start, _))| *start > 0).collect();
         if inner.is_empty() || self.intervals.is_empty() {

@@ -646,6 +646,85 @@ fn a_service_beside_the_one_that_drops_the_context_is_not_named() {
 }
 
 /// `api.example.com` is not the service `api`, and nobody there calls back into the mesh.
+/// One of two hosts of a service begins traces whoever calls it: the callers pass their contexts on.
+#[test]
+fn a_host_that_ignores_contexts_is_at_fault_and_none_of_its_callers() {
+    let mut spans = Vec::new();
+    for caller in ["front", "other"] {
+        let mut calls = requests(40, &|n| {
+            let parent = if n % 2 == 0 { None } else { Some(1) };
+            vec![
+                (caller, "SERVER", None, 0, 60, ""),
+                (caller, "CLIENT", Some(0), 5, 50, "back"),
+                ("back", "SERVER", parent, 6, 45, ""),
+            ]
+        });
+        for (at, span) in calls.iter_mut().enumerate() {
+            let id = |id: &Value| json!(format!("{}{}", if caller == "front" { "0f" } else { "0e" }, &id.as_str().unwrap()[2..]));
+            for key in ["traceId", "id", "parentId"] {
+                if let Some(known) = span.get(key).cloned() {
+                    span[key] = id(&known);
+                }
+            }
+            span["timestamp"] = json!(span["timestamp"].as_u64().unwrap() + if caller == "front" { 0 } else { 60_000_000 });
+            if at % 3 == 2 {
+                span["localEndpoint"]["ipv4"] = json!(format!("10.0.0.{}", 1 + at / 3 % 2));
+            }
+        }
+        spans.extend(calls);
+    }
+    let found = faults(&report(&spans));
+    assert_eq!(found.len(), 2, "{found:?}");
+    assert!(found.iter().all(|fault| fault[..2] == ["context.ignored", "back"]), "{found:?}");
+}
+
+/// Two services work around the same roots; these came from the host of the one that takes longer.
+#[test]
+fn the_address_of_the_caller_of_a_root_says_who_dropped_the_context() {
+    let mut spans = requests(60, &|_| {
+        vec![
+            ("gate", "SERVER", None, 0, 120, ""),
+            ("gate", "CLIENT", Some(0), 1, 100, "front"),
+            ("front", "SERVER", Some(1), 2, 95, ""),
+            ("gate", "CLIENT", Some(0), 1, 80, "beside"),
+            ("beside", "SERVER", Some(3), 3, 75, ""),
+            ("back", "SERVER", None, 20, 30, ""),
+        ]
+    });
+    for span in &mut spans {
+        match span["localEndpoint"]["serviceName"].as_str() {
+            Some("front") => span["localEndpoint"]["ipv4"] = json!("10.0.0.7"),
+            Some("back") => span["tags"] = json!({"client.address": "10.0.0.7"}),
+            _ => {}
+        }
+    }
+    let found = faults(&report(&spans));
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert_eq!(found[0][..3], ["context.dropped", "front", "back"]);
+}
+
+/// Some of the requests around its calls were not recorded: all its calls begin traces all the same.
+#[test]
+fn all_calls_of_a_service_that_never_passes_a_context_on_are_counted() {
+    let spans = requests(60, &|n| {
+        let caller = if n % 3 == 0 { "front" } else { "(front)" };
+        vec![
+            (caller, "SERVER", None, 0, 60, ""),
+            ("front", "CLIENT", None, 5, 50, "back"),
+            ("back", "SERVER", Some(1), 6, 45, ""),
+        ]
+    });
+    let mut spans = spans;
+    let calls: Vec<String> =
+        spans.iter().filter(|s| s["kind"] == "CLIENT").map(|s| s["id"].as_str().unwrap().to_owned()).collect();
+    for span in spans.iter_mut().filter(|span| calls.iter().any(|id| span["parentId"] == id.as_str())) {
+        span["traceId"] = span["parentId"].clone();
+    }
+    let [[id, service, peer, text]] = faults(&report(&spans)).try_into().unwrap();
+    assert_eq!([id, service, peer], ["context.dropped", "front", "back"]);
+    assert!(text.starts_with("60 of 60 calls to back begin new traces") && text.contains("20 of them in the middle"), "{text}");
+}
+
 #[test]
 fn a_name_of_the_public_dns_is_no_service() {
     let spans = requests(60, &|n| {
