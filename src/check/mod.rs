@@ -353,7 +353,7 @@ impl<'a> Run<'a> {
                 let wait = self.args.backend.traces_wait;
                 let examined = backend::check_trace(&backend, &request, wait, &mut self.stop, &self.progress).await;
                 self.unseen.retain(|name| !examined.names.contains(name));
-                self.leave_unseen("the trace backend shows nothing of what it calls");
+                self.leave_unseen("the trace backend does not show whether the trace goes on there");
                 self.backend = Some(Ok((backend, finding.clone())));
                 (std::iter::once(finding).chain(examined.findings).collect(), examined.more_calls)
             }

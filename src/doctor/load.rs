@@ -40,8 +40,10 @@ pub(super) async fn load(args: &DoctorArgs) -> Result<Loaded, CommandFailure> {
         let headers = SecretHeader::map(&args.backend.traces_header).map_err(CommandFailure::Usage)?;
         let backend = open_traces(url, headers, args.backend.traces_wait).await.map_err(CommandFailure::Stopped)?;
         let recent = backend.recent(args.service.as_deref(), args.lookback, args.limit as usize);
-        spans.extend(recent.await.map_err(|why| CommandFailure::Stopped(format!("{} {why}", backend.name())))?);
-        sources.push(backend.name());
+        let recent = recent.await.map_err(|why| CommandFailure::Stopped(format!("{} {why}. {}", backend.name(), why.cause())))?;
+        spans.extend(recent.spans);
+        let left_out = recent.left_out.map_or_else(String::new, |why| format!(" (not all of its traces: {why})"));
+        sources.push(format!("{}{left_out}", backend.name()));
     }
     let mut traces = grouped(spans);
     if args.backend.traces.is_some() {
@@ -71,33 +73,39 @@ fn whole(mut traces: Vec<Trace>, now_us: u64) -> Vec<Trace> {
     traces
 }
 
-/// Reads Zipkin's list of spans or list of traces, Jaeger's answer or download, or OTLP.
+const ACCEPTED: &str = "accepted: Zipkin v2 JSON (a list of spans or of traces), Jaeger's JSON (an object with \"data\"), \
+                        OTLP JSON (objects with \"resourceSpans\")";
+
+/// Reads the documents of a file, one after the other: a collector's file exporter writes one a line, and answers of an API are
+/// written one behind the other.
 fn parse(bytes: &[u8]) -> Result<Vec<Span>, String> {
-    const ACCEPTED: &str = "accepted: Zipkin v2 JSON (a list of spans or of traces), Jaeger's JSON (an object with \"data\"), \
-                            OTLP JSON (objects with \"resourceSpans\")";
-    let text = std::str::from_utf8(bytes).map_err(|_| format!("not UTF-8 text; {ACCEPTED}"))?.trim_start();
-    let spans = if text.starts_with('[') {
+    let text = std::str::from_utf8(bytes).map_err(|_| format!("not UTF-8 text; {ACCEPTED}"))?;
+    let mut spans = Vec::new();
+    let mut documents = serde_json::Deserializer::from_str(text).into_iter::<&RawValue>().enumerate().peekable();
+    if documents.peek().is_none() {
+        return Err(format!("no format that is known; {ACCEPTED}"));
+    }
+    for (n, document) in documents {
+        let read = document.map_err(|error| format!("{error}; {ACCEPTED}")).and_then(|document| parse_document(document.get()));
+        spans.extend(read.map_err(|why| if n == 0 { why } else { format!("document {}: {why}", n + 1) })?);
+        if spans.len() > MAX_SPANS {
+            return Err(format!("more than {MAX_SPANS} spans"));
+        }
+    }
+    Ok(spans)
+}
+
+/// Reads Zipkin's list of spans or list of traces, Jaeger's answer or download, or OTLP.
+fn parse_document(text: &str) -> Result<Vec<Span>, String> {
+    if text.starts_with('[') {
         decode_traces(text.as_bytes(), MAX_SPANS).map_err(|error| error.to_string())
     } else if is_object_with(text, "data") {
         jaeger::decode(text.as_bytes())
     } else if is_object_with(text, "resourceSpans") {
-        otlp_documents(text)
+        otlp::decode_json(text.as_bytes(), MAX_SPANS).map(|read| read.spans).map_err(|error| error.to_string())
     } else {
         Err(format!("no format that is known; {ACCEPTED}"))
-    }?;
-    if spans.len() > MAX_SPANS { Err(format!("more than {MAX_SPANS} spans")) } else { Ok(spans) }
-}
-
-/// OTLP's documents, one after the other: a collector's file exporter writes one a line.
-fn otlp_documents(text: &str) -> Result<Vec<Span>, String> {
-    let mut spans = Vec::new();
-    for (n, document) in serde_json::Deserializer::from_str(text).into_iter::<&RawValue>().enumerate() {
-        let named = |why: String| format!("document {n}: {why}");
-        let document = document.map_err(|error| named(error.to_string()))?;
-        let read = otlp::decode_json(document.get().as_bytes(), MAX_SPANS).map_err(|error| named(error.to_string()))?;
-        spans.extend(read.spans);
     }
-    Ok(spans)
 }
 
 fn is_object_with(text: &str, field: &str) -> bool {

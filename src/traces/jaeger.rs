@@ -69,7 +69,8 @@ struct Tag {
 /// The path of the value that is not as it should be.
 pub(crate) fn decode(body: &[u8]) -> Result<Vec<Span>, String> {
     let reader = &mut serde_json::Deserializer::from_slice(body);
-    let answer: JaegerAnswer = serde_path_to_error::deserialize(reader).map_err(|error| error.to_string())?;
+    let answer: JaegerAnswer = serde_path_to_error::deserialize(&mut *reader).map_err(|error| error.to_string())?;
+    reader.end().map_err(|error| error.to_string())?;
     let traces = answer.data.unwrap_or_default();
     Ok(traces.into_iter().flat_map(|trace| trace.spans.into_iter().map(move |span| of(span, &trace.processes))).collect())
 }

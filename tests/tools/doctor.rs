@@ -23,10 +23,14 @@ fn doctor(spans: &[Value], flags: &[&str]) -> Ran {
 }
 
 fn doctor_of(document: &Value, flags: &[&str]) -> Ran {
+    doctor_of_text(&document.to_string(), flags)
+}
+
+fn doctor_of_text(text: &str, flags: &[&str]) -> Ran {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     let name = format!("traces-{}-{}.json", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
     let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-    std::fs::write(&file, serde_json::to_vec(document).unwrap()).unwrap();
+    std::fs::write(&file, text).unwrap();
     let ran = run(&[&["doctor", "--file", file.to_str().unwrap()], flags].concat(), &[]);
     let _ = std::fs::remove_file(&file);
     ran
@@ -859,6 +863,29 @@ fn the_next_command_has_no_address_that_is_made_up() {
     let finding = &report["findings"][0];
     assert_eq!(finding["run"], "httpserver probe http://HOST:PORT/PATH --downstream 127.0.0.1:9001");
     assert!(finding["next"].as_str().unwrap().contains("HOST:PORT/PATH"), "{finding:#}");
+}
+
+/// As `curl A B > file` writes them: whichever form each has.
+#[test]
+fn every_document_of_a_file_is_read() {
+    let trace = |id: u32| {
+        json!({"data": [{"traceID": format!("{id:032x}"), "processes": {"p": {"serviceName": "a"}}, "spans": [
+            {"traceID": format!("{id:032x}"), "spanID": format!("{id:016x}"), "operationName": "GET /", "processID": "p",
+             "startTime": 1_780_000_000_000_000_u64, "duration": 1000}]}]})
+    };
+    let zipkin = json!([{"traceId": "00000000000000000000000000000009", "id": "0000000000000009", "kind": "SERVER",
+        "timestamp": 1_780_000_000_000_000_u64, "duration": 1000, "localEndpoint": {"serviceName": "a"}}]);
+    for (text, traces) in [
+        (format!("{}{}", trace(1), trace(2)), 2),
+        (format!("{}\n{}\n\n{zipkin}\n", trace(1), trace(2)), 3),
+        (format!("{zipkin} {}", trace(1)), 2),
+    ] {
+        let ran = doctor_of_text(&text, &["--output", "json"]);
+        let report: Value = serde_json::from_str(&ran.stdout).unwrap_or_else(|_| panic!("{}", ran.stderr));
+        assert_eq!(report["traces"], traces, "{text}");
+    }
+    let ran = doctor_of_text(&format!("{}{{\"da", trace(1)), &[]);
+    assert!(ran.code == Some(2) && ran.stderr.contains("document 2: EOF while parsing"), "{}", ran.stderr);
 }
 
 #[test]

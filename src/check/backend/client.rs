@@ -1,7 +1,6 @@
 //! The trace backend's API: Jaeger's query API or Zipkin's v2 API, whichever answers.
 
-use std::collections::HashSet;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
@@ -19,18 +18,12 @@ use crate::traces::{REQUEST_ID_TAGS, Span, Trace, TraceId, decode_traces, jaeger
 
 /// Spans of one trace that are read at most.
 const MAX_SPANS: usize = 100_000;
-/// Traces that one answer has at most, and the shortest time that is asked for. Where their spans are too long for an answer, fewer are
-/// asked for.
-const WINDOW_TRACES: usize = 200;
-/// Spans that are kept of all answers.
-const MAX_RECENT: usize = 1_000_000;
-const SHORTEST_WINDOW: Duration = Duration::from_secs(1);
 /// However soon a trace has to arrive, the backend may take this long to answer.
 const SHORTEST_WAIT: Duration = Duration::from_secs(5);
 
 /// Which API answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Api {
+pub(super) enum Api {
     Zipkin,
     Jaeger,
 }
@@ -51,7 +44,7 @@ impl Api {
     }
 
     /// The spans of an answer.
-    fn decode(self, body: &[u8]) -> Result<Vec<Span>, BackendRefusal> {
+    pub(super) fn decode(self, body: &[u8]) -> Result<Vec<Span>, BackendRefusal> {
         let spans = match self {
             Self::Zipkin => decode_traces(body, MAX_SPANS).map_err(|error| error.to_string()),
             Self::Jaeger => jaeger::decode(body),
@@ -71,8 +64,8 @@ impl Api {
 /// A backend that answered.
 pub(crate) struct Backend {
     http: Http,
-    base: String,
-    api: Api,
+    pub(super) base: String,
+    pub(super) api: Api,
 }
 
 /// Finds out what answers at `url`, within about `wait`.
@@ -104,6 +97,7 @@ pub(crate) async fn open(
                         None => return Some((api, base)),
                         Some(why) => worst = BackendRefusal::Errors(why),
                     },
+                    Ok(Some(body)) if worst.rank() < 3 => worst = BackendRefusal::Foreign(kind(&body)),
                     Ok(_) => {}
                     Err(refusal) if refusal.rank() > worst.rank() || worst == BackendRefusal::Status(404) => worst = refusal,
                     Err(_) => {}
@@ -118,7 +112,7 @@ pub(crate) async fn open(
             return Ok((Backend { http, base, api }, finding));
         }
         Ok(None) => {}
-        Err(_) if worst.rank() < 3 => worst = BackendRefusal::TimedOut,
+        Err(_) if worst.rank() < BackendRefusal::DECISIVE => worst = BackendRefusal::TimedOut,
         Err(_) => {}
     }
     let finding = match other_product(&http, url).await {
@@ -132,8 +126,10 @@ fn no_backend(shown: &str, refusal: &BackendRefusal) -> Finding {
     let hint = Hint::new(refusal.cause());
     let (text, hint) = match refusal {
         BackendRefusal::Status(404) => (format!("No trace backend at {shown}: no API answers"), hint),
-        BackendRefusal::Unreachable(why) => (format!("No trace backend at {shown}: {why}"), hint),
-        BackendRefusal::Redirect(..) | BackendRefusal::TimedOut => (format!("No trace backend at {shown}: it {refusal}"), hint),
+        BackendRefusal::Unreachable(why) | BackendRefusal::Tls(why) => (format!("No trace backend at {shown}: {why}"), hint),
+        BackendRefusal::Redirect(..) | BackendRefusal::TimedOut | BackendRefusal::Foreign(_) => {
+            (format!("No trace backend at {shown}: it {refusal}"), hint)
+        }
         _ => return Finding::fail(CheckId::TracesBackend, format!("The trace backend at {shown} {refusal}"), hint),
     };
     let hint = hint
@@ -141,6 +137,16 @@ fn no_backend(shown: &str, refusal: &BackendRefusal) -> Finding {
         .run(format!("curl -s {}/api/services", quoted(shown.trim_end_matches('/'))))
         .run(format!("curl -s {}/api/v2/services", quoted(shown.trim_end_matches('/'))));
     Finding::fail(CheckId::TracesBackend, text, hint)
+}
+
+/// What an answer is that no API of a backend gives.
+fn kind(body: &[u8]) -> &'static str {
+    match body.trim_ascii() {
+        [] => "nothing",
+        [b'<', ..] => "a page (HTML)",
+        body if serde_json::from_slice::<Value>(body).is_ok() => "JSON of another kind",
+        _ => "something else than JSON",
+    }
 }
 
 /// Products that people take for a backend, and which URL is wanted instead.
@@ -226,7 +232,7 @@ impl Backend {
     }
 
     /// The body at a URL of the API; `None` where there is nothing.
-    async fn fetch(&self, url: &str) -> Result<Option<Bytes>, BackendRefusal> {
+    pub(super) async fn fetch(&self, url: &str) -> Result<Option<Bytes>, BackendRefusal> {
         let body = self.http.fetch(url).await?;
         match body.as_deref().filter(|_| self.api == Api::Jaeger).and_then(errors) {
             Some(why) => Err(BackendRefusal::Errors(why)),
@@ -282,105 +288,10 @@ impl Backend {
         }
     }
 
-    /// The spans of the last `limit` traces within `lookback`, of one service or of all. Reads a time window at a time, the
-    /// youngest first; a window with more traces, or longer ones, than one answer has is halved.
-    ///
-    /// # Errors
-    ///
-    /// The backend's failure, in words.
-    pub(crate) async fn recent(
-        &self,
-        service: Option<&str>,
-        lookback: Duration,
-        limit: usize,
-    ) -> Result<Vec<Span>, BackendRefusal> {
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let services = match (self.api, service) {
-            (_, Some(name)) => vec![Some(name.to_owned())],
-            (Api::Zipkin, None) => vec![None],
-            // Jaeger answers only for one service at a time.
-            (Api::Jaeger, None) => self.services().await?.into_iter().map(Some).collect(),
-        };
-        let (mut spans, mut traces) = (Vec::new(), HashSet::new());
-        for service in services {
-            let mut windows = vec![(now.saturating_sub(lookback), now)];
-            let mut of_service = 0;
-            while let Some((from, to)) = windows.pop().filter(|_| of_service < limit && spans.len() < MAX_RECENT) {
-                let is_short = to - from <= SHORTEST_WINDOW;
-                let found = match self.window(service.as_deref(), (from, to), WINDOW_TRACES).await {
-                    Err(BackendRefusal::TooLong) if is_short => Some(self.fewer(service.as_deref(), (from, to)).await?),
-                    Err(BackendRefusal::TooLong) => None,
-                    found => Some(found?),
-                };
-                let ids = |found: &Vec<Span>| found.iter().map(|span| span.trace_id).collect::<HashSet<TraceId>>();
-                let found = found.map(|found| (ids(&found), found)).filter(|(ids, _)| ids.len() < WINDOW_TRACES || is_short);
-                let Some((ids, found)) = found else {
-                    let middle = from + (to - from) / 2;
-                    windows.extend([(from, middle), (middle, to)]);
-                    continue;
-                };
-                of_service += ids.len();
-                spans.extend(found.into_iter().filter(|span| !traces.contains(&span.trace_id)));
-                traces.extend(ids);
-            }
-        }
-        Ok(spans)
-    }
-
-    /// Some traces of a time window whose traces are too long for one answer together.
-    async fn fewer(&self, service: Option<&str>, window: (Duration, Duration)) -> Result<Vec<Span>, BackendRefusal> {
-        let mut limit = WINDOW_TRACES / 2;
-        loop {
-            match self.window(service, window, limit).await {
-                Err(BackendRefusal::TooLong) if limit > 1 => limit /= 2,
-                found => return found,
-            }
-        }
-    }
-
-    async fn window(
-        &self,
-        service: Option<&str>,
-        (from, to): (Duration, Duration),
-        limit: usize,
-    ) -> Result<Vec<Span>, BackendRefusal> {
-        let (path, mut pairs) = match self.api {
-            Api::Zipkin => {
-                let pairs = [("endTs", to.as_millis().to_string()), ("lookback", (to - from).as_millis().max(1).to_string())];
-                ("/api/v2/traces", Vec::from(pairs))
-            }
-            Api::Jaeger => {
-                let pairs = [("start", from.as_micros().to_string()), ("end", to.as_micros().to_string())];
-                ("/api/traces", Vec::from(pairs))
-            }
-        };
-        pairs.push(("limit", limit.to_string()));
-        if let Some(service) = service {
-            let key = if self.api == Api::Zipkin { "serviceName" } else { "service" };
-            pairs.push((key, service.to_owned()));
-        }
-        let url = Url::parse_with_params(&format!("{}{path}", self.base), &pairs);
-        let url = url.map_err(|error| BackendRefusal::Unreachable(error.to_string()))?;
-        let body = self.fetch(url.as_str()).await?.ok_or(BackendRefusal::Status(404))?;
-        self.api.decode(&body)
-    }
-
-    async fn services(&self) -> Result<Vec<String>, BackendRefusal> {
+    pub(super) async fn services(&self) -> Result<Vec<String>, BackendRefusal> {
         let body = self.fetch(&format!("{}{}", self.base, self.api.services_path())).await?.unwrap_or_default();
-        let services: Value = serde_json::from_slice(&body).unwrap_or_default();
+        let services: Value = serde_json::from_slice(&body).map_err(|error| BackendRefusal::Unreadable(error.to_string()))?;
         Ok(list(&services["data"]).iter().filter_map(Value::as_str).map(str::to_owned).collect())
-    }
-
-    /// The spans of every service of a time window, by the backend's own word of when they began.
-    pub(crate) async fn between(&self, from: Duration, to: Duration) -> Result<Vec<Span>, BackendRefusal> {
-        if self.api == Api::Zipkin {
-            return self.window(None, (from, to), WINDOW_TRACES).await;
-        }
-        let mut spans = Vec::new();
-        for service in self.services().await? {
-            spans.extend(self.window(Some(&service), (from, to), WINDOW_TRACES).await?);
-        }
-        Ok(spans)
     }
 
     /// The finding that it answers, and not with traces.

@@ -9,7 +9,9 @@ mod client;
 mod expected;
 mod findings;
 mod foreign_apps;
+mod other_traces;
 mod proxies;
+mod recent;
 pub(crate) mod trace;
 
 use std::collections::HashMap;
@@ -118,7 +120,9 @@ async fn one_trace(
         let text = format!("The trace of one request: not checked, because the backend {trouble}");
         return (vec![backend.refuses(&trouble), Finding::skip(CheckId::TracesArrived, text)], Vec::new());
     }
-    let proxies = Proxies::of(RequestSpans::of(trace.as_slice()), &probe.headers, tree, xray, &hints.url);
+    let mut proxies = Proxies::of(RequestSpans::of(trace.as_slice()), &probe.headers, tree, xray, &hints.url);
+    let missing = trace.iter().flat_map(|trace| foreign_apps::missing_in_between(trace, tree));
+    proxies.lost_by(missing.map(|(app, id, _)| (app, id)));
     let arrived = Arrived { tree, xray, ids, expected: &here, trace: trace.as_ref(), verdict: &verdict, proxies: &proxies };
     let mut findings = arrived.findings(expect, hints, started.elapsed());
     if let Some(first) = findings.first_mut().filter(|_| trace.is_some()) {

@@ -151,6 +151,11 @@ impl<'a> Proxies<'a> {
         spans.max_by_key(|span| (span.is_proxy(), span.kind == Some(Kind::Server))).map_or(Above::Lost, Above::Reported)
     }
 
+    /// Adds the spans that foreign apps did not report, by what hangs below them.
+    pub(super) fn lost_by(&mut self, apps: impl Iterator<Item = (ForeignApp, SpanId)>) {
+        self.lost_foreign_apps.extend(apps);
+    }
+
     /// What became of the span that a proxy should have put above `server`, when the call was sent with these headers.
     fn report_above(&self, server: &Span, sent: &Headers) -> Option<ProxyReport> {
         let parent = server.parent_id?;
@@ -211,7 +216,10 @@ impl<'a> Proxies<'a> {
             _ => out.extend(silent.iter().map(|hop| silent_sidecar(hop, hints))),
         }
         out.extend(others.iter().map(|hop| silent_sidecar(hop, hints)));
-        for (ForeignApp { name, .. }, id) in &self.lost_foreign_apps {
+        for (at, (ForeignApp { name, .. }, id)) in self.lost_foreign_apps.iter().enumerate() {
+            if self.lost_foreign_apps[..at].iter().any(|(known, _)| known.name == *name) {
+                continue;
+            }
             let text = format!("{name} continues the trace and no span of it arrived: {} is missing", short(&id.to_string()));
             let cause = format!(
                 "{name}, an app that is not httpserver, reports to another backend or to nobody, or its report gets lost: its exporter's endpoint, or its proxy's tracing provider"

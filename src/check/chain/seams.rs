@@ -169,6 +169,41 @@ fn header_between(name: &str, sent: &Headers, received: &Headers, is_edge: bool)
     is_fault.then(|| HeaderChange::Lost(name.to_owned()))
 }
 
+/// What a foreign app altered of that which a proxy may set: the lane, members of `tracestate`, and the case of B3's ids.
+pub(crate) fn altered(sent: &Headers, received: &Headers) -> Vec<HeaderChange> {
+    let mut effects = Vec::new();
+    let changed = |name: &str| {
+        let (before, after) = (values(sent, name).join(","), values(received, name).join(","));
+        HeaderChange::Changed { name: name.to_owned(), before, after }
+    };
+    let (was, is) = (values(sent, "x-lane"), values(received, "x-lane"));
+    if !was.is_empty() && !is.is_empty() && was != is {
+        effects.push(changed("x-lane"));
+    }
+    let trace = |headers| HeaderFamily::W3c.read(headers).map(|context| context.trace_id);
+    let (was, is) = (members(sent, "tracestate"), members(received, "tracestate"));
+    let goes_on = !is.is_empty() && trace(sent).is_some() && trace(sent) == trace(received);
+    if goes_on && was.iter().any(|member| !is.contains(member)) {
+        effects.push(changed("tracestate"));
+    }
+    for (name, _) in sent.0.iter().filter(|(name, _)| HeaderFamily::B3.has(name)) {
+        let (was, is) = (values(sent, name).join(","), values(received, name).join(","));
+        if was != is && was.eq_ignore_ascii_case(&is) {
+            effects.push(HeaderChange::Mangled { name: name.clone(), how: Mangling::UpperCase, values: shown(is) });
+        }
+    }
+    effects
+}
+
+/// Whether baggage came changed, and was not left out for another one: a member is there in part, or with another value.
+pub(crate) fn is_cut(before: &str, after: &str) -> bool {
+    let key = |member: &str| member.split('=').next().unwrap_or_default().trim().to_owned();
+    let parts =
+        |text: &str| text.split(',').map(str::trim).filter(|part| !part.is_empty()).map(str::to_owned).collect::<Vec<_>>();
+    let before = parts(before);
+    parts(after).iter().any(|is| before.iter().any(|was| was != is && (key(was) == key(is) || was.starts_with(is.as_str()))))
+}
+
 /// The members of a header that is a list.
 fn members<'a>(headers: &'a Headers, name: &str) -> Vec<&'a str> {
     values(headers, name).into_iter().flat_map(|value| value.split(',')).map(str::trim).collect()

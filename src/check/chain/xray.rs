@@ -12,12 +12,12 @@ use crate::check::chain::evidence::{
     CALLER, Decided, ForeignApp, HeaderChange, HopEvidence, Proxy, RequestId, SeamFault, Step, Unwritten, Withheld, Xray,
 };
 use crate::check::chain::probe::Probe;
-use crate::check::chain::seams::{between, continued, joined, proxy, trace_of, verbatim};
+use crate::check::chain::seams::{altered, between, continued, is_cut, joined, proxy, trace_of, verbatim};
 use crate::check::chain::walk::numbered;
 use crate::check::envoy::suggestions::{HopRef, name_of};
 use crate::hop::reply::{Headers, Propagation, Tree};
 use crate::report::Side;
-use crate::trace_context::{HeaderFamily, HeaderSource as _, names_trace};
+use crate::trace_context::{HeaderFamily, HeaderSource as _, Mangling, names_trace};
 
 /// Examines one request.
 pub(crate) fn examine(probe: &Probe, tree: &Tree, url: &str) -> Xray {
@@ -137,11 +137,17 @@ impl Xray {
             .into_iter()
             .any(|(format, context)| names_trace(&contexts, context.trace_id) && !is_mangled(format));
         let is_broken = !contexts.is_empty() && !goes_on;
-        let (faults, left): (Vec<HeaderChange>, Vec<HeaderChange>) = effects.into_iter().partition(|effect| match effect {
-            HeaderChange::Mangled { .. } | HeaderChange::Sampled { .. } => true,
-            HeaderChange::Changed { name, .. } => is_broken && name != "x-request-id",
-            _ => is_broken,
-        });
+        let altered = altered(sent, &tree.received);
+        let (faults, left): (Vec<HeaderChange>, Vec<HeaderChange>) =
+            effects.into_iter().chain(altered).partition(|effect| match effect {
+                // B3 permits it.
+                HeaderChange::Mangled { name, how: Mangling::UpperCase, .. } if name != "traceparent" => false,
+                HeaderChange::Mangled { .. } | HeaderChange::Sampled { .. } => true,
+                HeaderChange::Changed { name, .. } if name == "x-request-id" => false,
+                HeaderChange::Changed { name, before, after } if name == "baggage" => is_broken || is_cut(before, after),
+                HeaderChange::Changed { .. } => true,
+                _ => is_broken,
+            });
         if !faults.is_empty() {
             let (from, to, via) = (caller.clone(), hop.clone(), Some(via.clone()));
             self.faults.push(SeamFault { from, to, side: Side::Between, mode: None, via, effects: faults });
@@ -162,7 +168,8 @@ impl Xray {
         let spoken: Vec<HeaderFamily> = formats.filter(|format| self.mesh_speaks(*format)).collect();
         let breaks = |effect: &HeaderChange| {
             let header = effect.header();
-            spoken.iter().any(|format| header.as_ref().is_some_and(|header| format.has(header)))
+            let is_whole = matches!(effect, HeaderChange::Mangled { .. });
+            !is_whole && spoken.iter().any(|format| header.as_ref().is_some_and(|header| format.has(header)))
         };
         for Withheld { via, from, to, effects } in std::mem::take(&mut self.withheld) {
             let (effects, left): (Vec<HeaderChange>, Vec<HeaderChange>) = effects.into_iter().partition(breaks);

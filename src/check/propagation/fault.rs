@@ -273,6 +273,10 @@ fn by_foreign_app(fault: &SeamFault, via: &ForeignApp, xray: &Xray) -> Hint {
         format!("{name}, an app that is not httpserver, decides about sampling by itself: its sampler is not parent-based")
     } else if is_of_another_request(fault, xray) {
         mixed_up(&format!("{name}, an app that is not httpserver,"))
+    } else if let (Subject::Others, Some(header)) = (subject(fault), fault.effects.iter().find_map(HeaderChange::header)) {
+        format!(
+            "{name}, an app that is not httpserver, changes {header}: it cuts the value, or writes one of its own in its place"
+        )
     } else if makes_traces() {
         format!(
             "{name}, an app that is not httpserver, begins a trace of its own: its server is not instrumented, reads another format, or the context does not reach its HTTP client"

@@ -143,10 +143,21 @@ pub(crate) fn damage(probe: &Probe, tree: &Tree, hints: &HintContext) -> Vec<Fin
 
 /// What a foreign app leaves out is its own business as long as the trace goes on.
 fn withheld(withheld: &Withheld) -> Finding {
-    let names: Vec<String> = withheld.effects.iter().filter_map(HeaderChange::header).collect();
-    let (via, names) = (&withheld.via.name, joined_names(&names.iter().map(String::as_str).collect::<Vec<_>>()));
-    let text =
-        format!("{via} passes the trace on to {}, without {names}: no fault, as it is no hop of this chain", withheld.to.name);
+    let named = |wanted: &dyn Fn(&HeaderChange) -> bool, how: &str, end: &str| {
+        let names: Vec<String> =
+            withheld.effects.iter().filter(|effect| wanted(effect)).filter_map(HeaderChange::header).collect();
+        let names = joined_names(&names.iter().map(String::as_str).collect::<Vec<_>>());
+        (!names.is_empty()).then(|| format!("{how} {names}{end}"))
+    };
+    let is_own = |effect: &HeaderChange| matches!(effect, HeaderChange::Changed { .. });
+    let is_upper = |effect: &HeaderChange| matches!(effect, HeaderChange::Mangled { .. });
+    let parts = [
+        named(&|effect| !is_own(effect) && !is_upper(effect), "without", ""),
+        named(&is_own, "with", " of its own"),
+        named(&is_upper, "with", " in upper case"),
+    ];
+    let (via, how) = (&withheld.via.name, parts.into_iter().flatten().collect::<Vec<_>>().join(", "));
+    let text = format!("{via} passes the trace on to {}, {how}: no fault, as it is no hop of this chain", withheld.to.name);
     Finding::skip(CheckId::PropagationHeaders, text).hop(via)
 }
 

@@ -63,6 +63,8 @@ fn trace(xray: &Xray, format: HeaderFamily, hops: &str) -> Option<Finding> {
     let how = match xray.rows.len() {
         1 => "",
         _ if xray.rows.iter().any(|row| row.mode == Propagation::Continue) => ", and the hops continue it",
+        // A foreign app may write it anew.
+        _ if xray.rows.iter().any(|row| row.via.is_some()) => "",
         _ => " untouched by the hops",
     };
     let arrived = xray.rows.iter().all(|row| row.context(format).is_some());

@@ -1,5 +1,7 @@
 //! Trace backends that refuse, are slow, stand below a path, or are something else.
 
+use std::io::Write as _;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
@@ -215,41 +217,121 @@ fn what_a_proxy_does_to_a_header_has_its_own_name() {
     }
 }
 
+/// A Zipkin v2 API with traces of one span that began at these times, in microseconds, and have `long` as a tag. It gives the newest, and of
+/// those so many as were asked for, but never more than `cap`.
+fn zipkin(began: Vec<u64>, long: String, cap: usize) -> SocketAddr {
+    fake(move |request| {
+        let number = |key: &str| {
+            let value = request.path.split(['?', '&']).find_map(|pair| pair.strip_prefix(key)?.strip_prefix('='));
+            value.map_or(0, |value| value.parse::<u64>().unwrap())
+        };
+        match request.path.split('?').next().unwrap() {
+            "/api/v2/services" => (200, vec![], r#"["a"]"#.into()),
+            "/api/v2/traces" => {
+                let (to, lookback) = (number("endTs") * 1_000, number("lookback") * 1_000);
+                let within = began.iter().enumerate().rev().filter(|(_, start)| (to - lookback..=to).contains(*start));
+                let span = |(n, start): (usize, &u64)| {
+                    format!(
+                        r#"[{{"traceId":"{id:016x}","id":"{id:016x}","kind":"SERVER","timestamp":{start},"duration":5,"localEndpoint":{{"serviceName":"a"}},"tags":{{"long":"{long}"}}}}]"#,
+                        id = n + 1
+                    )
+                };
+                let traces: Vec<String> = within.take(cap.min(number("limit") as usize)).map(span).collect();
+                (200, vec![], format!("[{}]", traces.join(",")))
+            }
+            _ => (404, vec![], String::new()),
+        }
+    })
+}
+
+fn now_us() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_micros() as u64
+}
+
+/// The report of `doctor` on such a backend.
+fn doctor_on(backend: SocketAddr, flags: &[&str]) -> serde_json::Value {
+    let url = format!("http://{backend}");
+    let ran = crate::common::run(&[&["doctor", "--traces", &url, "--output", "json"], flags].concat(), &[]);
+    serde_json::from_str(&ran.stdout).unwrap_or_else(|_| panic!("{ran:?}"))
+}
+
 /// More than 16 MiB in one answer: `doctor` asks for shorter times, and in the shortest for fewer traces.
 #[test]
 fn doctor_reads_long_traces_in_smaller_pieces() {
     const TRACES: u64 = 10;
-    let long = "x".repeat(2 << 20);
     // Apart from each other, and so close that no window divides them.
     for (apart_us, ago_us, lookback, least) in [(120_000_000, 1_500_000_000, "1h", TRACES), (1, 2_000_000, "20s", 5)] {
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_micros() as u64;
-        let (begin, long) = (now - ago_us, long.clone());
-        let backend = fake(move |request| {
-            let number = |key: &str| {
-                let value = request.path.split(['?', '&']).find_map(|pair| pair.strip_prefix(key)?.strip_prefix('='));
-                value.map_or(0, |value| value.parse::<u64>().unwrap())
-            };
-            match request.path.split('?').next().unwrap() {
-                "/api/v2/services" => (200, vec![], r#"["a"]"#.into()),
-                "/api/v2/traces" => {
-                    let (to, lookback) = (number("endTs") * 1_000, number("lookback") * 1_000);
-                    let within = |n: &u64| (to - lookback..to).contains(&(begin + n * apart_us));
-                    let span = |n: u64| {
-                        let (id, start) = (n + 1, begin + n * apart_us);
-                        format!(
-                            r#"[{{"traceId":"{id:016x}","id":"{id:016x}","kind":"SERVER","timestamp":{start},"duration":5,"localEndpoint":{{"serviceName":"a"}},"tags":{{"long":"{long}"}}}}]"#
-                        )
-                    };
-                    let traces: Vec<String> = (0..TRACES).filter(within).take(number("limit") as usize).map(span).collect();
-                    (200, vec![], format!("[{}]", traces.join(",")))
-                }
-                _ => (404, vec![], String::new()),
-            }
-        });
-        let flags = ["--lookback", lookback, "--output", "json"];
-        let ran = crate::common::run(&[&["doctor", "--traces", &format!("http://{backend}")][..], &flags].concat(), &[]);
-        let report: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap_or_else(|_| panic!("{ran:?}"));
+        let begin = now_us() - ago_us;
+        let backend = zipkin((0..TRACES).map(|n| begin + n * apart_us).collect(), "x".repeat(2 << 20), usize::MAX);
+        let report = doctor_on(backend, &["--lookback", lookback]);
         let read = report["traces"].as_u64().unwrap();
         assert!((least..=TRACES).contains(&read), "{read} of {TRACES}, {apart_us} us apart");
+        let says = report["source"].as_str().unwrap().contains("not all of its traces: traces of one second are too long");
+        assert_eq!(says, read < TRACES, "{}", report["source"]);
     }
+}
+
+/// Thousands a second, and a backend with a limit of its own: all of them are read, or the report says that they are not.
+#[test]
+fn doctor_reads_every_trace_however_close_they_are() {
+    let begin = now_us() - 60_000_000;
+    for (traces, apart_us, cap, read, says) in [
+        (1_000, 360, usize::MAX, 1_000, None),
+        (150, 1_000_000, 10, 150, None),
+        // In one millisecond.
+        (300, 1, usize::MAX, 200, Some("one millisecond has more than the 200 traces of an answer")),
+    ] {
+        let begin = begin - begin % 1_000;
+        let backend = zipkin((0..traces).map(|n| begin - n * apart_us).rev().collect(), String::new(), cap);
+        let report = doctor_on(backend, &[]);
+        let source = report["source"].as_str().unwrap();
+        assert!(report["traces"].as_u64().unwrap() >= read, "{source}: {} of {traces}", report["traces"]);
+        match says {
+            None => assert!(!source.contains("not all"), "{source}"),
+            Some(why) => assert!(source.contains(why), "{source}"),
+        }
+    }
+}
+
+/// What answers, and does not as a backend should: the connection, a proxy before it, or another server.
+#[test]
+fn what_is_wrong_with_an_answer_is_named() {
+    let chain = Chain::start(&[traced()]);
+    let raw = |answer: &'static str| {
+        serve_streams(move |mut stream| {
+            let asked = read_request(&mut stream).is_some();
+            let _ = stream.write_all(if asked { answer.as_bytes() } else { b"" });
+        })
+    };
+    let cut = "HTTP/1.1 200 OK\r\ncontent-length: 82000\r\nconnection: close\r\n\r\n[[{";
+    let chunk = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n3\r\n[[{\r\n";
+    let packed = |_: &Request| (200, vec![("content-encoding", "gzip".to_owned())], "\u{1f}".to_owned());
+    let page = |_: &Request| (200, vec![("content-type", "text/html".to_owned())], "<html>Sign in</html>".to_owned());
+    for (backend, says) in [
+        (raw(cut), "answers 200 and ends the answer before its 82000 bytes are there"),
+        (raw(chunk), "answers 200 and ends the answer in the middle"),
+        (raw(""), "closes the connection without an answer"),
+        (fake(packed), "answers with content-encoding gzip, which was not asked for"),
+        (fake(page), "it answers 200 with a page (HTML)"),
+        (fake(|_| (200, vec![], String::new())), "it answers 200 with nothing"),
+        (fake(|_| (200, vec![], r#"{"status":"ok"}"#.into())), "it answers 200 with JSON of another kind"),
+    ] {
+        let url = format!("http://{backend}");
+        let run = check(&chain.url(), &["--traces", &url, "--traces-wait", "1s", "--count", "0"]);
+        run.fails("traces.backend", &[says]);
+        loses_nothing(&run);
+        let doctor = crate::common::run(&["doctor", "--traces", &url], &[]);
+        assert!(doctor.code == Some(1) && doctor.stderr.contains(says), "{doctor:?}");
+        assert!(!doctor.stderr.contains("Nothing listens") && !doctor.stderr.contains("check again"), "{doctor:?}");
+    }
+    for (url, says) in [("http://127.0.0.1:9", "Nothing listens there"), ("https://127.0.0.1:9", "Nothing listens there")] {
+        let doctor = crate::common::run(&["doctor", "--traces", url], &[]);
+        assert!(doctor.code == Some(1) && doctor.stderr.contains(says), "{doctor:?}");
+    }
+    let refusing = serve_streams(|mut stream| {
+        let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\n\r\n");
+    });
+    let plain = format!("https://{refusing}");
+    let doctor = crate::common::run(&["doctor", "--traces", &plain], &[]);
+    assert!(doctor.code == Some(1) && doctor.stderr.contains("It has no TLS on this port"), "{doctor:?}");
 }

@@ -156,7 +156,7 @@ fn with_the_backend_an_app_that_tells_nothing_is_judged_by_the_traces() {
     // The leaf's span is of no proxy.
     assert_eq!(run.check("traces.spans")["data"], json!({"spans": 3, "app": 2, "proxies": 0, "others": 1}), "{:#}", run.json);
     for (passes, says) in [
-        (nothing as fn(&HeaderMap) -> HeaderMap, "in the time of each of 5 requests, while front waits"),
+        (nothing as fn(&HeaderMap) -> HeaderMap, "in the time of each of 9 requests, while front waits"),
         (request_id, "for the same request id"),
     ] {
         let run = Mixed::start(&hop, passes, silent).check(&traces);
@@ -301,7 +301,7 @@ fn traces_of_others_are_not_taken_for_the_requests() {
         }
     });
     let url = format!("http://{}/service1", front.addr);
-    let run = check(&url, &["--count", "3", "--traces", &demo.store, "--traces-wait", "3s"]);
+    let run = check(&url, &["--count", "3", "--traces", &demo.store, "--traces-wait", "20s"]);
     stop.store(true, std::sync::atomic::Ordering::Relaxed);
     load.join().unwrap();
     run.fine();
@@ -317,4 +317,127 @@ fn get_once(url: &str) -> std::io::Result<()> {
     let mut stream = std::net::TcpStream::connect(host)?;
     write!(stream, "GET /{path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n")?;
     stream.read_to_end(&mut Vec::new()).map(drop)
+}
+
+/// Whatever a header's value became, its own name for it, and whether that is a fault.
+#[test]
+fn what_an_app_makes_of_a_value_is_said_as_it_is() {
+    fn with(headers: &HeaderMap, name: &'static str, value: impl Fn(&str) -> String) -> HeaderMap {
+        let mut headers = everything(headers);
+        if let Some(old) = headers.get_mut(name) {
+            *old = HeaderValue::from_str(&value(old.to_str().unwrap())).unwrap();
+        }
+        headers
+    }
+    type Passes = fn(&HeaderMap) -> HeaderMap;
+    let faults: [(Passes, &str, &str); 5] = [
+        (|headers| with(headers, "baggage", |value| value[..5].into()), "propagation.baggage", "baggage"),
+        (|headers| with(headers, "baggage", |value| format!("{value}0")), "propagation.baggage", "baggage"),
+        (|headers| with(headers, "tracestate", |value| value[..9].into()), "propagation.tracestate", "tracestate"),
+        (|headers| with(headers, "x-lane", |_| "other".into()), "propagation.lane", "x-lane"),
+        (|headers| with(headers, "x-request-id", |id| format!("{id}, {id}")), "propagation.request-id", "x-request-id"),
+    ];
+    for (passes, id, header) in faults {
+        let run = Mixed::start(&plain(), passes, telling).check(&[]);
+        run.breaks_at(id, "front", "leaf", Some("between"), &[header, "at localhost", "an app that is not httpserver"]);
+        assert_eq!(run.failed().len(), 1, "{header}: {:#}", run.json);
+        assert!(!run.json.to_string().contains("passes the trace on to leaf, without"), "{:#}", run.json);
+        let passed = run.checks().iter().filter(|check| check["status"] == "pass").map(|check| check["text"].to_string());
+        assert!(passed.filter(|text| text.contains(header)).count() == 0, "{header}: {:#}", run.json);
+    }
+    let notes: [(Passes, &str); 4] = [
+        (|headers| with(headers, "x-request-id", |_| "mine".into()), "with x-request-id of its own: no fault"),
+        (|headers| with(headers, "x-b3-traceid", str::to_uppercase), "with x-b3-traceid in upper case: no fault"),
+        (|headers| with(headers, "baggage", |_| "theirs=1".into()), "with baggage of its own: no fault"),
+        (|headers| only(headers, &["traceparent", "tracestate", "x-request-id"]), "without x-b3-*, baggage and x-lane: no fault"),
+    ];
+    for (passes, says) in notes {
+        let run = Mixed::start(&plain(), passes, telling).check(&[]);
+        run.fine();
+        let all = run.json.to_string();
+        assert!(all.contains(says) && !all.contains("untouched by the hops"), "{says}: {:#}", run.json);
+    }
+}
+
+/// Every second request brings nothing to the next hop.
+fn half() -> impl Fn(&HeaderMap) -> HeaderMap + Send + Sync + 'static {
+    let count = std::sync::atomic::AtomicUsize::new(0);
+    move |headers| match count.fetch_add(1, std::sync::atomic::Ordering::Relaxed) % 2 {
+        0 => everything(headers),
+        _ => nothing(headers),
+    }
+}
+
+#[test]
+fn an_app_that_drops_the_headers_in_some_requests_is_broken() {
+    let demo = Demo::start();
+    let hop = reporting(&demo.store);
+    let traces = ["--traces", demo.store.as_str(), "--traces-wait", "20s"];
+    let run = Mixed::start(&hop, half(), silent).check(&traces);
+    run.breaks_at(
+        "traces.stranger",
+        "front",
+        "leaf",
+        None,
+        &["Trace broke behind localhost", " of 9 requests: leaf begins a trace of its own"],
+    );
+    assert_eq!((run.json["verdict"].as_str(), run.failed().len()), (Some("broken"), 1), "{:#}", run.json);
+    let count = std::sync::atomic::AtomicUsize::new(0);
+    let some = move |headers: &HeaderMap| match count.fetch_add(1, std::sync::atomic::Ordering::Relaxed) % 2 {
+        0 => everything(headers),
+        _ => request_id(headers),
+    };
+    let run = Mixed::start(&hop, some, silent).check(&traces);
+    let says = [" in 5 of 10 requests: leaf begins another trace", "for the same request id"];
+    run.breaks_at("traces.stranger", "front", "leaf", None, &says);
+    let run = Mixed::start(&hop, everything, silent).check(&traces);
+    run.fine();
+    assert!(run.json.to_string().contains("in each of the 10 requests that were looked at"), "{:#}", run.json);
+}
+
+/// As an app with OpenTelemetry does that reports to another backend: nobody has the span below which the leaf's hangs.
+#[test]
+fn an_app_that_continues_the_trace_and_reports_elsewhere_has_the_missing_span() {
+    let demo = Demo::start();
+    let hop = reporting(&demo.store);
+    let run = Mixed::start(&hop, continued, silent).check(&["--traces", &demo.store, "--traces-wait", "4s"]);
+    run.fails("traces.services", &["localhost", "continues the trace and no span of it arrived", "another backend"]);
+    run.follows("traces.orphans", "traces.services", &["1 of 3 spans are orphans", "their parents are the missing spans"]);
+    assert_eq!(run.failed().len(), 1, "{:#}", run.json);
+    let found = run.check("traces.stranger");
+    assert_eq!(found["status"], "pass", "{found:#}");
+    assert!(found["text"].as_str().unwrap().contains("passes the trace on: leaf reports"), "{found:#}");
+    assert_eq!(run.json["verdict"], "broken", "{:#}", run.json);
+}
+
+/// Slow, and its next hop has other requests: more of ours settle it; where the others are too many, the report says so.
+#[test]
+fn traces_that_begin_in_time_and_at_other_times_are_not_called_nothing() {
+    let demo = Demo::start();
+    let hop = reporting(&demo.store);
+    let args: Vec<&str> = hop.args.iter().map(String::as_str).collect();
+    let vars: Vec<(&str, &str)> = hop.vars.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    let leaf = serve("leaf", &args, &vars);
+    let app = foreign_app(&format!("http://{}/service3", leaf.addr), nothing, silent);
+    let upstream = format!("http://localhost:{}/catalog", app.port());
+    let front = serve("front", &[&args[..], &["--upstream", &upstream, "--latency", "400ms"]].concat(), &vars);
+    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let load = std::thread::spawn({
+        let (stop, leaf) = (stop.clone(), format!("http://{}/service9", leaf.addr));
+        move || {
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                let _ = get_once(&leaf);
+                std::thread::sleep(std::time::Duration::from_millis(50));
+            }
+        }
+    });
+    let url = format!("http://{}/service1", front.addr);
+    let run = check(&url, &["--count", "3", "--traces", &demo.store, "--traces-wait", "2s"]);
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    load.join().unwrap();
+    run.fine();
+    let text = run.check("traces.stranger")["text"].as_str().unwrap().to_owned();
+    assert!(text.contains("leaf begins a trace in the time of each of") && text.contains("may be chance"), "{text}");
+    assert_eq!(run.json["verdict"], "unknown", "{:#}", run.json);
+    assert!(!run.json["summary"].as_str().unwrap().contains("nothing of what it calls"), "{:#}", run.json);
 }
