@@ -46,6 +46,21 @@ pub(super) struct AppOutcome {
     pub(super) late: Duration,
 }
 
+impl AppOutcome {
+    /// Whether the app gave no answer, or one of 5xx where `usual` is none.
+    pub(super) fn has_failed(&self, usual: u16) -> bool {
+        self.status.as_ref().map_or(true, |status| *status >= 500 && usual < 500)
+    }
+
+    /// How a request failed, after "it".
+    pub(super) fn failure(&self) -> String {
+        match &self.status {
+            Ok(status) => format!("answers {status}"),
+            Err(why) => format!("gives no answer ({why})"),
+        }
+    }
+}
+
 impl AppClient {
     /// # Errors
     ///
@@ -79,7 +94,7 @@ impl AppClient {
         let status = match request.send().await {
             Ok(mut answer) => {
                 let found = answer.headers().get(http::header::LOCATION);
-                location = found.and_then(|location| location.to_str().ok()).map(str::to_owned);
+                location = found.and_then(|location| location.to_str().ok()).map(|to| to.replace(nonce, "{nonce}"));
                 let status = answer.status().as_u16();
                 read_bounded(&mut answer, MAX_ANSWER).await.map(|_| status).map_err(|error| causes(&error))
             }

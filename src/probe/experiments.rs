@@ -6,9 +6,10 @@ use http::HeaderMap;
 
 use crate::probe::caller::{AppClient, AppOutcome, BACKGROUND, Wait};
 use crate::probe::crosstalk;
+use crate::probe::failures;
 use crate::probe::findings::{self, OutcomeCounts};
 use crate::probe::header_outcome::{self, written};
-use crate::probe::listener::{Downstream, ListenerMode};
+use crate::probe::listener::{Downstream, ListenerMode, lock};
 use crate::probe::session::Session;
 use crate::probe::{ProbeArgs, without_secrets};
 use crate::report::{CheckId, Finding, Hint, Report};
@@ -21,8 +22,9 @@ const REPEATS: usize = 3;
 /// Runs all experiments and adds their findings to the report.
 pub(super) async fn run(args: &ProbeArgs, caller: &AppClient, downstream: &Downstream, report: &mut Report) {
     let (passing, calls) = (Vec::new(), None);
-    let (patience, failed) = (BACKGROUND, Mutex::default());
-    let mut session = Session { args, caller, downstream, calls, patience, status: 0, passing, request_id: false, failed };
+    let (patience, failed, at_random) = (BACKGROUND, Mutex::default(), Mutex::default());
+    let (status, request_id) = (0, false);
+    let mut session = Session { args, caller, downstream, calls, patience, status, passing, request_id, failed, at_random };
     if !session.reach(report).await {
         return;
     }
@@ -30,10 +32,11 @@ pub(super) async fn run(args: &ProbeArgs, caller: &AppClient, downstream: &Downs
     session.headers(report).await;
     session.sampling(report).await;
     session.precedence(report).await;
-    report.extend(findings::failed(session.failed.get_mut().unwrap_or_else(PoisonError::into_inner)));
+    report.extend(failures::failed(session.failed.get_mut().unwrap_or_else(PoisonError::into_inner)));
     session.invalid(report).await;
     session.failures(report).await;
-    report.extend(findings::late(&session));
+    report.extend(failures::at_random(*lock(&session.at_random)));
+    report.extend(failures::late(&session));
     report.add(crosstalk::run(&session).await);
 }
 
@@ -45,6 +48,10 @@ impl Session<'_> {
         if self.caller.sent().strays > 0 {
             outcomes = self.first_requests().await;
         }
+        // Of an app that fails at times the others count.
+        let (whole, failed): (Vec<AppOutcome>, Vec<AppOutcome>) =
+            outcomes.into_iter().partition(|outcome| !outcome.has_failed(0));
+        let outcomes = if whole.is_empty() { failed } else { whole };
         let last = outcomes.last().expect("there are several");
         let status = match &last.status {
             Ok(status) => *status,
@@ -59,14 +66,16 @@ impl Session<'_> {
         report.add(findings::reached(self.args, last, status));
         // The first request may have done more than the others: connections, caches, tokens.
         let counts: Vec<usize> = outcomes.iter().skip(1).map(|outcome| outcome.calls.len()).collect();
-        self.calls = counts.iter().all(|count| *count == counts[0]).then_some(counts[0]).filter(|count| *count > 0);
+        let usual = counts.first().copied().filter(|first| *first > 0 && counts.iter().all(|count| count == first));
+        self.calls = usual;
         report.extend(findings::calls(self.args, &self.downstream.addresses, &outcomes));
         outcomes.iter().any(|outcome| !outcome.calls.is_empty())
     }
 
     async fn first_requests(&mut self) -> Vec<AppOutcome> {
-        let mut outcomes = Vec::new();
-        for _ in 0..REPEATS {
+        let mut outcomes: Vec<AppOutcome> = Vec::new();
+        let is_whole = |outcomes: &[AppOutcome]| outcomes.iter().filter(|outcome| !outcome.has_failed(0)).count() == REPEATS;
+        while outcomes.len() < REPEATS || (outcomes.len() < 2 * REPEATS && !is_whole(&outcomes) && is_at_times(&outcomes)) {
             let outcome = self.caller.ask(self.downstream, &HeaderMap::new(), Wait::First).await;
             self.patience = self.patience.max(BACKGROUND + 2 * outcome.late);
             outcomes.push(outcome);
@@ -189,10 +198,10 @@ impl Session<'_> {
     async fn invalid(&mut self, report: &mut Report) {
         let mut results = Vec::new();
         for (name, headers) in invalid_contexts() {
-            let outcome = self.ask(&headers).await;
-            results.push((name, headers, outcome));
+            let (outcome, is_blamed) = self.ask_again(&headers).await;
+            results.push((name, headers, outcome, is_blamed));
         }
-        report.add(findings::invalid(self, &results));
+        report.add(failures::invalid(&results));
     }
 
     /// What the app makes of a next hop that fails.
@@ -204,7 +213,12 @@ impl Session<'_> {
         for mode in [ListenerMode::Unavailable, ListenerMode::Reset, ListenerMode::Hang] {
             self.downstream.set(mode);
             let wait = Wait::For { calls: None, patience: self.patience, usual: self.status };
-            let outcome = self.caller.ask(self.downstream, &written(&contexts), wait).await;
+            let mut outcome = self.caller.ask(self.downstream, &written(&contexts), wait).await;
+            for _ in 0..2 {
+                if outcome.calls.is_empty() && outcome.took < self.args.client.timeout {
+                    outcome = self.caller.ask(self.downstream, &written(&contexts), wait).await;
+                }
+            }
             without += outcome
                 .calls
                 .iter()
@@ -213,8 +227,13 @@ impl Session<'_> {
             results.push((mode, outcome));
         }
         self.downstream.set(ListenerMode::Answer);
-        report.add(findings::failures(self, &results, without));
+        report.add(failures::failures(self, &results, without));
     }
+}
+
+/// Whether some of these failed and some did not.
+fn is_at_times(outcomes: &[AppOutcome]) -> bool {
+    outcomes.iter().any(|outcome| outcome.has_failed(0)) && !outcomes.iter().all(|outcome| outcome.has_failed(0))
 }
 
 /// A value that a tracer of that kind would accept.

@@ -3,17 +3,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
-use http::HeaderMap;
 use opentelemetry::trace::{SpanId, TraceId};
 
 use crate::probe::caller::AppOutcome;
 use crate::probe::header_outcome::{self, HeaderOutcome};
-use crate::probe::listener::{AppCall, ListenerMode};
+use crate::probe::listener::AppCall;
 use crate::probe::session::{Session, option_name};
 use crate::probe::{ProbeArgs, without_secrets};
 use crate::report::{CheckId, Finding, Hint};
 use crate::text::{counted, quoted};
-use crate::trace_context::{Context, HeaderFamily, Mangling, Sampling, WireFormat};
+use crate::trace_context::{Context, Mangling, Sampling, WireFormat};
 
 /// What became of one header in all calls of an experiment.
 #[derive(Debug, Default)]
@@ -67,6 +66,11 @@ impl OutcomeCounts {
     }
 }
 
+/// "1 call", or "all 3 calls".
+fn all(calls: usize) -> String {
+    if calls == 1 { "the 1 call".to_owned() } else { format!("all {calls} calls") }
+}
+
 fn text(outcomes: &BTreeMap<HeaderOutcome, usize>) -> String {
     let parts = outcomes.iter().map(|(outcome, count)| format!("{} in {count}", word(outcome)));
     parts.collect::<Vec<_>>().join(", ")
@@ -77,7 +81,7 @@ fn word(outcome: &HeaderOutcome) -> &'static str {
         HeaderOutcome::Untouched => "forwarded untouched",
         HeaderOutcome::Continued => "continued",
         HeaderOutcome::EmptyMember => "forwarded with an empty list member",
-        HeaderOutcome::NewTrace => "another trace",
+        HeaderOutcome::NewTrace => "another value",
         HeaderOutcome::Dropped => "absent",
         HeaderOutcome::Mangled(_) => "damaged",
     }
@@ -165,28 +169,6 @@ pub(super) fn calls(args: &ProbeArgs, addresses: &[SocketAddr], outcomes: &[AppO
     out
 }
 
-/// Calls that came in the time of another request.
-pub(super) fn late(session: &Session<'_>) -> Option<Finding> {
-    let strays = session.caller.sent().strays;
-    let text =
-        format!("{} came so late after the answer that another request had been sent: not checked", counted(strays, "call"));
-    (strays > 0).then(|| Finding::skip(CheckId::ProbeCalls, text))
-}
-
-/// Requests that the app failed: what it makes of their headers is not known.
-pub(super) fn failed(failed: &[(&'static str, String)]) -> Option<Finding> {
-    let (first, answer) = failed.first()?;
-    let mut what: Vec<&str> = Vec::new();
-    for (had, _) in failed {
-        if !what.contains(had) {
-            what.push(had);
-        }
-    }
-    let text = format!("The app fails {} requests because of what they bring: it {answer} to {first}", failed.len());
-    let hint = Hint::new("the code that reads these headers fails, and its log says why; without them it answers");
-    Some(Finding::fail(CheckId::ProbeReach, text, hint).lines(what.into_iter().map(str::to_owned)))
-}
-
 fn uncalled(id: CheckId, what: &str) -> Finding {
     Finding::skip(id, format!("{what}: not checked, because no call came of requests that have it"))
 }
@@ -207,20 +189,20 @@ pub(super) fn format(session: &Session<'_>, format: WireFormat, seen: &OutcomeCo
         return Finding::fail(id, text, Hint::new(how.cause()));
     }
     if seen.passes() {
-        let converted: Vec<&str> = seen.converted.iter().map(|format| format.title()).collect();
+        let (all, converted) = (all(calls), seen.converted.iter().map(|format| format.title()).collect::<Vec<_>>());
         let text = if seen.count(&HeaderOutcome::Dropped) > 0 {
             format!("{title}: the trace goes on, written as {}", converted.join(" and "))
         } else if seen.count(&HeaderOutcome::Untouched) == calls {
-            format!("{title}: forwarded untouched in all {calls} calls")
+            format!("{title}: forwarded untouched in {all}")
         } else if seen.count(&HeaderOutcome::Continued) == calls {
-            format!("{title}: continued with own span ids in all {calls} calls")
+            format!("{title}: continued with own span ids in {all}")
         } else {
-            format!("{title}: the trace goes on in all {calls} calls ({})", seen.text())
+            format!("{title}: the trace goes on in {all} ({})", seen.text())
         };
         return Finding::pass(id, text);
     }
     let partly = seen.count(&HeaderOutcome::Untouched) + seen.count(&HeaderOutcome::Continued) > 0;
-    let text = format!("{title}: {} of {calls} calls", seen.text());
+    let text = format!("{title}: {} of {}", seen.text().replace("another value", "another trace"), counted(calls, "call"));
     let hint = Hint::new(if session.caller.sent().leaked > 0 {
         "the app sends the context of an earlier request: see probe.cross-talk"
     } else if partly {
@@ -249,7 +231,7 @@ pub(super) fn short_ids(seen: &[(WireFormat, HeaderOutcome)]) -> Finding {
         return Finding::fail(id, text(&format!("the app {}", how.text())), Hint::new(how.cause()));
     }
     let cause = "the app reads trace ids of 128 bits alone: a caller with an older Zipkin library loses its trace here";
-    Finding::fail(id, text(word(outcome)), Hint::new(cause)).into_informational()
+    Finding::fail(id, text(&word(outcome).replace("value", "trace")), Hint::new(cause)).into_informational()
 }
 
 /// Whether a trace goes on at all.
@@ -296,10 +278,14 @@ pub(super) fn header(session: &Session<'_>, id: CheckId, name: &str, seen: &Outc
         } else {
             ""
         };
-        return Finding::pass(id, format!("{name}: forwarded in all {calls} calls{added}"));
+        return Finding::pass(id, format!("{name}: forwarded in {}{added}", all(calls)));
     }
-    let text = format!("{name}: {} of {calls} calls", seen.text());
-    let finding = Finding::fail(id, text, Hint::new("the app does not copy it")).lines(seen.lines());
+    let text = format!("{name}: {} of {}", seen.text(), counted(calls, "call"));
+    let cause = match seen.count(&HeaderOutcome::NewTrace) {
+        0 => "the app does not copy it",
+        _ => "the app makes one of its own, and does not copy it",
+    };
+    let finding = Finding::fail(id, text, Hint::new(cause)).lines(seen.lines());
     if session.expects(name) { finding } else { finding.into_informational() }
 }
 
@@ -422,67 +408,4 @@ pub(super) fn precedence(sent: &[(WireFormat, Context); 3], calls: &[AppCall]) -
         _ => "When formats disagree, the call has several traces".to_owned(),
     };
     Finding::pass(id, text).lines(lines)
-}
-
-/// Contexts that are not valid must harm nobody.
-pub(super) fn invalid(session: &Session<'_>, results: &[(&'static str, HeaderMap, AppOutcome)]) -> Finding {
-    let id = CheckId::ProbeInvalid;
-    let failed = |outcome: &AppOutcome| outcome.status.as_ref().map_or(true, |status| *status >= 500 && session.status < 500);
-    let broken: Vec<&str> = results.iter().filter(|(.., outcome)| failed(outcome)).map(|(name, ..)| *name).collect();
-    let mut outcomes: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-    for (name, headers, outcome) in results {
-        let Some(call) = outcome.calls.first() else {
-            outcomes.entry("no call").or_default().push(name);
-            continue;
-        };
-        let header = headers.keys().next().map_or("", http::HeaderName::as_str);
-        let (before, after) = (header_outcome::values(headers, header), header_outcome::values(&call.headers, header));
-        let is_valid = || HeaderFamily::ALL.iter().any(|family| family.has(header) && family.read(&call.headers).is_some());
-        let what = if after.is_empty() {
-            "dropped"
-        } else if before == after {
-            "forwarded as it came"
-        } else if is_valid() {
-            "replaced by a valid one"
-        } else {
-            "changed"
-        };
-        outcomes.entry(what).or_default().push(name);
-    }
-    let lines = outcomes.iter().map(|(what, names)| format!("{what}: {}", names.join("; ")));
-    if broken.is_empty() {
-        let summary: Vec<String> = outcomes.iter().map(|(what, names)| format!("{} {what}", names.len())).collect();
-        let text = format!("{} invalid contexts make no request fail: {}", results.len(), summary.join(", "));
-        return Finding::pass(id, text).lines(lines);
-    }
-    let text = format!("{} of {} invalid contexts make the app fail: {}", broken.len(), results.len(), broken.join("; "));
-    Finding::fail(id, text, Hint::new("the code that reads the header does not expect an invalid one")).lines(lines)
-}
-
-/// What a failing next hop does to the answer, which is neither right nor wrong, and to the trace.
-/// `without`: calls that do not go on with the trace, as repeated ones may.
-pub(super) fn failures(session: &Session<'_>, results: &[(ListenerMode, AppOutcome)], without: usize) -> Finding {
-    let lines = results.iter().map(|(mode, outcome)| {
-        let what = match mode {
-            ListenerMode::Answer => "answers",
-            ListenerMode::Unavailable => "answers 503",
-            ListenerMode::Reset => "resets the connection",
-            ListenerMode::Hang => "never answers",
-        };
-        let calls = outcome.calls.len();
-        let more = session.calls.is_some_and(|usual| calls > usual);
-        let repeated = if more { format!(", {calls} calls: it repeats") } else { String::new() };
-        let answer = match &outcome.status {
-            Ok(status) => format!("the app answers {status} after {} ms", outcome.took.as_millis()),
-            Err(_) => format!("no answer within {:?}: the app's client has no shorter timeout", session.args.client.timeout),
-        };
-        format!("it {what}: {answer}{repeated}")
-    });
-    if without > 0 {
-        let calls: usize = results.iter().map(|(_, outcome)| outcome.calls.len()).sum();
-        let text = format!("When its next hop fails, {without} of {calls} calls do not go on with the trace");
-        let cause = "the code that repeats a call, or calls another hop instead, makes it without the headers of the first";
-        return Finding::fail(CheckId::ProbeFailures, text, Hint::new(cause)).lines(lines);
-    }
-    Finding::pass(CheckId::ProbeFailures, "When its next hop fails").lines(lines)
 }

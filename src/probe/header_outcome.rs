@@ -148,6 +148,7 @@ pub(super) fn of_value(name: &str, sent: &str, call: &HeaderMap) -> HeaderOutcom
             of_commas(value).map_or(HeaderOutcome::Mangled(Mangling::Changed), HeaderOutcome::Mangled)
         }
         [value] if value.eq_ignore_ascii_case(sent) => HeaderOutcome::Mangled(Mangling::UpperCase),
+        [value] if is_cut(sent, value) => HeaderOutcome::Mangled(Mangling::Cut),
         [value] if name == "x-request-id" && !value.contains(sent) => HeaderOutcome::NewTrace,
         [_] => HeaderOutcome::Mangled(Mangling::Changed),
         several if several.iter().any(|value| value == sent) => HeaderOutcome::Mangled(Mangling::Doubled),
@@ -155,10 +156,16 @@ pub(super) fn of_value(name: &str, sent: &str, call: &HeaderMap) -> HeaderOutcom
     }
 }
 
+/// Whether a value is the beginning of what was sent.
+fn is_cut(sent: &str, value: &str) -> bool {
+    !value.is_empty() && value.len() < sent.len() && sent.starts_with(value)
+}
+
 /// What became of the one member of a list, to which others may be added, in the same line or in lines of their own.
 fn of_list(name: &str, sent: &str, lines: &[String]) -> HeaderOutcome {
     let members: Vec<&str> = lines.iter().flat_map(|line| line.split(',')).map(str::trim).collect();
     match members.iter().filter(|member| **member == sent).count() {
+        0 if members.iter().any(|member| is_cut(sent, member)) => HeaderOutcome::Mangled(Mangling::Cut),
         0 => HeaderOutcome::Mangled(Mangling::Changed),
         1 if !members.contains(&"") => HeaderOutcome::Continued,
         // W3C lets `tracestate` have members that are empty, and `baggage` not.

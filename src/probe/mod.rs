@@ -9,6 +9,7 @@
 mod caller;
 mod crosstalk;
 mod experiments;
+mod failures;
 mod findings;
 mod header_outcome;
 mod listener;
@@ -53,8 +54,8 @@ pub struct ProbeArgs {
     /// The private key of `--downstream-tls-cert`
     #[arg(long, value_name = "FILE", requires = "downstream_tls_cert")]
     pub downstream_tls_key: Option<PathBuf>,
-    /// Requests of the test for cross-talk; needed with a method other than GET, which may change something each time
-    /// [default: 200]
+    /// Requests of the test for cross-talk, beside the 65 or so before it, more where some fail; needed with a method other than
+    /// GET, which may change something each time [default: 200]
     #[arg(long, value_name = "N", value_parser = crate::values::whole::<u32>(0..=100_000))]
     pub count: Option<u32>,
     /// How many of them at a time
@@ -175,12 +176,31 @@ pub async fn run(args: ProbeArgs) -> Result<u8, CommandFailure> {
     Ok(u8::from(!report.is_fine()))
 }
 
+/// The address of these to which the app's URL leads.
+async fn own_listener(url: &Url, listening: &[SocketAddr]) -> Option<SocketAddr> {
+    let (host, port) = (url.host_str()?.trim_matches(['[', ']']), url.port_or_known_default()?);
+    let addresses: Vec<SocketAddr> = tokio::net::lookup_host((host, port)).await.ok()?.collect();
+    for own in listening.iter().filter(|own| own.port() == port) {
+        for ip in addresses.iter().map(SocketAddr::ip) {
+            // All addresses of this machine are those that can be had here.
+            let is_here = own.ip() == ip || ip.is_unspecified();
+            if is_here || (own.ip().is_unspecified() && tokio::net::UdpSocket::bind((ip, 0)).await.is_ok()) {
+                return Some(*own);
+            }
+        }
+    }
+    None
+}
+
 /// Reads what the options name and takes the addresses.
 async fn prepare(args: &ProbeArgs) -> Result<(AppClient, Downstream), CommandFailure> {
     let usage = CommandFailure::Usage;
     if args.method != Method::GET && args.count.is_none() {
-        let why = "each request may change something, and about 60 are sent before the test for cross-talk";
-        return Err(usage(format!("--method {}: {why}; accepted: this method with --count N, 0 for no such test", args.method)));
+        let why = "each request may change something, and about 65 are sent beside those of --count, more where some fail";
+        return Err(usage(format!(
+            "--method {}: {why}; accepted: this method with --count N, 0 for no test for cross-talk",
+            args.method
+        )));
     }
     let checks: Vec<&str> = CheckId::ALL.iter().filter(|id| id.group() == Group::Probe).map(|id| id.name()).collect();
     if let Some(unknown) = args.skip.iter().find(|skip| !checks.contains(&skip.as_str())) {
@@ -194,6 +214,13 @@ async fn prepare(args: &ProbeArgs) -> Result<(AppClient, Downstream), CommandFai
     }
     let trust = args.client.trust().map_err(usage)?;
     let downstream = Downstream::bind(args).await?;
+    if let Some(address) = own_listener(&args.app_url, &downstream.addresses).await {
+        let why = "this is the address of --downstream, where probe itself listens, and not the app";
+        return Err(usage(format!(
+            "{}: {why}; accepted: the app's URL, and {address} as its next hop",
+            without_secrets(&args.app_url)
+        )));
+    }
     let caller = AppClient::new(args, &trust).map_err(usage)?;
     Ok((caller, downstream))
 }

@@ -1,14 +1,14 @@
 //! What every experiment needs.
 
 use std::str::FromStr;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use http::HeaderMap;
 
 use crate::probe::ProbeArgs;
 use crate::probe::caller::{AppClient, AppOutcome, Wait};
-use crate::probe::listener::Downstream;
+use crate::probe::listener::{Downstream, lock};
 use crate::trace_context::{WireFormat, is_carried};
 
 /// Something that `--expect` names.
@@ -53,7 +53,17 @@ pub(super) struct Session<'a> {
     pub(super) request_id: bool,
     /// Requests of experiments on headers that the app failed: what they had, and how it answered.
     pub(super) failed: Mutex<Vec<(&'static str, String)>>,
+    /// Requests that the app failed whatever they had.
+    pub(super) at_random: Mutex<usize>,
 }
+
+/// Requests of one kind until one leads to a call, and until one is no failure.
+const CALL_TRIES: usize = 3;
+const FAILURE_TRIES: usize = 6;
+/// The same where each takes the whole time.
+const SLOW_TRIES: usize = 2;
+/// Requests without headers, beside those that fail.
+const PLAIN_TRIES: usize = 3;
 
 impl Session<'_> {
     /// Sends one request and waits for its calls. Where it is known how many come, a late one ends the wait, so that it may be long.
@@ -62,22 +72,65 @@ impl Session<'_> {
         self.caller.ask(self.downstream, headers, wait).await
     }
 
+    /// The same, again where the app makes no call that it makes at other times.
+    pub(super) async fn ask_until_called(&self, headers: &HeaderMap) -> AppOutcome {
+        let mut outcome = self.ask(headers).await;
+        for _ in 1..CALL_TRIES {
+            if self.calls.is_some() || !outcome.calls.is_empty() || outcome.has_failed(self.status) {
+                break;
+            }
+            outcome = self.ask(headers).await;
+        }
+        outcome
+    }
+
+    /// A request that the app fails is sent again, and one without headers: it may fail at random. Returns whether its headers are to blame.
+    pub(super) async fn ask_again(&self, headers: &HeaderMap) -> (AppOutcome, bool) {
+        let mut outcome = self.ask_until_called(headers).await;
+        let mut tries = 1;
+        // What gives no answer in time would take that long each time.
+        let is_slow = |outcome: &AppOutcome| outcome.took >= self.args.client.timeout;
+        while outcome.has_failed(self.status) && tries < if is_slow(&outcome) { SLOW_TRIES } else { FAILURE_TRIES } {
+            outcome = self.ask(headers).await;
+            tries += 1;
+        }
+        let mut is_blamed = outcome.has_failed(self.status);
+        for _ in 0..if is_blamed { PLAIN_TRIES } else { 0 } {
+            is_blamed &= !self.ask(&HeaderMap::new()).await.has_failed(self.status);
+        }
+        if tries > 1 && !is_blamed {
+            *lock(&self.at_random) += 1;
+        }
+        (outcome, is_blamed)
+    }
+
     /// The same of an experiment on headers. A request that the app fails shows nothing of them: its calls do not count.
     pub(super) async fn ask_about(&self, what: &'static str, headers: &HeaderMap) -> AppOutcome {
-        let mut outcome = self.ask(headers).await;
-        let answer = match &outcome.status {
-            Ok(status) if *status >= 500 && self.status < 500 => format!("answers {status}"),
-            Ok(_) => return outcome,
-            Err(why) => format!("gives no answer ({why})"),
-        };
-        outcome.calls.clear();
-        self.failed.lock().unwrap_or_else(PoisonError::into_inner).push((what, answer));
+        if lock(&self.failed).iter().any(|(known, _)| *known == what) {
+            return self.failed_once(what, self.ask(headers).await);
+        }
+        match self.ask_again(headers).await {
+            (outcome, true) => self.failed_once(what, outcome),
+            (mut outcome, false) => {
+                if outcome.has_failed(self.status) {
+                    outcome.calls.clear();
+                }
+                outcome
+            }
+        }
+    }
+
+    fn failed_once(&self, what: &'static str, mut outcome: AppOutcome) -> AppOutcome {
+        if outcome.has_failed(self.status) {
+            outcome.calls.clear();
+            lock(&self.failed).push((what, outcome.failure()));
+        }
         outcome
     }
 
     /// Whether the app failed a request because of what it brought.
     pub(super) fn failed_before(&self) -> bool {
-        !self.failed.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+        !lock(&self.failed).is_empty()
     }
 
     pub(super) fn expects(&self, name: &str) -> bool {

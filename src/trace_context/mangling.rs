@@ -23,6 +23,8 @@ pub(crate) enum Mangling {
     UpperCase,
     /// A comma with no value before or behind it.
     StrayComma,
+    /// The beginning of a value.
+    Cut,
     /// A value with more around it, or another one.
     Changed,
 }
@@ -39,6 +41,7 @@ impl Mangling {
             Self::SpanLength => "pads or shortens its span id, which has 16 digits",
             Self::UpperCase => "writes it in upper case",
             Self::StrayComma => "adds a comma without a value",
+            Self::Cut => "cuts its value short",
             Self::Changed => "changes its value",
         }
     }
@@ -54,6 +57,7 @@ impl Mangling {
             Self::Padded => "it takes every trace id for one of 128 bits",
             Self::UpperCase | Self::SpanLength => "it formats the ids by itself",
             Self::StrayComma => "it joins values by a comma, also where one of them is empty",
+            Self::Cut => "it keeps so many characters and no more",
             Self::Changed => "it writes the header by itself",
         }
     }

@@ -43,6 +43,9 @@ fn serve(mut stream: TcpStream, downstream: SocketAddr, sends: &dyn Fn(&Headers)
         Some(headers) if headers.iter().any(|(name, _)| name == "crash") => 500,
         Some(headers) => {
             let status = call(downstream, &target, &headers).unwrap_or(502);
+            if status == 502 && headers.iter().any(|(name, _)| name == "dies") {
+                return None;
+            }
             let repeats = status == 503 && headers.iter().any(|(name, _)| name == "repeats");
             if repeats { call(downstream, &target, &Headers::new()).unwrap_or(502) } else { status }
         }
@@ -86,9 +89,8 @@ fn probed(sends: impl Fn(&Headers) -> Option<Headers> + Send + Sync + 'static, f
     let downstream = ports::free_addr();
     let app = App::start(downstream, sends);
     let (url, address) = (format!("http://{}/orders?id={{nonce}}", app.addr), downstream.to_string());
-    let all =
-        [&["probe", &url, "--downstream", &address, "--output", "json", "--count", "40", "--concurrency", "8"], flags].concat();
-    let ran = run(&all, &[]);
+    let count = if flags.contains(&"--count") { &[][..] } else { &["--count", "40", "--concurrency", "8"] };
+    let ran = run(&[&["probe", &url, "--downstream", &address, "--output", "json"], count, flags].concat(), &[]);
     let report = serde_json::from_str(&ran.stdout).unwrap_or_else(|error| panic!("{error}: {}\n{}", ran.stdout, ran.stderr));
     (ran, report)
 }
@@ -465,6 +467,106 @@ fn requests_that_the_app_fails_are_a_finding_and_nothing_is_said_of_their_header
     assert!(text.contains("x-request-id"), "{text}");
     assert!(text_of(&report, "probe.request-id").contains("not checked, because no call came"), "{report:#}");
     assert!(text_of(&report, "probe.w3c").contains("forwarded untouched"), "{report:#}");
+}
+
+/// A counter of an app's requests.
+fn counter() -> impl Fn() -> usize + Send + Sync + 'static {
+    let count = AtomicUsize::new(0);
+    move || count.fetch_add(1, Ordering::Relaxed)
+}
+
+#[test]
+fn an_app_that_fails_at_random_is_not_blamed_for_headers() {
+    for every in [3, 4] {
+        let next = counter();
+        let flaky = move |headers: &Headers| {
+            Some(if next() % every == every - 1 { vec![("crash".to_owned(), String::new())] } else { copied(headers) })
+        };
+        let (ran, report) = probed(flaky, &["--expect", "w3c,b3,x-request-id,baggage"]);
+        assert_eq!((ran.code, failed(&report)), (Some(0), vec![]), "{report:#}");
+        let checks = report["checks"].as_array().unwrap();
+        let note = checks.iter().find(|check| check["text"].as_str().unwrap().contains("fails at times")).unwrap();
+        assert!(note["status"] == "skip" && note["text"].as_str().unwrap().contains("passed when sent again"), "{note:#}");
+        assert!(text_of(&report, "probe.invalid").contains("24 invalid contexts make no request fail"), "{report:#}");
+    }
+}
+
+/// As a cache makes it: what a request without a call leads to says nothing of its headers.
+#[test]
+fn an_app_that_calls_in_every_second_request_is_asked_until_it_calls() {
+    let next = counter();
+    let cached = move |headers: &Headers| (next() % 2 == 0).then(|| copied(headers));
+    let (ran, report) = probed(cached, &[]);
+    assert_eq!((ran.code, failed(&report)), (Some(0), vec![]), "{report:#}");
+    assert!(text_of(&report, "probe.precedence").contains("follows none"), "{report:#}");
+    assert!(!text_of(&report, "probe.invalid").contains("no call"), "{report:#}");
+    let checks = report["checks"].as_array().unwrap();
+    let failures = checks.iter().find(|check| check["id"] == "probe.failures").unwrap()["detail"].to_string();
+    assert!(failures.contains("the app answers 503") && !failures.contains("answers 200"), "{failures}");
+}
+
+#[test]
+fn an_app_that_ends_the_connection_when_its_next_hop_resets_is_not_slow() {
+    let dying = |headers: &Headers| Some([copied(headers), vec![("dies".to_owned(), "1".to_owned())]].concat());
+    let (_, report) = probed(dying, &[]);
+    let checks = report["checks"].as_array().unwrap();
+    let failures = checks.iter().find(|check| check["id"] == "probe.failures").unwrap()["detail"].to_string();
+    assert!(failures.contains("it resets the connection: the app gives no answer after "), "{failures}");
+    assert!(failures.contains("its handler fails") && !failures.contains("no answer within"), "{failures}");
+}
+
+#[test]
+fn an_id_of_the_apps_own_and_a_value_that_is_cut_have_their_names() {
+    let own = |headers: &Headers| {
+        let ids = replaced(headers, "x-request-id", |_| "mine".to_owned());
+        Some(
+            ids.into_iter()
+                .map(
+                    |(name, value)| {
+                        if name == "tracestate" { (name, value.get(..9).unwrap_or(&value).to_owned()) } else { (name, value) }
+                    },
+                )
+                .collect(),
+        )
+    };
+    let (ran, report) = probed(own, &[]);
+    assert_eq!((ran.code, failed(&report)), (Some(1), vec!["probe.tracestate"]), "{report:#}");
+    assert!(text_of(&report, "probe.tracestate").contains("cuts its value short"), "{report:#}");
+    let checks = report["checks"].as_array().unwrap();
+    let id = checks.iter().find(|check| check["id"] == "probe.request-id").unwrap().to_string();
+    assert!(id.contains("another value in 3 of 3 calls") && id.contains("makes one of its own"), "{id}");
+}
+
+#[test]
+fn probes_own_listener_is_no_app() {
+    let port = ports::free_addr().port();
+    for (url, downstream) in [
+        (format!("http://127.0.0.1:{port}/orders"), format!("127.0.0.1:{port}")),
+        (format!("http://localhost:{port}/orders"), format!("0.0.0.0:{port}")),
+        (format!("http://0.0.0.0:{port}/orders"), format!(":{port}")),
+    ] {
+        let ran = run(&["probe", &url, "--downstream", &downstream], &[]);
+        assert_eq!((ran.code, ran.stdout.as_str()), (Some(2), ""), "{url} {downstream}: {}", ran.stderr);
+        assert!(ran.stderr.contains("where probe itself listens, and not the app; accepted:"), "{}", ran.stderr);
+    }
+}
+
+/// What an app receives of one run is what the help says.
+#[test]
+fn the_number_of_requests_is_the_one_that_is_said() {
+    let count = Arc::new(AtomicUsize::new(0));
+    let counted = count.clone();
+    let app = move |headers: &Headers| {
+        counted.fetch_add(1, Ordering::Relaxed);
+        Some(copied(headers))
+    };
+    let (ran, report) = probed(app, &["-X", "POST", "--count", "1"]);
+    assert_eq!(ran.code, Some(0), "{report:#}");
+    let sent = count.load(Ordering::Relaxed);
+    assert!((60..=66).contains(&sent), "{sent}");
+    let help = run(&["probe", "--help"], &[]).stdout;
+    let usage = run(&["probe", "http://127.0.0.1:9/", "--downstream", "127.0.0.1:0", "-X", "POST"], &[]).stderr;
+    assert!(help.contains("65 or so") && usage.contains("about 65 are sent beside those of --count"), "{help}{usage}");
 }
 
 #[test]

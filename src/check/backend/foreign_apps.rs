@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use crate::check::backend::access::BackendRefusal;
 use crate::check::backend::client::Backend;
-use crate::check::backend::other_traces::{CHANCE, OtherTraces, Window, beginner};
+use crate::check::backend::other_traces::{CHANCE, CallTime, OtherTraces, beginner};
 use crate::check::backend::{CheckedRequest, pause};
 use crate::check::chain::evidence::ForeignApp;
 use crate::check::chain::expect::is_named;
@@ -42,7 +42,7 @@ struct Unseen {
     foreign_app: ForeignApp,
     sent: Headers,
     /// The time in which the caller had the request, since 1970 by its own clock.
-    time: Window,
+    time: CallTime,
 }
 
 fn unseen(tree: &Tree) -> Vec<Unseen> {
@@ -274,7 +274,7 @@ async fn collect_evidence(
         return Ok(OtherTraces::default());
     }
     // From the second request on: the first may have been sent long before.
-    let times: Vec<Window> = requests.iter().skip(1).flat_map(|sent| &sent.calls).map(|call| call.time).collect();
+    let times: Vec<CallTime> = requests.iter().skip(1).flat_map(|sent| &sent.calls).map(|call| call.time).collect();
     let own = requests.iter().flat_map(|sent| &sent.ids).copied().collect();
     let is_hop = |service: &str| requests[0].tree.hops("").any(|(hop, _)| is_named(service, &hop.service));
     let others = OtherTraces::read(backend, &times, &own, is_hop).await?;
@@ -393,7 +393,7 @@ impl AppEvidence {
         }
         let of = made.len();
         let open: Vec<usize> = made.iter().map(|(n, _)| *n).filter(|n| !outcomes.contains_key(n)).collect();
-        let timed = |wanted: &dyn Fn(usize) -> bool| -> Vec<Window> {
+        let timed = |wanted: &dyn Fn(usize) -> bool| -> Vec<CallTime> {
             made.iter().filter(|(n, _)| *n > 0 && wanted(*n)).map(|(_, call)| call.time).collect()
         };
         if let Some((service, _)) = broken.first() {

@@ -11,7 +11,7 @@ use crate::traces::{REQUEST_ID_TAGS, Span, TraceId};
 pub(super) const CHANCE: f64 = 1e-4;
 
 /// From when to when, since 1970.
-pub(super) type Window = (Duration, Duration);
+pub(super) type CallTime = (Duration, Duration);
 
 /// The service whose span is the first, and when it began.
 pub(super) fn beginner<'a>(spans: impl Iterator<Item = &'a Span>) -> Option<(String, Duration)> {
@@ -32,7 +32,7 @@ impl OtherTraces {
     /// Reads those around the time of these requests that are none of `own`. `is_hop`: whether a service is one whose traces do not count.
     pub(super) async fn read(
         backend: &Backend,
-        requests: &[Window],
+        requests: &[CallTime],
         own: &HashSet<TraceId>,
         is_hop: impl Fn(&str) -> bool,
     ) -> Result<Self, BackendRefusal> {
@@ -64,13 +64,13 @@ impl OtherTraces {
     }
 
     /// A service that begins a trace in each of these times, the traces, and how probable that is as chance. `all`: when requests were sent.
-    pub(super) fn in_time_of(&self, times: &[Window], all: &[Window]) -> Option<(String, Vec<TraceId>, f64)> {
+    pub(super) fn in_time_of(&self, times: &[CallTime], all: &[CallTime]) -> Option<(String, Vec<TraceId>, f64)> {
         let (from, to) = (all.first()?.0, all.last()?.1);
         let inside: f64 = all.iter().map(|time| (time.1 - time.0).as_secs_f64()).sum();
         let outside = (to.saturating_sub(from).as_secs_f64() - inside).max(0.001);
-        let is_within = |at: Duration, time: &Window| time.0 <= at && at <= time.1;
+        let is_within = |at: Duration, time: &CallTime| time.0 <= at && at <= time.1;
         let candidates = self.begun.iter().filter_map(|(service, traces)| {
-            let hit = |time: &Window| traces.iter().find(|(at, _)| is_within(*at, time)).map(|(_, id)| *id);
+            let hit = |time: &CallTime| traces.iter().find(|(at, _)| is_within(*at, time)).map(|(_, id)| *id);
             let hits: Vec<TraceId> = times.iter().filter_map(hit).collect();
             let is_other = |at: Duration| from <= at && at <= to && !all.iter().any(|time| is_within(at, time));
             let rate = (traces.iter().filter(|(at, _)| is_other(*at)).count() + 1) as f64 / outside;

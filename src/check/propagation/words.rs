@@ -23,7 +23,7 @@ pub(super) fn damaged(how: Mangling) -> &'static str {
         Mangling::Halved => "a trace id that is shortened to 64 bits and padded with zeros",
         Mangling::Padded => "a trace id that is padded to 128 bits",
         Mangling::UpperCase => "it in upper case",
-        Mangling::SpanLength | Mangling::StrayComma | Mangling::Changed => "another value",
+        Mangling::SpanLength | Mangling::StrayComma | Mangling::Cut | Mangling::Changed => "another value",
     }
 }
 
