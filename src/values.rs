@@ -28,24 +28,50 @@ pub(crate) fn header(text: &str) -> Result<(HeaderName, HeaderValue), String> {
     Ok((name, value))
 }
 
+/// Why a text is not a duration.
+#[derive(Debug, Clone, PartialEq)]
+pub enum InvalidDuration {
+    /// It is no number with a unit.
+    Malformed(humantime::DurationError),
+    /// Longer than a year.
+    TooLong,
+}
+
+impl fmt::Display for InvalidDuration {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Malformed(error) => write!(f, "{error}; a duration is a number with a unit, as in 20ms, 2s, 5m, or 0"),
+            Self::TooLong => f.write_str("longer than a year"),
+        }
+    }
+}
+
+impl std::error::Error for InvalidDuration {}
+
+impl From<InvalidDuration> for String {
+    fn from(error: InvalidDuration) -> Self {
+        error.to_string()
+    }
+}
+
 /// A duration with a unit (`20ms`, `2s`, `1m 30s`), or `0`.
 ///
 /// # Errors
 ///
-/// The reason and the accepted form, when the text is no duration or longer than a year.
-pub fn parse_duration(text: &str) -> Result<Duration, String> {
+/// The text is no duration, or longer than a year.
+pub fn parse_duration(text: &str) -> Result<Duration, InvalidDuration> {
     let duration = match text.trim() {
         "0" => Duration::ZERO,
-        text => humantime::parse_duration(text)
-            .map_err(|error| format!("{error}; a duration is a number with a unit, as in 20ms, 2s, 5m, or 0"))?,
+        text => humantime::parse_duration(text).map_err(InvalidDuration::Malformed)?,
     };
     // A deadline that the clock cannot represent would be a panic.
-    if duration > MAX_DURATION { Err("longer than a year".to_owned()) } else { Ok(duration) }
+    if duration > MAX_DURATION { Err(InvalidDuration::TooLong) } else { Ok(duration) }
 }
 
 /// A duration above zero.
 pub(crate) fn positive_duration(text: &str) -> Result<Duration, String> {
-    parse_duration(text).and_then(|duration| if duration.is_zero() { Err("must be longer than 0".into()) } else { Ok(duration) })
+    let duration = parse_duration(text)?;
+    if duration.is_zero() { Err("must be longer than 0".to_owned()) } else { Ok(duration) }
 }
 
 /// The parser of a whole number.

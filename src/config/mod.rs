@@ -16,6 +16,7 @@ use std::borrow::Cow;
 use std::fmt;
 
 use crate::net::hosts::redacted_input;
+use crate::net::tls::InvalidFile;
 
 pub use demo::{AtHop, CarriedName, DemoArgs};
 pub use failure::CommandFailure;
@@ -46,7 +47,7 @@ pub enum ConfigError {
         needs: &'static str,
     },
     /// A file with certificates or a key cannot be used; the text names file and flag.
-    File(String),
+    File(InvalidFile),
 }
 
 impl ConfigError {
@@ -68,7 +69,7 @@ impl fmt::Display for ConfigError {
                 write!(f, "invalid value '{}' for {name}: {reason}", shown_value(name, value).escape_debug())
             }
             Self::Incomplete { option, needs } => write!(f, "{option} needs {needs}"),
-            Self::File(text) => f.write_str(text),
+            Self::File(error) => error.fmt(f),
         }
     }
 }

@@ -445,10 +445,12 @@ impl<'a> Variables<'a> {
     /// The certificates of an exporter.
     fn otlp_tls(&self, signal: Signal) -> ClientTls {
         const KEY: &str = "CLIENT_KEY";
-        let roots = self.otlp(signal, "CERTIFICATE", |name, path| Roots::load(name, &PathBuf::from(path)));
+        let roots = self
+            .otlp(signal, "CERTIFICATE", |name, path| Roots::load(name, &PathBuf::from(path)).map_err(|error| error.to_string()));
         let read = |name: &str, path: &str| {
             let path = PathBuf::from(path);
-            read_file(name, &path).map(|pem| (name.to_owned(), path, pem))
+            let pem = read_file(name, &path).map_err(|error| error.to_string())?;
+            Ok((name.to_owned(), path, pem))
         };
         let own = match (self.otlp(signal, "CLIENT_CERTIFICATE", read), self.otlp(signal, KEY, read)) {
             (None, None) => None,

@@ -4,7 +4,7 @@
 //! the file that a flag names. Nothing is installed process-wide.
 
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustls::client::ResolvesClientCert;
@@ -14,6 +14,26 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, ConfigBuilder, DigitallySignedStruct, RootCertStore, SignatureScheme, WantsVerifier};
+
+/// Why a PEM file cannot be used, on one line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InvalidFile {
+    /// The flag or variable that names the file.
+    pub flag: String,
+    /// The file.
+    pub path: PathBuf,
+    /// What is wrong with it.
+    pub why: String,
+}
+
+impl fmt::Display for InvalidFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { flag, path, why } = self;
+        write!(f, "invalid value '{}' for {flag}: {why}; accepted: a PEM file", path.display().to_string().escape_debug())
+    }
+}
+
+impl std::error::Error for InvalidFile {}
 
 /// The roots that a client trusts.
 #[derive(Debug, Clone)]
@@ -31,8 +51,8 @@ impl Roots {
     ///
     /// # Errors
     ///
-    /// One line that names `flag`, the file and what is wrong with it.
-    pub fn load(flag: &str, path: &Path) -> Result<Self, String> {
+    /// The file cannot be read, or has no certificate.
+    pub fn load(flag: &str, path: &Path) -> Result<Self, InvalidFile> {
         roots(flag, path, &read_file(flag, path)?).map(|roots| Self(Arc::new(roots)))
     }
 }
@@ -107,25 +127,25 @@ pub(crate) fn provider() -> Arc<CryptoProvider> {
 ///
 /// # Errors
 ///
-/// One line that names `flag`, the file and what is wrong with it; the same for the functions below.
-pub(crate) fn read_file(flag: &str, path: &Path) -> Result<Vec<u8>, String> {
+/// The file cannot be read.
+pub(crate) fn read_file(flag: &str, path: &Path) -> Result<Vec<u8>, InvalidFile> {
     std::fs::read(path).map_err(|error| invalid_file(flag, path, &format!("cannot be read: {error}")))
 }
 
-/// The message for a file that cannot be used.
-pub(crate) fn invalid_file(flag: &str, path: &Path, why: &dyn fmt::Display) -> String {
-    format!("invalid value '{}' for {flag}: {why}; accepted: a PEM file", path.display().to_string().escape_debug())
+/// A PEM file that a flag or a variable names and that cannot be used.
+pub(crate) fn invalid_file(flag: &str, path: &Path, why: &dyn fmt::Display) -> InvalidFile {
+    InvalidFile { flag: flag.to_owned(), path: path.to_owned(), why: why.to_string() }
 }
 
 /// The certificates in a PEM file: at least one.
-pub(crate) fn certificates(flag: &str, path: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
+pub(crate) fn certificates(flag: &str, path: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, InvalidFile> {
     let certificates = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>();
     let certificates = certificates.map_err(|error| invalid_file(flag, path, &error))?;
     if certificates.is_empty() { Err(invalid_file(flag, path, &"no PEM certificate in it")) } else { Ok(certificates) }
 }
 
 /// The certificates in a PEM file as roots.
-pub(crate) fn roots(flag: &str, path: &Path, pem: &[u8]) -> Result<RootCertStore, String> {
+pub(crate) fn roots(flag: &str, path: &Path, pem: &[u8]) -> Result<RootCertStore, InvalidFile> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates(flag, path, pem)? {
         roots.add(certificate).map_err(|error| invalid_file(flag, path, &error))?;
@@ -137,7 +157,7 @@ pub(crate) fn roots(flag: &str, path: &Path, pem: &[u8]) -> Result<RootCertStore
 pub(crate) fn certified_key(
     (cert_flag, cert, cert_pem): (&str, &Path, &[u8]),
     (key_flag, key, key_pem): (&str, &Path, &[u8]),
-) -> Result<Arc<CertifiedKey>, String> {
+) -> Result<Arc<CertifiedKey>, InvalidFile> {
     let chain = certificates(cert_flag, cert, cert_pem)?;
     let wrong_key = |why: &dyn fmt::Display| invalid_file(key_flag, key, why);
     let der = PrivateKeyDer::from_pem_slice(key_pem).map_err(|_| wrong_key(&"no PEM private key in it"))?;

@@ -96,7 +96,7 @@ impl Downstream {
         let tls = match (&args.downstream_tls_cert, &args.downstream_tls_key) {
             (Some(cert), Some(key)) => {
                 let options = TlsOptions { cert: cert.clone(), key: key.clone(), client_ca: None };
-                Some(ServerTls::load(options).map_err(usage)?)
+                Some(ServerTls::load(options).map_err(|error| usage(error.to_string()))?)
             }
             _ => None,
         };

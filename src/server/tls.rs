@@ -12,6 +12,7 @@ use rustls::sign::CertifiedKey;
 use rustls::{ServerConfig, SignatureScheme};
 use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 
+pub use crate::net::tls::InvalidFile;
 use crate::net::tls::{certified_key, invalid_file, provider, read_file, roots};
 
 /// How often the files are polled. cert-manager and the kubelet replace them hours before they expire.
@@ -65,8 +66,8 @@ impl ServerTls {
     ///
     /// # Errors
     ///
-    /// One line that names the flag, the file and what is wrong with it.
-    pub fn load(options: TlsOptions) -> Result<Self, String> {
+    /// A file cannot be read, has nothing of its kind in it, or the key is not the certificate's.
+    pub fn load(options: TlsOptions) -> Result<Self, InvalidFile> {
         let files = PemFiles::read(&options)?;
         let current = RwLock::new(Arc::new(files.acceptor_state(&options)?));
         Ok(Self(Arc::new(WatchedFiles { options, current, last_read: Mutex::new(files) })))
@@ -79,7 +80,7 @@ impl ServerTls {
 
     /// Polls the files and reloads them when they change. An invalid file is reported once, and the old state stays.
     pub(crate) async fn watch_files(self) {
-        let mut reported = String::new();
+        let mut reported = None;
         loop {
             tokio::time::sleep(RELOAD).await;
             let tls = self.clone();
@@ -88,19 +89,19 @@ impl ServerTls {
             match reloaded {
                 Ok(false) => {}
                 Ok(true) => {
-                    reported.clear();
+                    reported = None;
                     tracing::info!(cert = %self.0.options.cert.display(), "the TLS certificate was reloaded");
                 }
-                Err(error) if error == reported => {}
+                Err(error) if reported.as_ref() == Some(&error) => {}
                 Err(error) => {
-                    tracing::warn!(error, "the TLS certificate was not reloaded; the old one stays");
-                    reported = error;
+                    tracing::warn!(%error, "the TLS certificate was not reloaded; the old one stays");
+                    reported = Some(error);
                 }
             }
         }
     }
 
-    fn reload(&self) -> Result<bool, String> {
+    fn reload(&self) -> Result<bool, InvalidFile> {
         let files = PemFiles::read(&self.0.options)?;
         let mut last_read = self.0.last_read.lock().unwrap_or_else(PoisonError::into_inner);
         if *last_read == files {
@@ -115,7 +116,7 @@ impl ServerTls {
 }
 
 impl PemFiles {
-    fn read(options: &TlsOptions) -> Result<Self, String> {
+    fn read(options: &TlsOptions) -> Result<Self, InvalidFile> {
         Ok(Self {
             cert: read_file("--tls-cert (TLS_CERT)", &options.cert)?,
             key: read_file("--tls-key (TLS_KEY)", &options.key)?,
@@ -123,7 +124,7 @@ impl PemFiles {
         })
     }
 
-    fn acceptor_state(&self, options: &TlsOptions) -> Result<AcceptorState, String> {
+    fn acceptor_state(&self, options: &TlsOptions) -> Result<AcceptorState, InvalidFile> {
         let provider = provider();
         let pair = certified_key(
             ("--tls-cert (TLS_CERT)", &options.cert, &self.cert),
@@ -131,7 +132,7 @@ impl PemFiles {
         )?;
         let builder = ServerConfig::builder_with_provider(provider.clone())
             .with_safe_default_protocol_versions()
-            .map_err(|error| error.to_string())?;
+            .map_err(|error| invalid_file("--tls-cert (TLS_CERT)", &options.cert, &error))?;
         let builder = match (&options.client_ca, &self.client_ca) {
             (Some(path), Some(pem)) => {
                 const FLAG: &str = "--tls-client-ca (TLS_CLIENT_CA)";

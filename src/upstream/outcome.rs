@@ -113,12 +113,16 @@ pub(crate) enum CallError {
     NotGrpc(&'static str),
 }
 
+const TIMEOUT: &str = "no whole answer within";
+const CONNECT: &str = "cannot connect";
+const BROKEN: &str = "broken answer";
+
 impl fmt::Display for CallError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Timeout(limit) => write!(f, "no whole answer within {limit:?}"),
-            Self::Connect(_) => f.write_str("cannot connect"),
-            Self::Broken(_) => f.write_str("broken answer"),
+            Self::Timeout(limit) => write!(f, "{TIMEOUT} {limit:?}"),
+            Self::Connect(_) => f.write_str(CONNECT),
+            Self::Broken(_) => f.write_str(BROKEN),
             Self::TooLarge => f.write_str("too large"),
             Self::Exhausted(_) => f.write_str("no memory for the answer"),
             Self::NoBudget(hop) => {
@@ -158,6 +162,12 @@ impl CallError {
         }
     }
 
+    /// [`Self::kind`] of an error that a reply shows, for the kinds that its readers tell apart.
+    pub(crate) fn kind_of(text: &str) -> Option<&'static str> {
+        let kinds = [(TIMEOUT, "timeout"), (CONNECT, "connect"), (BROKEN, "broken_answer")];
+        kinds.iter().find_map(|(beginning, kind)| text.starts_with(beginning).then_some(*kind))
+    }
+
     /// `error.type`, where the status does not say it.
     pub(super) fn kind(&self) -> Option<&'static str> {
         match self {
@@ -171,6 +181,31 @@ impl CallError {
             Self::Rpc(code, _) => Some(status::name(*code)),
             Self::NotGrpc(_) => Some("not_grpc"),
             Self::Status(_) => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::text::causes;
+
+    #[test]
+    fn the_kind_of_an_error_is_read_back_from_a_reply() {
+        let read = ["timeout", "connect", "broken_answer"];
+        for error in [
+            CallError::Timeout(Duration::from_millis(300)),
+            CallError::Connect("connection refused".into()),
+            CallError::Broken("timed out".into()),
+            CallError::TooLarge,
+            CallError::NoBudget("cannot connect".to_owned()),
+            CallError::Exhausted(Exhausted(HeldKind::Answer)),
+            CallError::Redirect(StatusCode::FOUND, "http://timeout/".to_owned()),
+            CallError::Status(StatusCode::GATEWAY_TIMEOUT),
+            CallError::Rpc(Code::DeadlineExceeded, "no whole answer within 1s".to_owned()),
+            CallError::NotGrpc("broken answer"),
+        ] {
+            assert_eq!(CallError::kind_of(&causes(&error)), error.kind().filter(|kind| read.contains(kind)), "{error}");
         }
     }
 }

@@ -7,6 +7,7 @@ use crate::hop::reply::{Call, NO_REPLY, is_success};
 use crate::net::hosts::{address_of, host_of, is_loopback};
 use crate::report::{CheckId, Finding, Hint, OwnCause};
 use crate::upstream::foreign_response::ForeignResponse;
+use crate::upstream::outcome::CallError;
 
 /// Why a call failed, or a hop.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -231,13 +232,13 @@ pub(super) fn cause(call: &Call) -> FailureCause {
     let error = call.error.as_deref().unwrap_or("");
     let lower = error.to_ascii_lowercase();
     let has = |parts: &[&str]| parts.iter().any(|part| lower.contains(part));
+    let kind = CallError::kind_of(error);
+    let is_late = kind == Some("timeout") || has(&["timed out", "timeout", "deadline"]);
     match call.status {
         // The status may have come in time and the rest of the answer not.
-        status if status.is_none_or(is_success) && has(&["timed out", "timeout", "deadline", "no whole answer within"]) => {
-            FailureCause::TimedOut
-        }
+        status if status.is_none_or(is_success) && is_late => FailureCause::TimedOut,
         Some(status) if is_success(status) && error == NO_REPLY => FailureCause::NoReply,
-        Some(status) if is_success(status) && has(&["broken answer"]) => FailureCause::Torn(error.to_owned()),
+        Some(status) if is_success(status) && kind == Some("broken_answer") => FailureCause::Torn(error.to_owned()),
         Some(status) if is_success(status) => FailureCause::Unusable(error.to_owned()),
         Some(status) => FailureCause::Answered(status, ForeignResponse::parse(error)),
         None if has(&["refused"]) => FailureCause::Refused,

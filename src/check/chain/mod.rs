@@ -22,6 +22,7 @@ pub(crate) use crate::check::chain::walk::numbered;
 use crate::check::chain::walk::settled;
 use crate::check::envoy::suggestions::{HintContext, HopRef, Runner, name_of, runner};
 use crate::report::{CheckId, Finding, Hint, Status};
+use crate::upstream::foreign_response::ForeignResponse;
 
 pub(crate) use crate::check::chain::failure::{BreakPoint, FailureCause};
 use crate::check::chain::failure::{by_address, cause};
@@ -103,7 +104,7 @@ pub(crate) fn outline(tree: &Tree) -> String {
 /// Whether an answer of Envoy, or the name of a pod, shows that proxies may be between the hops.
 pub(crate) fn meets_proxies(tree: &Tree) -> bool {
     let by_envoy = |call: &Call| {
-        call.error.as_ref().is_some_and(|error| error.contains("[server envoy]") || error.contains("[server istio-envoy]"))
+        call.error.as_ref().is_some_and(|error| matches!(&*ForeignResponse::parse(error).server, "envoy" | "istio-envoy"))
     };
     tree.hops("").any(|(hop, _)| runner(&hop.hostname) == Runner::Kubernetes || hop.upstreams.iter().any(by_envoy))
 }

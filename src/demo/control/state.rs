@@ -33,6 +33,7 @@ use crate::trace_context::{BREAKS, Dropped, carried_names};
 use crate::traces::ids::{parse_span_id, parse_trace_id};
 use crate::traces::{Caller, ExpectedTrace, Kind, Span, SpanId, Trace, TraceId};
 use crate::upstream::FanOut;
+use crate::upstream::outcome::CallError;
 use crate::values::Form;
 
 /// How often figures and health are read while a page is open.
@@ -391,7 +392,7 @@ impl DemoState {
         // A hop that hangs reports a caller that hung up.
         failure
             .iter_mut()
-            .for_each(|failure| failure.mark(|hop, why| why.starts_with("no whole answer within") && self.hangs(hop, reply)));
+            .for_each(|failure| failure.mark(|hop, why| CallError::kind_of(why) == Some("timeout") && self.hangs(hop, reply)));
         ExpectedTrace {
             failure,
             sampling_ends: seams.iter().any(|seam| seam.ends_sampling),
