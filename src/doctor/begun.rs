@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use crate::doctor::clocks::MAX_COMPARED;
+use crate::doctor::direct::Direct;
 use crate::doctor::finding::MIN_COUNT;
 use crate::doctor::peers::peer_names;
 use crate::doctor::system::{Remote, System, TracerKind};
-use crate::doctor::timing::{Interval, Matches, Pair, Timeline, come_with, contains, correlation, interval, is_regular, median};
+use crate::doctor::timing::{Interval, Matches, Pair, Timeline, contains, interval, is_regular, median};
 use crate::traces::Kind;
 
 /// Spans that hold a call which its callee knows nothing of, by the service that made them.
@@ -33,31 +34,32 @@ impl Edge {
 }
 
 /// Who may have made the calls that led to some roots.
-struct Candidate<'n> {
+struct Candidate {
     caller: usize,
     /// A service that reports nothing stands between.
-    silent: Option<&'n str>,
+    silent: Option<Box<str>>,
     /// The roots, each with the span around it.
     pairs: Vec<Pair>,
 }
 
 pub(super) struct Search<'a> {
-    system: &'a System,
-    skews: &'a HashMap<(usize, usize), i64>,
+    pub(super) system: &'a System,
+    pub(super) skews: &'a HashMap<(usize, usize), i64>,
     aliases: &'a BTreeMap<String, Option<usize>>,
     pub(super) edges: BTreeMap<(usize, usize), Edge>,
     /// Roots that were given a place.
-    used: HashSet<usize>,
+    pub(super) used: HashSet<usize>,
     /// Client spans whose answer was found in another trace.
     pub(super) explained: HashSet<usize>,
     /// Service and name of roots that come at regular times.
-    timers: HashSet<(usize, Option<&'a str>)>,
+    pub(super) timers: HashSet<(usize, Option<&'a str>)>,
     /// Services that report calls to others that report.
     calls_services: HashSet<usize>,
     /// What services do with messages, with whom they call for it.
     consumers: BTreeMap<usize, Vec<(usize, BTreeSet<usize>)>>,
     /// The server spans of each service that begin traces.
-    begun: BTreeMap<usize, Vec<usize>>,
+    pub(super) begun: BTreeMap<usize, Vec<usize>>,
+    direct: Direct<'a>,
 }
 
 fn joined(system: &System) -> BTreeMap<(usize, usize), Edge> {
@@ -93,7 +95,19 @@ impl<'a> Search<'a> {
         }
         let (edges, used, explained) = (joined(system), HashSet::new(), HashSet::new());
         let (timers, begun) = (timers(system), BTreeMap::new());
-        let mut search = Self { system, skews, aliases, edges, used, explained, timers, calls_services, consumers, begun };
+        let mut search = Self {
+            system,
+            skews,
+            aliases,
+            edges,
+            used,
+            explained,
+            timers,
+            calls_services,
+            consumers,
+            begun,
+            direct: Direct::new(system),
+        };
         search.begun = search.roots(|kind| kind == Some(Kind::Server));
         search
     }
@@ -120,7 +134,7 @@ impl<'a> Search<'a> {
         self.entries(|search, callee, roots| search.inside_leaves(&leaves, callee, roots));
     }
 
-    fn roots(&self, kind: impl Fn(Option<Kind>) -> bool) -> BTreeMap<usize, Vec<usize>> {
+    pub(super) fn roots(&self, kind: impl Fn(Option<Kind>) -> bool) -> BTreeMap<usize, Vec<usize>> {
         let mut roots: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
         for (at, span) in self.system.spans.iter().enumerate() {
             if span.is_root() && kind(span.span.kind) && !self.used.contains(&at) && !span.is_health_check() {
@@ -130,12 +144,12 @@ impl<'a> Search<'a> {
         roots
     }
 
-    fn timeline(&self, spans: &[usize]) -> Timeline {
+    pub(super) fn timeline(&self, spans: &[usize]) -> Timeline {
         Timeline::new(spans.iter().map(|at| (*at, interval(&self.system.spans[*at]))))
     }
 
     /// The pairs of `inner` spans inside `outer` ones, when there are too many for chance or when request ids say so.
-    fn inside(&self, inner: &[usize], outer: &[usize], any_skew: bool) -> Matches {
+    pub(super) fn inside(&self, inner: &[usize], outer: &[usize], any_skew: bool) -> Matches {
         let system = self.system;
         let (Some(first), Some(host)) = (inner.first(), outer.first()) else { return Matches::default() };
         let key = (system.spans[*host].service, system.spans[*first].service);
@@ -151,11 +165,11 @@ impl<'a> Search<'a> {
         found.unwrap_or_default()
     }
 
-    fn take(&mut self, caller: usize, callee: usize, pairs: Vec<Pair>, silent: Option<&str>) {
+    pub(super) fn take(&mut self, caller: usize, callee: usize, pairs: Vec<Pair>, silent: Option<Box<str>>) {
         let system = self.system;
         let answers = |child: &usize| system.spans[*child].service == callee && system.spans[*child].is(Kind::Server);
         let edge = self.edges.entry((caller, callee)).or_default();
-        edge.silent = silent.map(Box::from);
+        edge.silent = silent;
         for (root, outer) in pairs {
             if self.used.insert(root) {
                 let is_joined = caller != callee && system.spans[root].service == caller;
@@ -169,12 +183,12 @@ impl<'a> Search<'a> {
     }
 
     /// What a service did for requests and messages, with whom it called for that.
-    fn work(&self, service: usize) -> impl Iterator<Item = &(usize, BTreeSet<usize>)> {
+    pub(super) fn work(&self, service: usize) -> impl Iterator<Item = &(usize, BTreeSet<usize>)> {
         self.system.entries(service).iter().chain(self.consumers.get(&service).into_iter().flatten())
     }
 
     /// Work of a service below which `callee` has fewer spans than usual, none mostly.
-    fn without_call(&self, service: usize, callee: Option<usize>) -> Vec<usize> {
+    pub(super) fn without_call(&self, service: usize, callee: Option<usize>) -> Vec<usize> {
         let Some(callee) = callee else { return self.work(service).map(|(at, _)| *at).collect() };
         let is_answer = |at: &usize| self.system.spans[*at].service == callee;
         let answers = |at: usize| self.system.answers_below(at).filter(is_answer).count();
@@ -183,39 +197,6 @@ impl<'a> Search<'a> {
         let usual =
             median(counted.iter().map(|(_, answers)| *answers as i64).filter(|answers| *answers > 0).collect()).unwrap_or(1);
         counted.into_iter().filter(|(_, answers)| (*answers as i64) < usual).map(|(at, _)| at).collect()
-    }
-
-    /// A client span without a parent at a service that was serving a request just then.
-    fn calls_that_begin_traces(&mut self) {
-        let begins = |kind| !matches!(kind, Some(Kind::Server | Kind::Consumer));
-        for (service, roots) in self.roots(begins) {
-            let mut by_callee: BTreeMap<Option<usize>, Vec<usize>> = BTreeMap::new();
-            for root in roots {
-                let callee = match self.system.callee(root) {
-                    Remote::Reports(callee) => Some(callee),
-                    Remote::Silent(_) | Remote::Unnamed => None,
-                };
-                by_callee.entry(callee).or_default().push(root);
-            }
-            for (callee, roots) in by_callee {
-                let entries = self.without_call(service, callee);
-                let mut pairs = self.inside(&roots, &entries, false).pairs;
-                if !pairs.is_empty() && self.never_continues(service, callee, &roots) {
-                    // Whether the request around it was recorded or not: none has a context.
-                    let placed: HashSet<usize> = pairs.iter().map(|(root, _)| *root).collect();
-                    pairs.extend(roots.iter().filter(|root| !placed.contains(root)).map(|root| (*root, *root)));
-                }
-                self.take(service, callee.unwrap_or(service), pairs, None);
-            }
-        }
-    }
-
-    /// Whether no call from one service to another is part of the request that it serves: these begin traces.
-    fn never_continues(&self, service: usize, callee: Option<usize>, begun: &[usize]) -> bool {
-        let Some(callee) = callee else { return false };
-        let joined = self.edges.get(&(service, callee)).map_or(0, |edge| edge.joined);
-        let answers = |at: &usize| self.system.spans[*at].service == callee && self.system.spans[*at].is(Kind::Server);
-        joined <= begun.iter().flat_map(|root| &self.system.spans[*root].children).filter(|at| answers(at)).count()
     }
 
     /// An app's server span without a parent inside its own proxy's: the two speak different formats.
@@ -282,7 +263,7 @@ impl<'a> Search<'a> {
     }
 
     /// Gives the roots of each service to those who may have called it.
-    fn entries<'n>(&mut self, around: impl Fn(&Self, usize, &[usize]) -> Vec<Candidate<'n>>) {
+    fn entries(&mut self, around: impl Fn(&Self, usize, &[usize]) -> Vec<Candidate>) {
         for (callee, mut roots) in self.roots(|kind| kind == Some(Kind::Server)) {
             while let Some(Candidate { caller, silent, pairs }) = self.best(around(self, callee, &roots)) {
                 self.take(caller, callee, pairs, silent);
@@ -293,7 +274,7 @@ impl<'a> Search<'a> {
 
     /// Who is around most of the roots: what merely runs at the same time is around fewer, and callers' callers are around what
     /// their callees are. Of equals the one whose spans are the shortest.
-    fn best<'n>(&self, mut found: Vec<Candidate<'n>>) -> Option<Candidate<'n>> {
+    fn best(&self, mut found: Vec<Candidate>) -> Option<Candidate> {
         let spans = &self.system.spans;
         found.retain(|candidate| candidate.pairs.len() >= MIN_COUNT);
         let outer: Vec<HashMap<usize, usize>> = found.iter().map(|candidate| candidate.pairs.iter().copied().collect()).collect();
@@ -321,7 +302,7 @@ impl<'a> Search<'a> {
     }
 
     /// Whether most of what a candidate did is below what one of these did.
-    fn is_called_by(&self, candidate: &Candidate<'_>, callers: &[Candidate<'_>]) -> bool {
+    fn is_called_by(&self, candidate: &Candidate, callers: &[Candidate]) -> bool {
         let hosts: HashSet<(usize, usize)> = callers.iter().flat_map(|caller| caller.pairs.iter().copied()).collect();
         let above = |at: usize| std::iter::successors(self.system.spans[at].parent, |at| self.system.spans[*at].parent);
         let is_below = |(root, host): &&Pair| above(*host).any(|at| hosts.contains(&(*root, at)));
@@ -329,17 +310,18 @@ impl<'a> Search<'a> {
     }
 
     /// Inside calls that name the callee.
-    fn inside_named_calls<'n>(&self, open: &BTreeMap<Remote, Open>, callee: usize, roots: &[usize]) -> Vec<Candidate<'n>> {
+    fn inside_named_calls(&self, open: &BTreeMap<Remote, Open>, callee: usize, roots: &[usize]) -> Vec<Candidate> {
         let callers = open.get(&Remote::Reports(callee)).into_iter().flatten().filter(|(caller, _)| **caller != callee);
         let inside = |(&caller, calls): (&usize, &Vec<usize>)| {
             let calls: Vec<usize> = calls.iter().copied().filter(|at| !self.explained.contains(at)).collect();
-            Candidate { caller, silent: None, pairs: self.inside(roots, &calls, true).pairs }
+            let (pairs, silent) = self.direct.sorted(self.inside(roots, &calls, true).pairs, None, true);
+            Candidate { caller, silent, pairs }
         };
         callers.map(inside).collect()
     }
 
     /// Inside calls that name nobody, or somebody who reports nothing.
-    fn inside_other_calls<'n>(&self, open: &'n BTreeMap<Remote, Open>, callee: usize, roots: &[usize]) -> Vec<Candidate<'n>> {
+    fn inside_other_calls(&self, open: &BTreeMap<Remote, Open>, callee: usize, roots: &[usize]) -> Vec<Candidate> {
         let mut found = Vec::new();
         for (remote, callers) in open.iter().filter(|(remote, _)| !matches!(remote, Remote::Reports(_))) {
             for (&caller, calls) in callers.iter().filter(|(caller, _)| **caller != callee) {
@@ -352,6 +334,7 @@ impl<'a> Search<'a> {
                 if self.are_asked_together(callee, &pairs) {
                     pairs.clear();
                 }
+                let (pairs, silent) = self.direct.sorted(pairs, silent, false);
                 // Who stands between makes such a call nearly each time that it is called.
                 if silent.is_none() || pairs.len() * 4 >= calls.len() {
                     found.push(Candidate { caller, silent, pairs });
@@ -362,13 +345,13 @@ impl<'a> Search<'a> {
     }
 
     /// Inside the server spans of services that call the callee at other times.
-    fn inside_known_callers<'n>(&self, callee: usize, roots: &[usize]) -> Vec<Candidate<'n>> {
+    fn inside_known_callers(&self, callee: usize, roots: &[usize]) -> Vec<Candidate> {
         let known = self.edges.iter().filter(|((from, to), edge)| *to == callee && *from != callee && edge.joined > 0);
         let inside = |((caller, _), _): (&(usize, usize), &Edge)| {
             let work = self.without_call(*caller, Some(callee));
-            let pairs = self.inside(roots, &work, false).pairs;
+            let (pairs, silent) = self.direct.sorted(self.inside(roots, &work, false).pairs, None, true);
             let is_call = !self.is_otherwise(callee, &pairs) && self.at_usual_time(*caller, callee, &pairs);
-            is_call.then_some(Candidate { caller: *caller, silent: None, pairs })
+            is_call.then_some(Candidate { caller: *caller, silent, pairs })
         };
         known.filter_map(inside).collect()
     }
@@ -386,7 +369,7 @@ impl<'a> Search<'a> {
 
     /// Inside the server spans of services of which no call was ever seen: nothing but time speaks for it, so most spans of both have
     /// to fit, or chance is rare; and nobody who calls others is around more of the roots.
-    fn inside_leaves<'n>(&self, leaves: &BTreeSet<usize>, callee: usize, roots: &[usize]) -> Vec<Candidate<'n>> {
+    fn inside_leaves(&self, leaves: &BTreeSet<usize>, callee: usize, roots: &[usize]) -> Vec<Candidate> {
         let is_lost = |((_, to), edge): (&(usize, usize), &Edge)| *to == callee && edge.lost.len() >= MIN_COUNT;
         if self.edges.iter().any(is_lost) {
             return Vec::new();
@@ -410,79 +393,6 @@ impl<'a> Search<'a> {
         }
         let best = self.best(found).filter(|best| leaves.contains(&best.caller));
         best.into_iter().collect()
-    }
-
-    /// Whether the roots come with those of other services that their hosts did not call: somebody outside, a monitor or a page, asks
-    /// one service after the other.
-    fn are_asked_together(&self, callee: usize, pairs: &[Pair]) -> bool {
-        let spans = &self.system.spans;
-        let Some(caller) = pairs.first().map(|(_, outer)| spans[*outer].service) else { return false };
-        let joins = |callee: usize| self.edges.get(&(caller, callee)).is_some_and(|edge| edge.joined > 0);
-        let inner: Vec<Interval> = pairs.iter().map(|(root, _)| interval(&spans[*root])).collect();
-        let hosts: Vec<Interval> = pairs.iter().map(|(_, outer)| interval(&spans[*outer])).collect();
-        let traces: HashSet<usize> = pairs.iter().map(|(_, outer)| spans[*outer].trace).collect();
-        let has_called = |callee: usize| {
-            let without: HashSet<usize> = self.without_call(caller, Some(callee)).into_iter().collect();
-            pairs.iter().filter(|(_, outer)| !without.contains(outer)).count() * 5 >= pairs.len() * 4
-        };
-        let (mut near, mut before) = (0, 0);
-        for (&other, roots) in self.begun.iter().filter(|(service, _)| **service != callee && **service != caller) {
-            let is_apart = |at: &&usize| !traces.contains(&spans[**at].trace);
-            let starts: Vec<i64> = roots.iter().filter(is_apart).map(|at| spans[*at].start).collect();
-            // Who loses the contexts of some calls loses them of all: nobody whom it never calls, or has called already, is one of those.
-            let is_strange = joins(callee) && (!joins(other) || has_called(other));
-            if let Some(share) = come_with(&inner, &hosts, starts, is_strange) {
-                near += 1;
-                before += usize::from(is_strange || share >= 0.5);
-            }
-        }
-        near >= 2 || before > 0
-    }
-
-    /// Whether something else than a call explains these pairs: two timers that strike at a fixed distance (who waits for another takes
-    /// the longer, the longer that one takes), two calls that somebody made at a time, or the outer ones' callees.
-    fn is_otherwise(&self, callee: usize, pairs: &[Pair]) -> bool {
-        let system = self.system;
-        let most = |count: usize| count * 2 > pairs.len();
-        let is_timer = |at: usize| {
-            system.spans[at].is_root() && self.timers.contains(&(system.spans[at].service, system.spans[at].span.name.as_deref()))
-        };
-        let times = |of: fn(&Pair) -> usize| pairs.iter().map(|pair| system.spans[of(pair)].took() as f64).collect::<Vec<_>>();
-        let are_timers = most(pairs.iter().filter(|(root, outer)| is_timer(*root) && is_timer(*outer)).count());
-        let is_lost = most(pairs.iter().filter(|(_, outer)| self.used.contains(outer)).count());
-        let droppers = |at: &usize| self.edges.get(&(*at, callee)).is_some_and(|edge| edge.lost.len() >= MIN_COUNT);
-        let by_callees =
-            pairs.iter().filter(|(_, outer)| system.answers_below(*outer).any(|at| droppers(&system.spans[at].service)));
-        // A few vary together by chance.
-        let together = pairs.len() >= 20 && correlation(&times(|pair| pair.0), &times(|pair| pair.1)) >= 0.8;
-        are_timers && !together || is_lost || most(by_callees.count()) || self.are_asked_together(callee, pairs)
-    }
-
-    /// Whether roots begin as long after the spans around them as calls that are continued do: another timer of the same period
-    /// begins at a time of its own. Clocks that differ move both alike.
-    fn at_usual_time(&self, caller: usize, callee: usize, pairs: &[Pair]) -> bool {
-        const LEAST_US: i64 = 2_000;
-        let spans = &self.system.spans;
-        let (mut delays, mut outside) = (Vec::new(), 0);
-        let skew = self.skews.get(&(caller, callee)).copied().unwrap_or(0);
-        for (entry, _) in self.work(caller).filter(|(_, callees)| callees.contains(&callee)) {
-            for at in self.system.answers_below(*entry).filter(|at| spans[*at].service == callee) {
-                delays.push(spans[at].start - spans[*entry].start);
-                outside += usize::from(!contains(interval(&spans[*entry]), (spans[at].start - skew, spans[at].start - skew)));
-            }
-        }
-        delays.sort_unstable();
-        if delays.len() < 10 {
-            return true;
-        }
-        // The clocks of instances differ from each other: times show nothing.
-        if outside * 5 > delays.len() {
-            return false;
-        }
-        let (low, high) = (delays[delays.len() / 20], delays[delays.len() * 19 / 20]);
-        let more = LEAST_US.max((high - low) / 4);
-        let is_usual = |(root, outer): &&Pair| (low - more..=high + more).contains(&(spans[*root].start - spans[*outer].start));
-        pairs.iter().filter(is_usual).count() * 5 >= pairs.len() * 4
     }
 }
 

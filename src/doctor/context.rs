@@ -6,15 +6,10 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use crate::doctor::begun::{Edge, Search};
-use crate::doctor::finding::{
-    FindingId, Level, MIN_SHARE, PROBE, ServiceFinding, ignored_context, level, lost_context, probe_next,
-};
-use crate::doctor::hosts::host_of;
-use crate::doctor::system::{System, SystemSpan};
+use crate::doctor::blame::{Edges, Ignores, Sides};
+use crate::doctor::finding::{FindingId, Level, PROBE, ServiceFinding, ignored_context, level, lost_context, probe_next};
+use crate::doctor::system::System;
 use crate::traces::Kind;
-
-/// So many continued requests are needed to know that a service continues what it gets.
-const MIN_CONTINUED: usize = 8;
 
 /// What the rule about contexts found.
 pub(super) struct ContextFindings {
@@ -36,57 +31,49 @@ pub(super) fn lost_contexts(
     search.run();
     let calls = std::mem::take(&mut search.explained);
     let pairs = search.edges.iter().filter(|(_, edge)| !edge.lost.is_empty()).map(|(pair, _)| *pair).collect();
-    ContextFindings { findings: findings(system, search.edges), calls, pairs }
+    ContextFindings { findings: findings(system, &search.edges), calls, pairs }
 }
 
+/// Calls of one caller, with the callee.
+type LostCalls<'a> = Vec<(usize, &'a Edge)>;
+
 /// One finding a service: whom it calls without a context, or whose contexts it ignores.
-fn findings(system: &System, edges: BTreeMap<(usize, usize), Edge>) -> Vec<ServiceFinding> {
+fn findings(system: &System, edges: &Edges) -> Vec<ServiceFinding> {
     let is_lost = |edge: &Edge| level(edge.lost.len(), edge.all()) == Level::Fault;
-    let mut drops: BTreeMap<usize, Vec<(usize, &Edge)>> = BTreeMap::new();
+    let sides = Sides::new(system, edges);
+    let mut drops: BTreeMap<usize, LostCalls<'_>> = BTreeMap::new();
+    let mut ignores: BTreeMap<usize, (Ignores, LostCalls<'_>)> = BTreeMap::new();
     let mut findings = Vec::new();
     for (&(caller, callee), edge) in edges.iter().filter(|(_, edge)| is_lost(edge)) {
         if let Some(silent) = &edge.silent {
             findings.push(silent_and_dropping(system, caller, callee, silent, edge));
         } else if caller == callee && edge.lost.iter().all(|(root, _)| system.spans[*root].is(Kind::Server)) {
             findings.push(apart_from_proxy(system, callee, edge));
-        } else if ignores(&edges, caller, callee, edge) || ignores_on_some_hosts(system, callee, edge) {
-            findings.push(ignored(system, caller, callee, edge));
+        } else if let Some(why) = sides.ignores((caller, callee), edge) {
+            ignores.entry(callee).or_insert_with(|| (why, Vec::new())).1.push((caller, edge));
         } else {
             drops.entry(caller).or_default().push((callee, edge));
         }
     }
-    findings.extend(drops.into_iter().map(|(service, edges)| dropped(system, service, &edges)));
+    // Who ignores the contexts of some ignores those of others, too: nothing else is known of these.
+    for (&caller, calls) in &mut drops {
+        let is_one =
+            |(callee, edge): &(usize, &Edge)| ignores.contains_key(callee) && edge.with_client_span * 2 > edge.lost.len();
+        if calls.iter().all(is_one)
+            && sides.at_caller(caller, &calls.iter().map(|(callee, _)| *callee).collect::<Vec<_>>()).is_none()
+        {
+            for (callee, edge) in calls.drain(..) {
+                ignores.entry(callee).and_modify(|(_, callers)| callers.push((caller, edge)));
+            }
+        }
+    }
+    drops.retain(|_, calls| !calls.is_empty());
+    findings.extend(ignores.into_iter().map(|(service, (why, callers))| ignored(system, service, &why, &callers)));
+    findings.extend(drops.into_iter().map(|(service, edges)| dropped(&sides, system, service, &edges)));
     findings
 }
 
-/// The callee is at fault when it ignores several callers, or when the caller's other calls are all continued.
-fn ignores(edges: &BTreeMap<(usize, usize), Edge>, caller: usize, callee: usize, edge: &Edge) -> bool {
-    let rate = |edge: &Edge| edge.lost.len() as f64 / edge.all().max(1) as f64;
-    let expected = rate(edge);
-    let continued = |edge: &Edge| rate(edge) < MIN_SHARE && edge.joined as f64 * expected >= 8.0;
-    let others_of_caller = || edges.iter().filter(|((from, to), _)| *from == caller && *to != callee).map(|(_, edge)| edge);
-    let others_of_callee = || edges.iter().filter(|((from, to), _)| *from != caller && *to == callee).map(|(_, edge)| edge);
-    let caller_is_fine = others_of_caller().any(continued) && others_of_caller().all(|edge| edge.lost.is_empty());
-    let callee_reads_others = others_of_callee().any(continued);
-    edge.with_client_span * 2 > edge.lost.len() && caller_is_fine && !callee_reads_others
-}
-
-/// Whether the new traces begin on some hosts of the callee only, and these continue nothing while the others continue what they get.
-fn ignores_on_some_hosts(system: &System, callee: usize, edge: &Edge) -> bool {
-    let begun: HashSet<Box<str>> = edge.lost.iter().map(|(root, _)| host_of(&system.spans[*root].span)).collect();
-    let is_called = |span: &&SystemSpan| span.service == callee && span.is(Kind::Server) && span.parent.is_some();
-    let joined = || system.spans.iter().filter(is_called);
-    let is_one = |span: &&SystemSpan| system.spans[span.parent.unwrap_or_default()].service != callee;
-    let continued: HashSet<Box<str>> = joined().filter(is_one).map(|span| host_of(&span.span)).collect();
-    let are_callees = edge.lost.iter().all(|(root, _)| system.spans[*root].service == callee);
-    are_callees
-        && !continued.is_empty()
-        && !begun.contains("")
-        && begun.is_disjoint(&continued)
-        && joined().count() >= MIN_CONTINUED
-}
-
-fn dropped(system: &System, service: usize, edges: &[(usize, &Edge)]) -> ServiceFinding {
+fn dropped(sides: &Sides<'_>, system: &System, service: usize, edges: &[(usize, &Edge)]) -> ServiceFinding {
     let lost: usize = edges.iter().map(|(_, edge)| edge.lost.len()).sum();
     let of = edges.iter().map(|(_, edge)| edge.all()).sum::<usize>();
     let callees: Vec<&str> =
@@ -102,13 +89,15 @@ fn dropped(system: &System, service: usize, edges: &[(usize, &Edge)]) -> Service
     } else {
         "each time the callee began a new trace while it waited".to_owned()
     };
+    let place = sides.at_caller(service, &edges.iter().map(|(callee, _)| *callee).collect::<Vec<_>>());
+    let place = place.map_or_else(String::new, |common| format!("; nearly all {}", common.place));
     let (cause, next) = lost_context(system, service);
     ServiceFinding {
         id: FindingId::ContextDropped,
         level: level(lost, of),
         service: system.name(service).to_owned(),
         peer: callees.first().map(|name| (*name).to_owned()),
-        text: format!("{lost} of {of} calls{whom} begin new traces: it does not pass the context on ({sign})"),
+        text: format!("{lost} of {of} calls{whom} begin new traces: it does not pass the context on ({sign}{place})"),
         cause,
         next,
         run: Some(PROBE),
@@ -118,24 +107,37 @@ fn dropped(system: &System, service: usize, edges: &[(usize, &Edge)]) -> Service
     }
 }
 
-fn ignored(system: &System, caller: usize, callee: usize, edge: &Edge) -> ServiceFinding {
-    let (lost, of) = (edge.lost.len(), edge.all());
-    let (from, name) = (system.name(caller), system.name(callee));
-    let (cause, next) = ignored_context(from, name);
+fn ignored(system: &System, callee: usize, why: &Ignores, callers: &[(usize, &Edge)]) -> ServiceFinding {
+    let lost: usize = callers.iter().map(|(_, edge)| edge.lost.len()).sum();
+    let of: usize = callers.iter().map(|(_, edge)| edge.all()).sum();
+    let names: Vec<&str> = callers.iter().map(|(caller, _)| system.name(*caller)).collect();
+    let (from, name) = (names.join(", "), system.name(callee));
+    let (mut cause, mut next) = ignored_context(&from, name);
+    let reason = match why {
+        Ignores::OnHosts(hosts) => {
+            cause = format!("some instances of {name} run another version or configuration, or their agent failed");
+            next = format!(
+                "compare the instances of {name} that begin traces with the others: image, environment, the log of the agent"
+            );
+            format!("nearly all {hosts}, and the others continue what they get")
+        }
+        Ignores::CallerIsFine => format!("for {}'s other calls are continued", names[0]),
+        Ignores::All => "for it is the same with all who call it".to_owned(),
+    };
     ServiceFinding {
         id: FindingId::ContextIgnored,
         level: level(lost, of),
         service: name.to_owned(),
-        peer: Some(from.to_owned()),
+        peer: names.first().map(|name| (*name).to_owned()),
         text: format!(
-            "{lost} of {of} calls from {from} begin new traces: it does not continue the context that it receives, for {from}'s other calls are continued"
+            "{lost} of {of} calls from {from} begin new traces: it does not continue the context that it receives, {reason}"
         ),
         cause,
         next,
         run: None,
         count: lost,
         of,
-        traces: system.examples(edge.lost.iter().map(|(_, outer)| *outer)),
+        traces: system.examples(callers.iter().flat_map(|(_, edge)| &edge.lost).map(|(_, outer)| *outer)),
     }
 }
 

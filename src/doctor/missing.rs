@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
+use crate::doctor::blame::unanswered_at_caller;
 use crate::doctor::finding::{
     FindingId, Level, MIN_COUNT, MIN_SHARE, PROBE, ServiceFinding, ignored_context, level, lost_context,
 };
@@ -71,6 +72,24 @@ fn unanswered(system: &System, mut explained: Explained, torn: &HashSet<usize>) 
         // Where no call was ever answered, whether that service takes part in traces at all is not known.
         // A few lost spans look the same.
         let is_rare = count < 5 || count * 20 < of;
+        let begun = begun_by(system, callee, caller);
+        let is_begun = begun >= MIN_COUNT && begun * 3 >= count;
+        let known = answered.get(&(caller, callee)).filter(|_| is_begun);
+        if let Some(place) = known.and_then(|known| unanswered_at_caller(system, &calls, known)) {
+            return Some(dropped_at_times(system, (caller, callee), calls, of, &place));
+        }
+        // The callee continues what others send.
+        let reads_others =
+            || answered.iter().filter(|(pair, _)| pair.1 == callee).map(|(_, calls)| calls.len()).sum::<usize>() >= MIN_APART;
+        if joined == 0
+            && count >= MIN_APART
+            && begun >= MIN_APART
+            && begun * 3 >= count
+            && are_named(system, &calls)
+            && reads_others()
+        {
+            return Some(apart(system, (caller, callee), calls, false));
+        }
         if joined == 0 && count >= MIN_APART && are_apart(system, callee, &calls) {
             let others = |(pair, calls): (&(usize, usize), &Vec<usize>)| pair.0 == caller && calls.len() >= MIN_APART;
             return Some(apart(system, (caller, callee), calls, answered.iter().any(others)));
@@ -111,8 +130,50 @@ fn reports_nothing_of_others(system: &System, callee: usize, calls: &[usize]) ->
 fn are_apart(system: &System, callee: usize, calls: &[usize]) -> bool {
     let entries = || system.entries(callee).iter().map(|(at, _)| &system.spans[*at]).filter(|span| !span.is_health_check());
     let roots = entries().filter(|span| span.is_root()).count();
+    roots >= MIN_APART && roots * 3 >= calls.len() && roots * 20 >= entries().count() * 19 && are_named(system, calls)
+}
+
+/// Whether all of these name a service of the mesh.
+fn are_named(system: &System, calls: &[usize]) -> bool {
     let is_public = |at: &usize| peer_names(&system.spans[*at].span).first().is_none_or(|name| name.is_public());
-    roots >= MIN_APART && roots * 3 >= calls.len() && roots * 20 >= entries().count() * 19 && !calls.iter().any(is_public)
+    !calls.iter().any(is_public)
+}
+
+/// How many traces begin at the callee that may be this caller's: their spans name it, or nobody.
+fn begun_by(system: &System, callee: usize, caller: usize) -> usize {
+    let roots = system
+        .entries(callee)
+        .iter()
+        .map(|(at, _)| *at)
+        .filter(|at| system.spans[*at].is_root() && !system.spans[*at].is_health_check());
+    roots.filter(|at| system.caller(*at).is_none_or(|by| by == caller)).count()
+}
+
+/// Calls without an answer that only the caller knows to be different.
+fn dropped_at_times(
+    system: &System,
+    (caller, callee): (usize, usize),
+    calls: Vec<usize>,
+    of: usize,
+    place: &str,
+) -> ServiceFinding {
+    let (name, count) = (system.name(callee), calls.len());
+    let (cause, next) = lost_context(system, caller);
+    ServiceFinding {
+        id: FindingId::ContextDropped,
+        level: level(count, of),
+        service: system.name(caller).to_owned(),
+        peer: Some(name.to_owned()),
+        text: format!(
+            "{count} of {of} calls to {name} have no span of {name}, which begins traces instead: it does not pass the context on (nearly all {place})"
+        ),
+        cause,
+        next,
+        run: Some(PROBE),
+        count,
+        of,
+        traces: system.examples(calls),
+    }
 }
 
 /// Calls of which none has an answer, to a service that begins traces instead. `others`: the caller's other calls are answered.
@@ -180,6 +241,8 @@ fn by_path(system: &System, calls: Vec<usize>, paths: &HashMap<Request<'_>, usiz
             found.entry((system.spans[at].service, *callee)).or_default().push(at);
         }
     }
+    // One lost span makes another service the answer.
+    found.retain(|pair, _| answered[pair].len() >= MIN_COUNT);
     found.retain(|pair, calls| typical(system, calls) * 4 >= typical(system, &answered[pair]) * 3);
     found
 }
@@ -203,7 +266,7 @@ fn guessed(system: &System, unnamed: Vec<usize>, answered: &CallsBetween, unclea
             call.name == other.name && path(call) == path(other) && system.named_remote(**answered) == Remote::Unnamed
         };
         match by_exclusion(system, at, answered) {
-            Some(callee) if answered[&(service, callee)].iter().take(16).any(|call| is_alike(&call)) => {
+            Some(callee) if answered[&(service, callee)].iter().filter(is_alike).take(MIN_COUNT).count() == MIN_COUNT => {
                 guessed.entry((service, callee)).or_default().push(at);
             }
             Some(_) => {}

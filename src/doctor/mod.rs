@@ -3,15 +3,19 @@
 //! ```text
 //!  load ─► system ─► context, forwarded, silent, missing, clocks ─► findings ─► report ─► text, JSON
 //!             │         │                         └ orphans: who should have reported a parent
-//!             │         ├ begun: who called the roots that belong below a call
+//!             │         ├ begun, outgoing: who called the roots that belong below a call; direct: whether that is what was called;
+//!             │         │  coincidence: whether something else explains them; blame: which side is at fault
 //!             │         └ timing: what lies inside what, and whether that is chance
 //!             ├ hosts: one clock for all
 //!             └ peers: the names that calls have for the called
 //! ```
 
 mod begun;
+mod blame;
 mod clocks;
+mod coincidence;
 mod context;
+mod direct;
 mod finding;
 mod forwarded;
 mod hosts;
@@ -19,9 +23,11 @@ mod leaves;
 mod load;
 mod missing;
 mod orphans;
+mod outgoing;
 mod peers;
 mod report;
 mod shortened;
+mod sidecar;
 mod silent;
 mod system;
 mod timing;
@@ -97,6 +103,7 @@ fn diagnose(traces: &[Trace], source: String) -> DoctorReport {
     let silent = silent::silent_services(&system, &calls, &stale);
     let lost = context::lost_contexts(&system, &skews, &silent.aliases);
     let (as_calls, kinds) = clocks::requests_as_calls(&system);
+    let sidecars = sidecar::apps_missing_below_proxies(&system, &lost.pairs);
     let mut explained = Explained { calls: lost.calls, pairs: lost.pairs, kinds, unclear: silent.unclear };
     explained.calls.extend(stale.calls);
     explained.pairs.extend(silent.pairs);
@@ -104,6 +111,7 @@ fn diagnose(traces: &[Trace], source: String) -> DoctorReport {
     findings.extend(missing::missing_spans(&system, explained, &silent.aliases));
     findings.extend(stale.findings);
     findings.extend(silent.findings);
+    findings.extend(sidecars);
     findings.extend(as_calls);
     findings.extend(clocks::longer_than_waited(&system));
     findings.extend(shortened::shortened_ids(&system));

@@ -197,7 +197,7 @@ pub(super) fn come_with(inner: &[Interval], hosts: &[Interval], mut others: Vec<
 }
 
 /// The Chernoff bound of finding `hits` of `n` where a share of `chance` is expected: minus its natural logarithm.
-fn evidence(hits: usize, n: usize, chance: f64) -> f64 {
+pub(super) fn evidence(hits: usize, n: usize, chance: f64) -> f64 {
     let (share, n) = (hits as f64 / n as f64, n as f64);
     if share <= chance {
         return 0.0;

@@ -649,14 +649,22 @@ fn a_service_beside_the_one_that_drops_the_context_is_not_named() {
     assert_eq!(found[0][..3], ["context.dropped", "cart", "price"]);
 }
 
-/// `api.example.com` is not the service `api`, and nobody there calls back into the mesh.
-/// One of two hosts of a service begins traces whoever calls it: the callers pass their contexts on.
+/// One of two hosts of a service begins traces, always or at times, whoever calls it: the callers pass their contexts on.
 #[test]
 fn a_host_that_ignores_contexts_is_at_fault_and_none_of_its_callers() {
+    for (every, text) in [(2, "40 of 80"), (4, "20 of 80")] {
+        let [[id, service, _, found]] = faults(&report(&one_host_ignores(every))).try_into().unwrap();
+        assert_eq!([id, service], ["context.ignored", "back"]);
+        assert!(found.starts_with(&format!("{text} calls from other, front begin new traces")), "{found}");
+        assert!(found.ends_with("on host 10.0.0.1, and the others continue what they get"), "{found}");
+    }
+}
+
+fn one_host_ignores(every: u64) -> Vec<Value> {
     let mut spans = Vec::new();
     for caller in ["front", "other"] {
         let mut calls = requests(40, &|n| {
-            let parent = if n % 2 == 0 { None } else { Some(1) };
+            let parent = if n % every == 0 { None } else { Some(1) };
             vec![
                 (caller, "SERVER", None, 0, 60, ""),
                 (caller, "CLIENT", Some(0), 5, 50, "back"),
@@ -677,9 +685,107 @@ fn a_host_that_ignores_contexts_is_at_fault_and_none_of_its_callers() {
         }
         spans.extend(calls);
     }
-    let found = faults(&report(&spans));
-    assert_eq!(found.len(), 2, "{found:?}");
-    assert!(found.iter().all(|fault| fault[..2] == ["context.ignored", "back"]), "{found:?}");
+    spans
+}
+
+/// What goes on after the answer is the caller's alone: its other calls are continued, and so are the callee's other requests.
+#[test]
+fn work_after_the_answer_that_loses_the_context_is_its_service_s_fault() {
+    let called = requests(90, &|n| {
+        let (long, parent) = if n % 3 == 0 { (90, None) } else { (20, Some(1)) };
+        vec![
+            ("front", "SERVER", None, 0, 60, ""),
+            ("front", "CLIENT", Some(0), 30, long, "back"),
+            ("back", "SERVER", parent, 31, long - 5, ""),
+            ("front", "CLIENT", Some(0), 5, 20, "cart"),
+            ("cart", "SERVER", Some(3), 6, 15, ""),
+        ]
+    });
+    let mut begun = requests(60, &|_| {
+        vec![
+            ("front", "SERVER", None, 0, 60, ""),
+            ("front", "CLIENT", None, 62, 40, "back"),
+            ("back", "SERVER", Some(1), 63, 30, ""),
+        ]
+    });
+    for request in begun.chunks_mut(3) {
+        request[2]["traceId"] = request[1]["traceId"].clone();
+        request[..2].iter_mut().for_each(|span| span["localEndpoint"]["ipv4"] = json!("10.0.0.1"));
+    }
+    for (spans, text, sign) in [
+        (called, "30 of 90 calls to back", "nearly all in work that goes on after the answer"),
+        (begun, "60 of 60 calls to back", ""),
+    ] {
+        let [[id, service, peer, found]] = faults(&report(&spans)).try_into().unwrap();
+        assert_eq!([id, service, peer], ["context.dropped", "front", "back"]);
+        assert!(found.starts_with(text) && found.contains(sign), "{found}");
+    }
+}
+
+/// The call around the root has another path, where all that are answered have that of their answer: it was not the caller's.
+#[test]
+fn a_silent_service_that_drops_the_context_is_at_fault_and_not_its_caller() {
+    let mut spans = requests(60, &|_| {
+        vec![
+            ("front", "SERVER", None, 0, 80, ""),
+            ("front", "CLIENT", Some(0), 1, 20, ""),
+            ("cart", "SERVER", Some(1), 2, 15, ""),
+            ("front", "CLIENT", Some(0), 25, 50, ""),
+            ("back", "SERVER", None, 30, 30, ""),
+        ]
+    });
+    for request in spans.chunks_mut(5) {
+        for (span, path) in request.iter_mut().zip(["/", "/cart/1", "/cart/1", "/stock/1", "/price/1"]) {
+            span["tags"] = json!({"http.path": path});
+        }
+    }
+    let [[id, service, peer, text]] = faults(&report(&spans)).try_into().unwrap();
+    assert_eq!([id, service, peer], ["context.dropped", "the service behind /stock", "back"]);
+    assert!(text.starts_with("it stands between front and back"), "{text}");
+}
+
+/// Half of what the sidecar passes on has no span of the app below it, or none has and the app begins traces.
+#[test]
+fn an_app_that_does_not_follow_its_own_proxy_is_found() {
+    for (apart, expected) in [(false, "sampling.differs"), (true, "context.ignored")] {
+        let mut spans = requests(60, &|n| {
+            let app = if apart || n % 2 == 0 { "cart" } else { "(cart)" };
+            let (parent, from) = if apart { (None, n * 7_919 % 40_000) } else { (Some(2), 3) };
+            vec![
+                ("front", "SERVER", None, 0, 60, ""),
+                ("front", "CLIENT", Some(0), 1, 50, "cart"),
+                ("cart", "SERVER", Some(1), 2, 40, ""),
+                (app, "SERVER", parent, from, 30, ""),
+            ]
+        });
+        for span in spans.iter_mut().filter(|span| span["duration"] == 40_000) {
+            span["tags"] = json!({"component": "proxy", "upstream_cluster": "inbound|80||"});
+        }
+        let [[id, service, _, text]] = faults(&report(&spans)).try_into().unwrap();
+        assert_eq!((id.as_str(), service.as_str()), (expected, "cart"), "{text}");
+    }
+}
+
+/// The callee continues what others send: between these two formats differ, or nothing is sent.
+#[test]
+fn a_caller_of_which_no_call_is_continued_is_found_where_others_are() {
+    let spans = requests(60, &|n| {
+        vec![
+            ("front", "SERVER", None, 0, 60, ""),
+            ("front", "CLIENT", Some(0), 1, 20, "back"),
+            ("back", "SERVER", None, n * 7_919 % 40_000, 15, ""),
+            ("other", "SERVER", None, 500, 60, ""),
+            ("other", "CLIENT", Some(3), 501, 20, "back"),
+            ("back", "SERVER", Some(4), 502, 15, ""),
+        ]
+    });
+    let mut spans = spans;
+    for request in spans.chunks_mut(6) {
+        let trace = request[3]["traceId"].clone();
+        request[4..].iter_mut().for_each(|span| span["traceId"] = trace.clone());
+    }
+    let [[id, service, peer, text]] = faults(&report(&spans)).try_into().unwrap();
+    assert_eq!([id, service, peer], ["context.dropped", "front", "back"], "{text}");
 }
 
 /// Two services work around the same roots; these came from the host of the one that takes longer.
@@ -729,6 +835,7 @@ fn all_calls_of_a_service_that_never_passes_a_context_on_are_counted() {
     assert!(text.starts_with("60 of 60 calls to back begin new traces") && text.contains("20 of them in the middle"), "{text}");
 }
 
+/// `api.example.com` is not the service `api`, and nobody there calls back into the mesh.
 #[test]
 fn a_name_of_the_public_dns_is_no_service() {
     let spans = requests(60, &|n| {
