@@ -38,6 +38,9 @@ struct JaegerSpan {
     operation_name: Box<str>,
     #[serde(default)]
     references: Vec<Reference>,
+    /// What `references` replaced; some stores still write it alone.
+    #[serde(rename = "parentSpanID", default, with = "parent_id")]
+    parent: Option<SpanId>,
     #[serde(default, deserialize_with = "lenient::micros")]
     start_time: Option<u64>,
     #[serde(default, deserialize_with = "lenient::micros")]
@@ -79,7 +82,7 @@ fn of(span: JaegerSpan, processes: &HashMap<String, Process>) -> Span {
     let mut out = Span::new(span.trace_id, span.id);
     let mut parents = span.references.iter().filter(|reference| reference.ref_type == "CHILD_OF");
     // Of several parents the first counts, as in Jaeger's own page.
-    out.parent_id = parents.next().and_then(|reference| reference.span);
+    out.parent_id = parents.next().map_or(span.parent, |reference| reference.span);
     out.name = Some(span.operation_name);
     out.timestamp = span.start_time;
     out.duration = span.duration;

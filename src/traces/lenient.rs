@@ -130,6 +130,16 @@ pub(crate) fn integer<'de, T: TryFrom<i128>, D: Deserializer<'de>>(deserializer:
     T::try_from(value).map_err(|_| D::Error::custom(format_args!("{value} is out of range")))
 }
 
+/// A value of an enumeration, as its number or as the name that `named` knows.
+pub(crate) fn enumeration<'de, D: Deserializer<'de>>(
+    deserializer: D,
+    named: impl Fn(&str) -> Option<i32>,
+) -> Result<i32, D::Error> {
+    let value = Scalar::read(deserializer)?;
+    let known = if let Scalar::Text(name) = &value { named(name) } else { None };
+    known.map_or_else(|| i32::try_from(value.integer()?).map_err(D::Error::custom), Ok)
+}
+
 /// A text; null is the empty one.
 pub(crate) fn string<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     Ok(name(deserializer)?.unwrap_or_default().into())

@@ -266,6 +266,12 @@ impl Span {
         [self.kind, None].into_iter().chain(any.iter().copied().map(Some))
     }
 
+    /// Whether two whole reports of one id are of different times, and so of two spans.
+    pub(crate) fn is_apart_from(&self, other: &Self) -> bool {
+        let times = |span: &Self| Some((span.timestamp?, span.timestamp?.saturating_add(span.duration?)));
+        times(self).zip(times(other)).is_some_and(|(own, other)| own.1 < other.0 || other.1 < own.0)
+    }
+
     /// This span with what a later report of the same span says. Tracers report a span in parts (its start, then its end)
     /// or twice (a retried batch): a field that is reported again is replaced, and the rest stays.
     pub(crate) fn updated(&self, later: Span) -> Span {

@@ -94,7 +94,9 @@ impl Trace {
         let mut spans: Vec<Span> = Vec::with_capacity(reports.len());
         for report in reports {
             let key = |kind| (report.id, kind, report.service().map(Box::from));
-            match report.kinds_of_reports().find_map(|kind| known.remove(&key(kind))) {
+            // Whoever copies the headers of one request to many calls makes their callees share one id.
+            let is_other = |at: &usize| spans[*at].is_apart_from(&report);
+            match report.kinds_of_reports().find_map(|kind| known.remove(&key(kind))).filter(|at| !is_other(at)) {
                 Some(at) => {
                     spans[at] = spans[at].updated(report);
                     known.insert((spans[at].id, spans[at].kind, spans[at].service().map(Box::from)), at);
@@ -233,7 +235,7 @@ pub(crate) enum Parent {
     Missing(SpanId),
 }
 
-/// Finds the parent of each span of one trace, by Zipkin's rules for shared ids. Takes time linear in the spans; the
+/// Finds the parent of each span of one trace, by Zipkin's rules for shared ids. Takes time n log n in the spans; the
 /// result has no cycles, whatever the spans claim.
 pub(crate) fn parents(spans: &[Arc<Span>]) -> Vec<Parent> {
     let mut own: HashMap<SpanId, usize> = HashMap::with_capacity(spans.len());
@@ -245,16 +247,23 @@ pub(crate) fn parents(spans: &[Arc<Span>]) -> Vec<Parent> {
     }
     // Reporters that share ids do not all say so: a server with the id of a client of this trace shares it.
     let shares = |span: &Span| span.shared || (span.kind == Some(Kind::Server) && clients.contains_key(&span.id));
-    let mut shared: HashMap<(SpanId, Option<&str>), usize> = HashMap::new();
+    let mut shared: HashMap<(SpanId, Option<&str>), Vec<usize>> = HashMap::new();
     let mut shared_by_any: HashMap<SpanId, usize> = HashMap::new();
     for (at, span) in spans.iter().enumerate() {
         if shares(span) {
-            shared.entry((span.id, span.service())).or_insert(at);
+            shared.entry((span.id, span.service())).or_default().push(at);
             shared_by_any.entry(span.id).or_insert(at);
         } else {
             own.entry(span.id).or_insert(at);
         }
     }
+    shared.values_mut().for_each(|halves| halves.sort_by_key(|at| spans[*at].timestamp));
+    // Of several halves the one that began last before the span.
+    let half = |parent: SpanId, span: &Span| {
+        let halves = shared.get(&(parent, span.service()))?;
+        let before = halves.partition_point(|at| spans[*at].timestamp <= span.timestamp);
+        halves.get(before.saturating_sub(1)).copied()
+    };
     let mut parents: Vec<Parent> = spans
         .iter()
         .map(|span| {
@@ -265,8 +274,8 @@ pub(crate) fn parents(spans: &[Arc<Span>]) -> Vec<Parent> {
             }
             let Some(parent) = span.parent_id else { return Parent::Root };
             // The nearest candidate first: the server half in the same service, then whoever has the id alone.
-            let found = shared.get(&(parent, span.service())).or_else(|| own.get(&parent)).or_else(|| shared_by_any.get(&parent));
-            found.map_or(Parent::Missing(parent), |at| Parent::At(*at))
+            let found = half(parent, span).or_else(|| own.get(&parent).or_else(|| shared_by_any.get(&parent)).copied());
+            found.map_or(Parent::Missing(parent), Parent::At)
         })
         .collect();
     break_cycles(spans, &mut parents);

@@ -5,9 +5,9 @@ use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::common::v1::{self as common, any_value};
 use opentelemetry_proto::tonic::resource::v1 as resource;
 use opentelemetry_proto::tonic::trace::v1 as trace;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 
-use crate::traces::lenient::{hex, integer, list, string};
+use crate::traces::lenient::{enumeration, hex, integer, list, string};
 
 /// `ExportTraceServiceRequest`.
 #[derive(Deserialize, Default)]
@@ -21,7 +21,8 @@ pub(super) struct JsonExport {
 #[serde(rename_all = "camelCase", default)]
 struct ResourceSpans {
     resource: Option<Resource>,
-    #[serde(deserialize_with = "list")]
+    /// The other name is that of collectors before 0.53.
+    #[serde(deserialize_with = "list", alias = "instrumentationLibrarySpans")]
     scope_spans: Vec<ScopeSpans>,
 }
 
@@ -62,7 +63,7 @@ struct JsonSpan {
     trace_state: String,
     #[serde(deserialize_with = "string")]
     name: String,
-    #[serde(deserialize_with = "integer")]
+    #[serde(deserialize_with = "kind")]
     kind: i32,
     #[serde(deserialize_with = "integer")]
     start_time_unix_nano: u64,
@@ -102,7 +103,7 @@ struct JsonLink {
 #[derive(Deserialize, Default)]
 #[serde(default)]
 struct JsonStatus {
-    #[serde(deserialize_with = "integer")]
+    #[serde(deserialize_with = "code")]
     code: i32,
     #[serde(deserialize_with = "string")]
     message: String,
@@ -136,6 +137,15 @@ struct Int(#[serde(deserialize_with = "integer")] i64);
 struct Values<T> {
     #[serde(default = "Vec::new")]
     values: Vec<T>,
+}
+
+/// OTLP asks for numbers; protobuf's own printers of JSON write names.
+fn kind<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i32, D::Error> {
+    enumeration(deserializer, |name| trace::span::SpanKind::from_str_name(name).map(i32::from))
+}
+
+fn code<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i32, D::Error> {
+    enumeration(deserializer, |name| trace::status::StatusCode::from_str_name(name).map(i32::from))
 }
 
 fn all<T, U: From<T>>(list: Vec<T>) -> Vec<U> {
