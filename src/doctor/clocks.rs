@@ -11,7 +11,7 @@ use crate::traces::Kind;
 /// A difference of clocks that is worth a note, microseconds.
 const NOTABLE_US: i64 = 2_000;
 /// One that is worth a note of its own. Clocks that the network's time protocol sets differ by some milliseconds.
-const FAR_US: i64 = 50_000;
+const FAR_US: i64 = 1_000_000;
 /// A call may be longer than its caller waited by this much: timers are read at different places.
 const SLACK_US: i64 = 2_000;
 
@@ -96,12 +96,15 @@ pub(super) fn clock_notes(system: &System, clocks: &[HostClock]) -> Vec<ServiceF
         let own = clocks.iter().filter(move |clock| clock.service == service);
         own.fold((0, 0), |(hosts, spans), clock| (hosts + 1, spans + clock.spans.len()))
     };
-    let note = |(service, off): &(usize, Vec<&HostClock>), others: &[&str]| {
+    let note = |(service, off): &(usize, Vec<&HostClock>), others: &[String]| {
         clock_note(system, *service, of_service(*service), off, others)
     };
     let mut notes: Vec<ServiceFinding> = far.iter().map(|off| note(off, &[])).collect();
     if let Some((first, others)) = near.split_first() {
-        let others: Vec<&str> = others.iter().map(|(other, _)| system.name(*other)).collect();
+        let off = |(other, clocks): &(usize, Vec<&HostClock>)| {
+            format!("{} ({})", system.name(*other), milliseconds(clocks[0].ahead.abs()))
+        };
+        let others: Vec<String> = others.iter().map(off).collect();
         notes.push(note(first, &others));
     }
     notes
@@ -114,11 +117,11 @@ fn clock_note(
     service: usize,
     (hosts, of): (usize, usize),
     clocks: &[&HostClock],
-    others: &[&str],
+    others: &[String],
 ) -> ServiceFinding {
     let difference = |ahead: i64| {
         let direction = if ahead > 0 { "ahead of" } else { "behind" };
-        format!("about {} {direction} the others'", milliseconds(ahead.abs()))
+        format!("about {} {direction} most others'", milliseconds(ahead.abs()))
     };
     let whose = |clock: &HostClock| match clock.host.as_ref() {
         "" => "its clock".to_owned(),
@@ -222,7 +225,8 @@ pub(super) fn requests_as_calls(system: &System) -> (Vec<ServiceFinding>, HashSe
             }
         }
     }
-    kinds.retain(|_, (wrong, of)| level(wrong.len(), *of) == Level::Fault);
+    // Below a call whose server span was lost stands what that called.
+    kinds.retain(|_, (wrong, of)| level(wrong.len(), *of) == Level::Fault && wrong.len() * 20 >= *of);
     let services = kinds.keys().map(|(_, callee)| *callee).collect();
     let kinds = kinds.into_iter().map(|((caller, callee), (wrong, of))| {
         let (from, to) = (system.name(caller), system.name(callee));

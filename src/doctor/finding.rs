@@ -19,6 +19,9 @@ pub(super) enum FindingId {
     /// A service passes on the context that it received instead of its own.
     #[serde(rename = "context.stale")]
     ContextStale,
+    /// A service calls with the context of another request that it serves.
+    #[serde(rename = "context.mixed")]
+    ContextMixed,
     /// A service passes the trace on under the last 64 bits of its id.
     #[serde(rename = "context.shortened")]
     ContextShortened,
@@ -78,6 +81,20 @@ pub(super) struct ServiceFinding {
     /// Up to three traces to look at.
     #[serde(serialize_with = "zipkin_ids")]
     pub(super) traces: Vec<TraceId>,
+}
+
+impl ServiceFinding {
+    /// It is a fault that spans of its service are missing.
+    pub(super) fn loses_own_spans(&self) -> bool {
+        self.id == FindingId::SpansOrphaned && self.level == Level::Fault
+    }
+
+    /// Whether it is of this service, or names it.
+    pub(super) fn concerns(&self, service: &str) -> bool {
+        let texts = [&self.service, &self.text].into_iter().chain(&self.peer);
+        let mut names = texts.flat_map(|text| text.split([' ', ',', ':', ';', '(', ')', '\'']));
+        names.any(|name| name.eq_ignore_ascii_case(service)) || self.service.eq_ignore_ascii_case(service)
+    }
 }
 
 fn zipkin_ids<S: Serializer>(ids: &[TraceId], serializer: S) -> Result<S::Ok, S::Error> {

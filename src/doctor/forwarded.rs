@@ -123,6 +123,14 @@ pub(super) struct Stale {
     pub(super) calls: HashSet<usize>,
 }
 
+impl Stale {
+    pub(super) fn extend(&mut self, other: Self) {
+        self.findings.extend(other.findings);
+        self.beside.extend(other.beside);
+        self.calls.extend(other.calls);
+    }
+}
+
 /// Two spans below one call; the first may have made the call that the second answers.
 struct Beside {
     host: usize,

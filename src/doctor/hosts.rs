@@ -82,14 +82,20 @@ fn calls(spans: &[SystemSpan], of_span: &[usize], hosts: usize) -> Vec<Vec<(usiz
     for (at, span) in spans.iter().enumerate().filter(|(_, span)| span.is(Kind::Server) && span.start > 0) {
         let Some((above, caller)) = span.parent.map(|parent| (parent, &spans[parent])) else { continue };
         let (from, to) = (of_span[above], of_span[at]);
-        // What lasts longer than its caller waited goes on after the answer.
-        if from != to && caller.start > 0 && span.took() <= caller.took() {
+        // What lasts longer than its caller waited goes on after the answer. A service of browsers has as many clocks as devices.
+        if from != to && !is_device(&caller.span) && caller.start > 0 && span.took() <= caller.took() {
             let (low, high) = (span.end - caller.end, span.start - caller.start);
             calls[from].push((to, (low, high)));
             calls[to].push((from, (-high, -low)));
         }
     }
     calls
+}
+
+/// A browser or a phone.
+fn is_device(span: &Span) -> bool {
+    span.tag("telemetry.sdk.language") == Some("webjs")
+        || span.tags.keys().any(|key| key.starts_with("browser.") || key.starts_with("device."))
 }
 
 /// Gives `first` and all that calls join with it their place on one clock: the one that most of them have.

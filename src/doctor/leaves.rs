@@ -34,9 +34,9 @@ pub(super) fn unreported(system: &System, known: impl Fn(&str) -> bool) -> Vec<S
     leaves.into_iter().filter(is_leaf).map(|(name, leaf)| note(system, name, &leaf)).collect()
 }
 
-/// A service's name by convention, or a host of the cluster's own domain.
+/// A service's name by convention, a host that only a resolver inside knows, or one of the cluster's own domain.
 fn is_of_the_mesh(name: PeerName<'_>) -> bool {
-    name.is_service || name.name.split('.').nth(2) == Some("svc") || name.name.ends_with(".svc")
+    name.is_service || !name.name.contains('.') || name.name.split('.').nth(2) == Some("svc") || name.name.ends_with(".svc")
 }
 
 fn note(system: &System, name: String, leaf: &Leaf) -> ServiceFinding {

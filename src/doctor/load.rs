@@ -39,23 +39,35 @@ pub(super) async fn load(args: &DoctorArgs) -> Result<Loaded, CommandFailure> {
     if let Some(url) = &args.backend.traces {
         let headers = SecretHeader::map(&args.backend.traces_header).map_err(CommandFailure::Usage)?;
         let backend = open_traces(url, headers, args.backend.traces_wait).await.map_err(CommandFailure::Stopped)?;
-        let recent = backend.recent(args.service.as_deref(), args.lookback, args.limit as usize);
-        let recent = recent.await.map_err(|why| CommandFailure::Stopped(format!("{} {why}. {}", backend.name(), why.cause())))?;
-        spans.extend(recent.spans);
-        let left_out = recent.left_out.map_or_else(String::new, |why| format!(" (not all of its traces: {why})"));
-        sources.push(format!("{}{left_out}", backend.name()));
+        let (mut name, lookback, limit) = (backend.name(), args.lookback, args.limit as usize);
+        // Traces that begin behind a service do not contain it.
+        for service in args.service.as_deref().map(Some).into_iter().chain([None]) {
+            let recent = backend.recent(service, lookback, limit).await;
+            let recent = recent.map_err(|why| CommandFailure::Stopped(format!("{} {why}. {}", backend.name(), why.cause())))?;
+            spans.extend(recent.spans);
+            if let Some(why) = recent.left_out {
+                name = format!("{} (not all of its traces: {why})", backend.name());
+            }
+        }
+        sources.push(name);
     }
     let mut traces = grouped(spans);
     if args.backend.traces.is_some() {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         traces = whole(traces, u64::try_from(now.as_micros()).unwrap_or(u64::MAX));
     }
-    if let Some(service) = &args.service {
-        traces.retain(|trace| trace.services().iter().any(|name| name.eq_ignore_ascii_case(service)));
-    }
     // The youngest first: a trace that is still being reported says nothing of the mesh, and the limit cuts the oldest.
     traces.sort_by_key(|trace| std::cmp::Reverse(trace.start_us()));
-    traces.truncate(args.limit as usize);
+    let mut most = args.limit as usize;
+    if let Some(service) = &args.service {
+        // As many of those in which it takes part, and of the others.
+        let is_in = |trace: &Trace| trace.services().iter().any(|name| name.eq_ignore_ascii_case(service));
+        let (own, others): (Vec<Trace>, Vec<Trace>) = traces.into_iter().partition(is_in);
+        let others = others.into_iter().take(if own.is_empty() { 0 } else { most });
+        traces = own.into_iter().take(most).chain(others).collect();
+        most *= 2;
+    }
+    traces.truncate(most);
     Ok(Loaded { traces, source: sources.join(", ") })
 }
 

@@ -18,7 +18,7 @@ pub(super) fn missing_spans(
     explained: Explained,
     aliases: &BTreeMap<String, Option<usize>>,
 ) -> Vec<ServiceFinding> {
-    let (mut findings, torn) = orphaned_spans(system, aliases);
+    let (mut findings, torn) = orphaned_spans(system, &explained.beside, aliases);
     findings.extend(unanswered(system, explained, &torn));
     findings
 }
@@ -30,6 +30,8 @@ pub(super) struct Explained {
     pub(super) calls: HashSet<usize>,
     /// Caller and callee between which contexts are lost.
     pub(super) pairs: HashSet<(usize, usize)>,
+    /// Spans in the trace of another request.
+    pub(super) beside: HashSet<usize>,
     /// Services whose spans have the wrong kind.
     pub(super) kinds: HashSet<usize>,
     /// Callers with calls that name nobody, and which belong to somebody who reports nothing.

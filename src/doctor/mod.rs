@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!  load ─► system ─► context, forwarded, silent, missing, clocks ─► findings ─► report ─► text, JSON
+//!             │         ├ astray: calls with the context of another request
 //!             │         │                         └ orphans: who should have reported a parent
 //!             │         ├ begun, outgoing: who called the roots that belong below a call; direct: whether that is what was called;
 //!             │         │  coincidence: whether something else explains them; blame: which side is at fault
@@ -10,6 +11,7 @@
 //!             └ peers: the names that calls have for the called
 //! ```
 
+mod astray;
 mod begun;
 mod blame;
 mod clocks;
@@ -41,7 +43,7 @@ use crate::check::{BackendArgs, TextOrJson};
 use crate::config::CommandFailure;
 use crate::traces::Trace;
 use crate::values;
-use finding::{Level, ServiceFinding};
+use finding::{FindingId, Level, ServiceFinding};
 use missing::Explained;
 use report::DoctorReport;
 use system::System;
@@ -62,7 +64,7 @@ pub struct DoctorArgs {
     /// How many traces to read at most
     #[arg(long, value_name = "N", default_value_t = 2000, value_parser = values::whole::<u32>(1..=100_000))]
     pub limit: u32,
-    /// Read only traces in which this service takes part
+    /// Report only on this service; the traces of all are read, for those that begin behind it show whether it passes contexts on
     #[arg(long, value_name = "NAME")]
     pub service: Option<String>,
     /// Exit with 1 when a service scores less than this, 0 to 100
@@ -81,7 +83,7 @@ pub struct DoctorArgs {
 /// A file that cannot be read or is no file of traces, or a backend that does not answer as its API says.
 pub async fn run(args: DoctorArgs) -> Result<u8, CommandFailure> {
     let loaded = load::load(&args).await?;
-    let report = diagnose(&loaded.traces, loaded.source);
+    let report = diagnose(&loaded.traces, loaded.source, args.service.as_deref());
     let text = match args.output {
         TextOrJson::Text => report.text(crate::text::terminal::has_color()),
         TextOrJson::Json => report.json(),
@@ -94,17 +96,18 @@ pub async fn run(args: DoctorArgs) -> Result<u8, CommandFailure> {
     Ok(u8::from(args.fail_under.is_some_and(|least| report.lowest_score() < u32::from(least))))
 }
 
-fn diagnose(traces: &[Trace], source: String) -> DoctorReport {
+fn diagnose(traces: &[Trace], source: String, only: Option<&str>) -> DoctorReport {
     let mut system = System::new(traces);
     let host_clocks = hosts::align(&mut system.spans);
     let skews = clocks::skews(&system);
     let calls = forwarded::calls(&system);
-    let stale = forwarded::stale_contexts(&system, &calls, &skews);
+    let mut stale = forwarded::stale_contexts(&system, &calls, &skews);
+    stale.extend(astray::astray(&system, &skews));
     let silent = silent::silent_services(&system, &calls, &stale);
     let lost = context::lost_contexts(&system, &skews, &silent.aliases);
     let (as_calls, kinds) = clocks::requests_as_calls(&system);
     let sidecars = sidecar::apps_missing_below_proxies(&system, &lost.pairs);
-    let mut explained = Explained { calls: lost.calls, pairs: lost.pairs, kinds, unclear: silent.unclear };
+    let mut explained = Explained { calls: lost.calls, pairs: lost.pairs, kinds, unclear: silent.unclear, beside: stale.beside };
     explained.calls.extend(stale.calls);
     explained.pairs.extend(silent.pairs);
     let mut findings = lost.findings;
@@ -121,7 +124,11 @@ fn diagnose(traces: &[Trace], source: String) -> DoctorReport {
     findings.extend(clocks::cut_by_queues(&system));
     let named: HashSet<String> = findings.iter().map(|finding| finding.service.to_lowercase()).collect();
     findings.extend(leaves::unreported(&system, |name| named.contains(name) || silent.aliases.contains_key(name)));
+    // A sampler leaves no children without their parent: a service that does loses spans, and the calls without an answer are among them.
+    let loses: HashSet<String> =
+        findings.iter().filter(|finding| finding.loses_own_spans()).map(|finding| finding.service.clone()).collect();
+    findings.retain(|finding| finding.id != FindingId::SamplingDiffers || !loses.contains(&finding.service));
     let order = |finding: &ServiceFinding| (finding.level == Level::Note, finding.id, std::cmp::Reverse(finding.count));
     findings.sort_by_key(order);
-    DoctorReport::new(&system, source, traces.len(), findings)
+    DoctorReport::new(&system, source, traces.len(), findings, only)
 }

@@ -1,11 +1,13 @@
 //! Spans whose parent nobody reported, and who should have.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-use crate::doctor::finding::{FindingId, Level, MIN_COUNT, ServiceFinding, level};
+use crate::doctor::finding::{FindingId, Level, MIN_SHARE, ServiceFinding, level};
 use crate::doctor::peers::peer_names;
+use crate::doctor::shortened::begun_elsewhere;
 use crate::doctor::system::{Remote, System, SystemSpan, TracerKind};
-use crate::doctor::timing::{Interval, TOLERANCE_US, interval, nested};
+use crate::doctor::timing::{Interval, TOLERANCE_US, evidence, interval, nested};
+use crate::text::counted;
 use crate::traces::{Kind, SpanId};
 
 /// Who should have reported the parent of some orphans.
@@ -24,6 +26,7 @@ enum Suspect {
 /// Spans whose parent nobody reported, by who should have; and the traces that have such.
 pub(super) fn orphaned_spans(
     system: &System,
+    explained: &HashSet<usize>,
     aliases: &BTreeMap<String, Option<usize>>,
 ) -> (Vec<ServiceFinding>, HashSet<usize>) {
     let mut edges: BTreeMap<(usize, usize), bool> = BTreeMap::new();
@@ -32,31 +35,151 @@ pub(super) fn orphaned_spans(
             *edges.entry((above.service, span.service)).or_default() |= above.is(Kind::Client);
         }
     }
+    let producers = producers(system);
     let mut orphans: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
     let mut groups: BTreeMap<(Suspect, usize), Vec<usize>> = BTreeMap::new();
-    let proxied = proxied(system);
+    let (proxied, elsewhere) = (proxied(system), begun_elsewhere(system));
     let mut torn = HashSet::new();
     for (at, span) in system.spans.iter().enumerate().filter(|(_, span)| span.is_orphan) {
         torn.insert(span.trace);
+        if explained.contains(&at) || elsewhere.contains(&at) {
+            continue;
+        }
         let is_behind_proxy = || span.tracer != TracerKind::Envoy && proxied.contains(&span.service);
-        if span.is(Kind::Consumer) || span.is(Kind::Server) && !is_behind_proxy() {
+        let known =
+            if span.is(Kind::Consumer) { producers.get(&span.service).copied().flatten() } else { caller_of_half(system, at) };
+        if let Some(caller) = known {
+            groups.entry((Suspect::Service(caller), span.service)).or_default().push(at);
+        } else if span.is(Kind::Consumer) || span.is(Kind::Server) && !is_behind_proxy() {
             orphans.entry(span.service).or_default().push(at);
         } else {
             // What is no server span hangs below a span of its own service, as an app's server span does below its proxy's.
             groups.entry((Suspect::Service(span.service), span.service)).or_default().push(at);
         }
     }
-    let loses = |((_, service), orphans): (&(Suspect, usize), &Vec<usize>)| {
-        (missing_parents(system, orphans) >= MIN_COUNT).then_some(*service)
-    };
-    let search = SuspectSearch { system, edges, aliases, losing: groups.iter().filter_map(loses).collect() };
+    let losing = Losses::new(system, &by_suspect(system, groups.clone())).faults();
+    let mut consumers: HashMap<usize, Vec<(usize, BTreeSet<usize>)>> = HashMap::new();
+    for (at, span) in system.spans.iter().enumerate().filter(|(_, span)| span.is(Kind::Consumer)) {
+        consumers.entry(span.trace).or_default().push((at, system.callees(at)));
+    }
+    let search = SuspectSearch { system, edges, aliases, losing, consumers };
     for (service, orphans) in orphans {
         for (suspect, orphans) in search.suspects(orphans) {
             groups.entry((suspect, service)).or_default().extend(orphans);
         }
     }
-    let findings = by_suspect(system, groups).iter().map(|(suspect, parts)| orphaned(system, suspect, parts)).collect();
+    let found = by_suspect(system, groups);
+    let losses = Losses::new(system, &found);
+    let (mut findings, mut rare) = (Vec::new(), Vec::new());
+    for (suspect, parts) in &found {
+        let finding = orphaned(system, suspect, parts, &losses);
+        let is_rare = finding.level == Level::Note && !matches!(suspect, Suspect::Unknown | Suspect::Silent(_));
+        if is_rare { rare.push(finding) } else { findings.push(finding) }
+    }
+    findings.extend(lost_here_and_there(rare));
     (findings, torn)
+}
+
+/// One note for what a few services lost.
+fn lost_here_and_there(mut rare: Vec<ServiceFinding>) -> Option<ServiceFinding> {
+    rare.sort_by_key(|finding| std::cmp::Reverse(finding.count));
+    let list: Vec<String> =
+        rare.iter().map(|finding| format!("{} of {} of {}", finding.count, finding.of, finding.service)).collect();
+    let (count, of) = rare.iter().fold((0, 0), |sum, finding| (sum.0 + finding.count, sum.1 + finding.of));
+    let mut traces: Vec<_> = rare.iter().flat_map(|finding| finding.traces.iter().copied()).collect();
+    traces.truncate(3);
+    let first = rare.into_iter().next()?;
+    Some(ServiceFinding {
+        id: FindingId::SpansOrphaned,
+        peer: None,
+        text: format!("a few spans are missing, known from those below them that name them as parents: {}", list.join(", ")),
+        cause: "spans were lost on their way, or were not there yet when the traces were read".to_owned(),
+        next:
+            "nothing to mend while it is this rare; the dropped-spans counters of the exporters and the collector have the rest"
+                .to_owned(),
+        count,
+        of,
+        traces,
+        ..first
+    })
+}
+
+/// Of each service that consumes messages the one whose messages they are; `None` where there are several.
+fn producers(system: &System) -> HashMap<usize, Option<usize>> {
+    let mut producers: HashMap<usize, Option<usize>> = HashMap::new();
+    for span in system.spans.iter().filter(|span| span.is(Kind::Consumer)) {
+        let Some(above) = span.parent.map(|above| system.spans[above].service) else { continue };
+        let producer = producers.entry(span.service).or_insert(Some(above));
+        *producer = producer.filter(|producer| *producer == above);
+    }
+    producers
+}
+
+/// The service whose half of a shared span was lost, where what is above that half is there.
+fn caller_of_half(system: &System, orphan: usize) -> Option<usize> {
+    let span = &system.spans[orphan];
+    let above = span.span.parent_id.filter(|_| span.span.shared)?;
+    let mut entries = system.entries_of_trace(span.trace).map(|(at, _)| &system.spans[*at]);
+    entries.find(|entry| entry.span.id == above && entry.service != span.service).map(|entry| entry.service)
+}
+
+/// How many spans each service lost, as the spans below them show.
+struct Losses {
+    /// Lost, and all that have others below them.
+    of: BTreeMap<usize, (usize, usize)>,
+}
+
+impl Losses {
+    fn new(system: &System, found: &[(Suspect, Vec<Part>)]) -> Self {
+        let mut of: BTreeMap<usize, (usize, usize)> = BTreeMap::new();
+        for span in system.spans.iter().filter(|span| !span.children.is_empty()) {
+            of.entry(span.service).or_default().1 += 1;
+        }
+        for (suspect, parts) in found {
+            let Suspect::Service(service) = suspect else { continue };
+            let long = longest_work(system, *service);
+            let whole = parts.iter().flat_map(|part| away_from_the_ends(system, part, long));
+            let lost = whole.map(|at| missing_parent(system, at)).collect::<HashSet<_>>().len();
+            let (known, all) = of.entry(*service).or_default();
+            (*known, *all) = (lost, *all + lost);
+        }
+        Self { of }
+    }
+
+    /// Whether a service loses more than the others do: on their way to the backend spans of all get lost.
+    fn is_fault(&self, service: usize) -> bool {
+        /// A share that every backend loses, and one that is too much wherever it is lost.
+        const USUAL: [f64; 2] = [0.01, MIN_SHARE];
+        /// The natural logarithm of how unlikely it has to be: a run compares some ten services.
+        const EVIDENCE: f64 = 7.0;
+        let (lost, all) = self.of.get(&service).copied().unwrap_or_default();
+        let others = self.of.iter().filter(|(other, _)| **other != service).map(|(_, counts)| counts);
+        let (lost_by_others, of_others) = others.fold((0, 0), |sum, (lost, all)| (sum.0 + lost, sum.1 + all));
+        let usual = (lost_by_others as f64 / of_others.max(1) as f64).clamp(USUAL[0], USUAL[1]);
+        level(lost, all) == Level::Fault && evidence(lost, all, usual) >= EVIDENCE
+    }
+
+    fn faults(&self) -> HashSet<usize> {
+        self.of.keys().copied().filter(|service| self.is_fault(*service)).collect()
+    }
+}
+
+/// Microseconds that nearly all the work of a service is shorter than.
+fn longest_work(system: &System, service: usize) -> i64 {
+    let mut took: Vec<i64> = system.entries(service).iter().map(|(at, _)| system.spans[*at].took()).collect();
+    took.sort_unstable();
+    took.get(took.len() * 99 / 100).copied().unwrap_or(0)
+}
+
+/// Orphans whose parent did not begin before what was read, nor end after it. A parent may last `long` microseconds.
+fn away_from_the_ends<'p>(system: &'p System, (service, orphans): &'p Part, long: i64) -> impl Iterator<Item = usize> + 'p {
+    /// At most this part of the time is taken for an end.
+    const END: i64 = 5;
+    let own = || system.spans.iter().filter(|span| span.service == *service && span.start > 0);
+    let first = own().map(|span| span.start).min().unwrap_or(0);
+    let last = own().map(|span| span.end).max().unwrap_or(0);
+    let margin = long.min((last - first) / END);
+    orphans.iter().copied().filter(move |at| (first + margin..=last - margin).contains(&system.spans[*at].start))
 }
 
 /// Services whose requests pass a proxy that reports, before their app reports them.
@@ -82,9 +205,9 @@ fn by_suspect(system: &System, groups: BTreeMap<(Suspect, usize), Vec<usize>>) -
         let is_same = |(other, parts): &&mut (Suspect, Vec<Part>)| {
             let shared = || parents(&orphans).intersection(&parents(&parts[0].1)).count() * 2;
             let is_one = || shared() >= parents(&orphans).len().min(parents(&parts[0].1).len());
-            *other == suspect && (!matches!(suspect, Suspect::Behind(_) | Suspect::Unknown) || is_one())
+            *other == suspect && (!matches!(suspect, Suspect::Behind(_)) || is_one())
         };
-        match found.iter_mut().find(is_same).filter(|_| suspect != Suspect::Unknown) {
+        match found.iter_mut().find(is_same) {
             // Its own first, as it is the cause of the others.
             Some((Suspect::Service(other), parts)) if *other == service => parts.insert(0, (service, orphans)),
             Some((_, parts)) => parts.push((service, orphans)),
@@ -104,6 +227,8 @@ struct SuspectSearch<'a> {
     aliases: &'a BTreeMap<String, Option<usize>>,
     /// Services that lose parents of their own spans.
     losing: HashSet<usize>,
+    /// The work for messages in each trace, with whom it calls.
+    consumers: HashMap<usize, Vec<(usize, BTreeSet<usize>)>>,
 }
 
 /// What speaks for one suspect.
@@ -198,16 +323,23 @@ impl SuspectSearch<'_> {
             .filter(|((_, callee), _)| *callee == span.service)
             .map(|((caller, _), by)| (*caller, *by))
             .collect();
-        let here: HashSet<usize> = system.entries_of_trace(span.trace).map(|(at, _)| system.spans[*at].service).collect();
-        for (at, callees) in system.entries_of_trace(span.trace) {
+        let work = || system.entries_of_trace(span.trace).chain(self.consumers.get(&span.trace).into_iter().flatten().take(64));
+        let here: HashSet<usize> = work().map(|(at, _)| system.spans[*at].service).collect();
+        for (at, callees) in work() {
             let outer = &system.spans[*at];
             let calls_it = callees.contains(&span.service);
             if outer.service == span.service || outer.took() + TOLERANCE_US < span.took() || system.is_below(*at, orphan) {
                 continue;
             }
-            add(Suspect::Behind(outer.service), 0, outer);
+            // Both at the top of their trace: whoever is missing may have called one after the other.
+            if !outer.is_orphan {
+                add(Suspect::Behind(outer.service), 0, outer);
+            }
             for &(caller, has_client_spans) in &callers {
                 let is_losing = self.losing.contains(&caller);
+                if outer.is_orphan && !is_losing {
+                    continue;
+                }
                 // It lost its client span, or all that it had in this trace.
                 if caller == outer.service && (is_losing || has_client_spans && !calls_it) {
                     add(Suspect::Service(caller), if is_losing { 4 } else { 1 }, outer);
@@ -228,7 +360,7 @@ impl SuspectSearch<'_> {
 /// The trace and the id of the span that is missing above an orphan.
 fn missing_parent(system: &System, orphan: usize) -> (usize, SpanId) {
     let span = &system.spans[orphan];
-    (span.trace, span.span.parent_id.unwrap_or(span.span.id))
+    (span.trace, span.span.parent_id.filter(|_| !span.span.shared).unwrap_or(span.span.id))
 }
 
 /// One lost span has many below it.
@@ -242,100 +374,103 @@ fn requests(system: &System, (service, orphans): &Part) -> usize {
 }
 
 /// The service that should have reported, what is to be said of it, the cause, and what to do.
-fn words(system: &System, suspect: &Suspect, parts: &[Part]) -> (String, String, String, String) {
+fn words(system: &System, suspect: &Suspect, parts: &[Part], (lost, of): (usize, usize)) -> (String, String, String, String) {
     const LOST: &str = "the exporter drops spans (queue full, collector away), reports to another backend, or the process ended before its last batch was sent";
     let names: Vec<&str> = parts.iter().map(|(service, _)| system.name(*service)).collect();
-    let (name, all) = (names[0], names.join(", "));
-    let is_own = *suspect == Suspect::Service(parts[0].0);
-    let list = |parts: &[Part], count: &dyn Fn(&Part) -> String| {
-        parts.iter().map(|part| format!("{} spans of {}", count(part), system.name(part.0))).collect::<Vec<_>>().join(", ")
+    let all = names.join(", ");
+    let list = |count: &dyn Fn(&Part) -> String| {
+        parts.iter().map(|part| format!("{} of {}", count(part), system.name(part.0))).collect::<Vec<_>>().join(", ")
     };
-    let some = |parts: &[Part]| list(parts, &|part| part.1.len().to_string());
-    let spans = |parts: &[Part]| list(parts, &|part| format!("{} of {}", part.1.len(), requests(system, part)));
+    let spans = |part: &Part| counted(part.1.len(), "span");
     let unreported = "name a parent that nobody reported";
     match suspect {
         Suspect::Silent(silent) => (
             silent.to_string(),
-            format!("it passes the context on to {all} and reports no span itself: {} {unreported}", some(parts)),
+            format!("it passes the context on to {all} and reports no span itself: {} {unreported}", list(&spans)),
             format!(
                 "{silent} is instrumented, and its spans go nowhere: no exporter, another collector, or reporting is disabled (Telemetry disableSpanReporting for a proxy)"
             ),
             format!("look at the exporter settings and the log of {silent}"),
         ),
-        Suspect::Service(_) if is_own => {
-            let (count, lost) = (parts[0].1.len(), missing_parents(system, &parts[0].1));
-            let own = format!("{count} of its own spans name a parent that it did not report ({lost} different ones)");
-            let others = if parts.len() > 1 { format!("; so do {}, which it calls", spans(&parts[1..])) } else { String::new() };
+        Suspect::Service(other) => {
+            let name = system.name(*other);
+            let below = |part: &Part| {
+                if part.0 == *other {
+                    format!("{} of its own spans", part.1.len())
+                } else {
+                    format!("{} of {}", spans(part), system.name(part.0))
+                }
+            };
+            let are = if lost == 1 { "is" } else { "are" };
+            let further = if parts[0].0 == *other { "" } else { ", and whether it passes on an id that it does not report" };
             (
                 name.to_owned(),
-                own + &others,
-                LOST.to_owned(),
-                format!("look at the dropped-spans counter and the log of {name}'s exporter"),
-            )
-        }
-        Suspect::Service(other) => {
-            let caller = system.name(*other);
-            (
-                caller.to_owned(),
-                format!("{} {unreported}, and {caller} is who calls {all}: spans of {caller} are missing", spans(parts)),
-                LOST.to_owned(),
                 format!(
-                    "look at the dropped-spans counter and the log of {caller}'s exporter, and whether it passes on an id that it does not report"
+                    "{lost} of its {of} spans with others below them {are} missing: {} {unreported}",
+                    parts.iter().map(below).collect::<Vec<_>>().join(", ")
                 ),
+                LOST.to_owned(),
+                format!("look at the dropped-spans counter and the log of {name}'s exporter{further}"),
             )
         }
         Suspect::Behind(caller) => {
             let from = system.name(*caller);
             (
                 format!("between {from} and {all}"),
-                format!("a service stands there that passes the context on and reports no span: {} {unreported}", some(parts)),
+                format!("a service stands there that passes the context on and reports no span: {} {unreported}", list(&spans)),
                 LOST.to_owned(),
                 format!(
                     "find whom {from} calls (its client spans do not name it), and look at the exporter settings of that service"
                 ),
             )
         }
-        Suspect::Unknown => (
-            name.to_owned(),
-            format!(
-                "{} of {} of its spans {unreported}: whoever calls it passes a context on and reports nothing here",
-                parts[0].1.len(),
-                requests(system, &parts[0])
-            ),
-            "the caller is outside this mesh or reports to another backend, or a proxy in front has tracing headers but no tracer"
-                .to_owned(),
-            format!("find who calls {name}: its access log has the address and the user agent"),
-        ),
+        Suspect::Unknown => {
+            let spans = |part: &Part| format!("{} of {} spans", part.1.len(), requests(system, part));
+            (
+                names[0].to_owned(),
+                format!("{} {unreported}: whoever calls {all} passes a context on and reports nothing here", list(&spans)),
+                "the caller is outside this mesh or reports to another backend, or a proxy in front has tracing headers but no tracer"
+                    .to_owned(),
+                format!("find who calls {all}: the access log has the address and the user agent"),
+            )
+        }
     }
 }
 
-fn orphaned(system: &System, suspect: &Suspect, parts: &[Part]) -> ServiceFinding {
-    let name = system.name(parts[0].0);
-    let id = if matches!(suspect, Suspect::Service(_) | Suspect::Unknown) {
-        FindingId::SpansOrphaned
-    } else {
-        FindingId::ServiceSilent
-    };
-    let (suspected, text, cause, next) = words(system, suspect, parts);
-    // A caller outside the mesh may send a context, too; and of cut traces the rest may not have come, or may be gone.
-    let is_fault = |part: &&Part| {
-        let (lost, of) = (missing_parents(system, &part.1), requests(system, part));
-        level(lost, of) == Level::Fault && *suspect != Suspect::Unknown && !system.are_at_the_edge(part.0, &part.1)
-    };
+fn orphaned(system: &System, suspect: &Suspect, parts: &[Part], losses: &Losses) -> ServiceFinding {
+    let all: Vec<usize> = parts.iter().flat_map(|(_, orphans)| orphans.iter().copied()).collect();
     // The score is that of the service that loses most.
     let worst = parts.iter().max_by_key(|part| part.1.len() * 1_000 / requests(system, part).max(1)).unwrap_or(&parts[0]);
-    let orphans = || parts.iter().flat_map(|(_, orphans)| orphans.iter().copied());
+    let (is_fault, count, of) = match suspect {
+        Suspect::Service(service) => {
+            let (counted, of) = losses.of.get(service).copied().unwrap_or_default();
+            let lost = missing_parents(system, &all);
+            (losses.is_fault(*service), lost, of - counted + lost)
+        }
+        _ => {
+            let long = longest_work(system, worst.0);
+            let is_fault = |part: &Part| {
+                let whole: Vec<usize> = away_from_the_ends(system, part, long).collect();
+                level(missing_parents(system, &whole), requests(system, part)) == Level::Fault
+            };
+            // A caller outside the mesh may send a context, too.
+            (*suspect != Suspect::Unknown && parts.iter().any(is_fault), worst.1.len(), requests(system, worst))
+        }
+    };
+    let (suspected, text, cause, next) = words(system, suspect, parts, (count, of));
+    let silent = matches!(suspect, Suspect::Silent(_) | Suspect::Behind(_));
+    let name = system.name(parts[0].0);
     ServiceFinding {
-        id,
-        level: if parts.iter().any(|part| is_fault(&part)) { Level::Fault } else { Level::Note },
+        id: if silent { FindingId::ServiceSilent } else { FindingId::SpansOrphaned },
+        level: if is_fault { Level::Fault } else { Level::Note },
         peer: (suspected != name).then(|| name.to_owned()),
         service: suspected,
         text,
         cause,
         next,
         run: None,
-        count: worst.1.len(),
-        of: requests(system, worst),
-        traces: system.examples(orphans()),
+        count,
+        of,
+        traces: system.examples(all),
     }
 }

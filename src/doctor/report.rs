@@ -38,13 +38,20 @@ pub(super) struct DoctorReport {
 }
 
 impl DoctorReport {
-    pub(super) fn new(system: &System, source: String, traces: usize, findings: Vec<ServiceFinding>) -> Self {
+    /// `only`: of this service.
+    pub(super) fn new(
+        system: &System,
+        source: String,
+        traces: usize,
+        mut findings: Vec<ServiceFinding>,
+        only: Option<&str>,
+    ) -> Self {
         let mut rows: Vec<ServiceRow> = (0..system.names.len())
             .map(|service| ServiceRow {
                 service: system.name(service).to_owned(),
                 tracer: system.tracer(service),
                 spans: 0,
-                calls_in: system.entries(service).len(),
+                calls_in: system.calls_in(service),
                 calls_out: 0,
                 score: 100,
             })
@@ -54,19 +61,26 @@ impl DoctorReport {
             let out = system.is_outer_client(at) || span.is(Kind::Producer);
             rows[span.service].calls_out += usize::from(out);
         }
-        let mut worst: BTreeMap<&str, f64> = BTreeMap::new();
-        for finding in findings.iter().filter(|finding| finding.level == Level::Fault) {
-            *worst.entry(&finding.service).or_default() += finding.count as f64 / finding.of.max(1) as f64;
-        }
-        let score = |name: &str| worst.get(name).map_or(100, |share| (100.0 * (1.0 - share)).clamp(0.0, 99.0) as u32);
+        let faults = || findings.iter().filter(|finding| finding.level == Level::Fault);
         for row in &mut rows {
-            row.score = score(&row.service);
+            row.score = score(faults().filter(|finding| finding.service == row.service));
         }
-        for name in worst.keys().filter(|name| rows.iter().all(|row| row.service != **name)).copied().collect::<Vec<_>>() {
-            let score = score(name);
-            let row =
-                ServiceRow { service: name.to_owned(), tracer: TracerKind::None, spans: 0, calls_in: 0, calls_out: 0, score };
-            rows.push(row);
+        for finding in faults() {
+            if rows.iter().all(|row| row.service != finding.service) {
+                rows.push(ServiceRow {
+                    service: finding.service.clone(),
+                    tracer: TracerKind::None,
+                    spans: 0,
+                    calls_in: 0,
+                    calls_out: 0,
+                    score: score(faults().filter(|other| other.service == finding.service)),
+                });
+            }
+        }
+        if let Some(only) = only {
+            findings.retain(|finding| finding.concerns(only));
+            let is_shown = |name: &str| name.eq_ignore_ascii_case(only) || findings.iter().any(|finding| finding.service == name);
+            rows.retain(|row| is_shown(&row.service));
         }
         rows.sort_by(|a, b| a.score.cmp(&b.score).then_with(|| a.service.cmp(&b.service)));
         let ok = findings.iter().all(|finding| finding.level == Level::Note);
@@ -124,6 +138,19 @@ impl DoctorReport {
         let _ = writeln!(out, "\n{}  {verdict}", paint(style.on_default().bold(), "Verdict"));
         out
     }
+}
+
+/// 100 less the share of a service's calls that its faults concern. Faults of one kind are of different calls, those of different kinds
+/// may be of the same.
+fn score<'f>(faults: impl Iterator<Item = &'f ServiceFinding>) -> u32 {
+    let mut kinds: BTreeMap<FindingId, (usize, usize)> = BTreeMap::new();
+    for fault in faults {
+        let (count, of) = kinds.entry(fault.id).or_default();
+        (*count, *of) = (*count + fault.count, *of + fault.of);
+    }
+    let share = |(count, of): &(usize, usize)| *count as f64 / (*of).max(1) as f64;
+    let worst = kinds.values().map(share).reduce(f64::max);
+    worst.map_or(100, |share| (100.0 * (1.0 - share)).clamp(0.0, 99.0) as u32)
 }
 
 fn finding_text(finding: &ServiceFinding, mark: &str) -> String {

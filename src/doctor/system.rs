@@ -170,13 +170,15 @@ impl System {
                 });
                 let start = row.span.timestamp.unwrap_or(0).try_into().unwrap_or(i64::MAX / 4);
                 let took = row.span.duration.unwrap_or(0).try_into().unwrap_or(i64::MAX / 4);
-                // A shared span is the half of a call whose other half belongs to the caller.
-                let is_half = row.span.shared && row.parent.is_none();
-                let (parent, is_orphan) = (row.parent.map(|parent| first + parent), row.missing_parent.is_some() || is_half);
+                // A shared span is the half of a call: one whose other half is not there hangs below a span that was lost.
+                let is_half = row.span.shared && row.parent.is_none_or(|parent| of.rows()[parent].span.id != row.span.id);
+                let parent = row.parent.filter(|_| !is_half).map(|parent| first + parent);
+                let is_orphan = row.missing_parent.is_some() || is_half;
                 let (span, children, end) = (row.span.clone(), Vec::new(), start + took);
                 spans.push(SystemSpan { trace, span, service, tracer, parent, is_orphan, children, start, end });
             }
         }
+        cut_below_lost_halves(&mut spans);
         for at in 0..spans.len() {
             if let Some(parent) = spans[at].parent {
                 spans[parent].children.push(at);
@@ -255,9 +257,10 @@ impl System {
         self.is_outermost(at, Kind::Server)
     }
 
-    /// Not a question to a database.
+    /// Not a question to a database or a cache, nor a message.
     pub(super) fn is_call(&self, at: usize) -> bool {
-        !self.spans[at].span.tags.keys().any(|key| key.starts_with("db.") || key.starts_with("sql."))
+        const OTHERS: [&str; 8] = ["db.", "sql.", "redis.", "cassandra.", "mongodb.", "memcached.", "messaging.", "kafka."];
+        !self.spans[at].span.tags.keys().any(|key| OTHERS.iter().any(|other| key.starts_with(other)))
     }
 
     fn is_outermost(&self, at: usize, kind: Kind) -> bool {
@@ -323,6 +326,13 @@ impl System {
         &self.entries[service]
     }
 
+    /// How many requests and messages reach a service.
+    pub(super) fn calls_in(&self, service: usize) -> usize {
+        let messages =
+            (0..self.spans.len()).filter(|at| self.spans[*at].service == service && self.is_outermost(*at, Kind::Consumer));
+        self.entries(service).len() + messages.count()
+    }
+
     pub(super) fn callees(&self, entry: usize) -> BTreeSet<usize> {
         self.answers_below(entry).map(|at| self.spans[at].service).collect()
     }
@@ -344,15 +354,6 @@ impl System {
     /// Whether the first span is somewhere below the second.
     pub(super) fn is_below(&self, at: usize, above: usize) -> bool {
         std::iter::successors(self.spans[at].parent, |at| self.spans[*at].parent).any(|at| at == above)
-    }
-
-    /// Whether nearly all of these spans of one service are among its first or its last: of traces there, parts may be missing.
-    pub(super) fn are_at_the_edge(&self, service: usize, spans: &[usize]) -> bool {
-        let mut starts: Vec<i64> = self.spans.iter().filter(|span| span.service == service).map(|span| span.start).collect();
-        starts.sort_unstable();
-        let (first, last) = (starts[starts.len() / 20], starts[starts.len() - 1 - starts.len() / 10]);
-        let is_there = |at: &&usize| !(first..=last).contains(&self.spans[**at].start);
-        spans.iter().filter(is_there).count() * 5 > spans.len() * 4
     }
 
     /// The service that a root or orphan client span leads to.
@@ -393,6 +394,21 @@ fn addresses(spans: &[SystemSpan]) -> HashMap<IpAddr, Option<usize>> {
         }
     }
     known
+}
+
+/// Where a service shares the ids of its callers' spans, what it did for a request whose span was lost hangs directly below the call.
+fn cut_below_lost_halves(spans: &mut [SystemSpan]) {
+    let is_half = |span: &SystemSpan| span.parent.is_some_and(|above| spans[above].span.id == span.span.id);
+    let shares = |span: &&SystemSpan| span.is(Kind::Server) && (span.span.shared || is_half(span));
+    let sharing: BTreeSet<usize> = spans.iter().filter(shares).map(|span| span.service).collect();
+    for at in 0..spans.len() {
+        let span = &spans[at];
+        let Some(above) = span.parent.map(|above| &spans[above]) else { continue };
+        let is_request = span.is(Kind::Server) || span.is(Kind::Consumer) || span.span.shared;
+        if !is_request && above.is(Kind::Client) && above.service != span.service && sharing.contains(&span.service) {
+            (spans[at].parent, spans[at].is_orphan) = (None, true);
+        }
+    }
 }
 
 fn tracers(spans: &[SystemSpan], services: usize) -> Vec<TracerKind> {

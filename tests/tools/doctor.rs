@@ -1,5 +1,6 @@
 //! `httpserver doctor`: what it finds in systems with a planted fault, and in healthy ones.
 
+mod lost;
 mod systems;
 
 use std::collections::BTreeMap;

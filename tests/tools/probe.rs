@@ -495,7 +495,7 @@ fn an_app_that_fails_at_random_is_not_blamed_for_headers() {
 #[test]
 fn an_app_that_calls_in_every_second_request_is_asked_until_it_calls() {
     let next = counter();
-    let cached = move |headers: &Headers| (next() % 2 == 0).then(|| copied(headers));
+    let cached = move |headers: &Headers| (next().is_multiple_of(2)).then(|| copied(headers));
     let (ran, report) = probed(cached, &[]);
     assert_eq!((ran.code, failed(&report)), (Some(0), vec![]), "{report:#}");
     assert!(text_of(&report, "probe.precedence").contains("follows none"), "{report:#}");
