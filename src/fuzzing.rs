@@ -262,10 +262,10 @@ fn foreign_response(data: &[u8]) {
     let foreign_response = ForeignResponse::read(&headers, parts.next().unwrap_or_default());
     let error = format!("answered 503 Service Unavailable{foreign_response}");
     assert!(error.len() < 512 && !error.chars().any(misleads), "{error:?}");
-    let written = ForeignResponse::parse(&error);
+    let parsed = ForeignResponse::parse(&error);
     // Without a server at its end, a text may resemble one that names a server.
     if !foreign_response.server.is_empty() || !error.ends_with(']') {
-        assert_eq!(written, foreign_response, "{error}");
+        assert_eq!(parsed, foreign_response, "{error}");
     }
     // It also reads what other hops wrote.
     ForeignResponse::parse(text(data));

@@ -10,11 +10,11 @@ use crate::probe::failures;
 use crate::probe::findings::{self, OutcomeCounts};
 use crate::probe::header_outcome::{self, written};
 use crate::probe::listener::{Downstream, ListenerMode, lock};
-use crate::probe::session::Session;
+use crate::probe::session::{Session, single_headers};
 use crate::probe::{ProbeArgs, without_secrets};
 use crate::report::{CheckId, Finding, Hint, Report};
 use crate::telemetry::ids;
-use crate::trace_context::{Context, Sampling, WireFormat, carried_names, is_foreign_tracer};
+use crate::trace_context::{Context, Sampling, WireFormat};
 
 /// Requests of one experiment: a single one could be the exception.
 const REPEATS: usize = 3;
@@ -126,8 +126,7 @@ impl Session<'_> {
 
     /// What else is carried, beside a context.
     async fn headers(&mut self, report: &mut Report) {
-        let others: Vec<&str> = carried_names().filter(|name| is_foreign_tracer(name) || *name == "x-lane").collect();
-        let names: Vec<&str> = ["x-request-id", "baggage", "tracestate"].into_iter().chain(others.iter().copied()).collect();
+        let names: Vec<&str> = single_headers().collect();
         let mut seen: Vec<OutcomeCounts> = names.iter().map(|_| OutcomeCounts::default()).collect();
         for _ in 0..REPEATS {
             let (context, id) = (header_outcome::fresh(), ids::span_id());

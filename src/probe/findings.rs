@@ -342,10 +342,11 @@ pub(super) fn sampling(
     let what = found.map_or("no decision at all", decision);
     let text = format!("\"{}\" in {} arrives as {what} ({} of {total} calls)", decision(*sent), format.title(), turned.len());
     let cause = match found {
-        None if *sent == Sampling::Sample => {
-            "the app passes the ids on and leaves the decision out, so the next hop decides anew"
+        Some(Sampling::Deferred) => "the app passes the ids on and leaves the decision out, so the next hop decides anew",
+        None if *sent == Sampling::Drop => {
+            "the app passes no context on when a request is not sampled, so the next hop decides anew"
         }
-        None => "the app passes no context on when a request is not sampled, so the next hop decides anew",
+        None => "the app passes no context on in some of the requests, so the next hop decides anew",
         _ => {
             "the app's sampler is not parent-based: it decides by itself (OTEL_TRACES_SAMPLER), or its code writes the decision anew"
         }

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!  caller ─► the app ─► listener
-//!     └── experiments: what is sent ──► header_outcome: what arrived ──► findings ──► check's report
+//!     └── experiments: what is sent ──► header_outcome: what arrived ──► findings ──► report
 //! ```
 
 mod caller;

@@ -587,6 +587,11 @@ fn wrong_usage_is_named_and_nothing_is_sent() {
         (vec!["probe", app, "--downstream", "nowhere"], vec!["'nowhere'", "accepted: an address to listen on"]),
         (vec!["probe", app, "--downstream", "127.0.0.1:0", "-X", "POST"], vec!["--method POST", "--count N"]),
         (vec!["probe", app, "--downstream", "127.0.0.1:0", "--expect", "zipkin"], vec!["'zipkin'", "accepted: w3c, b3"]),
+        // A part of a format: nothing examines it alone.
+        (
+            vec!["probe", app, "--downstream", "127.0.0.1:0", "--expect", "traceparent"],
+            vec!["'traceparent'", "accepted: w3c, b3"],
+        ),
         (
             vec!["probe", app, "--downstream", "127.0.0.1:0", "--downstream-reply", "/no/file"],
             vec!["--downstream-reply /no/file"],

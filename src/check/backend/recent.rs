@@ -13,6 +13,8 @@ use crate::traces::{Span, TraceId};
 const WINDOW_TRACES: usize = 200;
 /// The same of a time of some seconds.
 const MANY_TRACES: usize = 2_000;
+/// Fewer traces than these are taken for all that there are, not for the backend's limit.
+const LEAST_LIMIT: usize = 10;
 /// Spans that are kept of all answers.
 const MAX_RECENT: usize = 1_000_000;
 /// Questions in all.
@@ -68,7 +70,11 @@ impl Backend {
         for service in services {
             let mut windows = vec![(whole(now.saturating_sub(lookback)), now)];
             let mut of_service = 0;
-            while let Some((from, to)) = windows.pop().filter(|_| of_service < limit && spans.len() < MAX_RECENT) {
+            while let Some((from, to)) = windows.pop().filter(|_| of_service < limit) {
+                if spans.len() >= MAX_RECENT {
+                    paging.left_out = Some(format!("{MAX_RECENT} spans are the most that are kept"));
+                    break;
+                }
                 if paging.questions >= MAX_QUESTIONS {
                     paging.left_out = Some(format!("{MAX_QUESTIONS} questions were not enough"));
                     break;
@@ -104,10 +110,12 @@ impl Backend {
             found => found?,
         };
         let count = ids(&found).len();
-        if count > paging.whole && count < paging.full {
-            let is_limit = self.has_more(service, (from, to), &found).await?;
+        if count > paging.whole && count < paging.full && count >= LEAST_LIMIT {
+            // A trace that arrives meanwhile is more, too: a limit gives the same number again.
+            let is_limit = self.has_more(service, (from, to), &found).await?
+                && ids(&self.window(service, (from, to), WINDOW_TRACES).await?).len() == count;
             *(if is_limit { &mut paging.full } else { &mut paging.whole }) = count;
-            paging.questions += 2;
+            paging.questions += 3;
         }
         if count < paging.full {
             return Ok(Some(found));
@@ -178,14 +186,32 @@ impl Backend {
         self.api.decode(&body)
     }
 
-    /// The spans of every service of a time window, by the backend's own word of when they began.
+    /// The spans of every service of some seconds, by the backend's own word of when they began. A time of which an answer is too
+    /// long is halved.
     pub(crate) async fn between(&self, from: Duration, to: Duration) -> Result<Vec<Span>, BackendRefusal> {
-        if self.api == Api::Zipkin {
-            return self.window(None, (from, to), MANY_TRACES).await;
-        }
-        let mut spans = Vec::new();
-        for service in self.services().await? {
-            spans.extend(self.window(Some(&service), (from, to), MANY_TRACES).await?);
+        let services = match self.api {
+            Api::Zipkin => vec![None],
+            Api::Jaeger => self.services().await?.into_iter().map(Some).collect(),
+        };
+        let (mut spans, mut traces) = (Vec::new(), HashSet::new());
+        for service in services {
+            let mut windows = vec![(from, to)];
+            while let Some((from, to)) = windows.pop() {
+                let found = match self.window(service.as_deref(), (from, to), MANY_TRACES).await {
+                    Err(BackendRefusal::TooLong) if to - from > SHORTEST_WINDOW => {
+                        let middle = whole(from + (to - from) / 2);
+                        windows.extend([(from, middle), (middle, to)]);
+                        continue;
+                    }
+                    found => found?,
+                };
+                let ids = ids(&found);
+                spans.extend(found.into_iter().filter(|span| !traces.contains(&span.trace_id)));
+                traces.extend(ids);
+                if spans.len() >= MAX_RECENT {
+                    return Err(BackendRefusal::TooLong);
+                }
+            }
         }
         Ok(spans)
     }

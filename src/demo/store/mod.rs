@@ -77,7 +77,7 @@ pub struct Store {
 
 #[derive(Debug)]
 struct StoreState {
-    // A std mutex: it is never locked across an await, and what is done under it is short.
+    // A std mutex: it is never held across an await, and what is done under it is short.
     stored: Mutex<StoredSpans>,
     limits: Limits,
     arrivals: broadcast::Sender<TraceId>,

@@ -151,8 +151,8 @@ impl Tree {
         is_success(self.status)
     }
 
-    /// Every hop that answered, in order, with the URL at which it was called: `url` for the first, empty behind an app of another
-    /// make, because where that calls is not known.
+    /// Every hop that answered, in order, with the URL at which it was called: `url` for the first, empty behind a foreign
+    /// app, because where that calls is not known.
     pub fn hops<'a>(&'a self, url: &'a str) -> impl Iterator<Item = (&'a Tree, &'a str)> {
         let mut next = vec![(self, url)];
         std::iter::from_fn(move || {

@@ -134,7 +134,7 @@ pub struct Upstream {
     /// The next hop's Reply, encoded: messages may nest only a hundred levels deep, and chains are longer.
     #[prost(bytes = "bytes", optional, tag = "7")]
     pub reply: ::core::option::Option<::prost::bytes::Bytes>,
-    /// Where the next hop is an app of another make: the replies in its answer.
+    /// Where the next hop is a foreign app: the replies in its answer.
     #[prost(bytes = "bytes", repeated, tag = "8")]
     pub embedded: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
 }
