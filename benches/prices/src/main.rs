@@ -148,6 +148,7 @@ fn entry() -> AccessEntry<'static> {
         protocol: None,
         grpc_status: None,
         status: 200,
+        answered: 200,
         bytes: 512,
         request_id: REQUEST_ID.as_bytes(),
         trace: Some(&CONTEXT),
