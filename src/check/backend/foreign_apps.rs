@@ -246,6 +246,11 @@ async fn ask_again(request: &CheckedRequest<'_>, tree: &Tree) -> Vec<TracedReque
 /// By the number of the request.
 type Outcomes = HashMap<usize, RequestOutcome>;
 
+/// Whether nothing is to be learned of an app from the request of this number: it is known, or the request made no such call.
+fn is_settled(n: usize, request: &TracedRequest, call: &Unseen, outcomes: &Outcomes) -> bool {
+    outcomes.contains_key(&n) || request.call(call).is_none()
+}
+
 /// Looks for evidence that is not there yet. Returns the traces that others began meanwhile.
 async fn collect_evidence(
     backend: &Backend,
@@ -254,8 +259,7 @@ async fn collect_evidence(
     outcomes: &mut [Outcomes],
 ) -> Result<OtherTraces, BackendRefusal> {
     for (n, request) in requests.iter().enumerate() {
-        let is_settled = |(call, outcomes): (&Unseen, &Outcomes)| outcomes.contains_key(&n) || request.call(call).is_none();
-        if calls.iter().zip(&*outcomes).all(is_settled) {
+        if calls.iter().zip(&*outcomes).all(|(call, outcomes)| is_settled(n, request, call, outcomes)) {
             continue;
         }
         let mut own = Vec::new();
@@ -272,8 +276,8 @@ async fn collect_evidence(
             outcomes.extend(outcome.map(|outcome| (n, outcome)));
         }
     }
-    let is_open = |n: usize, outcomes: &Outcomes| !outcomes.contains_key(&n);
-    if !outcomes.iter().any(|outcomes| (0..requests.len()).any(|n| is_open(n, outcomes))) {
+    let settled = |(n, request)| calls.iter().zip(&*outcomes).all(|(call, outcomes)| is_settled(n, request, call, outcomes));
+    if requests.iter().enumerate().all(settled) {
         return Ok(OtherTraces::default());
     }
     // From the second request on: the first may have been sent long before.
@@ -286,7 +290,7 @@ async fn collect_evidence(
         Err(refusal) => (OtherTraces::default(), Some(refusal)),
     };
     for (n, request) in requests.iter().enumerate() {
-        for (call, outcomes) in calls.iter().zip(&mut *outcomes).filter(|(_, outcomes)| is_open(n, outcomes)) {
+        for (call, outcomes) in calls.iter().zip(&mut *outcomes).filter(|(_, outcomes)| !outcomes.contains_key(&n)) {
             let Some(call) = request.call(call) else { continue };
             let known = call.sent.first("x-request-id").and_then(|id| others.of_request(id));
             let outcome = match known.map(|(service, id)| RequestOutcome::SameRequest(service, id)) {

@@ -149,10 +149,9 @@ fn a_lost_half_of_a_shared_span_is_a_lost_span_and_no_wrong_kind_or_stale_contex
     }
 }
 
-/// The client sends the headers of the first request for ever: its callee's spans hang below that one call.
-#[test]
-fn headers_of_an_old_request_are_found_where_the_callee_hangs_below_one_call() {
-    let mut spans = requests(60, &|n| {
+/// Sixty whole requests to front, which calls cart, which calls price.
+fn front_cart_price() -> Vec<Value> {
+    requests(60, &|n| {
         vec![
             ("front", "SERVER", None, 0, 60 + n % 5, ""),
             ("front", "CLIENT", Some(0), 2, 50, "cart"),
@@ -160,7 +159,13 @@ fn headers_of_an_old_request_are_found_where_the_callee_hangs_below_one_call() {
             ("cart", "CLIENT", Some(2), 5, 20, "price"),
             ("price", "SERVER", Some(3), 6, 9, ""),
         ]
-    });
+    })
+}
+
+/// The client sends the headers of the first request for ever: its callee's spans hang below that one call.
+#[test]
+fn headers_of_an_old_request_are_found_where_the_callee_hangs_below_one_call() {
+    let mut spans = front_cart_price();
     let (trace, call) = (spans[3]["traceId"].clone(), spans[3]["id"].clone());
     for span in spans.iter_mut().filter(|span| service(span) == "price") {
         (span["traceId"], span["parentId"]) = (trace.clone(), call.clone());
@@ -174,15 +179,7 @@ fn headers_of_an_old_request_are_found_where_the_callee_hangs_below_one_call() {
 /// The context of the first request is used for ever: its callers' own client spans hang below that one request.
 #[test]
 fn the_context_of_an_old_request_is_found_where_the_calls_hang_below_one_request() {
-    let mut spans = requests(60, &|n| {
-        vec![
-            ("front", "SERVER", None, 0, 60 + n % 5, ""),
-            ("front", "CLIENT", Some(0), 2, 50, "cart"),
-            ("cart", "SERVER", Some(1), 3, 40, ""),
-            ("cart", "CLIENT", Some(2), 5, 20, "price"),
-            ("price", "SERVER", Some(3), 6, 9, ""),
-        ]
-    });
+    let mut spans = front_cart_price();
     let (trace, work) = (spans[2]["traceId"].clone(), spans[2]["id"].clone());
     for span in &mut spans {
         if service(span) == "cart" && span["kind"] == "CLIENT" {
