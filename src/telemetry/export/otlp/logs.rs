@@ -15,7 +15,6 @@ use crate::trace_context::flags;
 mod field {
     pub(super) const RECORD_BODY: u8 = 5;
     pub(super) const RECORD_ATTRIBUTES: u8 = 6;
-    pub(super) const ANY_VALUE_STRING: u8 = 1;
 }
 
 /// Encodes log records of one resource.
@@ -37,7 +36,7 @@ impl LogEncoder {
             // Fails only when the buffer cannot grow.
             let _ = message.encode(&mut encoded);
             body.clear();
-            push_field(&mut body, field::ANY_VALUE_STRING, batch.body(record).as_bytes());
+            push_field(&mut body, super::field::ANY_VALUE_STRING, batch.body(record).as_bytes());
             push_field(&mut encoded, field::RECORD_BODY, &body);
             batch
                 .attributes(record, |name, value| push_attribute(&mut encoded, &mut body, field::RECORD_ATTRIBUTES, name, value));
